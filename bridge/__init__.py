@@ -1,0 +1,1 @@
+"""The edges: Temporal to JetStream, and back."""

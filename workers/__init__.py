@@ -1,0 +1,1 @@
+"""Processes: settings, telemetry, the workers, the Ray Serve app and the fleet CLI."""

@@ -1,0 +1,1 @@
+"""Deterministic code: the story's state machine, the plan's DAG, the deliberation's lifecycle."""

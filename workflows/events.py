@@ -1,0 +1,224 @@
+"""The events of the bridge (design section 5), and the records that only the graph gets.
+
+Each class is one body. `SUBJECT` is the NATS subject and the CloudEvents type. Classes with an
+empty SUBJECT are recorded in the graph and cache and not published.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from workflows.models import PlannedTask, RecordedDecision, Wire
+
+
+class EventBody(Wire):
+    """A flat JSON body. timestamp: ISO 8601, UTC."""
+
+    SUBJECT: ClassVar[str] = ""
+
+    story_id: str = ""
+    timestamp: str
+
+
+class StoryCreated(EventBody):
+    SUBJECT: ClassVar[str] = "planning.story.created"
+    title: str
+    rigor: str
+    created_by: str
+
+
+class StoryTransitioned(EventBody):
+    SUBJECT: ClassVar[str] = "planning.story.transitioned"
+    from_phase: str
+    to_phase: str
+    event: str
+    actor: str
+    reason: str = ""
+
+
+class StoryCancelled(EventBody):
+    SUBJECT: ClassVar[str] = "planning.story.cancelled"
+    actor: str
+
+
+class GateOpened(EventBody):
+    SUBJECT: ClassVar[str] = "planning.gate.opened"
+    gate: str
+    role: str
+    revision: str = ""
+
+
+class GateClosed(EventBody):
+    SUBJECT: ClassVar[str] = "planning.gate.closed"
+    gate: str
+    role: str
+    actor: str | None = None
+
+
+class PlanApproved(EventBody):
+    SUBJECT: ClassVar[str] = "planning.plan.approved"
+    plan_id: str
+    approved_by: str
+
+
+class TaskCreated(EventBody):
+    SUBJECT: ClassVar[str] = "planning.task.created"
+    plan_id: str
+    task_id: str
+    role: str
+    depends_on: list[str] = []
+
+
+class TaskDispatched(EventBody):
+    SUBJECT: ClassVar[str] = "orchestration.task.dispatched"
+    task_id: str
+    agent_id: str
+    """The council that the task was given to."""
+    role: str
+
+
+class DeliberationStarted(EventBody):
+    SUBJECT: ClassVar[str] = "orchestration.deliberation.started"
+    task_id: str
+    role: str
+
+
+class DeliberationCompleted(EventBody):
+    SUBJECT: ClassVar[str] = "orchestration.deliberation.completed"
+    task_id: str
+    role: str
+    winner_id: str
+    score: float
+    decisions: list[RecordedDecision] = []
+    duration_ms: int
+
+
+class DeliberationFailed(EventBody):
+    SUBJECT: ClassVar[str] = "orchestration.deliberation.failed"
+    task_id: str
+    role: str
+    error: str
+    duration_ms: int
+
+
+class RoundCompleted(EventBody):
+    SUBJECT: ClassVar[str] = "orchestration.round.completed"
+    task_id: str
+    role: str
+    round: int
+
+
+class ContextUpdated(EventBody):
+    SUBJECT: ClassVar[str] = "context.updated"
+    version: int
+    changed: list[str]
+
+
+class ContextDecisionAdded(EventBody):
+    SUBJECT: ClassVar[str] = "context.decision.added"
+    decision_id: str
+    title: str
+    rationale: str
+    decided_by: str
+
+
+class ContextMilestoneReached(EventBody):
+    SUBJECT: ClassVar[str] = "context.milestone.reached"
+    milestone_id: str
+    event_type: str
+    description: str
+
+
+# --- recorded, not published ----------------------------------------------------------------------
+
+
+class StorySpec(EventBody):
+    """The story's text, as created or amended."""
+
+    title: str
+    brief: str
+    acceptance_criteria: list[str]
+    rigor: str
+    created_by: str
+    revision: str
+
+
+class PlanDerived(EventBody):
+    plan_id: str
+    version: int
+    tasks: list[PlannedTask]
+
+
+class TaskFinished(EventBody):
+    plan_id: str
+    task_id: str
+    status: Literal["done", "failed", "not_run"]
+    assignee: str = ""
+
+
+class PlanFinished(EventBody):
+    plan_id: str
+    status: str
+
+
+class GateApproved(EventBody):
+    """`id` is the approval's own id; `plan_id` is set where the gate approved a plan."""
+
+    id: str
+    gate: str
+    actor: str
+    role: str
+    revision: str
+    comment: str = ""
+
+
+class RequestRefused(EventBody):
+    """A signal that could not be obeyed, with the reason that an update would have answered."""
+
+    request: str
+    reason: str
+
+
+class Entry(Wire):
+    """One entry of an outbox.
+
+    `id` is the CloudEvents id. `kind` is the body's class name; `subject` is empty for what is
+    recorded and not published. `story_id` orders the bus: one story's entries stay in order.
+    """
+
+    id: str
+    kind: str
+    subject: str = ""
+    source: str
+    """Workflow id of the workflow where the change happened: the CloudEvents source's path."""
+    story_id: str = ""
+    time: str
+    body: dict[str, Any]
+
+
+BODIES: dict[str, type[EventBody]] = {body.__name__: body for body in EventBody.__subclasses__()}
+"""Class name -> class, for every event and record."""
+
+PUBLISHED: dict[str, type[EventBody]] = {
+    body.SUBJECT: body for body in BODIES.values() if body.SUBJECT
+}
+"""Subject -> class, for what goes to the bus."""
+
+
+class RecordBatch(Wire):
+    """Entries to store in the graph and the cache, in order.
+
+    `owner` and `first` number the entries in their outbox: with the owner's start they make the
+    ids of the timeline's stream, so that a batch stored twice is one line each.
+    """
+
+    owner: str
+    owner_started_ms: int
+    first: int
+    entries: list[Entry]
+
+
+class PublishBatch(Wire):
+    """Entries to put on JetStream, in order; all of them have a subject."""
+
+    entries: list[Entry]

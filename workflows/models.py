@@ -1,0 +1,830 @@
+"""What crosses the wire between clients, workflows and activities, and the ids they share.
+
+Every model is frozen. A `Request` comes from outside: unknown fields are refused, and a refusal names
+the field, the rule and the remedy. A `Wire` model comes from a history or from our own code: a new
+field has a default, and none is renamed while a history holds it (design sections 3 and 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from temporalio.exceptions import ApplicationError
+
+INVALID_INPUT = "InvalidInput"
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
+ID_RULE = "1 to 100 letters, digits, '-' or '_', beginning with a letter or digit"
+
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+"""An id that is safe as a NATS subject token, a workflow id and a key: see ID_RULE."""
+
+Role = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
+"""A council's role (DEV, QA, ARCHITECT, DEVOPS, DATA) or a person's (PO, QA)."""
+
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4_000)]
+Actor = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Rigor = Literal["L0", "L1", "L2", "L3"]
+AgentType = Literal["RAY_VLLM", "VLLM", "NATS"]
+
+
+class Wire(BaseModel):
+    """A frozen model that a history may hold; fields it does not know are dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Part(BaseModel):
+    """A frozen part of a request; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(Part):
+    """A frozen model that comes from outside.
+
+    Raises:
+        ApplicationError: type `InvalidInput`, not retryable, one line for each wrong field.
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_clearly(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise invalid_input(cls.__name__, error) from None
+
+
+_REMEDIES = {
+    "extra_forbidden": "unknown field; remove it or mend its name",
+    "missing": "required; add it",
+    "string_pattern_mismatch": f"must match {{pattern}} ({ID_RULE} for an id)",
+}
+
+
+def invalid_input(what: str, error: ValidationError) -> ApplicationError:
+    """The refusal of a request: each wrong field with its rule, cut to 2,000 characters."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
+        remedy = _REMEDIES.get(problem["type"], problem["msg"])
+        lines.append(f"{field}: {remedy.format(**problem.get('ctx', {}))}")
+    return ApplicationError(
+        f"{what} refused. {'; '.join(lines)}"[:2000], type=INVALID_INPUT, non_retryable=True
+    )
+
+
+def content_hash(content: Any) -> str:
+    """The first 16 hex digits of SHA-256 over canonical JSON."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def story_workflow_id(story_id: str) -> str:
+    return f"story-{story_id}"
+
+
+def plan_workflow_id(story_id: str, plan_id: str) -> str:
+    return f"plan-{story_id}-{plan_id}"
+
+
+def deliberation_workflow_id(task_id: str) -> str:
+    return f"deliberation-{task_id}"
+
+
+def event_id(workflow_id: str, run_id: str, sequence: int) -> str:
+    """The CloudEvents id: a pure function of workflow id, run and sequence number."""
+    return f"{workflow_id}/{run_id}/{sequence}"
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+
+class CallUsage(Wire):
+    """What one answered LLM call cost."""
+
+    act: str
+    agent_id: str
+    role: str
+    model: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached_tokens: int = 0
+    latency_ms: int = 0
+    seed: int = 0
+    asks: int = 1
+    """How often the model was asked: 1, or more where an answer was cut off or did not parse."""
+    prompt_hash: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_in + self.tokens_out
+
+
+class UsageLine(Wire):
+    """Calls, tokens and seconds of one phase, role and model."""
+
+    phase: str
+    role: str
+    model: str
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+
+
+# --- the story's requests ------------------------------------------------------------------------
+
+
+class StoryText(Wire):
+    """What a person wrote: the thing that approve_scope approves."""
+
+    title: str
+    brief: str = ""
+    acceptance_criteria: list[str] = []
+
+
+class StoryInput(Request):
+    """The input of StoryWorkflow (design section 3)."""
+
+    story_id: Id
+    title: Title
+    brief: str = ""
+    acceptance_criteria: list[Line] = Field(default=[], max_length=100)
+    rigor: Rigor = "L1"
+    created_by: Actor = "unknown"
+    approvals: Literal["human", "auto"] = "human"
+    token_budget: int | None = Field(default=None, gt=0)
+    carried: dict[str, Any] | None = None
+    """State of the run before this one. Set by continue-as-new only, refused from anyone else."""
+
+
+class Approve(Request):
+    """Open a gate. `revision`: the content hash that the gate showed."""
+
+    gate: Line
+    actor: Actor
+    role: Role
+    comment: str = Field(default="", max_length=4_000)
+    revision: str | None = None
+
+
+class Reject(Request):
+    """Take a rejection transition; its reason goes into the next deliberation's context."""
+
+    event: Line
+    actor: Actor
+    role: Role
+    reason: Line
+
+
+class Amend(Request):
+    """Change the story's text. After approve_scope this opens that gate anew."""
+
+    title: Title | None = None
+    brief: str | None = None
+    acceptance_criteria: list[Line] | None = Field(default=None, max_length=100)
+    actor: Actor = "unknown"
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.title is None and self.brief is None and self.acceptance_criteria is None:
+            raise ValueError("give at least one of title, brief, acceptance_criteria")
+        return self
+
+
+class RaiseBudget(Request):
+    """Add `tokens` to the story's token budget."""
+
+    tokens: int = Field(gt=0)
+    actor: Actor
+    role: Role
+
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class BuildResult(Part):
+    ok: bool
+
+
+class UnitResult(Part):
+    """`coverage`: of the new code, in percent."""
+
+    ok: bool
+    passed: Count
+    failed: Count
+    coverage: float = Field(ge=0, le=100)
+
+
+class SonarResult(Part):
+    project_key: str = ""
+    quality_gate: Literal["OK", "WARN", "ERROR", "NONE"]
+    new_critical: Count
+    new_major: Count
+
+
+class StaticResult(Part):
+    """`lint_errors`: None where no linter ran; then `ok` stands for it."""
+
+    ok: bool
+    sonar: SonarResult
+    lint_errors: Count | None = None
+
+
+class E2EResult(Part):
+    ok: bool
+    passed: Count
+    failed: Count
+
+
+class PRResult(Part):
+    url: str = ""
+
+
+class Timings(Part):
+    total_ms: Count = 0
+
+
+class WorkspaceReport(Request):
+    """What a workspace measured: shared/contracts/workspace.proto as JSON."""
+
+    job_id: Line
+    commit: str = Field(default="", max_length=200)
+    build: BuildResult
+    unit: UnitResult
+    static: StaticResult
+    e2e: E2EResult
+    pr: PRResult = PRResult()
+    timings: Timings = Timings()
+
+
+class DecisionAdded(Request):
+    """A decision from outside, or from a sibling deliberation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    decision_id: Line
+    title: Line
+    rationale: str = ""
+    decided_by: str = "unknown"
+
+
+class MilestoneReached(Request):
+    """A milestone from outside."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    milestone_id: Line
+    event_type: Line
+    description: str = ""
+
+
+# --- the process: configuration, pinned in a history at its start ---------------------------------
+
+
+class Transition(Wire):
+    """One row of the state machine. `roles`: who may take it by a rejection; empty otherwise."""
+
+    source: str
+    event: str
+    target: str
+    guards: list[str] = []
+    roles: list[str] = []
+
+
+class StateSpec(Wire):
+    """A state and the work that the fleet does on entering it."""
+
+    name: str
+    work: Literal["none", "readiness", "design", "plan", "deliberation"] = "none"
+    role: str = ""
+    task: str = ""
+    """What the council is asked, for the works that deliberate."""
+    rubric: str = ""
+
+
+class GuardSpec(Wire):
+    """`role` is set for a human guard and empty for a computed one."""
+
+    name: str
+    role: str = ""
+
+
+class Machine(Wire):
+    """The state machine of deploy/config/agile.fsm.yaml, validated."""
+
+    initial: str
+    final: str
+    states: list[StateSpec]
+    guards: list[GuardSpec]
+    gates: list[str]
+    transitions: list[Transition]
+
+
+class RigorLevel(Wire):
+    """Thresholds and weights of one rigor level (deploy/config/rigor.yaml)."""
+
+    dor_threshold: int
+    weights: dict[str, float]
+    """build, unit, static, e2e, coverage, lint: they sum to 1."""
+    unit_pass_rate: float
+    coverage: float
+    quality_gates: list[str]
+    max_critical: int
+    max_major: int | None
+    e2e_pass_rate: float
+    max_lint_errors: int
+
+
+class Process(Wire):
+    """Everything a story's run depends on, read once at its start."""
+
+    machine: Machine
+    rigor: RigorLevel
+    version: str
+    """Content hash of the configuration files."""
+
+
+# --- readiness and report -------------------------------------------------------------------------
+
+
+class Finding(Wire):
+    """code: AC_MISSING, TITLE_VALUE, SMALL, AMBIGUOUS, DEPS. weight: points it costs."""
+
+    code: str
+    message: str
+    weight: int
+
+
+class Readiness(Wire):
+    """The Definition of Ready: total 0 to 100, with what cost points."""
+
+    total: int
+    findings: list[Finding] = []
+
+
+class ReportScore(Wire):
+    """A workspace report, scored by rigor. score: 0 to 100."""
+
+    score: int
+    rigor: str
+    gating_decision: Literal["pass", "warn", "block"]
+    dimensions: dict[str, float] = {}
+    reasons: list[str] = []
+
+
+# --- councils, context, agents --------------------------------------------------------------------
+
+
+class Agent(Wire):
+    """A seat in a council. `model` empty: the default. `persona`: how this agent looks at things."""
+
+    agent_id: str
+    role: str
+    agent_type: AgentType = "RAY_VLLM"
+    model: str = ""
+    persona: str = ""
+
+
+class CouncilQuery(Wire):
+    """`size` None: every agent of the council."""
+
+    role: str
+    size: int | None = None
+
+
+class Council(Wire):
+    council_id: str
+    role: str
+    agents: list[Agent]
+    judge: Agent | None = None
+    """An ARCHITECT who judges near ties; None where the fleet has none."""
+
+
+class PackQuery(Wire):
+    """`token_budget` 0: the default of deploy/config/scopes.yaml."""
+
+    story_id: str
+    role: str
+    phase: str
+    subtask_id: str = ""
+    token_budget: int = 0
+
+
+class ContextPack(Wire):
+    """A context pack: three blocks and the hash of their content."""
+
+    system: str = ""
+    context: str = ""
+    tools: str = ""
+    scopes: list[str] = []
+    token_count: int = 0
+    version: str = ""
+
+
+class Task(Wire):
+    """What a council is asked."""
+
+    task_id: str
+    story_id: str = ""
+    role: str
+    phase: str = ""
+    description: str
+    rubric: str = ""
+    requirements: list[str] = []
+    feedback: list[str] = []
+    """Reasons of the rejections that brought the story back here, newest last."""
+
+
+class Decision(Wire):
+    """A decision of a proposal. `affects`: titles or ids of what it touches."""
+
+    title: str
+    rationale: str = ""
+    affects: list[str] = []
+
+
+class Proposal(Wire):
+    """An agent's structured answer. `content` is Markdown, code in fenced blocks."""
+
+    approach: str
+    content: str
+    decisions: list[Decision] = []
+
+
+class CritiquePoint(Wire):
+    severity: Literal["low", "medium", "high"]
+    text: str
+
+
+class Critique(Wire):
+    verdict: Literal["accept", "revise", "reject"]
+    points: list[CritiquePoint] = []
+    suggestion: str = ""
+
+
+class AgentCall(Wire):
+    """What every LLM call is given. `wave` makes the call's key: workflow, run, wave, agent."""
+
+    task: Task
+    agent: Agent
+    pack: ContextPack
+    wave: int
+    late_decisions: list[DecisionAdded] = []
+    """Decisions that arrived while the deliberation ran."""
+
+
+class ProposeInput(AgentCall):
+    pass
+
+
+class CriticiseInput(AgentCall):
+    author_id: str
+    proposal: Proposal
+
+
+class ReviseInput(AgentCall):
+    proposal: Proposal
+    critiques: list[Critique]
+
+
+class Contender(Wire):
+    agent_id: str
+    score: float
+    proposal: Proposal
+
+
+class JudgeInput(AgentCall):
+    contenders: list[Contender]
+
+
+class Verdict(Wire):
+    winner_id: str
+    reason: str
+
+
+class DerivePlanInput(AgentCall):
+    """The design that won, to be cut into tasks by `agent`. `roles`: councils that exist."""
+
+    design: Proposal
+    roles: list[str]
+
+
+class PlannedTask(Wire):
+    """A task of a plan. `depends_on`: task ids in the same plan. priority: 1 is first."""
+
+    task_id: str
+    role: str
+    title: str
+    description: str
+    depends_on: list[str] = []
+    priority: int = 1
+
+
+class DraftTask(Wire):
+    """A task as the decoder writes it: `depends_on` are numbers of earlier tasks, from 1."""
+
+    role: str
+    title: str
+    description: str
+    depends_on: list[int] = []
+    priority: int = 1
+
+
+class ProposalAnswer(Wire):
+    proposal: Proposal
+    usage: CallUsage
+
+
+class CritiqueAnswer(Wire):
+    critique: Critique
+    usage: CallUsage
+
+
+class JudgeAnswer(Wire):
+    verdict: Verdict
+    usage: CallUsage
+
+
+class DerivePlanAnswer(Wire):
+    tasks: list[DraftTask]
+    usage: CallUsage
+
+
+# --- checks and ranking -----------------------------------------------------------------------------
+
+
+class CheckInput(Wire):
+    agent_id: str
+    proposal: Proposal
+
+
+class Check(Wire):
+    """One check of one proposal. score: 0 to 1, None where it did not apply or could not run."""
+
+    name: Literal["policy", "lint", "dry_run"]
+    outcome: Literal["passed", "failed", "not_checked", "not_applicable"]
+    score: float | None = None
+    blocking: bool = False
+    findings: list[str] = []
+    errors: int = 0
+    warnings: int = 0
+    output: str = ""
+    exit_code: int | None = None
+
+
+class CheckReport(Wire):
+    """The checks of a proposal, and the weights in force (deploy/config/checks.yaml)."""
+
+    checks: list[Check]
+    weights: dict[str, float]
+
+
+class RankedProposal(Wire):
+    """A proposal with its place. score: 0 to 1; rank: 1 is the winner; barred ones come last."""
+
+    proposal_id: str
+    agent_id: str
+    role: str
+    proposal: Proposal
+    drafts: list[str] = []
+    """Content of the earlier revisions, oldest first."""
+    critiques: list[Critique] = []
+    critics: list[str] = []
+    checks: list[Check] = []
+    score: float
+    rank: int
+    barred: bool = False
+    prompt_hash: str = ""
+    model: str = ""
+    created_at_ms: int = 0
+
+
+class FailedAgent(Wire):
+    """An agent that was left out, in which act, and why."""
+
+    agent_id: str
+    act: str
+    cause: str
+
+
+# --- deliberation -----------------------------------------------------------------------------------
+
+
+class DeliberationInput(Request):
+    """The input of DeliberationWorkflow. timeout: seconds. `agents` None: the council's size."""
+
+    task_id: Id
+    story_id: Id | None = None
+    role: Role
+    description: str = Field(min_length=1)
+    rubric: str = ""
+    requirements: list[str] = []
+    rounds: int = Field(default=1, ge=0, le=10)
+    agents: int | None = Field(default=None, ge=1, le=50)
+    timeout: float = Field(default=300, gt=0, le=86_400)
+    phase: str = "BUILD"
+    feedback: list[str] = []
+    plan_id: str = ""
+    outbox_workflow_id: str = ""
+    """The story's workflow, which publishes for its children; empty: publish on one's own."""
+    ask_for_budget: bool = False
+    """True where the story has a token budget: each wave then waits for the story's leave."""
+    decisions: list[DecisionAdded] = []
+
+
+class RecordedDecision(Wire):
+    """A winner's decision as the graph and the events hold it."""
+
+    id: str
+    type: str = "DESIGN"
+    title: str
+    rationale: str = ""
+    affected_subtask: str = ""
+    affects: list[str] = []
+
+
+class DeliberationResult(Wire):
+    """What a deliberation came to; `ranked` is empty where it failed."""
+
+    task_id: str
+    deliberation_id: str
+    story_id: str = ""
+    role: str
+    status: Literal["completed", "failed"]
+    winner_id: str = ""
+    score: float = 0.0
+    winner: Proposal | None = None
+    judged: str = ""
+    """The architect's reason, or the rule, where a near tie was decided."""
+    decisions: list[RecordedDecision] = []
+    ranked: list[RankedProposal] = []
+    failed_agents: list[FailedAgent] = []
+    error: str = ""
+    usage: list[CallUsage] = []
+    duration_ms: int = 0
+
+
+class Progress(Wire):
+    """Query `progress`: the wave under way and who has answered in it."""
+
+    status: str
+    wave: str
+    round: int = 0
+    answered: list[str] = []
+    waiting: list[str] = []
+    failed: list[FailedAgent] = []
+    tokens: int = 0
+
+
+class DeliberationRecord(Wire):
+    """Everything of a finished deliberation that the graph keeps, with its provenance."""
+
+    story_id: str = ""
+    plan_id: str = ""
+    task_id: str
+    deliberation_id: str
+    run_id: str
+    role: str
+    phase: str
+    ranked: list[RankedProposal]
+    winner_id: str
+    judged: str = ""
+    decisions: list[RecordedDecision] = []
+    timestamp: str
+
+
+# --- plan -------------------------------------------------------------------------------------------
+
+
+class Plan(Wire):
+    plan_id: str
+    story_id: str
+    version: int = 1
+    tasks: list[PlannedTask]
+
+
+class PlanInput(Request):
+    """The input of PlanWorkflow. `tasks` None: taken from the graph, else derived."""
+
+    story_id: Id
+    plan_id: Id
+    tasks: list[PlannedTask] | None = None
+    phase: str = "BUILD"
+    feedback: list[str] = []
+    outbox_workflow_id: str = ""
+    ask_for_budget: bool = False
+    decisions: list[DecisionAdded] = []
+
+
+class TaskOutcome(Wire):
+    """One task of a finished plan. not_run: something it depends on failed."""
+
+    task_id: str
+    role: str
+    title: str
+    status: Literal["done", "failed", "not_run"]
+    winner_id: str = ""
+    score: float = 0.0
+    decisions: list[RecordedDecision] = []
+    error: str = ""
+    usage: list[CallUsage] = []
+
+
+class PlanResult(Wire):
+    """status COMPLETED: every task done; PARTIAL: not all; NOTHING_TO_RUN: there was none."""
+
+    plan_id: str
+    story_id: str
+    status: Literal["COMPLETED", "PARTIAL", "NOTHING_TO_RUN"]
+    outcomes: list[TaskOutcome] = []
+
+
+class PlanQuery(Wire):
+    story_id: str
+    plan_id: str
+
+
+class StoredPlan(Wire):
+    """What the graph knows of a plan: its tasks, or else its story's text, or neither."""
+
+    tasks: list[PlannedTask] = []
+    story: StoryText | None = None
+
+
+class WaveRequest(Wire):
+    """A child asks its story for leave to start a wave; usage: all its calls so far."""
+
+    workflow_id: str
+    wave: str
+    phase: str
+    usage: list[CallUsage]
+
+
+# --- what people see --------------------------------------------------------------------------------
+
+
+class Move(Wire):
+    """A transition that leaves the present state, and what blocks it."""
+
+    event: str
+    to: str
+    kind: Literal["gate", "rejection", "automatic"]
+    roles: list[str] = []
+    blocked_by: list[str] = []
+
+
+class StoryView(Wire):
+    """Query `state`, and the answer to every update."""
+
+    story_id: str
+    title: str
+    state: str
+    pending_gate: str = ""
+    gate_role: str = ""
+    revision: str = ""
+    rigor: str
+    dor_score: int = 0
+    findings: list[Finding] = []
+    plan_id: str = ""
+    report: ReportScore | None = None
+    working_on: str = ""
+    token_budget: int | None = None
+    tokens_used: int = 0
+    cancelled: bool = False
+
+
+class TimelineEntry(Wire):
+    """One line of the story's timeline. at: ISO 8601."""
+
+    at: str
+    event: str
+    actor: str = ""
+    text: str = ""
+
+
+class StoryResult(Wire):
+    """How a story ended."""
+
+    story_id: str
+    state: str
+    decisions: list[RecordedDecision] = []
+    tokens_used: int = 0

@@ -1,0 +1,163 @@
+"""What workflows ask for: each activity's name, shape and options, once.
+
+`activities/` and `bridge/` implement these. LLM calls are bounded; storing and mirroring are
+retried without limit, at most a minute apart (design sections 3 and 6).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityConfig
+
+from workflows.events import PublishBatch, RecordBatch
+from workflows.models import (
+    CheckInput,
+    CheckReport,
+    ContextPack,
+    Council,
+    CouncilQuery,
+    CriticiseInput,
+    CritiqueAnswer,
+    DeliberationRecord,
+    DerivePlanAnswer,
+    DerivePlanInput,
+    JudgeAnswer,
+    JudgeInput,
+    PackQuery,
+    PlanQuery,
+    Process,
+    ProposalAnswer,
+    ProposeInput,
+    Readiness,
+    ReviseInput,
+    StoredPlan,
+    StoryText,
+)
+
+STORY_QUEUE = "story"
+AGENTS_QUEUE = "agents"
+CONTEXT_QUEUE = "context"
+BRIDGE_QUEUE = "bridge"
+
+LLM_CALL = ActivityConfig(
+    task_queue=AGENTS_QUEUE,
+    start_to_close_timeout=timedelta(minutes=10),
+    heartbeat_timeout=timedelta(seconds=5),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=1),
+        maximum_interval=timedelta(seconds=20),
+        maximum_attempts=8,
+    ),
+)
+"""An LLM call. Heartbeats say how many tokens have come; a dead worker is noticed in 5 s."""
+
+CHECK = ActivityConfig(
+    task_queue=AGENTS_QUEUE,
+    start_to_close_timeout=timedelta(minutes=2),
+    heartbeat_timeout=timedelta(seconds=5),
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=8),
+)
+
+STORE = ActivityConfig(
+    task_queue=CONTEXT_QUEUE,
+    start_to_close_timeout=timedelta(seconds=30),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
+    ),
+)
+"""Reading and writing graph and cache: without limit, for a store that is away comes back."""
+
+READ_CONFIG = ActivityConfig(
+    task_queue=CONTEXT_QUEUE,
+    start_to_close_timeout=timedelta(seconds=10),
+    retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+)
+
+MIRROR = ActivityConfig(
+    task_queue=BRIDGE_QUEUE,
+    start_to_close_timeout=timedelta(seconds=30),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
+    ),
+)
+
+
+class AgentStub:
+    """LLM calls. Each raises ApplicationError; its type tells whether it is retried."""
+
+    @activity.defn
+    async def propose(self, request: ProposeInput) -> ProposalAnswer:
+        raise NotImplementedError
+
+    @activity.defn
+    async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
+        raise NotImplementedError
+
+    @activity.defn
+    async def revise(self, request: ReviseInput) -> ProposalAnswer:
+        raise NotImplementedError
+
+    @activity.defn
+    async def judge(self, request: JudgeInput) -> JudgeAnswer:
+        raise NotImplementedError
+
+    @activity.defn
+    async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
+        raise NotImplementedError
+
+
+class CheckStub:
+    """Policy, lint and dry run of a proposal."""
+
+    @activity.defn
+    async def check_proposal(self, request: CheckInput) -> CheckReport:
+        raise NotImplementedError
+
+
+class GraphStub:
+    """Neo4j and Valkey. Every write is idempotent and returns after its commit."""
+
+    @activity.defn
+    async def record(self, batch: RecordBatch) -> None:
+        raise NotImplementedError
+
+    @activity.defn
+    async def record_deliberation(self, record: DeliberationRecord) -> None:
+        raise NotImplementedError
+
+    @activity.defn
+    async def load_council(self, query: CouncilQuery) -> Council:
+        """Raises ApplicationError `UnknownCouncil` (not retryable), naming the roles there are."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def load_plan(self, query: PlanQuery) -> StoredPlan:
+        raise NotImplementedError
+
+    @activity.defn
+    async def build_pack(self, query: PackQuery) -> ContextPack:
+        raise NotImplementedError
+
+
+class PlanningStub:
+    """Reading the process's configuration, and scoring a story."""
+
+    @activity.defn
+    async def load_process(self, rigor: str) -> Process:
+        """Raises ApplicationError `InvalidConfig` where a file does not hold together."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def score_story(self, text: StoryText) -> Readiness:
+        raise NotImplementedError
+
+
+class MirrorStub:
+    """Temporal -> JetStream."""
+
+    @activity.defn
+    async def publish(self, batch: PublishBatch) -> None:
+        raise NotImplementedError
