@@ -1,0 +1,107 @@
+"""One server process that its starter owns: for tests, which also break it on purpose."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+from typing import IO
+
+from deploy.local.servers import LOOPBACK, Server, ServerNotReady, until_ready
+
+STOP_WITHIN = timedelta(seconds=30)
+
+
+class ServerProcess:
+    """Runs one server in a process group of its own, and ends it by that group only."""
+
+    def __init__(self, server: Server, log: Path, ready_within: timedelta) -> None:
+        self.server = server
+        self.log = log
+        self._ready_within = ready_within
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid if self.running and self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; not whether it is healthy."""
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self) -> float:
+        """Start and wait until healthy; the seconds that took. Nothing happens if it runs."""
+        if self.running:
+            return 0.0
+        command = self.server.prepare()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = _spawn(command.argv, dict(command.env), log)
+        try:
+            return await until_ready(
+                self.server,
+                deadline=self._ready_within,
+                alive=lambda: self.running,
+                log=self.log,
+            )
+        except ServerNotReady:
+            await self.kill()
+            raise
+
+    async def stop(self) -> None:
+        """Ask it to end (SIGTERM) and wait; it is killed when it does not."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """End it as a crash would: SIGKILL, with no time to write anything."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, how: signal.Signals) -> None:
+        process = self._process
+        if process is None:
+            return
+        for attempt in (how, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, attempt)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, STOP_WITHIN.total_seconds())
+                break
+        self._process = None
+
+
+def _spawn(argv: tuple[str, ...], env: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    # A starter that is killed itself must not leave servers behind.
+    setpriv = shutil.which("setpriv")
+    dies_with_us = (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+    return subprocess.Popen(
+        [*dies_with_us, *argv],
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, below the range the kernel gives to outgoing connections."""
+    picked: list[int] = []
+    held: list[socket.socket] = []
+    try:
+        while len(picked) < count:
+            port = random.randint(15000, 32000)
+            held.append(socket.socket())
+            with contextlib.suppress(OSError):
+                held[-1].bind((LOOPBACK, port))
+                picked.append(port)
+        return picked
+    finally:
+        for one in held:
+            one.close()

