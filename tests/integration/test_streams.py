@@ -1,0 +1,182 @@
+"""The streams on a real NATS: made, mended, refused; the same from any number of replicas."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from nats.aio.client import Client as Nats
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from bridge.streams import STREAMS, StreamError, declared, drift, reconcile, stream_of
+from tests.conftest import RunningServer
+from workers.clients import open_nats
+from workers.settings import Settings
+from workflows.events import PUBLISHED
+
+DECLARED = {
+    # design section 5: subjects, days, messages, hours of the duplicate window
+    "PLANNING_EVENTS": (["planning.>"], 30, 1_000_000, 1),
+    "CONTEXT": (["context.>"], 7, 100_000, 1),
+    "ORCHESTRATOR_EVENTS": (["orchestration.>"], 7, 50_000, 1),
+    "AGENT_COMMANDS": (["agent.cmd.>"], 1 / 24, 10_000, 1),
+    "AGENT_RESPONSES": (["agent.response.>"], 1 / 24, 10_000, 1),
+    "DEAD_LETTERS": (["deadletter.>"], 30, -1, 1),
+}
+
+
+@pytest.fixture
+async def nats(nats_server: RunningServer) -> AsyncIterator[Nats]:
+    settings = Settings.model_validate(
+        {
+            "nats_url": nats_server.address,
+            "nats_user": nats_server.user,
+            "nats_password": nats_server.password,
+        }
+    )
+    async with open_nats(settings) as client:
+        await remove_streams(client.jetstream())
+        yield client
+        await remove_streams(client.jetstream())
+
+
+@pytest.fixture
+def jetstream(nats: Nats) -> JetStreamContext:
+    """JetStream without any of the fleet's streams."""
+    return nats.jetstream()
+
+
+async def remove_streams(jetstream: JetStreamContext) -> None:
+    for stream in STREAMS:
+        with contextlib.suppress(NotFoundError):
+            await jetstream.delete_stream(stream.name)
+
+
+async def config(jetstream: JetStreamContext, name: str) -> StreamConfig:
+    return (await jetstream.stream_info(name)).config
+
+
+async def test_missing_streams_are_made_as_declared(jetstream: JetStreamContext) -> None:
+    changes = await reconcile(jetstream, replicas=1)
+
+    assert changes == {name: ["made"] for name in DECLARED}
+    for name, (subjects, days, messages, hours) in DECLARED.items():
+        found = await config(jetstream, name)
+        assert found.subjects == subjects
+        assert found.max_age == timedelta(days=days).total_seconds()
+        assert found.max_msgs == messages
+        assert found.duplicate_window == timedelta(hours=hours).total_seconds()
+        assert found.storage == StorageType.FILE
+        assert found.retention == RetentionPolicy.LIMITS
+        assert found.discard == DiscardPolicy.OLD
+        assert found.num_replicas == 1
+
+
+async def test_reconciling_again_changes_nothing(jetstream: JetStreamContext) -> None:
+    await reconcile(jetstream, replicas=1)
+
+    assert await reconcile(jetstream, replicas=1) == {}
+
+
+@pytest.mark.parametrize(
+    "drifted",
+    [
+        {"subjects": ["planning.story.>"]},
+        {"subjects": ["planning.>", "elsewhere.>"]},
+        {"max_age": 60.0, "duplicate_window": 30.0},
+        {"max_msgs": 10},
+        {"duplicate_window": 5.0},
+        {"discard": DiscardPolicy.NEW},
+        {"max_bytes": 1_000_000},
+        {"max_msgs_per_subject": 1},
+        {"max_msg_size": 100},
+    ],
+    ids=lambda drifted: "+".join(drifted),
+)
+async def test_a_drifted_stream_is_mended_and_keeps_its_messages(
+    jetstream: JetStreamContext, drifted: dict[str, Any]
+) -> None:
+    await reconcile(jetstream, replicas=1)
+    await jetstream.publish("planning.story.created", b"{}")
+    found = await config(jetstream, "PLANNING_EVENTS")
+    await jetstream.update_stream(found.evolve(**drifted))
+
+    changes = await reconcile(jetstream, replicas=1)
+
+    assert changes == {"PLANNING_EVENTS": sorted(drifted)}
+    assert await config(jetstream, "PLANNING_EVENTS") == found
+    assert (await jetstream.stream_info("PLANNING_EVENTS")).state.messages == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"storage": StorageType.MEMORY}, "its storage is memory, and must be file"),
+        ({"retention": RetentionPolicy.INTEREST}, "its retention is interest, and must be limits"),
+        ({"retention": RetentionPolicy.WORK_QUEUE}, "retention is workqueue, and must be limits"),
+    ],
+)
+async def test_a_stream_that_would_lose_events_is_refused_with_the_command_that_mends_it(
+    jetstream: JetStreamContext, setting: dict[str, Any], words: str
+) -> None:
+    made = {"name": "CONTEXT", "subjects": ["context.>"], "storage": StorageType.FILE}
+    await jetstream.add_stream(StreamConfig(**(made | setting)))
+    before = await jetstream.stream_info("CONTEXT")
+
+    with pytest.raises(StreamError) as refused:
+        await reconcile(jetstream, replicas=1)
+
+    assert "Stream CONTEXT would lose events" in str(refused.value)
+    assert words in str(refused.value)
+    assert "`nats stream rm CONTEXT`" in str(refused.value)
+    after = await jetstream.stream_info("CONTEXT")
+    assert (after.config, after.created) == (before.config, before.created)
+
+
+async def test_subjects_that_another_stream_takes_are_refused(
+    jetstream: JetStreamContext,
+) -> None:
+    await jetstream.add_stream(StreamConfig(name="GREEDY", subjects=["planning.story.>"]))
+
+    with pytest.raises(StreamError, match=r"PLANNING_EVENTS .* another stream already takes"):
+        await reconcile(jetstream, replicas=1)
+
+    await jetstream.delete_stream("GREEDY")
+
+
+async def test_three_replicas_on_one_server_are_refused(jetstream: JetStreamContext) -> None:
+    with pytest.raises(StreamError, match="NATS_REPLICAS is 3"):
+        await reconcile(jetstream, replicas=3)
+
+
+async def test_several_processes_may_reconcile_at_once(jetstream: JetStreamContext) -> None:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(reconcile(jetstream, replicas=1))
+
+    for stream in STREAMS:
+        assert drift(await config(jetstream, stream.name), stream, replicas=1) == {}
+
+
+def test_every_event_has_a_stream() -> None:
+    homeless = [subject for subject in PUBLISHED if stream_of(subject) is None]
+
+    assert PUBLISHED
+    assert homeless == []
+
+
+@pytest.mark.parametrize("subject", ["planning", "planning2.x", "agent.x", "", ">"])
+def test_a_foreign_subject_has_no_stream(subject: str) -> None:
+    assert stream_of(subject) is None
+
+
+def test_a_duplicate_window_is_never_longer_than_the_age() -> None:
+    for stream in STREAMS:
+        window = stream.model_copy(update={"max_age": timedelta(minutes=5)}).duplicate_window
+
+        assert window == timedelta(minutes=5)
+        assert declared(stream, 1)["duplicate_window"] == 3_600
