@@ -1,21 +1,14 @@
 """The streams on a real NATS: made, mended, refused; the same from any number of replicas."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import NotFoundError
 
 from bridge.streams import STREAMS, StreamError, declared, drift, reconcile, stream_of
-from tests.conftest import RunningServer
-from workers.clients import open_nats
-from workers.settings import Settings
 from workflows.events import PUBLISHED
 
 DECLARED = {
@@ -27,33 +20,6 @@ DECLARED = {
     "AGENT_RESPONSES": (["agent.response.>"], 1 / 24, 10_000, 1),
     "DEAD_LETTERS": (["deadletter.>"], 30, -1, 1),
 }
-
-
-@pytest.fixture
-async def nats(nats_server: RunningServer) -> AsyncIterator[Nats]:
-    settings = Settings.model_validate(
-        {
-            "nats_url": nats_server.address,
-            "nats_user": nats_server.user,
-            "nats_password": nats_server.password,
-        }
-    )
-    async with open_nats(settings) as client:
-        await remove_streams(client.jetstream())
-        yield client
-        await remove_streams(client.jetstream())
-
-
-@pytest.fixture
-def jetstream(nats: Nats) -> JetStreamContext:
-    """JetStream without any of the fleet's streams."""
-    return nats.jetstream()
-
-
-async def remove_streams(jetstream: JetStreamContext) -> None:
-    for stream in STREAMS:
-        with contextlib.suppress(NotFoundError):
-            await jetstream.delete_stream(stream.name)
 
 
 async def config(jetstream: JetStreamContext, name: str) -> StreamConfig:
