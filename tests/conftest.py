@@ -25,6 +25,7 @@ from deploy.local.servers import (
     check_temporal,
     check_valkey,
 )
+from tests.llm_server import LlmServer
 
 READY_WITHIN = timedelta(seconds=120)
 """Generous: the machine may be building and serving other things meanwhile."""
@@ -195,3 +196,10 @@ async def servers(
     valkey: RunningServer,
 ) -> Servers:
     return Servers(temporal, nats_server, neo4j_server, valkey)
+
+
+@pytest.fixture
+async def llm() -> AsyncIterator[LlmServer]:
+    """A deterministic LLM behind real HTTP; it misbehaves when it is told to."""
+    async with LlmServer() as server:
+        yield server

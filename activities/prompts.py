@@ -1,0 +1,251 @@
+"""Prompts: a file per act, rendered so that a council shares one prefill and every prompt fits.
+
+A prompt is two messages. The system message and the beginning of the user message hold what all
+agents of a deliberation share, the same bytes in every act; then comes the act with what it works
+on, the persona last: vLLM's prefix cache then computes the shared part once (design section 3,
+Agents). What people and models wrote is fenced by `| data`, and cannot end its fence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import StrictUndefined, Template, TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from openai.types.chat import ChatCompletionMessageParam
+from pydantic import Field, ValidationError
+from temporalio.exceptions import ApplicationError
+
+from workflows.models import Part, content_hash
+
+Values = Mapping[str, str | Sequence[str]]
+"""A template's variables: texts, each cut where the prompt would not fit."""
+
+SHARED = {
+    "system": {"role", "system"},
+    "context": {
+        *("context", "tools", "description", "rubric"),
+        *("requirements", "feedback", "late_decisions"),
+    },
+}
+ACTS = {
+    "propose": {"persona"},
+    "criticise": {"proposal", "persona"},
+    "revise": {"proposal", "critiques", "persona"},
+    "judge": {"contenders", "persona"},
+    "derive_plan": {"design", "roles", "persona"},
+}
+ASK_AGAIN = {"again": {"problem"}}
+"""Each file's name and the variables it must use, all of them."""
+
+BYTES_PER_TOKEN = 3.0
+"""UTF-8 bytes that a token stands for, at least: 3 holds for prose and code in Latin script. An
+engine that counts more refuses the prompt, and it is cut further."""
+
+_GAP = "\n\n"
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
+_FENCE = re.compile(r"<(?=/?data\b)", re.IGNORECASE)
+
+
+class InvalidPrompt(ValueError):
+    """A prompt file that is missing or cannot work: which, and why."""
+
+
+class WritingSettings(Part):
+    """An act's front matter. max_tokens: of the answer, where the model's window allows it."""
+
+    temperature: float = Field(ge=0, le=2)
+    max_tokens: int = Field(ge=64)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one call sends. max_tokens: of the answer."""
+
+    messages: list[ChatCompletionMessageParam]
+    temperature: float
+    max_tokens: int
+
+    @property
+    def hash(self) -> str:
+        return content_hash(self.messages)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt files, loaded and checked."""
+
+    templates: dict[str, Template]
+    settings: dict[str, WritingSettings]
+
+    @classmethod
+    def load(cls, folder: Path) -> Prompts:
+        """Read `{name}.md` for every act and shared part.
+
+        Raises:
+            InvalidPrompt: a file is missing, its front matter is wrong, or it does not use
+                exactly the variables that its act has.
+        """
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters["data"] = _fenced
+        templates, settings = {}, {}
+        for name, variables in (SHARED | ACTS | ASK_AGAIN).items():
+            path = folder / f"{name}.md"
+            try:
+                text = path.read_text(encoding="utf-8")
+                if name in ACTS:
+                    settings[name], text = _front_matter(text)
+                used = meta.find_undeclared_variables(environment.parse(text))
+                if used != variables:
+                    raise InvalidPrompt(_misuse(used, variables))
+                templates[name] = environment.from_string(text)
+                templates[name].render(dict.fromkeys(variables, "x"))
+            except (OSError, TemplateError, yaml.YAMLError, ValueError, TypeError) as error:
+                raise InvalidPrompt(f"{path}: {error}") from error
+        return cls(templates, settings)
+
+    def render(
+        self,
+        act: str,
+        shared: Values,
+        material: Values,
+        window: int,
+        bytes_per_token: float = BYTES_PER_TOKEN,
+    ) -> Prompt:
+        """The messages of one call, cut so that prompt, answer and a second asking fit `window`.
+
+        The shared part gets two fifths of the window at most, whatever the act, so that it is
+        the same in all of them; the answer a fifth, a tenth is left for asking again.
+
+        Raises:
+            ApplicationError: `PromptTooLong`, where not even the files' own words fit.
+        """
+        settings = self.settings[act]
+        max_tokens = min(settings.max_tokens, window // 5)
+        shared_bytes = int(window * 2 // 5 * bytes_per_token)
+        system, context = self._fit(tuple(SHARED), shared, shared_bytes)
+        prompt_bytes = int((window - max_tokens - window // 10) * bytes_per_token)
+        left = prompt_bytes - len((system + context + _GAP).encode())
+        (task,) = self._fit((act,), material, left)
+        return Prompt(
+            messages=[
+                {"role": "system", "content": system},
+                {"role": "user", "content": context + _GAP + task},
+            ],
+            temperature=settings.temperature,
+            max_tokens=max_tokens,
+        )
+
+    def ask_again(self, prompt: Prompt, answer: str, problem: str, window: int) -> Prompt:
+        """The prompt once more, with the answer that cannot be used and what was wrong."""
+        size = int(window // 10 * BYTES_PER_TOKEN)
+        (request,) = self._fit(("again",), {"problem": problem}, size // 2)
+        return Prompt(
+            messages=[
+                *prompt.messages,
+                {"role": "assistant", "content": cut(answer, size - len(request.encode()))},
+                {"role": "user", "content": request},
+            ],
+            temperature=prompt.temperature,
+            max_tokens=prompt.max_tokens,
+        )
+
+    def _fit(self, names: Sequence[str], values: Values, size: int) -> list[str]:
+        """The templates rendered to at most `size` bytes, long values cut, short ones whole."""
+        texts = {name: _each(value, _unfenced) for name, value in values.items()}
+        lengths = [len(text.encode()) for value in texts.values() for text in _flat(value)]
+        words = self._render(names, {name: _each(text, _first) for name, text in texts.items()})
+        room = size - len("".join(words).encode())
+        if room < 0:
+            raise ApplicationError(
+                f"The model's window leaves {size} bytes for the prompt's part "
+                f"{'+'.join(names)}, whose own words need {size - room}; "
+                "serve a model with a longer window or shorten the prompt file",
+                type="PromptTooLong",
+                non_retryable=True,
+            )
+        cap = fair_cap(lengths, room)
+        return self._render(
+            names,
+            {name: _each(text, lambda text: cut(text, cap)) for name, text in texts.items()},
+        )
+
+    def _render(self, names: Sequence[str], values: Values) -> list[str]:
+        return [self.templates[name].render(values).strip() for name in names]
+
+
+def fair_cap(lengths: Sequence[int], room: int) -> int:
+    """The largest cap with `sum(min(length, cap)) <= room`: short ones stay whole."""
+    for place, length in enumerate(sorted(lengths)):
+        sharing = len(lengths) - place
+        if length * sharing > room:
+            return room // sharing
+        room -= length
+    return max(lengths, default=0)
+
+
+def cut(text: str, size: int) -> str:
+    """`text` in at most `size` UTF-8 bytes: head and tail, and between them how much is missing."""
+    encoded = text.encode()
+    if len(encoded) <= size:
+        return text
+    marker = f"\n[... {len(encoded) - size} bytes or more left out ...]\n"
+    room = size - len(marker)
+    if room < len(marker):
+        return encoded[: max(size, 0)].decode(errors="ignore")
+    head, tail = room - room // 3, room // 3
+    return (
+        encoded[:head].decode(errors="ignore")
+        + marker
+        + encoded[len(encoded) - tail :].decode(errors="ignore")
+    )
+
+
+def _front_matter(text: str) -> tuple[WritingSettings, str]:
+    found = _FRONT_MATTER.match(text)
+    if not found:
+        raise InvalidPrompt("begins with no front matter; give temperature and max_tokens in ---")
+    try:
+        return WritingSettings.model_validate(yaml.safe_load(found[1])), found[2]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise InvalidPrompt(f"front matter: {field or 'the whole'}: {problem['msg']}") from error
+
+
+def _misuse(used: set[str], variables: set[str]) -> str:
+    unknown, missing = sorted(used - variables), sorted(variables - used)
+    return "; ".join(
+        [
+            *([f"unknown variables: {', '.join(unknown)}"] if unknown else []),
+            *([f"must use the variables: {', '.join(missing)}"] if missing else []),
+        ]
+    )
+
+
+def _fenced(text: str) -> str:
+    return f"<data>\n{text}\n</data>"
+
+
+def _unfenced(text: str) -> str:
+    """The text without anything that reads as a fence."""
+    return _FENCE.sub(r"<\\", text)
+
+
+def _first(text: str) -> str:
+    return text[:1]
+
+
+def _each(value: str | Sequence[str], change: Any) -> str | list[str]:
+    return change(value) if isinstance(value, str) else [change(text) for text in value]
+
+
+def _flat(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value

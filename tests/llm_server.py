@@ -1,0 +1,399 @@
+"""An OpenAI-compatible HTTP server for tests: real HTTP and SSE, deterministic answers.
+
+It speaks `/v1/models` and `/v1/chat/completions` (streamed, `json_schema`) as vLLM does: it writes
+a document that is valid for the schema it is given, the same one for the same model, messages and
+seed. It can be told to misbehave for the next calls, and tells what it was asked and which requests
+were broken off. In a process of its own: `python -m tests.llm_server --port 8000`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from aiohttp import web
+from pydantic import BaseModel
+
+WORDS = """
+outbox ledger queue story plan gate council review schema index retry stream cache token worker
+signal update event graph proposal decision boundary contract invariant test build keeps stores
+checks sends reads joins splits bounds names guards orders the a each every one small clear plain
+safe durable ordered idempotent atomic bounded before after because without within when while until
+"""
+CODE = "```python\ndef add(left: int, right: int) -> int:\n    return left + right\n```"
+_WORDS = WORDS.split()
+BYTES_PER_TOKEN = 4
+"""What this engine's tokenizer makes of text."""
+
+
+class Fault(BaseModel):
+    """How the next `times` chat calls go wrong.
+
+    empty: an answer without text. half: JSON that ends in the middle, as if finished. long: cut off
+    at max_tokens. wrong: JSON that is not of the schema. status: an HTTP error with `retry_after`.
+    html: a 200 page. hang: no byte of an answer. stall: silence in mid-stream. drop: the
+    connection breaks in mid-stream. ends: the stream ends in good order, but too early. error: an
+    error event in mid-stream. slow: `ms` before each token.
+    """
+
+    # fmt: off
+    kind: Literal[
+        "empty", "half", "long", "wrong", "status", "html", "hang", "stall", "drop", "ends",
+        "error", "slow",
+    ]
+    # fmt: on
+    times: int = 1
+    status: int = 500
+    text: str = ""
+    """The body of `status`, as plain text; empty: an OpenAI error as JSON."""
+    retry_after: str = ""
+    ms: float = 20
+
+
+class Call(BaseModel):
+    """A chat call that came in. `end`: how it ended, `open` while it has not."""
+
+    act: str
+    model: str
+    seed: int
+    messages: list[dict[str, str]]
+    temperature: float
+    max_tokens: int
+    tokens: int = 0
+    end: Literal["open", "answered", "aborted", "refused"] = "open"
+
+    @property
+    def prompt(self) -> str:
+        return "\n".join(message["content"] for message in self.messages)
+
+
+class LlmServer:
+    """The server; `url` ends in `/v1`. Loopback only."""
+
+    def __init__(
+        self,
+        *,
+        models: Iterable[str] = ("test-model",),
+        window: int = 8_192,
+        delay_ms: float = 0,
+        token_ms: float = 0,
+        bytes_per_token: float = BYTES_PER_TOKEN,
+    ) -> None:
+        self.models = tuple(models)
+        self.window = window
+        self.delay_ms = delay_ms
+        self.token_ms = token_ms
+        self.bytes_per_token = bytes_per_token
+        self.calls: list[Call] = []
+        self.faults: deque[Fault] = deque()
+        self.url = ""
+        self._prompts: deque[str] = deque(maxlen=50)
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
+
+    def fail(self, kind: str, times: int = 1, **details: Any) -> None:
+        """Misbehave for the next `times` calls, after the faults that are queued already."""
+        fault = Fault.model_validate({"kind": kind, "times": times, **details})
+        self.faults.extend([fault] * fault.times)
+
+    async def start(self, port: int = 0) -> None:
+        app = web.Application(client_max_size=64 * 2**20)
+        app.add_routes(
+            [
+                web.get("/health", self._health),
+                web.get("/v1/models", self._models),
+                web.post("/v1/chat/completions", self._chat),
+                web.get("/calls", self._calls),
+                web.post("/faults", self._faults),
+            ]
+        )
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", port).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+
+    async def stop(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    # --- the endpoints ----------------------------------------------------------------------------
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        cards = [
+            {"id": name, "object": "model", "owned_by": "tests", "max_model_len": self.window}
+            for name in self.models
+        ]
+        return web.json_response({"object": "list", "data": cards})
+
+    async def _calls(self, _: web.Request) -> web.Response:
+        return web.json_response([call.model_dump() for call in self.calls])
+
+    async def _faults(self, request: web.Request) -> web.Response:
+        fault = Fault.model_validate(await request.json())
+        self.faults.extend([fault] * fault.times)
+        return web.Response(status=204)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        form = body["response_format"]["json_schema"]
+        call = Call(
+            act=form["name"], **{key: body[key] for key in Call.model_fields if key in body}
+        )
+        self.calls.append(call)
+        try:
+            response = await self._reply(request, call, form["schema"])
+        except (asyncio.CancelledError, ConnectionError):
+            call.end = "aborted"
+            raise
+        if call.end == "open":
+            call.end = "answered"
+        return response
+
+    async def _reply(
+        self, request: web.Request, call: Call, schema: dict[str, Any]
+    ) -> web.StreamResponse:
+        fault = self.faults.popleft() if self.faults else None
+        kind = fault.kind if fault else ""
+        if kind == "hang":
+            await asyncio.Event().wait()
+        if fault and kind == "status":
+            call.end = "refused"
+            headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
+            if fault.text:
+                return web.Response(text=fault.text, status=fault.status, headers=headers)
+            return _refusal(fault.status, "the engine is told to fail", headers)
+        if kind == "html":
+            call.end = "refused"
+            return web.Response(text="<html>Please log in</html>", content_type="text/html")
+        if call.model not in self.models:
+            call.end = "refused"
+            return _refusal(404, f"The model `{call.model}` does not exist.")
+        prompt_tokens = int(len(call.prompt.encode()) / self.bytes_per_token)
+        if prompt_tokens + call.max_tokens > self.window:
+            call.end = "refused"
+            return _refusal(
+                400,
+                f"This model's maximum context length is {self.window} tokens. However, you "
+                f"requested {call.max_tokens} output tokens and your prompt contains "
+                f"{prompt_tokens} input tokens.",
+            )
+
+        await asyncio.sleep(self.delay_ms / 1000)
+        tokens = [] if kind == "empty" else list(_tokens(_written(call, schema, kind)))
+        finish = "stop" if len(tokens) <= call.max_tokens else "length"
+        tokens = tokens[: call.max_tokens]
+        if kind in ("half", "stall", "drop", "ends", "error"):
+            tokens = tokens[: len(tokens) // 2]
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        token_ms = fault.ms if fault and kind == "slow" else self.token_ms
+        await self._stream(response, call, tokens, token_ms)
+        match kind:
+            case "stall":
+                await asyncio.Event().wait()
+            case "drop":
+                call.end = "refused"
+                assert request.transport
+                request.transport.abort()
+                return response
+            case "ends":
+                call.end = "refused"
+                return response
+            case "error":
+                call.end = "refused"
+                error = {"message": "the engine died", "type": "InternalServerError", "code": 500}
+                await response.write(_event({"error": error}))
+                return response
+        cached = max((_shared_prefix(old, call.prompt) for old in self._prompts), default=0)
+        self._prompts.append(call.prompt)
+        usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": len(tokens),
+            "total_tokens": prompt_tokens + len(tokens),
+            "prompt_tokens_details": {"cached_tokens": cached // BYTES_PER_TOKEN},
+        }
+        await response.write(_event(_chunk(call, {}, finish)))
+        await response.write(_event({**_chunk(call, {}, None), "choices": [], "usage": usage}))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _stream(
+        self, response: web.StreamResponse, call: Call, tokens: list[str], token_ms: float
+    ) -> None:
+        size = 1 if token_ms else 64
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            events = (_event(_chunk(call, {"content": token}, None)) for token in part)
+            await response.write(b"".join(events))
+            call.tokens += len(part)
+            if token_ms:
+                await asyncio.sleep(token_ms / 1000)
+
+
+def _shared_prefix(left: str, right: str) -> int:
+    """How many characters both begin with: by halving, for prompts are long."""
+    same, longest = 0, min(len(left), len(right))
+    while same < longest:
+        middle = (same + longest + 1) // 2
+        if left[:middle] == right[:middle]:
+            same = middle
+        else:
+            longest = middle - 1
+    return same
+
+
+def _chunk(call: Call, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{call.seed}",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": call.model,
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def _refusal(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    error = {"message": message, "type": "Error", "param": None, "code": status}
+    return web.json_response({"error": error}, status=status, headers=headers)
+
+
+def _tokens(text: str) -> Iterator[str]:
+    return (text[start : start + BYTES_PER_TOKEN] for start in range(0, len(text), BYTES_PER_TOKEN))
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+def _written(call: Call, schema: dict[str, Any], kind: str) -> str:
+    if kind == "wrong":
+        return '{"answer": 42}'
+    seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()
+    document = json.dumps(document_of(schema, random.Random(seed)))
+    return document + " " * (call.max_tokens * BYTES_PER_TOKEN) if kind == "long" else document
+
+
+def document_of(schema: dict[str, Any], choose: random.Random) -> Any:
+    """A document that is valid for the schema; `choose` decides all that the schema leaves open."""
+    return _value(schema, schema, choose, "")
+
+
+def _value(schema: dict[str, Any], root: dict[str, Any], choose: random.Random, name: str) -> Any:
+    if "$ref" in schema:
+        target: Any = root
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        return _value(target, root, choose, name)
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema:
+            return _value(choose.choice(schema[choice]), root, choose, name)
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return choose.choice(schema["enum"])
+    match schema["type"]:
+        case "object":
+            return {
+                key: _value(part, root, choose, key) for key, part in schema["properties"].items()
+            }
+        case "array":
+            return _items(schema, root, choose, name)
+        case "string":
+            return _text(schema.get("minLength", 0), schema.get("maxLength", 200), choose, name)
+        case "integer":
+            return choose.randint(schema.get("minimum", 1), schema.get("maximum", 5))
+        case "number":
+            return round(choose.uniform(schema.get("minimum", 0), schema.get("maximum", 1)), 2)
+        case "boolean":
+            return choose.random() < 0.5
+        case "null":
+            return None
+        case other:
+            raise ValueError(f"no document for a schema of type {other}")
+
+
+def _items(
+    schema: dict[str, Any], root: dict[str, Any], choose: random.Random, name: str
+) -> list[Any]:
+    first = schema.get("prefixItems", [])
+    rest = schema.get("items")
+    fewest = schema.get("minItems", 0)
+    most = schema.get("maxItems", max(fewest, len(first)) + (3 if rest else 0))
+    length = choose.randint(fewest, max(fewest, min(most, max(fewest, 1) + 2)))
+    values: list[Any] = []
+    for place in range(length):
+        part = first[place] if place < len(first) else rest
+        if not isinstance(part, dict):
+            break
+        value = _value(part, root, choose, name)
+        if schema.get("uniqueItems") and value in values:
+            continue
+        values.append(value)
+    return values
+
+
+def _text(shortest: int, longest: int, choose: random.Random, name: str) -> str:
+    """Words, and in a roomy `content` some code."""
+    wanted = min(longest, max(shortest, choose.randint(20, 240)))
+    text = choose.choice(_WORDS).capitalize()
+    while len(text) < wanted:
+        text += " " + choose.choice(_WORDS)
+    text = text[:wanted].rstrip().ljust(shortest, ".")
+    if name == "content" and len(text) + len(CODE) + 2 <= longest:
+        text += f"\n\n{CODE}"
+    return text
+
+
+async def _serve(port: int, server: LlmServer) -> None:
+    await server.start(port)
+    print(server.url, flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", action="append", help="a model's name; may be given again")
+    parser.add_argument("--window", type=int, default=8_192, help="tokens")
+    parser.add_argument("--delay-ms", type=float, default=0, help="before the first token")
+    parser.add_argument("--token-ms", type=float, default=0, help="after every token")
+    given = parser.parse_args()
+    server = LlmServer(
+        models=given.model or ["test-model"],
+        window=given.window,
+        delay_ms=given.delay_ms,
+        token_ms=given.token_ms,
+    )
+    asyncio.run(_serve(given.port, server))
+
+
+if __name__ == "__main__":
+    main()
