@@ -1,0 +1,160 @@
+"""Logs, traces and metrics of a process: JSON lines on stdout, OTLP and Prometheus where set."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from structlog.typing import EventDict, Processor
+from temporalio import activity, workflow
+from temporalio.client import Plugin
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, create_tracer_provider
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+)
+
+from workers.settings import Settings
+
+LOOPBACK = "127.0.0.1"
+STORY_WORKFLOW_PREFIX = "story-"
+QUIET = ("neo4j.notifications", "httpx", "httpcore", "openai")
+"""Loggers that say on INFO, for every call, what a trace says better."""
+
+
+def start(settings: Settings, process: str) -> tuple[Runtime, list[Plugin]]:
+    """Set logging and tracing up; the Temporal client's runtime and plugins."""
+    configure_logs(settings.log_level, process)
+    return _runtime(settings), _tracing(settings, process)
+
+
+def configure_logs(level: str, process: str) -> None:
+    """Every log of the process as one JSON object a line, whoever writes it."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        bind_execution,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.dict_tracebacks,
+                structlog.processors.JSONRenderer(default=str),
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def bind_execution(_: Any, __: str, event: EventDict) -> EventDict:
+    """Put the ids of the workflow or activity that logs into the line."""
+    for key, value in _execution_ids():
+        event.setdefault(key, value)
+    return event
+
+
+def _execution_ids() -> Iterator[tuple[str, str]]:
+    if activity.in_activity():
+        info = activity.info()
+        yield "activity", info.activity_type
+        yield "attempt", str(info.attempt)
+        yield from _workflow_ids(info.workflow_id or "", info.workflow_run_id or "")
+    elif workflow.in_workflow():
+        running = workflow.info()
+        yield from _workflow_ids(running.workflow_id, running.run_id)
+        if running.root:
+            yield from _story_id(running.root.workflow_id)
+
+
+def _workflow_ids(workflow_id: str, run_id: str) -> Iterator[tuple[str, str]]:
+    yield "workflow_id", workflow_id
+    yield "run_id", run_id
+    yield from _story_id(workflow_id)
+
+
+def _story_id(workflow_id: str) -> Iterator[tuple[str, str]]:
+    if workflow_id.startswith(STORY_WORKFLOW_PREFIX):
+        yield "story_id", workflow_id.removeprefix(STORY_WORKFLOW_PREFIX)
+
+
+class LogContext(Interceptor):
+    """Binds the story and task of an activity's request to whatever is logged meanwhile."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        """Wrap the activity."""
+        return _BindRequest(next)
+
+
+class _BindRequest(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        with structlog.contextvars.bound_contextvars(**request_ids(input.args)):
+            return await super().execute_activity(input)
+
+
+def request_ids(args: Any) -> dict[str, str]:
+    """`story_id` and `task_id` of an activity's request, or of the task inside it."""
+    ids = {}
+    for request in args:
+        for holder in (request, getattr(request, "task", None)):
+            for name in ("story_id", "task_id"):
+                if value := getattr(holder, name, None):
+                    ids[name] = str(value)
+    return ids
+
+
+def _runtime(settings: Settings) -> Runtime:
+    port = settings.temporal_metrics_port
+    return Runtime(
+        telemetry=TelemetryConfig(
+            logging=LoggingConfig(
+                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+                forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+            ),
+            metrics=PrometheusConfig(bind_address=f"{LOOPBACK}:{port}") if port else None,
+        )
+    )
+
+
+def _tracing(settings: Settings, process: str) -> list[Plugin]:
+    endpoint = settings.otel_exporter_otlp_endpoint
+    if endpoint is None:
+        return []
+    provider = create_tracer_provider(
+        resource=Resource.create(
+            {
+                SERVICE_NAME: f"swe-ai-fleet-{process}",
+                SERVICE_VERSION: settings.worker_build_id or "",
+            }
+        )
+    )
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    trace.set_tracer_provider(provider)
+    return [OpenTelemetryPlugin(add_temporal_spans=True)]
