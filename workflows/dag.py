@@ -1,0 +1,174 @@
+"""A plan's tasks: the rules they keep, and which of them can run.
+
+Pure (design section 3). A plan is a directed acyclic graph of atomic tasks; `plan_schema` is the
+JSON schema whose every document is a valid one, so that a decoder held to it cannot break a plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from workflows.models import ID_PATTERN, ID_RULE, DraftTask, PlannedTask
+
+MAX_TASKS = 12
+"""Tasks of a derived plan, at most."""
+
+
+class InvalidPlan(ValueError):
+    """The tasks are no plan. `faults`: each names the task, the rule and the remedy."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+def validate(
+    tasks: Sequence[PlannedTask],
+    roles: Sequence[str] | None = None,
+    max_tasks: int | None = None,
+) -> None:
+    """Refuse what is no plan. `roles`: those there are; None: any. `max_tasks` None: any number.
+
+    Raises:
+        InvalidPlan: names every fault.
+    """
+    if faults := list(_faults(tasks, roles, max_tasks)):
+        raise InvalidPlan(faults)
+
+
+def ready(
+    tasks: Sequence[PlannedTask], done: Collection[str], started: Collection[str]
+) -> list[PlannedTask]:
+    """The tasks to dispatch now: not started, and everything they depend on is done.
+
+    `started`: ids of all that run or have ended, however they ended. By priority, then id.
+    """
+    dispatchable = [
+        task
+        for task in tasks
+        if task.task_id not in done
+        and task.task_id not in started
+        and all(dependency in done for dependency in task.depends_on)
+    ]
+    # Shorter ids first, so that t2 comes before t10.
+    return sorted(dispatchable, key=lambda t: (t.priority, len(t.task_id), t.task_id))
+
+
+def blocked(tasks: Sequence[PlannedTask], failed: Collection[str]) -> list[str]:
+    """Ids of the tasks that cannot run any more: all downstream of a failure, sorted."""
+    stopped = set(failed)
+    grown = True
+    while grown:
+        downstream = {t.task_id for t in tasks if not stopped.isdisjoint(t.depends_on)} - stopped
+        stopped |= downstream
+        grown = bool(downstream)
+    return sorted(stopped - set(failed))
+
+
+def number_tasks(story_id: str, plan_id: str, drafts: Sequence[DraftTask]) -> list[PlannedTask]:
+    """A decoder's tasks with their ids, `{plan_id}-t{n}` from 1; a dependency twice is one."""
+    return [
+        PlannedTask(
+            task_id=f"{plan_id}-t{number}",
+            role=draft.role,
+            title=draft.title,
+            description=draft.description,
+            depends_on=[f"{plan_id}-t{earlier}" for earlier in sorted(set(draft.depends_on))],
+            priority=draft.priority,
+        )
+        for number, draft in enumerate(drafts, start=1)
+    ]
+
+
+def plan_schema(
+    roles: Sequence[str],
+    max_tasks: int = MAX_TASKS,
+    title_length: int = 80,
+    description_length: int = 300,
+) -> dict[str, Any]:
+    """The JSON schema of `{"tasks": [DraftTask, ...]}` that only valid plans satisfy.
+
+    Each position has its own schema, in which a task can depend on earlier numbers only: no cycle
+    and no dangling dependency can be written. Lengths are in characters. Not held by the decoder,
+    and so left to `number_tasks`: that a dependency is named once.
+    """
+
+    def task(number: int) -> dict[str, Any]:
+        depends_on: dict[str, Any] = {"type": "array", "maxItems": number - 1}
+        if number > 1:
+            depends_on["items"] = {"enum": list(range(1, number))}
+        properties = {
+            "role": {"enum": list(roles)},
+            "title": {"type": "string", "minLength": 1, "maxLength": title_length},
+            "description": {"type": "string", "minLength": 1, "maxLength": description_length},
+            "depends_on": depends_on,
+            "priority": {"enum": [1, 2, 3]},
+        }
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+
+    return {
+        "type": "object",
+        "properties": {
+            "tasks": {
+                "type": "array",
+                "prefixItems": [task(number) for number in range(1, max_tasks + 1)],
+                "items": False,
+                "minItems": 1,
+                "maxItems": max_tasks,
+            }
+        },
+        "required": ["tasks"],
+        "additionalProperties": False,
+    }
+
+
+def _faults(
+    tasks: Sequence[PlannedTask], roles: Sequence[str] | None, max_tasks: int | None
+) -> Iterator[str]:
+    if not tasks:
+        yield "a plan needs at least 1 task"
+    if max_tasks is not None and len(tasks) > max_tasks:
+        yield f"{len(tasks)} tasks; at most {max_tasks}: join some, or split the story"
+    for task_id, times in Counter(task.task_id for task in tasks).items():
+        if not re.fullmatch(ID_PATTERN, task_id):
+            yield f"task {task_id[:120]!r}: an id is {ID_RULE}"
+        if times > 1:
+            yield f"task {task_id!r}: there {times} times; give each its own id"
+    known = {task.task_id for task in tasks}
+    for task in tasks:
+        if roles is not None and task.role not in roles:
+            yield f"task {task.task_id!r}: unknown role {task.role!r}; one of {', '.join(roles)}"
+        for dependency in dict.fromkeys(task.depends_on):
+            if dependency not in known:
+                yield (
+                    f"task {task.task_id!r}: depends on {dependency!r}, which is not in the plan; "
+                    "add that task, or remove the dependency"
+                )
+    for cycle in _cycles(tasks):
+        yield f"tasks {' -> '.join(cycle)}: each waits for the next; remove one dependency"
+
+
+def _cycles(tasks: Sequence[PlannedTask]) -> Iterator[list[str]]:
+    """Cycles that share no task, so that each is named; each task depends on the one after it."""
+    waits_for: dict[str, list[str]] = {}
+    for task in tasks:
+        waits_for.setdefault(task.task_id, []).extend(task.depends_on)
+    while True:
+        try:
+            TopologicalSorter(waits_for).prepare()
+        except CycleError as error:
+            cycle: list[str] = error.args[1][::-1]
+            yield cycle
+            for task_id in cycle[1:]:
+                del waits_for[task_id]
+        else:
+            return

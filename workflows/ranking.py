@@ -1,0 +1,94 @@
+"""Which proposal wins: scores from checks, near ties, and a final order.
+
+Pure, and the same for any order of the inputs (design section 3): the same candidates always have
+the same winner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from workflows.models import CheckReport, Contender, Critique, Proposal
+
+NEAR_TIE = 0.05
+"""Scores no further apart than this are too close for the checks to tell."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checked proposal. score: 0 to 1. open_points: see `open_points`."""
+
+    agent_id: str
+    score: float
+    barred: bool
+    open_points: int
+
+
+def score(report: CheckReport) -> float:
+    """The weighted mean, 0 to 1, over the checks that applied; 0 where none did.
+
+    A check that did not apply, or could not be made, counts neither for nor against.
+    """
+    applied = [
+        (report.weights.get(check.name, 0.0), check.score)
+        for check in report.checks
+        if check.score is not None
+    ]
+    total = sum(weight for weight, _ in applied)
+    return sum(weight * value for weight, value in applied) / total if total else 0.0
+
+
+def barred(report: CheckReport) -> bool:
+    """Whether a finding bars the proposal from winning, whatever its score."""
+    return any(check.blocking and check.outcome == "failed" for check in report.checks)
+
+
+def open_points(critiques: Iterable[Critique]) -> int:
+    """The points held against a proposal by critics that did not accept it."""
+    return sum(len(critique.points) for critique in critiques if critique.verdict != "accept")
+
+
+def order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """By score, the best first; then fewest open points; then agent id. Barred ones come last."""
+    return sorted(candidates, key=lambda c: (c.barred, -c.score, c.open_points, c.agent_id))
+
+
+def near_tie(candidates: Iterable[Candidate]) -> list[str]:
+    """Agent ids within NEAR_TIE of the best score, in `order`; barred ones are out of it.
+
+    One: it has won. More: they need a judge. None: every candidate is barred.
+    """
+    fit = [candidate for candidate in order(candidates) if not candidate.barred]
+    # Rounded, so that 1.0 and 0.95 are 0.05 apart in spite of binary fractions.
+    return [c.agent_id for c in fit if round(fit[0].score - c.score, 9) <= NEAR_TIE]
+
+
+def fewest_open_points(candidates: Iterable[Candidate], tied: Sequence[str]) -> str:
+    """Who of the `tied` wins without a judge: fewest open points, then agent id.
+
+    Raises:
+        ValueError: `tied` names no candidate.
+    """
+    return min((c.open_points, c.agent_id) for c in candidates if c.agent_id in tied)[1]
+
+
+def rank(candidates: Sequence[Candidate], winner_id: str | None) -> list[Candidate]:
+    """The final order: the winner, then the others in `order`.
+
+    `winner_id` None: no winner, which is so where every candidate is barred.
+
+    Raises:
+        ValueError: `winner_id` is not one of the near tie.
+    """
+    ranked = order(candidates)
+    if winner_id is None:
+        return ranked
+    if winner_id not in near_tie(candidates):
+        raise ValueError(f"{winner_id!r} cannot win; one of {near_tie(candidates)} can")
+    return sorted(ranked, key=lambda candidate: candidate.agent_id != winner_id)
+
+
+def contender(candidate: Candidate, proposal: Proposal) -> Contender:
+    """What a judge is shown of a candidate in a near tie."""
+    return Contender(agent_id=candidate.agent_id, score=candidate.score, proposal=proposal)
