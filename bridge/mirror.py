@@ -45,7 +45,7 @@ REFUSALS: tuple[tuple[type[Exception], str, str, bool], ...] = (
 
 
 class Mirror(MirrorStub):
-    """Publishes outbox entries. `nats` must buffer nothing: see `workers.clients.open_nats`."""
+    """Publishes outbox entries. `nats` must buffer nothing: see `workers.clients.nats`."""
 
     def __init__(self, nats: Nats, namespace: str) -> None:
         self._nats = nats

@@ -12,7 +12,7 @@ from nats.js.errors import NotFoundError
 
 from bridge.streams import STREAMS
 from tests.conftest import RunningServer
-from workers.clients import open_nats
+from workers.clients.nats import open_nats
 from workers.settings import Settings
 
 

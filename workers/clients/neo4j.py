@@ -1,0 +1,40 @@
+"""Neo4j, the context graph."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import neo4j
+from neo4j.exceptions import AuthError, DriverError, Neo4jError
+
+from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.settings import Settings
+
+
+@asynccontextmanager
+async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
+    """Open the driver and see that the server lets us in.
+
+    Raises:
+        StartError: wrong address or credential.
+    """
+    where = f"Neo4j at {settings.neo4j_uri}"
+    driver = neo4j.AsyncGraphDatabase.driver(
+        settings.neo4j_uri,
+        auth=(settings.neo4j_user, plain(settings.neo4j_password) or ""),
+        connection_timeout=ANSWER_WITHIN_S,
+        connection_acquisition_timeout=ANSWER_WITHIN_S,
+        max_transaction_retry_time=ANSWER_WITHIN_S,  # less than an activity has
+        notifications_min_severity="OFF",
+    )
+    async with driver:
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await driver.verify_connectivity()
+        except AuthError as error:
+            raise StartError(
+                f"{where} does not let us in. Mend NEO4J_USER and NEO4J_PASSWORD"
+            ) from error
+        except (TimeoutError, OSError, DriverError, Neo4jError, ValueError) as error:
+            raise StartError(f"{where} is not reachable. Start it, or set NEO4J_URI") from error
+        yield driver

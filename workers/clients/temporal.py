@@ -1,0 +1,72 @@
+"""Temporal, and the namespace in it."""
+
+import asyncio
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client, Plugin
+from temporalio.converter import DataConverter
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
+
+from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.settings import Settings
+
+
+async def open_temporal(
+    settings: Settings,
+    converter: DataConverter,
+    runtime: Runtime | None = None,
+    plugins: list[Plugin] | None = None,
+) -> Client:
+    """Connect, and see that the namespace is there.
+
+    Raises:
+        StartError: wrong address, credential or namespace.
+    """
+    where = f"Temporal at {settings.temporal_address}"
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            client = await Client.connect(
+                settings.temporal_address,
+                namespace=settings.temporal_namespace,
+                api_key=plain(settings.temporal_api_key),
+                tls=_temporal_tls(settings),
+                data_converter=converter,
+                runtime=runtime,
+                plugins=plugins or [],
+            )
+            await client.workflow_service.describe_namespace(
+                DescribeNamespaceRequest(namespace=settings.temporal_namespace)
+            )
+    except RPCError as error:
+        raise StartError(f"{where} {_temporal_remedy(settings, error)}") from error
+    except (TimeoutError, RuntimeError) as error:
+        raise StartError(
+            f"{where} is not reachable. Start it, or set TEMPORAL_ADDRESS (and TEMPORAL_TLS, "
+            "where it serves TLS)"
+        ) from error
+    return client
+
+
+def _temporal_remedy(settings: Settings, error: RPCError) -> str:
+    if error.status == RPCStatusCode.NOT_FOUND:
+        name = settings.temporal_namespace
+        return (
+            f"has no namespace {name}. Set TEMPORAL_NAMESPACE, or make it: "
+            f"temporal operator namespace create --namespace {name}"
+        )
+    if error.status in (RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.PERMISSION_DENIED):
+        return f"does not let us in: {error.message}. Mend TEMPORAL_API_KEY or the certificate"
+    return f"does not serve: {error.message}. Look at its log"
+
+
+def _temporal_tls(settings: Settings) -> TLSConfig | bool:
+    paths = (
+        settings.temporal_tls_server_ca_cert_path,
+        settings.temporal_tls_client_cert_path,
+        settings.temporal_tls_client_key_path,
+    )
+    if not any(paths):
+        return settings.temporal_tls or settings.temporal_api_key is not None
+    authority, certificate, key = (path.read_bytes() if path else None for path in paths)
+    return TLSConfig(server_root_ca_cert=authority, client_cert=certificate, client_private_key=key)
