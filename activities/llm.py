@@ -199,7 +199,7 @@ def failure(client: AsyncOpenAI, error: Exception) -> ApplicationError:
             return _status_failure(place, error)
         case APIResponseValidationError() | json.JSONDecodeError():
             return _protocol(client, "answered with something that is not JSON")
-        case APIError() if _too_long(error.message):
+        case APIError() if _too_long(error):
             return ApplicationError(_told(place, error), type=PROMPT_TOO_LONG, non_retryable=True)
         case APIError():
             return ApplicationError(_told(place, error), type=LLM_SERVER_ERROR)
@@ -221,7 +221,7 @@ def _status_failure(place: str, error: APIStatusError) -> ApplicationError:
         # Ray's proxy answers in plain text until the application behind it is up again.
         retry = "LlmUnreachable"
     else:
-        kind = PROMPT_TOO_LONG if _too_long(error.message) else LLM_REFUSED
+        kind = PROMPT_TOO_LONG if _too_long(error) else LLM_REFUSED
         return ApplicationError(message, type=kind, non_retryable=True)
     after = retry_after(error.response.headers.get("retry-after"), datetime.now(UTC))
     return ApplicationError(message, type=retry, next_retry_delay=after)
@@ -232,8 +232,8 @@ def retry_after(header: str | None, now: datetime) -> timedelta | None:
     if not header:
         return None
     try:
-        delay = timedelta(seconds=float(header))
-    except (ValueError, OverflowError):
+        delay = timedelta(seconds=min(float(header), LONGEST_RETRY_AFTER.total_seconds()))
+    except ValueError:
         try:
             until = parsedate_to_datetime(header)
         except ValueError:
@@ -253,9 +253,17 @@ def _place(client: AsyncOpenAI) -> str:
 
 
 def _told(place: str, error: APIError) -> str:
-    return f"{place} said: {error.message[:LONGEST_MESSAGE]}"
+    return f"{place} said: {_words(error)[:LONGEST_MESSAGE]}"
 
 
-def _too_long(message: str) -> bool:
+def _words(error: APIError) -> str:
+    body = error.body
+    if isinstance(body, dict):
+        return str(body.get("message") or body.get("detail") or body)
+    return str(body or error.message)
+
+
+def _too_long(error: APIError) -> bool:
     """The engines have no common code for it, but these words."""
-    return "context length" in message or "maximum model length" in message
+    words = _words(error)
+    return "context length" in words or "maximum model length" in words

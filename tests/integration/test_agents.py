@@ -1,0 +1,517 @@
+"""The agents' activities against a real HTTP server and the real Valkey."""
+
+import asyncio
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities import llm as llm_client
+from activities.agents import KEPT_FOR, MOCK_REFUSED, VllmAgents, answer_key
+from activities.llm import failure, retry_after
+from activities.prompts import Prompts
+from tests.conftest import RunningServer
+from tests.llm_server import LlmServer
+from workflows.models import (
+    Agent,
+    Contender,
+    ContextPack,
+    CriticiseInput,
+    Critique,
+    DerivePlanInput,
+    JudgeInput,
+    Proposal,
+    ProposalAnswer,
+    ProposeInput,
+    ReviseInput,
+    Task,
+)
+
+PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
+PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
+IDLE_SECONDS = 0.5
+
+
+def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
+    """What every call is given."""
+    return {
+        "task": Task(task_id="t1", role="DEV", description="Store every event."),
+        "agent": Agent(agent_id=agent_id, role="DEV", persona=f"You are {agent_id}.", **agent),
+        "pack": ContextPack(context="Decided: JetStream."),
+        "wave": 1,
+    }
+
+
+def proposing(agent_id: str = "dev-1", **agent: Any) -> ProposeInput:
+    return ProposeInput(**asked(agent_id, **agent))
+
+
+@pytest.fixture
+async def store(valkey: RunningServer) -> AsyncIterator[Redis]:
+    once = Retry(NoBackoff(), 0)
+    client = Redis(host=valkey.host, port=valkey.port, password=valkey.password, retry=once)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def client(llm: LlmServer) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with llm_client.connect(llm.url, "none", IDLE_SECONDS) as client:
+        yield client
+
+
+@pytest.fixture
+def agents(client: openai.AsyncOpenAI, llm: LlmServer, store: Redis) -> VllmAgents:
+    return VllmAgents(client, store, llm.model, PROMPTS)
+
+
+@pytest.fixture
+def environment() -> ActivityEnvironment:
+    """A call of a run of its own, so that no other test's answers are found."""
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(
+        environment.info,
+        workflow_id="deliberation-t1",
+        workflow_run_id=str(uuid.uuid4()),
+        heartbeat_timeout=timedelta(milliseconds=60),
+    )
+    return environment
+
+
+async def refusal(call: Awaitable[Any]) -> ApplicationError:
+    """The ApplicationError that the call ends with."""
+    with pytest.raises(ApplicationError) as raised:
+        await call
+    return raised.value
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not happened():
+            await asyncio.sleep(0.005)
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+async def test_every_act_brings_its_structured_answer(
+    agents: VllmAgents, environment: ActivityEnvironment
+) -> None:
+    critique = Critique(verdict="revise", suggestion="name the stream")
+    contenders = [
+        Contender(agent_id=name, score=0.9, proposal=PROPOSAL) for name in ("qa-1", "qa-2")
+    ]
+
+    proposal = await environment.run(agents.propose, proposing())
+    criticism = await environment.run(
+        agents.criticise, CriticiseInput(**asked(), author_id="dev-2", proposal=PROPOSAL)
+    )
+    revision = await environment.run(
+        agents.revise, ReviseInput(**asked(), proposal=PROPOSAL, critiques=[critique])
+    )
+    judgement = await environment.run(agents.judge, JudgeInput(**asked(), contenders=contenders))
+    plan = await environment.run(
+        agents.derive_plan, DerivePlanInput(**asked(), design=PROPOSAL, roles=["DEV", "QA"])
+    )
+
+    assert proposal.proposal.content
+    assert 1 <= len(revision.proposal.decisions) <= 3
+    assert criticism.critique.points
+    assert judgement.verdict.winner_id in ("qa-1", "qa-2")
+    assert {task.role for task in plan.tasks} <= {"DEV", "QA"}
+
+
+async def test_a_call_says_what_it_cost(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    first = (await environment.run(agents.propose, proposing("dev-1"))).usage
+    second = (await environment.run(agents.propose, proposing("dev-2"))).usage
+
+    assert (first.act, first.agent_id, first.role) == ("propose", "dev-1", "DEV")
+    assert (first.model, first.asks, first.seed) == (llm.model, 1, llm.calls[0].seed)
+    assert first.tokens_in > 0
+    assert first.tokens_out == llm.calls[0].tokens
+    assert first.prompt_hash != second.prompt_hash
+    assert first.seed != second.seed
+    assert second.cached_tokens > second.tokens_in * 0.9
+
+
+async def test_a_run_that_is_repeated_asks_the_same_and_gets_the_same(
+    agents: VllmAgents, environment: ActivityEnvironment, store: Redis
+) -> None:
+    once = await environment.run(agents.propose, proposing())
+    await store.delete(key(environment))
+
+    again = await environment.run(agents.propose, proposing())
+
+    assert again.proposal == once.proposal
+    assert again.usage.seed == once.usage.seed
+
+
+async def test_an_agent_may_have_its_own_model(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.models = (llm.model, "large-model")
+
+    await environment.run(agents.propose, proposing("dev-1", model="large-model"))
+    await environment.run(agents.propose, proposing("dev-2"))
+
+    assert [call.model for call in llm.calls] == ["large-model", llm.model]
+
+
+# --- answers that cannot be used ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("empty", "it was empty"),
+        ("half", "Invalid JSON"),
+        ("wrong", "approach: Field required"),
+        ("long", "cut off"),
+    ],
+)
+async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str, problem: str
+) -> None:
+    llm.fail(kind)
+
+    answer = await environment.run(agents.propose, proposing())
+
+    first, second = llm.calls
+    assert answer.usage.asks == 2
+    assert answer.usage.tokens_out == first.tokens + second.tokens
+    assert second.messages[: len(first.messages)] == first.messages
+    assert problem in second.messages[-1]["content"]
+    assert second.seed != first.seed
+
+
+async def test_three_answers_that_cannot_be_used_are_the_end(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("half", times=3)
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+
+    assert (error.type, error.non_retryable) == ("BadAnswer", True)
+    assert "Invalid JSON" in error.message
+    assert len(llm.calls) == 3
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "the engine is told to fail " * 1_000])
+async def test_the_servers_own_words_are_told_but_cut(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, text: str
+) -> None:
+    llm.fail("status", status=422, text=text)
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+
+    assert "the engine is told to fail" in error.message
+    assert len(error.message) < 700
+
+
+@pytest.mark.parametrize(
+    ("fault", "type_", "retried"),
+    [
+        ({"kind": "status", "status": 500}, "LlmServerError", True),
+        ({"kind": "status", "status": 503}, "LlmServerError", True),
+        ({"kind": "status", "status": 408}, "LlmTimeout", True),
+        ({"kind": "status", "status": 409}, "LlmOverloaded", True),
+        ({"kind": "status", "status": 429}, "LlmOverloaded", True),
+        ({"kind": "status", "status": 400}, "LlmRefused", False),
+        ({"kind": "status", "status": 401}, "LlmRefused", False),
+        ({"kind": "status", "status": 404}, "LlmRefused", False),
+        ({"kind": "status", "status": 404, "text": "no such path yet"}, "LlmUnreachable", True),
+        ({"kind": "html"}, "LlmProtocol", True),
+        ({"kind": "hang"}, "LlmTimeout", True),
+        ({"kind": "stall"}, "LlmTimeout", True),
+        ({"kind": "drop"}, "LlmUnreachable", True),
+        ({"kind": "ends"}, "LlmUnreachable", True),
+        ({"kind": "error"}, "LlmServerError", True),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
+)
+async def test_a_misbehaving_engine_is_retried_where_that_can_help(
+    agents: VllmAgents,
+    llm: LlmServer,
+    environment: ActivityEnvironment,
+    fault: dict[str, Any],
+    type_: str,
+    retried: bool,
+) -> None:
+    llm.fail(**fault)
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+
+    assert (error.type, not error.non_retryable) == (type_, retried), error.message
+    assert "127.0.0.1" in error.message
+    assert len(llm.calls) == 1  # Temporal retries, nobody else
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("0.5", 0.5), ("3600", 60), ("soon", None), ("-1", None)]
+)
+async def test_retry_after_is_the_next_attempts_delay(
+    agents: VllmAgents,
+    llm: LlmServer,
+    environment: ActivityEnvironment,
+    header: str,
+    seconds: float | None,
+) -> None:
+    llm.fail("status", status=429, retry_after=header)
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+
+    assert error.next_retry_delay == (None if seconds is None else timedelta(seconds=seconds))
+
+
+def test_retry_after_may_be_a_date() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+
+    assert retry_after(format_datetime(now + timedelta(seconds=9)), now) == timedelta(seconds=9)
+    assert retry_after(format_datetime(now - timedelta(seconds=9)), now) is None
+    assert retry_after("1e400", now) == timedelta(seconds=60)
+
+
+def test_every_status_has_its_place_in_the_table(client: openai.AsyncOpenAI) -> None:
+    request = httpx2.Request("POST", "http://127.0.0.1")
+    errors = {
+        status: failure(
+            client,
+            openai.APIStatusError(
+                "told", response=httpx2.Response(status, request=request), body={}
+            ),
+        )
+        for status in range(300, 600)
+    }
+
+    retried = {status for status, error in errors.items() if not error.non_retryable}
+    assert retried == {408, 409, 429, *range(500, 600)}
+
+
+async def test_an_engine_that_is_away_is_retried(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    await llm.stop()
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+
+    assert (error.type, error.non_retryable) == ("LlmUnreachable", False)
+
+
+async def test_a_model_that_is_not_served_is_refused_with_those_that_are(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    error = await refusal(environment.run(agents.propose, proposing(model="gpt-none")))
+
+    assert (error.type, error.non_retryable) == ("LlmRefused", True)
+    assert "gpt-none" in error.message
+    assert llm.model in error.message
+    assert not llm.calls
+
+
+@pytest.mark.parametrize("kind", ["MOCK", "mock", "MOCK_LLM"])
+async def test_a_mock_agent_is_refused(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str
+) -> None:
+    mock = Agent(agent_id="dev-1", role="DEV").model_copy(update={"agent_type": kind})
+    request = proposing().model_copy(update={"agent": mock})
+
+    error = await refusal(environment.run(agents.propose, request))
+
+    assert (error.message, error.non_retryable) == (MOCK_REFUSED, True)
+    assert not llm.calls
+
+
+async def test_an_external_agent_is_refused_with_what_to_use(
+    agents: VllmAgents, environment: ActivityEnvironment
+) -> None:
+    error = await refusal(environment.run(agents.propose, proposing(agent_type="NATS")))
+
+    assert (error.type, error.non_retryable) == ("AgentTypeNotSupported", True)
+    assert "use RAY_VLLM or VLLM" in error.message
+
+
+# --- nothing is paid for twice --------------------------------------------------------------------
+
+
+def key(environment: ActivityEnvironment, act: str = "propose", agent_id: str = "dev-1") -> str:
+    return answer_key(environment.info, 1, act, agent_id)
+
+
+async def kept(store: Redis, environment: ActivityEnvironment) -> ProposalAnswer:
+    answer = await store.get(key(environment))
+    assert answer is not None
+    return ProposalAnswer.model_validate_json(answer)
+
+
+async def test_a_finished_answer_is_not_asked_for_again(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    once = await environment.run(agents.propose, proposing())
+
+    again = await environment.run(agents.propose, proposing())
+
+    assert again == once
+    assert len(llm.calls) == 1
+    assert await kept(store, environment) == once
+    assert 0 < await store.ttl(key(environment)) <= KEPT_FOR.total_seconds()
+
+
+async def test_another_agent_wave_act_or_run_is_another_call(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    request = proposing()
+    await environment.run(agents.propose, request)
+
+    await environment.run(agents.propose, proposing("dev-2"))
+    await environment.run(agents.propose, request.model_copy(update={"wave": 2}))
+    await environment.run(agents.revise, ReviseInput(**asked(), proposal=PROPOSAL, critiques=[]))
+    environment.info = dataclasses.replace(environment.info, workflow_run_id=str(uuid.uuid4()))
+    await environment.run(agents.propose, request)
+
+    assert len(llm.calls) == 5
+
+
+async def test_an_answer_waits_for_a_valkey_that_is_away(
+    agents: VllmAgents,
+    llm: LlmServer,
+    environment: ActivityEnvironment,
+    store: Redis,
+    valkey: RunningServer,
+) -> None:
+    heartbeats = recorded(environment)
+    llm.fail("slow", ms=2)
+    call = asyncio.ensure_future(environment.run(agents.propose, proposing()))
+    await until(lambda: bool(llm.calls and llm.calls[0].tokens))
+
+    await valkey.kill()
+    await until(lambda: "waiting for Valkey" in heartbeats[-1]["state"])
+    await valkey.start()
+
+    answer = await call
+    assert await kept(store, environment) == answer
+    assert len(llm.calls) == 1
+
+
+async def test_without_valkey_nothing_is_asked(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, valkey: RunningServer
+) -> None:
+    await valkey.kill()
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+    await valkey.start()
+
+    assert (error.type, error.non_retryable) == ("StoreUnreachable", False)
+    assert not llm.calls
+
+
+# --- at work --------------------------------------------------------------------------------------
+
+
+def recorded(environment: ActivityEnvironment) -> list[dict[str, Any]]:
+    heartbeats: list[dict[str, Any]] = []
+    environment.on_heartbeat = heartbeats.append
+    return heartbeats
+
+
+async def test_heartbeats_carry_the_tokens_so_far(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    heartbeats = recorded(environment)
+    llm.fail("slow", ms=4)
+
+    answer = await environment.run(agents.propose, proposing())
+
+    counts = [beat["tokens"] for beat in heartbeats]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 3
+    assert 0 < counts[-1] <= answer.usage.tokens_out
+    assert {(beat["act"], beat["agent_id"]) for beat in heartbeats} == {("propose", "dev-1")}
+
+
+@pytest.mark.parametrize("kind", ["slow", "hang"])
+async def test_cancelling_stops_the_generation_in_the_engine(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str
+) -> None:
+    heartbeats = recorded(environment)
+    llm.fail(kind, ms=20)
+    call = asyncio.ensure_future(environment.run(agents.propose, proposing()))
+    await until(lambda: bool(llm.calls and (kind == "hang" or llm.calls[0].tokens)))
+
+    environment.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await until(lambda: llm.calls[0].end == "aborted")
+    beats = len(heartbeats)
+    await asyncio.sleep(0.05)
+    assert len(heartbeats) == beats
+
+
+# --- whatever the model's window ------------------------------------------------------------------
+
+
+def huge() -> ProposeInput:
+    request = proposing()
+    task = request.task.model_copy(update={"description": "Store every event. " * 50_000})
+    return request.model_copy(update={"task": task})
+
+
+async def test_a_brief_of_a_megabyte_fits_a_small_model(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.window = 2_048
+
+    answer = await environment.run(agents.propose, huge())
+
+    assert answer.usage.tokens_in < 2_048
+    assert [call.end for call in llm.calls] == ["answered"]
+
+
+async def test_a_prompt_that_the_engine_finds_too_long_is_cut_further(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.window, llm.bytes_per_token = 4_096, 0.6
+
+    answer = await environment.run(agents.propose, huge())
+
+    assert answer.proposal.content
+    assert [call.end for call in llm.calls] == ["refused", "refused", "answered"]
+
+
+async def test_an_engine_that_comes_back_with_a_shorter_window_is_noticed(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    await environment.run(agents.propose, huge())
+    llm.window = 2_048
+
+    await environment.run(agents.propose, huge().model_copy(update={"wave": 2}))
+
+    assert [call.end for call in llm.calls] == ["answered", "refused", "answered"]
+
+
+async def test_a_window_that_holds_no_prompt_at_all_is_refused(
+    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.window = 128
+
+    error = await refusal(environment.run(agents.propose, proposing()))
+
+    assert (error.type, error.non_retryable) == ("PromptTooLong", True)
+    assert "longer window" in error.message
