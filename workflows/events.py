@@ -21,6 +21,8 @@ class EventBody(Wire):
 
 
 class StoryCreated(EventBody):
+    """A story has begun."""
+
     SUBJECT: ClassVar[str] = "planning.story.created"
     title: str
     rigor: str
@@ -28,6 +30,8 @@ class StoryCreated(EventBody):
 
 
 class StoryTransitioned(EventBody):
+    """The story took a transition of its machine."""
+
     SUBJECT: ClassVar[str] = "planning.story.transitioned"
     from_phase: str
     to_phase: str
@@ -37,11 +41,15 @@ class StoryTransitioned(EventBody):
 
 
 class StoryCancelled(EventBody):
+    """The story was cancelled; its deliberations have stopped."""
+
     SUBJECT: ClassVar[str] = "planning.story.cancelled"
     actor: str
 
 
 class GateOpened(EventBody):
+    """A gate waits for a person. `revision`: the content hash of what it shows."""
+
     SUBJECT: ClassVar[str] = "planning.gate.opened"
     gate: str
     role: str
@@ -49,6 +57,8 @@ class GateOpened(EventBody):
 
 
 class GateClosed(EventBody):
+    """A gate was passed, or closed because what it showed no longer holds."""
+
     SUBJECT: ClassVar[str] = "planning.gate.closed"
     gate: str
     role: str
@@ -56,12 +66,16 @@ class GateClosed(EventBody):
 
 
 class PlanApproved(EventBody):
+    """A plan was approved: it may be run."""
+
     SUBJECT: ClassVar[str] = "planning.plan.approved"
     plan_id: str
     approved_by: str
 
 
 class TaskCreated(EventBody):
+    """A task of a derived plan."""
+
     SUBJECT: ClassVar[str] = "planning.task.created"
     plan_id: str
     task_id: str
@@ -70,6 +84,8 @@ class TaskCreated(EventBody):
 
 
 class TaskDispatched(EventBody):
+    """A task was given to its council."""
+
     SUBJECT: ClassVar[str] = "orchestration.task.dispatched"
     task_id: str
     agent_id: str
@@ -78,12 +94,16 @@ class TaskDispatched(EventBody):
 
 
 class DeliberationStarted(EventBody):
+    """A council has begun."""
+
     SUBJECT: ClassVar[str] = "orchestration.deliberation.started"
     task_id: str
     role: str
 
 
 class DeliberationCompleted(EventBody):
+    """A council has decided."""
+
     SUBJECT: ClassVar[str] = "orchestration.deliberation.completed"
     task_id: str
     role: str
@@ -94,6 +114,8 @@ class DeliberationCompleted(EventBody):
 
 
 class DeliberationFailed(EventBody):
+    """A council could not decide; `error` holds every cause."""
+
     SUBJECT: ClassVar[str] = "orchestration.deliberation.failed"
     task_id: str
     role: str
@@ -102,6 +124,8 @@ class DeliberationFailed(EventBody):
 
 
 class RoundCompleted(EventBody):
+    """A round of critique and revision is over."""
+
     SUBJECT: ClassVar[str] = "orchestration.round.completed"
     task_id: str
     role: str
@@ -109,12 +133,16 @@ class RoundCompleted(EventBody):
 
 
 class ContextUpdated(EventBody):
+    """What agents are told has changed; `version` grows per story."""
+
     SUBJECT: ClassVar[str] = "context.updated"
     version: int
     changed: list[str]
 
 
 class ContextDecisionAdded(EventBody):
+    """A decision was made."""
+
     SUBJECT: ClassVar[str] = "context.decision.added"
     decision_id: str
     title: str
@@ -123,13 +151,15 @@ class ContextDecisionAdded(EventBody):
 
 
 class ContextMilestoneReached(EventBody):
+    """A milestone of the story."""
+
     SUBJECT: ClassVar[str] = "context.milestone.reached"
     milestone_id: str
     event_type: str
     description: str
 
 
-# --- recorded, not published ----------------------------------------------------------------------
+# --- recorded, not published --------------------------------------------------------------------
 
 
 class StorySpec(EventBody):
@@ -144,12 +174,16 @@ class StorySpec(EventBody):
 
 
 class PlanDerived(EventBody):
+    """A plan's tasks, as derived from the design."""
+
     plan_id: str
     version: int
     tasks: list[PlannedTask]
 
 
 class TaskFinished(EventBody):
+    """How a task of a plan ended."""
+
     plan_id: str
     task_id: str
     status: Literal["done", "failed", "not_run"]
@@ -157,6 +191,8 @@ class TaskFinished(EventBody):
 
 
 class PlanFinished(EventBody):
+    """How a plan ended."""
+
     plan_id: str
     status: str
 

@@ -1,8 +1,8 @@
 """What crosses the wire between clients, workflows and activities, and the ids they share.
 
-Every model is frozen. A `Request` comes from outside: unknown fields are refused, and a refusal names
-the field, the rule and the remedy. A `Wire` model comes from a history or from our own code: a new
-field has a default, and none is renamed while a history holds it (design sections 3 and 5).
+Every model is frozen. A `Request` comes from outside: unknown fields are refused, and a refusal
+names the field, the rule and the remedy. A `Wire` model comes from a history or from our own code:
+a new field has a default, and none is renamed while a history holds it (design sections 3 and 5).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def content_hash(content: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-# --- ids -----------------------------------------------------------------------------------------
+# --- ids ----------------------------------------------------------------------------------------
 
 
 def story_workflow_id(story_id: str) -> str:
@@ -113,7 +113,7 @@ def event_id(workflow_id: str, run_id: str, sequence: int) -> str:
     return f"{workflow_id}/{run_id}/{sequence}"
 
 
-# --- usage ---------------------------------------------------------------------------------------
+# --- usage --------------------------------------------------------------------------------------
 
 
 class CallUsage(Wire):
@@ -150,7 +150,7 @@ class UsageLine(Wire):
     seconds: float = 0.0
 
 
-# --- the story's requests ------------------------------------------------------------------------
+# --- the story's requests -----------------------------------------------------------------------
 
 
 class StoryText(Wire):
@@ -222,6 +222,8 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class BuildResult(Part):
+    """Whether the workspace built."""
+
     ok: bool
 
 
@@ -235,6 +237,8 @@ class UnitResult(Part):
 
 
 class SonarResult(Part):
+    """What static analysis found in the new code."""
+
     project_key: str = ""
     quality_gate: Literal["OK", "WARN", "ERROR", "NONE"]
     new_critical: Count
@@ -250,16 +254,22 @@ class StaticResult(Part):
 
 
 class E2EResult(Part):
+    """The end-to-end tests."""
+
     ok: bool
     passed: Count
     failed: Count
 
 
 class PRResult(Part):
+    """The pull request, where there is one."""
+
     url: str = ""
 
 
 class Timings(Part):
+    """How long the workspace took."""
+
     total_ms: Count = 0
 
 
@@ -287,17 +297,7 @@ class DecisionAdded(Request):
     decided_by: str = "unknown"
 
 
-class MilestoneReached(Request):
-    """A milestone from outside."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    milestone_id: Line
-    event_type: Line
-    description: str = ""
-
-
-# --- the process: configuration, pinned in a history at its start ---------------------------------
+# --- the process: configuration, pinned in a history at its start -------------------------------
 
 
 class Transition(Wire):
@@ -363,7 +363,7 @@ class Process(Wire):
     """Content hash of the configuration files."""
 
 
-# --- readiness and report -------------------------------------------------------------------------
+# --- readiness and report -----------------------------------------------------------------------
 
 
 class Finding(Wire):
@@ -391,11 +391,11 @@ class ReportScore(Wire):
     reasons: list[str] = []
 
 
-# --- councils, context, agents --------------------------------------------------------------------
+# --- councils, context, agents ------------------------------------------------------------------
 
 
 class Agent(Wire):
-    """A seat in a council. `model` empty: the default. `persona`: how this agent looks at things."""
+    """A seat in a council. `model` empty: the default. `persona`: how it looks at things."""
 
     agent_id: str
     role: str
@@ -412,11 +412,15 @@ class CouncilQuery(Wire):
 
 
 class Council(Wire):
+    """A council with its agents, in the order of their ids."""
+
     council_id: str
     role: str
     agents: list[Agent]
     judge: Agent | None = None
     """An ARCHITECT who judges near ties; None where the fleet has none."""
+    roles: list[str] = []
+    """The role of every council that there is: whom a plan's tasks may be given to."""
 
 
 class PackQuery(Wire):
@@ -471,11 +475,15 @@ class Proposal(Wire):
 
 
 class CritiquePoint(Wire):
+    """One point of a critique."""
+
     severity: Literal["low", "medium", "high"]
     text: str
 
 
 class Critique(Wire):
+    """One agent's critique of another's proposal."""
+
     verdict: Literal["accept", "revise", "reject"]
     points: list[CritiquePoint] = []
     suggestion: str = ""
@@ -493,30 +501,40 @@ class AgentCall(Wire):
 
 
 class ProposeInput(AgentCall):
-    pass
+    """A proposal is asked for."""
 
 
 class CriticiseInput(AgentCall):
+    """A critique of `author_id`'s proposal is asked for."""
+
     author_id: str
     proposal: Proposal
 
 
 class ReviseInput(AgentCall):
+    """A revision in the light of the critiques is asked for."""
+
     proposal: Proposal
     critiques: list[Critique]
 
 
 class Contender(Wire):
+    """A proposal in a near tie."""
+
     agent_id: str
     score: float
     proposal: Proposal
 
 
 class JudgeInput(AgentCall):
+    """A choice between near ties is asked for."""
+
     contenders: list[Contender]
 
 
 class Verdict(Wire):
+    """The judge's choice and why."""
+
     winner_id: str
     reason: str
 
@@ -550,29 +568,39 @@ class DraftTask(Wire):
 
 
 class ProposalAnswer(Wire):
+    """A proposal and what it cost."""
+
     proposal: Proposal
     usage: CallUsage
 
 
 class CritiqueAnswer(Wire):
+    """A critique and what it cost."""
+
     critique: Critique
     usage: CallUsage
 
 
 class JudgeAnswer(Wire):
+    """A verdict and what it cost."""
+
     verdict: Verdict
     usage: CallUsage
 
 
 class DerivePlanAnswer(Wire):
+    """The drafts of a plan and what they cost."""
+
     tasks: list[DraftTask]
     usage: CallUsage
 
 
-# --- checks and ranking -----------------------------------------------------------------------------
+# --- checks and ranking -------------------------------------------------------------------------
 
 
 class CheckInput(Wire):
+    """An agent's proposal, to be checked."""
+
     agent_id: str
     proposal: Proposal
 
@@ -626,7 +654,7 @@ class FailedAgent(Wire):
     cause: str
 
 
-# --- deliberation -----------------------------------------------------------------------------------
+# --- deliberation -------------------------------------------------------------------------------
 
 
 class DeliberationInput(Request):
@@ -712,10 +740,12 @@ class DeliberationRecord(Wire):
     timestamp: str
 
 
-# --- plan -------------------------------------------------------------------------------------------
+# --- plan ---------------------------------------------------------------------------------------
 
 
 class Plan(Wire):
+    """A version of a story's plan."""
+
     plan_id: str
     story_id: str
     version: int = 1
@@ -759,6 +789,8 @@ class PlanResult(Wire):
 
 
 class PlanQuery(Wire):
+    """Which plan to look for in the graph."""
+
     story_id: str
     plan_id: str
 
@@ -775,11 +807,10 @@ class WaveRequest(Wire):
 
     workflow_id: str
     wave: str
-    phase: str
     usage: list[CallUsage]
 
 
-# --- what people see --------------------------------------------------------------------------------
+# --- what people see ----------------------------------------------------------------------------
 
 
 class Move(Wire):

@@ -1,0 +1,448 @@
+"""Workflows on the time-skipping server, with activities that answer at once.
+
+The activities here are the world of a unit test: each answers from data that the test sets.
+Everything real (Neo4j, NATS, Valkey, an LLM over HTTP) is in tests/integration and tests/e2e.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from temporalio import activity
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from workers.workflow_runner import workflow_runner
+from workflows import fsm, rigor
+from workflows.deliberation import DeliberationWorkflow
+from workflows.events import Entry, PublishBatch, RecordBatch
+from workflows.models import (
+    Agent,
+    AgentCall,
+    CallUsage,
+    Check,
+    CheckInput,
+    CheckReport,
+    ContextPack,
+    Council,
+    CouncilQuery,
+    CriticiseInput,
+    Critique,
+    CritiqueAnswer,
+    CritiquePoint,
+    Decision,
+    DeliberationRecord,
+    DerivePlanAnswer,
+    DerivePlanInput,
+    DraftTask,
+    JudgeAnswer,
+    JudgeInput,
+    PackQuery,
+    PlanQuery,
+    Process,
+    Proposal,
+    ProposalAnswer,
+    ProposeInput,
+    Readiness,
+    ReviseInput,
+    StoredPlan,
+    StoryInput,
+    StoryResult,
+    StoryText,
+    StoryView,
+    Verdict,
+    story_workflow_id,
+)
+from workflows.plan import PlanWorkflow
+from workflows.story import StoryWorkflow
+from workflows.stubs import AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "config"
+ROLES = ["ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"]
+QUEUES = ("story", "agents", "context", "bridge")
+
+
+def machine_document() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((CONFIG / "agile.fsm.yaml").read_text())
+    return document
+
+
+@dataclass
+class World:
+    """What the activities answer, and what was asked of them."""
+
+    readiness: int = 95
+    drafts: list[DraftTask] = field(
+        default_factory=lambda: [
+            DraftTask(role="DEV", title="Build it", description="Write the code."),
+            DraftTask(role="QA", title="Test it", description="Write tests.", depends_on=[1]),
+        ]
+    )
+    scores: dict[str, float] = field(default_factory=dict)
+    blocking: set[str] = field(default_factory=set)
+    failing: dict[str, str] = field(default_factory=dict)
+    """Agent id, `act/agent id`, task id or activity name -> the error it raises for good."""
+    judge: bool = True
+    stored: StoredPlan = field(default_factory=StoredPlan)
+    machine: dict[str, Any] = field(default_factory=machine_document)
+    tokens: int = 10
+    bus_open: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared: NATS is away."""
+    graph_open: asyncio.Event = field(default_factory=asyncio.Event)
+    hold: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Act -> an event that its calls wait for."""
+
+    calls: list[AgentCall] = field(default_factory=list)
+    acts: list[str] = field(default_factory=list)
+    recorded: list[Entry] = field(default_factory=list)
+    published: list[Entry] = field(default_factory=list)
+    deliberations: list[DeliberationRecord] = field(default_factory=list)
+    packs: list[PackQuery] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bus_open.set()
+        self.graph_open.set()
+
+    def subjects(self, story_id: str | None = None) -> list[str]:
+        return [e.subject for e in self.published if story_id in (None, e.story_id)]
+
+    def transitions(self) -> list[tuple[str, str, str]]:
+        return [
+            (e.body["from_phase"], e.body["event"], e.body["to_phase"])
+            for e in self.published
+            if e.kind == "StoryTransitioned"
+        ]
+
+
+class InstantAgents(AgentStub):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def answer(self, act: str, call: AgentCall) -> CallUsage:
+        self.world.calls.append(call)
+        self.world.acts.append(f"{act}/{call.agent.agent_id}")
+        if act in self.world.hold:
+            heartbeat = asyncio.create_task(self.beat())
+            try:
+                await self.world.hold[act].wait()
+            finally:
+                heartbeat.cancel()
+        for key in (call.agent.agent_id, f"{act}/{call.agent.agent_id}", call.task.task_id, act):
+            if cause := self.world.failing.get(key):
+                raise ApplicationError(cause, type="LlmRefused", non_retryable=True)
+        return CallUsage(
+            act=act,
+            agent_id=call.agent.agent_id,
+            role=call.agent.role,
+            model="instant",
+            tokens_in=self.world.tokens,
+            tokens_out=self.world.tokens,
+            latency_ms=5,
+            prompt_hash="p" * 8,
+        )
+
+    async def beat(self) -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+    @activity.defn
+    async def propose(self, request: ProposeInput) -> ProposalAnswer:
+        usage = await self.answer("propose", request)
+        agent_id = request.agent.agent_id
+        return ProposalAnswer(
+            proposal=Proposal(
+                approach=f"{agent_id}'s way",
+                content=f"draft of {agent_id}",
+                decisions=[Decision(title=f"{agent_id} decides", rationale="so")],
+            ),
+            usage=usage,
+        )
+
+    @activity.defn
+    async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
+        usage = await self.answer("criticise", request)
+        point = CritiquePoint(severity="low", text=f"of {request.author_id}")
+        return CritiqueAnswer(critique=Critique(verdict="revise", points=[point]), usage=usage)
+
+    @activity.defn
+    async def revise(self, request: ReviseInput) -> ProposalAnswer:
+        usage = await self.answer("revise", request)
+        agent_id = request.agent.agent_id
+        revised = request.proposal.model_copy(update={"content": f"revision of {agent_id}"})
+        return ProposalAnswer(proposal=revised, usage=usage)
+
+    @activity.defn
+    async def judge(self, request: JudgeInput) -> JudgeAnswer:
+        usage = await self.answer("judge", request)
+        winner = request.contenders[-1].agent_id
+        return JudgeAnswer(verdict=Verdict(winner_id=winner, reason="it is simpler"), usage=usage)
+
+    @activity.defn
+    async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
+        usage = await self.answer("derive_plan", request)
+        return DerivePlanAnswer(tasks=self.world.drafts, usage=usage)
+
+
+class InstantChecks(CheckStub):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @activity.defn
+    async def check_proposal(self, request: CheckInput) -> CheckReport:
+        blocking = request.agent_id in self.world.blocking
+        score = self.world.scores.get(request.agent_id, 1.0)
+        check = Check(
+            name="policy",
+            outcome="failed" if blocking else "passed",
+            score=score,
+            blocking=blocking,
+            findings=["secret: a key"] if blocking else [],
+        )
+        return CheckReport(checks=[check], weights={"policy": 0.4})
+
+
+class InstantGraph(GraphStub):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @activity.defn
+    async def record(self, batch: RecordBatch) -> None:
+        await self.world.graph_open.wait()
+        known = {entry.id for entry in self.world.recorded}
+        self.world.recorded += [entry for entry in batch.entries if entry.id not in known]
+
+    @activity.defn
+    async def record_deliberation(self, record: DeliberationRecord) -> None:
+        self.world.deliberations.append(record)
+
+    @activity.defn
+    async def load_council(self, query: CouncilQuery) -> Council:
+        if query.role not in ROLES:
+            raise ApplicationError(
+                f"council {query.role} is unknown", type="UnknownCouncil", non_retryable=True
+            )
+        agents = [
+            Agent(agent_id=f"agent-{query.role.lower()}-{n}", role=query.role)
+            for n in range(1, (query.size or 3) + 1)
+        ]
+        judge = Agent(agent_id="agent-architect-9", role="ARCHITECT") if self.world.judge else None
+        return Council(
+            council_id=f"council-{query.role.lower()}",
+            role=query.role,
+            agents=agents,
+            judge=judge,
+            roles=ROLES,
+        )
+
+    @activity.defn
+    async def load_plan(self, query: PlanQuery) -> StoredPlan:
+        return self.world.stored
+
+    @activity.defn
+    async def build_pack(self, query: PackQuery) -> ContextPack:
+        self.world.packs.append(query)
+        return ContextPack(system=f"You are {query.role}.", context="the story", version="v")
+
+
+class InstantPlanning(PlanningStub):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @activity.defn
+    async def load_process(self, level: str) -> Process:
+        levels = rigor.parse_rigor(yaml.safe_load((CONFIG / "rigor.yaml").read_text()))
+        return Process(
+            machine=fsm.parse_machine(self.world.machine), rigor=levels[level], version="test"
+        )
+
+    @activity.defn
+    async def score_story(self, text: StoryText) -> Readiness:
+        return Readiness(total=self.world.readiness)
+
+
+class InstantMirror(MirrorStub):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @activity.defn
+    async def publish(self, batch: PublishBatch) -> None:
+        await self.world.bus_open.wait()
+        recorded = {entry.id for entry in self.world.recorded}
+        assert all(entry.id in recorded for entry in batch.entries), "announced before recorded"
+        known = {entry.id for entry in self.world.published}
+        self.world.published += [entry for entry in batch.entries if entry.id not in known]
+
+
+def activities(world: World) -> list[Any]:
+    agents, checks, graph = InstantAgents(world), InstantChecks(world), InstantGraph(world)
+    planning, mirror = InstantPlanning(world), InstantMirror(world)
+    return [
+        agents.propose,
+        agents.criticise,
+        agents.revise,
+        agents.judge,
+        agents.derive_plan,
+        checks.check_proposal,
+        graph.record,
+        graph.record_deliberation,
+        graph.load_council,
+        graph.load_plan,
+        graph.build_pack,
+        planning.load_process,
+        planning.score_story,
+        mirror.publish,
+    ]
+
+
+@pytest.fixture(scope="session")
+async def skipping() -> AsyncIterator[WorkflowEnvironment]:
+    """The time-skipping test server, with the search attributes it must know."""
+    import shutil
+
+    binary = shutil.which("temporal-test-server")
+    assert binary, "temporal-test-server is not installed; run `make setup`"
+    environment = await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary, data_converter=pydantic_data_converter
+    )
+    await environment.client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace="default",
+            search_attributes={
+                "StoryState": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+                "PendingGate": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+                "Rigor": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+                "StoryRole": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+                "DorScore": IndexedValueType.INDEXED_VALUE_TYPE_INT,
+            },
+        )
+    )
+    async with environment:
+        yield environment
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def fleet(skipping: WorkflowEnvironment, world: World) -> AsyncIterator[Client]:
+    """The fleet's workers over `world`."""
+    client = skipping.client
+    workers = [
+        Worker(
+            client,
+            task_queue=queue,
+            workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
+            activities=activities(world),
+            workflow_runner=workflow_runner(),
+            graceful_shutdown_timeout=timedelta(seconds=1),
+        )
+        for queue in QUEUES
+    ]
+    async with workers[0], workers[1], workers[2], workers[3]:
+        yield client
+
+
+GOOD_REPORT: dict[str, Any] = {
+    "job_id": "job-1",
+    "build": {"ok": True},
+    "unit": {"ok": True, "passed": 10, "failed": 0, "coverage": 95.0},
+    "static": {"ok": True, "sonar": {"quality_gate": "OK", "new_critical": 0, "new_major": 0}},
+    "e2e": {"ok": True, "passed": 3, "failed": 0},
+}
+
+
+class RunningStory:
+    """A story under test, steered as a person would."""
+
+    def __init__(self, handle: WorkflowHandle[StoryWorkflow, StoryResult], story_id: str) -> None:
+        self.handle = handle
+        self.story_id = story_id
+
+    async def update(self, name: str, **request: Any) -> StoryView:
+        return await self.handle.execute_update(name, request, result_type=StoryView)
+
+    async def approve(self, gate: str, role: str = "PO", **more: Any) -> StoryView:
+        return await self.update("approve", gate=gate, actor="ana", role=role, **more)
+
+    async def reject(self, event: str, role: str = "PO", reason: str = "no") -> StoryView:
+        return await self.update("reject", event=event, actor="ana", role=role, reason=reason)
+
+    async def report(self, **changes: Any) -> StoryView:
+        return await self.update("report", **(GOOD_REPORT | changes))
+
+    async def state(self) -> StoryView:
+        return await self.handle.query("state", result_type=StoryView)
+
+    async def until(self, *, state: str = "", gate: str | None = None, **fields: Any) -> StoryView:
+        """Poll the query `state` until it is as asked; at most 30 s."""
+        async with asyncio.timeout(30):
+            while True:
+                view = await self.state()
+                wanted = {"state": state or view.state, **fields}
+                if gate is not None:
+                    wanted["pending_gate"] = gate
+                if all(getattr(view, name) == value for name, value in wanted.items()):
+                    return view
+                await asyncio.sleep(0.02)
+
+    async def to(self, state: str) -> StoryView:
+        """Bring the story to `state` by the way of approvals."""
+        steps = {
+            "DRAFT": None,
+            "DESIGN": ("approve_scope", "PO"),
+            "BUILD": ("approve_design", "PO"),
+            "TEST": None,
+            "DOCS": ("qa_passed", "QA"),
+            "DONE": ("docs_ready", "PO"),
+        }
+        for name, step in steps.items():
+            if step:
+                await self.until(gate=step[0])
+                await self.approve(*step)
+            elif name == "TEST":
+                await self.report()
+                await self.until(state="TEST")
+            if name == state:
+                break
+        return await self.state()
+
+
+class StartStory:
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def __call__(self, **fields: Any) -> RunningStory:
+        story_id = fields.pop("story_id", f"US-{uuid.uuid4().hex[:8]}")
+        request = {"story_id": story_id, "title": "Shorten links"} | fields
+        handle = await self.client.start_workflow(
+            "StoryWorkflow",
+            request,
+            id=story_workflow_id(story_id),
+            task_queue="story",
+            result_type=StoryResult,
+        )
+        return RunningStory(handle, story_id)
+
+
+@pytest.fixture
+def start_story(fleet: Client) -> StartStory:
+    return StartStory(fleet)
+
+
+__all__ = ["RunningStory", "StartStory", "StoryInput", "World"]

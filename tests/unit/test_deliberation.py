@@ -1,0 +1,199 @@
+"""DeliberationWorkflow: waves, quorum, near ties, late decisions, time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+
+from tests.unit.conftest import World
+from workflows.models import DeliberationResult, Progress
+
+Deliberation = WorkflowHandle[Any, DeliberationResult]
+
+
+async def start(fleet: Client, **fields: Any) -> Deliberation:
+    task_id = fields.pop("task_id", f"T-{uuid.uuid4().hex[:8]}")
+    request = {"task_id": task_id, "role": "DEV", "description": "Do it"} | fields
+    return await fleet.start_workflow(
+        "DeliberationWorkflow",
+        request,
+        id=f"deliberation-{task_id}",
+        task_queue="story",
+        result_type=DeliberationResult,
+    )
+
+
+async def failure(handle: Deliberation) -> ApplicationError:
+    with pytest.raises(WorkflowFailureError) as failed:
+        await handle.result()
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError), cause
+    return cause
+
+
+async def test_a_council_of_three_takes_nine_calls_in_three_waves(
+    fleet: Client, world: World
+) -> None:
+    result = await (await start(fleet)).result()
+
+    waves = [[a for a in world.acts if a.startswith(act)] for act in ("propose", "crit", "revise")]
+    assert [len(wave) for wave in waves] == [3, 3, 3]
+    assert [call.wave for call in world.calls if call.wave <= 3] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert result.status == "completed"
+    assert [ranked.rank for ranked in result.ranked] == [1, 2, 3]
+    assert result.winner_id == result.ranked[0].agent_id
+
+
+async def test_criticism_goes_in_a_ring(fleet: Client, world: World) -> None:
+    result = await (await start(fleet)).result()
+
+    critics = {r.agent_id: r.critics for r in result.ranked}
+    assert critics == {
+        "agent-dev-1": ["agent-dev-3"],
+        "agent-dev-2": ["agent-dev-1"],
+        "agent-dev-3": ["agent-dev-2"],
+    }
+
+
+async def test_the_best_score_wins_without_a_judge(fleet: Client, world: World) -> None:
+    world.scores = {"agent-dev-1": 0.2, "agent-dev-2": 0.9, "agent-dev-3": 0.5}
+
+    result = await (await start(fleet)).result()
+
+    assert result.winner_id == "agent-dev-2"
+    assert result.judged == ""
+    assert not [act for act in world.acts if act.startswith("judge")]
+
+
+async def test_a_near_tie_is_judged_by_an_architect_with_a_reason(
+    fleet: Client, world: World
+) -> None:
+    world.scores = {"agent-dev-1": 0.90, "agent-dev-2": 0.88, "agent-dev-3": 0.5}
+
+    result = await (await start(fleet)).result()
+
+    assert result.winner_id == "agent-dev-2"
+    assert result.judged == "agent-architect-9: it is simpler"
+
+
+async def test_without_a_judge_a_tie_goes_by_points_then_by_id(fleet: Client, world: World) -> None:
+    world.judge = False
+
+    result = await (await start(fleet)).result()
+
+    assert result.winner_id == "agent-dev-1"
+    assert "near tie" in result.judged
+
+
+async def test_a_failed_agent_is_left_out_and_named(fleet: Client, world: World) -> None:
+    world.failing = {"criticise/agent-dev-2": "the model said no"}
+
+    result = await (await start(fleet)).result()
+
+    assert [(f.agent_id, f.act, f.cause) for f in result.failed_agents] == [
+        ("agent-dev-2", "criticise", "LlmRefused: the model said no")
+    ]
+    assert {r.agent_id for r in result.ranked} == {"agent-dev-1", "agent-dev-3"}
+
+
+async def test_below_a_quorum_it_fails_with_every_cause(fleet: Client, world: World) -> None:
+    world.failing = {"agent-dev-1": "out of memory", "agent-dev-2": "no such model"}
+
+    error = await failure(await start(fleet))
+
+    assert error.type == "QuorumLost"
+    assert "out of memory" in error.message
+    assert "no such model" in error.message
+    assert "orchestration.deliberation.failed" in world.subjects()
+
+
+async def test_a_barred_proposal_cannot_win(fleet: Client, world: World) -> None:
+    world.blocking = {"agent-dev-1"}
+    world.scores = {"agent-dev-2": 0.1, "agent-dev-3": 0.2}
+
+    result = await (await start(fleet)).result()
+
+    assert result.winner_id == "agent-dev-3"
+    assert result.ranked[-1].agent_id == "agent-dev-1"
+    assert result.ranked[-1].barred
+
+
+async def test_all_barred_fails_and_says_why(fleet: Client, world: World) -> None:
+    world.blocking = {"agent-dev-1", "agent-dev-2", "agent-dev-3"}
+
+    error = await failure(await start(fleet))
+
+    assert error.type == "AllBarred"
+    assert "secret" in error.message
+
+
+async def test_an_unknown_council_is_refused(fleet: Client) -> None:
+    with pytest.raises(WorkflowFailureError) as failed:
+        await (await start(fleet, role="POET")).result()
+
+    cause = failed.value.cause.__cause__
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "UnknownCouncil"
+
+
+async def test_a_hanging_agent_times_the_deliberation_out(fleet: Client, world: World) -> None:
+    world.hold["revise"] = asyncio.Event()
+
+    error = await failure(await start(fleet, timeout=3))
+
+    assert error.type == "DeliberationTimeout"
+    assert "agent-dev-1" in error.message
+
+
+async def test_a_late_decision_reaches_the_next_wave(fleet: Client, world: World) -> None:
+    world.hold["propose"] = asyncio.Event()
+    handle = await start(fleet)
+    while len(world.acts) < 3:
+        await asyncio.sleep(0.02)
+
+    await handle.signal("add_decision", {"decision_id": "d1", "title": "Use UTC"})
+    while (await handle.query("progress", result_type=Progress)).wave != "propose":
+        await asyncio.sleep(0.02)
+    world.hold["propose"].set()
+    await handle.result()
+
+    by_wave = {call.wave: [d.title for d in call.late_decisions] for call in world.calls}
+    assert by_wave[1] == []
+    assert by_wave[2] == ["Use UTC"]
+
+
+async def test_events_are_recorded_then_published_in_order(fleet: Client, world: World) -> None:
+    handle = await start(fleet, story_id="US-1", rounds=2)
+
+    result = await handle.result()
+
+    mine = [e for e in world.published if e.source == handle.id]
+    assert [e.subject for e in mine] == [
+        "orchestration.deliberation.started",
+        "orchestration.round.completed",
+        "orchestration.round.completed",
+        "orchestration.deliberation.completed",
+        "context.decision.added",
+    ]
+    assert len({e.id for e in mine}) == len(mine)
+    assert mine[3].body["decisions"][0]["id"] == result.decisions[0].id
+    assert [record.task_id for record in world.deliberations] == [result.task_id]
+
+
+async def test_a_deliberation_under_another_id_is_refused(fleet: Client) -> None:
+    handle = await fleet.start_workflow(
+        "DeliberationWorkflow",
+        {"task_id": "T-1", "role": "DEV", "description": "x"},
+        id="my-own-id",
+        task_queue="story",
+    )
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await handle.result()
+
+    assert "deliberation-T-1" in str(failed.value.cause)

@@ -1,0 +1,510 @@
+"""StoryWorkflow: gates, guards, revisions, rejections, amendments, budgets, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
+from workflows.models import Move, Plan, TimelineEntry, UsageLine
+
+
+@contextmanager
+def refused(kind: str, *words: str) -> Iterator[None]:
+    """The update inside fails with an ApplicationError of `kind` whose message has `words`."""
+    with pytest.raises(WorkflowUpdateFailedError) as failed:
+        yield
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == kind, cause
+    assert [word for word in words if word not in cause.message] == [], cause.message
+
+
+async def test_a_story_goes_from_draft_to_done(start_story: StartStory, world: World) -> None:
+    story = await start_story()
+
+    await story.to("DONE")
+    result = await story.handle.result()
+
+    assert result.state == "DONE"
+    assert world.transitions() == [
+        ("BACKLOG", "create_story", "DRAFT"),
+        ("DRAFT", "approve_scope", "DESIGN"),
+        ("DESIGN", "approve_design", "BUILD"),
+        ("BUILD", "build_done", "TEST"),
+        ("TEST", "qa_passed", "DOCS"),
+        ("DOCS", "docs_ready", "DONE"),
+    ]
+    assert world.subjects()[0] == "planning.story.created"
+    assert len(result.decisions) == 5
+
+
+async def test_every_public_event_is_published_once_and_in_order(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+
+    await story.to("DONE")
+    await story.handle.result()
+
+    ids = [entry.id for entry in world.published]
+    assert len(set(ids)) == len(ids)
+    assert ids == [entry.id for entry in world.recorded if entry.subject]
+    own = [e for e in world.published if e.source == story.handle.id]
+    assert [int(e.id.rsplit("/", 1)[1]) for e in own] == sorted(
+        int(e.id.rsplit("/", 1)[1]) for e in own
+    )
+
+
+async def test_auto_approval_opens_the_gates_by_policy(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story(approvals="auto")
+
+    await story.until(state="BUILD")
+    await story.report()
+    await story.handle.result()
+
+    approvals = [e.body for e in world.recorded if e.kind == "GateApproved"]
+    assert {a["actor"] for a in approvals} == {"policy:auto"}
+    assert [a["gate"] for a in approvals] == [
+        "approve_scope",
+        "approve_design",
+        "qa_passed",
+        "docs_ready",
+    ]
+
+
+async def test_a_gate_refuses_the_wrong_role(start_story: StartStory) -> None:
+    story = await start_story()
+    before = await story.until(gate="approve_scope")
+
+    with refused("GateRole", "role", "PO", "QA"):
+        await story.approve("approve_scope", role="QA")
+
+    assert await story.state() == before
+
+
+async def test_an_unknown_gate_is_refused_with_the_gates_there_are(
+    start_story: StartStory,
+) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("UnknownGate", "approve_scope", "docs_ready"):
+        await story.approve("approve_everything")
+
+
+async def test_a_gate_of_another_state_is_refused_with_the_legal_moves(
+    start_story: StartStory,
+) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("GateNotOpen", "DOCS", "DRAFT", "approve_scope"):
+        await story.approve("docs_ready")
+
+
+async def test_an_illegal_event_is_refused_with_the_legal_moves(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("IllegalMove", "reject_docs", "DRAFT", "approve_scope"):
+        await story.reject("reject_docs")
+
+
+async def test_a_story_that_is_not_ready_cannot_pass_its_gate(
+    start_story: StartStory, world: World
+) -> None:
+    world.readiness = 40
+    story = await start_story()
+    await story.until(state="DRAFT", dor_score=40)
+
+    with refused("GuardBlocked", "dor_ok", "40", "75"):
+        await story.approve("approve_scope")
+
+    moves = [Move.model_validate(m) for m in await story.handle.query("transitions")]
+    assert moves[0].event == "approve_scope"
+    assert "dor_ok" in moves[0].blocked_by[0]
+
+
+async def test_an_amended_draft_is_scored_anew_and_its_gate_opens(
+    start_story: StartStory, world: World
+) -> None:
+    world.readiness = 40
+    story = await start_story()
+    await story.until(state="DRAFT", dor_score=40)
+
+    world.readiness = 90
+    await story.update("amend", brief="As a reader I want short links so that I can share them.")
+
+    assert (await story.until(gate="approve_scope")).dor_score == 90
+
+
+async def test_a_stale_revision_is_refused_with_what_changed_since(
+    start_story: StartStory,
+) -> None:
+    story = await start_story()
+    shown = (await story.until(gate="approve_scope")).revision
+
+    await story.update("amend", title="Shorten all links", actor="bo")
+    now = await story.until(gate="approve_scope")
+
+    assert now.revision != shown
+    with refused("StaleRevision", "title amended by bo", now.revision):
+        await story.approve("approve_scope", revision=shown)
+    assert (await story.approve("approve_scope", revision=now.revision)).state == "DESIGN"
+
+
+async def test_a_revision_that_no_gate_showed_is_refused(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("StaleRevision", "never showed"):
+        await story.approve("approve_scope", revision="0000")
+
+
+async def test_an_approval_records_person_role_and_revision(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    shown = (await story.until(gate="approve_scope")).revision
+
+    await story.approve("approve_scope", comment="fine")
+    await story.until(gate="approve_design")
+
+    approval = next(e.body for e in world.recorded if e.kind == "GateApproved")
+    assert (approval["actor"], approval["role"], approval["revision"], approval["comment"]) == (
+        "ana",
+        "PO",
+        shown,
+        "fine",
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "role", "back_to"),
+    [
+        ("DESIGN", "reject_design", "PO", "DRAFT"),
+        ("BUILD", "reject_build", "PO", "DESIGN"),
+        ("TEST", "reject_test", "QA", "BUILD"),
+        ("DOCS", "reject_docs", "PO", "BUILD"),
+    ],
+)
+async def test_a_rejection_goes_back_and_its_reason_is_in_the_next_context(
+    start_story: StartStory, world: World, state: str, event: str, role: str, back_to: str
+) -> None:
+    story = await start_story()
+    await story.to(state)
+
+    with refused("GateRole", "role"):
+        await story.reject(event, role="DEV")
+    view = await story.reject(event, role=role, reason="it forgets the umlauts")
+    world.calls.clear()
+    if back_to == "DRAFT":
+        await story.until(gate="approve_scope")
+        await story.approve("approve_scope")
+
+    async with asyncio.timeout(20):
+        while not world.calls:
+            await asyncio.sleep(0.02)
+    assert view.state == back_to
+    assert any("it forgets the umlauts" in line for line in world.calls[0].task.feedback)
+
+
+async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.to("BUILD")
+
+    view = await story.update("amend", acceptance_criteria=["Given a link, then it is short"])
+
+    assert view.state == "DRAFT"
+    assert (await story.until(gate="approve_scope")).plan_id == "" or True
+    assert [t for t in world.transitions() if t[1].startswith("reject")] == [
+        ("BUILD", "reject_build", "DESIGN"),
+        ("DESIGN", "reject_design", "DRAFT"),
+    ]
+    assert "context.updated" in world.subjects()
+
+
+async def test_an_amendment_that_changes_nothing_changes_nothing(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.to("DESIGN")
+    before = await story.until(gate="approve_design")
+
+    view = await story.update("amend", title=before.title)
+
+    assert view == before
+
+
+async def test_a_report_counts_only_where_a_guard_reads_it(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("IllegalMove", "report", "DRAFT"):
+        await story.report()
+
+
+async def test_a_report_that_blocks_keeps_the_test_gate_shut(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.to("BUILD")
+    bad = {"ok": True, "passed": 1, "failed": 9, "coverage": 1.0}
+    await story.report(unit=bad, e2e={"ok": False, "passed": 0, "failed": 3})
+    await story.until(state="TEST", working_on="")
+
+    with refused("GuardBlocked", "tests_passing", "block"):
+        await story.approve("qa_passed", role="QA")
+
+    await story.report(job_id="job-2")
+    await story.until(gate="qa_passed")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"unit": {"ok": True, "passed": -1, "failed": 0, "coverage": 9.0}}, "unit.passed"),
+        ({"unit": {"ok": True, "passed": 1, "coverage": 9.0}}, "unit.failed"),
+        ({"unit": {"ok": True, "passed": 1, "failed": 0, "coverage": 101}}, "unit.coverage"),
+        ({"build": {}}, "build.ok"),
+        ({"e2e": None}, "e2e"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+async def test_a_report_with_wrong_numbers_is_refused_naming_the_field(
+    start_story: StartStory, change: dict[str, Any], field: str
+) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("InvalidInput", field):
+        await story.update("report", **(GOOD_REPORT | change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"title": "  "}, ["title"]),
+        ({"titel": "x"}, ["titel", "unknown field"]),
+        ({"acceptance_criteria": "one"}, ["acceptance_criteria"]),
+        ({"rigor": "L9"}, ["rigor"]),
+        ({"token_budget": -5}, ["token_budget"]),
+        ({"carried": {"state": "DONE"}}, ["carried"]),
+        ({"story_id": "a/b"}, ["story_id", "1 to 100"]),
+        ({"story_id": "a b"}, ["story_id"]),
+        ({"story_id": "a.*"}, ["story_id"]),
+        ({"story_id": "a>"}, ["story_id"]),
+        ({"story_id": "x'}) DETACH DELETE (n"}, ["story_id"]),
+    ],
+)
+async def test_a_bad_story_fails_naming_the_field(
+    start_story: StartStory, world: World, fields: dict[str, Any], words: list[str]
+) -> None:
+    story = await start_story(**fields)
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await story.handle.result()
+
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "InvalidInput"
+    assert [word for word in words if word not in cause.message] == []
+    assert world.recorded == []
+
+
+async def test_a_story_under_another_workflow_id_is_refused(fleet: Client) -> None:
+    handle = await fleet.start_workflow(
+        "StoryWorkflow", {"story_id": "US-1", "title": "t"}, id="other", task_queue="story"
+    )
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await handle.result()
+
+    assert "story-US-1" in str(failed.value.cause)
+
+
+async def test_a_signal_does_what_the_update_does(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    await story.handle.signal("approve", {"gate": "approve_scope", "actor": "ana", "role": "PO"})
+
+    await story.until(state="DESIGN")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{"gate": "docs_ready", "actor": "ana", "role": "PO"}, {"gate": "x"}, "nonsense", None],
+)
+async def test_a_refused_signal_is_recorded_with_its_reason(
+    start_story: StartStory, payload: Any
+) -> None:
+    story = await start_story()
+    before = await story.until(gate="approve_scope")
+
+    await story.handle.signal("approve", payload)
+
+    async with asyncio.timeout(20):
+        while True:
+            lines = [TimelineEntry.model_validate(x) for x in await story.handle.query("timeline")]
+            refusals = [line for line in lines if line.event == "RequestRefused"]
+            if refusals:
+                break
+            await asyncio.sleep(0.02)
+    assert "request=Approve" in refusals[0].text
+    assert await story.state() == before
+
+
+async def test_nats_away_stops_no_story(start_story: StartStory, world: World) -> None:
+    world.bus_open.clear()
+    story = await start_story()
+
+    view = await story.to("DONE")
+
+    assert view.state == "DONE"
+    assert world.published == []
+    world.bus_open.set()
+    await story.handle.result()
+    assert world.transitions()[-1] == ("DOCS", "docs_ready", "DONE")
+
+
+async def test_cancelling_stops_the_deliberation_and_is_mirrored(
+    start_story: StartStory, world: World
+) -> None:
+    world.hold["propose"] = asyncio.Event()
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    async with asyncio.timeout(20):
+        while not world.acts:
+            await asyncio.sleep(0.02)
+
+    await story.handle.cancel()
+    with pytest.raises(WorkflowFailureError) as failed:
+        await story.handle.result()
+
+    assert isinstance(failed.value.cause, CancelledError)
+    mine = world.subjects(story.story_id)
+    assert mine[-1] == "planning.story.cancelled"
+    assert "orchestration.deliberation.failed" in mine
+
+
+async def test_a_spent_budget_opens_its_gate_and_a_po_raises_it(
+    start_story: StartStory, world: World
+) -> None:
+    world.tokens = 100
+    story = await start_story(token_budget=500)
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+
+    view = await story.until(gate="budget")
+    assert view.gate_role == "PO"
+    waves = {call.wave for call in world.calls}
+    assert waves == {1}
+
+    with refused("GateRole", "PO"):
+        await story.update("raise_budget", tokens=10_000, actor="dev", role="DEV")
+    await story.update("raise_budget", tokens=100_000, actor="ana", role="PO")
+    await story.until(gate="approve_design")
+    usage = [UsageLine.model_validate(x) for x in await story.handle.query("usage")]
+    assert sum(line.calls for line in usage) == len(world.calls)
+    assert (await story.state()).tokens_used == 200 * len(world.calls)
+
+
+async def test_raising_a_budget_that_is_not_there_is_refused(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+
+    with refused("NoBudget", "tokens"):
+        await story.update("raise_budget", tokens=1, actor="ana", role="PO")
+
+
+async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    plan = Plan.model_validate(await story.handle.query("plan"))
+    first, second = plan.tasks
+    world.failing = {first.task_id: "model gone"}
+    await story.approve("approve_design")
+
+    async with asyncio.timeout(30):
+        while "WORK_FAILED" not in str([e.body for e in world.recorded]):
+            await asyncio.sleep(0.02)
+    statuses = {
+        e.body["task_id"]: e.body["status"] for e in world.recorded if e.kind == "TaskFinished"
+    }
+    assert statuses == {first.task_id: "failed", second.task_id: "not_run"}
+
+    world.failing = {}
+    await story.report()
+    await story.until(state="TEST")
+
+
+async def test_a_failed_council_is_tried_again_and_shown_meanwhile(
+    start_story: StartStory, world: World
+) -> None:
+    world.failing = {"propose": "the engine is down"}
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+
+    async with asyncio.timeout(30):
+        while "the engine is down" not in (await story.state()).working_on:
+            await asyncio.sleep(0.02)
+    world.failing = {}
+    await story.until(gate="approve_design")
+
+
+async def test_a_second_start_of_a_running_story_is_refused(start_story: StartStory) -> None:
+    from temporalio.exceptions import WorkflowAlreadyStartedError
+
+    story = await start_story()
+
+    with pytest.raises(WorkflowAlreadyStartedError):
+        await start_story(story_id=story.story_id)
+
+
+async def test_a_machine_of_ones_own_adds_a_state_with_its_gate(
+    start_story: StartStory, world: World
+) -> None:
+    machine = world.machine
+    machine["states"]["REVIEW"] = {"work": "none"}
+    machine["guards"]["security_ok"] = {"role": "SECURITY"}
+    machine["gates"].append("review_passed")
+    for row in machine["transitions"]:
+        if row["event"] == "docs_ready":
+            row["to"] = "REVIEW"
+    machine["transitions"].append(
+        {"from": "REVIEW", "event": "review_passed", "to": "DONE", "guards": ["security_ok"]}
+    )
+    story = await start_story()
+    await story.to("DONE")
+
+    view = await story.until(gate="review_passed")
+    assert (view.state, view.gate_role) == ("REVIEW", "SECURITY")
+    await story.approve("review_passed", role="SECURITY")
+
+    assert (await story.handle.result()).state == "DONE"
+
+
+async def test_a_decision_from_outside_reaches_the_next_council(
+    start_story: StartStory, world: World
+) -> None:
+    story: RunningStory = await start_story()
+    await story.until(gate="approve_scope")
+
+    await story.handle.signal("add_decision", {"decision_id": "d9", "title": "No cookies"})
+    await story.approve("approve_scope")
+    await story.until(gate="approve_design")
+
+    assert [d.title for d in world.calls[0].late_decisions] == ["No cookies"]

@@ -1,0 +1,653 @@
+"""DeliberationWorkflow: a council proposes, criticises, revises; what it proposes is ranked.
+
+context pack -> propose -> per round: criticise in a ring, revise -> check -> score and rank
+-> select -> record -> announce. Each step asks all agents at once: 1 + 2R waves (design section 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import Priority
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    FailureError,
+    is_cancelled_exception,
+)
+
+from workflows.outbox import Outbox
+from workflows.outbox_state import OutboxState
+from workflows.search_attributes import STORY_ROLE
+from workflows.stubs import CHECK, LLM_CALL, STORE, AgentStub, CheckStub, GraphStub
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import ranking
+    from workflows.clock import timestamp
+    from workflows.details import deliberation_details
+    from workflows.events import (
+        ContextDecisionAdded,
+        DeliberationCompleted,
+        DeliberationFailed,
+        DeliberationStarted,
+        RoundCompleted,
+    )
+    from workflows.models import (
+        INVALID_INPUT,
+        Agent,
+        CallUsage,
+        Check,
+        CheckInput,
+        CheckReport,
+        ContextPack,
+        Council,
+        CouncilQuery,
+        CriticiseInput,
+        Critique,
+        CritiqueAnswer,
+        DecisionAdded,
+        DeliberationInput,
+        DeliberationRecord,
+        DeliberationResult,
+        FailedAgent,
+        JudgeInput,
+        PackQuery,
+        Progress,
+        Proposal,
+        ProposalAnswer,
+        ProposeInput,
+        RankedProposal,
+        RecordedDecision,
+        ReviseInput,
+        Task,
+        Verdict,
+        WaveRequest,
+        deliberation_workflow_id,
+    )
+
+QUORUM_LOST = "QuorumLost"
+TIMED_OUT = "DeliberationTimeout"
+ALL_BARRED = "AllBarred"
+REQUEST_WAVE = "request_wave"
+
+Answer = TypeVar("Answer")
+
+
+class Seat:
+    """An agent at the table: its proposal and what became of it."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.proposal = Proposal(approach="", content="")
+        self.drafts: list[str] = []
+        self.critiques: list[Critique] = []
+        self.critics: list[str] = []
+        self.checks: list[Check] = []
+        self.candidate: ranking.Candidate | None = None
+        self.usage = CallUsage(act="", agent_id=agent.agent_id, role=agent.role, model="")
+        self.created_at_ms = 0
+
+    def proposes(self, answer: ProposalAnswer) -> None:
+        if self.proposal.content:
+            self.drafts.append(self.proposal.content)
+        self.proposal = answer.proposal
+        self.usage = answer.usage
+        self.created_at_ms = int(workflow.now().timestamp() * 1000)
+
+
+@workflow.defn
+class DeliberationWorkflow:
+    """One task before one council; ends with a winner and its provenance, or with every cause."""
+
+    @workflow.init
+    def __init__(self, input: DeliberationInput) -> None:
+        self.input = input
+        self.outbox = Outbox(OutboxState(), through=input.outbox_workflow_id)
+        self.seats: list[Seat] = []
+        self.failed: list[FailedAgent] = []
+        self.usage: list[CallUsage] = []
+        self.decisions: list[DecisionAdded] = list(input.decisions)
+        self.granted: set[str] = set()
+        self.pack = ContextPack()
+        self.wave = 0
+        self.wave_name = "gathering"
+        self.round = 0
+        self.answered: list[str] = []
+        self.status = "generating"
+        self.spent = timedelta()
+        self.outcome: DeliberationResult | None = None
+
+    @workflow.run
+    async def run(self, input: DeliberationInput) -> DeliberationResult:
+        """Deliberate. Raises ApplicationError QuorumLost, DeliberationTimeout or AllBarred."""
+        require_id(deliberation_workflow_id(input.task_id))
+        workflow.upsert_search_attributes([STORY_ROLE.value_set(input.role)])
+        self.outbox.start()
+        self.announce_start()
+        try:
+            await self.deliberate()
+        except (asyncio.CancelledError, FailureError) as error:
+            cancelled = is_cancelled_exception(error)
+            await self.announce_failure("cancelled" if cancelled else cause_of(error))
+            raise
+        assert self.outcome is not None
+        await self.outbox.drained()
+        return self.outcome
+
+    # --- signals and queries --------------------------------------------------------------------
+
+    @workflow.signal
+    def add_decision(self, decision: DecisionAdded) -> None:
+        """A decision made meanwhile: the agents have it at their next wave."""
+        if all(known.decision_id != decision.decision_id for known in self.decisions):
+            self.decisions.append(decision)
+
+    @workflow.signal
+    def grant_wave(self, wave: str) -> None:
+        """The story's leave to start a wave, where it has a token budget."""
+        self.granted.add(wave)
+
+    @workflow.query
+    def progress(self) -> Progress:
+        """The wave under way, who has answered in it and who has failed."""
+        answered = sorted(self.answered)
+        return Progress(
+            status=self.status,
+            wave=self.wave_name,
+            round=self.round,
+            answered=answered,
+            waiting=[s.agent.agent_id for s in self.seats if s.agent.agent_id not in answered],
+            failed=self.failed,
+            tokens=sum(call.tokens for call in self.usage),
+        )
+
+    @workflow.query
+    def result(self) -> DeliberationResult | None:
+        """The result; None while the deliberation runs."""
+        return self.outcome
+
+    # --- the steps, in order --------------------------------------------------------------------
+
+    def announce_start(self) -> None:
+        task = self.input
+        self.outbox.append(
+            DeliberationStarted(
+                story_id=task.story_id or "",
+                task_id=task.task_id,
+                role=task.role,
+                timestamp=timestamp(),
+            )
+        )
+        self.show()
+
+    async def deliberate(self) -> None:
+        council = await self.gather()
+        await self.propose()
+        for number in range(1, self.input.rounds + 1):
+            self.round = number
+            self.status = "reviewing"
+            await self.criticise()
+            await self.revise()
+            self.announce_round()
+        self.status = "scoring"
+        await self.check()
+        await self.select(council)
+
+    async def gather(self) -> Council:
+        """The council and the context pack, both from the graph."""
+        task = self.input
+        council, self.pack = await asyncio.gather(
+            workflow.execute_activity_method(
+                GraphStub.load_council,
+                CouncilQuery(role=task.role, size=task.agents),
+                **(STORE | {"summary": f"council {task.role}"}),
+            ),
+            workflow.execute_activity_method(
+                GraphStub.build_pack,
+                PackQuery(
+                    story_id=task.story_id or "",
+                    role=task.role,
+                    phase=task.phase,
+                    subtask_id=task.task_id if task.plan_id else "",
+                ),
+                **(STORE | {"summary": f"context pack {task.role} {task.phase}"}),
+            ),
+        )
+        self.seats = [Seat(agent) for agent in council.agents]
+        self.size = len(self.seats)
+        return council
+
+    async def propose(self) -> None:
+        await self.begin_wave("propose")
+
+        async def ask(seat: Seat) -> None:
+            answer = await self.call(
+                AgentStub.propose, ProposeInput(**self.call_fields(seat.agent)), seat.agent
+            )
+            self.usage.append(answer.usage)
+            seat.proposes(answer)
+
+        await self.all_at_once("propose", ask)
+
+    async def criticise(self) -> None:
+        """Agent i criticises the proposal of agent i+1: a ring, so that each is read once."""
+        await self.begin_wave("criticise")
+        authors = {
+            seat.agent.agent_id: self.seats[(i + 1) % len(self.seats)]
+            for i, seat in enumerate(self.seats)
+        }
+        answers: dict[str, CritiqueAnswer] = {}
+
+        async def ask(seat: Seat) -> None:
+            author = authors[seat.agent.agent_id]
+            answer = await self.call(
+                AgentStub.criticise,
+                CriticiseInput(
+                    **self.call_fields(seat.agent),
+                    author_id=author.agent.agent_id,
+                    proposal=author.proposal,
+                ),
+                seat.agent,
+            )
+            self.usage.append(answer.usage)
+            answers[seat.agent.agent_id] = answer
+
+        for seat in self.seats:
+            seat.critiques, seat.critics = [], []
+        await self.all_at_once("criticise", ask)
+        for critic_id, author in authors.items():
+            if critic_id in answers:
+                author.critiques.append(answers[critic_id].critique)
+                author.critics.append(critic_id)
+
+    async def revise(self) -> None:
+        """Each author revises; one whose critic has failed has nothing to answer."""
+        await self.begin_wave("revise")
+
+        async def ask(seat: Seat) -> None:
+            if not seat.critiques:
+                return
+            answer = await self.call(
+                AgentStub.revise,
+                ReviseInput(
+                    **self.call_fields(seat.agent),
+                    proposal=seat.proposal,
+                    critiques=seat.critiques,
+                ),
+                seat.agent,
+            )
+            self.usage.append(answer.usage)
+            seat.proposes(answer)
+
+        await self.all_at_once("revise", ask)
+
+    def announce_round(self) -> None:
+        task = self.input
+        self.outbox.append(
+            RoundCompleted(
+                story_id=task.story_id or "",
+                task_id=task.task_id,
+                role=task.role,
+                round=self.round,
+                timestamp=timestamp(),
+            )
+        )
+
+    async def check(self) -> None:
+        """Every proposal at once: policy, lint, dry run."""
+        self.name_wave("check")
+
+        async def ask(seat: Seat) -> None:
+            agent_id = seat.agent.agent_id
+            report: CheckReport = await workflow.execute_activity_method(
+                CheckStub.check_proposal,
+                CheckInput(agent_id=agent_id, proposal=seat.proposal),
+                **(CHECK | {"summary": f"check {agent_id}", "priority": self.priority()}),
+            )
+            seat.checks = report.checks
+            seat.candidate = ranking.Candidate(
+                agent_id=agent_id,
+                score=ranking.score(report),
+                barred=ranking.barred(report),
+                open_points=ranking.open_points(seat.critiques),
+            )
+
+        await self.all_at_once("check", ask)
+
+    async def select(self, council: Council) -> None:
+        """Rank, judge a near tie, record with provenance, announce."""
+        candidates = [seat.candidate for seat in self.seats if seat.candidate]
+        tied = ranking.near_tie(candidates)
+        if not tied:
+            raise ApplicationError(
+                f"every proposal is barred by policy: {self.findings()}",
+                type=ALL_BARRED,
+                non_retryable=True,
+            )
+        judged, winner_id = "", tied[0]
+        if len(tied) > 1:
+            verdict = await self.judge(council, tied)
+            winner_id, judged = verdict.winner_id, verdict.reason
+        order = ranking.rank(candidates, winner_id)
+        ranked = self.ranked(order)
+        winner = ranked[0]
+        outcome = DeliberationResult(
+            task_id=self.input.task_id,
+            deliberation_id=workflow.info().workflow_id,
+            story_id=self.input.story_id or "",
+            role=self.input.role,
+            status="completed",
+            winner_id=winner_id,
+            score=winner.score,
+            winner=winner.proposal,
+            judged=judged,
+            decisions=self.recorded_decisions(winner.proposal),
+            ranked=ranked,
+            failed_agents=self.failed,
+            usage=self.usage,
+            duration_ms=self.duration_ms(),
+        )
+        await self.record(outcome)
+        self.announce_result(outcome)
+        self.outcome = outcome
+        self.status = "complete"
+        self.name_wave("done")
+
+    async def judge(self, council: Council, tied: list[str]) -> Verdict:
+        """An architect's choice with its reason; without one, the rule."""
+        seats = {seat.agent.agent_id: seat for seat in self.seats}
+        by_rule = ranking.fewest_open_points(
+            [candidate for s in self.seats if (candidate := s.candidate)], tied
+        )
+        rule = Verdict(winner_id=by_rule, reason="near tie: fewest open critique points, then id")
+        if council.judge is None:
+            return rule
+        judge = council.judge
+        await self.begin_wave("judge")
+        try:
+            answer = await self.within_time(
+                self.call(
+                    AgentStub.judge,
+                    JudgeInput(
+                        **self.call_fields(judge),
+                        contenders=[
+                            ranking.contender(candidate, seats[agent_id].proposal)
+                            for agent_id in tied
+                            if (candidate := seats[agent_id].candidate)
+                        ],
+                    ),
+                    judge,
+                )
+            )
+        except ActivityError as error:
+            self.failed.append(
+                FailedAgent(agent_id=judge.agent_id, act="judge", cause=cause_of(error))
+            )
+            return rule.model_copy(
+                update={"reason": f"{rule.reason} (the judge failed: {cause_of(error)})"[:1000]}
+            )
+        self.usage.append(answer.usage)
+        if answer.verdict.winner_id not in tied:
+            return rule
+        return answer.verdict.model_copy(
+            update={"reason": f"{judge.agent_id}: {answer.verdict.reason}"}
+        )
+
+    async def record(self, outcome: DeliberationResult) -> None:
+        """In the graph before anyone hears of it: the next agent starts from these decisions."""
+        await workflow.execute_activity_method(
+            GraphStub.record_deliberation,
+            DeliberationRecord(
+                story_id=outcome.story_id,
+                plan_id=self.input.plan_id,
+                task_id=outcome.task_id,
+                deliberation_id=outcome.deliberation_id,
+                run_id=workflow.info().run_id,
+                role=outcome.role,
+                phase=self.input.phase,
+                ranked=outcome.ranked,
+                winner_id=outcome.winner_id,
+                judged=outcome.judged,
+                decisions=outcome.decisions,
+                timestamp=timestamp(),
+            ),
+            **(STORE | {"summary": "record proposals, critiques, checks, decisions"}),
+        )
+
+    def announce_result(self, outcome: DeliberationResult) -> None:
+        self.outbox.append(
+            DeliberationCompleted(
+                story_id=outcome.story_id,
+                task_id=outcome.task_id,
+                role=outcome.role,
+                winner_id=outcome.winner_id,
+                score=outcome.score,
+                decisions=outcome.decisions,
+                duration_ms=outcome.duration_ms,
+                timestamp=timestamp(),
+            )
+        )
+        for decision in outcome.decisions:
+            self.outbox.append(
+                ContextDecisionAdded(
+                    story_id=outcome.story_id,
+                    decision_id=decision.id,
+                    title=decision.title,
+                    rationale=decision.rationale,
+                    decided_by=outcome.winner_id,
+                    timestamp=timestamp(),
+                )
+            )
+
+    async def announce_failure(self, cause: str) -> None:
+        self.status = "failed"
+        self.name_wave(cause[:200])
+        self.outbox.append(
+            DeliberationFailed(
+                story_id=self.input.story_id or "",
+                task_id=self.input.task_id,
+                role=self.input.role,
+                error=cause,
+                duration_ms=self.duration_ms(),
+                timestamp=timestamp(),
+            )
+        )
+        await self.outbox.drained()
+
+    # --- a wave ---------------------------------------------------------------------------------
+
+    async def begin_wave(self, name: str) -> None:
+        """Number the wave; where the story has a token budget, wait for its leave."""
+        self.wave += 1
+        self.name_wave(name)
+        if not self.input.ask_for_budget:
+            return
+        info = workflow.info()
+        wave = f"{info.run_id}/{self.wave}"
+        story = workflow.get_external_workflow_handle(self.input.outbox_workflow_id)
+        await story.signal(
+            REQUEST_WAVE,
+            WaveRequest(workflow_id=info.workflow_id, wave=wave, usage=self.usage),
+        )
+        await workflow.wait_condition(lambda: wave in self.granted)
+
+    async def all_at_once(self, act: str, ask: Callable[[Seat], Awaitable[None]]) -> None:
+        """Ask every seat; leave out those that failed for good; hold the quorum."""
+
+        async def ask_one(seat: Seat) -> None:
+            await ask(seat)
+            self.answered.append(seat.agent.agent_id)
+            self.show()
+
+        outcomes = await self.within_time(
+            asyncio.gather(*(ask_one(seat) for seat in self.seats), return_exceptions=True)
+        )
+        staying = []
+        for seat, outcome in zip(self.seats, outcomes, strict=True):
+            if isinstance(outcome, ActivityError):
+                self.failed.append(
+                    FailedAgent(agent_id=seat.agent.agent_id, act=act, cause=cause_of(outcome))
+                )
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                staying.append(seat)
+        self.seats = staying
+        if 2 * len(staying) <= self.size:
+            causes = "; ".join(f"{f.agent_id} ({f.act}): {f.cause}" for f in self.failed)
+            raise ApplicationError(
+                f"{len(staying)} of {self.size} agents left, a quorum is more than half. {causes}",
+                self.failure(causes),
+                type=QUORUM_LOST,
+                non_retryable=True,
+            )
+
+    async def within_time(self, work: Awaitable[Answer]) -> Answer:
+        """Bound the waves' time together by `timeout`; waiting for a person does not count."""
+        began = workflow.now()
+        left = timedelta(seconds=self.input.timeout) - self.spent
+        try:
+            return await asyncio.wait_for(work, max(left.total_seconds(), 0.001))
+        except TimeoutError:
+            waiting = ", ".join(self.progress().waiting)
+            cause = f"not done after {self.input.timeout:g} s, in {self.wave_name}: {waiting}"
+            raise ApplicationError(
+                cause, self.failure(cause), type=TIMED_OUT, non_retryable=True
+            ) from None
+        finally:
+            self.spent += workflow.now() - began
+
+    async def call(
+        self,
+        act: Callable[[Any, Any], Awaitable[Answer]],
+        request: Any,
+        agent: Agent,
+    ) -> Answer:
+        summary = f"{agent.agent_id} {self.wave_name}s"
+        return await workflow.execute_activity_method(
+            act, request, **(LLM_CALL | {"summary": summary, "priority": self.priority()})
+        )
+
+    def call_fields(self, agent: Agent) -> dict[str, Any]:
+        task = self.input
+        return {
+            "task": Task(
+                task_id=task.task_id,
+                story_id=task.story_id or "",
+                role=task.role,
+                phase=task.phase,
+                description=task.description,
+                rubric=task.rubric,
+                requirements=task.requirements,
+                feedback=task.feedback,
+            ),
+            "agent": agent,
+            "pack": self.pack,
+            "wave": self.wave,
+            "late_decisions": list(self.decisions),
+        }
+
+    def priority(self) -> Priority:
+        """One story's many calls queue behind each other, not before everyone else's."""
+        return Priority(fairness_key=(self.input.story_id or self.input.task_id)[:64])
+
+    # --- shapes ---------------------------------------------------------------------------------
+
+    def ranked(self, order: Sequence[ranking.Candidate]) -> list[RankedProposal]:
+        seats = {seat.agent.agent_id: seat for seat in self.seats}
+        info = workflow.info()
+        return [
+            RankedProposal(
+                proposal_id=f"{info.workflow_id}-{info.run_id[:8]}-{candidate.agent_id}",
+                agent_id=candidate.agent_id,
+                role=self.input.role,
+                proposal=seats[candidate.agent_id].proposal,
+                drafts=seats[candidate.agent_id].drafts,
+                critiques=seats[candidate.agent_id].critiques,
+                critics=seats[candidate.agent_id].critics,
+                checks=seats[candidate.agent_id].checks,
+                score=candidate.score,
+                rank=place,
+                barred=candidate.barred,
+                prompt_hash=seats[candidate.agent_id].usage.prompt_hash,
+                model=seats[candidate.agent_id].usage.model,
+                created_at_ms=seats[candidate.agent_id].created_at_ms,
+            )
+            for place, candidate in enumerate(order, start=1)
+        ]
+
+    def recorded_decisions(self, winner: Proposal) -> list[RecordedDecision]:
+        task, run = self.input, workflow.info().run_id[:8]
+        return [
+            RecordedDecision(
+                id=f"{task.task_id}-{run}-d{number}",
+                type=task.phase,
+                title=decision.title,
+                rationale=decision.rationale,
+                affected_subtask=task.task_id if task.plan_id else "",
+                affects=decision.affects,
+            )
+            for number, decision in enumerate(winner.decisions, start=1)
+        ]
+
+    def failure(self, error: str) -> DeliberationResult:
+        return DeliberationResult(
+            task_id=self.input.task_id,
+            deliberation_id=workflow.info().workflow_id,
+            story_id=self.input.story_id or "",
+            role=self.input.role,
+            status="failed",
+            failed_agents=self.failed,
+            error=error[:4000],
+            usage=self.usage,
+            duration_ms=self.duration_ms(),
+        )
+
+    def findings(self) -> str:
+        return "; ".join(
+            f"{seat.agent.agent_id}: {', '.join(check.findings)}"
+            for seat in self.seats
+            for check in seat.checks
+            if check.blocking
+        )[:1500]
+
+    def duration_ms(self) -> int:
+        return int((workflow.now() - workflow.info().start_time).total_seconds() * 1000)
+
+    def name_wave(self, name: str) -> None:
+        self.wave_name = name
+        self.answered = []
+        self.show()
+
+    def show(self) -> None:
+        workflow.set_current_details(deliberation_details(self.input, self.progress()))
+
+
+def require_id(expected: str) -> None:
+    """Refuse a workflow that was started under another id: one running workflow per thing."""
+    actual = workflow.info().workflow_id
+    if actual != expected:
+        raise ApplicationError(
+            f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",
+            type=INVALID_INPUT,
+            non_retryable=True,
+        )
+
+
+def cause_of(error: BaseException) -> str:
+    """The innermost cause's text, cut to 1,000 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__)[:1000]
+
+
+def failed_deliberation(error: BaseException) -> DeliberationResult | None:
+    """What a child deliberation had come to when it failed: its causes, the calls it paid for."""
+    cause = error.__cause__
+    if isinstance(cause, ApplicationError) and cause.details:
+        return DeliberationResult.model_validate(cause.details[0])
+    return None

@@ -1,0 +1,98 @@
+"""What the Web UI shows of a workflow: Markdown, from one builder each. Outside text is fenced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from workflows.models import (
+    DeliberationInput,
+    Move,
+    PlannedTask,
+    Progress,
+    StoryView,
+    story_workflow_id,
+)
+
+MOVES_SHOWN = 8
+
+
+def fenced(text: str, limit: int = 600) -> str:
+    """Outside text as a code block that it cannot break out of."""
+    cut = text if len(text) <= limit else f"{text[:limit]}…"
+    return "```\n" + cut.replace("```", "'''") + "\n```"
+
+
+def story_details(view: StoryView, moves: Sequence[Move], outbox_stuck: str = "") -> str:
+    """State, gate, who may open it and the command that does."""
+    lines = [
+        f"**{view.state}** · rigor {view.rigor} · readiness {view.dor_score} · "
+        f"{view.tokens_used} tokens",
+        fenced(view.title),
+    ]
+    if view.working_on:
+        lines.append(f"Working on: {view.working_on}")
+    if view.pending_gate == "budget":
+        lines += [
+            f"**Gate `budget`** waits for {view.gate_role}: "
+            f"{view.tokens_used} of {view.token_budget} tokens are used.",
+            _command(view, "raise_budget", {"tokens": 10000, "actor": "you", "role": "PO"}),
+        ]
+    elif view.pending_gate:
+        request = {
+            "gate": view.pending_gate,
+            "actor": "you",
+            "role": view.gate_role,
+            "comment": "",
+            "revision": view.revision,
+        }
+        lines += [
+            f"**Gate `{view.pending_gate}`** waits for {view.gate_role}, revision "
+            f"`{view.revision}`.",
+            _command(view, "approve", request),
+        ]
+    for finding in view.findings[:MOVES_SHOWN]:
+        lines.append(f"- {finding.code}: {finding.message} (-{finding.weight})")
+    if moves:
+        lines += ["", "| move | to | by | blocked by |", "|---|---|---|---|"]
+        lines += [
+            f"| {move.event} | {move.to} | {', '.join(move.roles) or 'the fleet'} | "
+            f"{'; '.join(move.blocked_by).replace('|', '/') or '-'} |"
+            for move in moves[:MOVES_SHOWN]
+        ]
+    if outbox_stuck:
+        lines += ["", "**The outbox is stuck** and tries again:", fenced(outbox_stuck)]
+    return "\n".join(lines)
+
+
+def _command(view: StoryView, update: str, request: Mapping[str, object]) -> str:
+    return (
+        f"```\ntemporal workflow update execute --workflow-id {story_workflow_id(view.story_id)} "
+        f"--name {update} \\\n  --input '{json.dumps(request)}'\n```"
+    )
+
+
+def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
+    """The wave, who has answered, who has failed."""
+    lines = [
+        f"**{task.role}** deliberates · {progress.status} · wave `{progress.wave}`"
+        + (f" · round {progress.round}" if progress.round else "")
+        + f" · {progress.tokens} tokens",
+        fenced(task.description, 400),
+    ]
+    lines += [f"- {agent}: answered" for agent in progress.answered]
+    lines += [f"- {agent}: waiting" for agent in progress.waiting if progress.status != "complete"]
+    for failure in progress.failed:
+        lines += [f"- {failure.agent_id}: failed to {failure.act}", fenced(failure.cause, 300)]
+    return "\n".join(lines)
+
+
+def plan_details(tasks: Sequence[PlannedTask], status: dict[str, str]) -> str:
+    """Each task with its status and what it waits for. `status`: task id -> word."""
+    lines = ["| task | role | status | depends on |", "|---|---|---|---|"]
+    lines += [
+        f"| {task.task_id} | {task.role} | {status.get(task.task_id, 'waiting')} | "
+        f"{', '.join(task.depends_on) or '-'} |"
+        for task in tasks
+    ]
+    return "\n".join(lines)

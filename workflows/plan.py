@@ -1,0 +1,316 @@
+"""PlanWorkflow: runs a plan's DAG, every task as soon as what it depends on is done.
+
+A task that fails stops only what depends on it; the plan ends with what was done and what was not
+(design section 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
+
+from workflows.deliberation import (
+    DeliberationWorkflow,
+    cause_of,
+    failed_deliberation,
+    require_id,
+)
+from workflows.outbox import Outbox
+from workflows.outbox_state import OutboxState
+from workflows.stubs import LLM_CALL, STORE, AgentStub, GraphStub
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import dag
+    from workflows.clock import timestamp
+    from workflows.details import plan_details
+    from workflows.events import PlanDerived, PlanFinished, TaskDispatched, TaskFinished
+    from workflows.models import (
+        INVALID_INPUT,
+        ContextPack,
+        CouncilQuery,
+        DecisionAdded,
+        DeliberationInput,
+        DerivePlanInput,
+        PlanInput,
+        PlannedTask,
+        PlanQuery,
+        PlanResult,
+        Proposal,
+        StoryText,
+        Task,
+        TaskOutcome,
+        deliberation_workflow_id,
+        plan_workflow_id,
+    )
+
+PLANNER = "ARCHITECT"
+TASK_TIMEOUT_S = 3600.0
+"""A task's deliberation may wait for agents that are down, or queue behind its siblings."""
+
+
+@workflow.defn
+class PlanWorkflow:
+    """One plan, run to its end; started by a story, or by an approved plan from the bus."""
+
+    @workflow.init
+    def __init__(self, input: PlanInput) -> None:
+        self.input = input
+        self.outbox = Outbox(OutboxState(), through=input.outbox_workflow_id)
+        self.tasks: list[PlannedTask] = []
+        self.outcomes: dict[str, TaskOutcome] = {}
+        self.running: list[str] = []
+        self.stopping = False
+        self.decisions: list[DecisionAdded] = list(input.decisions)
+
+    @workflow.run
+    async def run(self, input: PlanInput) -> PlanResult:
+        """Run the plan; a cancellation stops its deliberations first."""
+        require_id(plan_workflow_id(input.story_id, input.plan_id))
+        self.outbox.start()
+        self.tasks = input.tasks if input.tasks is not None else await self.find_tasks()
+        self.refuse_faults()
+        self.show()
+        try:
+            await self.run_tasks()
+        except (asyncio.CancelledError, FailureError) as error:
+            self.finish("CANCELLED" if is_cancelled_exception(error) else "FAILED")
+            await self.outbox.drained()
+            raise
+        result = self.result()
+        self.finish(result.status)
+        await self.outbox.drained()
+        return result
+
+    @workflow.signal
+    async def add_decision(self, decision: DecisionAdded) -> None:
+        """A decision made meanwhile: running deliberations have it at their next wave."""
+        await self.share([decision], [*self.running])
+
+    @workflow.query
+    def plan(self) -> list[PlannedTask]:
+        """The plan's tasks."""
+        return self.tasks
+
+    @workflow.query
+    def progress(self) -> dict[str, str]:
+        """Task id -> done, failed, not_run, running or waiting."""
+        return {task.task_id: self.status(task.task_id) for task in self.tasks}
+
+    # --- the steps, in order --------------------------------------------------------------------
+
+    async def find_tasks(self) -> list[PlannedTask]:
+        """A plan from the bus: its tasks from the graph, else derived from the story's node."""
+        query = PlanQuery(story_id=self.input.story_id, plan_id=self.input.plan_id)
+        stored = await workflow.execute_activity_method(
+            GraphStub.load_plan, query, **(STORE | {"summary": "the plan's tasks in the graph"})
+        )
+        if stored.tasks or stored.story is None:
+            return stored.tasks
+        return await self.derive(stored.story)
+
+    async def derive(self, story: StoryText) -> list[PlannedTask]:
+        council = await workflow.execute_activity_method(
+            GraphStub.load_council,
+            CouncilQuery(role=PLANNER, size=1),
+            **(STORE | {"summary": "the planner"}),
+        )
+        answer = await workflow.execute_activity_method(
+            AgentStub.derive_plan,
+            DerivePlanInput(
+                task=Task(
+                    task_id=self.input.plan_id,
+                    story_id=self.input.story_id,
+                    role=PLANNER,
+                    phase=self.input.phase,
+                    description=story.title,
+                    requirements=story.acceptance_criteria,
+                ),
+                agent=council.agents[0],
+                pack=ContextPack(),
+                wave=1,
+                design=Proposal(approach=story.title, content=story.brief),
+                roles=council.roles,
+            ),
+            **(LLM_CALL | {"summary": "derive the plan's tasks"}),
+        )
+        tasks = dag.number_tasks(self.input.story_id, self.input.plan_id, answer.tasks)
+        self.outbox.append(
+            PlanDerived(
+                story_id=self.input.story_id,
+                plan_id=self.input.plan_id,
+                version=1,
+                tasks=tasks,
+                timestamp=timestamp(),
+            )
+        )
+        return tasks
+
+    def refuse_faults(self) -> None:
+        try:
+            dag.validate(self.tasks)
+        except dag.InvalidPlan as error:
+            raise ApplicationError(
+                f"tasks: {error}", type=INVALID_INPUT, non_retryable=True
+            ) from error
+
+    async def run_tasks(self) -> None:
+        """Dispatch what is ready, until nothing runs and nothing more can."""
+        runs: dict[str, asyncio.Task[None]] = {}
+        while True:
+            for task in dag.ready(self.tasks, self.with_status("done"), [*runs, *self.outcomes]):
+                runs[task.task_id] = asyncio.create_task(self.run_task(task))
+            self.running = sorted(runs)
+            self.show()
+            if not runs:
+                break
+            try:
+                await workflow.wait(runs.values(), return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                self.stopping = True
+                for run in runs.values():
+                    run.cancel()
+                await asyncio.gather(*runs.values(), return_exceptions=True)
+                raise
+            for task_id in [task_id for task_id, run in runs.items() if run.done()]:
+                await runs.pop(task_id)
+        for task in self.tasks:
+            if task.task_id not in self.outcomes:
+                self.settle(task, outcome_of(task, status="not_run"))
+
+    async def run_task(self, task: PlannedTask) -> None:
+        self.outbox.append(
+            TaskDispatched(
+                story_id=self.input.story_id,
+                task_id=task.task_id,
+                agent_id=f"council-{task.role.lower()}",
+                role=task.role,
+                timestamp=timestamp(),
+            )
+        )
+        try:
+            result = await workflow.execute_child_workflow(
+                DeliberationWorkflow.run,
+                DeliberationInput(
+                    task_id=task.task_id,
+                    story_id=self.input.story_id,
+                    role=task.role,
+                    description=f"{task.title}\n\n{task.description}",
+                    phase=self.input.phase,
+                    feedback=self.input.feedback,
+                    plan_id=self.input.plan_id,
+                    timeout=TASK_TIMEOUT_S,
+                    outbox_workflow_id=self.input.outbox_workflow_id,
+                    ask_for_budget=self.input.ask_for_budget,
+                    decisions=self.decisions,
+                ),
+                id=deliberation_workflow_id(task.task_id),
+                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+                static_summary=f"{task.role}: {task.title}"[:200],
+            )
+        except FailureError as error:
+            if self.stopping:
+                raise
+            self.settle(task, failed_outcome(task, error))
+            return
+        outcome = outcome_of(
+            task,
+            status="done",
+            winner_id=result.winner_id,
+            score=result.score,
+            decisions=result.decisions,
+            usage=result.usage,
+        )
+        self.settle(task, outcome)
+        await self.share(
+            [
+                DecisionAdded(
+                    decision_id=decision.id,
+                    title=decision.title,
+                    rationale=decision.rationale,
+                    decided_by=result.winner_id,
+                )
+                for decision in result.decisions
+            ],
+            [other for other in self.running if other != task.task_id],
+        )
+
+    def settle(self, task: PlannedTask, outcome: TaskOutcome) -> None:
+        self.outcomes[task.task_id] = outcome
+        self.outbox.append(
+            TaskFinished(
+                story_id=self.input.story_id,
+                plan_id=self.input.plan_id,
+                task_id=task.task_id,
+                status=outcome.status,
+                assignee=outcome.winner_id,
+                timestamp=timestamp(),
+            )
+        )
+        self.show()
+
+    def finish(self, status: str) -> None:
+        self.outbox.append(
+            PlanFinished(
+                story_id=self.input.story_id,
+                plan_id=self.input.plan_id,
+                status=status,
+                timestamp=timestamp(),
+            )
+        )
+
+    async def share(self, decisions: list[DecisionAdded], task_ids: list[str]) -> None:
+        """Tell running deliberations, and those to come, of decisions made meanwhile."""
+        self.decisions.extend(decisions)
+        for task_id in task_ids:
+            deliberation = workflow.get_external_workflow_handle_for(
+                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
+            )
+            for decision in decisions:
+                try:
+                    await deliberation.signal(DeliberationWorkflow.add_decision, decision)
+                except FailureError:
+                    break  # It has ended meanwhile: it needs no more decisions.
+
+    # --- shapes ---------------------------------------------------------------------------------
+
+    def with_status(self, status: str) -> list[str]:
+        return [task_id for task_id, o in self.outcomes.items() if o.status == status]
+
+    def status(self, task_id: str) -> str:
+        if task_id in self.outcomes:
+            return self.outcomes[task_id].status
+        return "running" if task_id in self.running else "waiting"
+
+    def result(self) -> PlanResult:
+        outcomes = [self.outcomes[task.task_id] for task in self.tasks]
+        done = [outcome for outcome in outcomes if outcome.status == "done"]
+        if not outcomes:
+            status = "NOTHING_TO_RUN"
+        else:
+            status = "COMPLETED" if len(done) == len(outcomes) else "PARTIAL"
+        return PlanResult.model_validate(
+            {
+                "plan_id": self.input.plan_id,
+                "story_id": self.input.story_id,
+                "status": status,
+                "outcomes": outcomes,
+            }
+        )
+
+    def show(self) -> None:
+        workflow.set_current_details(plan_details(self.tasks, self.progress()))
+
+
+def failed_outcome(task: PlannedTask, error: FailureError) -> TaskOutcome:
+    """A failed deliberation's outcome; its calls were paid for and are counted."""
+    failure = failed_deliberation(error)
+    usage = failure.usage if failure else []
+    return outcome_of(task, status="failed", error=cause_of(error), usage=usage)
+
+
+def outcome_of(task: PlannedTask, **fields: Any) -> TaskOutcome:
+    """An outcome of `task` with the given fields."""
+    return TaskOutcome(task_id=task.task_id, role=task.role, title=task.title, **fields)

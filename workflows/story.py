@@ -1,0 +1,778 @@
+"""StoryWorkflow: a story's life through the machine, steered by updates (design section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ApplicationError, FailureError
+
+from workflows.deliberation import (
+    DeliberationWorkflow,
+    cause_of,
+    failed_deliberation,
+    require_id,
+)
+from workflows.outbox import Outbox
+from workflows.plan import PlanWorkflow
+from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
+from workflows.stubs import LLM_CALL, READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import dag, fsm
+    from workflows.clock import timestamp
+    from workflows.details import story_details
+    from workflows.events import (
+        ContextMilestoneReached,
+        ContextUpdated,
+        Entry,
+        EventBody,
+        GateApproved,
+        GateClosed,
+        GateOpened,
+        PlanApproved,
+        PlanDerived,
+        RequestRefused,
+        StoryCancelled,
+        StoryCreated,
+        StorySpec,
+        StoryTransitioned,
+        TaskCreated,
+    )
+    from workflows.models import (
+        INVALID_INPUT,
+        Amend,
+        Approve,
+        ContextPack,
+        CouncilQuery,
+        DecisionAdded,
+        DeliberationInput,
+        DeliberationResult,
+        DerivePlanInput,
+        Move,
+        Plan,
+        PlanInput,
+        PlanResult,
+        Proposal,
+        RaiseBudget,
+        Reject,
+        Request,
+        StoryInput,
+        StoryResult,
+        StoryView,
+        Task,
+        TimelineEntry,
+        Transition,
+        UsageLine,
+        WaveRequest,
+        WorkspaceReport,
+        content_hash,
+        deliberation_workflow_id,
+        plan_workflow_id,
+        story_workflow_id,
+    )
+    from workflows.story_state import BUDGET_GATE, BUDGET_ROLE, POLICY_ACTOR, Story, refusal
+
+COUNCIL_TIMEOUT_S = 3600.0
+"""A story's deliberation may wait for agents that are down; it fails when they stay so."""
+
+WORK_PAUSES = tuple(timedelta(seconds=s) for s in (15, 60, 300, 600))
+"""Pauses before a state's failed work is begun again; after the last, a person has to move."""
+
+FEEDBACK_SHOWN = 5
+
+Asked = TypeVar("Asked", bound=Request)
+
+
+@workflow.defn
+class StoryWorkflow:
+    """A story's life to the machine's final state; people steer it with updates."""
+
+    @workflow.init
+    def __init__(self, input: StoryInput) -> None:
+        carried = input.carried if workflow.info().continued_run_id else None
+        self.story = Story.model_validate(carried) if carried else Story.begin(input)
+        self.outbox = Outbox(self.story.outbox)
+        self.child = ""
+        self.attributes: dict[str, Any] = {}
+
+    @workflow.run
+    async def run(self, input: StoryInput) -> StoryResult:
+        """Live until the final state; mirror everything before the end."""
+        require_id(story_workflow_id(input.story_id))
+        if input.carried is not None and not workflow.info().continued_run_id:
+            raise refusal(INVALID_INPUT, "carried: is set by continue-as-new only; remove it")
+        self.outbox.start()
+        try:
+            if self.story.process is None:
+                await self.begin(input)
+            while not self.story.done:
+                await self.live_in_state()
+                if self.outgrown():
+                    await workflow.wait_condition(workflow.all_handlers_finished)
+                    self.continue_as_new(input)
+        except asyncio.CancelledError:
+            self.cancelled()
+            await self.outbox.drained()
+            raise
+        await self.outbox.drained()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return StoryResult(
+            story_id=self.story.story_id,
+            state=self.story.state,
+            decisions=self.story.decisions,
+            tokens_used=self.story.tokens_used,
+        )
+
+    # --- updates, each with its validator and its signal twin -----------------------------------
+
+    @workflow.update
+    async def approve(self, request: Approve) -> StoryView:
+        """Open a gate; answer with the new state."""
+        await self.ready()
+        transition = self.story.require_approve(request)
+        self.pass_gate(transition, request)
+        return self.story.view()
+
+    @approve.validator
+    def may_approve(self, request: Approve) -> None:
+        if self.story.process:
+            self.story.require_approve(request)
+
+    @workflow.signal(name="approve")
+    async def approve_signal(self, request: Any = None) -> None:
+        await self.obey(Approve, StoryWorkflow.approve, request)
+
+    @workflow.update
+    async def reject(self, request: Reject) -> StoryView:
+        """Take a rejection; its reason goes to the next deliberation."""
+        await self.ready()
+        transition = self.story.require_reject(request)
+        self.send_back(transition, request.actor, request.reason)
+        return self.story.view()
+
+    @reject.validator
+    def may_reject(self, request: Reject) -> None:
+        if self.story.process:
+            self.story.require_reject(request)
+
+    @workflow.signal(name="reject")
+    async def reject_signal(self, request: Any = None) -> None:
+        await self.obey(Reject, StoryWorkflow.reject, request)
+
+    @workflow.update
+    async def report(self, report: WorkspaceReport) -> StoryView:
+        """Take a workspace report and score it by the story's rigor."""
+        await self.ready()
+        self.story.require_report(report)
+        self.story.take_report(report)
+        score = self.story.score
+        assert score is not None
+        self.milestone(
+            "WORKSPACE_REPORT",
+            f"report {report.job_id} scores {score.score}: {score.gating_decision}",
+        )
+        self.settle()
+        return self.story.view()
+
+    @report.validator
+    def may_report(self, report: WorkspaceReport) -> None:
+        if self.story.process:
+            self.story.require_report(report)
+
+    @workflow.signal(name="report")
+    async def report_signal(self, request: Any = None) -> None:
+        await self.obey(WorkspaceReport, StoryWorkflow.report, request)
+
+    @workflow.update
+    async def amend(self, request: Amend) -> StoryView:
+        """Change the story's text; what was approved on the old text is approved anew."""
+        await self.ready()
+        way = self.story.require_amend(request)
+        changed = self.story.amended(request)
+        if changed:
+            self.amended(request, changed, way)
+        return self.story.view()
+
+    @amend.validator
+    def may_amend(self, request: Amend) -> None:
+        if self.story.process:
+            self.story.require_amend(request)
+
+    @workflow.signal(name="amend")
+    async def amend_signal(self, request: Any = None) -> None:
+        await self.obey(Amend, StoryWorkflow.amend, request)
+
+    @workflow.update
+    async def raise_budget(self, request: RaiseBudget) -> StoryView:
+        """Add tokens to the budget; waves that waited for it begin."""
+        await self.ready()
+        story = self.story
+        story.require_raise_budget(request)
+        assert story.token_budget is not None
+        story.token_budget += request.tokens
+        self.milestone("BUDGET_RAISED", f"by {request.tokens} tokens, by {request.actor}")
+        if story.budget_gate and story.within_budget:
+            story.budget_gate = False
+            self.emit(
+                GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=request.actor, **self.stamp())
+            )
+        self.show()
+        return story.view()
+
+    @raise_budget.validator
+    def may_raise_budget(self, request: RaiseBudget) -> None:
+        self.story.require_raise_budget(request)
+
+    @workflow.signal(name="raise_budget")
+    async def raise_budget_signal(self, request: Any = None) -> None:
+        await self.obey(RaiseBudget, StoryWorkflow.raise_budget, request)
+
+    async def obey(
+        self, model: type[Asked], update: Callable[[Any, Asked], Any], request: Any
+    ) -> None:
+        """A signal has no answer: its refusal goes into the timeline and the graph."""
+        try:
+            await update(self, model.model_validate(request))
+        except ApplicationError as error:
+            self.emit(RequestRefused(request=model.__name__, reason=error.message, **self.stamp()))
+
+    # --- signals from the fleet itself ----------------------------------------------------------
+
+    @workflow.signal
+    def hand_on(self, entries: list[Entry]) -> None:
+        """A child's events: they go out through the story's outbox, in one order."""
+        self.outbox.extend(entries)
+        self.story.timeline += [timeline_entry(entry) for entry in entries]
+
+    @workflow.signal(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
+    async def request_wave(self, request: WaveRequest) -> None:
+        """A deliberation asks for leave to start a wave; it waits while the budget is spent."""
+        self.story.used(request.workflow_id, request.usage)
+        await self.budget()
+        deliberation = workflow.get_external_workflow_handle(request.workflow_id)
+        try:
+            await deliberation.signal(DeliberationWorkflow.grant_wave, request.wave)
+        except FailureError:
+            return  # It was stopped while it waited: there is no wave to grant any more.
+
+    @workflow.signal
+    async def add_decision(self, decision: DecisionAdded) -> None:
+        """A decision from outside: agents at work have it at their next wave."""
+        if any(known.decision_id == decision.decision_id for known in self.story.told):
+            return
+        self.story.told.append(decision)
+        if not self.child:
+            return
+        child = workflow.get_external_workflow_handle(self.child)
+        try:
+            await child.signal(DeliberationWorkflow.add_decision, decision)
+        except FailureError:
+            return  # It has ended meanwhile; `told` goes to the next deliberation.
+
+    # --- queries --------------------------------------------------------------------------------
+
+    @workflow.query
+    def state(self) -> StoryView:
+        """Where the story stands."""
+        return self.story.view()
+
+    @workflow.query
+    def transitions(self) -> list[Move]:
+        """What may happen now, and what blocks it."""
+        return self.story.moves() if self.story.state else []
+
+    @workflow.query
+    def plan(self) -> Plan | None:
+        """The plan; None before the design is done."""
+        return self.story.plan
+
+    @workflow.query
+    def timeline(self) -> list[TimelineEntry]:
+        """Everything that happened, oldest first."""
+        return self.story.timeline
+
+    @workflow.query
+    def usage(self) -> list[UsageLine]:
+        """Calls, tokens and seconds by phase, role and model."""
+        return self.story.usage_lines()
+
+    # --- the life, in order ---------------------------------------------------------------------
+
+    async def begin(self, input: StoryInput) -> None:
+        """Pin the process in the history, then tell of the story."""
+        process = await workflow.execute_activity_method(
+            PlanningStub.load_process,
+            input.rigor,
+            **(READ_CONFIG | {"summary": f"the process at rigor {input.rigor}"}),
+        )
+        self.story.process = process
+        self.story.enter(process.machine.initial)
+        self.save_spec()
+        self.emit(
+            StoryCreated(
+                title=self.story.text.title,
+                rigor=input.rigor,
+                created_by=input.created_by,
+                **self.stamp(),
+            )
+        )
+        self.show()
+
+    async def live_in_state(self) -> None:
+        """Do the state's work and wait; return when the story has moved or outgrown its run."""
+        visit = self.story.visit
+        work = asyncio.create_task(self.work(visit))
+        try:
+            await workflow.wait_condition(lambda: self.story.visit != visit or work.done())
+            if work.done():
+                work.result()
+            await workflow.wait_condition(lambda: self.story.visit != visit or self.outgrown())
+        except asyncio.CancelledError:
+            self.story.cancelled = True
+            raise
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def outgrown(self) -> bool:
+        """Continue as new between two works, never with a child at work."""
+        return not self.child and workflow.info().is_continue_as_new_suggested()
+
+    def continue_as_new(self, input: StoryInput) -> NoReturn:
+        carried = self.story.model_dump(mode="json")
+        workflow.continue_as_new(input.model_copy(update={"brief": "", "carried": carried}))
+
+    def cancelled(self) -> None:
+        self.story.cancelled = True
+        self.story.working_on = ""
+        self.close_gate(None)
+        self.emit(StoryCancelled(actor=workflow.cancellation_reason() or "unknown", **self.stamp()))
+        self.show()
+
+    # --- a state's work -------------------------------------------------------------------------
+
+    async def work(self, visit: int) -> None:
+        """The state's work; where it fails, again after a pause, its cause shown meanwhile."""
+        story = self.story
+        if story.work_done:
+            return
+        for pause in (*WORK_PAUSES, None):
+            try:
+                await self.begin_work()
+            except FailureError as error:
+                self.child = ""
+                if story.visit != visit or story.cancelled:
+                    raise
+                story.working_on = ""
+                story.work_failed = f"{story.state} failed: {cause_of(error)}"
+                self.milestone("WORK_FAILED", story.work_failed)
+                self.show()
+                if pause is None:
+                    return
+                again = f"{story.state} is tried again"
+                await workflow.sleep(pause, summary=again)
+            else:
+                story.working_on, story.work_failed, story.work_done = "", "", True
+                self.settle()
+                return
+
+    async def begin_work(self) -> None:
+        spec = self.story.spec
+        match spec.work:
+            case "readiness":
+                await self.score_readiness()
+            case "design":
+                await self.design()
+            case "plan":
+                await self.build()
+            case "deliberation":
+                await self.deliberate()
+            case "none":
+                pass
+
+    def require_visit(self, visit: int) -> None:
+        """Stop work that a person's move has made stale: its answer came in the same task."""
+        if self.story.visit != visit:
+            raise asyncio.CancelledError
+
+    async def score_readiness(self) -> None:
+        self.work_on("scoring the story")
+        visit = self.story.visit
+        readiness = await workflow.execute_activity_method(
+            PlanningStub.score_story,
+            self.story.text,
+            **(READ_CONFIG | {"summary": "score against INVEST and the acceptance criteria"}),
+        )
+        self.require_visit(visit)
+        self.story.readiness = readiness
+
+    async def design(self) -> None:
+        """The council's design, then the plan that is derived from it."""
+        if self.story.state not in self.story.councils:
+            await self.deliberate()
+        await self.derive_plan(self.story.councils[self.story.state].proposal)
+
+    async def deliberate(self) -> None:
+        """The state's council, as a child; its decisions are the story's."""
+        story, spec = self.story, self.story.spec
+        self.work_on(f"the {spec.role} council deliberates")
+        visit = story.visit
+        await self.outbox.recorded()  # the council reads the story in the graph
+        task_id = f"{story.story_id}-{story.state.lower()}-{story.visited(story.state)}"
+        self.child = deliberation_workflow_id(task_id)
+        try:
+            result: DeliberationResult = await workflow.execute_child_workflow(
+                DeliberationWorkflow.run,
+                DeliberationInput(
+                    task_id=task_id,
+                    story_id=story.story_id,
+                    role=spec.role,
+                    description=self.council_task(),
+                    rubric=spec.rubric,
+                    requirements=story.text.acceptance_criteria,
+                    phase=story.state,
+                    feedback=story.feedback[-FEEDBACK_SHOWN:],
+                    timeout=COUNCIL_TIMEOUT_S,
+                    outbox_workflow_id=workflow.info().workflow_id,
+                    ask_for_budget=story.token_budget is not None,
+                    decisions=story.told,
+                ),
+                id=self.child,
+                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+                static_summary=f"{story.state}: {story.text.title}"[:200],
+            )
+        except FailureError as error:
+            failure = failed_deliberation(error)
+            if failure:
+                story.used(self.child, failure.usage)
+            raise
+        story.used(self.child, result.usage)
+        self.child = ""
+        self.require_visit(visit)
+        story.take_council(result)
+
+    def council_task(self) -> str:
+        story = self.story
+        lines = [story.spec.task, f"Story {story.story_id}: {story.text.title}"]
+        if story.score is not None:
+            lines.append(
+                f"The last workspace report scores {story.score.score} "
+                f"({story.score.gating_decision}). {' '.join(story.score.reasons)}"
+            )
+        return "\n\n".join(line for line in lines if line)
+
+    async def derive_plan(self, design: Proposal) -> None:
+        story, spec = self.story, self.story.spec
+        self.work_on("deriving the plan's tasks")
+        visit = story.visit
+        await self.budget()
+        council = await workflow.execute_activity_method(
+            GraphStub.load_council,
+            CouncilQuery(role=spec.role, size=1),
+            **(STORE | {"summary": "the planner, and the roles there are"}),
+        )
+        story.derivations += 1
+        answer = await workflow.execute_activity_method(
+            AgentStub.derive_plan,
+            DerivePlanInput(
+                task=Task(
+                    task_id=f"{story.story_id}-plan",
+                    story_id=story.story_id,
+                    role=spec.role,
+                    phase=story.state,
+                    description=story.text.title,
+                    requirements=story.text.acceptance_criteria,
+                    feedback=story.feedback[-FEEDBACK_SHOWN:],
+                ),
+                agent=council.agents[0],
+                pack=ContextPack(),
+                wave=story.derivations,
+                design=design,
+                roles=council.roles,
+            ),
+            **(LLM_CALL | {"summary": "derive the plan's tasks"}),
+        )
+        story.used(f"derive-{story.derivations}", [answer.usage])
+        self.require_visit(visit)
+        version = story.visited(story.state)
+        plan_id = f"{story.story_id}-plan-{version}"
+        tasks = dag.number_tasks(story.story_id, plan_id, answer.tasks)
+        try:
+            dag.validate(tasks, council.roles)
+        except dag.InvalidPlan as error:
+            raise ApplicationError(f"plan: {error}", type="InvalidPlan") from error
+        story.plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
+        self.emit(PlanDerived(plan_id=plan_id, version=version, tasks=tasks, **self.stamp()))
+        for task in tasks:
+            self.emit(
+                TaskCreated(
+                    plan_id=plan_id,
+                    task_id=task.task_id,
+                    role=task.role,
+                    depends_on=task.depends_on,
+                    **self.stamp(),
+                )
+            )
+
+    async def build(self) -> None:
+        """Run the plan's tasks that are not done yet, as a child."""
+        story, plan = self.story, self.story.plan
+        assert plan is not None, "the machine came to a plan's state without a plan"
+        done = set(story.done_tasks)
+        left = [
+            task.model_copy(update={"depends_on": [d for d in task.depends_on if d not in done]})
+            for task in plan.tasks
+            if task.task_id not in done
+        ]
+        self.work_on(f"{plan.plan_id}: {len(left)} tasks")
+        visit = story.visit
+        await self.outbox.recorded()
+        self.child = plan_workflow_id(story.story_id, plan.plan_id)
+        result = await workflow.execute_child_workflow(
+            PlanWorkflow.run,
+            PlanInput(
+                story_id=story.story_id,
+                plan_id=plan.plan_id,
+                tasks=left,
+                phase=story.state,
+                feedback=story.feedback[-FEEDBACK_SHOWN:],
+                outbox_workflow_id=workflow.info().workflow_id,
+                ask_for_budget=story.token_budget is not None,
+                decisions=story.told,
+            ),
+            id=self.child,
+            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            static_summary=f"{len(left)} tasks of {story.text.title}"[:200],
+        )
+        self.child = ""
+        self.require_visit(visit)
+        self.take_plan_result(result)
+
+    def take_plan_result(self, result: PlanResult) -> None:
+        story = self.story
+        for outcome in result.outcomes:
+            story.used(deliberation_workflow_id(outcome.task_id), outcome.usage)
+            story.decisions += outcome.decisions
+            if outcome.status == "done":
+                story.done_tasks.append(outcome.task_id)
+        story.plan_faults = [
+            f"{o.task_id} {o.status} {o.error}".strip()
+            for o in result.outcomes
+            if o.status != "done"
+        ]
+        story.plan_status = result.status
+        if result.status == "PARTIAL":
+            raise ApplicationError("; ".join(story.plan_faults)[:2000], type="PlanPartial")
+
+    # --- moves ----------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """After a change: take an automatic transition, or open, close or renew the gate."""
+        story = self.story
+        if story.work_done and not story.done:
+            automatic = fsm.automatic(story.machine, story.state, story.facts)
+            if automatic:
+                self.move(automatic, "system")
+                return
+            gate = fsm.open_gate(story.machine, story.state, story.facts)
+            if story.gate and (gate is None or gate.event != story.gate):
+                self.close_gate(None)
+            if gate and not story.gate:
+                self.open_gate(gate)
+            elif gate:
+                story.show_revision()
+            if gate and story.input.approvals == "auto":
+                self.open_by_policy(gate)
+                return
+        self.show()
+
+    def open_gate(self, gate: Transition) -> None:
+        story = self.story
+        story.gate = gate.event
+        story.show_revision()
+        self.emit(
+            GateOpened(
+                gate=gate.event,
+                role=story.next_role(gate.event),
+                revision=story.revision,
+                **self.stamp(),
+            )
+        )
+
+    def close_gate(self, actor: str | None) -> None:
+        story = self.story
+        if story.budget_gate:
+            story.budget_gate = False
+            self.emit(GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=actor, **self.stamp()))
+        if story.gate:
+            self.emit(
+                GateClosed(
+                    gate=story.gate,
+                    role=story.next_role(story.gate),
+                    actor=actor,
+                    **self.stamp(),
+                )
+            )
+            story.gate = ""
+
+    def open_by_policy(self, gate: Transition) -> None:
+        for role in fsm.gate_roles(self.story.machine, gate.event):
+            self.pass_gate(
+                gate,
+                Approve(gate=gate.event, actor=POLICY_ACTOR, role=role, comment="approvals: auto"),
+            )
+
+    def pass_gate(self, transition: Transition, request: Approve) -> None:
+        """Record who approved what; move when no human guard is left."""
+        story, run = self.story, workflow.info().run_id[:8]
+        approval_id = f"{story.story_id}-{request.gate}-{story.visit}-{request.role}-{run}"
+        revision = story.revision
+        self.emit(
+            GateApproved(
+                id=approval_id,
+                gate=request.gate,
+                actor=request.actor,
+                role=request.role,
+                revision=revision,
+                comment=request.comment,
+                **self.stamp(),
+            )
+        )
+        if not story.approve_guards(transition, request.actor, request.role):
+            self.show()
+            return
+        if story.spec.work == "design" and story.plan:
+            self.emit(
+                PlanApproved(plan_id=story.plan.plan_id, approved_by=request.actor, **self.stamp())
+            )
+        self.move(transition, request.actor)
+
+    def send_back(self, transition: Transition, actor: str, reason: str) -> None:
+        self.story.feedback.append(
+            f"{transition.event} by {actor} in {transition.source}: {reason}"
+        )
+        self.story.change = f"{transition.event} by {actor}: {reason}"
+        self.move(transition, actor, reason)
+
+    def amended(self, request: Amend, changed: list[str], way: list[Transition]) -> None:
+        """Record the new text; go back to where it is approved, by the machine's own rejections."""
+        story = self.story
+        self.save_spec()
+        story.context_version += 1
+        self.emit(ContextUpdated(version=story.context_version, changed=["CASE"], **self.stamp()))
+        reason = f"{', '.join(changed)} amended"
+        for transition in way:
+            self.move(transition, request.actor, reason)
+        if not way:
+            self.close_gate(None)
+            story.enter(story.state)
+            self.show()
+
+    def move(self, transition: Transition, actor: str, reason: str = "") -> None:
+        story = self.story
+        self.close_gate(actor)
+        self.emit(
+            StoryTransitioned(
+                from_phase=transition.source,
+                to_phase=transition.target,
+                event=transition.event,
+                actor=actor,
+                reason=reason,
+                **self.stamp(),
+            )
+        )
+        story.enter(transition.target)
+        self.milestone(
+            "PHASE_ENTERED", f"{transition.target}, from {transition.source} by {transition.event}"
+        )
+        self.show()
+
+    # --- budget ---------------------------------------------------------------------------------
+
+    async def budget(self) -> None:
+        """Return when the story is within its token budget; the budget gate is open meanwhile."""
+        story = self.story
+        if not story.within_budget and not story.budget_gate:
+            story.budget_gate = True
+            self.emit(GateOpened(gate=BUDGET_GATE, role=BUDGET_ROLE, **self.stamp()))
+            self.show()
+        await workflow.wait_condition(lambda: story.within_budget)
+
+    # --- telling --------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """An update may come before the process is loaded."""
+        await workflow.wait_condition(lambda: self.story.process is not None)
+
+    def stamp(self) -> dict[str, str]:
+        return {"story_id": self.story.story_id, "timestamp": timestamp()}
+
+    def emit(self, body: EventBody) -> None:
+        self.story.timeline.append(timeline_entry(self.outbox.append(body)))
+
+    def save_spec(self) -> None:
+        story = self.story
+        self.emit(
+            StorySpec(
+                title=story.text.title,
+                brief=story.text.brief,
+                acceptance_criteria=story.text.acceptance_criteria,
+                rigor=story.input.rigor,
+                created_by=story.input.created_by,
+                revision=content_hash(story.text.model_dump()),
+                **self.stamp(),
+            )
+        )
+
+    def milestone(self, event_type: str, description: str) -> None:
+        run, position = workflow.info().run_id[:8], self.outbox.state.end
+        self.emit(
+            ContextMilestoneReached(
+                milestone_id=f"{self.story.story_id}-m{position}-{run}",
+                event_type=event_type,
+                description=description[:1000],
+                **self.stamp(),
+            )
+        )
+
+    def work_on(self, what: str) -> None:
+        self.story.working_on = what
+        self.show()
+
+    def show(self) -> None:
+        """Search attributes (only what changed) and the current details."""
+        view = self.story.view()
+        now: dict[SearchAttributeKey[Any], Any] = {
+            STORY_STATE: view.state,
+            PENDING_GATE: view.pending_gate or None,
+            STORY_ROLE: view.gate_role or None,
+            RIGOR: view.rigor,
+            DOR_SCORE: view.dor_score,
+        }
+        changed = [
+            key.value_unset() if value is None else key.value_set(value)
+            for key, value in now.items()
+            if self.attributes.get(key.name) != value
+        ]
+        if changed:
+            workflow.upsert_search_attributes(changed)
+            self.attributes = {key.name: value for key, value in now.items()}
+        workflow.set_current_details(story_details(view, self.story.moves(), self.outbox.stuck))
+
+
+def timeline_entry(entry: Entry) -> TimelineEntry:
+    """An outbox entry as a line that a person reads."""
+    body = entry.body
+    skip = {"story_id", "timestamp", "actor", "brief", "acceptance_criteria", "tasks", "decisions"}
+    text = ", ".join(f"{key}={value}" for key, value in body.items() if key not in skip and value)
+    return TimelineEntry(
+        at=entry.time,
+        event=entry.subject or entry.kind,
+        actor=str(body.get("actor") or body.get("approved_by") or body.get("created_by") or ""),
+        text=text[:300],
+    )

@@ -1,0 +1,497 @@
+"""A story's state and its rules: what is legal now, what a gate shows, what was spent. Pure.
+
+StoryWorkflow (story.py) drives it and does the waiting. The whole state is one model, so that
+continue-as-new carries it by `model_dump`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel
+from temporalio.exceptions import ApplicationError
+
+from workflows import fsm, rigor
+from workflows.models import (
+    Amend,
+    Approve,
+    CallUsage,
+    DecisionAdded,
+    DeliberationResult,
+    Machine,
+    Move,
+    Plan,
+    Process,
+    Proposal,
+    RaiseBudget,
+    Readiness,
+    RecordedDecision,
+    Reject,
+    ReportScore,
+    StateSpec,
+    StoryInput,
+    StoryText,
+    StoryView,
+    TimelineEntry,
+    Transition,
+    UsageLine,
+    WorkspaceReport,
+    content_hash,
+)
+from workflows.outbox_state import OutboxState
+
+BUDGET_GATE = "budget"
+BUDGET_ROLE = "PO"
+POLICY_ACTOR = "policy:auto"
+
+UNKNOWN_GATE = "UnknownGate"
+GATE_NOT_OPEN = "GateNotOpen"
+GATE_ROLE = "GateRole"
+GUARD_BLOCKED = "GuardBlocked"
+STALE_REVISION = "StaleRevision"
+ILLEGAL_MOVE = "IllegalMove"
+NO_BUDGET = "NoBudget"
+
+
+class Approval(BaseModel):
+    """Who let a human guard pass, and on what."""
+
+    guard: str
+    actor: str
+    role: str
+
+
+class Shown(BaseModel):
+    """A revision that a gate showed, and what made it: it tells a stale approver what changed."""
+
+    gate: str
+    revision: str
+    change: str
+
+
+class Council(BaseModel):
+    """What a state's deliberation came to."""
+
+    task_id: str
+    winner_id: str
+    proposal: Proposal
+    score: float
+
+
+class Story(BaseModel):
+    """Everything a story's run knows; replaced by nothing, carried by continue-as-new."""
+
+    input: StoryInput
+    text: StoryText
+    state: str
+    process: Process | None = None
+    visit: int = 0
+    """Grows with every transition and every amendment: work begun before is stale."""
+    attempts: dict[str, int] = {}
+    """How often each state's work was begun: it numbers plans and deliberations."""
+    readiness: Readiness | None = None
+    councils: dict[str, Council] = {}
+    """State -> the outcome of its deliberation."""
+    plan: Plan | None = None
+    plan_status: str = ""
+    plan_faults: list[str] = []
+    done_tasks: list[str] = []
+    report: WorkspaceReport | None = None
+    score: ReportScore | None = None
+    approvals: list[Approval] = []
+    gate: str = ""
+    shown: list[Shown] = []
+    change: str = "the story was written"
+    """What last changed what a gate shows."""
+    feedback: list[str] = []
+    derivations: int = 0
+    working_on: str = ""
+    work_failed: str = ""
+    work_done: bool = False
+    """The present state's work is done: its gate may open."""
+    decisions: list[RecordedDecision] = []
+    told: list[DecisionAdded] = []
+    """Decisions from outside, for the deliberations to come."""
+    usage: dict[str, list[UsageLine]] = {}
+    """One run of one deliberation -> what it used, so that a later figure replaces an earlier."""
+    token_budget: int | None = None
+    budget_gate: bool = False
+    context_version: int = 0
+    cancelled: bool = False
+    timeline: list[TimelineEntry] = []
+    outbox: OutboxState = OutboxState()
+
+    @classmethod
+    def begin(cls, input: StoryInput) -> Story:
+        text = StoryText(
+            title=input.title, brief=input.brief, acceptance_criteria=input.acceptance_criteria
+        )
+        return cls(
+            input=input.model_copy(update={"carried": None, "brief": ""}),
+            text=text,
+            state="",
+            token_budget=input.token_budget,
+        )
+
+    @property
+    def story_id(self) -> str:
+        return self.input.story_id
+
+    @property
+    def machine(self) -> Machine:
+        assert self.process is not None, "asked before the process was loaded"
+        return self.process.machine
+
+    @property
+    def done(self) -> bool:
+        return self.state == self.machine.final
+
+    @property
+    def spec(self) -> StateSpec:
+        return next(state for state in self.machine.states if state.name == self.state)
+
+    # --- facts ----------------------------------------------------------------------------------
+
+    @property
+    def guards(self) -> dict[str, bool]:
+        """The computed guards (design section 3)."""
+        assert self.process is not None
+        deliberated = self.state in self.councils
+        return {
+            "dor_ok": self.readiness is not None
+            and self.readiness.total >= self.process.rigor.dor_threshold,
+            "design_complete": deliberated and self.plan is not None,
+            "all_subtasks_done": self.plan_status == "COMPLETED",
+            "builds_passing": self.report is not None
+            and self.report.build.ok
+            and self.report.unit.ok,
+            "tests_passing": self.score is not None
+            and self.score.gating_decision in ("pass", "warn"),
+            "docs_complete": deliberated,
+        }
+
+    @property
+    def facts(self) -> fsm.Facts:
+        return fsm.Facts(
+            guards=self.guards, approved=[approval.guard for approval in self.approvals]
+        )
+
+    def moves(self) -> list[Move]:
+        """What may happen now, and what blocks it, in words that say why."""
+        why = self.reasons()
+        return [
+            move.model_copy(
+                update={
+                    "blocked_by": [
+                        f"{guard}: {why[guard]}" if guard in why else guard
+                        for guard in move.blocked_by
+                    ]
+                }
+            )
+            for move in fsm.moves(self.machine, self.state, self.facts)
+        ]
+
+    def reasons(self) -> dict[str, str]:
+        """Why a computed guard does not hold."""
+        assert self.process is not None
+        waits = self.working_on or self.work_failed
+        ready = self.readiness
+        return {
+            "dor_ok": f"readiness {ready.total} is below {self.process.rigor.dor_threshold} for "
+            f"{self.input.rigor}; amend the story"
+            if ready
+            else "the story is being scored",
+            "design_complete": waits or "the design is not done",
+            "all_subtasks_done": waits or "; ".join(self.plan_faults) or "the plan is not done",
+            "builds_passing": "the last report's build or units failed"
+            if self.report
+            else "no workspace report yet; send one with the update `report`",
+            "tests_passing": f"the last report scores {self.score.score}, "
+            f"{self.score.gating_decision}: {'; '.join(self.score.reasons)}"
+            if self.score
+            else "no workspace report yet; send one with the update `report`",
+            "docs_complete": waits or "the documentation is not done",
+        }
+
+    def legal(self) -> str:
+        events = ", ".join(fsm.legal(self.machine, self.state)) or "none"
+        return f"the story is in {self.state}; legal now: {events}"
+
+    # --- the gate -------------------------------------------------------------------------------
+
+    def gate_content(self, gate: Transition) -> object:
+        """The exact thing that a gate approves: story text, design and plan, report, docs."""
+        council = self.councils.get(self.state)
+        proposal = council.proposal.model_dump() if council else None
+        match self.spec.work:
+            case "design":
+                plan = self.plan.model_dump() if self.plan else None
+                return {"design": proposal, "plan": plan}
+            case "deliberation" | "plan" if self._reads_report(gate):
+                report = self.report.model_dump() if self.report else None
+                return {"report": report, "findings": proposal}
+            case "deliberation":
+                return {"document": proposal}
+            case _:
+                return self.text.model_dump()
+
+    def _reads_report(self, transition: Transition) -> bool:
+        return bool({"builds_passing", "tests_passing"} & set(transition.guards))
+
+    @property
+    def revision(self) -> str:
+        """The content hash of what the open gate shows; empty where none is open."""
+        transition = fsm.gate_transition(self.machine, self.gate) if self.gate else None
+        return content_hash(self.gate_content(transition)) if transition else ""
+
+    def show_revision(self) -> None:
+        """Note the open gate's revision; a new one voids approvals that were of the old."""
+        revision = self.revision
+        last = self.shown[-1] if self.shown else None
+        if last and (last.gate, last.revision) == (self.gate, revision):
+            return
+        self.approvals = []
+        self.shown.append(Shown(gate=self.gate, revision=revision, change=self.change))
+
+    def since(self, revision: str) -> str:
+        """What changed after `revision` was shown."""
+        at = [i for i, shown in enumerate(self.shown) if shown.revision == revision]
+        if not at:
+            return "this gate never showed it"
+        return "since then " + "; ".join(shown.change for shown in self.shown[at[-1] + 1 :])
+
+    # --- requests: each raises ApplicationError where it is not legal now -----------------------
+
+    def require_approve(self, request: Approve) -> Transition:
+        if request.gate == BUDGET_GATE:
+            raise refusal(GATE_NOT_OPEN, "gate: 'budget' is opened by the update raise_budget")
+        transition = fsm.gate_transition(self.machine, request.gate)
+        if transition is None:
+            gates = ", ".join(self.machine.gates)
+            raise refusal(
+                UNKNOWN_GATE,
+                f"gate: {request.gate!r} is unknown; gates are {gates}; {self.legal()}",
+            )
+        if transition.source != self.state:
+            raise refusal(
+                GATE_NOT_OPEN,
+                f"gate: {request.gate!r} opens in {transition.source}; {self.legal()}",
+            )
+        roles = fsm.gate_roles(self.machine, request.gate)
+        if request.role not in roles:
+            raise refusal(
+                GATE_ROLE,
+                f"role: {request.gate!r} is opened by {' or '.join(roles)}, not {request.role!r}",
+            )
+        if self.gate != request.gate:
+            blocked = next((m.blocked_by for m in self.moves() if m.event == request.gate), [])
+            computed = [reason for reason in blocked if reason.split(":")[0] in self.guards]
+            raise refusal(
+                GUARD_BLOCKED,
+                f"gate: {request.gate!r} is not open yet: "
+                f"{'; '.join(computed) or self.working_on or 'the fleet is at work'}",
+            )
+        if request.revision is not None and request.revision != self.revision:
+            raise refusal(
+                STALE_REVISION,
+                f"revision: {request.revision!r} is stale: {self.since(request.revision)}; "
+                f"the gate shows {self.revision!r}; look at it and approve that",
+            )
+        return transition
+
+    def require_reject(self, request: Reject) -> Transition:
+        transition = fsm.rejection(self.machine, self.state, request.event)
+        if transition is None:
+            raise refusal(
+                ILLEGAL_MOVE, f"event: {request.event!r} is no rejection here; {self.legal()}"
+            )
+        if request.role not in transition.roles:
+            raise refusal(
+                GATE_ROLE,
+                f"role: {request.event!r} is for {' or '.join(transition.roles)}, "
+                f"not {request.role!r}",
+            )
+        return transition
+
+    def require_report(self, report: WorkspaceReport) -> None:
+        exits = [t for t in self.machine.transitions if t.source == self.state]
+        if not any(self._reads_report(transition) for transition in exits):
+            raise refusal(ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}")
+
+    def require_amend(self, request: Amend) -> list[Transition]:
+        """The rejections that lead back to the state whose gate approved the text; [] if there."""
+        if self.done:
+            raise refusal(ILLEGAL_MOVE, f"amend: the story has ended; {self.legal()}")
+        home = next((s.name for s in self.machine.states if s.work == "readiness"), self.state)
+        if self.state == home or self.visited(home) == 0:
+            return []
+        way = fsm.way_back(self.machine, self.state, home)
+        if way is None:
+            raise refusal(
+                ILLEGAL_MOVE,
+                f"amend: no rejections lead from {self.state} back to {home}, where the text is "
+                f"approved; {self.legal()}",
+            )
+        return way
+
+    def visited(self, state: str) -> int:
+        return self.attempts.get(state, 0)
+
+    def require_raise_budget(self, request: RaiseBudget) -> None:
+        if self.token_budget is None:
+            raise refusal(NO_BUDGET, "tokens: this story has no token budget; nothing to raise")
+        if request.role != BUDGET_ROLE:
+            raise refusal(
+                GATE_ROLE, f"role: the budget is raised by {BUDGET_ROLE}, not {request.role!r}"
+            )
+
+    # --- changes --------------------------------------------------------------------------------
+
+    def enter(self, state: str) -> None:
+        """Begin a visit of a state: what it will make anew is dropped."""
+        self.state = state
+        self.visit += 1
+        self.attempts[state] = self.visited(state) + 1
+        self.gate, self.approvals = "", []
+        self.working_on, self.work_failed, self.work_done = "", "", False
+        self.councils.pop(state, None)
+        match self.spec.work:
+            case "readiness":
+                self.readiness = None
+            case "design":
+                self.plan, self.done_tasks = None, []
+                self.report = self.score = None
+            case "plan":
+                self.plan_status, self.plan_faults, self.done_tasks = "", [], []
+                self.report = self.score = None
+
+    def amended(self, request: Amend) -> list[str]:
+        """Take the new text; answer with the names of the fields that really changed."""
+        new = request.model_dump(
+            include={"title", "brief", "acceptance_criteria"}, exclude_none=True
+        )
+        changed = [field for field, value in new.items() if getattr(self.text, field) != value]
+        self.text = self.text.model_copy(update=new)
+        if changed:
+            self.change = f"{', '.join(changed)} amended by {request.actor}"
+        return changed
+
+    def take_report(self, report: WorkspaceReport) -> None:
+        assert self.process is not None
+        self.report = report
+        self.score = rigor.score_report(self.process.rigor, self.input.rigor, report)
+        self.change = f"report {report.job_id} came in"
+
+    def take_council(self, result: DeliberationResult) -> None:
+        assert result.winner is not None
+        self.councils[self.state] = Council(
+            task_id=result.task_id,
+            winner_id=result.winner_id,
+            proposal=result.winner,
+            score=result.score,
+        )
+        self.decisions += result.decisions
+        self.change = f"{result.task_id} was decided"
+
+    def approve_guards(self, transition: Transition, actor: str, role: str) -> bool:
+        """Pass the human guards of `role`; True when none is left to pass."""
+        human = {
+            g.name: g.role for g in self.machine.guards if g.role and g.name in transition.guards
+        }
+        passed = {approval.guard for approval in self.approvals}
+        self.approvals += [
+            Approval(guard=guard, actor=actor, role=role)
+            for guard, needed in human.items()
+            if needed == role and guard not in passed
+        ]
+        return set(human) <= {approval.guard for approval in self.approvals}
+
+    # --- usage ----------------------------------------------------------------------------------
+
+    @property
+    def tokens_used(self) -> int:
+        return sum(
+            line.tokens_in + line.tokens_out for lines in self.usage.values() for line in lines
+        )
+
+    @property
+    def within_budget(self) -> bool:
+        return self.token_budget is None or self.tokens_used < self.token_budget
+
+    def used(self, run: str, calls: Iterable[CallUsage]) -> None:
+        """Note what one run of a deliberation has used so far; a later note replaces this one."""
+        self.usage[f"{self.visit}/{run}"] = summed(self.state, calls)
+
+    def usage_lines(self) -> list[UsageLine]:
+        """By phase, role and model."""
+        lines: dict[tuple[str, str, str], UsageLine] = {}
+        for line in (line for lines in self.usage.values() for line in lines):
+            key = (line.phase, line.role, line.model)
+            lines[key] = added(lines[key], line) if key in lines else line
+        return [lines[key] for key in sorted(lines)]
+
+    # --- what people see ------------------------------------------------------------------------
+
+    def view(self) -> StoryView:
+        gate = BUDGET_GATE if self.budget_gate else self.gate
+        if gate == BUDGET_GATE:
+            role = BUDGET_ROLE
+        elif gate:
+            role = self.next_role(gate)
+        else:
+            role = ""
+        return StoryView(
+            story_id=self.story_id,
+            title=self.text.title,
+            state=self.state,
+            pending_gate=gate,
+            gate_role=role,
+            revision=self.revision if gate and gate != BUDGET_GATE else "",
+            rigor=self.input.rigor,
+            dor_score=self.readiness.total if self.readiness else 0,
+            findings=self.readiness.findings if self.readiness else [],
+            plan_id=self.plan.plan_id if self.plan else "",
+            report=self.score,
+            working_on=self.working_on or self.work_failed,
+            token_budget=self.token_budget,
+            tokens_used=self.tokens_used,
+            cancelled=self.cancelled,
+        )
+
+    def next_role(self, gate: str) -> str:
+        """The role whose guard of the gate is still to pass."""
+        passed = {approval.role for approval in self.approvals}
+        roles = fsm.gate_roles(self.machine, gate)
+        return next((role for role in roles if role not in passed), roles[0])
+
+
+def refusal(kind: str, message: str) -> ApplicationError:
+    """A request that is not legal now: field, rule and what is."""
+    return ApplicationError(message[:2000], type=kind, non_retryable=True)
+
+
+def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
+    lines: dict[tuple[str, str], UsageLine] = {}
+    for call in calls:
+        line = UsageLine(
+            phase=phase,
+            role=call.role,
+            model=call.model,
+            calls=1,
+            tokens_in=call.tokens_in,
+            tokens_out=call.tokens_out,
+            cached_tokens=call.cached_tokens,
+            seconds=call.latency_ms / 1000,
+        )
+        key = (call.role, call.model)
+        lines[key] = added(lines[key], line) if key in lines else line
+    return [lines[key] for key in sorted(lines)]
+
+
+def added(one: UsageLine, other: UsageLine) -> UsageLine:
+    return one.model_copy(
+        update={
+            field: round(getattr(one, field) + getattr(other, field), 3)
+            for field in ("calls", "tokens_in", "tokens_out", "cached_tokens", "seconds")
+        }
+    )
