@@ -1,11 +1,14 @@
 """Why a decision was made, from the graph's provenance (design section 4)."""
 
-from datetime import datetime
-from typing import Any
+from __future__ import annotations
 
-from neo4j import AsyncDriver, RoutingControl
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from workflows.models import Wire
+
+if TYPE_CHECKING:
+    from neo4j import AsyncDriver  # at run time it is the caller's: it is slow to import
 
 PROVENANCE = """
 MATCH (d:Decision {id: $decision_id}) WHERE $story_id = '' OR d.case_id = $story_id
@@ -79,7 +82,7 @@ async def why(driver: AsyncDriver, decision_id: str, story_id: str = "") -> list
         PROVENANCE,
         decision_id=decision_id,
         story_id=story_id,
-        routing_=RoutingControl.READ,
+        routing_="r",
     )
     return [_why(record.data()) for record in records]
 

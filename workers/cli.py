@@ -1,0 +1,574 @@
+"""`fleet`: what the `temporal` CLI can do with a story, in fewer words.
+
+A command is one Temporal call, or one read of the graph: whatever it does can be done without it.
+Exit code 0; 1 where the request is refused or a server does not answer, with the reason on
+stderr; 2 where the command is not understood.
+"""
+
+import asyncio
+import contextlib
+import getpass
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import RedisError
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from workers import view
+from workers.clients import StartError
+from workers.clients.temporal import open_temporal
+from workers.clients.valkey import valkey_client
+from workers.exit import leave
+from workers.external_storage import data_converter
+from workers.settings import InvalidSettings, MockRefused, Settings, load
+from workers.watch import AWAY, QUERY_WITHIN, Snapshot, Story, follow
+from workers.why import why as read_why
+from workflows.models import (
+    ID_RULE,
+    Amend,
+    Approve,
+    Id,
+    RaiseBudget,
+    Reject,
+    StoryInput,
+    StoryView,
+    invalid_input,
+    story_workflow_id,
+)
+from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
+from workflows.story import StoryWorkflow
+from workflows.stubs import STORY_QUEUE
+
+UPDATE_WITHIN_S = 30.0
+"""How long a story has to answer an update, in seconds."""
+
+COMPLETE_WITHIN_S = 2.0
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+"""What may stand between quotes in a visibility query."""
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="fleet",
+    help="Start, steer and watch the stories of SWE AI Fleet.",
+    epilog="Addresses and credentials: `python -m workers settings` lists them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class Refused(Exception):
+    """The request was not carried out; the message says why and what to do."""
+
+
+def main() -> NoReturn:
+    """The console script: run a command, flush, leave with its code."""
+    try:
+        app()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    leave(0)
+
+
+# --- arguments that several commands share --------------------------------------------------------
+
+
+def complete_story(incomplete: str) -> list[str]:
+    """Ids of running stories, for the shell's completion."""
+
+    async def ids() -> list[str]:
+        async with asyncio.timeout(COMPLETE_WITHIN_S), temporal(load()) as client:
+            rows = [_row(each) async for each in client.list_workflows(_query())]
+        return [row.story_id for row in rows if row.story_id.startswith(incomplete)]
+
+    # A shell that completes has no place for an error: nothing is offered then.
+    with contextlib.suppress(Exception):
+        return asyncio.run(ids())
+    return []
+
+
+StoryId = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORY", help="The story's id, such as US-101.", autocompletion=complete_story
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Actor = Annotated[
+    str,
+    typer.Option("--actor", "-a", help="Who you are.", default_factory=getpass.getuser),
+]
+Role = Annotated[str, typer.Option("--role", "-r", help="The role you act in: PO, QA.")]
+
+
+# --- steering -------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Examples:  fleet start story.json  ·  echo '{...}' | fleet start -  ·  as temporal: "
+    "temporal workflow start --type StoryWorkflow --task-queue story "
+    "--workflow-id story-US-101 --input-file story.json"
+)
+def start(
+    file: Annotated[Path, typer.Argument(metavar="STORY.json", help="The story; `-` for stdin.")],
+    as_json: Json = False,
+) -> None:
+    """Start a story from a JSON file: story_id, title, brief, acceptance_criteria, rigor."""
+
+    async def work() -> None:
+        story = _read_story(file)
+        async with temporal(load()) as client, refusals(story.story_id, client):
+            handle = await client.start_workflow(
+                StoryWorkflow.run,
+                story,
+                id=story_workflow_id(story.story_id),
+                task_queue=STORY_QUEUE,
+                static_summary=_bytes(story.title, 200),
+            )
+        started = {
+            "story_id": story.story_id,
+            "workflow_id": handle.id,
+            "run_id": handle.result_run_id,
+        }
+        if as_json:
+            print(json.dumps(started))
+        else:
+            out.print(view.text(f"Started {handle.id}.  Follow it: fleet watch {story.story_id}"))
+
+    run(work())
+
+
+@app.command(
+    epilog="Examples:  fleet approve US-101 --role PO  ·  fleet approve US-101 approve_design "
+    "--role PO --revision 3f2a…  ·  as temporal: temporal workflow update execute "
+    "--workflow-id story-US-101 --name approve --input "
+    '\'{"gate": "approve_scope", "actor": "ana", "role": "PO"}\''
+)
+def approve(
+    story_id: StoryId,
+    actor: Actor,
+    role: Role,
+    gate: Annotated[
+        str | None, typer.Argument(help="The gate; without it, the one the story waits at.")
+    ] = None,
+    comment: Annotated[str, typer.Option("--comment", "-c", help="Kept with the approval.")] = "",
+    revision: Annotated[
+        str | None,
+        typer.Option(help="The revision you looked at: a newer one is then refused."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Open a gate."""
+
+    async def decide(story: Story) -> StoryView:
+        at = gate or await _pending_gate(story)
+        request = Approve(gate=at, actor=actor, role=role, comment=comment, revision=revision)
+        return await story.execute_update(StoryWorkflow.approve, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet reject US-101 reject_design --role PO --reason 'no undo'")
+def reject(
+    story_id: StoryId,
+    actor: Actor,
+    event: Annotated[str, typer.Argument(help="The rejection: `fleet show` lists them.")],
+    role: Role,
+    reason: Annotated[str, typer.Option("--reason", help="What the agents are told.")],
+    as_json: Json = False,
+) -> None:
+    """Send a story back, with a reason that the next council is given."""
+
+    async def decide(story: Story) -> StoryView:
+        request = Reject(event=event, actor=actor, role=role, reason=reason)
+        return await story.execute_update(StoryWorkflow.reject, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet amend US-101 --title 'Undo a delete' --criterion 'Given …'")
+def amend(
+    story_id: StoryId,
+    actor: Actor,
+    title: Annotated[str | None, typer.Option(help="The new title.")] = None,
+    brief: Annotated[str | None, typer.Option(help="The new brief.")] = None,
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(help="A new acceptance criterion; repeat it: they replace the old ones."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Change a story's text; what was approved on the old text is approved anew."""
+
+    async def decide(story: Story) -> StoryView:
+        request = Amend(
+            title=title, brief=brief, acceptance_criteria=criterion or None, actor=actor
+        )
+        return await story.execute_update(StoryWorkflow.amend, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet raise-budget US-101 200000 --role PO")
+def raise_budget(
+    story_id: StoryId,
+    actor: Actor,
+    tokens: Annotated[int, typer.Argument(help="How many tokens more.")],
+    role: Role,
+    as_json: Json = False,
+) -> None:
+    """Give a story more tokens."""
+
+    async def decide(story: Story) -> StoryView:
+        request = RaiseBudget(tokens=tokens, actor=actor, role=role)
+        return await story.execute_update(StoryWorkflow.raise_budget, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet report US-101 ./shop")
+def report(
+    story_id: StoryId,
+    directory: Annotated[
+        Path, typer.Argument(help="The project.", exists=True, file_okay=False, resolve_path=True)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Build, test, measure and lint a project for real, and send the report to its story."""
+    from workers.measure import measure
+
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err
+    ) as progress:
+        step = progress.add_task("looking at the project", total=None)
+        measured = measure(directory, lambda name: progress.update(step, description=name))
+
+    async def send(story: Story) -> StoryView:
+        return await story.execute_update(StoryWorkflow.report, measured)
+
+    update(story_id, send, as_json)
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example:  fleet watch US-101 --until-gate")
+def watch(
+    story_id: StoryId,
+    until_gate: Annotated[
+        bool, typer.Option("--until-gate", help="End as soon as a gate waits for a person.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Follow a story live, until it is done: phase, wave, who has answered, tokens, gate."""
+
+    async def work() -> None:
+        async with temporal(load()) as client, refusals(story_id, client):
+            with showing(as_json) as show:
+                async for now in follow(client, checked(story_id)):
+                    show(now)
+                    waits = isinstance(now, Snapshot) and now.story.pending_gate
+                    if until_gate and waits:
+                        return
+
+    run(work())
+
+
+@app.command("list", epilog="Example:  fleet list --waiting --role PO")
+def list_stories(
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Only those that wait for a person.")
+    ] = False,
+    role: Annotated[str | None, typer.Option("--role", "-r", help="… of this role.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    closed: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List stories, newest first."""
+
+    async def work() -> None:
+        query = _query(waiting=waiting, role=role, state=state, closed=closed)
+        async with temporal(load()) as client, refusals("", client):
+            rows = [_row(each) async for each in client.list_workflows(query)]
+        emit(rows, view.stories(rows), as_json)
+
+    run(work())
+
+
+@app.command(epilog="Example:  fleet show US-101 --json | jq .story.revision")
+def show(story_id: StoryId, as_json: Json = False) -> None:
+    """Show a story: state, gate, what may happen now, plan, timeline, usage."""
+
+    async def work() -> None:
+        async with handle(story_id) as story:
+            state, moves, plan, timeline, usage = await asyncio.gather(
+                story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.transitions, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.plan, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.timeline, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.usage, rpc_timeout=QUERY_WITHIN),
+            )
+        page = view.StoryPage(story=state, moves=moves, plan=plan, timeline=timeline, usage=usage)
+        emit(page, view.page(page), as_json)
+
+    run(work())
+
+
+@app.command(epilog="Example:  fleet why US-101-design-1-d1")
+def why(
+    decision_id: Annotated[str, typer.Argument(metavar="DECISION", help="The decision's id.")],
+    story: Annotated[
+        str, typer.Option(help="Its story, where several have a decision of that id.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Say who proposed a decision, and all that was said, checked and approved.
+
+    On which prompt and model, what was said against it, what was checked, and who let it pass.
+    """
+
+    async def work() -> None:
+        from workers.clients.neo4j import open_neo4j  # its driver is slow to import
+
+        async with open_neo4j(load()) as driver:
+            found = await read_why(driver, decision_id, story)
+        if not found:
+            of = f" of story {story}" if story else ""
+            raise Refused(
+                f"The graph has no decision {decision_id}{of}. `fleet show STORY` names decisions"
+            )
+        emit(found, view.reasons(found), as_json)
+
+    run(work())
+
+
+# --- the plumbing ---------------------------------------------------------------------------------
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command; what a person can mend becomes one line on stderr and exit code 1."""
+    try:
+        return asyncio.run(work)
+    except (Refused, StartError, InvalidSettings, MockRefused) as error:
+        reason = str(error)
+    except ApplicationError as error:
+        reason = error.message
+    except RedisError as error:
+        reason = f"Valkey, which keeps large payloads, does not answer: {error}. Set REDIS_HOST"
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    err.print(view.text(reason), soft_wrap=True)
+    raise typer.Exit(1)
+
+
+@asynccontextmanager
+async def temporal(settings: Settings) -> AsyncIterator[Client]:
+    """Temporal, with the fleet's own data converter."""
+    valkey = valkey_client(settings)
+    try:
+        yield await open_temporal(settings, data_converter(valkey))
+    finally:
+        await valkey.aclose()
+
+
+@asynccontextmanager
+async def handle(story_id: str) -> AsyncIterator[Story]:
+    """A story, and its refusals in words."""
+    async with temporal(load()) as client, refusals(story_id, client):
+        yield client.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(checked(story_id))
+        )
+
+
+@asynccontextmanager
+async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
+    """What Temporal answers, as one line that names the rule and the remedy."""
+    try:
+        yield
+    except WorkflowUpdateFailedError as error:
+        cause = error.cause
+        raise Refused(
+            cause.message if isinstance(cause, ApplicationError) else str(cause)
+        ) from None
+    except WorkflowAlreadyStartedError:
+        raise Refused(
+            f"Story {story_id} runs already: look at it with `fleet show {story_id}`, change it "
+            f"with `fleet amend {story_id}`, or give the new one another story_id"
+        ) from None
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+        raise Refused(
+            f"Story {story_id} does not answer in {UPDATE_WITHIN_S:.0f} s. Is a story worker "
+            "running? `python -m workers story` starts one. The request may still be carried "
+            f"out then: look with `fleet show {story_id}` before you repeat it"
+        ) from None
+    except WorkflowQueryFailedError as error:
+        raise Refused(f"Story {story_id} cannot tell: {error}") from None
+    except RPCError as error:
+        raise Refused(_rpc_reason(story_id, client, error)) from None
+
+
+def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
+    where = client.service_client.config.target_host
+    if error.status == RPCStatusCode.NOT_FOUND and "workflow execution already completed" in (
+        error.message
+    ):
+        return (
+            f"Story {story_id} has ended: nothing can change it any more. `fleet show {story_id}`"
+        )
+    if error.status == RPCStatusCode.NOT_FOUND:
+        return (
+            f"There is no story {story_id} in namespace {client.namespace} at {where}. "
+            "`fleet list --all` lists those there are"
+        )
+    if error.status in AWAY:
+        return (
+            f"No answer from Temporal at {where}, or from a story worker ({error.message}). "
+            "Start them: `make status` tells what runs"
+        )
+    return f"Temporal at {where} refuses: {error.message}"
+
+
+Decision = Callable[[Story], Awaitable[StoryView]]
+
+
+def update(story_id: str, decide: Decision, as_json: bool) -> None:
+    """Send an update and show the story's new state."""
+
+    async def work() -> None:
+        async with handle(story_id) as story, asyncio.timeout(UPDATE_WITHIN_S):
+            after = await decide(story)
+        emit(after, view.story(after), as_json)
+
+    run(work())
+
+
+async def _pending_gate(story: Story) -> str:
+    now = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
+    if not now.pending_gate:
+        raise Refused(
+            f"Story {now.story_id} is in {now.state} and waits at no gate. "
+            f"`fleet show {now.story_id}` says what may happen now"
+        )
+    return now.pending_gate
+
+
+def checked(story_id: str) -> str:
+    """The id, if it is one: it goes into workflow ids and queries."""
+    try:
+        return TypeAdapter(Id).validate_python(story_id)
+    except ValidationError:
+        raise Refused(f"STORY: {story_id[:60]!r} is no story id: it is {ID_RULE}") from None
+
+
+def _read_story(file: Path) -> StoryInput:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"STORY.json: {error}") from None
+    try:
+        return StoryInput.model_validate_json(text)
+    except ValidationError as error:  # not JSON at all
+        raise invalid_input("StoryInput", error) from None
+
+
+def _bytes(text: str, limit: int) -> str:
+    return text.encode()[:limit].decode(errors="ignore")
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def _query(
+    *,
+    waiting: bool = False,
+    role: str | None = None,
+    state: str | None = None,
+    closed: bool = False,
+) -> str:
+    """The visibility query, as `temporal workflow list --query` takes it."""
+    terms = ["WorkflowType = 'StoryWorkflow'"]
+    if not closed:
+        terms.append("ExecutionStatus = 'Running'")
+    if waiting or role:
+        terms.append(f"{PENDING_GATE.name} IS NOT NULL")
+    for key, name, value in ((STORY_ROLE, "--role", role), (STORY_STATE, "--state", state)):
+        if value is None:
+            continue
+        if not WORD.fullmatch(value):
+            raise Refused(f"{name}: must be letters, digits and '_', such as PO or DESIGN")
+        terms.append(f"{key.name} = '{value}'")
+    return " AND ".join(terms)
+
+
+def _row(execution: WorkflowExecution) -> view.StoryRow:
+    known = execution.typed_search_attributes
+    return view.StoryRow(
+        story_id=execution.id.removeprefix("story-"),
+        state=known.get(STORY_STATE, ""),
+        pending_gate=known.get(PENDING_GATE, ""),
+        gate_role=known.get(STORY_ROLE, ""),
+        rigor=known.get(RIGOR, ""),
+        dor_score=known.get(DOR_SCORE),
+        status=execution.status.name if execution.status else "",
+        started=execution.start_time.isoformat(),
+    )
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+def emit(value: object, shown: RenderableType, as_json: bool) -> None:
+    """For a program, or for a person."""
+    if as_json:
+        print(TypeAdapter(type(value)).dump_json(value, indent=2).decode())
+    else:
+        out.print(shown)
+
+
+@contextmanager
+def showing(as_json: bool) -> Iterator[Callable[[Snapshot | str], None]]:
+    """How `watch` shows what it sees: live on a terminal, else a line for each change."""
+    if out.is_terminal and not as_json:
+        with Live(console=out, auto_refresh=False) as live:
+            yield lambda now: live.update(
+                view.text(now, "red") if isinstance(now, str) else view.snapshot(now), refresh=True
+            )
+        return
+    last = ""
+
+    def show(now: Snapshot | str) -> None:
+        nonlocal last
+        if isinstance(now, str):
+            said = json.dumps({"error": now}) if as_json else now
+        else:
+            said = now.model_dump_json() if as_json else view.line(now)
+        if said != last:
+            print(said, flush=True)
+        last = said
+
+    yield show
+
+
+if __name__ == "__main__":
+    main()

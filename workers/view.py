@@ -1,0 +1,275 @@
+"""How the CLI shows things: models in, rich renderables out. Text from outside is never markup."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from workers.watch import Council, Snapshot
+from workers.why import Why
+from workflows.models import (
+    Move,
+    Plan,
+    StoryView,
+    TimelineEntry,
+    UsageLine,
+    Wire,
+)
+
+
+class StoryRow(Wire):
+    """A story in a list. started: ISO 8601."""
+
+    story_id: str
+    state: str = ""
+    pending_gate: str = ""
+    gate_role: str = ""
+    rigor: str = ""
+    dor_score: int | None = None
+    status: str
+    started: str
+
+
+class StoryPage(Wire):
+    """All that a story tells of itself."""
+
+    story: StoryView
+    moves: list[Move]
+    plan: Plan | None
+    timeline: list[TimelineEntry]
+    usage: list[UsageLine]
+
+
+def text(value: object, style: str = "") -> Text:
+    """Plain text: no markup, no control characters."""
+    said = "".join(c if c.isprintable() or c == "\n" else " " for c in str(value))
+    return Text(said, style=style, overflow="fold")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table of plain texts."""
+    shown = Table(title=title, title_justify="left", title_style="bold", expand=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+    return shown
+
+
+def stories(rows: Sequence[StoryRow]) -> RenderableType:
+    """Stories, one a line."""
+    if not rows:
+        return text("No story fits. Start one: fleet start STORY.json")
+    return table(
+        "Stories",
+        ("story", "state", "waits at gate", "for", "rigor", "ready", "status", "started"),
+        (
+            (
+                text(row.story_id, "bold"),
+                row.state,
+                text(row.pending_gate, "yellow"),
+                row.gate_role,
+                row.rigor,
+                "" if row.dor_score is None else row.dor_score,
+                row.status,
+                moment(row.started),
+            )
+            for row in rows
+        ),
+    )
+
+
+def moment(at: str) -> str:
+    """An ISO 8601 time in the reader's own zone, to the second."""
+    try:
+        return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}"
+    except ValueError:
+        return at
+
+
+def how_to_open(view: StoryView) -> str:
+    """The command that opens the gate the story waits at."""
+    if view.pending_gate == "budget":
+        return f"fleet raise-budget {view.story_id} TOKENS --role {view.gate_role}"
+    return f"fleet approve {view.story_id} {view.pending_gate} --role {view.gate_role}"
+
+
+def story(view: StoryView) -> RenderableType:
+    """Where a story stands."""
+    lines = Table.grid(padding=(0, 2))
+    lines.add_row("state", text(view.state + (" (cancelled)" if view.cancelled else ""), "bold"))
+    if view.pending_gate:
+        waits = f"{view.pending_gate} waits for {view.gate_role}"
+        lines.add_row("gate", text(waits, "yellow"))
+        lines.add_row("", text(how_to_open(view), "dim"))
+        lines.add_row("revision", text(view.revision))
+    if view.working_on:
+        lines.add_row("working on", text(view.working_on))
+    lines.add_row("readiness", text(f"{view.dor_score} of 100 at rigor {view.rigor}"))
+    for finding in view.findings:
+        lines.add_row("", text(f"{finding.code} -{finding.weight}: {finding.message}"))
+    if view.report:
+        lines.add_row("report", text(f"{view.report.score}: {view.report.gating_decision}"))
+        for reason in view.report.reasons:
+            lines.add_row("", text(reason))
+    budget = f" of {view.token_budget:,}" if view.token_budget else ""
+    lines.add_row("tokens", text(f"{view.tokens_used:,}{budget}"))
+    return Panel(lines, title=text(f"{view.story_id}: {view.title}"), title_align="left")
+
+
+def snapshot(now: Snapshot) -> RenderableType:
+    """The live view: the story, and every council with who has answered."""
+    parts: list[RenderableType] = [story(now.story)]
+    if now.councils:
+        parts.append(
+            table(
+                "Councils at work",
+                ("task", "wave", "answered", "still thinking", "failed", "tokens"),
+                map(_council, now.councils),
+            )
+        )
+    return Group(*parts)
+
+
+def _council(council: Council) -> Sequence[object]:
+    progress = council.progress
+    return (
+        council.task_id,
+        progress.wave,
+        text(" ".join(progress.answered), "green"),
+        text(" ".join(progress.waiting), "dim"),
+        text(" ".join(f"{each.agent_id}: {each.cause}" for each in progress.failed), "red"),
+        f"{progress.tokens:,}",
+    )
+
+
+def line(now: Snapshot) -> str:
+    """The snapshot on one line, for a log."""
+    view = now.story
+    parts = [view.state if not view.cancelled else f"{view.state} cancelled"]
+    if view.pending_gate:
+        parts.append(f"gate {view.pending_gate} waits for {view.gate_role}")
+    elif view.working_on:
+        parts.append(view.working_on)
+    parts += [
+        f"{council.task_id} {council.progress.wave} "
+        f"{len(council.progress.answered)}/{_seats(council)}"
+        for council in now.councils
+    ]
+    return f"{view.story_id}  {'  |  '.join(parts)}  |  {view.tokens_used:,} tokens"
+
+
+def _seats(council: Council) -> int:
+    progress = council.progress
+    return len(progress.answered) + len(progress.waiting)
+
+
+def page(shown: StoryPage) -> RenderableType:
+    """Everything of a story."""
+    parts: list[RenderableType] = [
+        story(shown.story),
+        table(
+            "What may happen now",
+            ("event", "to", "kind", "role", "blocked by"),
+            (
+                (move.event, move.to, move.kind, " ".join(move.roles), " ".join(move.blocked_by))
+                for move in shown.moves
+            ),
+        ),
+    ]
+    if shown.plan:
+        parts.append(
+            table(
+                f"Plan {shown.plan.plan_id}",
+                ("task", "role", "title", "after"),
+                (
+                    (task.task_id, task.role, task.title, " ".join(task.depends_on))
+                    for task in shown.plan.tasks
+                ),
+            )
+        )
+    parts += [
+        table(
+            "Timeline",
+            ("at", "event", "by", "what"),
+            ((moment(entry.at), entry.event, entry.actor, entry.text) for entry in shown.timeline),
+        ),
+        table(
+            "Usage",
+            ("phase", "role", "model", "calls", "tokens in", "out", "cached", "seconds"),
+            (
+                (
+                    use.phase,
+                    use.role,
+                    use.model,
+                    use.calls,
+                    f"{use.tokens_in:,}",
+                    f"{use.tokens_out:,}",
+                    f"{use.cached_tokens:,}",
+                    f"{use.seconds:.1f}",
+                )
+                for use in shown.usage
+            ),
+        ),
+    ]
+    return Group(*parts)
+
+
+def reasons(found: Sequence[Why]) -> RenderableType:
+    """Decisions with their provenance."""
+    return Group(*(_why(each) for each in found))
+
+
+def _why(found: Why) -> RenderableType:
+    lines = Table.grid(padding=(0, 2))
+    lines.add_row("why", text(found.rationale))
+    lines.add_row("proposed by", text(f"{found.proposed_by} ({found.role})"))
+    lines.add_row("on", text(f"model {found.model}, prompt {found.prompt_hash}"))
+    lines.add_row("deliberation", text(found.deliberation_id))
+    score = "" if found.score is None else f"score {found.score:.2f}"
+    lines.add_row("won with", text(f"{score}, revised {found.revision} times"))
+    if found.judged:
+        lines.add_row("judged", text(found.judged))
+    if found.affects:
+        lines.add_row("affects", text(", ".join(found.affects)))
+    parts: list[RenderableType] = [
+        Panel(
+            lines,
+            title=text(f"{found.decision_id}: {found.title}"),
+            title_align="left",
+            subtitle=text(f"story {found.story_id or 'none'}, decided {moment(found.decided_at)}"),
+        ),
+        table(
+            "Said against it",
+            ("critic", "round", "verdict", "points", "suggestion"),
+            (
+                (each.critic, each.round, each.verdict, "\n".join(each.points), each.suggestion)
+                for each in found.critiques
+            ),
+        ),
+        table(
+            "Checked",
+            ("check", "outcome", "score", "findings"),
+            (
+                (
+                    each.name,
+                    each.outcome,
+                    "" if each.score is None else f"{each.score:.2f}",
+                    "\n".join(each.findings),
+                )
+                for each in found.checks
+            ),
+        ),
+        table(
+            "Let pass by",
+            ("gate", "who", "role", "when", "comment"),
+            (
+                (each.gate, each.actor, each.role, moment(each.at), each.comment)
+                for each in found.passed_by
+            ),
+        ),
+    ]
+    return Group(*parts)
