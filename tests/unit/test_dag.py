@@ -277,5 +277,6 @@ GOOD = {"role": "DEV", "title": "t", "description": "d", "depends_on": [], "prio
 def test_the_schema_cannot_express_an_invalid_plan(tasks: list[Any]) -> None:
     validator = jsonschema.Draft202012Validator(dag.plan_schema(ROLES))
 
-    assert validator.is_valid({"tasks": [GOOD, GOOD | {"depends_on": [1]}]})
+    longest = GOOD | {"title": "x" * 80, "description": "x" * 300}
+    assert validator.is_valid({"tasks": [GOOD, longest | {"depends_on": [1]}]})
     assert not validator.is_valid({"tasks": tasks})
