@@ -1,0 +1,198 @@
+"""The fleet's keys in Valkey: a story's spec, draft plan and timeline, and built context packs.
+
+    swe:case:{id}:spec             JSON: a StorySpec, with `order` first
+    swe:case:{id}:planning:draft   JSON: a PlanDerived, with `order` first
+    swe:case:{id}:planning:stream  stream: one line for each entry, fields by LINE
+    context:{story}:{role}:{phase} JSON: a ContextPack, with `config`; kept for PACK_TTL_S. That of
+                                   a subtask or another budget has `:{subtask}:{budget}` at the end
+    context:{story}:packs          set: the keys of the story's packs, so that they can be dropped
+    context:{story}:generation     counter: grows with every change of the story
+    swe:case:{id}:planning:late    set: ids of the timeline's lines that came late (see TIMELINE)
+
+Parts of a key that come from outside are percent-encoded, so none can name another key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from redis.asyncio import Redis
+
+from workflows.models import ContextPack
+
+PACK_TTL_S = 3600
+"""Design section 4."""
+
+LINE = ("id", "kind", "event_type", "description", "actor", "timestamp", "source")
+"""The fields of a line of the timeline."""
+
+_NAMES = ", ".join(f"'{name}'" for name in LINE)
+
+TIMELINE = f"""
+-- KEYS: stream, late. ARGV, for each line: its stream id, then its field values, id first.
+-- A line has its own stream id, so it is there once. Where a line of another outbox has passed that
+-- id, it goes to the end instead, and the set of late ones knows it.
+local names = {{{_NAMES}}}
+for first = 1, #ARGV, #names + 1 do
+  local at, id, line = ARGV[first], ARGV[first + 1], {{}}
+  for place, name in ipairs(names) do
+    line[#line + 1] = name
+    line[#line + 1] = ARGV[first + place]
+  end
+  local there = redis.call('XRANGE', KEYS[1], at, at)
+  if not (there[1] and there[1][2][2] == id) then
+    local added = redis.pcall('XADD', KEYS[1], at, unpack(line))
+    if type(added) == 'table' and added.err then
+      if not (string.find(added.err, 'equal or smaller') or string.find(added.err, '0-0')) then
+        return added
+      end
+      if redis.call('SISMEMBER', KEYS[2], id) == 0 then
+        redis.call('XADD', KEYS[1], '*', unpack(line))
+        redis.call('SADD', KEYS[2], id)
+      end
+    end
+  end
+end
+"""
+
+NEWEST = """
+-- KEYS: a JSON text that begins with its order. ARGV: order, text. An older one changes nothing.
+local held = redis.call('GET', KEYS[1])
+local order = held and string.match(held, '^{"order": "([^"]*)"')
+if not order or order <= ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2])
+end
+"""
+
+KEEP_PACK = """
+-- KEYS: generation, packs, pack. ARGV: generation when the pack was begun, text, seconds to live.
+-- A pack that was built from a graph which has changed since is not kept.
+if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[3], ARGV[2], 'EX', ARGV[3])
+redis.call('SADD', KEYS[2], KEYS[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+
+
+class Line(NamedTuple):
+    """A line of a story's timeline. stream_id: `{owner's start in ms}-{position in its outbox}`."""
+
+    story_id: str
+    stream_id: str
+    values: tuple[str, ...]
+    """By LINE."""
+
+
+class Document(NamedTuple):
+    """A JSON text under `key`; the one with the greatest `order` stays."""
+
+    key: str
+    order: str
+    content: dict[str, Any]
+
+
+def spec_key(story_id: str) -> str:
+    """Where the story's text is kept."""
+    return f"swe:case:{_part(story_id)}:spec"
+
+
+def draft_key(story_id: str) -> str:
+    """Where the story's last derived plan is kept."""
+    return f"swe:case:{_part(story_id)}:planning:draft"
+
+
+def timeline_key(story_id: str) -> str:
+    """The stream of the story's timeline."""
+    return f"swe:case:{_part(story_id)}:planning:stream"
+
+
+def pack_key(story_id: str, role: str, phase: str, variant: str = "") -> str:
+    """Where a context pack is kept. variant: of a subtask or budget, or empty."""
+    key = ":".join(_part(part) for part in (story_id, role, phase))
+    return f"context:{key}:{variant}" if variant else f"context:{key}"
+
+
+def pack_variant(subtask_id: str, token_budget: int) -> str:
+    """The suffix of a pack that is not the default one; token_budget 0: the default."""
+    return f"{_part(subtask_id)}:{token_budget}" if subtask_id or token_budget else ""
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
+
+
+class Cache:
+    """Valkey, through a client that gives bytes back (decode_responses off).
+
+    Raises:
+        redis.exceptions.RedisError: in every method, where Valkey did not do it.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+        self._timeline = client.register_script(TIMELINE)
+        self._newest = client.register_script(NEWEST)
+        self._keep_pack = client.register_script(KEEP_PACK)
+
+    async def store(self, lines: Iterable[Line], documents: Iterable[Document]) -> None:
+        """Append lines, in their order, and keep documents; what is there already stays once."""
+        by_story: dict[str, list[str]] = {}
+        for line in lines:
+            by_story.setdefault(line.story_id, []).extend((line.stream_id, *line.values))
+        async with self.client.pipeline(transaction=False) as pipe:
+            for story_id, values in by_story.items():
+                late = f"swe:case:{_part(story_id)}:planning:late"
+                await self._timeline([timeline_key(story_id), late], values, client=pipe)
+            for document in documents:
+                text = json.dumps({"order": document.order} | document.content, ensure_ascii=False)
+                await self._newest([document.key], [document.order, text], client=pipe)
+            await pipe.execute()
+
+    async def drop_packs(self, stories: Iterable[str]) -> None:
+        """Drop the stories' context packs, and any that is being built from what was there."""
+        names = sorted(set(stories))
+        async with self.client.pipeline(transaction=False) as pipe:
+            for story_id in names:
+                pipe.incr(_generation_key(story_id))
+                pipe.smembers(_packs_key(story_id))
+            answers = await pipe.execute()
+        async with self.client.pipeline(transaction=False) as pipe:
+            for story_id, keys in zip(names, answers[1::2], strict=True):
+                if keys:
+                    # Not the whole set: a pack of the new generation may be in it by now.
+                    pipe.delete(*keys)
+                    pipe.srem(_packs_key(story_id), *keys)
+            if pipe.command_stack:
+                await pipe.execute()
+
+    async def find_pack(
+        self, story_id: str, key: str, config: str
+    ) -> tuple[ContextPack | None, str]:
+        """The pack, if it is there and was built with this config, and the story's generation."""
+        text, generation = await self.client.mget(key, _generation_key(story_id))
+        number = str(int(generation or 0))
+        if text is None or json.loads(text).get("config") != config:
+            return None, number
+        return ContextPack.model_validate_json(text), number
+
+    async def keep_pack(
+        self, story_id: str, key: str, config: str, generation: str, pack: ContextPack
+    ) -> bool:
+        """Keep a pack, unless the story has changed since `generation`: then False."""
+        text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
+        keys = [_generation_key(story_id), _packs_key(story_id), key]
+        return bool(await self._keep_pack(keys, [generation, text, PACK_TTL_S]))
+
+
+def _packs_key(story_id: str) -> str:
+    return f"context:{_part(story_id)}:packs"
+
+
+def _generation_key(story_id: str) -> str:
+    return f"context:{_part(story_id)}:generation"

@@ -1,0 +1,234 @@
+"""The context graph in Neo4j: how it is written and read, and the schema that others query.
+
+Everything that belongs to a story is one step from it::
+
+    (:Case:Story {id, case_id, title, description, acceptance_criteria[], rigor, revision, status,
+                  created_at, created_by})
+    (Story)-[:HAS_PLAN]->(:PlanVersion {id, case_id, version, status})
+           status: DRAFT, APPROVED, then COMPLETED, PARTIAL, FAILED, CANCELLED, NOTHING_TO_RUN
+    (PlanVersion)-[:HAS_SUBTASK]->(:Subtask {id, case_id, title, description, role, status,
+                  priority, assignee})-[:DEPENDS_ON]->(Subtask)
+           status: PENDING, IN_PROGRESS, DONE, FAILED, NOT_RUN
+    (PlanVersion)-[:CONTAINS_DECISION]->(Decision)
+    (:Decision {id, case_id, title, rationale, type, status, role, decided_by, decided_at,
+                affects[]})-[:OF]->(Story)
+    (Decision)-[:AFFECTS]->(Subtask), (Decision)-[:DEPENDS_ON]->(Decision): by the ids and titles
+           that `affects` names, in any letters, whichever of the two came first
+    (Decision)-[:FROM]->(:Proposal {id, story_id, deliberation_id, run_id, task_id, phase, agent_id,
+                role, score, rank, barred, revision, prompt_hash, model, approach, content,
+                drafts[], judged, recorded_at})-[:BY]->(:Agent), (Proposal)-[:OF]->(Story)
+           revision: how often its author revised it; rank 1 won
+    (:Critique {id, critic, round, verdict, points[], suggestion})-[:OF]->(Proposal)
+    (:Check {id, name, outcome, score, blocking, findings[], errors, warnings, output, exit_code})
+           -[:OF]->(Proposal)
+    (:Event {id, case_id, event_type, description, actor, timestamp_ms, entry_id})-[:OF]->(Story)
+    (:PhaseTransition {id, story_id, from_phase, to_phase, event, actor, reason, timestamp})
+           -[:OF]->(Story)
+    (:GateApproval {id, story_id, gate, actor, role, revision, comment, at})-[:OF]->(Story)
+    (:PlanApproval {id, story_id, plan_id, approved_by, timestamp})-[:OF]->(Story),
+           -[:APPROVES]->(PlanVersion)
+    (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
+    (:Council {role, id})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model, persona})
+    (:Migration {version, name, applied_at})
+
+Keys: PlanVersion, Subtask, Decision and Event are named by people and other systems, within their
+story: unique by (case_id, id). Every other id is unique by itself; what has no id of its own has
+its entry's. case_id and story_id are '' where there is no story. What belongs to a story that is
+not known yet hangs on a Story with its id and status UNKNOWN, until the story comes.
+`status_order` and `text_order` are the keys by which a newer status or text wins.
+A delete is soft: status DELETED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any, LiteralString
+
+from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
+from temporalio import activity
+
+from activities.cache import (
+    Cache,
+    Document,
+    Line,
+    draft_key,
+    pack_key,
+    pack_variant,
+    spec_key,
+)
+from activities.context import Scopes, Section, assemble, read_sections
+from activities.graph.councils import COUNCILS, seat, seed_councils
+from activities.graph.errors import store_errors
+from activities.graph.statements import (
+    Change,
+    Write,
+    changes,
+    deliberation_writes,
+    describe,
+    writes,
+)
+from workflows.events import PlanDerived, RecordBatch, StorySpec
+from workflows.models import (
+    ContextPack,
+    Council,
+    CouncilQuery,
+    DeliberationRecord,
+    PackQuery,
+    PlannedTask,
+    PlanQuery,
+    StoredPlan,
+    StoryText,
+)
+from workflows.stubs import GraphStub
+
+__all__ = ["Graph", "seed_councils", "store_errors"]
+
+TRANSACTION_S = 20.0
+"""A transaction ends before the activity that runs it does (stubs.STORE)."""
+
+PLAN_TASKS = """
+MATCH (p:PlanVersion {case_id: $story_id, id: $plan_id})-[:HAS_SUBTASK]->(t:Subtask)
+WHERE p.status <> 'DELETED' AND t.status <> 'DELETED'
+RETURN t.id AS task_id, coalesce(t.role, '') AS role, coalesce(t.title, t.id) AS title,
+       coalesce(t.description, '') AS description, coalesce(t.priority, 1) AS priority,
+       COLLECT {
+         MATCH (t)-[:DEPENDS_ON]->(d:Subtask)<-[:HAS_SUBTASK]-(p)
+         WHERE d.status <> 'DELETED' RETURN d.id ORDER BY d.id
+       } AS depends_on
+ORDER BY priority, size(task_id), task_id
+"""
+
+STORY_TEXT = """
+MATCH (s:Story {id: $story_id}) WHERE s.status <> 'DELETED' AND s.title IS NOT NULL
+RETURN s.title AS title, coalesce(s.description, '') AS brief,
+       coalesce(s.acceptance_criteria, []) AS acceptance_criteria
+"""
+
+
+class Graph(GraphStub):
+    """Neo4j and Valkey. Every write is idempotent and returns after its commit.
+
+    The driver's `max_transaction_retry_time` and `connection_acquisition_timeout`, and the cache
+    client's `socket_timeout`, must be shorter than the activity's 30 s.
+
+    Raises:
+        ApplicationError: in every method, by `errors.TABLE` where a store fails; what cannot be
+            understood is refused as `statements.changes` and `councils.seat` say.
+    """
+
+    def __init__(self, driver: AsyncDriver, cache: Cache, scopes: Scopes) -> None:
+        self._driver = driver
+        self._cache = cache
+        self._scopes = scopes
+
+    @activity.defn
+    async def record(self, batch: RecordBatch) -> None:
+        """Store a batch: the graph in one transaction, then the cache."""
+        known = changes(batch)
+        stories = {change.story_id for change in known if change.story_id}
+        with store_errors():
+            await self._write([write for change in known for write in writes(change)])
+            await self._cache.store(_lines(batch, known), _documents(known))
+            await self._cache.drop_packs(stories)
+
+    @activity.defn
+    async def record_deliberation(self, record: DeliberationRecord) -> None:
+        """Store a deliberation with its provenance; its story's context packs are stale then."""
+        found = deliberation_writes(record)
+        with store_errors():
+            await self._write(found)
+            await self._cache.drop_packs([record.story_id] if record.story_id else [])
+
+    @activity.defn
+    async def load_council(self, query: CouncilQuery) -> Council:
+        """Read the councils and seat the one that is asked for."""
+        with store_errors():
+            return seat(await self._read(COUNCILS), query)
+
+    @activity.defn
+    async def load_plan(self, query: PlanQuery) -> StoredPlan:
+        """A plan's tasks; where it has none, its story's text; or neither."""
+        with store_errors():
+            tasks = await self._read(PLAN_TASKS, story_id=query.story_id, plan_id=query.plan_id)
+            if tasks:
+                return StoredPlan(tasks=[PlannedTask.model_validate(task) for task in tasks])
+            story = await self._read(STORY_TEXT, story_id=query.story_id)
+        return StoredPlan(story=StoryText.model_validate(story[0]) if story else None)
+
+    @activity.defn
+    async def build_pack(self, query: PackQuery) -> ContextPack:
+        """A context pack, from Valkey while the story has not changed since it was built."""
+        role = self._scopes.role(query.role)
+        budget = query.token_budget or self._scopes.token_budget
+        if not query.story_id:
+            return assemble(self._scopes, query, budget, [])
+        variant = pack_variant(query.subtask_id, query.token_budget)
+        key = pack_key(query.story_id, role, query.phase, variant)
+        with store_errors():
+            kept, generation = await self._cache.find_pack(
+                query.story_id, key, self._scopes.version
+            )
+            if kept is not None:
+                return kept
+            async with self._driver.session() as session:
+                sections = await session.execute_read(_read_sections, self._scopes, query)
+            pack = assemble(self._scopes, query, budget, sections)
+            await self._cache.keep_pack(query.story_id, key, self._scopes.version, generation, pack)
+        return pack
+
+    async def _write(self, found: list[Write]) -> None:
+        if found:
+            async with self._driver.session() as session:
+                await session.execute_write(_apply, found)
+
+    async def _read(self, cypher: LiteralString, **parameters: Any) -> list[dict[str, Any]]:
+        async with self._driver.session() as session:
+            return await session.execute_read(_rows, cypher, parameters)
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _apply(tx: AsyncManagedTransaction, found: list[Write]) -> None:
+    """Run the writes in order; neighbours with one statement go to the server as one."""
+    for cypher, same in groupby(found, key=lambda write: write.cypher):
+        statement = f"UNWIND $rows AS row CALL (row) {{ {cypher} }}"  # constants, all of it
+        result = await tx.run(statement, rows=[write.row for write in same])
+        await result.consume()
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _rows(
+    tx: AsyncManagedTransaction, cypher: LiteralString, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
+    return await (await tx.run(cypher, parameters)).data()
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _read_sections(
+    tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
+) -> list[Section]:
+    return await read_sections(tx, scopes, query)
+
+
+def _lines(batch: RecordBatch, known: Iterable[Change]) -> Iterator[Line]:
+    for change in known:
+        if not change.story_id:
+            continue
+        entry, said = change.entry, describe(change)
+        values = (
+            *(entry.id, entry.kind, said.event_type, said.description, said.actor),
+            *(change.body.timestamp, entry.source),
+        )
+        yield Line(change.story_id, f"{batch.owner_started_ms}-{change.number}", values)
+
+
+def _documents(known: Iterable[Change]) -> Iterator[Document]:
+    for change in known:
+        match change.body:
+            case StorySpec():
+                key = spec_key(change.story_id)
+            case PlanDerived():
+                key = draft_key(change.story_id)
+            case _:
+                continue
+        yield Document(key, change.order, change.body.model_dump(mode="json"))

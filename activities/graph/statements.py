@@ -1,0 +1,676 @@
+"""What every entry and every deliberation writes: Cypher that is constant, and its parameters.
+
+A `Write` is one statement and one row. A statement reads its row's values from `row`, MERGEs by
+key, and sets a property that never changes only when it makes the node. What does change (a
+status, a story's text) carries an order key, and an older one never replaces a newer one. So
+writes may be repeated, and come late or in another order, and the graph is the same.
+
+Every statement that has a story writes to the story's node before it compares or looks for what
+else there is: that takes the node's lock, and two writers on one story follow each other.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from temporalio.exceptions import ApplicationError
+
+from workflows.events import (
+    BODIES,
+    ContextDecisionAdded,
+    ContextMilestoneReached,
+    ContextUpdated,
+    DeliberationCompleted,
+    DeliberationFailed,
+    DeliberationStarted,
+    Entry,
+    EventBody,
+    GateApproved,
+    GateClosed,
+    GateOpened,
+    PlanApproved,
+    PlanDerived,
+    PlanFinished,
+    RecordBatch,
+    RequestRefused,
+    RoundCompleted,
+    StoryCancelled,
+    StoryCreated,
+    StorySpec,
+    StoryTransitioned,
+    TaskCreated,
+    TaskDispatched,
+    TaskFinished,
+)
+from workflows.models import DeliberationRecord, RankedProposal, RecordedDecision, invalid_input
+
+INVALID_ENTRY = "InvalidEntry"
+UNKNOWN_KIND = "UnknownKind"
+
+KEY_BYTES = 2_000
+"""The longest id that is stored, in UTF-8: Neo4j refuses keys of some 8,000 bytes in its index."""
+
+OF_A_STORY = (StoryCreated, StorySpec, PlanDerived, TaskCreated, TaskFinished, PlanFinished)
+"""What says nothing without its story: refused where it has none."""
+
+Row = dict[str, Any]
+
+
+class Write(NamedTuple):
+    """A constant statement and the row it reads as `row`."""
+
+    cypher: str
+    row: Row
+
+
+class Change(NamedTuple):
+    """An entry that was understood: its body, its story, and where it stands in time.
+
+    `order` sorts as text: by the body's time, then by the outbox and the place in it.
+    """
+
+    entry: Entry
+    body: EventBody
+    story_id: str
+    at: datetime
+    order: str
+    number: int
+
+
+def changes(batch: RecordBatch) -> list[Change]:
+    """The batch's entries, understood.
+
+    Raises:
+        ApplicationError: `InvalidEntry` (not retryable) names the entry, field and rule;
+            `UnknownKind` (retryable) where a newer workflow writes what this worker cannot store.
+    """
+    return [
+        _change(batch, number, entry) for number, entry in enumerate(batch.entries, batch.first)
+    ]
+
+
+def _change(batch: RecordBatch, number: int, entry: Entry) -> Change:
+    kind = BODIES.get(entry.kind)
+    if kind is None:
+        raise ApplicationError(
+            f"entry {entry.id}: this worker does not know the kind {entry.kind!r}; "
+            "it is stored as soon as a worker of the workflow's version runs",
+            type=UNKNOWN_KIND,
+        )
+    try:
+        body = kind.model_validate(entry.body)
+    except ValidationError as error:
+        raise _refusal(invalid_input(f"entry {entry.id} ({entry.kind})", error).message) from None
+    at = moment(body.timestamp, f"entry {entry.id}: timestamp")
+    order = order_key(at, batch.owner_started_ms, number)
+    return Change(entry, body, body.story_id or entry.story_id, at, order, number)
+
+
+def moment(text: str, field: str) -> datetime:
+    """An ISO 8601 time in UTC; one without an offset is taken as UTC.
+
+    Raises:
+        ApplicationError: `InvalidEntry`, not retryable.
+    """
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise _refusal(
+            f"{field}: {text[:80]!r} is not ISO 8601, as in 2026-01-31T12:00:00Z"
+        ) from None
+    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+
+
+def order_key(at: datetime, owner_started_ms: int = 0, number: int = 0) -> str:
+    """A key whose order as text is the order in time, then in the outbox."""
+    micros = max(0, int(at.timestamp() * 1_000_000))
+    return f"{micros:018d}-{owner_started_ms:013d}-{number:09d}"
+
+
+# --- statements -----------------------------------------------------------------------------------
+
+_STORY = """
+WITH n, row WHERE row.story_id <> ''
+MERGE (s:Story {id: row.story_id}) ON CREATE SET s.status = 'UNKNOWN'
+SET s:Case, s.case_id = row.story_id
+"""
+_OF_STORY = _STORY + "MERGE (n)-[:OF]->(s)\n"
+
+_STORY_STATUS = """
+WITH s, row
+CALL (s, row) {
+  WITH s, row WHERE row.order > coalesce(s.status_order, '')
+  SET s.status = row.status, s.status_order = row.order
+}
+"""
+
+_BEGUN = """
+MERGE (s:Story {id: row.story_id}) ON CREATE SET s.status = 'UNKNOWN'
+SET s:Case, s.case_id = row.story_id
+SET s.created_at = CASE WHEN s.created_at < row.timestamp THEN s.created_at ELSE row.timestamp END
+"""
+
+CREATED = (
+    _BEGUN
+    + """
+SET s.title = coalesce(s.title, row.title), s.rigor = coalesce(s.rigor, row.rigor),
+    s.created_by = coalesce(s.created_by, row.created_by)
+"""
+    + _STORY_STATUS
+)
+
+SPEC = (
+    _BEGUN
+    + """
+SET s.status = CASE s.status WHEN 'UNKNOWN' THEN 'DRAFT' ELSE s.status END
+WITH s, row WHERE row.order > coalesce(s.text_order, '')
+SET s += row.text, s.text_order = row.order
+"""
+)
+
+TRANSITION = (
+    "MERGE (n:PhaseTransition {id: row.id}) ON CREATE SET n += row.node" + _OF_STORY + _STORY_STATUS
+)
+
+EVENT = (
+    "MERGE (n:Event {case_id: row.story_id, id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
+)
+
+CANCELLED = EVENT + _STORY_STATUS
+
+GATE_APPROVAL = "MERGE (n:GateApproval {id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
+
+_PLAN_STATUS = """
+WITH p, row
+CALL (p, row) {
+  WITH p, row WHERE row.order > coalesce(p.status_order, '')
+  SET p.status = row.status, p.status_order = row.order
+}
+"""
+
+PLAN_APPROVAL = (
+    "MERGE (n:PlanApproval {id: row.id}) ON CREATE SET n += row.node"
+    + _OF_STORY
+    + """
+MERGE (p:PlanVersion {case_id: row.story_id, id: row.plan_id}) ON CREATE SET p.status = 'DRAFT'
+MERGE (s)-[:HAS_PLAN]->(p)
+MERGE (n)-[:APPROVES]->(p)
+"""
+    + _PLAN_STATUS
+)
+
+PLAN = (
+    """
+MERGE (n:PlanVersion {case_id: row.story_id, id: row.plan_id}) ON CREATE SET n.status = 'DRAFT'
+SET n.version = coalesce(row.version, n.version)
+"""
+    + _STORY
+    + """
+MERGE (s)-[:HAS_PLAN]->(n)
+WITH n, row UNWIND row.tasks AS task
+MERGE (t:Subtask {case_id: row.story_id, id: task.id}) ON CREATE SET t.status = 'PENDING'
+SET t += task.node
+MERGE (n)-[:HAS_SUBTASK]->(t)
+WITH row, t, task UNWIND task.depends_on AS needed
+MERGE (d:Subtask {case_id: row.story_id, id: needed}) ON CREATE SET d.status = 'PENDING'
+MERGE (t)-[:DEPENDS_ON]->(d)
+"""
+)
+
+PLAN_STATUS = "MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})" + _PLAN_STATUS
+
+TASK_STATUS = """
+MATCH (t:Subtask {case_id: row.story_id, id: row.task_id})
+WHERE row.order > coalesce(t.status_order, '')
+SET t.status = row.status, t.status_order = row.order,
+    t.assignee = CASE row.assignee WHEN '' THEN t.assignee ELSE row.assignee END
+"""
+
+DISPATCH = (
+    "MERGE (n:TaskDispatch {id: row.id}) ON CREATE SET n += row.node"
+    + _OF_STORY
+    + "WITH row"  # no task of that id: a council works on the story itself
+    + TASK_STATUS
+)
+
+DECISION = (
+    "MERGE (n:Decision {case_id: row.story_id, id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
+)
+
+DECISION_LINKS = """
+MATCH (d:Decision {case_id: row.story_id, id: row.id})
+CALL (d) {
+  WITH d, [name IN d.affects | toLower(trim(name))] AS names
+  MATCH (t:Subtask {case_id: d.case_id})
+  WHERE toLower(t.id) IN names OR toLower(t.title) IN names
+  MERGE (d)-[:AFFECTS]->(t)
+}
+CALL (d) {
+  WITH d, [name IN d.affects | toLower(trim(name))] AS names
+  MATCH (o:Decision {case_id: d.case_id})
+  WHERE o <> d AND (toLower(o.id) IN names OR toLower(o.title) IN names)
+  MERGE (d)-[:DEPENDS_ON]->(o)
+}
+CALL (d) {
+  MATCH (o:Decision {case_id: d.case_id})
+  WITH d, o, [name IN o.affects | toLower(trim(name))] AS names
+  WHERE o <> d AND (toLower(d.id) IN names OR toLower(d.title) IN names)
+  MERGE (o)-[:DEPENDS_ON]->(d)
+}
+"""
+
+TASK_LINKS = """
+MATCH (d:Decision {case_id: row.story_id})
+WITH row, d, [name IN d.affects | toLower(trim(name))] AS names WHERE size(names) > 0
+UNWIND row.ids AS id
+MATCH (t:Subtask {case_id: row.story_id, id: id})
+WHERE toLower(t.id) IN names OR toLower(t.title) IN names
+MERGE (d)-[:AFFECTS]->(t)
+"""
+
+PROPOSAL = (
+    """
+MERGE (n:Proposal {id: row.id}) ON CREATE SET n += row.node
+MERGE (a:Agent {id: row.agent_id}) ON CREATE SET a.role = row.role
+MERGE (n)-[:BY]->(a)
+"""
+    + _OF_STORY
+)
+
+CRITIQUE = """
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (n:Critique {id: row.id}) ON CREATE SET n += row.node
+MERGE (n)-[:OF]->(p)
+"""
+
+CHECK = """
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (n:Check {id: row.id}) ON CREATE SET n += row.node
+MERGE (n)-[:OF]->(p)
+"""
+
+DECISION_FROM = """
+MATCH (d:Decision {case_id: row.story_id, id: row.id})
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (d)-[:FROM]->(p)
+"""
+
+PLAN_DECISION = """
+MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})
+MATCH (d:Decision {case_id: row.story_id, id: row.id})
+MERGE (p)-[:CONTAINS_DECISION]->(d)
+"""
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+
+class Milestone(NamedTuple):
+    """What happened, in words: an Event's node, and a line of the timeline."""
+
+    event_type: str
+    description: str
+    actor: str
+
+
+def describe(change: Change) -> Milestone:
+    """The change in words. The type is its subject, or its kind where it is not published."""
+    event_type = change.body.SUBJECT or change.entry.kind
+    match change.body:
+        case StoryCreated(title=title, created_by=actor):
+            said, who = title, actor
+        case StorySpec(title=title, revision=revision, created_by=actor):
+            said, who = f"{title} (revision {revision})", actor
+        case StoryTransitioned() as body:
+            why = f": {body.reason}" if body.reason else ""
+            said, who = f"{body.from_phase} -> {body.to_phase} by {body.event}{why}", body.actor
+        case StoryCancelled(actor=actor):
+            said, who = "cancelled", actor
+        case GateOpened(gate=gate, role=role):
+            said, who = f"{gate} waits for {role}", ""
+        case GateClosed(gate=gate, actor=actor):
+            said, who = f"{gate} closed", actor or ""
+        case GateApproved(gate=gate, actor=actor, role=role, comment=comment):
+            said, who = f"{gate} approved as {role}" + (f": {comment}" if comment else ""), actor
+        case PlanApproved(plan_id=plan_id, approved_by=actor):
+            said, who = f"plan {plan_id} approved", actor
+        case PlanDerived(plan_id=plan_id, tasks=tasks):
+            said, who = f"plan {plan_id} with {len(tasks)} tasks", ""
+        case PlanFinished(plan_id=plan_id, status=status):
+            said, who = f"plan {plan_id} ended {status}", ""
+        case TaskCreated(task_id=task_id, role=role):
+            said, who = f"task {task_id} for {role}", ""
+        case TaskDispatched(task_id=task_id, agent_id=actor):
+            said, who = f"task {task_id} given to {actor}", actor
+        case TaskFinished(task_id=task_id, status=status, assignee=actor):
+            said, who = f"task {task_id} {status}", actor
+        case DeliberationStarted(task_id=task_id, role=role):
+            said, who = f"{role} deliberates {task_id}", ""
+        case DeliberationCompleted() as body:
+            said = f"{body.role} decided {body.task_id}, score {body.score:.2f}"
+            who = body.winner_id
+        case DeliberationFailed(task_id=task_id, role=role, error=error):
+            said, who = f"{role} failed on {task_id}: {error}", ""
+        case RoundCompleted(task_id=task_id, role=role, round=number):
+            said, who = f"{role} ended round {number} of {task_id}", ""
+        case ContextUpdated(version=version, changed=changed):
+            said, who = f"context version {version}: {', '.join(changed)}", ""
+        case ContextDecisionAdded(title=title, decided_by=actor):
+            said, who = title, actor
+        case ContextMilestoneReached(event_type=reached, description=said):
+            event_type, who = reached, ""
+        case RequestRefused(request=request, reason=reason):
+            said, who = f"{request} refused: {reason}", ""
+        case _:
+            raise AssertionError(f"no words for {change.entry.kind}")
+    return Milestone(event_type, said[:2_000], who)
+
+
+def writes(change: Change) -> list[Write]:
+    """What an entry writes, in order.
+
+    Raises:
+        ApplicationError: `InvalidEntry`, not retryable, where an id is too long, or a story's own
+            entry has no story.
+    """
+    entry, story = change.entry, _key("story_id", change.story_id)
+    at = change.body.timestamp
+    key = {"id": _key("entry id", entry.id), "story_id": story}
+    begun = {"story_id": story, "timestamp": at}
+    if isinstance(change.body, OF_A_STORY) and not story:
+        raise _refusal("story_id: required; add it")
+
+    def event(event_id: str = entry.id) -> Write:
+        return Write(
+            EVENT,
+            {
+                "id": _key("id", event_id),
+                "story_id": story,
+                "node": describe(change)._asdict()
+                | {"timestamp_ms": int(change.at.timestamp() * 1000), "entry_id": entry.id},
+            },
+        )
+
+    def plan(plan_id: str, tasks: list[Row], version: int | None = None) -> Write:
+        return Write(
+            PLAN,
+            {
+                "story_id": story,
+                "plan_id": _key("plan_id", plan_id),
+                "version": version,
+                "tasks": tasks,
+            },
+        )
+
+    match change.body:
+        case StoryCreated() as body:
+            text = body.model_dump(include={"title", "rigor", "created_by"})
+            return [Write(CREATED, begun | text | {"status": "DRAFT", "order": change.order})]
+        case StorySpec() as body:
+            text = body.model_dump(
+                include={"title", "acceptance_criteria", "rigor", "created_by", "revision"}
+            ) | {"description": body.brief}
+            return [Write(SPEC, begun | {"text": text, "order": change.order})]
+        case StoryTransitioned() as body:
+            node = body.model_dump(exclude={"story_id"}) | {
+                "story_id": story,
+                "timestamp_ms": int(change.at.timestamp() * 1000),
+            }
+            return [
+                Write(
+                    TRANSITION, key | {"node": node, "status": body.to_phase, "order": change.order}
+                )
+            ]
+        case StoryCancelled():
+            return [
+                Write(CANCELLED, event().row | {"status": "CANCELLED", "order": change.order}),
+            ]
+        case GateApproved() as body:
+            node = body.model_dump(include={"gate", "actor", "role", "revision", "comment"})
+            return [
+                Write(
+                    GATE_APPROVAL,
+                    {
+                        "id": _key("id", body.id),
+                        "story_id": story,
+                        "node": node | {"at": at, "story_id": story},
+                    },
+                )
+            ]
+        case PlanDerived() as body:
+            tasks = [
+                _task_row(
+                    task.task_id,
+                    task.depends_on,
+                    task.model_dump(include={"role", "title", "description", "priority"}),
+                )
+                for task in body.tasks
+            ]
+            return [
+                plan(body.plan_id, tasks, body.version),
+                Write(TASK_LINKS, {"story_id": story, "ids": [task["id"] for task in tasks]}),
+            ]
+        case TaskCreated() as body:
+            return [
+                plan(body.plan_id, [_task_row(body.task_id, body.depends_on, {"role": body.role})]),
+                Write(TASK_LINKS, {"story_id": story, "ids": [body.task_id]}),
+            ]
+        case PlanApproved() as body:
+            node = {
+                "story_id": story,
+                "plan_id": body.plan_id,
+                "approved_by": body.approved_by,
+                "timestamp": at,
+            }
+            row = {
+                "plan_id": _key("plan_id", body.plan_id),
+                "node": node,
+                "status": "APPROVED",
+                "order": change.order,
+            }
+            return [Write(PLAN_APPROVAL, key | row)]
+        case TaskDispatched() as body:
+            node = body.model_dump(include={"task_id", "agent_id", "role", "timestamp"})
+            row = {
+                "node": node | {"story_id": story, "status": "DISPATCHED"},
+                "task_id": body.task_id,
+                "assignee": body.agent_id,
+                "status": "IN_PROGRESS",
+                "order": change.order,
+            }
+            return [Write(DISPATCH, key | row)]
+        case TaskFinished() as body:
+            return [
+                plan(body.plan_id, [_task_row(body.task_id, [], {})]),
+                Write(
+                    TASK_STATUS,
+                    {
+                        "story_id": story,
+                        "task_id": body.task_id,
+                        "assignee": body.assignee,
+                        "status": body.status.upper(),
+                        "order": change.order,
+                    },
+                ),
+            ]
+        case PlanFinished() as body:
+            row = {"story_id": story, "plan_id": body.plan_id}
+            return [
+                plan(body.plan_id, []),
+                Write(PLAN_STATUS, row | {"status": body.status, "order": change.order}),
+                event(),
+            ]
+        case DeliberationCompleted() as body:
+            decided = [
+                _decision(story, decision, role=body.role, decided_by=body.winner_id, decided_at=at)
+                for decision in body.decisions
+            ]
+            return [event(), *decided, *_decision_links(story, body.decisions)]
+        case ContextDecisionAdded() as body:
+            added = RecordedDecision(
+                id=body.decision_id, type="CONTEXT", title=body.title, rationale=body.rationale
+            )
+            return [
+                _decision(story, added, role="", decided_by=body.decided_by, decided_at=at),
+                *_decision_links(story, [added]),
+            ]
+        case ContextMilestoneReached() as body:
+            return [event(body.milestone_id)]
+        case (
+            GateOpened()
+            | GateClosed()
+            | DeliberationStarted()
+            | DeliberationFailed()
+            | RoundCompleted()
+            | ContextUpdated()
+            | RequestRefused()
+        ):
+            return [event()]
+        case _:
+            raise AssertionError(f"no statement for {entry.kind}")
+
+
+def _task_row(task_id: str, depends_on: list[str], node: Row) -> Row:
+    return {
+        "id": _key("task_id", task_id),
+        "node": node,
+        "depends_on": [_key("depends_on", needed) for needed in depends_on],
+    }
+
+
+def _decision(
+    story: str, decision: RecordedDecision, *, role: str, decided_by: str, decided_at: str
+) -> Write:
+    affects = [decision.affected_subtask] if decision.affected_subtask else []
+    node = {
+        "title": decision.title,
+        "rationale": decision.rationale,
+        "type": decision.type,
+        "status": "ACCEPTED",
+        "role": role,
+        "decided_by": decided_by,
+        "decided_at": decided_at,
+        "affects": list(dict.fromkeys(affects + decision.affects)),
+    }
+    key = {"id": _key("decision id", decision.id), "story_id": story}
+    return Write(DECISION, key | {"node": node})
+
+
+def _decision_links(story: str, decisions: list[RecordedDecision]) -> list[Write]:
+    """Links by name inside one story; a deliberation without a story has no names to share."""
+    if not story:
+        return []
+    return [Write(DECISION_LINKS, {"story_id": story, "id": decision.id}) for decision in decisions]
+
+
+# --- deliberations --------------------------------------------------------------------------------
+
+
+def deliberation_writes(record: DeliberationRecord) -> list[Write]:
+    """What a finished deliberation writes: proposals first, then what hangs on them.
+
+    Agents come in the order of their ids, so that two deliberations of one council do not wait
+    for each other's.
+    """
+    story = _key("story_id", record.story_id)
+    moment(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
+    ranked = sorted(record.ranked, key=lambda each: each.agent_id)
+    winner = next((each.proposal_id for each in record.ranked if each.rank == 1), "")
+    found = [_proposal(record, each) for each in ranked]
+    found += [write for each in ranked for write in _critiques(each)]
+    found += [write for each in ranked for write in _checks(each)]
+    plan_id = _key("plan_id", record.plan_id) if story else ""
+    if plan_id:
+        no_tasks: list[Row] = []
+        plan = {"story_id": story, "plan_id": plan_id, "version": None, "tasks": no_tasks}
+        found.append(Write(PLAN, plan))
+    for decision in record.decisions:
+        row = {"story_id": story, "id": decision.id}
+        found.append(
+            _decision(
+                story,
+                decision,
+                role=record.role,
+                decided_by=record.winner_id,
+                decided_at=record.timestamp,
+            )
+        )
+        found.append(Write(DECISION_FROM, row | {"proposal_id": winner}))
+        if plan_id:
+            found.append(Write(PLAN_DECISION, row | {"plan_id": plan_id}))
+    return found + _decision_links(story, record.decisions)
+
+
+def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:
+    node = ranked.model_dump(
+        include={"agent_id", "role", "score", "rank", "barred", "prompt_hash", "model", "drafts"}
+    ) | {
+        "story_id": record.story_id,
+        "deliberation_id": record.deliberation_id,
+        "run_id": record.run_id,
+        "task_id": record.task_id,
+        "phase": record.phase,
+        "revision": len(ranked.drafts),
+        "approach": ranked.proposal.approach,
+        "content": ranked.proposal.content,
+        "judged": record.judged if ranked.rank == 1 else "",
+        "recorded_at": record.timestamp,
+    }
+    row = {
+        "id": _key("proposal_id", ranked.proposal_id),
+        "story_id": record.story_id,
+        "agent_id": _key("agent_id", ranked.agent_id),
+        "role": ranked.role,
+        "node": node,
+    }
+    return Write(PROPOSAL, row)
+
+
+def _critiques(ranked: RankedProposal) -> list[Write]:
+    """One for each critic and round; a critic's second has `/2` at the end of its id."""
+    rounds: dict[str, int] = {}
+    found = []
+    critics = [*ranked.critics, *["unknown"] * len(ranked.critiques)]
+    for critique, critic in zip(ranked.critiques, critics, strict=False):
+        rounds[critic] = rounds.get(critic, 0) + 1
+        suffix = f"/{rounds[critic]}" if rounds[critic] > 1 else ""
+        node = {
+            "critic": critic,
+            "round": rounds[critic],
+            "verdict": critique.verdict,
+            "points": [f"{point.severity}: {point.text}" for point in critique.points],
+            "suggestion": critique.suggestion,
+        }
+        row = {
+            "id": f"{ranked.proposal_id}/critique/{critic}{suffix}",
+            "proposal_id": ranked.proposal_id,
+            "node": node,
+        }
+        found.append(Write(CRITIQUE, row))
+    return found
+
+
+def _checks(ranked: RankedProposal) -> list[Write]:
+    return [
+        Write(
+            CHECK,
+            {
+                "id": f"{ranked.proposal_id}/check/{check.name}",
+                "proposal_id": ranked.proposal_id,
+                "node": check.model_dump(),
+            },
+        )
+        for check in ranked.checks
+    ]
+
+
+def _key(field: str, value: str) -> str:
+    if len(value.encode()) > KEY_BYTES:
+        raise _refusal(f"{field}: {value[:60]!r}... is longer than {KEY_BYTES} bytes; shorten it")
+    return value
+
+
+def _refusal(message: str) -> ApplicationError:
+    return ApplicationError(message, type=INVALID_ENTRY, non_retryable=True)

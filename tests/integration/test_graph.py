@@ -1,0 +1,936 @@
+"""The context graph against a real Neo4j: nothing twice, nothing lost, outside text stays data."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import neo4j
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from temporalio.exceptions import ApplicationError
+
+from activities.cache import Cache, draft_key, spec_key, timeline_key
+from activities.context import load_scopes
+from activities.graph import Graph, seed_councils
+from activities.migrations import MIGRATIONS, migrate
+from tests.conftest import RunningServer
+from workflows.events import (
+    BODIES,
+    ContextDecisionAdded,
+    ContextMilestoneReached,
+    ContextUpdated,
+    DeliberationCompleted,
+    DeliberationFailed,
+    DeliberationStarted,
+    Entry,
+    EventBody,
+    GateApproved,
+    GateClosed,
+    GateOpened,
+    PlanApproved,
+    PlanDerived,
+    PlanFinished,
+    RecordBatch,
+    RequestRefused,
+    RoundCompleted,
+    StoryCancelled,
+    StoryCreated,
+    StorySpec,
+    StoryTransitioned,
+    TaskCreated,
+    TaskDispatched,
+    TaskFinished,
+)
+from workflows.models import (
+    Check,
+    CouncilQuery,
+    Critique,
+    CritiquePoint,
+    DeliberationRecord,
+    PlannedTask,
+    PlanQuery,
+    Proposal,
+    RankedProposal,
+    RecordedDecision,
+    StoryText,
+)
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "config"
+STARTED_MS = 1_767_225_600_000
+
+AGAINST_A_SERVER: Any = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    # Shrinking would repeat the failure for minutes.
+    "phases": [Phase.explicit, Phase.reuse, Phase.generate],
+}
+
+
+@pytest.fixture(scope="module")
+async def driver(neo4j_server: RunningServer) -> AsyncIterator[neo4j.AsyncDriver]:
+    auth = (neo4j_server.user or "neo4j", neo4j_server.password or "")
+    async with neo4j.AsyncGraphDatabase.driver(neo4j_server.address, auth=auth) as driver:
+        await migrate(driver)
+        yield driver
+
+
+@pytest.fixture(scope="module")
+async def client(valkey: RunningServer) -> AsyncIterator[Redis]:
+    client = Redis(host=valkey.host, port=valkey.port, password=valkey.password)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(scope="module")
+def graph(driver: neo4j.AsyncDriver, client: Redis) -> Graph:
+    return Graph(driver, Cache(client), load_scopes(CONFIG / "scopes.yaml"))
+
+
+@pytest.fixture
+def story() -> str:
+    return new_story()
+
+
+def new_story() -> str:
+    return f"US-{uuid.uuid4().hex[:12]}"
+
+
+def at(second: int) -> str:
+    return f"2026-01-01T00:{second // 60:02d}:{second % 60:02d}.000Z"
+
+
+def batch(story: str, *bodies: EventBody, first: int = 0) -> RecordBatch:
+    """As the story's outbox gives them to `record`, numbered from `first`."""
+    return RecordBatch(
+        owner=f"story-{story}",
+        owner_started_ms=STARTED_MS,
+        first=first,
+        entries=[
+            Entry(
+                id=f"story-{story}/run/{number}",
+                kind=type(body).__name__,
+                subject=body.SUBJECT,
+                source=f"story-{story}",
+                story_id=story,
+                time=body.timestamp,
+                body=body.model_dump(mode="json", exclude_none=True),
+            )
+            for number, body in enumerate(bodies, first)
+        ],
+    )
+
+
+def moved(story: str, source: str, target: str, second: int) -> StoryTransitioned:
+    return StoryTransitioned(
+        story_id=story,
+        from_phase=source,
+        to_phase=target,
+        event="approve_scope",
+        actor="ana",
+        timestamp=at(second),
+    )
+
+
+def spec(story: str, title: str = "Log in", second: int = 0) -> StorySpec:
+    return StorySpec(
+        story_id=story,
+        title=title,
+        brief="With a password",
+        acceptance_criteria=["A wrong password is refused"],
+        rigor="L1",
+        created_by="ana",
+        revision="abc",
+        timestamp=at(second),
+    )
+
+
+def plan(story: str, second: int = 10) -> PlanDerived:
+    tasks = [
+        PlannedTask(task_id=f"{story}-t1", role="DATA", title="The schema", description="Tables"),
+        PlannedTask(
+            task_id=f"{story}-t2",
+            role="DEV",
+            title="The form",
+            description="HTML",
+            depends_on=[f"{story}-t1"],
+            priority=2,
+        ),
+    ]
+    return PlanDerived(
+        story_id=story, plan_id="plan-1", version=1, tasks=tasks, timestamp=at(second)
+    )
+
+
+def one_of_each(story: str) -> list[EventBody]:
+    """A story's life, with every kind of entry."""
+    decision = RecordedDecision(
+        id=f"{story}-e1", title="Cookies", rationale="Simple", affects=["the form"]
+    )
+    task: Any = {"story_id": story, "task_id": f"{story}-t1", "role": "DATA"}
+    return [
+        spec(story),
+        StoryCreated(story_id=story, title="Log in", rigor="L1", created_by="ana", timestamp=at(0)),
+        GateOpened(story_id=story, gate="approve_scope", role="PO", timestamp=at(1)),
+        GateApproved(
+            story_id=story,
+            id=f"{story}/gate/1",
+            gate="approve_scope",
+            actor="ana",
+            role="PO",
+            revision="abc",
+            comment="good",
+            timestamp=at(2),
+        ),
+        GateClosed(story_id=story, gate="approve_scope", role="PO", actor="ana", timestamp=at(2)),
+        moved(story, "DRAFT", "DESIGN", 2),
+        RequestRefused(story_id=story, request="approve", reason="not open", timestamp=at(3)),
+        DeliberationStarted(**task, timestamp=at(4)),
+        RoundCompleted(**task, round=1, timestamp=at(5)),
+        DeliberationCompleted(
+            **task,
+            winner_id="agent-data-1",
+            score=0.9,
+            decisions=[decision],
+            duration_ms=5,
+            timestamp=at(6),
+        ),
+        plan(story),
+        TaskCreated(**task, plan_id="plan-1", timestamp=at(10)),
+        PlanApproved(story_id=story, plan_id="plan-1", approved_by="ana", timestamp=at(11)),
+        moved(story, "DESIGN", "BUILD", 11),
+        TaskDispatched(**task, agent_id="council-data", timestamp=at(12)),
+        DeliberationFailed(**task, error="no quorum", duration_ms=1, timestamp=at(13)),
+        TaskFinished(
+            story_id=story,
+            plan_id="plan-1",
+            task_id=f"{story}-t1",
+            status="done",
+            assignee="agent-data-2",
+            timestamp=at(14),
+        ),
+        ContextDecisionAdded(
+            story_id=story,
+            decision_id="D-7",
+            title="No SMS",
+            rationale="Cost",
+            decided_by="bo",
+            timestamp=at(15),
+        ),
+        ContextMilestoneReached(
+            story_id=story,
+            milestone_id="M-1",
+            event_type="DEMO",
+            description="Shown",
+            timestamp=at(16),
+        ),
+        ContextUpdated(story_id=story, version=2, changed=["D-7"], timestamp=at(17)),
+        PlanFinished(story_id=story, plan_id="plan-1", status="COMPLETED", timestamp=at(18)),
+        StoryCancelled(story_id=story, actor="ana", timestamp=at(19)),
+    ]
+
+
+def deliberation(story: str, plan_id: str = "plan-1", **changes: Any) -> DeliberationRecord:
+    proposals = [
+        RankedProposal(
+            proposal_id=f"{story}-p{rank}",
+            agent_id=f"agent-data-{rank}",
+            role="DATA",
+            proposal=Proposal(approach=f"approach {rank}", content="```sql\nSELECT 1\n```"),
+            drafts=["first draft"],
+            critiques=[
+                Critique(
+                    verdict="revise",
+                    points=[CritiquePoint(severity="high", text="No index")],
+                    suggestion="Add one",
+                ),
+                Critique(verdict="accept"),
+            ],
+            critics=["agent-data-3", "agent-data-3"],
+            checks=[Check(name="lint", outcome="passed", score=1.0, findings=["fine"])],
+            score=1 - rank / 10,
+            rank=rank,
+            prompt_hash="f00d",
+            model="smol",
+        )
+        for rank in (1, 2)
+    ]
+    record = DeliberationRecord(
+        story_id=story,
+        plan_id=plan_id,
+        task_id=f"{story}-t1",
+        deliberation_id=f"deliberation-{story}-t1",
+        run_id="run",
+        role="DATA",
+        phase="BUILD",
+        ranked=proposals,
+        winner_id="agent-data-1",
+        judged="clearer",
+        decisions=[
+            RecordedDecision(
+                id=f"{story}-d1",
+                title="One table",
+                rationale="Enough",
+                affected_subtask=f"{story}-t1",
+                affects=["The Form "],
+            ),
+            RecordedDecision(id=f"{story}-d2", title="An index", affects=["one table"]),
+        ],
+        timestamp=at(6),
+    )
+    return record.model_copy(update=changes)
+
+
+async def rows(driver: neo4j.AsyncDriver, cypher: Any, **parameters: Any) -> list[Any]:
+    async with driver.session() as session:
+        return await (await session.run(cypher, parameters)).values()
+
+
+async def dump(driver: neo4j.AsyncDriver, story: str) -> list[str]:
+    """Everything of a story, whatever its id: nodes with labels and properties, relationships."""
+    mine = "n.case_id = $story OR n.story_id = $story OR n.id STARTS WITH $story"
+    nodes = await rows(
+        driver, f"MATCH (n) WHERE {mine} RETURN labels(n), properties(n)", story=story
+    )
+    links = await rows(
+        driver,
+        f"MATCH (n)-[r]->(m) WHERE {mine} "
+        "RETURN labels(n), n.id, type(r), labels(m), m.id, properties(r)",
+        story=story,
+    )
+    texts = [json.dumps(found, sort_keys=True).replace(story, "STORY") for found in nodes + links]
+    return sorted(texts)
+
+
+@contextmanager
+def refused(kind: str, *, retryable: bool) -> Iterator[pytest.ExceptionInfo[ApplicationError]]:
+    with pytest.raises(ApplicationError) as caught:
+        yield caught
+    assert (caught.value.type, caught.value.non_retryable) == (kind, not retryable)
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+
+async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    life = one_of_each(story)
+    assert {type(body).__name__ for body in life} == set(BODIES)
+
+    await graph.record(batch(story, *life))
+
+    labels = await rows(
+        driver,
+        "MATCH (s:Case:Story {id: $story})-[:OF|HAS_PLAN|HAS_SUBTASK*1..2]-(n) "
+        "RETURN DISTINCT head(labels(n)), count(DISTINCT n)",
+        story=story,
+    )
+    assert dict(labels) == {
+        "Decision": 2,
+        "Event": 11,
+        "GateApproval": 1,
+        "PhaseTransition": 2,
+        "PlanApproval": 1,
+        "PlanVersion": 1,
+        "Subtask": 2,
+        "TaskDispatch": 1,
+    }
+    [[told]] = await rows(driver, "MATCH (s:Story {id: $story}) RETURN properties(s)", story=story)
+    assert told["title"] == "Log in"
+    assert told["description"] == "With a password"
+    assert told["created_at"] == at(0)
+    assert told["created_by"] == "ana"
+    assert told["case_id"] == story
+    assert told["status"] == "CANCELLED"
+
+
+async def test_statuses_follow_what_happened(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    await graph.record(batch(story, *one_of_each(story)))
+
+    statuses = await rows(
+        driver,
+        "MATCH (p:PlanVersion {case_id: $story})-[:HAS_SUBTASK]->(t) "
+        "RETURN p.status, p.version, t.id, t.status, t.assignee ORDER BY t.id",
+        story=story,
+    )
+    assert statuses == [
+        ["COMPLETED", 1, f"{story}-t1", "DONE", "agent-data-2"],
+        ["COMPLETED", 1, f"{story}-t2", "PENDING", None],
+    ]
+
+
+async def test_a_batch_stored_again_changes_nothing(
+    graph: Graph, driver: neo4j.AsyncDriver, client: Redis, story: str
+) -> None:
+    life = one_of_each(story)
+    await graph.record(batch(story, *life))
+    await graph.record_deliberation(deliberation(story))
+    before, told = await dump(driver, story), await client.xrange(timeline_key(story))
+
+    for first, last in [(0, len(life)), (0, 3), (2, 9), (8, len(life)), (0, len(life))]:
+        await graph.record(batch(story, *life[first:last], first=first))
+    await graph.record_deliberation(deliberation(story))
+
+    assert await dump(driver, story) == before
+    assert await client.xrange(timeline_key(story)) == told
+    assert await client.xlen(timeline_key(story)) == len(life)
+
+
+@settings(max_examples=8, **AGAINST_A_SERVER)
+@given(data=st.data())
+async def test_in_any_order_and_cut_the_graph_is_the_same(
+    graph: Graph, driver: neo4j.AsyncDriver, data: st.DataObject
+) -> None:
+    story, other = new_story(), new_story()
+    await graph.record(batch(story, *one_of_each(story)))
+    await graph.record_deliberation(deliberation(story))
+    expected = await dump(driver, story)
+    life = list(enumerate(one_of_each(other)))
+    steps: list[Any] = [
+        *data.draw(st.permutations(life)),
+        *data.draw(st.lists(st.sampled_from(life))),
+    ]
+    steps.insert(data.draw(st.integers(0, len(steps))), None)
+
+    for step in steps:
+        if step is None:
+            await graph.record_deliberation(deliberation(other))
+        else:
+            await graph.record(batch(other, step[1], first=step[0]))
+
+    assert await dump(driver, other) == expected
+
+
+async def test_a_transition_that_comes_late_does_not_overwrite_the_newer_one(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    early = batch(story, moved(story, "DRAFT", "DESIGN", 5), first=0)
+    later = batch(story, moved(story, "DESIGN", "BUILD", 6), first=1)
+
+    await graph.record(later)
+    await graph.record(early)
+
+    found = await rows(
+        driver,
+        "MATCH (t:PhaseTransition)-[:OF]->(s:Story {id: $story}) "
+        "RETURN s.status, t.to_phase ORDER BY t.timestamp",
+        story=story,
+    )
+    assert found == [["BUILD", "DESIGN"], ["BUILD", "BUILD"]]
+
+
+async def test_transitions_of_one_instant_keep_the_order_of_their_outbox(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    instant = [moved(story, "DRAFT", "DESIGN", 5), moved(story, "DESIGN", "BUILD", 5)]
+    await graph.record(batch(story, *instant))
+
+    await graph.record(batch(story, instant[0]))
+
+    assert await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.status", story=story) == [
+        ["BUILD"]
+    ]
+
+
+async def test_times_are_compared_as_times_whatever_their_offset(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    later = moved(story, "DESIGN", "BUILD", 0).model_copy(
+        update={"timestamp": "2026-01-01T01:00:00+00:00"}
+    )
+    early = moved(story, "DRAFT", "DESIGN", 0).model_copy(
+        update={"timestamp": "2026-01-01T02:30:00+02:00"}
+    )
+
+    await graph.record(batch(story, later))
+    await graph.record(batch(story, early, first=1))
+
+    assert await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.status", story=story) == [
+        ["BUILD"]
+    ]
+
+
+async def test_writers_at_once_on_one_story_lose_nothing(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    moves = [moved(story, f"P{n}", f"P{n + 1}", n) for n in range(40)]
+
+    await asyncio.gather(
+        *(graph.record(batch(story, move, first=n)) for n, move in reversed([*enumerate(moves)])),
+        *(graph.record(batch(story, *moves[n : n + 7], first=n)) for n in range(0, 40, 5)),
+        *(graph.record_deliberation(deliberation(story)) for _ in range(3)),
+    )
+
+    found = await rows(
+        driver,
+        "MATCH (t:PhaseTransition)-[:OF]->(s:Story {id: $story}) RETURN s.status, count(t)",
+        story=story,
+    )
+    assert found == [["P40", 40]]
+
+
+@settings(max_examples=25, **AGAINST_A_SERVER)
+@given(
+    name=st.one_of(
+        st.text(min_size=1, max_size=40),
+        st.sampled_from(
+            [
+                "'}) DETACH DELETE n //",
+                '"}) MATCH (n) DETACH DELETE n //',
+                "`:Admin {x: 1}`",
+                "$rows",
+                "\\u0027) //",
+                "context:*:>",
+            ]
+        ),
+    )
+)
+async def test_text_from_outside_stays_data(
+    graph: Graph, driver: neo4j.AsyncDriver, client: Redis, name: str
+) -> None:
+    story = f"{new_story()}{name}"
+    labels = await rows(driver, "CALL db.labels() YIELD label RETURN label ORDER BY label")
+    added = ContextDecisionAdded(
+        story_id=story,
+        decision_id=name,
+        title=name,
+        rationale=name,
+        decided_by=name,
+        timestamp=at(1),
+    )
+
+    await graph.record(batch(story, spec(story, title=name), added))
+
+    found = await rows(
+        driver,
+        "MATCH (d:Decision {id: $name})-[:OF]->(s:Story {id: $story}) RETURN s.title, d.title",
+        name=name,
+        story=story,
+    )
+    assert found == [[name, name]]
+    now = await rows(driver, "CALL db.labels() YIELD label RETURN label ORDER BY label")
+    assert set(map(str, labels)) <= set(map(str, now))
+    assert not {"Admin"} & {label for [label] in now}
+    assert await client.xlen(timeline_key(story)) == 2
+
+
+async def test_what_comes_before_its_story_waits_for_it(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    await graph.record(
+        batch(story, PlanApproved(story_id=story, plan_id="p", approved_by="bo", timestamp=at(1)))
+    )
+    statement = (
+        "MATCH (a:PlanApproval)-[:OF]->(s:Case:Story {id: $story}) "
+        "RETURN a.approved_by, s.status, s.title"
+    )
+    assert await rows(driver, statement, story=story) == [["bo", "UNKNOWN", None]]
+
+    await graph.record(batch(story, spec(story), first=1))
+
+    assert await rows(driver, statement, story=story) == [["bo", "DRAFT", "Log in"]]
+
+
+async def test_two_stories_may_have_a_plan_of_one_name(
+    graph: Graph, driver: neo4j.AsyncDriver
+) -> None:
+    one, two = new_story(), new_story()
+    await graph.record(batch(one, plan(one)))
+
+    await graph.record(
+        batch(two, PlanApproved(story_id=two, plan_id="plan-1", approved_by="b", timestamp=at(1)))
+    )
+
+    statuses = await rows(
+        driver,
+        "MATCH (p:PlanVersion {id: 'plan-1'}) WHERE p.case_id IN $stories "
+        "RETURN p.case_id, p.status",
+        stories=[one, two],
+    )
+    assert dict(statuses) == {one: "DRAFT", two: "APPROVED"}
+
+
+async def test_an_amended_text_is_not_undone_by_the_older_one(
+    graph: Graph, driver: neo4j.AsyncDriver, client: Redis, story: str
+) -> None:
+    await graph.record(batch(story, spec(story, "New", second=9), first=4))
+
+    await graph.record(batch(story, spec(story, "Old", second=1)))
+
+    assert await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.title", story=story) == [
+        ["New"]
+    ]
+    kept = yaml.safe_load(await client.get(spec_key(story)) or b"")
+    assert (kept["title"], kept["acceptance_criteria"]) == ("New", ["A wrong password is refused"])
+
+
+async def test_a_draft_plan_is_in_the_cache(graph: Graph, client: Redis, story: str) -> None:
+    await graph.record(batch(story, plan(story)))
+
+    kept = yaml.safe_load(await client.get(draft_key(story)) or b"")
+
+    assert [task["title"] for task in kept["tasks"]] == ["The schema", "The form"]
+
+
+async def test_entries_without_a_story_are_kept(graph: Graph, driver: neo4j.AsyncDriver) -> None:
+    task_id = new_story()
+    started = DeliberationStarted(task_id=task_id, role="DEV", timestamp=at(1))
+
+    await graph.record(
+        RecordBatch(
+            owner=task_id,
+            owner_started_ms=1,
+            first=0,
+            entries=[
+                Entry(
+                    id=f"{task_id}/0",
+                    kind="DeliberationStarted",
+                    source=task_id,
+                    time=at(1),
+                    body=started.model_dump(),
+                )
+            ],
+        )
+    )
+
+    found = await rows(
+        driver, "MATCH (e:Event {id: $id}) RETURN e.case_id, COUNT { (e)--() }", id=f"{task_id}/0"
+    )
+    assert found == [["", 0]]
+
+
+async def test_an_empty_batch_writes_nothing(graph: Graph) -> None:
+    await graph.record(RecordBatch(owner="o", owner_started_ms=1, first=0, entries=[]))
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_understood_is_refused_with_the_field_and_nothing_is_half_stored(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    good = moved(story, "DRAFT", "DESIGN", 1)
+    wrong = batch(story, good, good)
+    entries: dict[str, Any] = {
+        "from_phase": {"kind": "StoryTransitioned", "body": {"timestamp": at(1)}},
+        "timestamp": {"body": good.model_dump() | {"timestamp": "yesterday"}},
+        "story_id": {"story_id": "", "kind": "StorySpec", "body": spec("").model_dump()},
+        "id": {"id": "i" * 3000},
+    }
+
+    for field, changes in entries.items():
+        entry = wrong.entries[1].model_copy(update=changes)
+        with refused("InvalidEntry", retryable=False) as caught:
+            await graph.record(wrong.model_copy(update={"entries": [wrong.entries[0], entry]}))
+        assert field in caught.value.message
+
+    assert await dump(driver, story) == []
+
+
+async def test_a_kind_of_a_newer_version_waits_for_a_newer_worker(graph: Graph, story: str) -> None:
+    newer = batch(story, moved(story, "DRAFT", "DESIGN", 1))
+    entry = newer.entries[0].model_copy(update={"kind": "StoryPainted"})
+
+    with refused("UnknownKind", retryable=True):
+        await graph.record(newer.model_copy(update={"entries": [entry]}))
+
+
+async def test_a_store_that_is_away_is_told_from_one_that_refuses_us(
+    graph: Graph, client: Redis, neo4j_server: RunningServer, story: str
+) -> None:
+    scopes = load_scopes(CONFIG / "scopes.yaml")
+    told = batch(story, moved(story, "DRAFT", "DESIGN", 1))
+    nobody = neo4j.AsyncGraphDatabase.driver("bolt://127.0.0.1:1", max_transaction_retry_time=0)
+    stranger = neo4j.AsyncGraphDatabase.driver(neo4j_server.address, auth=("neo4j", "wrong"))
+
+    async with nobody, stranger:
+        with refused("GraphUnavailable", retryable=True):
+            await Graph(nobody, Cache(client), scopes).record(told)
+        with refused("GraphCredentials", retryable=True) as caught:
+            await Graph(stranger, Cache(client), scopes).record(told)
+
+    assert "NEO4J_PASSWORD" in caught.value.message
+    assert "wrong" not in caught.value.message
+
+
+async def test_a_cache_that_is_away_fails_the_activity_until_it_is_back(
+    graph: Graph, driver: neo4j.AsyncDriver, client: Redis, story: str
+) -> None:
+    told = batch(story, moved(story, "DRAFT", "DESIGN", 1))
+    nobody = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+
+    with refused("CacheUnavailable", retryable=True):
+        await Graph(driver, Cache(nobody), load_scopes(CONFIG / "scopes.yaml")).record(told)
+    await graph.record(told)
+
+    assert await client.xlen(timeline_key(story)) == 1
+    await nobody.aclose()
+
+
+# --- deliberations --------------------------------------------------------------------------------
+
+
+async def test_a_decision_tells_who_proposed_it_what_was_said_and_what_was_checked(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    await graph.record(batch(story, spec(story), plan(story)))
+    await graph.record_deliberation(deliberation(story))
+
+    [[decision, proposal, agent, critiques, checks]] = await rows(
+        driver,
+        """
+        MATCH (:PlanVersion {id: 'plan-1', case_id: $story})-[:CONTAINS_DECISION]->(d:Decision),
+              (s:Story {id: $story})<-[:OF]-(d)-[:FROM]->(p:Proposal)-[:BY]->(a:Agent),
+              (p)-[:OF]->(s)
+        WHERE d.title = 'One table'
+        RETURN properties(d), properties(p), a.id,
+               COLLECT {
+                 MATCH (c:Critique)-[:OF]->(p) RETURN c.verdict + ' ' + c.id ORDER BY c.id
+               },
+               COLLECT { MATCH (c:Check)-[:OF]->(p) RETURN c.name + ' ' + c.outcome }
+        """,
+        story=story,
+    )
+    assert decision["rationale"] == "Enough"
+    assert (decision["decided_by"], decision["decided_at"]) == ("agent-data-1", at(6))
+    assert decision["status"] == "ACCEPTED"
+    assert (proposal["model"], proposal["prompt_hash"]) == ("smol", "f00d")
+    assert (proposal["rank"], proposal["revision"], proposal["judged"]) == (1, 1, "clearer")
+    assert agent == "agent-data-1"
+    assert critiques == [
+        f"revise {story}-p1/critique/agent-data-3",
+        f"accept {story}-p1/critique/agent-data-3/2",
+    ]
+    assert checks == ["lint passed"]
+
+
+@pytest.mark.parametrize("plan_first", [True, False])
+async def test_a_decision_is_linked_to_what_its_names_mean_whichever_came_first(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str, plan_first: bool
+) -> None:
+    if plan_first:
+        await graph.record(batch(story, plan(story)))
+    await graph.record_deliberation(deliberation(story, plan_id=""))
+    if not plan_first:
+        await graph.record(batch(story, plan(story)))
+
+    links = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story})-[r:AFFECTS|DEPENDS_ON]->(n) "
+        "RETURN d.title, type(r), n.title ORDER BY d.title, n.title",
+        story=story,
+    )
+    assert links == [
+        ["An index", "DEPENDS_ON", "One table"],
+        ["One table", "AFFECTS", "The form"],
+        ["One table", "AFFECTS", "The schema"],
+    ]
+
+
+async def test_a_deliberation_without_a_story_keeps_its_decisions(
+    graph: Graph, driver: neo4j.AsyncDriver
+) -> None:
+    name = new_story()
+    record = deliberation(name, plan_id="").model_copy(update={"story_id": ""})
+
+    await graph.record_deliberation(record)
+
+    found = await rows(
+        driver,
+        "MATCH (d:Decision)-[:FROM]->(p:Proposal) WHERE d.id STARTS WITH $name "
+        "RETURN d.case_id, COUNT { (p)-[:OF]->(:Story) } ORDER BY d.id",
+        name=name,
+    )
+    assert found == [["", 0], ["", 0]]
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+async def test_a_plan_is_read_back_as_it_was_derived(graph: Graph, story: str) -> None:
+    await graph.record(batch(story, spec(story), plan(story)))
+
+    stored = await graph.load_plan(PlanQuery(story_id=story, plan_id="plan-1"))
+
+    assert stored.tasks == plan(story).tasks
+    assert stored.story is None
+
+
+async def test_a_plan_without_tasks_gives_its_storys_text_and_an_unknown_story_nothing(
+    graph: Graph, story: str
+) -> None:
+    approved = PlanApproved(story_id=story, plan_id="plan-1", approved_by="bo", timestamp=at(1))
+    await graph.record(batch(story, approved))
+    query = PlanQuery(story_id=story, plan_id="plan-1")
+    before = await graph.load_plan(query)
+
+    await graph.record(batch(story, spec(story), first=1))
+
+    assert (before.tasks, before.story) == ([], None)
+    assert (await graph.load_plan(query)).story == StoryText(
+        title="Log in",
+        brief="With a password",
+        acceptance_criteria=["A wrong password is refused"],
+    )
+
+
+# --- councils -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def councils(driver: neo4j.AsyncDriver) -> None:
+    """The councils of deploy/config, as at a first start."""
+    await rows(driver, "MATCH (c:Council) DETACH DELETE c")
+    await asyncio.gather(*(seed_councils(driver, CONFIG / "councils.yaml") for _ in range(4)))
+
+
+@pytest.mark.usefixtures("councils")
+async def test_a_council_has_its_first_agents_and_a_judge_from_outside(graph: Graph) -> None:
+    council = await graph.load_council(CouncilQuery(role="DEV", size=2))
+
+    assert [agent.agent_id for agent in council.agents] == ["agent-dev-1", "agent-dev-2"]
+    assert {agent.agent_type for agent in council.agents} == {"RAY_VLLM"}
+    assert len({agent.persona for agent in council.agents}) == 2
+    assert council.judge is not None
+    assert council.judge.agent_id == "agent-architect-1"
+    assert council.roles == ["ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"]
+
+
+@pytest.mark.usefixtures("councils")
+async def test_architects_are_judged_by_one_who_does_not_sit(graph: Graph) -> None:
+    two = await graph.load_council(CouncilQuery(role="ARCHITECT", size=2))
+    all_of_them = await graph.load_council(CouncilQuery(role="ARCHITECT"))
+
+    assert two.judge is not None
+    assert two.judge.agent_id == "agent-architect-3"
+    assert len(all_of_them.agents) == 3
+    assert all_of_them.judge == all_of_them.agents[0]
+
+
+@pytest.mark.usefixtures("councils")
+async def test_an_unknown_or_too_small_council_is_refused(graph: Graph) -> None:
+    with refused("UnknownCouncil", retryable=False) as unknown:
+        await graph.load_council(CouncilQuery(role="COOK"))
+    with refused("CouncilTooSmall", retryable=False) as small:
+        await graph.load_council(CouncilQuery(role="QA", size=4))
+
+    assert "ARCHITECT, DATA, DEV, DEVOPS, QA" in unknown.value.message
+    assert "3 agents, 4 were asked for" in small.value.message
+
+
+@pytest.mark.usefixtures("councils")
+async def test_a_start_never_undoes_what_operators_changed(
+    graph: Graph, driver: neo4j.AsyncDriver
+) -> None:
+    await rows(
+        driver,
+        "MATCH (:Council {role: 'DEV'})-[r:HAS_AGENT]->(a:Agent {id: 'agent-dev-1'}) DELETE r "
+        "WITH 1 AS done MATCH (a:Agent {id: 'agent-dev-2'}) SET a.model = 'tuned'",
+    )
+
+    await seed_councils(driver, CONFIG / "councils.yaml")
+
+    council = await graph.load_council(CouncilQuery(role="DEV"))
+    assert [(agent.agent_id, agent.model) for agent in council.agents] == [
+        ("agent-dev-2", "tuned"),
+        ("agent-dev-3", ""),
+    ]
+
+
+@pytest.mark.usefixtures("councils")
+@pytest.mark.parametrize("agent_type", ["MOCK", "mock", " Mock "])
+async def test_a_mock_agent_in_the_graph_is_refused(
+    graph: Graph, driver: neo4j.AsyncDriver, agent_type: str
+) -> None:
+    await rows(
+        driver, "MATCH (a:Agent {id: 'agent-qa-2'}) SET a.agent_type = $type", type=agent_type
+    )
+
+    with refused("MockAgent", retryable=False) as caught:
+        await graph.load_council(CouncilQuery(role="QA"))
+
+    assert caught.value.message == "Mock agents not allowed in production"
+
+
+@pytest.mark.parametrize(
+    ("seat", "kind", "said"),
+    [
+        ({"agent_type": "mock"}, "MockAgent", "Mock agents not allowed in production"),
+        ({"agent_type": "GPT"}, "InvalidConfig", "councils.DEV.0.agent_type"),
+        ({"colour": "red"}, "InvalidConfig", "councils.DEV.0.colour: unknown field"),
+        ({"agent_id": "a b"}, "InvalidConfig", "councils.DEV.0.agent_id: must match"),
+        ({"persona": ""}, "InvalidConfig", "councils.DEV.0.persona"),
+    ],
+)
+async def test_a_wrong_councils_file_is_refused_with_its_field(
+    driver: neo4j.AsyncDriver, tmp_path: Path, seat: dict[str, str], kind: str, said: str
+) -> None:
+    file = tmp_path / "councils.yaml"
+    agent = {"agent_id": "a", "persona": "p"} | seat
+    file.write_text(yaml.safe_dump({"councils": {"DEV": [agent]}}))
+
+    with refused(kind, retryable=False) as caught:
+        await seed_councils(driver, file)
+
+    assert said in caught.value.message
+
+
+async def test_an_agent_of_two_councils_a_wrong_role_and_no_file_are_refused(
+    driver: neo4j.AsyncDriver, tmp_path: Path
+) -> None:
+    file = tmp_path / "councils.yaml"
+    agent = {"agent_id": "a", "persona": "p"}
+
+    for councils, said in [
+        ({"DEV": [agent], "QA": [agent]}, "an agent sits in one council"),
+        ({"dev": [agent]}, "must match"),
+    ]:
+        file.write_text(yaml.safe_dump({"councils": councils}))
+        with refused("InvalidConfig", retryable=False) as caught:
+            await seed_councils(driver, file)
+        assert said in caught.value.message
+    with refused("InvalidConfig", retryable=False) as caught:
+        await seed_councils(driver, tmp_path / "none.yaml")
+    assert "none.yaml" in caught.value.message
+
+
+# --- migrations -----------------------------------------------------------------------------------
+
+
+async def test_any_number_of_workers_migrate_at_once(driver: neo4j.AsyncDriver) -> None:
+    for [name] in await rows(driver, "SHOW CONSTRAINTS YIELD name RETURN name"):
+        await rows(driver, f"DROP CONSTRAINT {name}")
+    await rows(driver, "MATCH (m:Migration) DELETE m")
+
+    await asyncio.gather(*(migrate(driver) for _ in range(6)))
+
+    assert await migrate(driver) == []
+    notes = await rows(driver, "MATCH (m:Migration) RETURN m.version ORDER BY m.version")
+    assert notes == [[migration.version] for migration in MIGRATIONS]
+
+
+async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
+    constraints = await rows(
+        driver, "SHOW CONSTRAINTS YIELD labelsOrTypes, properties, type RETURN *"
+    )
+
+    unique = {labels[0]: properties for labels, properties, _ in constraints}
+    alone = ["Case", "Story", "PhaseTransition", "PlanApproval", "GateApproval", "TaskDispatch"]
+    alone += ["Proposal", "Critique", "Check", "Agent"]
+    assert unique == (
+        {label: ["id"] for label in alone}
+        | {label: ["case_id", "id"] for label in ("PlanVersion", "Subtask", "Decision", "Event")}
+        | {"Council": ["role"], "Migration": ["version"]}
+    )
+    assert {kind for *_, kind in constraints} == {"UNIQUENESS"}

@@ -1,0 +1,115 @@
+"""Temporal's External Storage on Valkey: payloads over 64 KiB are kept there, not in histories.
+
+A history then holds a claim: the SHA-256 of the payload's bytes. The key is made of the same hash,
+so one content is kept once, storing it again is harmless, and what comes back can be checked.
+Clients without this driver (the `temporal` CLI) write their payloads into the history; both kinds
+can be read side by side.
+
+A payload is needed as long as any history that holds its claim, and several may. So none expires
+of itself. Where the longest run and the namespace's retention are bounded, give `keep_for`, longer
+than both together: every time a payload is stored it lives that long again, and then Valkey prunes
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from datetime import timedelta
+
+from redis.asyncio import Redis
+from temporalio.api.common.v1 import Payload
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import (
+    DataConverter,
+    ExternalStorage,
+    StorageDriver,
+    StorageDriverClaim,
+    StorageDriverRetrieveContext,
+    StorageDriverStoreContext,
+)
+
+THRESHOLD_BYTES = 64 * 1024
+"""Design section 4."""
+
+
+class PayloadMissing(LookupError):
+    """Valkey does not have a payload that a history claims."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Valkey has no {key}, which a history claims: restore Valkey's append-only file, "
+            "or point REDIS_HOST at the server that the history was written with"
+        )
+
+
+class PayloadDamaged(ValueError):
+    """What Valkey has under a claim's key is not what was stored."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key} in Valkey is not what was stored: restore it from a backup")
+
+
+class ValkeyStorageDriver(StorageDriver):
+    """Keeps payloads under `swe:payload:{sha256}`, through a client that gives bytes back.
+
+    Raises:
+        redis.exceptions.RedisError: where Valkey did not do it; Temporal then tries again.
+        PayloadMissing, PayloadDamaged: on retrieval.
+    """
+
+    def __init__(self, client: Redis, keep_for: timedelta | None = None) -> None:
+        self._client = client
+        self._keep_for = keep_for
+
+    def name(self) -> str:
+        """The name that claims bear; histories hold it, so it never changes."""
+        return "valkey"
+
+    async def store(
+        self, context: StorageDriverStoreContext, payloads: Sequence[Payload]
+    ) -> list[StorageDriverClaim]:
+        """Keep the payloads; one that is there already stays as it is."""
+        claims = []
+        async with self._client.pipeline(transaction=False) as pipe:
+            for payload in payloads:
+                content = payload.SerializeToString(deterministic=True)
+                digest = hashlib.sha256(content).hexdigest()
+                if self._keep_for is None:
+                    pipe.set(_key(digest), content, nx=True)
+                else:
+                    pipe.set(_key(digest), content, px=self._keep_for)
+                claims.append(StorageDriverClaim({"sha256": digest}))
+            await pipe.execute()
+        return claims
+
+    async def retrieve(
+        self, context: StorageDriverRetrieveContext, claims: Sequence[StorageDriverClaim]
+    ) -> list[Payload]:
+        """Fetch the payloads and check each against its hash."""
+        digests = [claim.claim_data["sha256"] for claim in claims]
+        contents = await self._client.mget([_key(digest) for digest in digests])
+        return [
+            _payload(digest, content) for digest, content in zip(digests, contents, strict=True)
+        ]
+
+
+def data_converter(client: Redis) -> DataConverter:
+    """Pydantic models as JSON; payloads of THRESHOLD_BYTES and more in Valkey."""
+    storage = ExternalStorage(
+        drivers=[ValkeyStorageDriver(client)], payload_size_threshold=THRESHOLD_BYTES
+    )
+    return dataclasses.replace(pydantic_data_converter, external_storage=storage)
+
+
+def _key(digest: str) -> str:
+    return f"swe:payload:{digest}"
+
+
+def _payload(digest: str, content: bytes | str | None) -> Payload:
+    if content is None:
+        raise PayloadMissing(_key(digest))
+    if not isinstance(content, bytes) or hashlib.sha256(content).hexdigest() != digest:
+        raise PayloadDamaged(_key(digest))
+    return Payload.FromString(content)
