@@ -1,0 +1,291 @@
+"""Measuring a project: what the report says is what the project is."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from activities.planning import load_config
+from workers import measure as measuring
+from workers.measure import CannotMeasure, measure
+from workflows.models import WorkspaceReport
+from workflows.rigor import score_report
+
+SAMPLE = Path(__file__).parents[2] / "deploy" / "sample"
+
+
+def quietly(line: str) -> None:
+    pass
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return root
+
+
+def everything_in(root: Path) -> dict[str, bytes]:
+    files = (file for file in root.rglob("*") if file.is_file())
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    """A copy of the sample project, to be broken."""
+    return shutil.copytree(
+        SAMPLE, tmp_path / "sample", ignore=shutil.ignore_patterns("__pycache__", ".*")
+    )
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(
+        command, cwd=directory, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+# --- the sample -----------------------------------------------------------------------------------
+
+
+def test_the_sample_is_measured_and_passes_at_every_rigor(sample: Path) -> None:
+    steps: list[str] = []
+    git(sample, "init", "-q")
+    git(sample, "add", ".")
+    git(sample, "commit", "-qm", "The sample")
+    before = everything_in(sample)
+
+    report = measure(sample, steps.append)
+
+    assert steps == ["build", "unit tests", "end-to-end tests", "lint and static analysis"]
+    assert report.build.ok
+    assert (report.unit.ok, report.unit.passed, report.unit.failed) == (True, 13, 0)
+    assert report.unit.coverage > 95
+    assert (report.e2e.ok, report.e2e.passed, report.e2e.failed) == (True, 2, 0)
+    assert report.static.sonar.model_dump() == {
+        "project_key": "ratelimit-sample",
+        "quality_gate": "OK",
+        "new_critical": 0,
+        "new_major": 0,
+    }
+    assert report.static.lint_errors == 0
+    assert report.commit == git(sample, "rev-parse", "HEAD")
+    assert report.timings.total_ms > 0
+    for name, level in load_config().rigor.items():
+        assert score_report(level, name, report).score == 100
+    assert everything_in(sample) == before
+
+
+def test_a_syntax_error_fails_the_build_the_units_and_the_gate(sample: Path) -> None:
+    steps: list[str] = []
+    bucket = sample / "src/ratelimit/bucket.py"
+    bucket.write_text(bucket.read_text().replace("class TokenBucket:", "class TokenBucket"))
+
+    report = measure(sample, steps.append)
+
+    assert not report.build.ok
+    assert any(step.startswith("build failed: ") and "SyntaxError" in step for step in steps)
+    assert not report.unit.ok
+    assert report.unit.failed > 0
+    assert not report.e2e.ok
+    assert report.static.sonar.quality_gate == "ERROR"
+    assert score_report(load_config().rigor["L0"], "L0", report).score == 0
+
+
+def test_a_bug_fails_the_tests_that_see_it_and_no_others(sample: Path) -> None:
+    bucket = sample / "src/ratelimit/bucket.py"
+    bucket.write_text(bucket.read_text().replace("self._tokens -= 1", "self._tokens -= 0.5"))
+
+    report = measure(sample, quietly)
+
+    assert report.build.ok
+    assert not report.unit.ok
+    assert not report.e2e.ok
+    assert 0 < report.unit.failed < 13
+    assert report.unit.passed + report.unit.failed == 13
+    assert report.e2e.passed + report.e2e.failed == 2
+
+
+# --- projects of other kinds ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WorkspaceReport]:
+    """A flat project with something of everything that costs points, and its report."""
+    root = write(
+        tmp_path_factory.mktemp("rough"),
+        {
+            "shop/__init__.py": "",
+            "shop/price.py": (
+                "import os, subprocess\n\n\n"
+                "def plus_one(a: int) -> int:\n    return a + 1\n\n\n"
+                "def order(command: str, seen=[]) -> None:\n"
+                "    seen.append(command)\n"
+                "    subprocess.run(command, shell=True)\n"
+                "    print(undefined)\n"
+            ),
+            "test/test_price.py": (
+                "import os\n\nimport pytest\n\nfrom shop.price import plus_one\n\n\n"
+                "def test_it() -> None:\n    assert plus_one(1) == 2\n\n\n"
+                "@pytest.mark.skip\ndef test_later() -> None:\n    assert False\n\n\n"
+                "def test_it_sees_no_credentials() -> None:\n"
+                "    assert not [n for n in os.environ if 'FLEET' in n]\n"
+            ),
+        },
+    )
+    return root, measure(root, quietly)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def credentials() -> Iterator[None]:
+    """A credential in our own environment, which no measured project may see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEET_PASSWORD", "secret")
+        yield
+
+
+def test_skipped_tests_have_neither_passed_nor_failed(
+    rough: tuple[Path, WorkspaceReport],
+) -> None:
+    unit = rough[1].unit
+
+    assert (unit.ok, unit.passed, unit.failed) == (True, 2, 0)
+
+
+def test_coverage_is_of_the_code_and_not_of_its_tests(
+    rough: tuple[Path, WorkspaceReport],
+) -> None:
+    # Statements of price.py: an import, two defs, a return; three more that no test reaches.
+    assert rough[1].unit.coverage == pytest.approx(100 * 4 / 7, abs=0.01)
+
+
+def test_findings_are_told_apart_by_their_weight(rough: tuple[Path, WorkspaceReport]) -> None:
+    static = rough[1].static
+
+    # Critical: shell=True, an undefined name. Major: an unused import, a mutable default.
+    assert (static.sonar.new_critical, static.sonar.new_major) == (2, 2)
+    assert static.sonar.quality_gate == "ERROR"
+    assert not static.ok
+    assert static.lint_errors is not None
+    assert static.lint_errors >= 2
+
+
+def test_without_end_to_end_tests_none_has_passed(rough: tuple[Path, WorkspaceReport]) -> None:
+    e2e = rough[1].e2e
+
+    assert (e2e.ok, e2e.passed, e2e.failed) == (False, 0, 0)
+
+
+def test_outside_git_there_is_no_commit(rough: tuple[Path, WorkspaceReport]) -> None:
+    assert rough[1].commit == ""
+
+
+def test_a_wheel_that_cannot_be_made_fails_the_build(tmp_path: Path) -> None:
+    steps: list[str] = []
+    project = write(
+        tmp_path,
+        {
+            "shop.py": "ONE = 1\n",
+            "tests/test_shop.py": "import shop\n\n\ndef test_one():\n    assert shop.ONE == 1\n",
+            "pyproject.toml": (
+                "[project]\nname = 'shop'\nversion = 'not a version'\n"
+                "[build-system]\nrequires = ['setuptools>=61']\n"
+                "build-backend = 'setuptools.build_meta'\n"
+            ),
+        },
+    )
+    git(project, "init", "-q")
+    git(project, "add", "shop.py")
+    git(project, "commit", "-qm", "Only a part of it")
+
+    report = measure(project, steps.append)
+
+    assert not report.build.ok
+    assert any("build failed: " in step for step in steps)
+    assert report.unit.ok
+    assert report.unit.coverage == 100
+    assert report.commit == git(project, "rev-parse", "HEAD") + "-dirty"
+
+
+# --- what cannot be measured ----------------------------------------------------------------------
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotMeasure, match="nowhere: no such directory"):
+        measure(tmp_path / "nowhere", quietly)
+
+
+def test_a_directory_without_code_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"README.md": "# Nothing", "tests/test_it.py": "def test_it(): pass\n"})
+
+    with pytest.raises(CannotMeasure, match="no Python code; put it in src/"):
+        measure(tmp_path, quietly)
+
+
+def test_a_project_without_unit_tests_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"shop.py": "ONE = 1\n", "e2e/test_it.py": "def test_it(): pass\n"})
+
+    with pytest.raises(CannotMeasure, match="no unit tests; put them in tests/"):
+        measure(tmp_path, quietly)
+
+
+def test_a_pyproject_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"shop.py": "ONE = 1\n", "pyproject.toml": "[project\n"})
+
+    with pytest.raises(CannotMeasure, match=r"pyproject\.toml: .*line 1"):
+        measure(tmp_path, quietly)
+
+
+def test_a_run_that_pytest_refuses_says_why(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "shop.py": "ONE = 1\n",
+            "tests/test_shop.py": "def test_it(): pass\n",
+            "pytest.ini": "[pytest]\naddopts = --no-such-option\n",
+        },
+    )
+
+    with pytest.raises(CannotMeasure, match=r"unit tests: pytest did not run .*no-such-option"):
+        measure(tmp_path, quietly)
+
+
+def test_tests_that_hang_are_ended_with_what_they_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child"
+    write(
+        tmp_path / "project",
+        {
+            "shop.py": "ONE = 1\n",
+            "tests/test_shop.py": (
+                "import subprocess\n\n\n"
+                "def test_it():\n"
+                "    process = subprocess.Popen(['sleep', '600'])\n"
+                f"    open({str(child)!r}, 'w').write(str(process.pid))\n"
+                "    process.wait()\n"
+            ),
+        },
+    )
+    # Longer than pytest takes to begin on a busy machine; the test would take ten minutes.
+    monkeypatch.setattr(measuring, "TESTS_WITHIN_S", 15)
+
+    with pytest.raises(CannotMeasure, match="unit tests: still running after 15 s"):
+        measure(tmp_path / "project", quietly)
+
+    deadline = time.monotonic() + 10
+    while is_running(int(child.read_text())):
+        assert time.monotonic() < deadline, "what the tests started is still running"
