@@ -9,11 +9,17 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
+from neo4j import AsyncDriver, AsyncGraphDatabase
+from redis.asyncio import Redis
 
+from activities.cache import Cache
+from activities.context import load_scopes
+from activities.graph import Graph
+from activities.migrations import migrate
 from bridge.streams import STREAMS
 from tests.conftest import RunningServer
 from workers.clients.nats import open_nats
-from workers.settings import Settings
+from workers.settings import ROOT, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +58,26 @@ async def remove_streams(jetstream: JetStreamContext) -> None:
     for stream in STREAMS:
         with contextlib.suppress(NotFoundError):
             await jetstream.delete_stream(stream.name)
+
+
+@pytest.fixture(scope="session")
+async def driver(neo4j_server: RunningServer) -> AsyncIterator[AsyncDriver]:
+    """A driver of a Neo4j that has the fleet's schema."""
+    auth = (neo4j_server.user or "neo4j", neo4j_server.password or "")
+    async with AsyncGraphDatabase.driver(neo4j_server.address, auth=auth) as driver:
+        await migrate(driver)
+        yield driver
+
+
+@pytest.fixture(scope="session")
+async def client(valkey: RunningServer) -> AsyncIterator[Redis]:
+    """A client of Valkey."""
+    client = Redis(host=valkey.host, port=valkey.port, password=valkey.password)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def graph(driver: AsyncDriver, client: Redis) -> Graph:
+    """The activities that read and write the graph, with the configuration that ships."""
+    return Graph(driver, Cache(client), load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"))

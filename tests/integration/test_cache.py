@@ -1,0 +1,164 @@
+"""The cache against a real Valkey: a line is there once, and no stale pack stays."""
+
+import asyncio
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from activities.cache import Cache, Document, Line, pack_key, pack_variant, timeline_key
+from tests.integration.stories import new_story
+from workflows.models import ContextPack
+
+
+def line(story: str, number: int, started_ms: int = 1000) -> Line:
+    values = (f"{started_ms}/{number}", "Kind", "type", "said", "ana", "time", "source")
+    return Line(story, f"{started_ms}-{number}", values)
+
+
+async def told(client: Redis, story: str) -> list[str]:
+    found: Any = await client.xrange(timeline_key(story))
+    return [fields[b"id"].decode() for _, fields in found]
+
+
+async def test_lines_have_the_ids_of_their_outbox_and_are_there_once(client: Redis) -> None:
+    story, cache = new_story(), Cache(client)
+    lines = [line(story, number) for number in range(1, 5)]
+
+    await cache.store(lines[:3], [])
+    await cache.store(lines[1:], [])
+    await cache.store(lines[:1], [])
+
+    found: Any = await client.xrange(timeline_key(story))
+    assert [stream_id for stream_id, _ in found] == [b"1000-1", b"1000-2", b"1000-3", b"1000-4"]
+    assert found[0][1] == {
+        b"id": b"1000/1",
+        b"kind": b"Kind",
+        b"event_type": b"type",
+        b"description": b"said",
+        b"actor": b"ana",
+        b"timestamp": b"time",
+        b"source": b"source",
+    }
+
+
+async def test_a_line_that_another_outbox_has_passed_goes_to_the_end_once(client: Redis) -> None:
+    story, cache = new_story(), Cache(client)
+    await cache.store([line(story, 0, started_ms=1000), line(story, 0, started_ms=2000)], [])
+
+    for _ in range(3):
+        await cache.store([line(story, 1, started_ms=1000)], [])
+        await cache.store([line(story, 2, started_ms=1000)], [])
+
+    assert await told(client, story) == ["1000/0", "2000/0", "1000/1", "1000/2"]
+
+
+async def test_a_line_whose_id_no_stream_takes_is_kept(client: Redis) -> None:
+    story, cache = new_story(), Cache(client)
+
+    for _ in range(2):
+        await cache.store([line(story, 0, started_ms=0)], [])
+
+    assert await told(client, story) == ["0/0"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 1000, 2000])), min_size=1))
+async def test_each_line_is_there_once_in_whatever_order_outboxes_write(
+    client: Redis, steps: list[tuple[int, int]]
+) -> None:
+    story, cache = new_story(), Cache(client)
+
+    for number, started_ms in steps:
+        await cache.store([line(story, number, started_ms)], [])
+
+    found = await told(client, story)
+    assert sorted(found) == sorted({f"{started}/{number}" for number, started in steps})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(orders=st.lists(st.text("0123456789-", max_size=5), min_size=1))
+async def test_the_newest_document_stays_in_whatever_order_they_come(
+    client: Redis, orders: list[str]
+) -> None:
+    key, cache = f"swe:case:{new_story()}:spec", Cache(client)
+
+    for order in orders:
+        await cache.store([], [Document(key, order, {"title": f'"{order}'})])
+
+    kept = json.loads(await client.get(key) or b"")
+    assert kept == {"order": max(orders), "title": f'"{max(orders)}'}
+
+
+async def test_a_pack_begun_before_a_change_is_not_kept(client: Redis) -> None:
+    story, cache = new_story(), Cache(client)
+    key = pack_key(story, "DEV", "BUILD")
+    _, generation = await cache.find_pack(story, key, "c1")
+
+    await cache.drop_packs([story])
+
+    assert not await cache.keep_pack(story, key, "c1", generation, ContextPack(system="old"))
+    assert await cache.find_pack(story, key, "c1") == (None, "1")
+
+
+async def test_a_change_drops_every_pack_of_its_story_and_of_no_other(client: Redis) -> None:
+    story, other, cache = new_story(), new_story(), Cache(client)
+    pack = ContextPack(system="s", scopes=["CASE_HEADER"], token_count=1, version="v")
+    mine = [pack_key(story, "DEV", "BUILD"), pack_key(story, "QA", "TEST", pack_variant("t1", 9))]
+    for key in mine:
+        assert await cache.keep_pack(story, key, "c1", "0", pack)
+    theirs = pack_key(other, "DEV", "BUILD")
+    assert await cache.keep_pack(other, theirs, "c1", "0", pack)
+
+    await cache.drop_packs([story, story])
+
+    assert await client.exists(*mine) == 0
+    assert await cache.find_pack(other, theirs, "c1") == (pack, "0")
+
+
+async def test_a_pack_lives_an_hour_and_only_for_the_configuration_it_was_built_with(
+    client: Redis,
+) -> None:
+    story, cache = new_story(), Cache(client)
+    key = pack_key(story, "DEV", "BUILD")
+
+    await cache.keep_pack(story, key, "c1", "0", ContextPack(system="s"))
+
+    assert 3590 < await client.ttl(key) <= 3600
+    assert key == f"context:{story}:DEV:BUILD"
+    assert (await cache.find_pack(story, key, "c1"))[0] == ContextPack(system="s")
+    assert await cache.find_pack(story, key, "c2") == (None, "0")
+
+
+async def test_builders_and_changes_at_once_leave_no_stale_pack(client: Redis) -> None:
+    """The graph is a number here: what a change writes first, and a builder reads second."""
+    story, cache, graph = new_story(), Cache(client), {"version": 0}
+    key = pack_key(story, "DEV", "BUILD")
+
+    async def change() -> None:
+        for _ in range(30):
+            graph["version"] += 1
+            await asyncio.sleep(0)
+            await cache.drop_packs([story])
+
+    async def build() -> None:
+        for _ in range(30):
+            _, generation = await cache.find_pack(story, key, "c")
+            seen = ContextPack(system=str(graph["version"]))
+            await asyncio.sleep(0)
+            await cache.keep_pack(story, key, "c", generation, seen)
+
+    await asyncio.gather(change(), *(build() for _ in range(4)))
+
+    pack, _ = await cache.find_pack(story, key, "c")
+    assert pack is None or pack.system == str(graph["version"])
+
+
+@settings(max_examples=50)
+@given(
+    one=st.tuples(st.text(), st.text(), st.text()), two=st.tuples(st.text(), st.text(), st.text())
+)
+def test_two_packs_never_share_a_key(one: tuple[str, str, str], two: tuple[str, str, str]) -> None:
+    assert (pack_key(*one) == pack_key(*two)) == (one == two)
