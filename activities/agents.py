@@ -22,7 +22,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.answers import Form, critique_form, plan_form, proposal_form, verdict_form
-from activities.llm import PROMPT_TOO_LONG, Reply, model_window, stream_reply
+from activities.llm import LONGEST_MESSAGE, PROMPT_TOO_LONG, Reply, model_window, stream_reply
 from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts, Values
 from workflows.models import (
     Agent,
@@ -142,14 +142,13 @@ class VllmAgents(AgentStub):
         async with heartbeats(progress):
             if (kept := await self._kept(key)) is not None:
                 return answer_type.model_validate_json(kept)
-            answer = await self._write(call, act, material, form, answer_type, progress)
+            answer = await self._write(call, material, form, answer_type, progress)
             await self._keep(key, answer.model_dump_json(), progress)
         return answer
 
     async def _write(
         self,
         call: AgentCall,
-        act: str,
         material: Values,
         form: Callable[[int], Form],
         answer_type: type[AnswerT],
@@ -160,24 +159,20 @@ class VllmAgents(AgentStub):
         shared, material = shared_values(call), {**material, "persona": call.agent.persona}
         for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
             window = await self._window(model)
-            prompt = self._prompts.render(act, shared, material, window, bytes_per_token)
+            prompt = self._prompts.render(progress.act, shared, material, window, bytes_per_token)
             try:
-                return await self._ask(
-                    call, act, model, window, prompt, form, answer_type, progress
-                )
+                return await self._ask(call, model, prompt, form, answer_type, progress)
             except ApplicationError as error:
                 if error.type != PROMPT_TOO_LONG:
                     raise
                 refusal = error
-                del self._windows[model]  # it may have been started again with another
+                self._windows.pop(model, None)  # the engine may be back with a shorter one
         raise refusal
 
     async def _ask(
         self,
         call: AgentCall,
-        act: str,
         model: str,
-        window: int,
         prompt: Prompt,
         form: Callable[[int], Form],
         answer_type: type[AnswerT],
@@ -194,7 +189,7 @@ class VllmAgents(AgentStub):
                 self._client,
                 model=model,
                 messages=asked.messages,
-                schema_name=act,
+                schema_name=progress.act,
                 schema=wanted.schema,
                 temperature=asked.temperature,
                 max_tokens=asked.max_tokens,
@@ -206,10 +201,10 @@ class VllmAgents(AgentStub):
                 fields = wanted.read(whole(reply))
             except ValueError as error:
                 problem = str(error)
-                asked = self._prompts.ask_again(prompt, reply.text, problem, window)
+                asked = self._prompts.ask_again(prompt, reply.text, problem)
                 continue
             usage = CallUsage(
-                act=act,
+                act=progress.act,
                 agent_id=call.agent.agent_id,
                 role=call.agent.role,
                 model=model,
@@ -223,8 +218,8 @@ class VllmAgents(AgentStub):
             )
             return answer_type.model_validate({**fields, "usage": usage})
         raise ApplicationError(
-            f"{model} was asked {ASKS} times to {act.replace('_', ' ')} and gave no usable answer; "
-            f"the last: {problem[:500]}",
+            f"{model} was asked {ASKS} times to {progress.act.replace('_', ' ')} "
+            f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
             type=BAD_ANSWER,
             non_retryable=True,
         )

@@ -9,10 +9,9 @@ Agents). What people and models wrote is fenced by `| data`, and cannot end its 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import StrictUndefined, Template, TemplateError, meta
@@ -21,6 +20,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import Field, ValidationError
 from temporalio.exceptions import ApplicationError
 
+from activities.llm import PROMPT_TOO_LONG
 from workflows.models import Part, content_hash
 
 Values = Mapping[str, str | Sequence[str]]
@@ -65,11 +65,12 @@ class WritingSettings(Part):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one call sends. max_tokens: of the answer."""
+    """What one call sends. max_tokens: of the answer; window: of the model, in tokens."""
 
     messages: list[ChatCompletionMessageParam]
     temperature: float
     max_tokens: int
+    window: int
 
     @property
     def hash(self) -> str:
@@ -141,34 +142,31 @@ class Prompts:
             ],
             temperature=settings.temperature,
             max_tokens=max_tokens,
+            window=window,
         )
 
-    def ask_again(self, prompt: Prompt, answer: str, problem: str, window: int) -> Prompt:
+    def ask_again(self, prompt: Prompt, answer: str, problem: str) -> Prompt:
         """The prompt once more, with the answer that cannot be used and what was wrong."""
-        size = int(window // 10 * BYTES_PER_TOKEN)
+        size = int(prompt.window // 10 * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
-        return Prompt(
-            messages=[
-                *prompt.messages,
-                {"role": "assistant", "content": cut(answer, size - len(request.encode()))},
-                {"role": "user", "content": request},
-            ],
-            temperature=prompt.temperature,
-            max_tokens=prompt.max_tokens,
-        )
+        more: list[ChatCompletionMessageParam] = [
+            {"role": "assistant", "content": cut(answer, size - len(request.encode()))},
+            {"role": "user", "content": request},
+        ]
+        return replace(prompt, messages=prompt.messages + more)
 
     def _fit(self, names: Sequence[str], values: Values, size: int) -> list[str]:
         """The templates rendered to at most `size` bytes, long values cut, short ones whole."""
         texts = {name: _each(value, _unfenced) for name, value in values.items()}
         lengths = [len(text.encode()) for value in texts.values() for text in _flat(value)]
-        words = self._render(names, {name: _each(text, _first) for name, text in texts.items()})
+        words = self._render(names, {name: _each(text, _trace) for name, text in texts.items()})
         room = size - len("".join(words).encode())
         if room < 0:
             raise ApplicationError(
                 f"The model's window leaves {size} bytes for the prompt's part "
                 f"{'+'.join(names)}, whose own words need {size - room}; "
                 "serve a model with a longer window or shorten the prompt file",
-                type="PromptTooLong",
+                type=PROMPT_TOO_LONG,
                 non_retryable=True,
             )
         cap = fair_cap(lengths, room)
@@ -239,11 +237,12 @@ def _unfenced(text: str) -> str:
     return _FENCE.sub(r"<\\", text)
 
 
-def _first(text: str) -> str:
-    return text[:1]
+def _trace(text: str) -> str:
+    """One byte where there is text, so that the words around it are counted."""
+    return "x" if text else ""
 
 
-def _each(value: str | Sequence[str], change: Any) -> str | list[str]:
+def _each(value: str | Sequence[str], change: Callable[[str], str]) -> str | list[str]:
     return change(value) if isinstance(value, str) else [change(text) for text in value]
 
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import (
@@ -26,6 +27,10 @@ from deploy.local.servers import (
     check_valkey,
 )
 from tests.llm_server import LlmServer
+
+# A machine that is busy is slow, and no law is broken by that.
+settings.register_profile("fleet", deadline=None)
+settings.load_profile("fleet")
 
 READY_WITHIN = timedelta(seconds=120)
 """Generous: the machine may be building and serving other things meanwhile."""
