@@ -1,0 +1,216 @@
+"""Checks of a proposal: policy, lint and a dry run, each made or reported as not made.
+
+Nothing passes unchecked, and code runs in a sandbox or not at all (design section 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from temporalio import activity
+
+from activities.checks.dry_run import dry_run, failure
+from activities.checks.fences import Block, code_blocks
+from activities.checks.lint import LANGUAGES, lint
+from activities.checks.policy import Policy, PolicyRules
+from activities.checks.sandbox import CannotRun, Sandbox
+from activities.planning import CONFIG, InvalidConfig
+from workflows.models import Check, CheckInput, CheckReport, Proposal
+from workflows.stubs import CheckStub
+
+POLICY_FILE = "policy.yaml"
+CHECKS_FILE = "checks.yaml"
+
+MAX_CHARACTERS = 200_000
+"""Of a proposal's texts together: more is not read, and reported as not checked."""
+
+MAX_BLOCKS = 200
+"""Of code: more are not linted, and reported as not checked."""
+
+_FINDINGS = 50
+_OUTPUT = 4_000  # characters that are kept of a program's output, its beginning and its end
+_UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+
+_Name = Literal["policy", "lint", "dry_run"]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class CheckWeights(BaseModel):
+    """What deploy/config/checks.yaml holds: each check's weight, 0 or more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: dict[_Name, float] = Field(min_length=1)
+
+
+class Checks(CheckStub):
+    """Implements CheckStub with the rules and weights of a directory.
+
+    Raises:
+        InvalidConfig: a file is missing, is no YAML, or does not hold together.
+    """
+
+    def __init__(self, directory: Path = CONFIG, sandbox: Sandbox | None = None) -> None:
+        self._policy = Policy(_load(directory / POLICY_FILE, PolicyRules))
+        self._weights = _load_weights(directory / CHECKS_FILE)
+        self._sandbox = sandbox or Sandbox()
+
+    @activity.defn
+    async def check_proposal(self, request: CheckInput) -> CheckReport:
+        """Check a proposal. The same proposal has the same report, on the same machine."""
+        async with _heartbeats():
+            return CheckReport(
+                checks=await self._checks(request.proposal), weights=dict(self._weights)
+            )
+
+    async def _checks(self, proposal: Proposal) -> list[Check]:
+        texts = _texts(proposal)
+        size = sum(len(text) for text in texts.values())
+        if size > MAX_CHARACTERS:
+            why = f"the proposal has {size} characters; at most {MAX_CHARACTERS} are read"
+            return [_not_checked(name, why) for name in ("policy", "lint", "dry_run")]
+        policy, blocks = await asyncio.to_thread(self._read, texts)
+        return [policy, await self._lint(blocks), await self._dry_run(blocks)]
+
+    def _read(self, texts: dict[str, str]) -> tuple[Check, list[Block]]:
+        """The policy check of all texts, and the content's code blocks."""
+        findings, blocking, warnings = [], 0, 0
+        for part, text in texts.items():
+            for each in self._policy.violations(text, code_blocks(text)):
+                blocking += each.severity == "blocking"
+                warnings += each.severity == "warning"
+                findings.append(f"{each.severity} {each.rule}: {part} {each.line}: {each.reason}")
+        check = Check(
+            name="policy",
+            outcome="failed" if blocking else "passed",
+            score=0.0 if blocking else max(0.0, 1 - self._policy.warning_cost * warnings),
+            blocking=blocking > 0,
+            findings=_shown(findings),
+            errors=blocking,
+            warnings=warnings,
+        )
+        return check, code_blocks(texts["content line"])
+
+    async def _lint(self, blocks: Sequence[Block]) -> Check:
+        known = [block for block in blocks if block.language in LANGUAGES]
+        if not known:
+            return Check(name="lint", outcome="not_applicable")
+        if len(known) > MAX_BLOCKS:
+            return _not_checked("lint", f"{len(known)} code blocks; at most {MAX_BLOCKS} are read")
+        try:
+            result = await lint(known, self._sandbox)
+        except CannotRun as error:
+            return _not_checked("lint", str(error))
+        errors = sum(problem.error for problem in result.problems)
+        return Check(
+            name="lint",
+            outcome="failed" if errors else "passed",
+            score=result.score,
+            findings=_shown(
+                f"{'error' if each.error else 'warning'}: content line {each.line}: {each.message}"
+                for each in result.problems
+            ),
+            errors=errors,
+            warnings=len(result.problems) - errors,
+        )
+
+    async def _dry_run(self, blocks: Sequence[Block]) -> Check:
+        python = [block for block in blocks if block.language == "python"]
+        if not python:
+            return Check(name="dry_run", outcome="not_applicable")
+        try:
+            run = await dry_run(python, self._sandbox)
+        except CannotRun as error:
+            return _not_checked("dry_run", str(error))
+        passed = run.exit_code == 0
+        return Check(
+            name="dry_run",
+            outcome="passed" if passed else "failed",
+            score=1.0 if passed else 0.0,
+            findings=[] if passed else _shown([failure(run, self._sandbox.limits)]),
+            errors=0 if passed else 1,
+            output=_kept(run.output),
+            exit_code=run.exit_code,
+        )
+
+
+def _texts(proposal: Proposal) -> dict[str, str]:
+    """Every text of a proposal, by what a finding's line number follows."""
+    texts = {"content line": proposal.content, "approach line": proposal.approach}
+    for number, decision in enumerate(proposal.decisions, start=1):
+        texts[f"decision {number} line"] = "\n".join(
+            (decision.title, decision.rationale, *decision.affects)
+        )
+    return texts
+
+
+def _not_checked(name: _Name, why: str) -> Check:
+    return Check(name=name, outcome="not_checked", findings=_shown([f"not checked: {why}"]))
+
+
+def _shown(findings: Any) -> list[str]:
+    """What people read on a terminal: without control characters, and no more than they can."""
+    lines = [_printable(finding)[:1000] for finding in findings]
+    left_out = len(lines) - _FINDINGS
+    return [*lines[:_FINDINGS], f"and {left_out} more"] if left_out > 0 else lines
+
+
+def _kept(output: bytes) -> str:
+    text = _printable(output.decode(errors="replace"))
+    if len(text) <= _OUTPUT:
+        return text
+    return f"{text[: _OUTPUT // 2]}\n...\n{text[-_OUTPUT // 2 :]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+@asynccontextmanager
+async def _heartbeats() -> AsyncIterator[None]:
+    """Heartbeat at once, and then thrice in every heartbeat time-out."""
+    every = (activity.info().heartbeat_timeout or _UNTOLD_HEARTBEAT_TIMEOUT) / 3
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(every.total_seconds())
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+
+
+def _load_weights(file: Path) -> dict[str, float]:
+    weights = _load(file, CheckWeights).weights
+    missing = [name for name in ("policy", "lint", "dry_run") if name not in weights]
+    if missing:
+        raise InvalidConfig(file, [f"weights: add {', '.join(missing)}"])
+    if min(weights.values()) < 0 or not sum(weights.values()):
+        raise InvalidConfig(file, ["weights: each must be 0 or more, and one above 0"])
+    return {str(name): weight for name, weight in weights.items()}
+
+
+def _load(file: Path, model: type[_Model]) -> _Model:
+    try:
+        return model.model_validate(yaml.safe_load(file.read_bytes()))
+    except OSError as error:
+        raise InvalidConfig(file, [f"cannot be read: {error.strerror}"]) from error
+    except yaml.YAMLError as error:
+        raise InvalidConfig(file, [f"is no YAML: {' '.join(str(error).split())}"]) from error
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}"
+            for each in error.errors(include_url=False, include_input=False)
+        ]
+        raise InvalidConfig(file, problems) from error

@@ -1,0 +1,51 @@
+"""Dry run: the Python of a proposal, run in the sandbox (design section 3)."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from activities.checks import notebook
+from activities.checks.fences import Block
+from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
+
+_MISSING = re.compile(r"ModuleNotFoundError: No module named '(\w+)[\w.]*'")
+_SIGNALS = {
+    137: "killed, for its memory or CPU time",
+    139: "crashed with a segmentation fault",
+    152: "used up its CPU time",
+}
+
+
+async def dry_run(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
+    """Run Python blocks as a notebook: in order, in one namespace, as `__main__`.
+
+    Raises:
+        CannotRun: there is no sandbox, or the code needs a package that is not in it.
+    """
+    cells = [(f"<code at line {block.line}>", block.text) for block in blocks]
+    run = await sandbox.run(python_program(Path(notebook.__file__)), json.dumps(cells).encode())
+    missing = _MISSING.match(last_line(run)) if run.exit_code == 1 else None
+    if missing and missing[1] not in sys.stdlib_module_names:
+        raise CannotRun(f"it imports {missing[1]}, and the sandbox has the standard library only")
+    return run
+
+
+def last_line(run: Run) -> str:
+    """The last line that a program wrote; empty where it wrote none."""
+    lines = run.output[-4096:].decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def failure(run: Run, limits: Limits) -> str:
+    """Why a run failed, in a line."""
+    if run.ended == "wall_time":
+        return f"ran for more than {limits.wall_s:g} s"
+    if run.ended == "output":
+        return f"wrote more than {limits.output_bytes} bytes"
+    if run.exit_code in _SIGNALS:
+        return _SIGNALS[run.exit_code]
+    return f"exit code {run.exit_code}: {last_line(run)}"[:500]

@@ -1,0 +1,148 @@
+"""Lint: every block parses in its language, and ruff reads the Python (design section 3).
+
+Python is read as a notebook, as the dry run runs it: what one block defines, the next may use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from activities.checks import parsers
+from activities.checks.fences import Block
+from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program, run_limited
+
+LANGUAGES = frozenset(parsers.PARSERS)
+"""Languages that are checked; a block in another is not counted."""
+
+ERROR_COST = 0.25
+WARNING_COST = 0.05
+
+_LIMITS = Limits(cpu_s=10, wall_s=40, memory_bytes=2 * 1024 * 1024 * 1024)
+_PARSERS = Path(parsers.__file__)
+
+_RUFF = str(Path(sysconfig.get_path("scripts")) / "ruff")
+_RULES = "E4,E7,E9,F"
+_NOT_IN_A_NOTEBOOK = "F404"  # a block may begin with a future import, wherever it stands
+_ERROR = re.compile(r"E9|F63|F7|F82|invalid-syntax")
+"""What fails when it runs; the rest is a warning."""
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """line: in the proposal's content, from 1."""
+
+    line: int
+    message: str
+    error: bool
+
+
+@dataclass(frozen=True)
+class Lint:
+    """score: 0 to 1, the mean over the blocks.
+
+    A block that does not parse scores 0; another, 1 less ERROR_COST for each error and
+    WARNING_COST for each warning, and not below 0.
+    """
+
+    score: float
+    problems: list[Problem]
+
+
+async def lint(blocks: Sequence[Block], sandbox: Sandbox) -> Lint:
+    """Lint the blocks whose language is one of LANGUAGES; there is at least one.
+
+    Raises:
+        CannotRun: a parser, ruff or the sandbox (for shell) is not to be had, or gave up.
+    """
+    shell = [block for block in blocks if block.language == "shell"]
+    other = [block for block in blocks if block.language in LANGUAGES - {"shell"}]
+    broken: dict[Block, list[Problem]] = {}
+    if other:
+        argv = [sys.executable, "-I", str(_PARSERS)]
+        broken |= _broken(other, await run_limited(argv, _sources(other), _LIMITS))
+    if shell:
+        if (bash := shutil.which("bash")) is None:
+            raise CannotRun("shell cannot be checked: bash is not installed")
+        argv = [*python_program(_PARSERS), bash]
+        broken |= _broken(shell, await sandbox.run(argv, _sources(shell), visible=[bash]))
+    python = [b for b in other if b.language == "python" and not broken[b]]
+    found = broken | (await _ruff(python) if python else {})
+    return Lint(
+        score=sum(_score(found[block], bool(broken[block])) for block in found) / len(found),
+        problems=sorted(problem for problems in found.values() for problem in problems),
+    )
+
+
+def _score(problems: Sequence[Problem], broken: bool) -> float:
+    if broken:
+        return 0.0
+    errors = sum(problem.error for problem in problems)
+    return max(0.0, 1 - ERROR_COST * errors - WARNING_COST * (len(problems) - errors))
+
+
+def _sources(blocks: Sequence[Block]) -> bytes:
+    return json.dumps([(block.language, block.text) for block in blocks]).encode()
+
+
+def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
+    """What the parsers said of each block."""
+    answers = run.output.decode(errors="replace").splitlines()
+    if run.exit_code != 0:
+        at = blocks[min(len(answers), len(blocks) - 1)]
+        raise CannotRun(
+            f"line {at.line}: {at.language} that cannot be parsed within the limits on time and"
+            f" memory (exit code {run.exit_code})"
+        )
+    return {
+        block: [Problem(block.line + line - 1, message, True) for line, message in json.loads(said)]
+        for block, said in zip(blocks, answers, strict=True)
+    }
+
+
+async def _ruff(blocks: Sequence[Block]) -> dict[Block, list[Problem]]:
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    run = await run_limited(
+        [
+            *(_RUFF, "check", "--isolated", "--no-cache", "--quiet"),
+            *("--output-format", "json", "--target-version", version),
+            *("--select", _RULES, "--ignore", _NOT_IN_A_NOTEBOOK),
+            *("--stdin-filename", "proposal.ipynb", "-"),
+        ],
+        json.dumps(_notebook(blocks)).encode(),
+        _LIMITS,
+    )
+    try:
+        answer = json.loads(run.output)
+    except ValueError:
+        said = run.output[-500:].decode(errors="replace")
+        raise CannotRun(f"ruff gave up (exit code {run.exit_code}): {said}") from None
+    found: dict[Block, list[Problem]] = {block: [] for block in blocks}
+    for each in answer:
+        block, code = blocks[each["cell"] - 1], each["code"] or "invalid-syntax"
+        line = block.line + each["location"]["row"] - 1
+        message = f"{code} {each['message']}"
+        found[block].append(Problem(line, message, bool(_ERROR.match(code))))
+    return found
+
+
+def _notebook(blocks: Sequence[Block]) -> dict[str, Any]:
+    cell: dict[str, Any] = {
+        "cell_type": "code",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+    }
+    return {
+        "cells": [cell | {"source": block.text} for block in blocks],
+        "metadata": {},
+        "nbformat": 4,
+        "nbformat_minor": 4,
+    }

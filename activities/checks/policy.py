@@ -1,0 +1,207 @@
+"""The policy: secrets, destructive commands, forbidden imports and licences (design section 3).
+
+The rules are data (deploy/config/policy.yaml). Patterns are RE2: the time they take is linear in
+the text, whatever the rule and the text are.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import re2  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from activities.checks.fences import Block
+
+Severity = Literal["blocking", "warning"]
+
+_MATCHES = 5
+"""Of one rule, in one text: more would say nothing new."""
+
+_COMMAND_READING = str.maketrans(dict.fromkeys("\"'`,()[]{}", " "))
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PatternRule(_Part):
+    """A rule on text; policy.yaml's head says what each field means."""
+
+    id: str = Field(min_length=1)
+    severity: Severity
+    where: Literal["anywhere", "code"]
+    reads: Literal["text", "command"] = "text"
+    pattern: str
+    unless: str = ""
+    min_entropy: float = Field(default=0.0, ge=0, le=8)
+    reason: str = Field(min_length=1)
+
+    @field_validator("pattern", "unless")
+    @classmethod
+    def _is_re2(cls, pattern: str) -> str:
+        _compile(pattern)
+        return pattern
+
+
+class ImportRule(_Part):
+    """Modules that Python code may not import, with all they contain."""
+
+    id: str = Field(min_length=1)
+    severity: Severity
+    modules: list[str] = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class PatternRules(_Part):
+    """Rules of one kind; `unless` holds for each of them."""
+
+    unless: str = ""
+    rules: list[PatternRule]
+
+    @field_validator("unless")
+    @classmethod
+    def _is_re2(cls, pattern: str) -> str:
+        _compile(pattern)
+        return pattern
+
+
+class ImportRules(_Part):
+    """Rules on imports."""
+
+    rules: list[ImportRule]
+
+
+class PolicyRules(_Part):
+    """What deploy/config/policy.yaml holds."""
+
+    warning_cost: float = Field(ge=0, le=1)
+    secrets: PatternRules
+    commands: PatternRules
+    licences: PatternRules
+    imports: ImportRules
+
+
+@dataclass(frozen=True, order=True)
+class Violation:
+    """One match of a rule. line: in its text, from 1. It never holds a secret."""
+
+    line: int
+    rule: str
+    severity: Severity
+    reason: str
+
+
+def _compile(pattern: str) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(f"(?m){pattern}", options)
+    except re2.error as error:
+        raise ValueError(f"not an RE2 pattern: {error}") from None
+
+
+class Policy:
+    """The rules, compiled."""
+
+    def __init__(self, rules: PolicyRules) -> None:
+        self.warning_cost = rules.warning_cost
+        self._imports = rules.imports.rules
+        self._patterns = [
+            (rule, _compile(rule.pattern), [_compile(u) for u in (kind.unless, rule.unless) if u])
+            for kind in (rules.secrets, rules.commands, rules.licences)
+            for rule in kind.rules
+        ]
+
+    def violations(self, markdown: str, blocks: list[Block]) -> list[Violation]:
+        """Every violation in a Markdown text with these code blocks, by line.
+
+        At most five of each rule on text.
+        """
+        code_lines = {
+            line for block in blocks for line in range(block.line, block.line + block.lines)
+        }
+        # As long as the text itself, so that a match is at the same place in both.
+        command = markdown.replace("\\\n", "  ").translate(_COMMAND_READING)
+        found = set()
+        for rule, pattern, unless in self._patterns:
+            text = command if rule.reads == "command" else markdown
+            for start in islice(_matches(rule, pattern, unless, text), _MATCHES):
+                line = markdown.count("\n", 0, start) + 1
+                mention = rule.where == "code" and line not in code_lines
+                severity: Severity = "warning" if mention else rule.severity
+                found.add(Violation(line, rule.id, severity, rule.reason))
+        for block in blocks:
+            if block.language == "python":
+                found.update(self._forbidden_imports(block))
+        return sorted(found)
+
+    def _forbidden_imports(self, block: Block) -> Iterator[Violation]:
+        for line, module in _imports(block.text):
+            for rule in self._imports:
+                if any(module == name or module.startswith(f"{name}.") for name in rule.modules):
+                    yield Violation(
+                        block.line + line - 1, rule.id, rule.severity, f"{module}: {rule.reason}"
+                    )
+
+
+def _matches(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Iterator[int]:
+    """Where the rule's matches begin. The text is read at most once for each match."""
+    has_value = "value" in pattern.groupindex
+    for match in pattern.finditer(text):
+        value = match.group("value" if has_value else 0)
+        if value is None or any(exception.search(value) for exception in unless):
+            continue
+        if entropy(value) >= rule.min_entropy:
+            yield match.start()
+
+
+def entropy(text: str) -> float:
+    """Shannon entropy, in bits for each character."""
+    counts = Counter(text).values()
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
+
+
+def _imports(source: str) -> list[tuple[int, str]]:
+    """(line, dotted module) of every import, those by name in `__import__` and importlib too.
+
+    Where the source does not parse, its lines are read one by one.
+    """
+    try:
+        return sorted(set(_imported(ast.parse(source), 1)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return sorted(set(_imports_by_line(source)))
+
+
+def _imports_by_line(source: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(source.split("\n"), start=1):
+        statement = line.strip()[:1000]
+        if statement.startswith(("import ", "from ")):
+            try:
+                yield from _imported(ast.parse(statement), number)
+            except (SyntaxError, ValueError):
+                continue  # not an import, then
+
+
+def _imported(tree: ast.AST, first_line: int) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                for name in names:
+                    yield node.lineno + first_line - 1, name.name
+            case ast.ImportFrom(module=str(module), level=0):
+                yield node.lineno + first_line - 1, module
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module")
+                | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(module)), *_],
+            ):
+                yield node.lineno + first_line - 1, module
+            case _:
+                pass
