@@ -58,17 +58,6 @@ def ready(
     return sorted(dispatchable, key=lambda t: (t.priority, len(t.task_id), t.task_id))
 
 
-def blocked(tasks: Sequence[PlannedTask], failed: Collection[str]) -> list[str]:
-    """Ids of the tasks that cannot run any more: all downstream of a failure, sorted."""
-    stopped = set(failed)
-    grown = True
-    while grown:
-        downstream = {t.task_id for t in tasks if not stopped.isdisjoint(t.depends_on)} - stopped
-        stopped |= downstream
-        grown = bool(downstream)
-    return sorted(stopped - set(failed))
-
-
 def number_tasks(story_id: str, plan_id: str, drafts: Sequence[DraftTask]) -> list[PlannedTask]:
     """A decoder's tasks with their ids, `{plan_id}-t{n}` from 1; a dependency twice is one."""
     return [

@@ -52,7 +52,7 @@ class Facts(Wire):
     approved: list[str] = Field(default=[])
 
 
-# --- moving ---------------------------------------------------------------------------------------
+# --- moving -------------------------------------------------------------------------------------
 
 
 def moves(machine: Machine, state: str, facts: Facts) -> list[Move]:
@@ -139,11 +139,6 @@ def way_back(machine: Machine, state: str, target: str) -> list[Transition] | No
     return chain[::-1]
 
 
-def reachable(machine: Machine, state: str, target: str) -> bool:
-    """Whether some chain of transitions, of any kind, leads from `state` to `target`."""
-    return target in _reached(state, [(t.source, t.target) for t in machine.transitions])
-
-
 def legal(machine: Machine, state: str) -> list[str]:
     """The events that leave `state`, in the machine's order: for a refusal's message."""
     return [transition.event for transition in _leaving(machine, state)]
@@ -183,7 +178,7 @@ def _holds(machine: Machine, guard: str, facts: Facts) -> bool:
     return facts.guards.get(guard, False)
 
 
-# --- reading the document -------------------------------------------------------------------------
+# --- reading the document -----------------------------------------------------------------------
 
 
 class _Part(BaseModel):

@@ -71,12 +71,15 @@ def test_the_shipped_machine_is_the_design_s_table() -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_can_reach_the_final_one(state: str) -> None:
-    assert fsm.reachable(AGILE, state, AGILE.final)
+    reached = {state}
+    while more := {fsm.apply(AGILE, s, e) for s in reached for e in fsm.legal(AGILE, s)} - reached:
+        reached |= more
+
+    assert AGILE.final in reached
 
 
-def test_the_final_state_leads_nowhere_else() -> None:
-    assert not fsm.reachable(AGILE, "DONE", "DOCS")
-    assert fsm.legal(AGILE, "DONE") == []
+def test_the_final_state_has_no_exits() -> None:
+    assert fsm.legal(AGILE, AGILE.final) == []
 
 
 @given(st.lists(st.sampled_from([*EVENTS, "unheard_of"]), max_size=60))

@@ -53,6 +53,14 @@ def test_a_check_that_did_not_apply_counts_neither_way() -> None:
     assert ranking.score(checked) == pytest.approx((0.4 + 0.15) / 0.7)
 
 
+def test_a_check_without_a_weight_does_not_count() -> None:
+    checked = CheckReport(
+        checks=[check("policy", 1.0), check("lint", 0.0)], weights={"policy": 0.4}
+    )
+
+    assert ranking.score(checked) == 1
+
+
 def test_what_was_not_checked_has_not_passed() -> None:
     assert ranking.score(report(check("policy", None), check("lint", None))) == 0
 

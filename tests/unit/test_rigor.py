@@ -115,6 +115,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda d: d["L3"].update(unit_pass_rate=95),
         r"^L3.unit_pass_rate: Input should be less than or equal to 1",
     ),
+    "a coverage of more than all": (
+        lambda d: d["L3"].update(coverage=100.5),
+        r"^L3.coverage: Input should be less than or equal to 100",
+    ),
     "a coverage of nothing": (
         lambda d: d["L3"].update(coverage=0),
         r"^L3.coverage: Input should be greater than 0",
@@ -192,7 +196,12 @@ def test_a_failed_build_or_unit_run_is_worth_nothing(failed: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "dimension", "points", "reason"),
     [
-        ({"unit__failed": 20}, "unit", 100 * 0.5 / 0.95, "20 of 40 tests passed (50 %)"),
+        (
+            {"unit__failed": 20},
+            "unit",
+            100 * 0.5 / 0.95,
+            "20 of 40 tests passed (50 %), the threshold is 95 %",
+        ),
         ({"unit__passed": 0}, "unit", 0, "no tests ran"),
         ({"unit__coverage": 35.0}, "coverage", 50, "35 % of the new code is covered"),
         ({"e2e__failed": 10}, "e2e", 100 * 0.5 / 0.85, "10 of 20 tests passed (50 %)"),
@@ -223,6 +232,14 @@ def test_the_worse_of_critical_and_major_counts() -> None:
     both = {"static__sonar__new_critical": 10, "static__sonar__new_major": 80}
 
     assert scored("L1", **both).dimensions["static"] == 25
+
+
+def test_only_what_is_over_its_limit_is_a_reason() -> None:
+    at_the_limit = {"static__sonar__new_critical": 5, "static__sonar__new_major": 40}
+
+    [reason] = scored("L1", **at_the_limit).reasons
+
+    assert reason == "static: 40 new major issues, the limit is 20: 50 of 100 points"
 
 
 def test_a_limit_of_none_is_no_limit_and_a_limit_of_zero_forgives_nothing() -> None:
