@@ -1,14 +1,17 @@
-"""Workflows on the time-skipping server, with activities that answer at once.
+"""Workflows on a Temporal server, with activities that answer at once.
 
-The activities here are the world of a unit test: each answers from data that the test sets.
-Everything real (Neo4j, NATS, Valkey, an LLM over HTTP) is in tests/integration and tests/e2e.
+The activities here are the world of a unit test: each answers from the data of the test whose
+workflow asks. Workers are shared by the whole run. Everything real besides Temporal (Neo4j, NATS,
+Valkey, an LLM over HTTP) is in tests/integration and tests/e2e.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +20,6 @@ from typing import Any
 import pytest
 import yaml
 from temporalio import activity
-from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -25,6 +27,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from tests.conftest import RunningServer
+from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows import fsm, rigor
 from workflows.deliberation import DeliberationWorkflow
@@ -59,7 +63,6 @@ from workflows.models import (
     Readiness,
     ReviseInput,
     StoredPlan,
-    StoryInput,
     StoryResult,
     StoryText,
     StoryView,
@@ -67,6 +70,7 @@ from workflows.models import (
     story_workflow_id,
 )
 from workflows.plan import PlanWorkflow
+from workflows.search_attributes import ALL
 from workflows.story import StoryWorkflow
 from workflows.stubs import AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub
 
@@ -82,8 +86,12 @@ def machine_document() -> dict[str, Any]:
 
 @dataclass
 class World:
-    """What the activities answer, and what was asked of them."""
+    """What the activities answer, and what was asked of them.
 
+    `key` is part of the ids of the test's workflows: by it an activity finds its world.
+    """
+
+    key: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     readiness: int = 95
     drafts: list[DraftTask] = field(
         default_factory=lambda: [
@@ -127,10 +135,17 @@ class World:
         ]
 
 
-class InstantAgents(AgentStub):
-    def __init__(self, world: World) -> None:
-        self.world = world
+WORLDS: dict[str, World] = {}
 
+
+class InWorld:
+    @property
+    def world(self) -> World:
+        workflow_id = activity.info().workflow_id or ""
+        return next(world for key, world in WORLDS.items() if key in workflow_id)
+
+
+class InstantAgents(InWorld, AgentStub):
     async def answer(self, act: str, call: AgentCall) -> CallUsage:
         self.world.calls.append(call)
         self.world.acts.append(f"{act}/{call.agent.agent_id}")
@@ -197,10 +212,7 @@ class InstantAgents(AgentStub):
         return DerivePlanAnswer(tasks=self.world.drafts, usage=usage)
 
 
-class InstantChecks(CheckStub):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
+class InstantChecks(InWorld, CheckStub):
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
         blocking = request.agent_id in self.world.blocking
@@ -215,10 +227,7 @@ class InstantChecks(CheckStub):
         return CheckReport(checks=[check], weights={"policy": 0.4})
 
 
-class InstantGraph(GraphStub):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
+class InstantGraph(InWorld, GraphStub):
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
         await self.world.graph_open.wait()
@@ -258,10 +267,7 @@ class InstantGraph(GraphStub):
         return ContextPack(system=f"You are {query.role}.", context="the story", version="v")
 
 
-class InstantPlanning(PlanningStub):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
+class InstantPlanning(InWorld, PlanningStub):
     @activity.defn
     async def load_process(self, level: str) -> Process:
         levels = rigor.parse_rigor(yaml.safe_load((CONFIG / "rigor.yaml").read_text()))
@@ -274,10 +280,7 @@ class InstantPlanning(PlanningStub):
         return Readiness(total=self.world.readiness)
 
 
-class InstantMirror(MirrorStub):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
+class InstantMirror(InWorld, MirrorStub):
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
         await self.world.bus_open.wait()
@@ -287,9 +290,9 @@ class InstantMirror(MirrorStub):
         self.world.published += [entry for entry in batch.entries if entry.id not in known]
 
 
-def activities(world: World) -> list[Any]:
-    agents, checks, graph = InstantAgents(world), InstantChecks(world), InstantGraph(world)
-    planning, mirror = InstantPlanning(world), InstantMirror(world)
+def activities() -> list[Any]:
+    agents, checks, graph = InstantAgents(), InstantChecks(), InstantGraph()
+    planning, mirror = InstantPlanning(), InstantMirror()
     return [
         agents.propose,
         agents.criticise,
@@ -308,54 +311,63 @@ def activities(world: World) -> list[Any]:
     ]
 
 
-@pytest.fixture(scope="session")
-async def skipping() -> AsyncIterator[WorkflowEnvironment]:
-    """The time-skipping test server, with the search attributes it must know."""
-    import shutil
-
-    binary = shutil.which("temporal-test-server")
-    assert binary, "temporal-test-server is not installed; run `make setup`"
-    environment = await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary, data_converter=pydantic_data_converter
-    )
-    await environment.client.operator_service.add_search_attributes(
-        AddSearchAttributesRequest(
-            namespace="default",
-            search_attributes={
-                "StoryState": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-                "PendingGate": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-                "Rigor": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-                "StoryRole": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-                "DorScore": IndexedValueType.INDEXED_VALUE_TYPE_INT,
-            },
-        )
-    )
-    async with environment:
-        yield environment
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-async def fleet(skipping: WorkflowEnvironment, world: World) -> AsyncIterator[Client]:
-    """The fleet's workers over `world`."""
-    client = skipping.client
+@asynccontextmanager
+async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[None]:
+    """The four queues' workers with instant activities."""
     workers = [
         Worker(
             client,
             task_queue=queue,
             workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
-            activities=activities(world),
+            activities=activities(),
             workflow_runner=workflow_runner(),
+            max_cached_workflows=cached,
             graceful_shutdown_timeout=timedelta(seconds=1),
         )
         for queue in QUEUES
     ]
     async with workers[0], workers[1], workers[2], workers[3]:
+        yield
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    WORLDS[world.key] = world
+    yield world
+    # Whatever the test left waiting goes on and ends.
+    world.bus_open.set()
+    world.graph_open.set()
+    for held in world.hold.values():
+        held.set()
+
+
+@pytest.fixture(scope="session")
+async def fleet(temporal: RunningServer) -> AsyncIterator[Client]:
+    """A client of a real server on which the fleet's workflows run."""
+    client = await Client.connect(temporal.address, data_converter=pydantic_data_converter)
+    await register(client)
+    async with instant_workers(client):
         yield client
+
+
+@pytest.fixture
+async def skipping_fleet() -> AsyncIterator[Client]:
+    """The same on a time-skipping server: for what waits long."""
+    binary = shutil.which("temporal-test-server")
+    assert binary, "temporal-test-server is not installed; run `make setup`"
+    environment = await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary, data_converter=pydantic_data_converter
+    )
+    async with environment:
+        await environment.client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(
+                namespace="default",
+                search_attributes={key.name: key.indexed_value_type for key in ALL},
+            )
+        )
+        async with instant_workers(environment.client):
+            yield environment.client
 
 
 GOOD_REPORT: dict[str, Any] = {
@@ -424,11 +436,12 @@ class RunningStory:
 
 
 class StartStory:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, world: World) -> None:
         self.client = client
+        self.world = world
 
     async def __call__(self, **fields: Any) -> RunningStory:
-        story_id = fields.pop("story_id", f"US-{uuid.uuid4().hex[:8]}")
+        story_id = fields.pop("story_id", f"US-{self.world.key}")
         request = {"story_id": story_id, "title": "Shorten links"} | fields
         handle = await self.client.start_workflow(
             "StoryWorkflow",
@@ -441,8 +454,10 @@ class StartStory:
 
 
 @pytest.fixture
-def start_story(fleet: Client) -> StartStory:
-    return StartStory(fleet)
+def start_story(fleet: Client, world: World) -> StartStory:
+    return StartStory(fleet, world)
 
 
-__all__ = ["RunningStory", "StartStory", "StoryInput", "World"]
+@pytest.fixture
+def start_skipping_story(skipping_fleet: Client, world: World) -> StartStory:
+    return StartStory(skipping_fleet, world)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ from workflows.models import DeliberationResult, Progress
 Deliberation = WorkflowHandle[Any, DeliberationResult]
 
 
-async def start(fleet: Client, **fields: Any) -> Deliberation:
-    task_id = fields.pop("task_id", f"T-{uuid.uuid4().hex[:8]}")
+async def start(fleet: Client, world: World, **fields: Any) -> Deliberation:
+    task_id = f"T-{world.key}"
     request = {"task_id": task_id, "role": "DEV", "description": "Do it"} | fields
     return await fleet.start_workflow(
         "DeliberationWorkflow",
@@ -39,7 +38,7 @@ async def failure(handle: Deliberation) -> ApplicationError:
 async def test_a_council_of_three_takes_nine_calls_in_three_waves(
     fleet: Client, world: World
 ) -> None:
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     waves = [[a for a in world.acts if a.startswith(act)] for act in ("propose", "crit", "revise")]
     assert [len(wave) for wave in waves] == [3, 3, 3]
@@ -50,7 +49,7 @@ async def test_a_council_of_three_takes_nine_calls_in_three_waves(
 
 
 async def test_criticism_goes_in_a_ring(fleet: Client, world: World) -> None:
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     critics = {r.agent_id: r.critics for r in result.ranked}
     assert critics == {
@@ -63,7 +62,7 @@ async def test_criticism_goes_in_a_ring(fleet: Client, world: World) -> None:
 async def test_the_best_score_wins_without_a_judge(fleet: Client, world: World) -> None:
     world.scores = {"agent-dev-1": 0.2, "agent-dev-2": 0.9, "agent-dev-3": 0.5}
 
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     assert result.winner_id == "agent-dev-2"
     assert result.judged == ""
@@ -75,7 +74,7 @@ async def test_a_near_tie_is_judged_by_an_architect_with_a_reason(
 ) -> None:
     world.scores = {"agent-dev-1": 0.90, "agent-dev-2": 0.88, "agent-dev-3": 0.5}
 
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     assert result.winner_id == "agent-dev-2"
     assert result.judged == "agent-architect-9: it is simpler"
@@ -84,7 +83,7 @@ async def test_a_near_tie_is_judged_by_an_architect_with_a_reason(
 async def test_without_a_judge_a_tie_goes_by_points_then_by_id(fleet: Client, world: World) -> None:
     world.judge = False
 
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     assert result.winner_id == "agent-dev-1"
     assert "near tie" in result.judged
@@ -93,7 +92,7 @@ async def test_without_a_judge_a_tie_goes_by_points_then_by_id(fleet: Client, wo
 async def test_a_failed_agent_is_left_out_and_named(fleet: Client, world: World) -> None:
     world.failing = {"criticise/agent-dev-2": "the model said no"}
 
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     assert [(f.agent_id, f.act, f.cause) for f in result.failed_agents] == [
         ("agent-dev-2", "criticise", "LlmRefused: the model said no")
@@ -104,7 +103,7 @@ async def test_a_failed_agent_is_left_out_and_named(fleet: Client, world: World)
 async def test_below_a_quorum_it_fails_with_every_cause(fleet: Client, world: World) -> None:
     world.failing = {"agent-dev-1": "out of memory", "agent-dev-2": "no such model"}
 
-    error = await failure(await start(fleet))
+    error = await failure(await start(fleet, world))
 
     assert error.type == "QuorumLost"
     assert "out of memory" in error.message
@@ -116,7 +115,7 @@ async def test_a_barred_proposal_cannot_win(fleet: Client, world: World) -> None
     world.blocking = {"agent-dev-1"}
     world.scores = {"agent-dev-2": 0.1, "agent-dev-3": 0.2}
 
-    result = await (await start(fleet)).result()
+    result = await (await start(fleet, world)).result()
 
     assert result.winner_id == "agent-dev-3"
     assert result.ranked[-1].agent_id == "agent-dev-1"
@@ -126,15 +125,15 @@ async def test_a_barred_proposal_cannot_win(fleet: Client, world: World) -> None
 async def test_all_barred_fails_and_says_why(fleet: Client, world: World) -> None:
     world.blocking = {"agent-dev-1", "agent-dev-2", "agent-dev-3"}
 
-    error = await failure(await start(fleet))
+    error = await failure(await start(fleet, world))
 
     assert error.type == "AllBarred"
     assert "secret" in error.message
 
 
-async def test_an_unknown_council_is_refused(fleet: Client) -> None:
+async def test_an_unknown_council_is_refused(fleet: Client, world: World) -> None:
     with pytest.raises(WorkflowFailureError) as failed:
-        await (await start(fleet, role="POET")).result()
+        await (await start(fleet, world, role="POET")).result()
 
     cause = failed.value.cause.__cause__
     assert isinstance(cause, ApplicationError)
@@ -144,7 +143,7 @@ async def test_an_unknown_council_is_refused(fleet: Client) -> None:
 async def test_a_hanging_agent_times_the_deliberation_out(fleet: Client, world: World) -> None:
     world.hold["revise"] = asyncio.Event()
 
-    error = await failure(await start(fleet, timeout=3))
+    error = await failure(await start(fleet, world, timeout=3))
 
     assert error.type == "DeliberationTimeout"
     assert "agent-dev-1" in error.message
@@ -152,7 +151,7 @@ async def test_a_hanging_agent_times_the_deliberation_out(fleet: Client, world: 
 
 async def test_a_late_decision_reaches_the_next_wave(fleet: Client, world: World) -> None:
     world.hold["propose"] = asyncio.Event()
-    handle = await start(fleet)
+    handle = await start(fleet, world)
     while len(world.acts) < 3:
         await asyncio.sleep(0.02)
 
@@ -168,7 +167,7 @@ async def test_a_late_decision_reaches_the_next_wave(fleet: Client, world: World
 
 
 async def test_events_are_recorded_then_published_in_order(fleet: Client, world: World) -> None:
-    handle = await start(fleet, story_id="US-1", rounds=2)
+    handle = await start(fleet, world, story_id="US-1", rounds=2)
 
     result = await handle.result()
 

@@ -206,16 +206,14 @@ async def test_a_rejection_goes_back_and_its_reason_is_in_the_next_context(
     with refused("GateRole", "role"):
         await story.reject(event, role="DEV")
     view = await story.reject(event, role=role, reason="it forgets the umlauts")
-    world.calls.clear()
     if back_to == "DRAFT":
         await story.until(gate="approve_scope")
         await story.approve("approve_scope")
 
-    async with asyncio.timeout(20):
-        while not world.calls:
-            await asyncio.sleep(0.02)
     assert view.state == back_to
-    assert any("it forgets the umlauts" in line for line in world.calls[0].task.feedback)
+    async with asyncio.timeout(20):
+        while "it forgets the umlauts" not in str([call.task.feedback for call in world.calls]):
+            await asyncio.sleep(0.02)
 
 
 async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
@@ -227,7 +225,7 @@ async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
     view = await story.update("amend", acceptance_criteria=["Given a link, then it is short"])
 
     assert view.state == "DRAFT"
-    assert (await story.until(gate="approve_scope")).plan_id == "" or True
+    await story.until(gate="approve_scope")
     assert [t for t in world.transitions() if t[1].startswith("reject")] == [
         ("BUILD", "reject_build", "DESIGN"),
         ("DESIGN", "reject_design", "DRAFT"),
@@ -427,9 +425,9 @@ async def test_raising_a_budget_that_is_not_there_is_refused(start_story: StartS
 
 
 async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
-    start_story: StartStory, world: World
+    start_skipping_story: StartStory, world: World
 ) -> None:
-    story = await start_story()
+    story = await start_skipping_story()
     await story.to("DESIGN")
     await story.until(gate="approve_design")
     plan = Plan.model_validate(await story.handle.query("plan"))
@@ -451,10 +449,10 @@ async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
 
 
 async def test_a_failed_council_is_tried_again_and_shown_meanwhile(
-    start_story: StartStory, world: World
+    start_skipping_story: StartStory, world: World
 ) -> None:
     world.failing = {"propose": "the engine is down"}
-    story = await start_story()
+    story = await start_skipping_story()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
 
