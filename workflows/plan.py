@@ -149,6 +149,8 @@ class PlanWorkflow:
         return tasks
 
     def refuse_faults(self) -> None:
+        if not self.tasks:
+            return  # NOTHING_TO_RUN
         try:
             dag.validate(self.tasks)
         except dag.InvalidPlan as error:

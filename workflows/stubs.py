@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from temporalio import activity
 from temporalio.common import RetryPolicy
-from temporalio.workflow import ActivityConfig
+from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 from workflows.events import PublishBatch, RecordBatch
 from workflows.models import (
@@ -48,11 +48,16 @@ LLM_CALL = ActivityConfig(
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(seconds=1),
-        maximum_interval=timedelta(seconds=20),
-        maximum_attempts=8,
+        maximum_interval=timedelta(seconds=15),
+        maximum_attempts=15,
     ),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-"""An LLM call. Heartbeats say how many tokens have come; a dead worker is noticed in 5 s."""
+"""An LLM call. Heartbeats say how many tokens have come; a dead worker is noticed in 5 s.
+
+15 attempts take about 3 minutes: an engine that is started anew is back by then. A cancelled call
+has stopped in the engine when its workflow goes on.
+"""
 
 CHECK = ActivityConfig(
     task_queue=AGENTS_QUEUE,

@@ -1,0 +1,150 @@
+"""PlanWorkflow: the DAG, failures, plans from the bus."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+
+from tests.unit.conftest import World
+from workflows.models import DraftTask, PlannedTask, PlanResult, StoredPlan, StoryText
+
+PlanHandle = WorkflowHandle[Any, PlanResult]
+
+
+def task(world: World, name: str, *depends_on: str, role: str = "DEV") -> PlannedTask:
+    return PlannedTask(
+        task_id=f"{world.key}-{name}",
+        role=role,
+        title=f"Task {name}",
+        description="Do it.",
+        depends_on=[f"{world.key}-{other}" for other in depends_on],
+    )
+
+
+async def start(fleet: Client, world: World, tasks: list[PlannedTask] | None) -> PlanHandle:
+    story_id, plan_id = f"US-{world.key}", "plan-1"
+    return await fleet.start_workflow(
+        "PlanWorkflow",
+        {"story_id": story_id, "plan_id": plan_id, "tasks": tasks},
+        id=f"plan-{story_id}-{plan_id}",
+        task_queue="story",
+        result_type=PlanResult,
+    )
+
+
+async def until_asked(world: World, count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(world.calls) < count:
+            await asyncio.sleep(0.02)
+
+
+async def test_what_does_not_depend_on_each_other_runs_at_once(fleet: Client, world: World) -> None:
+    world.hold["propose"] = asyncio.Event()
+    handle = await start(fleet, world, [task(world, "a"), task(world, "b"), task(world, "c", "a")])
+
+    await until_asked(world, 6)
+    running = {call.task.task_id for call in world.calls}
+    world.hold["propose"].set()
+    result = await handle.result()
+
+    assert running == {f"{world.key}-a", f"{world.key}-b"}
+    assert result.status == "COMPLETED"
+    assert [outcome.status for outcome in result.outcomes] == ["done"] * 3
+
+
+async def test_a_failed_task_stops_only_what_depends_on_it(fleet: Client, world: World) -> None:
+    world.failing = {f"{world.key}-a": "no model"}
+    tasks = [task(world, "a"), task(world, "b", "a"), task(world, "c", "b"), task(world, "d")]
+
+    result = await (await start(fleet, world, tasks)).result()
+
+    assert result.status == "PARTIAL"
+    assert [outcome.status for outcome in result.outcomes] == [
+        "failed",
+        "not_run",
+        "not_run",
+        "done",
+    ]
+    assert "no model" in result.outcomes[0].error
+
+
+async def test_a_decision_of_one_task_reaches_the_next(fleet: Client, world: World) -> None:
+    result = await (await start(fleet, world, [task(world, "a"), task(world, "b", "a")])).result()
+
+    decided = [decision.title for decision in result.outcomes[0].decisions]
+    of_b = [call for call in world.calls if call.task.task_id == f"{world.key}-b"]
+    assert [decision.title for decision in of_b[0].late_decisions] == decided
+
+
+async def test_a_cycle_is_refused_by_its_ids(fleet: Client, world: World) -> None:
+    handle = await start(fleet, world, [task(world, "a", "b"), task(world, "b", "a")])
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await handle.result()
+
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "InvalidInput"
+    assert "tasks" in cause.message
+    assert f"{world.key}-a" in cause.message
+    assert world.calls == []
+
+
+async def test_a_plan_that_nobody_knows_ends_as_nothing_to_run(fleet: Client, world: World) -> None:
+    result = await (await start(fleet, world, None)).result()
+
+    assert (result.status, result.outcomes) == ("NOTHING_TO_RUN", [])
+    assert [e.body["status"] for e in world.recorded if e.kind == "PlanFinished"] == [
+        "NOTHING_TO_RUN"
+    ]
+
+
+async def test_a_plan_from_the_bus_takes_its_tasks_from_the_graph(
+    fleet: Client, world: World
+) -> None:
+    world.stored = StoredPlan(tasks=[task(world, "a")])
+
+    result = await (await start(fleet, world, None)).result()
+
+    assert [outcome.task_id for outcome in result.outcomes] == [f"{world.key}-a"]
+
+
+async def test_a_plan_without_tasks_is_derived_from_its_storys_node(
+    fleet: Client, world: World
+) -> None:
+    world.stored = StoredPlan(story=StoryText(title="Shorten links"))
+    world.drafts = [DraftTask(role="DEV", title="Build", description="Do.")]
+    story_id, plan_id = f"US-{world.key}", f"p-{world.key}"
+    handle: PlanHandle = await fleet.start_workflow(
+        "PlanWorkflow",
+        {"story_id": story_id, "plan_id": plan_id},
+        id=f"plan-{story_id}-{plan_id}",
+        task_queue="story",
+        result_type=PlanResult,
+    )
+
+    result = await handle.result()
+
+    assert result.status == "COMPLETED"
+    assert world.recorded[0].kind == "PlanDerived"
+
+
+async def test_a_cancelled_plan_cancels_its_deliberations(fleet: Client, world: World) -> None:
+    world.hold["propose"] = asyncio.Event()
+    handle = await start(fleet, world, [task(world, "a"), task(world, "b")])
+    await until_asked(world, 6)
+
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+
+    for name in ("a", "b"):
+        child = fleet.get_workflow_handle(f"deliberation-{world.key}-{name}")
+        description = await child.describe()
+        assert description.status is not None
+        assert description.status.name == "CANCELED"
+    assert [e.body["status"] for e in world.recorded if e.kind == "PlanFinished"] == ["CANCELLED"]
