@@ -15,11 +15,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from temporalio import activity
+from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -363,7 +364,10 @@ async def skipping_fleet() -> AsyncIterator[Client]:
         await environment.client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(
                 namespace="default",
-                search_attributes={key.name: key.indexed_value_type for key in ALL},
+                search_attributes={
+                    key.name: cast("IndexedValueType.ValueType", key.indexed_value_type.value)
+                    for key in ALL
+                },
             )
         )
         async with instant_workers(environment.client):
@@ -387,7 +391,8 @@ class RunningStory:
         self.story_id = story_id
 
     async def update(self, name: str, **request: Any) -> StoryView:
-        return await self.handle.execute_update(name, request, result_type=StoryView)
+        view: StoryView = await self.handle.execute_update(name, request, result_type=StoryView)
+        return view
 
     async def approve(self, gate: str, role: str = "PO", **more: Any) -> StoryView:
         return await self.update("approve", gate=gate, actor="ana", role=role, **more)
@@ -399,7 +404,8 @@ class RunningStory:
         return await self.update("report", **(GOOD_REPORT | changes))
 
     async def state(self) -> StoryView:
-        return await self.handle.query("state", result_type=StoryView)
+        view: StoryView = await self.handle.query("state", result_type=StoryView)
+        return view
 
     async def until(self, *, state: str = "", gate: str | None = None, **fields: Any) -> StoryView:
         """Poll the query `state` until it is as asked; at most 30 s."""

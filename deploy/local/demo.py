@@ -1,0 +1,251 @@
+"""`make run`'s main job: the sample story to DONE, through the commands that a person would type.
+
+It starts the next sample story that has not run yet, or goes on with one that is under way; shows
+what happens; opens each gate with `temporal workflow update execute`; measures the sample project
+with `fleet report`; and ends with what was decided, by whom, and where to look.
+"""
+
+import asyncio
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from deploy.local.servers import ROOT
+from deploy.local.settings import StackSettings
+from workers import view
+from workers.clients.neo4j import open_neo4j
+from workers.clients.temporal import open_temporal
+from workers.clients.valkey import valkey_client
+from workers.exit import leave
+from workers.external_storage import data_converter
+from workers.settings import Settings, load
+from workers.watch import Snapshot, follow, is_open
+from workflows.models import story_workflow_id
+
+SAMPLE = ROOT / "deploy" / "sample"
+FIRST, LAST = 101, 999
+"""The sample stories are US-101, US-102 and so on: one for each `make run`."""
+
+DECISIONS = """
+MATCH (d:Decision)-[:OF]->(:Story {id: $story_id})
+OPTIONAL MATCH (d)-[:FROM]->(p:Proposal)-[:BY]->(a:Agent)
+RETURN d.id AS id, d.title AS title, coalesce(a.id, d.decided_by) AS agent, p.model AS model
+ORDER BY d.decided_at, d.id
+"""
+APPROVALS = """
+MATCH (g:GateApproval)-[:OF]->(:Story {id: $story_id})
+RETURN g.gate AS gate, g.actor AS actor, g.role AS role, g.revision AS revision ORDER BY g.at
+"""
+
+out = Console(highlight=False)
+
+
+class Failed(Exception):
+    """The demonstration cannot go on; the message says why and what to do."""
+
+
+async def main() -> None:
+    """Take a sample story to DONE.
+
+    Raises:
+        Failed: a command was refused, or the story did not reach DONE.
+    """
+    settings = load()
+    valkey = valkey_client(settings)
+    try:
+        client = await open_temporal(settings, data_converter(valkey))
+        story_id, running = await next_story(client)
+        if running:
+            out.print(f"{story_id} is under way: going on with it")
+        else:
+            start(settings, story_id)
+        await lead(client, settings, story_id)
+        await tell(settings, story_id)
+    finally:
+        await valkey.aclose()
+
+
+async def next_story(client: Client) -> tuple[str, bool]:
+    """The first sample story that has not ended, and whether it runs already."""
+    for number in range(FIRST, LAST + 1):
+        story_id = f"US-{number}"
+        try:
+            found = await client.get_workflow_handle(story_workflow_id(story_id)).describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return story_id, False
+            raise
+        if found.status == WorkflowExecutionStatus.RUNNING:
+            return story_id, True
+    raise Failed(
+        f"all sample stories, US-{FIRST} to US-{LAST}, have run: `make clean` forgets them"
+    )
+
+
+def start(settings: Settings, story_id: str) -> None:
+    story = json.loads((SAMPLE / "story.json").read_text()) | {"story_id": story_id}
+    file = StackSettings.load().home / f"{story_id}.json"
+    file.write_text(json.dumps(story, indent=2) + "\n")
+    temporal(
+        settings,
+        ["workflow", "start", "--type", "StoryWorkflow", "--task-queue", "story"],
+        ["--workflow-id", story_workflow_id(story_id), "--input-file", str(_short(file))],
+    )
+
+
+async def lead(client: Client, settings: Settings, story_id: str) -> None:
+    """Show the story live; open each gate as it comes; send the report when it is asked for."""
+    opened: set[tuple[str, str]] = set()
+    reported = ""
+    with showing() as show:
+        async for now in follow(client, story_id):
+            show(now)
+            if isinstance(now, str):
+                continue
+            if not is_open(now.status):
+                if now.story.state != "DONE":
+                    raise Failed(f"{story_id} ended as {now.status} in {now.story.state}")
+                return
+            gate = (now.story.pending_gate, now.story.revision)
+            if gate[0] and gate not in opened:
+                opened.add(gate)
+                await asyncio.to_thread(approve, settings, now)
+            elif wants_report(now) and reported != now.story.plan_id:
+                reported = now.story.plan_id
+                command = [_program("fleet"), "report", story_id, str(_short(SAMPLE))]
+                await asyncio.to_thread(run, command)
+
+
+def wants_report(now: Snapshot) -> bool:
+    return now.story.state == "BUILD" and now.story.report is None
+
+
+def approve(settings: Settings, now: Snapshot) -> None:
+    story = now.story
+    if story.pending_gate == "budget":
+        raise Failed(f"{story.story_id} has used its tokens: {view.how_to_open(story)}")
+    request = {
+        "gate": story.pending_gate,
+        "actor": "ana" if story.gate_role == "PO" else "quentin",
+        "role": story.gate_role,
+        "comment": "looked at in make run",
+        "revision": story.revision,
+    }
+    temporal(
+        settings,
+        ["workflow", "update", "execute", "--workflow-id", story_workflow_id(story.story_id)],
+        ["--name", "approve", "--input", json.dumps(request)],
+    )
+
+
+def temporal(settings: Settings, *arguments: Sequence[str]) -> None:
+    command = [_program("temporal"), *(word for part in arguments for word in part)]
+    run([*command, "--address", settings.temporal_address])
+
+
+def run(command: list[str]) -> None:
+    """Print a command as a person would type it, and run it.
+
+    Raises:
+        Failed: it did not end with 0; its own words are in the message.
+    """
+    shown = [Path(command[0]).name, *command[1:]]
+    out.print(f"\n$ {shlex.join(shown)}", style="cyan", markup=False, soft_wrap=True)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if ended.returncode != 0:
+        raise Failed(f"{shlex.join(shown)}\nended with {ended.returncode}: {ended.stderr.strip()}")
+    lines = ended.stdout.strip().splitlines()
+    out.print("\n".join(f"  {line}" for line in lines), markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[Any]:
+    """A live view on a terminal; elsewhere a line for each change."""
+    if out.is_terminal:
+        with Live(console=out, auto_refresh=False, transient=True) as live:
+            yield lambda now: live.update(
+                view.text(now, "red") if isinstance(now, str) else view.snapshot(now), refresh=True
+            )
+        return
+    last = ""
+
+    def show(now: Snapshot | str) -> None:
+        nonlocal last
+        said = now if isinstance(now, str) else view.line(now)
+        if said != last:
+            out.print(said, markup=False, soft_wrap=True)
+        last = said
+
+    yield show
+
+
+async def tell(settings: Settings, story_id: str) -> None:
+    """What was decided and by whom, from the graph; where to look; what to do next."""
+    async with open_neo4j(settings) as driver:
+        decisions, _, _ = await driver.execute_query(DECISIONS, story_id=story_id)
+        approvals, _, _ = await driver.execute_query(APPROVALS, story_id=story_id)
+    out.print(f"\n{story_id} is DONE.", style="bold green")
+    out.print(_table("What was decided", decisions, ["id", "title", "agent", "model"]))
+    out.print(_table("Who let it pass", approvals, ["gate", "actor", "role", "revision"]))
+    stack = StackSettings.load()
+    ui = f"http://127.0.0.1:{stack.temporal_ui_port}/namespaces/{settings.temporal_namespace}"
+    first = decisions[0]["id"] if decisions else "DECISION"
+    folder = _short(stack.home)
+    following = int(story_id.removeprefix("US-")) + 1
+    rows = [
+        ("Web UI", f"{ui}/workflows/{story_workflow_id(story_id)}"),
+        ("this story", f"fleet show {story_id}"),
+        ("why a decision", f"fleet why {first}"),
+        ("Neo4j", f"{settings.neo4j_uri}, credentials in {folder}/env"),
+        ("NATS", f"{settings.nats_url}, subjects planning.> orchestration.> context.>"),
+        ("logs", f"make logs, or {folder}/logs"),
+        (
+            "the next story",
+            f"temporal workflow start --type StoryWorkflow --task-queue story "
+            f"--workflow-id story-US-{following} --input-file YOUR.json",
+        ),
+        ("what waits for me", "fleet list --waiting"),
+        ("stop", "make stop (everything is kept; make run goes on)"),
+    ]
+    where = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        where.add_row(view.text(name, "bold"), view.text(value))
+    out.print()
+    out.print(where, soft_wrap=True)
+    out.print("The commands are in .venv/bin: `. .venv/bin/activate` puts them on your PATH.")
+
+
+def _table(title: str, rows: Sequence[Any], columns: list[str]) -> Table:
+    return view.table(title, columns, [[row[column] or "" for column in columns] for row in rows])
+
+
+def _program(name: str) -> str:
+    """A command of this environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _short(path: Path) -> Path:
+    """As a person in the repository would write it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except Failed as failure:
+        print(f"make run: {failure}", file=sys.stderr)
+        leave(1)
+    except KeyboardInterrupt:
+        leave(130)
+    leave(0)

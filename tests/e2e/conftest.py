@@ -1,0 +1,114 @@
+"""One complete stack for the run: every server, Ray Serve with vLLM, and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dotenv import dotenv_values
+
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+
+GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The stack under test, steered through its commands as subprocesses."""
+
+    stack: Stack
+
+    @property
+    def env(self) -> dict[str, str]:
+        values = dotenv_values(self.stack.env_file)
+        return {name: value for name, value in values.items() if value is not None}
+
+    async def run(self, program: str, *arguments: str) -> Ended:
+        binary = Path(sys.executable).with_name(program)
+        process = await asyncio.create_subprocess_exec(
+            str(binary),
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | self.env | {"FLEET_HOME": str(self.stack.home)},
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 240)
+        return Ended(process.returncode or 0, out.decode(), err.decode())
+
+    async def temporal(self, *arguments: str) -> Ended:
+        return await self.run("temporal", *arguments, "--address", self.env["TEMPORAL_ADDRESS"])
+
+    async def start(self, folder: Path, **story: Any) -> Ended:
+        file = folder / "story.json"
+        file.write_text(json.dumps(story))
+        return await self.temporal(
+            "workflow", "start", "--type", "StoryWorkflow", "--task-queue", "story",
+            "--workflow-id", f"story-{story['story_id']}", "--input-file", str(file),
+        )  # fmt: skip
+
+    async def update(self, story_id: str, name: str, request: dict[str, Any]) -> Ended:
+        return await self.temporal(
+            "workflow", "update", "execute", "--workflow-id", f"story-{story_id}",
+            "--name", name, "--input", json.dumps(request),
+        )  # fmt: skip
+
+    async def query(self, story_id: str, name: str) -> Any:
+        ended = await self.temporal(
+            "workflow", "query", "--workflow-id", f"story-{story_id}", "--type", name,
+            "--output", "json",
+        )  # fmt: skip
+        assert ended.code == 0, ended.said
+        return json.loads(ended.out)["queryResult"][0]
+
+    async def result(self, story_id: str) -> Ended:
+        return await self.temporal("workflow", "result", "--workflow-id", f"story-{story_id}")
+
+    async def until(
+        self, story_id: str, holds: Callable[[dict[str, Any]], bool], within_s: float = 600
+    ) -> dict[str, Any]:
+        """Poll the query `state` until `holds`."""
+        view: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    view = await self.query(story_id, "state")
+                    if holds(view):
+                        return view
+                    await asyncio.sleep(0.5)
+        except TimeoutError:
+            pytest.fail(f"not within {within_s:.0f} s; the story stands at {view}")
+
+    async def gate(self, story_id: str, gate: str) -> dict[str, Any]:
+        return await self.until(story_id, lambda view: view["pending_gate"] == gate)
+
+
+@pytest.fixture(scope="session")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    home = tmp_path_factory.mktemp("fleet")
+    stack = Stack(StackSettings.load(home=home, pick_free_ports=True))
+    try:
+        await stack.up()
+        yield Fleet(stack)
+    finally:
+        await stack.down()

@@ -1,0 +1,303 @@
+"""A story on the real stack, through the `temporal` CLI: from start to DONE, and what refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import nats
+import neo4j
+import pytest
+from nats.js.api import ConsumerConfig, DeliverPolicy
+
+from tests.e2e.conftest import GATES, Fleet
+
+SAMPLE = Path(__file__).parents[2] / "deploy" / "sample"
+
+pytestmark = pytest.mark.timeout(1500)
+
+RECORDED = {
+    "planning.story.created": "MATCH (n:Story {id: $story_id}) RETURN count(n) AS n",
+    "planning.story.transitioned": "MATCH (n:PhaseTransition {story_id: $story_id, "
+    "from_phase: $from_phase, to_phase: $to_phase}) RETURN count(n) AS n",
+    "planning.plan.approved": "MATCH (n:PlanApproval {plan_id: $plan_id}) RETURN count(n) AS n",
+    "planning.task.created": "MATCH (n:Subtask {id: $task_id}) RETURN count(n) AS n",
+    "orchestration.task.dispatched": "MATCH (n:TaskDispatch {task_id: $task_id}) "
+    "RETURN count(n) AS n",
+    "context.decision.added": "MATCH (n:Decision {id: $decision_id}) RETURN count(n) AS n",
+}
+"""Subject -> what the graph must hold when a subscriber has the event."""
+
+
+class Follower:
+    """A NATS subscriber that looks each event up in Neo4j as it receives it."""
+
+    def __init__(self, fleet: Fleet, story_id: str) -> None:
+        self.env, self.story_id = fleet.env, story_id
+        self.events: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.not_recorded: list[str] = []
+
+    async def follow(self) -> None:
+        env = self.env
+        client = await nats.connect(
+            env["NATS_URL"], user=env["NATS_USER"], password=env["NATS_PASSWORD"]
+        )
+        driver = neo4j.AsyncGraphDatabase.driver(
+            env["NEO4J_URI"], auth=(env["NEO4J_USER"], env["NEO4J_PASSWORD"])
+        )
+        js = client.jetstream()
+        subscriptions = [
+            await js.pull_subscribe(
+                subject, config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
+            )
+            for subject in ("planning.>", "orchestration.>", "context.>")
+        ]
+        try:
+            await asyncio.gather(*(self.take(each, driver) for each in subscriptions))
+        finally:
+            await driver.close()
+            await client.close()
+
+    async def take(self, subscription: Any, driver: neo4j.AsyncDriver) -> None:
+        while True:
+            try:
+                messages = await subscription.fetch(50, timeout=1)
+            except TimeoutError:
+                continue
+            for message in messages:
+                body = json.loads(message.data)
+                if body.get("story_id") == self.story_id:
+                    await self.look_up(message.subject, body, driver)
+                    self.events.append((message.subject, body, dict(message.headers or {})))
+                await message.ack()
+
+    async def look_up(self, subject: str, body: dict[str, Any], driver: neo4j.AsyncDriver) -> None:
+        if statement := RECORDED.get(subject):
+            rows, _, _ = await driver.execute_query(statement, body)
+            if rows[0]["n"] == 0:
+                self.not_recorded.append(f"{subject} {body}")
+
+    def of(self, subject: str) -> list[dict[str, Any]]:
+        return [body for name, body, _ in self.events if name == subject]
+
+
+async def ask(fleet: Fleet, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+    env = fleet.env
+    async with neo4j.AsyncGraphDatabase.driver(
+        env["NEO4J_URI"], auth=(env["NEO4J_USER"], env["NEO4J_PASSWORD"])
+    ) as driver:
+        rows, _, _ = await driver.execute_query(statement, parameters)
+    return [row.data() for row in rows]
+
+
+async def test_a_story_goes_from_the_temporal_cli_to_done(fleet: Fleet, tmp_path: Path) -> None:
+    story = json.loads((SAMPLE / "story.json").read_text()) | {"story_id": "US-1"}
+    follower = Follower(fleet, "US-1")
+    following = asyncio.create_task(follower.follow())
+
+    started = await fleet.start(tmp_path, **story)
+    assert started.code == 0, started.said
+    for gate, role in GATES.items():
+        if gate == "qa_passed":
+            await fleet.until("US-1", lambda view: view["state"] == "BUILD")
+            sent = await fleet.run("fleet", "report", "US-1", str(SAMPLE))
+            assert sent.code == 0, sent.said
+        view = await fleet.gate("US-1", gate)
+        request = {"gate": gate, "actor": "ana", "role": role, "revision": view["revision"]}
+        opened = await fleet.update("US-1", "approve", request)
+        assert opened.code == 0, opened.said
+    ended = await fleet.result("US-1")
+    async with asyncio.timeout(60):
+        while len(follower.of("planning.story.transitioned")) < 6:
+            await asyncio.sleep(0.2)
+    following.cancel()
+
+    assert ended.code == 0, ended.said
+    moves = [(b["from_phase"], b["to_phase"]) for b in follower.of("planning.story.transitioned")]
+    assert moves == [
+        ("BACKLOG", "DRAFT"),
+        ("DRAFT", "DESIGN"),
+        ("DESIGN", "BUILD"),
+        ("BUILD", "TEST"),
+        ("TEST", "DOCS"),
+        ("DOCS", "DONE"),
+    ]
+    assert follower.not_recorded == []
+    ids = [headers["Nats-Msg-Id"] for _, _, headers in follower.events]
+    assert len(set(ids)) == len(ids)
+    assert all(headers["ce-id"] == headers["Nats-Msg-Id"] for _, _, headers in follower.events)
+    assert {headers["ce-subject"] for _, _, headers in follower.events} == {"US-1"}
+
+
+async def test_the_graph_holds_the_provenance_of_every_decision(fleet: Fleet) -> None:
+    decisions = await ask(
+        fleet,
+        "MATCH (d:Decision)-[:FROM]->(p:Proposal)-[:BY]->(a:Agent), (d)-[:OF]->(:Story {id: $id}) "
+        "RETURN d.id AS id, p.model AS model, p.prompt_hash AS prompt, a.id AS agent, "
+        "COUNT { (:Critique)-[:OF]->(p) } AS critiques, COUNT { (:Check)-[:OF]->(p) } AS checks",
+        id="US-1",
+    )
+    approvals = await ask(
+        fleet,
+        "MATCH (g:GateApproval)-[:OF]->(:Story {id: $id}) RETURN g.gate AS gate ORDER BY g.at",
+        id="US-1",
+    )
+    why = await fleet.run("fleet", "why", decisions[0]["id"])
+
+    assert decisions
+    assert all(d["model"] and d["prompt"] and d["critiques"] and d["checks"] for d in decisions)
+    assert [row["gate"] for row in approvals] == list(GATES)
+    assert why.code == 0, why.said
+    assert decisions[0]["agent"] in why.out
+
+
+async def test_a_decision_of_the_design_is_in_the_context_of_the_next_agents(
+    fleet: Fleet,
+) -> None:
+    design = await ask(
+        fleet,
+        "MATCH (d:Decision)-[:OF]->(:Story {id: 'US-1'}) WHERE d.id STARTS WITH 'US-1-design' "
+        "RETURN d.title AS title",
+    )
+    described = await fleet.temporal(
+        "workflow", "show", "--workflow-id", "deliberation-US-1-docs-1", "--output", "json"
+    )
+
+    assert design
+    assert any(row["title"][:40] in described.out for row in design)
+
+
+async def test_what_waits_for_a_role_is_one_visibility_query(fleet: Fleet, tmp_path: Path) -> None:
+    story = json.loads((SAMPLE / "story.json").read_text()) | {"story_id": "US-2"}
+    await fleet.start(tmp_path, **story)
+    await fleet.gate("US-2", "approve_scope")
+
+    async with asyncio.timeout(30):
+        while True:
+            listed = await fleet.temporal(
+                "workflow", "list", "--query",
+                "PendingGate = 'approve_scope' AND StoryRole = 'PO' AND StoryState = 'DRAFT'",
+            )  # fmt: skip
+            if "story-US-2" in listed.out:
+                break
+            await asyncio.sleep(0.5)
+    waiting = await fleet.run("fleet", "list", "--waiting", "--role", "PO", "--json")
+    described = await fleet.temporal("workflow", "metadata", "--workflow-id", "story-US-2")
+
+    assert any(row["story_id"] == "US-2" for row in json.loads(waiting.out))
+    assert "approve_scope" in described.said
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "words"),
+    [
+        ("approve", {"gate": "nope", "actor": "a", "role": "PO"}, ["gate", "approve_scope"]),
+        ("approve", {"gate": "docs_ready", "actor": "a", "role": "PO"}, ["DRAFT"]),
+        ("approve", {"gate": "approve_scope", "actor": "a", "role": "QA"}, ["role", "PO"]),
+        (
+            "approve",
+            {"gate": "approve_scope", "actor": "a", "role": "PO", "revision": "00"},
+            ["revision", "stale"],
+        ),
+        (
+            "reject",
+            {"event": "reject_docs", "actor": "a", "role": "PO", "reason": "r"},
+            ["event", "approve_scope"],
+        ),
+        ("report", {"job_id": "j", "unit": {"passed": -1}}, ["unit.passed", "unit.failed"]),
+        ("amend", {}, ["title", "brief"]),
+        ("raise_budget", {"tokens": 5, "actor": "a", "role": "PO"}, ["tokens"]),
+        ("approve", {"gate": "approve_scope", "actor": "a", "rolle": "PO"}, ["rolle", "role"]),
+    ],
+)
+async def test_a_wrong_update_ends_with_1_and_changes_nothing(
+    fleet: Fleet, name: str, request_: dict[str, Any], words: list[str]
+) -> None:
+    before = await fleet.query("US-2", "state")
+
+    refused = await fleet.update("US-2", name, request_)
+
+    assert refused.code == 1
+    assert [word for word in words if word not in refused.said] == [], refused.said
+    assert await fleet.query("US-2", "state") == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"titel": "x"}, ["titel"]),
+        ({"title": ""}, ["title"]),
+        ({"acceptance_criteria": 3}, ["acceptance_criteria"]),
+        ({"story_id": "a b"}, ["story_id"]),
+        ({"story_id": "a/b"}, ["story_id"]),
+        ({"story_id": "a.*.>"}, ["story_id"]),
+        ({"story_id": "'}) DETACH DELETE n //"}, ["story_id"]),
+    ],
+)
+async def test_a_wrong_story_fails_naming_its_field_and_leaves_nothing(
+    fleet: Fleet, tmp_path: Path, fields: dict[str, Any], words: list[str]
+) -> None:
+    story = {"story_id": "US-bad", "title": "A title"} | fields
+    started = await fleet.start(tmp_path, **story)
+    assert started.code == 0, started.said
+
+    ended = await fleet.result(story["story_id"])
+
+    assert ended.code == 1
+    assert [word for word in words if word not in ended.said] == [], ended.said
+    rows = await ask(fleet, "MATCH (s:Story {id: $id}) RETURN s.id", id=story["story_id"])
+    assert rows == []
+
+
+async def test_an_id_of_10_000_characters_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    started = await fleet.start(tmp_path, story_id="x" * 10_000, title="A title")
+
+    assert started.code == 1
+    assert "WorkflowId" in started.said or "workflow" in started.said.lower()
+
+
+async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    again = await fleet.start(tmp_path, story_id="US-2", title="Another")
+
+    assert again.code == 1
+    assert "already" in again.said
+
+
+async def test_a_brief_of_a_megabyte_is_no_trouble(fleet: Fleet, tmp_path: Path) -> None:
+    brief = "As an operator I want limits, so that nobody starves. " * 19_000
+    story = json.loads((SAMPLE / "story.json").read_text())
+    started = await fleet.start(tmp_path, **(story | {"story_id": "US-3", "brief": brief}))
+    assert started.code == 0, started.said
+
+    view = await fleet.until("US-3", lambda view: view["dor_score"] > 0)
+    shown = await fleet.temporal(
+        "workflow", "show", "--workflow-id", "story-US-3", "--output", "json"
+    )
+
+    assert view["state"] == "DRAFT"
+    # The start's own payload is inline, for the CLI has no storage; none of ours repeats it.
+    assert len(shown.out) < 3_000_000
+    cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-3")
+    assert cancelled.code == 0
+
+
+async def test_everything_is_still_there_after_a_stop(fleet: Fleet) -> None:
+    before = await ask(fleet, "MATCH (n) RETURN count(n) AS n")
+
+    await fleet.stack.down()
+    await fleet.stack.up()
+
+    done = await fleet.query("US-1", "state")
+    view = await fleet.query("US-2", "state")
+    assert done["state"] == "DONE"
+    assert view["pending_gate"] == "approve_scope"
+    assert await ask(fleet, "MATCH (n) RETURN count(n) AS n") == before
+    request = {"gate": "approve_scope", "actor": "ana", "role": "PO"}
+    assert (await fleet.update("US-2", "approve", request)).code == 0
+    cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-2")
+    assert cancelled.code == 0, cancelled.said
+    ended = await fleet.result("US-2")
+    assert ended.code == 1
+    assert "cancel" in ended.said.lower()
