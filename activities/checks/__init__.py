@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from temporalio import activity
 
-from activities.checks.dry_run import dry_run, failure
+from activities.checks.dry_run import failure, run_code
 from activities.checks.fences import Block, code_blocks
-from activities.checks.lint import LANGUAGES, lint
+from activities.checks.lint import LANGUAGES, lint_code
 from activities.checks.policy import Policy, PolicyRules
 from activities.checks.sandbox import CannotRun, Sandbox
 from activities.planning import CONFIG, InvalidConfig
@@ -48,7 +48,7 @@ class CheckWeights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weights: dict[_Name, float] = Field(min_length=1)
+    weights: dict[_Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class Checks(CheckStub):
@@ -106,7 +106,7 @@ class Checks(CheckStub):
         if len(known) > MAX_BLOCKS:
             return _not_checked("lint", f"{len(known)} code blocks; at most {MAX_BLOCKS} are read")
         try:
-            result = await lint(known, self._sandbox)
+            result = await lint_code(known, self._sandbox)
         except CannotRun as error:
             return _not_checked("lint", str(error))
         errors = sum(problem.error for problem in result.problems)
@@ -127,7 +127,7 @@ class Checks(CheckStub):
         if not python:
             return Check(name="dry_run", outcome="not_applicable")
         try:
-            run = await dry_run(python, self._sandbox)
+            run = await run_code(python, self._sandbox)
         except CannotRun as error:
             return _not_checked("dry_run", str(error))
         passed = run.exit_code == 0
@@ -196,8 +196,8 @@ def _load_weights(file: Path) -> dict[str, float]:
     missing = [name for name in ("policy", "lint", "dry_run") if name not in weights]
     if missing:
         raise InvalidConfig(file, [f"weights: add {', '.join(missing)}"])
-    if min(weights.values()) < 0 or not sum(weights.values()):
-        raise InvalidConfig(file, ["weights: each must be 0 or more, and one above 0"])
+    if not any(weights.values()):
+        raise InvalidConfig(file, ["weights: one must be above 0"])
     return {str(name): weight for name, weight in weights.items()}
 
 

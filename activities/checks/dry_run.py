@@ -20,7 +20,7 @@ _SIGNALS = {
 }
 
 
-async def dry_run(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
+async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
     """Run Python blocks as a notebook: in order, in one namespace, as `__main__`.
 
     Raises:

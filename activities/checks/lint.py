@@ -25,7 +25,7 @@ LANGUAGES = frozenset(parsers.PARSERS)
 ERROR_COST = 0.25
 WARNING_COST = 0.05
 
-_LIMITS = Limits(cpu_s=10, wall_s=40, memory_bytes=2 * 1024 * 1024 * 1024)
+PARSER_LIMITS = Limits(cpu_s=8, wall_s=25, memory_bytes=2 * 1024 * 1024 * 1024)
 _PARSERS = Path(parsers.__file__)
 
 _RUFF = str(Path(sysconfig.get_path("scripts")) / "ruff")
@@ -56,8 +56,12 @@ class Lint:
     problems: list[Problem]
 
 
-async def lint(blocks: Sequence[Block], sandbox: Sandbox) -> Lint:
+async def lint_code(
+    blocks: Sequence[Block], sandbox: Sandbox, limits: Limits = PARSER_LIMITS
+) -> Lint:
     """Lint the blocks whose language is one of LANGUAGES; there is at least one.
+
+    limits: for each parser and for ruff; shell has those of the sandbox.
 
     Raises:
         CannotRun: a parser, ruff or the sandbox (for shell) is not to be had, or gave up.
@@ -67,14 +71,14 @@ async def lint(blocks: Sequence[Block], sandbox: Sandbox) -> Lint:
     broken: dict[Block, list[Problem]] = {}
     if other:
         argv = [sys.executable, "-I", str(_PARSERS)]
-        broken |= _broken(other, await run_limited(argv, _sources(other), _LIMITS))
+        broken |= _broken(other, await run_limited(argv, _sources(other), limits))
     if shell:
         if (bash := shutil.which("bash")) is None:
             raise CannotRun("shell cannot be checked: bash is not installed")
         argv = [*python_program(_PARSERS), bash]
         broken |= _broken(shell, await sandbox.run(argv, _sources(shell), visible=[bash]))
     python = [b for b in other if b.language == "python" and not broken[b]]
-    found = broken | (await _ruff(python) if python else {})
+    found = broken | (await _ruff(python, limits) if python else {})
     return Lint(
         score=sum(_score(found[block], bool(broken[block])) for block in found) / len(found),
         problems=sorted(problem for problems in found.values() for problem in problems),
@@ -102,12 +106,12 @@ def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
             f" memory (exit code {run.exit_code})"
         )
     return {
-        block: [Problem(block.line + line - 1, message, True) for line, message in json.loads(said)]
+        block: [Problem(_place(block, line), message, True) for line, message in json.loads(said)]
         for block, said in zip(blocks, answers, strict=True)
     }
 
 
-async def _ruff(blocks: Sequence[Block]) -> dict[Block, list[Problem]]:
+async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Problem]]:
     version = f"py{sys.version_info.major}{sys.version_info.minor}"
     run = await run_limited(
         [
@@ -117,7 +121,7 @@ async def _ruff(blocks: Sequence[Block]) -> dict[Block, list[Problem]]:
             *("--stdin-filename", "proposal.ipynb", "-"),
         ],
         json.dumps(_notebook(blocks)).encode(),
-        _LIMITS,
+        limits,
     )
     try:
         answer = json.loads(run.output)
@@ -127,10 +131,15 @@ async def _ruff(blocks: Sequence[Block]) -> dict[Block, list[Problem]]:
     found: dict[Block, list[Problem]] = {block: [] for block in blocks}
     for each in answer:
         block, code = blocks[each["cell"] - 1], each["code"] or "invalid-syntax"
-        line = block.line + each["location"]["row"] - 1
+        place = _place(block, each["location"]["row"])
         message = f"{code} {each['message']}"
-        found[block].append(Problem(line, message, bool(_ERROR.match(code))))
+        found[block].append(Problem(place, message, bool(_ERROR.match(code))))
     return found
+
+
+def _place(block: Block, line: int) -> int:
+    """The proposal's line of a block's line; of its last, where the code ends too early."""
+    return block.line + min(line, max(1, block.text.count("\n"))) - 1
 
 
 def _notebook(blocks: Sequence[Block]) -> dict[str, Any]:

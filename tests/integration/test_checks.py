@@ -1,0 +1,299 @@
+"""The activity check_proposal, as a worker runs it: real parsers, ruff, bash and sandbox."""
+
+import asyncio
+import dataclasses
+import shutil
+import time
+import uuid
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.checks import CHECKS_FILE, MAX_BLOCKS, MAX_CHARACTERS, POLICY_FILE, Checks
+from activities.checks.sandbox import Limits, Sandbox
+from activities.planning import CONFIG, InvalidConfig
+from tests.integration.test_sandbox import processes_with, until_gone
+from workflows.models import Check, CheckInput, CheckReport, Decision, Proposal
+from workflows.ranking import barred, score
+
+KEY = "AKIA" + "2E0A8F3B244C9986"
+GOOD = """# Outbox
+
+```python
+import json
+
+def entry(number: int) -> str:
+    return json.dumps({"number": number})
+```
+
+It is used so:
+
+```python
+assert entry(1) == '{"number": 1}'
+print(entry(2))
+```
+
+```yaml
+weights: {policy: 0.4}
+```
+"""
+
+
+@pytest.fixture
+def environment() -> ActivityEnvironment:
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(
+        environment.info, heartbeat_timeout=timedelta(milliseconds=300)
+    )
+    return environment
+
+
+async def report_on(
+    environment: ActivityEnvironment,
+    content: str,
+    checks: Checks | None = None,
+    decisions: list[Decision] | None = None,
+) -> CheckReport:
+    proposal = Proposal(approach="as told", content=content, decisions=decisions or [])
+    request = CheckInput(agent_id="dev-1", proposal=proposal)
+    return await environment.run((checks or Checks()).check_proposal, request)
+
+
+def named(report: CheckReport, name: str) -> Check:
+    return next(check for check in report.checks if check.name == name)
+
+
+def outcomes(report: CheckReport) -> dict[str, str]:
+    return {check.name: check.outcome for check in report.checks}
+
+
+async def test_a_good_proposal_passes_every_check(environment: ActivityEnvironment) -> None:
+    report = await report_on(environment, GOOD)
+
+    assert outcomes(report) == {"policy": "passed", "lint": "passed", "dry_run": "passed"}
+    assert named(report, "dry_run").output == '{"number": 2}\n'
+    assert named(report, "dry_run").exit_code == 0
+    assert report.weights == {"policy": 0.4, "lint": 0.3, "dry_run": 0.3}
+    assert score(report) == 1
+
+
+async def test_a_proposal_without_code_is_checked_for_policy_alone(
+    environment: ActivityEnvironment,
+) -> None:
+    report = await report_on(environment, "We append, then we publish.")
+
+    assert outcomes(report) == {
+        "policy": "passed",
+        "lint": "not_applicable",
+        "dry_run": "not_applicable",
+    }
+    assert score(report) == 1
+
+
+async def test_a_secret_bars_a_proposal_and_is_not_repeated(
+    environment: ActivityEnvironment,
+) -> None:
+    report = await report_on(environment, GOOD + f"\nLog in with {KEY}.\n")
+
+    policy = named(report, "policy")
+    assert (policy.outcome, policy.score, policy.blocking, policy.errors) == ("failed", 0, True, 1)
+    assert policy.findings == [
+        "blocking aws_access_key: content line 21: an AWS access key id; "
+        "take it from the environment or a role"
+    ]
+    assert barred(report)
+    assert KEY not in report.model_dump_json()
+
+
+async def test_every_text_of_a_proposal_is_under_the_policy(
+    environment: ActivityEnvironment,
+) -> None:
+    decision = Decision(title="Log in", rationale=f"as\n{KEY}")
+
+    report = await report_on(environment, GOOD, decisions=[decision])
+
+    assert barred(report)
+    assert "decision 1 line 3" in named(report, "policy").findings[0]
+
+
+async def test_a_warning_costs_a_tenth_and_bars_nothing(environment: ActivityEnvironment) -> None:
+    report = await report_on(environment, "```python\nimport pickle\nprint(pickle.dumps(1))\n```")
+
+    policy = named(report, "policy")
+    assert (policy.outcome, policy.score, policy.warnings) == ("passed", 0.9, 1)
+    assert not barred(report)
+
+
+async def test_python_that_fails_fails_the_dry_run(environment: ActivityEnvironment) -> None:
+    report = await report_on(
+        environment, "Text\n```python\nx = 1\nassert x == 2, 'x is not 2'\n```"
+    )
+
+    run = named(report, "dry_run")
+    assert (run.outcome, run.score, run.exit_code, run.errors) == ("failed", 0, 1, 1)
+    assert run.findings == ["exit code 1: AssertionError: x is not 2"]
+    assert 'File "<code at line 3>", line 2' in run.output
+    assert not barred(report)
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "finding"),
+    [
+        ("while True: pass", Limits(cpu_s=1), "used up its CPU time"),
+        ("import time; time.sleep(99)", Limits(wall_s=1), "ran for more than 1 s"),
+        ("while True: print('x' * 9999)", Limits(), "wrote more than 1048576 bytes"),
+        ("import sys; sys.exit(3)", Limits(), "exit code 3: "),
+    ],
+)
+async def test_a_limit_that_was_reached_is_named(
+    environment: ActivityEnvironment, code: str, limits: Limits, finding: str
+) -> None:
+    checks = Checks(sandbox=Sandbox(limits=limits))
+
+    run = named(await report_on(environment, f"```python\n{code}\n```", checks), "dry_run")
+
+    assert (run.outcome, run.findings) == ("failed", [finding])
+    assert len(run.output) < 5_000
+
+
+async def test_output_is_shown_without_control_characters(environment: ActivityEnvironment) -> None:
+    report = await report_on(environment, "```python\nprint('\\x1b[31mred\\x00')\n```")
+
+    assert named(report, "dry_run").output == "[31mred\n"
+
+
+async def test_code_that_needs_a_package_cannot_be_dry_run(
+    environment: ActivityEnvironment,
+) -> None:
+    report = await report_on(environment, "```python\nimport fastapi.routing as r\nprint(r)\n```")
+
+    run = named(report, "dry_run")
+    assert (run.outcome, run.score) == ("not_checked", None)
+    assert run.findings == [
+        "not checked: it imports fastapi, and the sandbox has the standard library only"
+    ]
+    assert named(report, "lint").outcome == "passed"
+
+
+async def test_a_module_that_is_not_in_the_standard_library_s_package_is_a_failure(
+    environment: ActivityEnvironment,
+) -> None:
+    report = await report_on(environment, "```python\nimport json.nothing\n```")
+
+    assert named(report, "dry_run").outcome == "failed"
+
+
+async def test_without_a_sandbox_code_is_not_run_and_not_passed(
+    environment: ActivityEnvironment, tmp_path: Path
+) -> None:
+    trace = tmp_path / "ran"
+    content = f"```python\nopen({str(trace)!r}, 'w')\n```\n```sh\ntouch {trace}\n```"
+    checks = Checks(sandbox=Sandbox(bwrap="/nowhere/bwrap"))
+
+    report = await report_on(environment, content, checks)
+
+    assert outcomes(report) == {
+        "policy": "passed",
+        "lint": "not_checked",
+        "dry_run": "not_checked",
+    }
+    assert [check.score for check in report.checks] == [1, None, None]
+    for name in ("lint", "dry_run"):
+        assert "/nowhere/bwrap cannot be started" in named(report, name).findings[0]
+    assert not trace.exists()
+
+
+async def test_what_is_too_large_to_read_is_not_checked(environment: ActivityEnvironment) -> None:
+    report = await report_on(environment, "x" * (MAX_CHARACTERS + 1))
+
+    assert set(outcomes(report).values()) == {"not_checked"}
+    assert all("at most 200000" in check.findings[0] for check in report.checks)
+    assert score(report) == 0
+
+
+async def test_too_many_blocks_are_not_linted(environment: ActivityEnvironment) -> None:
+    report = await report_on(environment, "```json\n{}\n```\n" * (MAX_BLOCKS + 1))
+
+    assert outcomes(report)["lint"] == "not_checked"
+
+
+async def test_findings_are_no_more_than_a_person_can_read(
+    environment: ActivityEnvironment,
+) -> None:
+    names = "".join(f"print(undefined{n})\n" for n in range(90))
+
+    lint = named(await report_on(environment, f"```python\n{names}```"), "lint")
+
+    assert (lint.errors, len(lint.findings), lint.findings[-1]) == (90, 51, "and 40 more")
+
+
+async def test_the_same_proposal_has_the_same_report(environment: ActivityEnvironment) -> None:
+    content = GOOD + f"\n{KEY}\n```python\nprint({{str(n) for n in range(9)}}, undefined)\n```\n"
+
+    assert await report_on(environment, content) == await report_on(environment, content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "- a\n" * (MAX_CHARACTERS // 4),
+        "```\n" * (MAX_CHARACTERS // 4),
+        "```sql\nSELECT " + "1+" * 90_000 + "1\n```",
+        "```python\nx = [" + "{'a': 1}, " * 18_000 + "]\n```",
+    ],
+)
+async def test_it_heartbeats_all_the_while(environment: ActivityEnvironment, content: str) -> None:
+    beats = [time.monotonic()]
+    environment.on_heartbeat = lambda *_: beats.append(time.monotonic())
+
+    await report_on(environment, content)
+
+    beats.append(time.monotonic())
+    assert max(later - earlier for earlier, later in pairwise(beats)) < 4
+
+
+async def test_cancelling_it_kills_what_runs(environment: ActivityEnvironment) -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+    code = f"import sys, subprocess\nsubprocess.run([sys.executable, '-c', 'while 1: 0', '{mark}'])"
+    checking = asyncio.create_task(report_on(environment, f"```python\n{code}\n```"))
+    async with asyncio.timeout(20):
+        while not processes_with(mark):
+            await asyncio.sleep(0.02)
+
+    environment.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await checking
+    await until_gone(mark)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (CHECKS_FILE, "weights: {policy: 1}", "weights: add lint, dry_run"),
+        (CHECKS_FILE, "weights: {policy: 1, lint: 0, dry_run: 0, luck: 1}", r"weights\.luck"),
+        (CHECKS_FILE, "weights: {policy: -1, lint: 1, dry_run: 1}", "greater than or equal to 0"),
+        (CHECKS_FILE, "weights: {policy: 0, lint: 0, dry_run: 0}", "one must be above 0"),
+        (CHECKS_FILE, "weights: {policy: .nan, lint: 0, dry_run: 1}", "finite"),
+        (CHECKS_FILE, "weights: [", "is no YAML"),
+        (POLICY_FILE, "secrets: {}", "warning_cost: Field required"),
+        (POLICY_FILE, None, "cannot be read"),
+    ],
+)
+def test_configuration_that_does_not_hold_together_is_refused_at_the_start(
+    tmp_path: Path, file: str, text: str | None, message: str
+) -> None:
+    for each in (CHECKS_FILE, POLICY_FILE):
+        shutil.copy(CONFIG / each, tmp_path)
+    if text is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(text)
+
+    with pytest.raises(InvalidConfig, match=message) as refused:
+        Checks(tmp_path)
+
+    assert str(tmp_path / file) in str(refused.value)

@@ -1,0 +1,513 @@
+"""The sandbox's limits, each tried by a program that wants to break it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from activities.checks import notebook
+from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
+
+NOTEBOOK = Path(notebook.__file__)
+REPOSITORY = Path(__file__).parents[2]
+MIB = 1024 * 1024
+
+
+async def run(program: str, limits: Limits | None = None, bwrap: str = "bwrap") -> Run:
+    cells = [("<code>", textwrap.dedent(program))]
+    return await Sandbox(bwrap, limits).run(python_program(NOTEBOOK), json.dumps(cells).encode())
+
+
+def last(run: Run) -> str:
+    return run.output.decode().strip().split("\n")[-1]
+
+
+def processes_with(mark: str) -> list[int]:
+    """Processes of this machine whose command line has the mark in it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "cmdline").read_text():
+                found.append(int(process.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+async def until_gone(mark: str) -> None:
+    async with asyncio.timeout(10):
+        while processes_with(mark):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_program_runs_and_says_what_it_has_to_say() -> None:
+    done = await run("import sys; print(1); print(2, file=sys.stderr); sys.exit(3)")
+
+    assert done == Run("exit", 3, b"1\n2\n")
+
+
+async def test_the_standard_library_is_there_and_nothing_else() -> None:
+    done = await run(
+        """
+        import asyncio, hashlib, sqlite3, ssl, sys, zoneinfo
+        from concurrent.futures import ProcessPoolExecutor
+        print(zoneinfo.ZoneInfo("Europe/Madrid"), asyncio.run(asyncio.to_thread(abs, -1)))
+        print([p for p in sys.path if "packages" in p], sys.modules.get("site"))
+        import pydantic
+        """
+    )
+
+    assert done.output.startswith(b"Europe/Madrid 1\n[] None\n")
+    assert last(done) == "ModuleNotFoundError: No module named 'pydantic'"
+
+
+async def test_the_installed_packages_cannot_be_seen() -> None:
+    packages = [path for path in sys.path if path.endswith("-packages")]
+
+    done = await run(
+        f"import os\nprint([p for p in {packages!r} if os.path.isdir(p) and os.listdir(p)])"
+    )
+
+    assert packages
+    assert last(done) == "[]"
+
+
+async def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_SECRET", "s3cr3t-in-the-environment")
+
+    done = await run(
+        """
+        import os, pathlib
+        print(dict(os.environ))
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                print((process / "environ").read_bytes(), (process / "cmdline").read_bytes()[:40])
+            except PermissionError:
+                pass
+        """
+    )
+
+    assert done.exit_code == 0
+    assert done.output.startswith(b"{}\n")
+    assert b"s3cr3t" not in done.output
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'socket.create_connection(("127.0.0.1", {port}), 1)',
+        'socket.create_connection(("192.0.2.1", 80), 1)',
+        'socket.create_connection(("::1", {port}), 1)',
+        'socket.getaddrinfo("example.com", 80)',
+        'socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53))',
+        "socket.socket(socket.AF_VSOCK)",
+        "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+        "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+    ],
+)
+async def test_there_is_no_network(call: str) -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+
+        done = await run(f"import socket\n{call.format(port=port)}")
+
+    assert done.exit_code == 1
+    assert re.match(r"[\w.]*(Error|gaierror)", last(done))
+
+
+@pytest.fixture
+def secret_files(tmp_path: Path) -> Iterator[list[Path]]:
+    """Secrets in the home, in the repository's data folder, and in the machine's /tmp."""
+    name = f"secret-{uuid.uuid4().hex}"
+    files = [Path.home() / name, REPOSITORY / ".fleet" / name, tmp_path / name]
+    created = not files[1].parent.exists()
+    files[1].parent.mkdir(exist_ok=True)
+    for file in files:
+        file.write_text("s3cr3t")
+        file.chmod(0o644)
+    yield files
+    for file in files:
+        file.unlink()
+    if created:
+        files[1].parent.rmdir()
+
+
+async def test_the_home_the_repository_and_the_machine_s_files_cannot_be_read(
+    secret_files: list[Path],
+) -> None:
+    paths = [
+        *map(str, secret_files),
+        str(REPOSITORY / "pyproject.toml"),
+        str(REPOSITORY / ".git"),
+        __file__,
+        "/etc/passwd",
+        "/etc/shadow",
+        "/var",
+        "/sys",
+        "/proc/1/root/etc/passwd",
+        "/proc/1/cwd/pyproject.toml",
+    ]
+
+    done = await run(
+        f"""
+        import os
+        for path in {paths!r}:
+            try:
+                print(path, os.listdir(path) if os.path.isdir(path) else open(path).read(1))
+            except OSError:
+                pass
+        for folder, _, files in os.walk("/"):
+            if not folder.startswith(("/proc", "/usr", "/dev")):
+                print(*(f for f in files if f.startswith("secret-")), end="")
+        """
+    )
+
+    assert done == Run("exit", 0, b"")
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    """A folder of the machine that anyone may write to."""
+    tmp_path.chmod(0o777)
+    return tmp_path
+
+
+async def test_nothing_can_be_written_but_its_own_tmp(open_folder: Path) -> None:
+    folders = ["/", "/usr/lib", "/dev", "/etc", "/proc", "/proc/sys/kernel", str(open_folder)]
+    folders += [sys.base_prefix, f"{sys.base_prefix}/lib", str(REPOSITORY), str(Path.home())]
+
+    done = await run(
+        f"""
+        import os
+        open("/tmp/mine", "w").write("x")
+        for folder in {folders!r}:
+            try:
+                open(folder + "/written", "w").write("x")
+                print("written in", folder)
+            except OSError:
+                pass
+        """
+    )
+
+    assert done == Run("exit", 0, b"")
+    assert list(open_folder.iterdir()) == []
+    assert Path("/tmp/mine") not in Path("/tmp").iterdir()
+
+
+async def test_tmp_is_new_in_every_run() -> None:
+    sandbox = Sandbox()
+    program = json.dumps([("<code>", 'open("/tmp/mine", "x")')]).encode()
+
+    for _ in range(2):
+        assert (await sandbox.run(python_program(NOTEBOOK), program)).exit_code == 0
+
+
+async def test_other_processes_cannot_be_seen_or_touched() -> None:
+    done = await run(
+        f"""
+        import os, signal
+        print(len([p for p in os.listdir("/proc") if p.isdigit()]))
+        for pid in (os.getppid(), {os.getpid()}, -1):
+            try:
+                os.kill(pid, signal.SIGKILL)
+                print("killed", pid)
+            except OSError:
+                pass
+        """
+    )
+
+    assert int(done.output.split()[0]) <= 3
+    assert b"killed %d" % os.getpid() not in done.output
+
+
+async def test_memory_is_limited() -> None:
+    done = await run("x = bytearray(2**30)")
+
+    assert (done.exit_code, last(done)) == (1, "MemoryError")
+
+
+async def test_memory_that_is_taken_bit_by_bit_is_limited_too() -> None:
+    done = await run(
+        "x = []\nwhile True:\n    x.append(bytearray(2**20))", Limits(memory_bytes=100 * MIB)
+    )
+
+    assert (done.exit_code, last(done)) == (1, "MemoryError")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "os.memfd_create('x')",
+        "libc.shmget(0, 100, 0o1600)",
+        "libc.unshare(0x10000000)",
+        "libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0)",
+        "libc.ptrace(16, 1, 0, 0)",
+        "libc.mount(b'/tmp', b'/tmp', None, 4096, None)",
+        "libc.syscall(321, 0, 0, 0)",
+        "libc.syscall(425, 1, 0)",
+        "libc.syscall(250, 0, 0)",
+    ],
+)
+async def test_system_calls_that_get_round_the_limits_are_refused(call: str) -> None:
+    done = await run(
+        f"""
+        import ctypes, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        if {call} == -1:
+            raise OSError(ctypes.get_errno(), "refused")
+        """
+    )
+
+    assert done.exit_code == 1
+    assert last(done).startswith("PermissionError: [Errno 1]")
+
+
+async def test_a_fork_bomb_goes_off_in_a_few_processes() -> None:
+    done = await run(
+        """
+        import os
+        forks = 0
+        try:
+            while forks < 1000:
+                if os.fork() == 0:
+                    os.read(os.pipe()[0], 1)
+                forks += 1
+        except BlockingIOError:
+            print("forked", forks)
+        os._exit(7)
+        """,
+        Limits(wall_s=5),
+    )
+
+    assert b"forked" in done.output
+    assert int(done.output.split()[-1]) < Limits().processes
+
+
+async def test_threads_are_limited() -> None:
+    done = await run(
+        """
+        import threading
+        for _ in range(100):
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        """
+    )
+
+    assert (done.exit_code, last(done)) == (1, "RuntimeError: can't start new thread")
+
+
+async def test_an_endless_loop_uses_up_its_cpu_time() -> None:
+    began = time.monotonic()
+
+    done = await run("while True: pass", Limits(cpu_s=1))
+
+    assert (done.ended, done.exit_code) == ("exit", 128 + signal.SIGXCPU)
+    assert time.monotonic() - began < 15
+
+
+async def test_a_loop_that_will_not_hear_of_it_is_killed() -> None:
+    done = await run(
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        Limits(cpu_s=1),
+    )
+
+    assert (done.ended, done.exit_code) == ("exit", 128 + signal.SIGKILL)
+
+
+async def test_a_program_that_sleeps_for_ever_is_killed() -> None:
+    done = await run("import time\nprint('zzz')\ntime.sleep(1000)", Limits(wall_s=4))
+
+    assert done == Run("wall_time", None, b"zzz\n")
+
+
+async def test_what_a_program_leaves_running_is_killed() -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+
+    done = await run(
+        f"""
+        import subprocess, sys
+        left = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(1000)"]
+        p = subprocess.Popen([*left, {mark!r}], stdout=subprocess.PIPE, start_new_session=True)
+        p.stdout.read(1)
+        """,
+        Limits(wall_s=3),
+    )
+
+    assert done.exit_code in (0, None)
+    await until_gone(mark)
+
+
+async def test_a_gigabyte_of_output_is_not_taken() -> None:
+    done = await run("while True: print('x' * 10_000)")
+
+    assert (done.ended, done.exit_code) == ("output", None)
+    assert len(done.output) == Limits().output_bytes
+
+
+async def test_a_big_file_is_not_written() -> None:
+    done = await run("open('/tmp/big', 'wb').write(bytes(20_000_000))")
+
+    assert (done.exit_code, last(done)) == (1, "OSError: [Errno 27] File too large")
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+async def test_many_files_do_not_fill_the_machine(folder: str) -> None:
+    done = await run(
+        f"for n in range(1000): open(f'{folder}/{{n}}', 'wb').write(bytes(2**20))",
+        Limits(tmp_bytes=8 * MIB),
+    )
+
+    assert (done.exit_code, last(done)) == (1, "OSError: [Errno 28] No space left on device")
+
+
+async def test_limits_cannot_be_raised() -> None:
+    done = await run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        """
+    )
+
+    assert last(done) == "ValueError: not allowed to raise maximum limit"
+
+
+async def test_nothing_in_it_is_root() -> None:
+    done = await run(
+        """
+        import os, pathlib
+        status = pathlib.Path("/proc/self/status").read_text()
+        print(os.getuid() > 0, os.geteuid() > 0, "CapEff:\\t0000000000000000" in status)
+        print("NoNewPrivs:\\t1" in status, "Seccomp:\\t2" in status)
+        os.setuid(0)
+        """
+    )
+
+    assert done.output.startswith(b"True True True\nTrue True\n")
+    assert done.exit_code == 1
+
+
+async def test_standard_input_is_empty() -> None:
+    assert last(await run("input()")) == "EOFError: EOF when reading a line"
+
+
+async def test_a_crash_is_an_exit_code() -> None:
+    done = await run("import ctypes\nctypes.string_at(0)")
+
+    assert done.exit_code == 128 + signal.SIGSEGV
+
+
+async def test_the_same_program_writes_the_same_each_time() -> None:
+    program = "print({str(n) for n in range(20)}, hash('a'))"
+
+    assert (await run(program)).output == (await run(program)).output
+
+
+async def test_cancelling_kills_the_program() -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+    program = python_program(NOTEBOOK)
+    cells = json.dumps([("<code>", "while True: pass")]).encode()
+    running = asyncio.create_task(Sandbox().run([*program, mark], cells))
+    async with asyncio.timeout(10):
+        while not processes_with(mark):
+            await asyncio.sleep(0.02)
+
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until_gone(mark)
+
+
+async def test_a_worker_that_is_killed_takes_the_program_along() -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        textwrap.dedent(
+            f"""
+            import asyncio, json
+            from pathlib import Path
+            from activities.checks import notebook
+            from activities.checks.sandbox import Limits, Sandbox, python_program
+            cells = json.dumps([("<code>", "while True: pass")]).encode()
+            program = [*python_program(Path(notebook.__file__)), "{mark[:8]}" + "{mark[8:]}"]
+            asyncio.run(Sandbox(limits=Limits(cpu_s=60, wall_s=60)).run(program, cells))
+            """
+        ),
+        cwd=REPOSITORY,
+    )
+    async with asyncio.timeout(20):
+        while not processes_with(mark):
+            await asyncio.sleep(0.02)
+
+    worker.kill()
+
+    await worker.wait()
+    await until_gone(mark)
+
+
+async def test_no_more_programs_run_at_once_than_there_are_cores() -> None:
+    sandbox = Sandbox()
+    cells = json.dumps([("<code>", "import time\ntime.sleep(0.3)\nprint(time.time())")]).encode()
+    number = 2 * (os.cpu_count() or 1)
+
+    runs = await asyncio.gather(
+        *(sandbox.run(python_program(NOTEBOOK), cells) for _ in range(number))
+    )
+
+    ends = [float(run.output) for run in runs]
+    assert max(ends) - min(ends) > 0.25
+
+
+async def test_without_bubblewrap_nothing_runs(tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+
+    with pytest.raises(CannotRun, match=r"/nowhere/bwrap cannot be started .* install it"):
+        await run(f"open({str(trace)!r}, 'w')", bwrap="/nowhere/bwrap")
+
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+async def test_where_namespaces_are_not_allowed_nothing_runs(
+    tmp_path: Path, exit_code: int
+) -> None:
+    refusing = tmp_path / "bwrap"
+    refusing.write_text(
+        f"#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit {exit_code}\n"
+    )
+    refusing.chmod(0o755)
+
+    with pytest.raises(CannotRun, match="No permissions to create new namespace"):
+        await run("print(1)", bwrap=str(refusing))
+
+
+async def test_a_program_cannot_pretend_that_there_was_no_sandbox() -> None:
+    done = await run(
+        """
+        import os
+        print("bwrap: No permissions to create new namespace")
+        for fd in range(3, 64):
+            try:
+                os.write(fd, b"no")
+            except OSError:
+                pass
+        os._exit(1)
+        """
+    )
+
+    assert (done.ended, done.exit_code) == ("exit", 1)
+
+
+async def test_a_program_that_is_not_there_was_not_run() -> None:
+    with pytest.raises(CannotRun, match="/usr/bin/nothing cannot be run"):
+        await Sandbox().run(["/usr/bin/nothing"], b"")

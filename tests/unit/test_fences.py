@@ -1,0 +1,75 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities.checks.fences import code_blocks
+
+CODE = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n"))
+
+
+@given(CODE)
+def test_a_fenced_block_gives_its_code_back(code: str) -> None:
+    fence = "`" * (max(map(len, code.split("\n"))) + 3)
+
+    [block] = code_blocks(f"{fence}python\n{code}\n{fence}\n")
+
+    assert block.text.replace("\x00", "�") == f"{code}\n"
+    assert block.language == "python"
+
+
+@given(st.text())
+def test_any_text_has_blocks_that_lie_in_it_one_after_the_other(text: str) -> None:
+    blocks = code_blocks(text)
+
+    end = 1
+    for block in blocks:
+        assert block.line >= end
+        end = block.line + block.lines
+
+
+@pytest.mark.parametrize(
+    ("info", "language"),
+    [
+        ("python", "python"),
+        ("Python", "python"),
+        ("py title=x", "python"),
+        ("{.python}", "python"),
+        ("{python}", "python"),
+        ("python:app.py", "python"),
+        ("python3", "python"),
+        ("yml", "yaml"),
+        ("bash", "shell"),
+        ("sh", "shell"),
+        ("postgresql", "sql"),
+        ("rust", "rust"),
+        ("", ""),
+    ],
+)
+def test_a_block_is_of_the_language_that_its_fence_names(info: str, language: str) -> None:
+    [block] = code_blocks(f"```{info}\nx\n```")
+
+    assert block.language == language
+
+
+def test_a_block_knows_its_first_line_of_code() -> None:
+    text = "intro\n\n```json\n{}\n```\n\n1. item\n\n   ~~~py\n   a = 1\n   b = 2\n   ~~~\n"
+
+    blocks = code_blocks(text)
+
+    assert [(block.line, block.text) for block in blocks] == [(4, "{}\n"), (10, "a = 1\nb = 2\n")]
+
+
+def test_indented_code_is_a_block_without_a_language() -> None:
+    [block] = code_blocks("Run:\n\n    rm -rf /\n")
+
+    assert (block.language, block.text, block.line) == ("", "rm -rf /\n", 3)
+
+
+def test_a_fence_that_was_cut_off_runs_to_the_end() -> None:
+    [block] = code_blocks("```python\nx = 1\ny = ")
+
+    assert block.text == "x = 1\ny = "
+
+
+def test_inline_code_is_no_block() -> None:
+    assert code_blocks("Call `f()` and ```g()``` now.") == []
