@@ -9,12 +9,15 @@ import asyncio
 import json
 import os
 import secrets
+import sys
 import sysconfig
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -37,7 +40,11 @@ TEMPORAL_RETENTION = timedelta(days=90)
 """How long closed workflows stay readable; longer than any stream keeps their events."""
 
 PROBE_EVERY_S = 0.25
-PROBE_LIMIT_S = 10.0
+PROBE_LIMIT_S = 30.0
+SOCKET_PATH_LIMIT = 100
+"""Unix socket paths may have 107 bytes; a few are left for what is appended."""
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
 class ServerNotReady(RuntimeError):
@@ -434,3 +441,110 @@ async def check_neo4j(uri: str, user: str, password: str) -> None:
         driver.session() as session,
     ):
         await (await session.run("RETURN 1")).consume()
+
+
+@dataclass(frozen=True)
+class RayServe(Server):
+    """A Ray head with the Serve app that hosts vLLM (workers/serve.py), on loopback only."""
+
+    name: ClassVar[str] = "ray"
+    home: Path
+    port: int = 8000
+    model: str = DEFAULT_MODEL
+    ray_address: str | None = None
+    installed: Path = INSTALLED
+
+    @property
+    def url(self) -> str:
+        """The OpenAI-compatible API."""
+        return f"http://{LOOPBACK}:{self.port}/v1"
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The API's port; Ray's own are free ones that it picks."""
+        return {"API": self.port}
+
+    def prepare(self) -> Command:
+        """Name the model's folder, and keep Ray's token, sockets and caches with the rest."""
+        env = {
+            "SERVE_PORT": str(self.port),
+            "VLLM_MODEL": self.model,
+            "VLLM_CACHE_ROOT": str(self.installed / "vllm-cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.installed / "vllm-cache" / "inductor"),
+        }
+        if self.model == DEFAULT_MODEL:
+            folder = self.installed / "models" / DEFAULT_MODEL
+            if not (folder / "done").exists():
+                raise NotInstalled("the model", folder)
+            env |= {"VLLM_MODEL_SOURCE": str(folder), "HF_HUB_OFFLINE": "1"}
+        if self.ray_address:
+            env["RAY_ADDRESS"] = self.ray_address
+        else:
+            credential(self.home / "auth_token")
+            env |= {
+                "RAY_AUTH_TOKEN_PATH": str(self.home / "auth_token"),
+                "RAY_TEMP_DIR": str(short_folder(self.home / "sessions", spare=66)),
+                # A node that can have no others takes the loopback address for its own.
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            }
+        return Command((sys.executable, "-m", "workers.serve"), env)
+
+    async def check(self) -> None:
+        """The engine writes a token: the API answers before the engine is there."""
+        await check_vllm(self.url, self.model)
+
+
+async def check_vllm(url: str, model: str | None = None, api_key: str | None = None) -> None:
+    """Raise unless the API at `url` completes a prompt; without `model`, by the first it serves."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    async with httpx.AsyncClient(
+        base_url=url.rstrip("/"), headers=headers, trust_env=False, timeout=PROBE_LIMIT_S
+    ) as http:
+        if model is None:
+            served = (await http.get("/models")).raise_for_status().json()
+            model = served["data"][0]["id"]
+        prompt = [{"role": "user", "content": "ready?"}]
+        said = await http.post(
+            "/chat/completions", json={"model": model, "messages": prompt, "max_tokens": 1}
+        )
+        said.raise_for_status()
+
+
+def short_folder(wanted: Path, spare: int) -> Path:
+    """`wanted`, or a private folder under /tmp where its path is too long for unix sockets.
+
+    `spare` is the length of what is put below it.
+    """
+    if len(str(wanted)) + spare <= SOCKET_PATH_LIMIT:
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    name = sha256(str(wanted).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"fleet-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to somebody else: remove it, or set TMPDIR")
+    return folder
+
+
+@dataclass(frozen=True)
+class Workers(Server):
+    """The fleet's own workers, all in one process."""
+
+    name: ClassVar[str] = "workers"
+    home: Path
+    health_port: int = 8080
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The health endpoint's port."""
+        return {"health": self.health_port}
+
+    def prepare(self) -> Command:
+        """They read their settings from the stack's `env` file, by FLEET_HOME."""
+        return Command((sys.executable, "-m", "workers", "all"))
+
+    async def check(self) -> None:
+        """They say that they are ready: connected, registered, polling."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.get(f"http://{LOOPBACK}:{self.health_port}/health")
+            answer.raise_for_status()

@@ -1,0 +1,179 @@
+"""The parts of the stack: what is started here, what is used from elsewhere, and in which order."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from pydantic import SecretStr
+
+from deploy.local.servers import (
+    LOOPBACK,
+    Command,
+    Nats,
+    Neo4j,
+    RayServe,
+    Server,
+    Temporal,
+    Valkey,
+    Workers,
+    check_nats,
+    check_neo4j,
+    check_temporal,
+    check_valkey,
+    check_vllm,
+)
+from deploy.local.settings import StackSettings
+
+
+@dataclass(frozen=True)
+class Elsewhere(Server):
+    """A server that somebody else runs: it is probed, never started or stopped."""
+
+    name: str  # type: ignore[misc]  # one class for all of them
+    probe: Callable[[], Awaitable[None]]
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """None of ours."""
+        return {}
+
+    def prepare(self) -> Command:
+        """Never called: there is nothing to start."""
+        raise NotImplementedError(f"{self.name} runs elsewhere")
+
+    async def check(self) -> None:
+        """It serves us."""
+        await self.probe()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of `status`: a server, where it is, and how long it may take to be ready."""
+
+    server: Server
+    where: str
+    ready_within: timedelta
+    stops_within: timedelta = timedelta(seconds=30)
+
+    @property
+    def name(self) -> str:
+        """Its name in the supervisor, and of its log."""
+        return self.server.name
+
+    @property
+    def ours(self) -> bool:
+        """Whether this stack starts it."""
+        return not isinstance(self.server, Elsewhere)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All of them, and the settings that lead to them."""
+
+    servers: tuple[Part, ...]
+    """Started first, all at once."""
+    workers: Part
+    """Started when every server is ready, stopped before any of them."""
+    env: Mapping[str, str]
+    """How a client connects: the lines of the stack's `env` file."""
+
+    @property
+    def all(self) -> tuple[Part, ...]:
+        """In the order of their start."""
+        return (*self.servers, self.workers)
+
+
+def parts(settings: StackSettings) -> Parts:
+    """Decide, part by part, whether it is started here or used from elsewhere."""
+    env: dict[str, str] = {}
+    servers = tuple(
+        decide(settings, env) for decide in (_temporal, _nats, _valkey, _neo4j, _language_model)
+    )
+    env["HEALTH_PORT"] = str(settings.health_port)
+    workers = Workers(settings.home, settings.health_port)
+    health = f"http://{LOOPBACK}:{settings.health_port}/health"
+    return Parts(servers, Part(workers, health, timedelta(minutes=3), timedelta(seconds=60)), env)
+
+
+def _temporal(settings: StackSettings, env: dict[str, str]) -> Part:
+    within = timedelta(minutes=2)
+    env["TEMPORAL_NAMESPACE"] = settings.temporal_namespace
+    if given := settings.temporal_address:
+        env["TEMPORAL_ADDRESS"] = given
+        probe = partial(check_temporal, given, settings.temporal_namespace)
+        return Part(Elsewhere("temporal", probe), given, within)
+    server = Temporal(
+        settings.home / "data" / "temporal", settings.temporal_port, settings.temporal_ui_port
+    )
+    env["TEMPORAL_ADDRESS"] = server.address
+    return Part(server, f"{server.address}, Web UI {server.ui_url}", within)
+
+
+def _nats(settings: StackSettings, env: dict[str, str]) -> Part:
+    within = timedelta(minutes=2)
+    if given := settings.nats_url:
+        password = _plain(settings.nats_password)
+        env |= _said(NATS_URL=given, NATS_USER=settings.nats_user, NATS_PASSWORD=password)
+        probe = partial(check_nats, given, settings.nats_user, password)
+        return Part(Elsewhere("nats", probe), given, within)
+    server = Nats(settings.home / "data" / "nats", settings.nats_port)
+    env |= {"NATS_URL": server.url, "NATS_USER": server.user, "NATS_PASSWORD": server.password}
+    return Part(server, server.url, within)
+
+
+def _valkey(settings: StackSettings, env: dict[str, str]) -> Part:
+    within = timedelta(minutes=2)
+    if given := settings.redis_host:
+        password, port = _plain(settings.redis_password), settings.redis_port
+        env |= _said(REDIS_HOST=given, REDIS_PORT=str(port), REDIS_PASSWORD=password)
+        return Part(
+            Elsewhere("valkey", partial(check_valkey, given, port, password)),
+            f"{given}:{port}",
+            within,
+        )
+    server = Valkey(settings.home / "data" / "valkey", settings.valkey_port)
+    env |= {
+        "REDIS_HOST": server.host,
+        "REDIS_PORT": str(server.port),
+        "REDIS_PASSWORD": server.password,
+    }
+    return Part(server, f"{server.host}:{server.port}", within)
+
+
+def _neo4j(settings: StackSettings, env: dict[str, str]) -> Part:
+    within = timedelta(minutes=3)
+    if given := settings.neo4j_uri:
+        password = _plain(settings.neo4j_password)
+        env |= _said(NEO4J_URI=given, NEO4J_USER=settings.neo4j_user, NEO4J_PASSWORD=password)
+        probe = partial(check_neo4j, given, settings.neo4j_user, password or "")
+        return Part(Elsewhere("neo4j", probe), given, within)
+    server = Neo4j(settings.home / "data" / "neo4j", settings.neo4j_port)
+    env |= {
+        "NEO4J_URI": server.uri,
+        "NEO4J_USER": server.user,
+        "NEO4J_PASSWORD": server.password,
+    }
+    return Part(server, server.uri, within, timedelta(seconds=60))
+
+
+def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
+    within = timedelta(minutes=15)
+    if given := settings.vllm_url:
+        key = _plain(settings.vllm_api_key)
+        env |= _said(VLLM_URL=given, VLLM_MODEL=settings.vllm_model, VLLM_API_KEY=key)
+        probe = partial(check_vllm, given, settings.vllm_model, key)
+        return Part(Elsewhere("ray", probe), given, within)
+    server = RayServe(
+        settings.home / "ray", settings.serve_port, settings.model, settings.ray_address
+    )
+    env |= {"VLLM_URL": server.url, "VLLM_MODEL": server.model}
+    return Part(server, f"{server.url} ({server.model})", within, timedelta(seconds=60))
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
+
+
+def _said(**values: str | None) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}

@@ -1,0 +1,106 @@
+"""Where the local stack lives, which ports it takes, and which servers run elsewhere."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deploy.local.process import free_ports
+from deploy.local.servers import DEFAULT_MODEL, ROOT
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+PORT_FIELDS = (
+    "temporal_port",
+    "temporal_ui_port",
+    "nats_port",
+    "valkey_port",
+    "neo4j_port",
+    "serve_port",
+    "health_port",
+)
+
+
+class StackSettings(BaseSettings):
+    """What a person may say about the stack, in the environment.
+
+    An address given (TEMPORAL_ADDRESS, NATS_URL, NEO4J_URI, REDIS_HOST, VLLM_URL) means that the
+    server runs elsewhere: it is used, and not started.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    fleet_home: Path = Field(ROOT / ".fleet", description="folder of the stack's data and logs")
+
+    temporal_port: Port = Field(7233, description="Temporal's port on this machine")
+    temporal_ui_port: Port = Field(8233, description="the Web UI's port")
+    nats_port: Port = Field(4222, description="NATS's port on this machine")
+    valkey_port: Port = Field(6379, description="Valkey's port on this machine")
+    neo4j_port: Port = Field(7687, description="Neo4j's Bolt port on this machine")
+    serve_port: Port = Field(8000, description="port of the LLM's API on this machine")
+    health_port: Port = Field(8080, description="port of the workers' health endpoint")
+
+    temporal_address: str | None = Field(None, description="a Temporal that runs elsewhere")
+    temporal_namespace: str = Field("default", description="the namespace there")
+    nats_url: str | None = Field(None, description="a NATS that runs elsewhere")
+    nats_user: str | None = Field(None, description="user at it")
+    nats_password: SecretStr | None = Field(None, description="its password")
+    neo4j_uri: str | None = Field(None, description="a Neo4j that runs elsewhere")
+    neo4j_user: str = Field("neo4j", description="user at it")
+    neo4j_password: SecretStr | None = Field(None, description="its password")
+    redis_host: str | None = Field(None, description="a Valkey that runs elsewhere")
+    redis_port: Port = Field(6379, description="port of it")
+    redis_password: SecretStr | None = Field(None, description="its password")
+    vllm_url: str | None = Field(None, description="an LLM's API that runs elsewhere, with /v1")
+    vllm_api_key: SecretStr | None = Field(None, description="its key")
+    vllm_model: str | None = Field(None, description="the model to serve, or the one served there")
+    ray_address: str | None = Field(
+        None, description="a Ray cluster that runs elsewhere, which is to host the LLM"
+    )
+
+    @property
+    def home(self) -> Path:
+        """The stack's folder, absolute."""
+        return self.fleet_home.expanduser().absolute()
+
+    @property
+    def model(self) -> str:
+        """The model that is served here."""
+        return self.vllm_model or DEFAULT_MODEL
+
+    @classmethod
+    def load(cls, *, home: Path | None = None, pick_free_ports: bool = False) -> Self:
+        """Read the environment, with `home` instead of FLEET_HOME where it is given.
+
+        Ports that the stack in its folder once took stay its own. With `pick_free_ports`, one
+        that has none yet takes free ones, so that it can run beside another stack.
+        """
+        try:
+            said = cls(fleet_home=home) if home else cls()
+        except ValidationError as error:
+            raise InvalidStackSettings(error) from None
+        kept = said.home / "ports.json"
+        ports: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+        if pick_free_ports and not ports:
+            ports = dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True))
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(ports, indent=1) + "\n")
+        in_environment = {name for name in ports if os.environ.get(name.upper())}
+        return said.model_copy(
+            update={name: port for name, port in ports.items() if name not in in_environment}
+        )
+
+
+class InvalidStackSettings(Exception):
+    """One line for each wrong variable: its name, the rule, the remedy."""
+
+    def __init__(self, error: ValidationError) -> None:
+        super().__init__(
+            "\n".join(
+                f"{str(problem['loc'][0]).upper()}: {problem['msg']}; mend or unset it"
+                for problem in error.errors(include_url=False, include_input=False)
+            )
+        )

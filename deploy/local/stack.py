@@ -1,0 +1,274 @@
+"""The whole fleet on one machine: started in order, probed, stopped in the reverse order.
+
+For the command line (`python -m deploy.local`) and for tests that need a complete stack:
+
+```python
+stack = Stack(StackSettings.load(pick_free_ports=True))
+await stack.up()
+...
+await stack.down()
+```
+"""
+
+import asyncio
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from deploy.local.parts import Part, Parts, parts
+from deploy.local.ports import who_takes
+from deploy.local.servers import (
+    ServerNotReady,
+    Temporal,
+    short_folder,
+    until_ready,
+    write_private,
+)
+from deploy.local.settings import StackSettings
+from deploy.local.supervisor import ProcessState, Supervisor
+
+GOING = ("STARTING", "RUNNING")
+PROBE_WITHIN = timedelta(seconds=5)
+
+Stage = Literal["starting", "ready", "failed", "stopping", "stopped"]
+Tell = Callable[[Part, Stage, float], None]
+"""Told of each part as it goes: the part, what became of it, the seconds that took."""
+
+
+class PortsTaken(RuntimeError):
+    """Ports that the stack needs are in use."""
+
+
+class StillRunning(RuntimeError):
+    """What was asked for can be done only when the stack is down."""
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """One line of `status`."""
+
+    name: str
+    state: str
+    healthy: bool
+    why: str
+    pid: int | None
+    up: timedelta
+    where: str
+    log: Path | None
+
+
+def _silent(_part: Part, _stage: Stage, _seconds: float) -> None: ...
+
+
+class Stack:
+    """One stack; `settings` say where it lives and what of it runs elsewhere."""
+
+    def __init__(self, settings: StackSettings, *, without: Iterable[str] = ()) -> None:
+        self.settings = settings
+        self.home = settings.home
+        self.supervisor = Supervisor(self.home)
+        self._without = frozenset(without)
+        self._parts: Parts | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """What it consists of; credentials are made when this is first asked for."""
+        if self._parts is None:
+            self._parts = parts(self.settings)
+        return self._parts
+
+    @property
+    def env_file(self) -> Path:
+        """The connection settings, for workers, the `fleet` CLI and people."""
+        return self.home / "env"
+
+    @property
+    def wanted(self) -> tuple[Part, ...]:
+        """The parts that are to run, in the order of their start."""
+        return tuple(part for part in self.parts.all if part.name not in self._without)
+
+    async def up(self, tell: Tell = _silent) -> bool:
+        """Start what does not run and wait until all is ready; False where all was already.
+
+        Raises PortsTaken before anything is started; ServerNotReady when a part does not become
+        ready: the others are left running, so that a second try is quick.
+        """
+        states = self.supervisor.states()
+        going = {name for name, process in states.items() if process.state in GOING}
+        if all(part.name in going for part in self.wanted if part.ours):
+            status = await self.status()
+            if all(part.healthy for part in status):
+                return False
+        self._require_free_ports(going)
+        write_private(self.env_file, _as_lines(self.parts.env))
+        self.supervisor.configure(self.wanted)
+        self.supervisor.ensure_running()
+        await asyncio.gather(*(self._bring_up(part, tell) for part in self._wanted_servers()))
+        for part in self.wanted:
+            if part is self.parts.workers:
+                await self._bring_up(part, tell)
+        return True
+
+    def _wanted_servers(self) -> list[Part]:
+        return [part for part in self.wanted if part is not self.parts.workers]
+
+    def _require_free_ports(self, going: set[str]) -> None:
+        strays = set() if self.supervisor.running() else self.supervisor.stray_pids()
+        taken = [
+            f"{part.name} ({use}): {owner}"
+            for part in self.wanted
+            if part.ours and part.name not in going
+            for use, port in part.server.ports.items()
+            if (owner := who_takes(port)) and owner.pid not in strays
+        ]
+        if taken:
+            raise PortsTaken("\n".join(taken))
+
+    async def _bring_up(self, part: Part, tell: Tell) -> None:
+        began = time.monotonic()
+        tell(part, "starting", 0.0)
+        log = self.supervisor.log(part.name) if part.ours else None
+        if part.ours:
+            await asyncio.to_thread(self.supervisor.start, part.name)
+        try:
+            await until_ready(
+                part.server,
+                deadline=part.ready_within,
+                alive=self._still_the_same(part) if part.ours else lambda: True,
+                log=log,
+            )
+        except ServerNotReady:
+            tell(part, "failed", time.monotonic() - began)
+            if part.ours:
+                await asyncio.to_thread(self.supervisor.stop, part.name)
+            raise
+        if isinstance(part.server, Temporal):
+            await part.server.keep_histories()
+        tell(part, "ready", time.monotonic() - began)
+
+    def _still_the_same(self, part: Part) -> Callable[[], bool]:
+        """Whether the process that was started is there yet: one that ended is started anew."""
+        first: list[int] = []
+
+        def still() -> bool:
+            process = self.supervisor.states().get(part.name)
+            if process is None or process.state not in GOING:
+                return False
+            if process.pid and not first:
+                first.append(process.pid)
+            return not first or process.pid in first
+
+        return still
+
+    async def down(self, tell: Tell = _silent) -> bool:
+        """Stop the workers, then the servers, in good order; False where nothing ran.
+
+        What the supervisor cannot end is killed: nothing of the stack is left behind.
+        """
+        states = self.supervisor.states()
+        ran = self.supervisor.running() or bool(self.supervisor.stray_pids())
+        by_name = {part.name: part for part in self.parts.all}
+        for names in (["workers"], ["ray"], [part.name for part in self.parts.servers]):
+            going = [by_name[name] for name in names if name in states and states[name].pid]
+            await asyncio.gather(*(self._take_down(part, tell) for part in going))
+        await asyncio.to_thread(self.supervisor.shut_down)
+        await asyncio.to_thread(self.supervisor.end_strays)
+        return ran
+
+    async def _take_down(self, part: Part, tell: Tell) -> None:
+        began = time.monotonic()
+        tell(part, "stopping", 0.0)
+        await asyncio.to_thread(self.supervisor.stop, part.name)
+        tell(part, "stopped", time.monotonic() - began)
+
+    def kill(self) -> list[int]:
+        """End everything at once, as a power cut would; the process ids."""
+        return self.supervisor.end_strays()
+
+    async def restart(self, name: str, tell: Tell = _silent) -> None:
+        """Stop one part, start it again and wait until it is ready."""
+        part = next(part for part in self.wanted if part.name == name and part.ours)
+        await self._take_down(part, tell)
+        await self._bring_up(part, tell)
+
+    def pid(self, name: str) -> int | None:
+        """The process id of one part, while it runs: for those who break it."""
+        process = self.supervisor.states().get(name)
+        return process.pid or None if process else None
+
+    async def status(self) -> list[PartStatus]:
+        """Every part: what the supervisor says, and whether it really serves."""
+        states = self.supervisor.states()
+        return list(
+            await asyncio.gather(*(self._part_status(part, states) for part in self.wanted))
+        )
+
+    async def _part_status(self, part: Part, states: Mapping[str, ProcessState]) -> PartStatus:
+        process = states.get(part.name)
+        if part.ours and (process is None or not process.pid):
+            state = process.state.lower() if process else "stopped"
+            return PartStatus(
+                part.name, state, False, "", None, timedelta(), part.where, self._log(part)
+            )
+        why = ""
+        try:
+            await asyncio.wait_for(part.server.check(), PROBE_WITHIN.total_seconds())
+        except TimeoutError:
+            why = f"no answer in {PROBE_WITHIN.total_seconds():.0f} s"
+        except Exception as error:  # every client has its own words for "not healthy"
+            why = f"{type(error).__name__}: {error}"[:200]
+        return PartStatus(
+            part.name,
+            process.state.lower() if process else "elsewhere",
+            not why,
+            why,
+            process.pid if process else None,
+            process.up if process else timedelta(),
+            part.where,
+            self._log(part),
+        )
+
+    def _log(self, part: Part) -> Path | None:
+        return self.supervisor.log(part.name) if part.ours else None
+
+    def clean(self) -> list[Path]:
+        """Remove what the stack stored, its logs and its credentials; what was removed.
+
+        Raises StillRunning: a running server's data are not pulled from under it.
+        """
+        if self.supervisor.running() or self.supervisor.stray_pids():
+            raise StillRunning("the stack runs: stop it first (make stop)")
+        sessions = short_folder(self.home / "ray" / "sessions", spare=66)
+        removed = [
+            path
+            for path in (
+                *(self.home / name for name in ("data", "ray", "supervisor", "logs")),
+                *(self.home / name for name in ("env", "ports.json")),
+                sessions,
+            )
+            if path.exists()
+        ]
+        for path in removed:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return removed
+
+
+def _as_lines(env: Mapping[str, str]) -> str:
+    head = "# How to connect to this stack; written when it starts. Keep it private.\n"
+    return head + "".join(f"{name}={_quoted(value)}\n" for name, value in env.items())
+
+
+def _quoted(value: str) -> str:
+    """A value as a dotenv file, and a shell, read it."""
+    if re.fullmatch(r"[\w@%+=:,./-]*", value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,249 @@
+"""The process supervisor of the stack: supervisord, told by its configuration and its XML-RPC."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from deploy.local.parts import Part
+from deploy.local.servers import ROOT, short_folder, write_private
+
+MARK = "FLEET_STACK"
+"""In the environment of every process of a stack: its home. By it they are found again."""
+
+STARTS_WITHIN = timedelta(seconds=20)
+NOT_RUNNING, ALREADY_STARTED = 70, 60  # supervisord's fault codes
+
+
+class SupervisorFailed(RuntimeError):
+    """The supervisor itself did not start or answer."""
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """What the supervisor says of one part."""
+
+    state: str
+    pid: int
+    up: timedelta
+
+
+class Supervisor:
+    """One supervisord for the stack in `home`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folder = home / "supervisor"
+        self.logs = home / "logs"
+        self.conf = self.folder / "supervisord.conf"
+        self._pid_file = self.folder / "supervisord.pid"
+
+    @property
+    def _socket(self) -> Path:
+        return short_folder(self.folder, spare=20) / "supervisor.sock"
+
+    def log(self, name: str) -> Path:
+        """The log of one part."""
+        return self.logs / f"{name}.log"
+
+    def running(self) -> bool:
+        """Whether it answers."""
+        try:
+            self._rpc.getPID()
+        except (OSError, xmlrpc.client.Error):
+            return False
+        return True
+
+    @property
+    def _rpc(self) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        # The address is a form only: the transport knows the socket.
+        return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor
+
+    def configure(self, parts: Iterable[Part]) -> None:
+        """Write the configuration of the parts that are ours, their servers' files included."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        sections = [
+            f"""\
+[unix_http_server]
+file={_quoted(self._socket)}
+chmod=0600
+
+[supervisord]
+logfile={_quoted(self.log("supervisord"))}
+logfile_maxbytes=10MB
+logfile_backups=2
+pidfile={_quoted(self._pid_file)}
+directory={_quoted(ROOT)}
+umask=077
+environment={MARK}={_value(str(self.home))},FLEET_HOME={_value(str(self.home))}
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+"""
+        ]
+        sections += [self._section(part) for part in parts if part.ours]
+        write_private(self.conf, "\n".join(sections))
+
+    def _section(self, part: Part) -> str:
+        command = part.server.prepare()
+        env = {"PYTHONUNBUFFERED": "1", **command.env}
+        return f"""\
+[program:{part.name}]
+command={_quoted(shlex.join(command.argv))}
+environment={",".join(f"{name}={_value(value)}" for name, value in env.items())}
+autostart=false
+autorestart=true
+startsecs=1
+startretries=1000000
+stopsignal=TERM
+stopwaitsecs={part.stops_within.total_seconds():.0f}
+stopasgroup=false
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={_quoted(self.log(part.name))}
+stdout_logfile_maxbytes=20MB
+stdout_logfile_backups=3
+"""
+
+    def ensure_running(self) -> None:
+        """Start it where it does not run, and have it read the configuration."""
+        if self.running():
+            self._reload()
+            return
+        self.end_strays()
+        started = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.conf)],
+            env={**os.environ, MARK: str(self.home), "FLEET_HOME": str(self.home)},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        deadline = time.monotonic() + STARTS_WITHIN.total_seconds()
+        while not self.running():
+            if started.returncode != 0 or time.monotonic() > deadline:
+                said = (started.stderr or started.stdout).strip().splitlines()[-1:]
+                raise SupervisorFailed(
+                    f"the supervisor did not start: {' '.join(said) or 'no answer'};"
+                    f" its log is {self.log('supervisord')}"
+                )
+            time.sleep(0.05)
+
+    def _reload(self) -> None:
+        added, changed, removed = self._rpc.reloadConfig()[0]
+        for name in [*changed, *removed]:
+            self.stop(name)
+            self._rpc.removeProcessGroup(name)
+        for name in [*changed, *added]:
+            self._rpc.addProcessGroup(name)
+
+    def start(self, name: str) -> None:
+        """Start one part; nothing happens if it runs."""
+        with _forgiven(ALREADY_STARTED):
+            self._rpc.startProcess(name, False)
+
+    def stop(self, name: str) -> None:
+        """Stop one part and wait for its end; nothing happens if it does not run."""
+        with _forgiven(NOT_RUNNING):
+            self._rpc.stopProcess(name, True)
+
+    def states(self) -> dict[str, ProcessState]:
+        """Every part that it knows; none when it does not run."""
+        try:
+            infos: list[dict[str, Any]] = self._rpc.getAllProcessInfo()
+        except (OSError, xmlrpc.client.Error):
+            return {}
+        return {
+            info["name"]: ProcessState(
+                info["statename"],
+                info["pid"],
+                timedelta(seconds=max(0, info["now"] - info["start"]) if info["pid"] else 0),
+            )
+            for info in infos
+        }
+
+    def shut_down(self) -> None:
+        """End the supervisor, and with it what it still runs."""
+        if not self.running():
+            return
+        self._rpc.shutdown()
+        deadline = time.monotonic() + 120
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def stray_pids(self) -> set[int]:
+        """Every process that is of this stack, whether the supervisor still knows it or not."""
+        return set(_marked(self.home))
+
+    def end_strays(self) -> list[int]:
+        """SIGKILL every process that is of this stack, the supervisor first; their ids."""
+        ended: list[int] = []
+        for _ in range(50):  # one may start another while we look
+            strays = sorted(self.stray_pids())
+            if not strays:
+                break
+            for pid in strays:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                    ended.append(pid)
+            time.sleep(0.1)
+        return sorted(set(ended))
+
+
+def _marked(home: Path) -> Iterator[int]:
+    """Processes that were started by the stack in `home`: by its mark, or in a marked session.
+
+    A process that renames itself, as Ray's workers do, may have overwritten its own mark.
+    """
+    mark = f"{MARK}={home}".encode()
+    sessions: dict[int, int] = {}
+    marked: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        with contextlib.suppress(OSError):
+            stat: list[str] = (folder / "stat").read_text().rpartition(")")[2].split()
+            if stat[0] == "Z" or pid == os.getpid():
+                continue
+            sessions[pid] = int(stat[3])
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                marked.add(pid)
+    # Ours only where the session was made for the stack: its leader carries the mark, or has
+    # ended. A person's shell that exported the mark is neither.
+    of_the_stack = {
+        sessions[pid] for pid in marked if sessions[pid] in marked or sessions[pid] not in sessions
+    }
+    yield from (pid for pid, session in sessions.items() if session in of_the_stack)
+
+
+@contextlib.contextmanager
+def _forgiven(code: int) -> Iterator[None]:
+    try:
+        yield
+    except xmlrpc.client.Fault as fault:
+        if fault.faultCode != code:
+            raise
+
+
+def _quoted(text: object) -> str:
+    """Text for a supervisord setting, which would expand a percent sign."""
+    return str(text).replace("%", "%%")
+
+
+def _value(text: str) -> str:
+    """A value in a supervisord `environment`."""
+    if '"' in text or "\n" in text:
+        raise ValueError(f"supervisord cannot pass on {text!r}: it has a quote or a line break")
+    return f'"{_quoted(text)}"'

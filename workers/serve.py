@@ -1,0 +1,161 @@
+"""The agents' LLM: vLLM hosted by Ray Serve, with an OpenAI-compatible API.
+
+`python -m workers.serve` runs a Ray head and the app in one foreground process, on loopback; with
+RAY_ADDRESS it puts the app on that cluster instead. In Kubernetes a RayService imports
+`workers.serve:app`.
+"""
+
+import os
+import signal
+import sys
+import threading
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Nothing is reported to anybody, and prompts, which carry people's stories, stay out of the logs.
+# Before Ray and vLLM are imported: they read these then, and so do the processes they start.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+    "RAY_SERVE_LLM_ROUTER_MIN_REPLICAS": "1",
+    "RAY_SERVE_LLM_ROUTER_INITIAL_REPLICAS": "1",
+}
+
+import ray
+import torch
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.llm import LLMConfig, build_openai_app
+
+APP = "agents"
+GiB = 1024**3
+
+
+class ServeSettings(BaseSettings):
+    """What is served, and with how much of the machine."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    vllm_model: str = Field(
+        "smollm2-135m-instruct", min_length=1, description="the model's name in the API"
+    )
+    vllm_model_source: str | None = Field(
+        None, description="the model's folder, or its name on a hub; unset: its name in the API"
+    )
+    vllm_device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="`gpu` where CUDA answers, else `cpu`"
+    )
+    vllm_max_model_len: int | None = Field(
+        None, ge=512, description="longest prompt with its answer, in tokens; unset: the model's"
+    )
+    vllm_max_num_seqs: int = Field(
+        8, ge=1, description="answers that the engine writes at the same time"
+    )
+    vllm_kv_cache_gib: float = Field(
+        2.0, gt=0, description="memory of the prefix cache without a GPU, in GiB"
+    )
+    vllm_gpu_memory_utilization: float = Field(
+        0.85, gt=0, le=1, description="share of the GPU's memory that vLLM takes"
+    )
+    serve_host: str = Field("127.0.0.1", description="where the API listens")
+    serve_port: int = Field(8000, ge=1, le=65535, description="port of the API")
+    ray_address: str | None = Field(
+        None, description="a Ray cluster that runs elsewhere; unset: one is started here"
+    )
+    ray_temp_dir: str | None = Field(None, description="folder of Ray's own sockets and logs")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engine runs on CUDA."""
+        if self.vllm_device == "auto":
+            return bool(torch.cuda.is_available())
+        return self.vllm_device == "gpu"
+
+
+def llm_config(settings: ServeSettings) -> LLMConfig:
+    """The engine: prefix cache on, JSON without free whitespace, cached tokens reported."""
+    engine: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "max_num_seqs": settings.vllm_max_num_seqs,
+        "enable_prefix_caching": True,
+        "enable_prompt_tokens_details": True,
+        # A small model that may choose its whitespace pads until it runs out of tokens.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+    }
+    if settings.vllm_max_model_len:
+        engine["max_model_len"] = settings.vllm_max_model_len
+    env = {}
+    if settings.on_gpu:
+        engine["gpu_memory_utilization"] = settings.vllm_gpu_memory_utilization
+    else:
+        engine["kv_cache_memory_bytes"] = int(settings.vllm_kv_cache_gib * GiB)
+        engine["block_size"] = 32  # a shared prefix is found in steps of this many tokens
+        engine["enforce_eager"] = os.environ.get("EAGER", "1") == "1"
+        # Ray would give the engine one thread, and vLLM would pin threads to cores.
+        env = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return LLMConfig(
+        model_loading_config={
+            "model_id": settings.vllm_model,
+            "model_source": settings.vllm_model_source or settings.vllm_model,
+        },
+        accelerator_config={"kind": "gpu" if settings.on_gpu else "cpu"},
+        engine_kwargs=engine,
+        runtime_env={"env_vars": env},
+        deployment_config={
+            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "graceful_shutdown_timeout_s": 10,
+        },
+        log_engine_metrics=True,
+    )
+
+
+def app(args: dict[str, str]) -> serve.Application:
+    """The Serve application; `args` override the settings, as a RayService gives them."""
+    settings = ServeSettings.model_validate(args)
+    return build_openai_app(
+        {
+            "llm_configs": [llm_config(settings)],
+            "ingress_deployment_config": {
+                "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}
+            },
+        }
+    )
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT, then take everything down."""
+    settings = ServeSettings()
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+
+    if settings.ray_address:
+        ray.init(address=settings.ray_address, log_to_driver=False)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=4,  # slots, not cores: the app's actors share what there is
+            object_store_memory=100 * 1024**2,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=settings.ray_temp_dir,
+            log_to_driver=True,
+        )
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=settings.serve_host, port=settings.serve_port),
+    )
+    serve.run(app({}), name=APP, route_prefix="/", blocking=False)
+    print(f"serving {settings.vllm_model}", flush=True)
+    ended.wait()
+    serve.shutdown()
+    ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
