@@ -32,7 +32,7 @@ from workers.settings import Settings
 
 LOOPBACK = "127.0.0.1"
 STORY_WORKFLOW_PREFIX = "story-"
-QUIET = ("neo4j.notifications", "httpx", "httpcore", "openai")
+QUIET = ("httpx", "httpx2", "httpcore", "openai")
 """Loggers that say on INFO, for every call, what a trace says better."""
 
 
@@ -64,7 +64,7 @@ def configure_logs(level: str, process: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks,
+                structlog.processors.format_exc_info,  # no local variables: they hold secrets
                 structlog.processors.JSONRenderer(default=str),
             ],
         )
@@ -115,8 +115,9 @@ class LogContext(Interceptor):
 
 class _BindRequest(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-        with structlog.contextvars.bound_contextvars(**request_ids(input.args)):
-            return await super().execute_activity(input)
+        # For the rest of the activity's task, which is its own: the SDK logs failures in it too.
+        structlog.contextvars.bind_contextvars(**request_ids(input.args))
+        return await super().execute_activity(input)
 
 
 def request_ids(args: Any) -> dict[str, str]:

@@ -3,6 +3,8 @@
 Each is a module of its own: a command that needs one server does not load the clients of all.
 """
 
+import re
+
 from pydantic import SecretStr
 
 ANSWER_WITHIN_S = 8.0
@@ -21,3 +23,8 @@ def plain(secret: SecretStr | None) -> str | None:
 def words(error: Exception) -> str:
     """What an error says, on one line, cut to 300 characters."""
     return " ".join(f"{error}".split())[:300] or type(error).__name__
+
+
+def place(url: str) -> str:
+    """The URL for people to read: without the user and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", url)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import openai
 
 from activities import llm
-from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
 from workers.settings import Settings
 
 
@@ -27,7 +27,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     Raises:
         StartError: wrong address, credential or model.
     """
-    where = f"The LLM at {settings.vllm_url}"
+    where = f"The LLM at {place(settings.vllm_url)}"
     client = llm.connect(settings.vllm_url, plain(settings.vllm_api_key) or "none")
     async with client:
         try:

@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 import nats
 import structlog
 from nats.aio.client import Client as Nats
-from nats.errors import AuthorizationError
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 
-from workers.clients import ANSWER_WITHIN_S, StartError, plain, words
+from workers.clients import ANSWER_WITHIN_S, StartError, place, plain, words
 from workers.settings import Settings
 
 RECONNECT_EVERY_S = 1
@@ -27,23 +26,26 @@ async def open_nats(
     """Connect to JetStream; it reconnects without limit and buffers nothing.
 
     What is published while the server is away fails at once, so that whoever asked can retry it
-    in sight of people. `lost` gets a StartError when the connection is closed for good.
+    in sight of people. `lost` gets a StartError when no waiting can mend the connection.
 
     Raises:
         StartError: wrong address or credential, or no JetStream.
     """
-    where = f"NATS at {settings.nats_url}"
-    errors: list[Exception] = []
+    where = f"NATS at {place(settings.nats_url)}"
+    refused = f"{where} does not let us in. Mend NATS_USER and NATS_PASSWORD"
     closing = False
 
+    def give_up(why: str) -> None:
+        if lost and not closing and not lost.done():
+            lost.set_exception(StartError(why))
+
     async def note(error: Exception) -> None:
-        errors[:] = [error]
-        log.warning("NATS connection failed", where=settings.nats_url, error=repr(error))
+        log.warning("NATS connection failed", where=where, error=repr(error))
+        if _is_refusal(error):  # no retry mends a credential that is not valid any more
+            give_up(refused)
 
     async def closed() -> None:
-        if lost and not closing and not lost.done():
-            last = errors[-1] if errors else "no reason given"
-            lost.set_exception(StartError(f"{where} closed the connection for good: {last}"))
+        give_up(f"{where} closed the connection for good. Look at its log")
 
     client = Nats()
     try:
@@ -67,9 +69,9 @@ async def open_nats(
         raise StartError(
             f"{where} has no JetStream: {words(error)}. Start it with -js and a store directory"
         ) from error
-    except AuthorizationError as error:
-        raise StartError(f"{where} does not let us in. Mend NATS_USER and NATS_PASSWORD") from error
     except (TimeoutError, OSError, NatsError) as error:
+        if _is_refusal(error):
+            raise StartError(refused) from error
         raise StartError(
             f"{where} is not reachable: {words(error)}. Start it, or set NATS_URL"
         ) from error
@@ -99,8 +101,13 @@ async def _probe_nats(settings: Settings) -> None:
             error_cb=note,
         )
     except NatsError as error:
-        raise next((e for e in errors if isinstance(e, AuthorizationError)), error) from error
+        raise next(filter(_is_refusal, errors), error) from error
     await probe.close()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """The server's words: the client has a class for them on some paths only."""
+    return "authorization" in f"{error}".lower()
 
 
 def _nats_tls(settings: Settings) -> ssl.SSLContext | None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import neo4j
 from neo4j.exceptions import AuthError, DriverError, Neo4jError
 
-from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
 from workers.settings import Settings
 
 
@@ -18,7 +18,7 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
     Raises:
         StartError: wrong address or credential.
     """
-    where = f"Neo4j at {settings.neo4j_uri}"
+    where = f"Neo4j at {place(settings.neo4j_uri)}"
     driver = neo4j.AsyncGraphDatabase.driver(
         settings.neo4j_uri,
         auth=(settings.neo4j_user, plain(settings.neo4j_password) or ""),

@@ -1,0 +1,398 @@
+"""The worker processes, as a supervisor sees them: start, refuse to start, be healthy, drain."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from nats.js import JetStreamContext
+from nats.js.api import StorageType, StreamConfig
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from bridge.streams import STREAMS
+from deploy.local.process import ServerProcess, free_ports
+from deploy.local.servers import Nats as NatsServer
+from tests.conftest import RunningServer, Servers
+from tests.llm_server import LlmServer
+from workers.processes.story import story_worker
+from workers.run import run_until
+from workers.settings import ROOT, Settings
+from workflows.deliberation import DeliberationWorkflow
+from workflows.models import DeliberationInput, deliberation_workflow_id
+from workflows.search_attributes import ALL
+from workflows.stubs import STORY_QUEUE
+
+NOWHERE = "127.0.0.1:1"
+STARTS_WITHIN_S = 90
+REFUSES_WITHIN_S = 60
+"""Generous: the machine may be busy; what a process itself waits for is seconds."""
+
+Environment = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+async def llm() -> AsyncIterator[LlmServer]:
+    async with LlmServer() as server:
+        yield server
+
+
+@pytest.fixture
+def environment(servers: Servers, llm: LlmServer, tmp_path: Path) -> Environment:
+    """The variables of a worker on the real servers, and no others of the fleet's."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower() not in Settings.model_fields
+    }
+    return kept | {
+        "FLEET_HOME": str(tmp_path),
+        "TEMPORAL_ADDRESS": servers.temporal.address,
+        "NATS_URL": servers.nats.address,
+        "NATS_USER": servers.nats.user or "",
+        "NATS_PASSWORD": servers.nats.password or "",
+        "NEO4J_URI": servers.neo4j.address,
+        "NEO4J_USER": servers.neo4j.user or "",
+        "NEO4J_PASSWORD": servers.neo4j.password or "",
+        "REDIS_HOST": servers.valkey.host,
+        "REDIS_PORT": str(servers.valkey.port),
+        "REDIS_PASSWORD": servers.valkey.password or "",
+        "VLLM_URL": llm.url,
+    }
+
+
+async def launch(name: str, environment: Environment) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "workers", name, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+    )
+
+
+async def refusal(name: str, environment: Environment) -> str:
+    """The one line on stderr of a process that does not start; it exits 1, without a traceback."""
+    process = await launch(name, environment)
+    try:
+        _, stderr = await asyncio.wait_for(process.communicate(), REFUSES_WITHIN_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 1, stderr.decode()
+    (line,) = stderr.decode().splitlines()
+    return line
+
+
+class Log:
+    """The JSON lines that a process writes to stdout."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+
+    async def until(self, event: str) -> dict[str, Any]:
+        """Read on to the line whose event begins so."""
+        assert self.process.stdout
+        async with asyncio.timeout(STARTS_WITHIN_S):
+            while line := await self.process.stdout.readline():
+                self.lines.append(json.loads(line))
+                if self.lines[-1]["event"].startswith(event):
+                    return self.lines[-1]
+        raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
+
+
+@asynccontextmanager
+async def running(name: str, environment: Environment) -> AsyncIterator[Log]:
+    """A worker process that runs; killed at the end where the test did not end it."""
+    process = await launch(name, environment)
+    try:
+        log = Log(process)
+        await log.until("workers run")
+        yield log
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+# --- refusing to start ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("process", "wrong", "words"),
+    [
+        ("story", {"TEMPORAL_ADDRESS": NOWHERE}, f"Temporal at {NOWHERE} is not reachable"),
+        ("story", {"TEMPORAL_NAMESPACE": "nope"}, "has no namespace nope. Set TEMPORAL_NAMESPACE"),
+        ("story", {"REDIS_PORT": "1"}, "Valkey at 127.0.0.1:1 is not reachable"),
+        ("story", {"REDIS_PASSWORD": "wrong"}, "does not let us in. Mend REDIS_PASSWORD"),
+        ("bridge", {"NATS_URL": f"nats://u:secret@{NOWHERE}"}, f"NATS at nats://{NOWHERE} is not"),
+        ("bridge", {"NATS_PASSWORD": "wrong"}, "does not let us in. Mend NATS_USER and NATS_P"),
+        ("bridge", {"NATS_REPLICAS": "3"}, "NATS_REPLICAS is 3: it must be 1 on one server"),
+        ("context", {"NEO4J_URI": f"bolt://{NOWHERE}"}, f"Neo4j at bolt://{NOWHERE} is not reach"),
+        ("context", {"NEO4J_PASSWORD": "wrong"}, "does not let us in. Mend NEO4J_USER and NEO4J_P"),
+        ("agents", {"VLLM_URL": f"http://{NOWHERE}/v1"}, "is not reachable. Start it (loading a"),
+        ("agents", {"VLLM_MODEL": "gpt"}, "does not serve the model gpt, but test-model. Mend"),
+        ("agents", {"REDIS_PORT": "x"}, "REDIS_PORT (port of Valkey): must be a valid integer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+async def test_a_process_with_a_wrong_setting_exits_1_with_one_line(
+    environment: Environment, process: str, wrong: Environment, words: str
+) -> None:
+    line = await refusal(process, environment | wrong)
+
+    assert words in line
+    assert "secret" not in line
+
+
+async def test_an_address_that_is_no_llm_is_refused(
+    environment: Environment, llm: LlmServer
+) -> None:
+    line = await refusal("agents", environment | {"VLLM_URL": llm.url.removesuffix("/v1")})
+
+    assert "answers 404 to /models" in line
+    assert "it ends in /v1" in line
+
+
+async def test_a_memory_stream_stops_the_bridge(
+    environment: Environment, jetstream: JetStreamContext
+) -> None:
+    await jetstream.add_stream(
+        StreamConfig(name="CONTEXT", subjects=["context.>"], storage=StorageType.MEMORY)
+    )
+
+    line = await refusal("bridge", environment)
+
+    assert "Stream CONTEXT would lose events: its storage is memory, and must be file" in line
+    assert "`nats stream rm CONTEXT`" in line
+
+
+async def test_a_taken_health_port_is_refused(environment: Environment) -> None:
+    (port,) = free_ports(1)
+    taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
+
+    line = await refusal("story", environment | {"HEALTH_PORT": str(port)})
+
+    assert f"cannot listen on 127.0.0.1:{port}: the port is taken. Set HEALTH_PORT" in line
+    taken.close()
+
+
+@pytest.mark.parametrize(
+    ("process", "file", "content", "words"),
+    [
+        ("context", "agile.fsm.yaml", "states: [", "agile.fsm.yaml"),
+        ("context", "councils.yaml", "councils: {DEV: []}", "councils.yaml"),
+        ("context", "scopes.yaml", "{}", "scopes.yaml"),
+        ("agents", "checks.yaml", "[]", "checks.yaml"),
+        ("agents", "prompts/propose.md", "{{ nobody }}", "propose.md"),
+    ],
+    ids=lambda value: Path(value).name if isinstance(value, str) else "",
+)
+async def test_a_configuration_that_does_not_hold_together_is_refused(
+    environment: Environment, tmp_path: Path, process: str, file: str, content: str, words: str
+) -> None:
+    config = tmp_path / "config"
+    shutil.copytree(ROOT / "deploy" / "config", config)
+    (config / file).write_text(content)
+
+    line = await refusal(process, environment | {"FLEET_CONFIG": str(config)})
+
+    assert words in line
+    assert "FLEET_CONFIG" in line
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+async def health(port: int) -> tuple[int, dict[str, str]]:
+    async with httpx.AsyncClient(trust_env=False, timeout=20) as http:
+        answer = await http.get(f"http://127.0.0.1:{port}/health")
+    return answer.status_code, answer.json()["checks"]
+
+
+async def until_health(port: int, status: int) -> dict[str, str]:
+    async with asyncio.timeout(60):
+        while True:
+            found, checks = await health(port)
+            if found == status:
+                return checks
+            await asyncio.sleep(0.1)
+
+
+async def test_all_processes_run_healthy_and_prepare_what_they_need(
+    environment: Environment, jetstream: JetStreamContext, servers: Servers
+) -> None:
+    (port,) = free_ports(1)
+
+    async with running("all", environment | {"HEALTH_PORT": str(port)}) as log:
+        assert log.lines[-1]["queues"] == ["story", "agents", "context", "bridge"]
+        checks = await until_health(port, 200)
+        assert checks == dict.fromkeys(
+            ["temporal", "valkey", "workers", "llm", "neo4j", "nats"], "ok"
+        )
+        async with httpx.AsyncClient(trust_env=False) as http:
+            metrics = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
+            elsewhere = await http.get(f"http://127.0.0.1:{port}/elsewhere")
+        assert "process_cpu_seconds_total" in metrics
+        assert elsewhere.status_code == 404
+
+    for stream in STREAMS:
+        assert (await jetstream.stream_info(stream.name)).config.storage == StorageType.FILE
+    client = await Client.connect(servers.temporal.address)
+    known = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace="default")
+    )
+    assert {key.name: int(key.indexed_value_type) for key in ALL}.items() <= dict(
+        known.custom_attributes
+    ).items()
+
+
+async def test_replicas_may_start_at_once(
+    environment: Environment, jetstream: JetStreamContext
+) -> None:
+    async with (
+        running("bridge", environment),
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(2):
+            group.create_task(starts_and_drains("all", environment))
+
+
+async def starts_and_drains(name: str, environment: Environment) -> None:
+    async with running(name, environment) as log:
+        log.process.send_signal(signal.SIGTERM)
+        await log.until("workers stopped")
+        assert await log.process.wait() == 0
+
+
+async def test_health_tells_which_server_is_away_and_recovers(
+    environment: Environment, jetstream: JetStreamContext, nats_server: RunningServer
+) -> None:
+    (port,) = free_ports(1)
+    async with running("bridge", environment | {"HEALTH_PORT": str(port)}) as log:
+        await until_health(port, 200)
+
+        await nats_server.kill()
+        checks = await until_health(port, 503)
+        await nats_server.start()
+
+        assert checks["nats"] != "ok"
+        assert {name for name, word in checks.items() if word != "ok"} == {"nats"}
+        await until_health(port, 200)
+        assert log.process.returncode is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_a_running_call_finish(
+    environment: Environment, servers: Servers, number: signal.Signals
+) -> None:
+    client = await Client.connect(servers.temporal.address, data_converter=pydantic_data_converter)
+    async with LlmServer(delay_ms=2_000) as slow:
+        async with running("all", environment | {"VLLM_URL": slow.url}) as log:
+            task_id = f"drain-{uuid.uuid4().hex[:8]}"
+            deliberation = await client.start_workflow(
+                DeliberationWorkflow.run,
+                DeliberationInput(task_id=task_id, role="DEV", description="Add two numbers."),
+                id=deliberation_workflow_id(task_id),
+                task_queue=STORY_QUEUE,
+            )
+            await until(lambda: len(slow.calls) == 3)
+
+            log.process.send_signal(number)
+            await log.until("workers stopped")
+
+            assert await log.process.wait() == 0
+        assert [call.end for call in slow.calls] == ["answered"] * 3
+        await deliberation.terminate()
+
+
+async def test_what_an_activity_logs_carries_its_ids(
+    environment: Environment, servers: Servers, llm: LlmServer
+) -> None:
+    client = await Client.connect(servers.temporal.address, data_converter=pydantic_data_converter)
+    task_id, story_id = f"log-{uuid.uuid4().hex[:8]}", "US-LOG"
+    async with running("all", environment) as log:
+        llm.fail("status", times=3, status=400)
+        deliberation = await client.start_workflow(
+            DeliberationWorkflow.run,
+            DeliberationInput(
+                task_id=task_id, story_id=story_id, role="DEV", description="Add two numbers."
+            ),
+            id=deliberation_workflow_id(task_id),
+            task_queue=STORY_QUEUE,
+        )
+        line = await log.until("Completing activity as failed")
+        await deliberation.terminate()
+
+    assert line["level"] == "warning"
+    assert (line["story_id"], line["task_id"]) == (story_id, task_id)
+    assert line["workflow_id"] == deliberation.id
+    assert line["activity"] == "propose"
+    assert line["process"] == "all"
+
+
+async def test_a_credential_that_is_withdrawn_stops_the_process(
+    environment: Environment, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    server = NatsServer(tmp_path / "nats", port)
+    nats = ServerProcess(server, tmp_path / "nats.log", timedelta(seconds=30))
+    await nats.start()
+    variables = {"NATS_URL": server.url, "NATS_PASSWORD": server.password}
+    async with running("bridge", environment | variables) as log:
+        (tmp_path / "nats" / "password").write_text("another\n")
+        server.prepare()
+        assert nats.pid
+        os.kill(nats.pid, signal.SIGHUP)  # it reads its configuration again
+
+        await log.until("workers drain")
+
+        assert await log.process.wait() == 1
+        assert log.process.stderr
+        said = (await log.process.stderr.read()).decode()
+        assert said.startswith(f"NATS at {server.url} does not let us in")
+    await nats.stop()
+
+
+async def test_one_workers_failure_stops_the_others(temporal: RunningServer) -> None:
+    good_client = await Client.connect(temporal.address)
+    bad_client = await Client.connect(temporal.address, namespace="nope")
+    settings = Settings.model_validate({"drain_seconds": 1})
+    good, bad = story_worker(good_client, settings), story_worker(bad_client, settings)
+
+    with pytest.raises(Exception, match="nope"):
+        await run_until([good, bad], asyncio.Event(), asyncio.get_running_loop().create_future())
+
+    assert good.is_shutdown
+
+
+async def test_a_build_id_switches_versioning_on(temporal: RunningServer) -> None:
+    client = await Client.connect(temporal.address)
+
+    plain = story_worker(client, Settings()).config()["deployment_config"]
+    built = story_worker(client, Settings.model_validate({"worker_build_id": "1.2.3"})).config()[
+        "deployment_config"
+    ]
+
+    assert plain is not None
+    assert not plain.use_worker_versioning
+    assert built is not None
+    assert built.use_worker_versioning
+    assert built.version == WorkerDeploymentVersion("swe-ai-fleet", "1.2.3")
+    assert built.default_versioning_behavior == VersioningBehavior.AUTO_UPGRADE
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.05)

@@ -1,0 +1,115 @@
+"""The fleet's processes: what each needs, and the worker it runs.
+
+A process opens its own clients, brings what it owns up to date, and yields its worker with the
+checks of the servers it needs. Each is a module, loaded when it is run: a process does not carry
+the libraries of the others. Tests build the same workers.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib import import_module
+from typing import TypedDict
+
+from redis.asyncio import Redis
+from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
+
+from workers.clients import StartError
+from workers.health import Check
+from workers.settings import Settings
+from workers.telemetry import LogContext
+
+DEPLOYMENT = "swe-ai-fleet"
+UNVERSIONED = "unversioned"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What every process has: Temporal, and Valkey for the payloads of its data converter.
+
+    `lost` gets the error of a connection that is closed for good.
+    """
+
+    settings: Settings
+    temporal: Client
+    valkey: Redis
+    lost: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        """The checks of its servers, by server."""
+        return {
+            "temporal": self.temporal.service_client.check_health,
+            "valkey": self.valkey.ping,
+        }
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process's worker, and the checks of the servers that it alone needs."""
+
+    worker: Worker
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+
+Process = Callable[[Base], AbstractAsyncContextManager[Running]]
+
+PROCESSES = {
+    "story": "workers.processes.story",
+    "agents": "workers.processes.agents",
+    "context": "workers.processes.context",
+    "bridge": "workers.processes.bridge",
+}
+"""Name -> the module whose `process` it is. `all` is each of them in one."""
+
+
+def load_process(name: str) -> Process:
+    """The process of that name."""
+    process: Process = import_module(PROCESSES[name]).process
+    return process
+
+
+class Options(TypedDict):
+    """Arguments of Worker that every process shares."""
+
+    interceptors: list[Interceptor]
+    graceful_shutdown_timeout: timedelta
+    deployment_config: WorkerDeploymentConfig
+
+
+def options(settings: Settings) -> Options:
+    """What every worker is given."""
+    return Options(
+        interceptors=[LogContext()],
+        graceful_shutdown_timeout=settings.drain_seconds,
+        deployment_config=_deployment(settings.worker_build_id),
+    )
+
+
+def _deployment(build_id: str | None) -> WorkerDeploymentConfig:
+    """Versioned only with a build id: without one, a worker takes every story there is."""
+    return WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(DEPLOYMENT, build_id or UNVERSIONED),
+        use_worker_versioning=build_id is not None,
+        default_versioning_behavior=(
+            VersioningBehavior.AUTO_UPGRADE if build_id else VersioningBehavior.UNSPECIFIED
+        ),
+    )
+
+
+@contextmanager
+def valid_config(*invalid: type[Exception]) -> Iterator[None]:
+    """A configuration file that does not hold together stops the process with the file's words."""
+    try:
+        yield
+    except ApplicationError as error:
+        raise StartError(f"{error.message}. Mend it in FLEET_CONFIG") from error
+    except invalid as error:
+        raise StartError(f"{error}. Mend it in FLEET_CONFIG") from error

@@ -1,0 +1,49 @@
+"""The process `bridge`: the mirror, once its streams are as they are declared."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from nats.aio.client import Client as Nats
+from nats.errors import ConnectionReconnectingError
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from bridge.mirror import Mirror
+from bridge.streams import StreamError, reconcile
+from workers.clients import StartError
+from workers.clients.nats import open_nats
+from workers.processes import Base, Running, options
+from workers.settings import Settings
+from workflows.stubs import BRIDGE_QUEUE
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def bridge_worker(client: Client, settings: Settings, nats: Nats) -> Worker:
+    """Publishes events."""
+    mirror = Mirror(nats, client.namespace)
+    return Worker(
+        client,
+        task_queue=BRIDGE_QUEUE,
+        activities=[mirror.publish],
+        **options(settings),
+    )
+
+
+@asynccontextmanager
+async def process(base: Base) -> AsyncIterator[Running]:
+    """Reconcile the streams, then run."""
+    async with open_nats(base.settings, base.lost) as nats:
+        try:
+            changes = await reconcile(nats.jetstream(), base.settings.nats_replicas)
+        except StreamError as error:
+            raise StartError(str(error)) from error
+        log.info("streams are as declared", changes=changes)
+
+        async def connected() -> None:
+            if not nats.is_connected:
+                raise ConnectionReconnectingError
+            await nats.jetstream().account_info()
+
+        yield Running(bridge_worker(base.temporal, base.settings, nats), {"nats": connected})

@@ -1,0 +1,65 @@
+"""The process `context`: graph, cache and configuration."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from neo4j import AsyncDriver
+from neo4j.exceptions import DriverError, Neo4jError
+from redis.asyncio import Redis
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.cache import Cache
+from activities.context import load_scopes
+from activities.graph import Graph, seed_councils
+from activities.migrations import migrate
+from activities.planning import InvalidConfig, Planning, load_config
+from workers.clients import StartError, place, words
+from workers.clients.neo4j import open_neo4j
+from workers.processes import Base, Running, options, valid_config
+from workers.settings import Settings
+from workflows.stubs import CONTEXT_QUEUE
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def context_worker(
+    client: Client, settings: Settings, driver: AsyncDriver, valkey: Redis
+) -> Worker:
+    """Reads and writes the graph and the cache, and reads the process's configuration."""
+    graph = Graph(driver, Cache(valkey), load_scopes(settings.fleet_config / "scopes.yaml"))
+    planning = Planning(settings.fleet_config)
+    return Worker(
+        client,
+        task_queue=CONTEXT_QUEUE,
+        activities=[
+            graph.record,
+            graph.record_deliberation,
+            graph.load_council,
+            graph.load_plan,
+            graph.build_pack,
+            planning.load_process,
+            planning.score_story,
+        ],
+        **options(settings),
+    )
+
+
+@asynccontextmanager
+async def process(base: Base) -> AsyncIterator[Running]:
+    """Bring the graph's schema and councils up to date, then run."""
+    async with open_neo4j(base.settings) as driver:
+        with valid_config(InvalidConfig):
+            load_config(base.settings.fleet_config)
+            worker = context_worker(base.temporal, base.settings, driver, base.valkey)
+            try:
+                versions = await migrate(driver)
+                await seed_councils(driver, base.settings.fleet_config / "councils.yaml")
+            except (Neo4jError, DriverError) as error:
+                raise StartError(
+                    f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
+                    f"{words(error)}. Mend what it names, then start again"
+                ) from error
+        log.info("graph is up to date", migrations=versions)
+        yield Running(worker, {"neo4j": driver.verify_connectivity})

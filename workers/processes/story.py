@@ -1,0 +1,43 @@
+"""The process `story`: workflows, once the search attributes that they set are there."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from workers import search_attributes
+from workers.processes import Base, Running, options
+from workers.settings import Settings
+from workers.workflow_runner import workflow_runner
+from workflows.deliberation import DeliberationWorkflow
+from workflows.plan import PlanWorkflow
+from workflows.story import StoryWorkflow
+from workflows.stubs import STORY_QUEUE
+
+STICKY_FOR = timedelta(seconds=5)
+"""How long a story waits for the worker that has it in its cache, before any other takes it."""
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def story_worker(client: Client, settings: Settings) -> Worker:
+    """Runs the workflows."""
+    return Worker(
+        client,
+        task_queue=STORY_QUEUE,
+        workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
+        workflow_runner=workflow_runner(),
+        sticky_queue_schedule_to_start_timeout=STICKY_FOR,
+        **options(settings),
+    )
+
+
+@asynccontextmanager
+async def process(base: Base) -> AsyncIterator[Running]:
+    """Register the search attributes, then run."""
+    added = await search_attributes.register(base.temporal)
+    log.info("search attributes registered", added=added)
+    yield Running(story_worker(base.temporal, base.settings))
