@@ -483,9 +483,10 @@ class DeliberationWorkflow:
             self.answered.append(seat.agent.agent_id)
             self.show()
 
-        outcomes = await self.within_time(
-            asyncio.gather(*(ask_one(seat) for seat in self.seats), return_exceptions=True)
-        )
+        async def ask_all() -> list[BaseException | None]:
+            return await asyncio.gather(*map(ask_one, self.seats), return_exceptions=True)
+
+        outcomes = await self.within_time(ask_all())
         staying = []
         for seat, outcome in zip(self.seats, outcomes, strict=True):
             if isinstance(outcome, ActivityError):

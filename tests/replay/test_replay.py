@@ -1,0 +1,37 @@
+"""Recorded histories replay against today's code: an upgrade breaks no story under way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+
+from workers.workflow_runner import workflow_runner
+from workflows.deliberation import DeliberationWorkflow
+from workflows.plan import PlanWorkflow
+from workflows.story import StoryWorkflow
+
+HISTORIES = {
+    path: path.read_text() for path in sorted((Path(__file__).parent / "histories").glob("*.json"))
+}
+
+
+def test_every_workflow_has_a_history() -> None:
+    assert {path.name.split(".")[1] for path in HISTORIES} == {"story", "plan", "deliberation"}
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+async def test_a_recorded_history_replays(path: Path) -> None:
+    replayer = Replayer(
+        workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
+        workflow_runner=workflow_runner(),
+        data_converter=pydantic_data_converter,
+    )
+
+    history = json.loads(HISTORIES[path])
+    began = history["events"][0]["workflowExecutionStartedEventAttributes"]
+    await replayer.replay_workflow(WorkflowHistory.from_json(began["workflowId"], history))
