@@ -67,6 +67,15 @@ if not order or order <= ARGV[1] then
 end
 """
 
+DROP_PACKS = """
+-- KEYS: generation, packs, of one story.
+redis.call('INCR', KEYS[1])
+for _, pack in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  redis.call('DEL', pack)
+end
+redis.call('DEL', KEYS[2])
+"""
+
 KEEP_PACK = """
 -- KEYS: generation, packs, pack. ARGV: generation when the pack was begun, text, seconds to live.
 -- A pack that was built from a graph which has changed since is not kept.
@@ -138,6 +147,7 @@ class Cache:
         self.client = client
         self._timeline = client.register_script(TIMELINE)
         self._newest = client.register_script(NEWEST)
+        self._drop_packs = client.register_script(DROP_PACKS)
         self._keep_pack = client.register_script(KEEP_PACK)
 
     async def store(self, lines: Iterable[Line], documents: Iterable[Document]) -> None:
@@ -156,20 +166,11 @@ class Cache:
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
         """Drop the stories' context packs, and any that is being built from what was there."""
-        names = sorted(set(stories))
         async with self.client.pipeline(transaction=False) as pipe:
-            for story_id in names:
-                pipe.incr(_generation_key(story_id))
-                pipe.smembers(_packs_key(story_id))
-            answers = await pipe.execute()
-        async with self.client.pipeline(transaction=False) as pipe:
-            for story_id, keys in zip(names, answers[1::2], strict=True):
-                if keys:
-                    # Not the whole set: a pack of the new generation may be in it by now.
-                    pipe.delete(*keys)
-                    pipe.srem(_packs_key(story_id), *keys)
-            if pipe.command_stack:
-                await pipe.execute()
+            for story_id in sorted(set(stories)):
+                keys = [_generation_key(story_id), _packs_key(story_id)]
+                await self._drop_packs(keys, client=pipe)
+            await pipe.execute()
 
     async def find_pack(
         self, story_id: str, key: str, config: str

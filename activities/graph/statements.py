@@ -11,7 +11,7 @@ else there is: that takes the node's lock, and two writers on one story follow e
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -48,6 +48,8 @@ from workflows.models import DeliberationRecord, RankedProposal, RecordedDecisio
 
 INVALID_ENTRY = "InvalidEntry"
 UNKNOWN_KIND = "UnknownKind"
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 KEY_BYTES = 2_000
 """The longest id that is stored, in UTF-8: Neo4j refuses keys of some 8,000 bytes in its index."""
@@ -116,16 +118,16 @@ def moment(text: str, field: str) -> datetime:
     """
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise _refusal(
             f"{field}: {text[:80]!r} is not ISO 8601, as in 2026-01-31T12:00:00Z"
         ) from None
-    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
 
 
-def order_key(at: datetime, owner_started_ms: int = 0, number: int = 0) -> str:
+def order_key(at: datetime, owner_started_ms: int, number: int) -> str:
     """A key whose order as text is the order in time, then in the outbox."""
-    micros = max(0, int(at.timestamp() * 1_000_000))
+    micros = max(0, (at - EPOCH) // timedelta(microseconds=1))
     return f"{micros:018d}-{owner_started_ms:013d}-{number:09d}"
 
 
@@ -418,27 +420,16 @@ def writes(change: Change) -> list[Write]:
                 "story_id": story,
                 "timestamp_ms": int(change.at.timestamp() * 1000),
             }
-            return [
-                Write(
-                    TRANSITION, key | {"node": node, "status": body.to_phase, "order": change.order}
-                )
-            ]
+            row = {"node": node, "status": body.to_phase, "order": change.order}
+            return [Write(TRANSITION, key | row)]
         case StoryCancelled():
-            return [
-                Write(CANCELLED, event().row | {"status": "CANCELLED", "order": change.order}),
-            ]
+            row = event().row | {"status": "CANCELLED", "order": change.order}
+            return [Write(CANCELLED, row)]
         case GateApproved() as body:
             node = body.model_dump(include={"gate", "actor", "role", "revision", "comment"})
-            return [
-                Write(
-                    GATE_APPROVAL,
-                    {
-                        "id": _key("id", body.id),
-                        "story_id": story,
-                        "node": node | {"at": at, "story_id": story},
-                    },
-                )
-            ]
+            node |= {"at": at, "story_id": story}
+            row = {"id": _key("id", body.id), "story_id": story, "node": node}
+            return [Write(GATE_APPROVAL, row)]
         case PlanDerived() as body:
             tasks = [
                 _task_row(
@@ -482,18 +473,16 @@ def writes(change: Change) -> list[Write]:
             }
             return [Write(DISPATCH, key | row)]
         case TaskFinished() as body:
+            row = {
+                "story_id": story,
+                "task_id": body.task_id,
+                "assignee": body.assignee,
+                "status": body.status.upper(),
+                "order": change.order,
+            }
             return [
                 plan(body.plan_id, [_task_row(body.task_id, [], {})]),
-                Write(
-                    TASK_STATUS,
-                    {
-                        "story_id": story,
-                        "task_id": body.task_id,
-                        "assignee": body.assignee,
-                        "status": body.status.upper(),
-                        "order": change.order,
-                    },
-                ),
+                Write(TASK_STATUS, row),
             ]
         case PlanFinished() as body:
             row = {"story_id": story, "plan_id": body.plan_id}

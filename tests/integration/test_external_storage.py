@@ -80,14 +80,16 @@ async def history_bytes(client: Client, workflow_id: str) -> int:
 async def test_a_megabyte_goes_through_a_workflow_and_its_history_holds_a_claim(
     temporal_client: Client, client: Redis, queue: str
 ) -> None:
+    text = queue + MEGABYTE
+
     answer = await temporal_client.execute_workflow(
-        Shout.run, MEGABYTE, id=f"{queue}-big", task_queue=queue
+        Shout.run, text, id=f"{queue}-big", task_queue=queue
     )
 
-    assert answer == MEGABYTE.upper()
+    assert answer == text.upper()
     assert await history_bytes(temporal_client, f"{queue}-big") < 10_000
     payload = Payload(
-        metadata={"encoding": b"json/plain"}, data=json.dumps(MEGABYTE).encode()
+        metadata={"encoding": b"json/plain"}, data=json.dumps(text).encode()
     ).SerializeToString(deterministic=True)
     key = f"swe:payload:{hashlib.sha256(payload).hexdigest()}"
     assert await client.get(key) == payload
@@ -174,10 +176,13 @@ async def first_failure(handle: WorkflowHandle[Any, Any]) -> str:
 
 async def test_one_content_is_kept_once_and_comes_back_as_it_was(client: Redis) -> None:
     driver = ValkeyStorageDriver(client)
-    payload = Payload(metadata={"b": b"2", "a": b"1"}, data=uuid.uuid4().bytes)
+    metadata = {f"key {number}": b"x" for number in range(20)}
+    data = uuid.uuid4().bytes
+    payload = Payload(metadata=metadata, data=data)
+    same = Payload(metadata=dict(reversed(metadata.items())), data=data)
     other = Payload(data=uuid.uuid4().bytes)
 
-    claims = await driver.store(STORE, [payload, other, payload])
+    claims = await driver.store(STORE, [payload, other, same])
 
     assert claims[0] == claims[2] != claims[1]
     assert await driver.store(STORE, [payload]) == claims[:1]

@@ -326,10 +326,12 @@ async def test_an_amended_text_is_not_undone_by_the_older_one(
     await graph.record(batch(story, spec(story, "New", second=9), first=4))
 
     await graph.record(batch(story, spec(story, "Old", second=1)))
+    await graph.record(batch(story, spec(story, "New", second=9), first=4))
 
-    assert await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.title", story=story) == [
-        ["New"]
-    ]
+    told = await rows(
+        driver, "MATCH (s:Story {id: $story}) RETURN s.title, s.created_at", story=story
+    )
+    assert told == [["New", at(1)]]
     kept = yaml.safe_load(await client.get(spec_key(story)) or b"")
     assert (kept["title"], kept["acceptance_criteria"]) == ("New", ["A wrong password is refused"])
 
@@ -384,6 +386,9 @@ async def test_what_cannot_be_understood_is_refused_with_the_field_and_nothing_i
     entries: dict[str, Any] = {
         "from_phase": {"kind": "StoryTransitioned", "body": {"timestamp": at(1)}},
         "timestamp": {"body": good.model_dump() | {"timestamp": "yesterday"}},
+        "timestamp: '0001": {
+            "body": good.model_dump() | {"timestamp": "0001-01-01T00:00:00+05:00"}
+        },
         "story_id": {"story_id": "", "kind": "StorySpec", "body": spec("").model_dump()},
         "id": {"id": "i" * 3000},
     }
@@ -495,6 +500,25 @@ async def test_a_decision_is_linked_to_what_its_names_mean_whichever_came_first(
         ["One table", "AFFECTS", "The form"],
         ["One table", "AFFECTS", "The schema"],
     ]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+async def test_decisions_of_two_deliberations_are_linked_whichever_came_first(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str, order: list[int]
+) -> None:
+    whole = deliberation(story, plan_id="")
+
+    for number in order:
+        await graph.record_deliberation(
+            whole.model_copy(update={"decisions": [whole.decisions[number]]})
+        )
+
+    links = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story})-[:DEPENDS_ON]->(o) RETURN d.title, o.title",
+        story=story,
+    )
+    assert links == [["An index", "One table"]]
 
 
 async def test_a_deliberation_without_a_story_keeps_its_decisions(
