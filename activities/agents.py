@@ -326,7 +326,8 @@ def shared_values(call: AgentCall) -> dict[str, str]:
 
 def proposal_text(proposal: Proposal) -> str:
     decisions = _bullets(
-        f"{decision.title}: {decision.rationale} (affects: {', '.join(decision.affects) or '-'})"
+        f"{decision.title}: {decision.rationale}"
+        + (f" (affects {', '.join(decision.affects)})" if decision.affects else "")
         for decision in proposal.decisions
     )
     return f"Approach: {proposal.approach}\n\n{proposal.content}\n\nDecisions:\n{decisions}"
