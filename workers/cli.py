@@ -256,13 +256,21 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Build, test, measure and lint a project for real, and send the report to its story."""
-    from workers.measure import measure
+    from workers.measure import CannotMeasure, measure
 
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
     ) as progress:
         step = progress.add_task("looking at the project", total=None)
-        measured = measure(directory, lambda name: progress.update(step, description=name))
+        try:
+            measured = measure(directory, lambda name: progress.update(step, description=name))
+        except CannotMeasure as error:
+            err.print(view.text(error), soft_wrap=True)
+            raise typer.Exit(1) from None
 
     async def send(story: Story) -> StoryView:
         return await story.execute_update(StoryWorkflow.report, measured)
@@ -322,8 +330,9 @@ def show(story_id: StoryId, as_json: Json = False) -> None:
 
     async def work() -> None:
         async with handle(story_id) as story:
-            state, moves, plan, timeline, usage = await asyncio.gather(
-                story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN),
+            # First: what follows is then never older than the state that it explains.
+            state = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
+            moves, plan, timeline, usage = await asyncio.gather(
                 story.query(StoryWorkflow.transitions, rpc_timeout=QUERY_WITHIN),
                 story.query(StoryWorkflow.plan, rpc_timeout=QUERY_WITHIN),
                 story.query(StoryWorkflow.timeline, rpc_timeout=QUERY_WITHIN),

@@ -110,7 +110,9 @@ def _why(row: dict[str, Any]) -> Why:
             (Objection.model_validate(each) for each in row["critiques"]),
             key=lambda each: (each.round, each.critic),
         ),
-        checks=[Checked.model_validate(each) for each in row["checks"]],
+        checks=sorted(
+            (Checked.model_validate(each) for each in row["checks"]), key=lambda each: each.name
+        ),
         passed_by=sorted(
             (
                 Passed.model_validate(each)

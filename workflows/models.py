@@ -30,6 +30,9 @@ ID_RULE = "1 to 100 letters, digits, '-' or '_', beginning with a letter or digi
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 """An id that is safe as a NATS subject token, a workflow id and a key: see ID_RULE."""
 
+LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN.replace("0,99", "0,199"))]
+"""The id of a plan or a task: it may begin with a story's."""
+
 Role = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
 """A council's role (DEV, QA, ARCHITECT, DEVOPS, DATA) or a person's (PO, QA)."""
 
@@ -71,7 +74,7 @@ class Request(Part):
 _REMEDIES = {
     "extra_forbidden": "unknown field; remove it or mend its name",
     "missing": "required; add it",
-    "string_pattern_mismatch": f"must match {{pattern}} ({ID_RULE} for an id)",
+    "string_pattern_mismatch": f"must match {{pattern}}; an id is {ID_RULE}",
 }
 
 
@@ -206,7 +209,12 @@ class Amend(Request):
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
         if self.title is None and self.brief is None and self.acceptance_criteria is None:
-            raise ValueError("give at least one of title, brief, acceptance_criteria")
+            # Outside of `_refuse_clearly`, which has judged the fields already.
+            raise ApplicationError(
+                "Amend refused. Give at least one of title, brief, acceptance_criteria",
+                type=INVALID_INPUT,
+                non_retryable=True,
+            )
         return self
 
 
@@ -660,7 +668,7 @@ class FailedAgent(Wire):
 class DeliberationInput(Request):
     """The input of DeliberationWorkflow. timeout: seconds. `agents` None: the council's size."""
 
-    task_id: Id
+    task_id: LongId
     story_id: Id | None = None
     role: Role
     description: str = Field(min_length=1)
@@ -756,7 +764,7 @@ class PlanInput(Request):
     """The input of PlanWorkflow. `tasks` None: taken from the graph, else derived."""
 
     story_id: Id
-    plan_id: Id
+    plan_id: LongId
     tasks: list[PlannedTask] | None = None
     phase: str = "BUILD"
     feedback: list[str] = []

@@ -1,8 +1,13 @@
-"""Clients of the real servers, opened as the workers open them."""
+"""Clients and worker processes on the real servers, opened as a person or supervisor would."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from pathlib import Path
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,19 +22,23 @@ from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
 from bridge.streams import STREAMS
-from tests.conftest import RunningServer
+from tests.conftest import RunningServer, Servers
+from tests.llm_server import LlmServer
 from workers.clients.nats import open_nats
 from workers.settings import ROOT, Settings
 
+Environment = dict[str, str]
 
-@pytest.fixture(autouse=True)
-def no_settings_of_a_local_stack(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+STARTS_WITHIN_S = 120
+"""Generous: the machine may be busy."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_a_local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Settings come from the tests alone, whatever stack this checkout runs."""
-    home = tmp_path_factory.getbasetemp() / "no-stack"
-    monkeypatch.setenv("FLEET_HOME", str(home))
-    return home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEET_HOME", str(tmp_path_factory.mktemp("no-stack")))
+        yield
 
 
 def nats_settings(server: RunningServer) -> dict[str, Any]:
@@ -81,3 +90,77 @@ async def client(valkey: RunningServer) -> AsyncIterator[Redis]:
 def graph(driver: AsyncDriver, client: Redis) -> Graph:
     """The activities that read and write the graph, with the configuration that ships."""
     return Graph(driver, Cache(client), load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"))
+
+
+# --- worker processes -----------------------------------------------------------------------------
+
+
+def variables(servers: Servers, llm: LlmServer) -> Environment:
+    """The variables of a worker on these servers, and no others of the fleet's."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower() not in Settings.model_fields
+    }
+    return kept | {
+        "TEMPORAL_ADDRESS": servers.temporal.address,
+        "NATS_URL": servers.nats.address,
+        "NATS_USER": servers.nats.user or "",
+        "NATS_PASSWORD": servers.nats.password or "",
+        "NEO4J_URI": servers.neo4j.address,
+        "NEO4J_USER": servers.neo4j.user or "",
+        "NEO4J_PASSWORD": servers.neo4j.password or "",
+        "REDIS_HOST": servers.valkey.host,
+        "REDIS_PORT": str(servers.valkey.port),
+        "REDIS_PASSWORD": servers.valkey.password or "",
+        "VLLM_URL": llm.url,
+    }
+
+
+@pytest.fixture
+def environment(servers: Servers, llm: LlmServer) -> Environment:
+    return variables(servers, llm)
+
+
+async def launch(name: str, environment: Environment) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "workers", name, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+    )
+
+
+class Log:
+    """The JSON lines that a process writes to stdout."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+
+    async def until(self, event: str) -> dict[str, Any]:
+        """Read on to the line whose event begins so."""
+        assert self.process.stdout
+        async with asyncio.timeout(STARTS_WITHIN_S):
+            while line := await self.process.stdout.readline():
+                self.lines.append(json.loads(line))
+                if self.lines[-1]["event"].startswith(event):
+                    return self.lines[-1]
+        raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
+
+    async def drain(self) -> None:
+        """Read on to the end: a pipe that nobody reads stops the process."""
+        assert self.process.stdout
+        while await self.process.stdout.readline():
+            pass
+
+
+@asynccontextmanager
+async def running(name: str, environment: Environment) -> AsyncIterator[Log]:
+    """A worker process that runs; killed at the end where the test did not end it."""
+    process = await launch(name, environment)
+    try:
+        log = Log(process)
+        await log.until("workers run")
+        yield log
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

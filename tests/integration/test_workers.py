@@ -1,18 +1,13 @@
 """The worker processes, as a supervisor sees them: start, refuse to start, be healthy, drain."""
 
 import asyncio
-import json
 import os
 import shutil
 import signal
-import sys
 import uuid
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -27,6 +22,7 @@ from bridge.streams import STREAMS
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats as NatsServer
 from tests.conftest import RunningServer, Servers
+from tests.integration.conftest import Environment, launch, running
 from tests.llm_server import LlmServer
 from workers.processes.story import story_worker
 from workers.run import run_until
@@ -37,47 +33,8 @@ from workflows.search_attributes import ALL
 from workflows.stubs import STORY_QUEUE
 
 NOWHERE = "127.0.0.1:1"
-STARTS_WITHIN_S = 90
 REFUSES_WITHIN_S = 60
 """Generous: the machine may be busy; what a process itself waits for is seconds."""
-
-Environment = dict[str, str]
-
-
-@pytest.fixture(scope="session")
-async def llm() -> AsyncIterator[LlmServer]:
-    async with LlmServer() as server:
-        yield server
-
-
-@pytest.fixture
-def environment(servers: Servers, llm: LlmServer, tmp_path: Path) -> Environment:
-    """The variables of a worker on the real servers, and no others of the fleet's."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.lower() not in Settings.model_fields
-    }
-    return kept | {
-        "FLEET_HOME": str(tmp_path),
-        "TEMPORAL_ADDRESS": servers.temporal.address,
-        "NATS_URL": servers.nats.address,
-        "NATS_USER": servers.nats.user or "",
-        "NATS_PASSWORD": servers.nats.password or "",
-        "NEO4J_URI": servers.neo4j.address,
-        "NEO4J_USER": servers.neo4j.user or "",
-        "NEO4J_PASSWORD": servers.neo4j.password or "",
-        "REDIS_HOST": servers.valkey.host,
-        "REDIS_PORT": str(servers.valkey.port),
-        "REDIS_PASSWORD": servers.valkey.password or "",
-        "VLLM_URL": llm.url,
-    }
-
-
-async def launch(name: str, environment: Environment) -> Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "workers", name, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
-    )
 
 
 async def refusal(name: str, environment: Environment) -> str:
@@ -91,38 +48,6 @@ async def refusal(name: str, environment: Environment) -> str:
     assert process.returncode == 1, stderr.decode()
     (line,) = stderr.decode().splitlines()
     return line
-
-
-class Log:
-    """The JSON lines that a process writes to stdout."""
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.lines: list[dict[str, Any]] = []
-
-    async def until(self, event: str) -> dict[str, Any]:
-        """Read on to the line whose event begins so."""
-        assert self.process.stdout
-        async with asyncio.timeout(STARTS_WITHIN_S):
-            while line := await self.process.stdout.readline():
-                self.lines.append(json.loads(line))
-                if self.lines[-1]["event"].startswith(event):
-                    return self.lines[-1]
-        raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
-
-
-@asynccontextmanager
-async def running(name: str, environment: Environment) -> AsyncIterator[Log]:
-    """A worker process that runs; killed at the end where the test did not end it."""
-    process = await launch(name, environment)
-    try:
-        log = Log(process)
-        await log.until("workers run")
-        yield log
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 # --- refusing to start ----------------------------------------------------------------------------
