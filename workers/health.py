@@ -40,7 +40,7 @@ async def _word(check: Check) -> str:
         async with asyncio.timeout(CHECK_WITHIN_S):
             await check()
     except TimeoutError:
-        return f"no answer in {CHECK_WITHIN_S:.0f} s"
+        return f"no answer in {CHECK_WITHIN_S:g} s"
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:300]
     return OK
@@ -101,7 +101,7 @@ class _App:
         try:
             found = examination.result(STUCK_AFTER_S)
         except TimeoutError:
-            found = {"process": f"its event loop is stuck: no turn in {STUCK_AFTER_S:.0f} s"}
+            found = {"process": f"its event loop is stuck: no turn in {STUCK_AFTER_S:g} s"}
         well = all(word == OK for word in found.values())
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
         return _answer(start, status, {"status": OK if well else "failing", "checks": found})

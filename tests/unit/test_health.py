@@ -1,0 +1,89 @@
+"""The health endpoint: what it says while servers, or the process itself, do not answer."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from deploy.local.process import free_ports
+from workers import health
+from workers.clients import StartError
+
+
+async def well() -> None:
+    """A server that answers."""
+
+
+async def away() -> None:
+    raise ConnectionError("connection refused")
+
+
+async def silent() -> None:
+    await asyncio.Event().wait()
+
+
+async def get(url: str) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        return await http.get(url)
+
+
+async def test_while_all_answer_it_is_well() -> None:
+    with health.serve("127.0.0.1", 0, {"nats": well, "neo4j": well}) as url:
+        answer = await get(f"{url}/health")
+
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ok", "checks": {"nats": "ok", "neo4j": "ok"}}
+
+
+async def test_it_says_which_server_is_away_and_which_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "CHECK_WITHIN_S", 0.05)
+
+    with health.serve("127.0.0.1", 0, {"nats": away, "neo4j": well, "llm": silent}) as url:
+        answer = await get(f"{url}/health")
+
+    assert answer.status_code == 503
+    assert answer.json() == {
+        "status": "failing",
+        "checks": {
+            "nats": "ConnectionError: connection refused",
+            "neo4j": "ok",
+            "llm": "no answer in 0.05 s",
+        },
+    }
+
+
+async def test_a_process_whose_event_loop_is_stuck_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
+
+    with health.serve("127.0.0.1", 0, {"nats": well}) as url:
+        # This call blocks the loop that the checks would run on.
+        answer = httpx.Client(trust_env=False, timeout=30).get(f"{url}/health")
+
+    assert answer.status_code == 503
+    assert "its event loop is stuck" in answer.json()["checks"]["process"]
+
+
+async def test_it_serves_metrics_and_names_its_paths() -> None:
+    with health.serve("127.0.0.1", 0, {}) as url:
+        metrics = await get(f"{url}/metrics")
+        elsewhere = await get(f"{url}/")
+
+    assert "python_info" in metrics.text
+    assert (elsewhere.status_code, elsewhere.json()) == (404, {"paths": ["/health", "/metrics"]})
+
+
+async def test_a_port_that_is_taken_is_refused_and_one_that_was_left_is_not() -> None:
+    (port,) = free_ports(1)
+
+    with (
+        health.serve("127.0.0.1", port, {}),
+        pytest.raises(StartError, match=f"127.0.0.1:{port}: the port is taken. Set HEALTH_PORT"),
+        health.serve("127.0.0.1", port, {}),
+    ):
+        pass
+    with health.serve("127.0.0.1", port, {}) as url:
+        assert (await get(f"{url}/health")).status_code == 200
