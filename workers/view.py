@@ -43,15 +43,19 @@ class StoryPage(Wire):
     usage: list[UsageLine]
 
 
+def plain(value: object, keep: str = "") -> str:
+    """Its words, with a space for every character that would command a terminal."""
+    return "".join(c if c.isprintable() or c in keep else " " for c in str(value))
+
+
 def text(value: object, style: str = "") -> Text:
-    """Plain text: no markup, no control characters."""
-    said = "".join(c if c.isprintable() or c == "\n" else " " for c in str(value))
-    return Text(said, style=style, overflow="fold")
+    """Plain text: no markup, no control characters but the line's end."""
+    return Text(plain(value, keep="\n"), style=style, overflow="fold")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table of plain texts."""
-    shown = Table(title=title, title_justify="left", title_style="bold", expand=False)
+    shown = Table(title=text(title, "bold"), title_justify="left", expand=False)
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
@@ -159,7 +163,7 @@ def line(now: Snapshot) -> str:
         f"{len(council.progress.answered)}/{_seats(council)}"
         for council in now.councils
     ]
-    return f"{view.story_id}  {'  |  '.join(parts)}  |  {view.tokens_used:,} tokens"
+    return plain(f"{view.story_id}  {'  |  '.join(parts)}  |  {view.tokens_used:,} tokens")
 
 
 def _seats(council: Council) -> int:

@@ -1,0 +1,144 @@
+"""What the CLI prints: text from outside is text, never markup nor a terminal's command."""
+
+import io
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+
+from workers import view
+from workers.watch import Council, Snapshot
+from workers.why import Objection, Passed, Why
+from workflows.models import (
+    FailedAgent,
+    Finding,
+    Move,
+    Plan,
+    PlannedTask,
+    Progress,
+    StoryView,
+    TimelineEntry,
+    UsageLine,
+)
+
+OUTSIDE = st.text(max_size=40) | st.sampled_from(
+    [
+        "[bold red]x[/bold red]",
+        "[/]",
+        "\x1b[2J\x1b]0;owned\x07",
+        "\u202egnp.exe",
+        "a\nb\tc",
+        "[link=x]",
+    ]
+)
+"""What people and models write."""
+
+
+def printed(shown: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=500, force_terminal=False)
+    console.print(shown)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def a_view(said: str) -> StoryView:
+    return StoryView(
+        story_id="US-1",
+        title=said,
+        state="DRAFT",
+        pending_gate="approve_scope",
+        gate_role="PO",
+        revision="0123456789abcdef",
+        rigor="L1",
+        findings=[Finding(code="SMALL", message=said, weight=10)],
+        working_on=said,
+    )
+
+
+def everything(said: str) -> list[RenderableType]:
+    story = a_view(said)
+    council = Council(
+        task_id=said,
+        progress=Progress(
+            status="running",
+            wave=said,
+            answered=[said],
+            waiting=[said],
+            failed=[FailedAgent(agent_id=said, act="propose", cause=said)],
+        ),
+    )
+    task = PlannedTask(task_id="t1", role="DEV", title=said, description=said)
+    return [
+        view.snapshot(Snapshot(status="RUNNING", story=story, councils=[council])),
+        view.page(
+            view.StoryPage(
+                story=story,
+                moves=[Move(event=said, to="DESIGN", kind="gate", blocked_by=[said])],
+                plan=Plan(plan_id=said, story_id="US-1", tasks=[task]),
+                timeline=[TimelineEntry(at=said, event=said, actor=said, text=said)],
+                usage=[UsageLine(phase="DESIGN", role="DEV", model=said)],
+            )
+        ),
+        view.reasons(
+            [
+                Why(
+                    decision_id="d1",
+                    title=said,
+                    rationale=said,
+                    decided_at=said,
+                    critiques=[Objection(critic=said, points=[said], suggestion=said)],
+                    passed_by=[Passed(gate="approve_scope", actor=said, role="PO", comment=said)],
+                )
+            ]
+        ),
+        view.stories([view.StoryRow(story_id=said, state=said, status="RUNNING", started=said)]),
+    ]
+
+
+@given(said=OUTSIDE)
+@settings(max_examples=30, deadline=None)
+def test_whatever_it_says_it_is_printed_and_commands_no_terminal(said: str) -> None:
+    for shown in everything(said):
+        text = printed(shown)
+
+        assert text
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_markup_is_shown_as_it_was_written() -> None:
+    for shown in everything("[bold red]stop[/bold red]"):
+        assert "[bold red]stop[/bold red]" in printed(shown)
+
+
+@given(said=OUTSIDE)
+@settings(max_examples=30, deadline=None)
+def test_a_log_line_is_one_printable_line(said: str) -> None:
+    line = view.line(
+        Snapshot(status="RUNNING", story=a_view(said).model_copy(update={"pending_gate": ""}))
+    )
+
+    assert line.isprintable()
+
+
+def test_a_waiting_gate_comes_with_the_command_that_opens_it() -> None:
+    story = a_view("Undo")
+
+    assert "fleet approve US-1 approve_scope --role PO" in printed(view.story(story))
+    budget = story.model_copy(update={"pending_gate": "budget"})
+    assert "fleet raise-budget US-1 TOKENS --role PO" in printed(view.story(budget))
+
+
+def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
+    story = a_view("Undo").model_copy(update={"pending_gate": "", "tokens_used": 12_345})
+    council = Council(
+        task_id="US-1-DESIGN-1",
+        progress=Progress(status="running", wave="criticise 1", answered=["a"], waiting=["b", "c"]),
+    )
+
+    line = view.line(Snapshot(status="RUNNING", story=story, councils=[council]))
+
+    assert line == "US-1  DRAFT  |  Undo  |  US-1-DESIGN-1 criticise 1 1/3  |  12,345 tokens"
+
+
+def test_an_empty_list_says_how_to_begin() -> None:
+    assert "fleet start STORY.json" in printed(view.stories([]))
