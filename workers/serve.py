@@ -6,9 +6,11 @@ RAY_ADDRESS it puts the app on that cluster instead. In Kubernetes a RayService 
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -21,6 +23,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+    "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",  # there can be one, and it is ours
     "RAY_SERVE_LLM_ROUTER_MIN_REPLICAS": "1",
     "RAY_SERVE_LLM_ROUTER_INITIAL_REPLICAS": "1",
 }
@@ -28,6 +31,7 @@ os.environ |= {
 import ray
 import torch
 from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.llm import LLMConfig, build_openai_app
 
@@ -56,7 +60,10 @@ class ServeSettings(BaseSettings):
         8, ge=1, description="answers that the engine writes at the same time"
     )
     vllm_kv_cache_gib: float = Field(
-        2.0, gt=0, description="memory of the prefix cache without a GPU, in GiB"
+        1.0, gt=0, description="memory of the prefix cache without a GPU, in GiB"
+    )
+    vllm_threads: int | None = Field(
+        None, ge=1, description="threads of the engine without a GPU; unset: all cores but one"
     )
     vllm_gpu_memory_utilization: float = Field(
         0.85, gt=0, le=1, description="share of the GPU's memory that vLLM takes"
@@ -76,6 +83,14 @@ class ServeSettings(BaseSettings):
         return self.vllm_device == "gpu"
 
 
+class NoDownload(CallbackBase):  # type: ignore[misc]  # Ray ships no types
+    """Tells Ray that there is nothing to fetch: it would start a process only to find that out."""
+
+    async def on_before_node_init(self) -> None:
+        """Called by the engine as it starts."""
+        self.ctx.run_init_node = False
+
+
 def llm_config(settings: ServeSettings) -> LLMConfig:
     """The engine: prefix cache on, JSON without free whitespace, cached tokens reported."""
     engine: dict[str, Any] = {
@@ -88,29 +103,43 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
     }
     if settings.vllm_max_model_len:
         engine["max_model_len"] = settings.vllm_max_model_len
-    env = {}
     if settings.on_gpu:
         engine["gpu_memory_utilization"] = settings.vllm_gpu_memory_utilization
     else:
-        engine["kv_cache_memory_bytes"] = int(settings.vllm_kv_cache_gib * GiB)
-        engine["block_size"] = 32  # a shared prefix is found in steps of this many tokens
-        engine["enforce_eager"] = os.environ.get("EAGER", "1") == "1"
-        # Ray would give the engine one thread, and vLLM would pin threads to cores.
-        env = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        engine |= {
+            "kv_cache_memory_bytes": int(settings.vllm_kv_cache_gib * GiB),
+            "block_size": 32,  # a shared prefix is found in steps of this many tokens
+            # Compiling takes minutes on few cores and made a small model no faster.
+            "enforce_eager": True,
+        }
+    source = settings.vllm_model_source or settings.vllm_model
     return LLMConfig(
         model_loading_config={
             "model_id": settings.vllm_model,
-            "model_source": settings.vllm_model_source or settings.vllm_model,
+            "model_source": source,
         },
         accelerator_config={"kind": "gpu" if settings.on_gpu else "cpu"},
         engine_kwargs=engine,
-        runtime_env={"env_vars": env},
+        runtime_env=_runtime_env(settings),
+        callback_config=CallbackConfig(
+            "workers.serve.NoDownload" if Path(source).is_dir() else CallbackBase
+        ),
         deployment_config={
             "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
             "graceful_shutdown_timeout_s": 10,
         },
         log_engine_metrics=True,
     )
+
+
+def _runtime_env(settings: ServeSettings) -> dict[str, Any]:
+    """What the engine's processes start with."""
+    if settings.on_gpu:
+        return {}
+    # Ray would give the engine one thread whatever the machine has, and vLLM would pin it to a
+    # core that others use. One core is left to the processes that feed the engine.
+    threads = settings.vllm_threads or max(1, (os.cpu_count() or 1) - 1)
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}}
 
 
 def app(args: dict[str, str]) -> serve.Application:
@@ -120,7 +149,7 @@ def app(args: dict[str, str]) -> serve.Application:
         {
             "llm_configs": [llm_config(settings)],
             "ingress_deployment_config": {
-                "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}
+                "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
             },
         }
     )
@@ -129,32 +158,40 @@ def app(args: dict[str, str]) -> serve.Application:
 def main() -> int:
     """Serve until SIGTERM or SIGINT, then take everything down."""
     settings = ServeSettings()
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-
     if settings.ray_address:
         ray.init(address=settings.ray_address, log_to_driver=False)
     else:
-        ray.init(
-            address="local",
-            num_cpus=4,  # slots, not cores: the app's actors share what there is
-            object_store_memory=100 * 1024**2,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=settings.ray_temp_dir,
-            log_to_driver=True,
-        )
+        _start_ray(settings)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
+        signal.signal(number, lambda *_: ended.set())
+
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=settings.serve_host, port=settings.serve_port),
     )
-    serve.run(app({}), name=APP, route_prefix="/", blocking=False)
-    print(f"serving {settings.vllm_model}", flush=True)
+    serve.run(app({}), name=APP, route_prefix="/")
+    print(f"serving {settings.vllm_model} on port {settings.serve_port}", flush=True)
     ended.wait()
-    serve.shutdown()
+    if settings.ray_address:
+        serve.delete(APP)  # the cluster goes on; a head of our own ends at once with all it runs
     ray.shutdown()
     return 0
+
+
+def _start_ray(settings: ServeSettings) -> None:
+    """A Ray head of our own, that ends with this process."""
+    if settings.ray_temp_dir:
+        for old in Path(settings.ray_temp_dir).glob("session_*"):  # of heads that are no more
+            old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
+    ray.init(
+        address="local",
+        num_cpus=3,  # slots, not cores: two for the engine's replica, one for the API's
+        object_store_memory=100 * 1024**2,
+        include_dashboard=False,
+        _temp_dir=settings.ray_temp_dir,
+        runtime_env={"worker_process_setup_hook": "workers.loopback.bind_replicas_to_loopback"},
+    )
 
 
 if __name__ == "__main__":

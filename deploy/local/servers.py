@@ -484,6 +484,7 @@ class RayServe(Server):
             env |= {
                 "RAY_AUTH_TOKEN_PATH": str(self.home / "auth_token"),
                 "RAY_TEMP_DIR": str(short_folder(self.home / "sessions", spare=66)),
+                "RAY_COLOR_PREFIX": "0",
                 # A node that can have no others takes the loopback address for its own.
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             }

@@ -173,7 +173,8 @@ class Stack:
         states = self.supervisor.states()
         ran = self.supervisor.running() or bool(self.supervisor.stray_pids())
         by_name = {part.name: part for part in self.parts.all}
-        for names in (["workers"], ["ray"], [part.name for part in self.parts.servers]):
+        servers = [part.name for part in self.parts.servers]
+        for names in (["workers"], servers):
             going = [by_name[name] for name in names if name in states and states[name].pid]
             await asyncio.gather(*(self._take_down(part, tell) for part in going))
         await asyncio.to_thread(self.supervisor.shut_down)

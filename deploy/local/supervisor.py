@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -186,46 +186,66 @@ stdout_logfile_backups=3
 
     def stray_pids(self) -> set[int]:
         """Every process that is of this stack, whether the supervisor still knows it or not."""
-        return set(_marked(self.home))
+        seen = _Processes.seen(self.home)
+        return seen.of(seen.sessions_of_the_stack())
 
     def end_strays(self) -> list[int]:
-        """SIGKILL every process that is of this stack, the supervisor first; their ids."""
-        ended: list[int] = []
-        for _ in range(50):  # one may start another while we look
-            strays = sorted(self.stray_pids())
+        """SIGKILL every process that is of this stack; their ids."""
+        ended: set[int] = set()
+        sessions: set[int] = set()
+        for _ in range(100):  # one may start another while we look
+            seen = _Processes.seen(self.home)
+            # What is found by its session is found still when all that bore the mark are gone.
+            sessions |= seen.sessions_of_the_stack()
+            strays = seen.of(sessions)
             if not strays:
                 break
-            for pid in strays:
+            for pid in sorted(strays):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-                    ended.append(pid)
+                    ended.add(pid)
             time.sleep(0.1)
-        return sorted(set(ended))
+        return sorted(ended)
 
 
-def _marked(home: Path) -> Iterator[int]:
-    """Processes that were started by the stack in `home`: by its mark, or in a marked session.
+@dataclass(frozen=True)
+class _Processes:
+    """The machine's processes at one moment: the session of each, and which bear the mark.
 
-    A process that renames itself, as Ray's workers do, may have overwritten its own mark.
+    A process that renames itself, as Ray's workers do, may have overwritten its own mark; the
+    supervisor makes a session of its own, and all that it starts stays in it.
     """
-    mark = f"{MARK}={home}".encode()
-    sessions: dict[int, int] = {}
-    marked: set[int] = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
-        with contextlib.suppress(OSError):
-            stat: list[str] = (folder / "stat").read_text().rpartition(")")[2].split()
-            if stat[0] == "Z" or pid == os.getpid():
-                continue
-            sessions[pid] = int(stat[3])
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                marked.add(pid)
-    # Ours only where the session was made for the stack: its leader carries the mark, or has
-    # ended. A person's shell that exported the mark is neither.
-    of_the_stack = {
-        sessions[pid] for pid in marked if sessions[pid] in marked or sessions[pid] not in sessions
-    }
-    yield from (pid for pid, session in sessions.items() if session in of_the_stack)
+
+    session: Mapping[int, int]
+    marked: frozenset[int]
+
+    @classmethod
+    def seen(cls, home: Path) -> Self:
+        mark = f"{MARK}={home}".encode()
+        session: dict[int, int] = {}
+        marked: set[int] = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            pid = int(folder.name)
+            with contextlib.suppress(OSError):
+                stat: list[str] = (folder / "stat").read_text().rpartition(")")[2].split()
+                if stat[0] == "Z" or pid == os.getpid():
+                    continue
+                session[pid] = int(stat[3])
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    marked.add(pid)
+        return cls(session, frozenset(marked))
+
+    def sessions_of_the_stack(self) -> set[int]:
+        """Those whose leader bears the mark or has ended: a person's own shell does neither."""
+        return {
+            self.session[pid]
+            for pid in self.marked
+            if self.session[pid] in self.marked or self.session[pid] not in self.session
+        }
+
+    def of(self, sessions: set[int]) -> set[int]:
+        """The processes in `sessions`."""
+        return {pid for pid, session in self.session.items() if session in sessions}
 
 
 @contextlib.contextmanager
