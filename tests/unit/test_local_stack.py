@@ -1,0 +1,243 @@
+"""The local stack without its servers: settings, parts, ports, credentials, configuration."""
+
+import configparser
+import socket
+import stat
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from dotenv import dotenv_values
+
+from deploy.local.parts import Elsewhere, parts
+from deploy.local.ports import who_takes
+from deploy.local.servers import (
+    Command,
+    Server,
+    ServerNotReady,
+    credential,
+    short_folder,
+    until_ready,
+)
+from deploy.local.settings import InvalidStackSettings, StackSettings
+from deploy.local.stack import PortsTaken, Stack, StillRunning
+from deploy.local.supervisor import MARK, Supervisor
+
+ADDRESSES = ("TEMPORAL_ADDRESS", "NATS_URL", "NEO4J_URI", "REDIS_HOST", "VLLM_URL", "RAY_ADDRESS")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (*ADDRESSES, "NATS_PORT", "VLLM_MODEL", "FLEET_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLEET_HOME", str(tmp_path / "fleet"))
+
+
+def permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_credential_is_made_once_and_is_its_owners_only(tmp_path: Path) -> None:
+    first = credential(tmp_path / "nats" / "password")
+
+    again = credential(tmp_path / "nats" / "password")
+
+    assert again == first
+    assert len(first) >= 32
+    assert permissions(tmp_path / "nats" / "password") == 0o600
+
+
+def test_two_stacks_have_different_credentials(tmp_path: Path) -> None:
+    one = parts(StackSettings.load(home=tmp_path / "one")).env
+    two = parts(StackSettings.load(home=tmp_path / "two")).env
+
+    for name in ("NATS_PASSWORD", "NEO4J_PASSWORD", "REDIS_PASSWORD"):
+        assert one[name] != two[name]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("TEMPORAL_ADDRESS", "temporal.example:7233", "temporal"),
+        ("NATS_URL", "nats://nats.example:4222", "nats"),
+        ("NEO4J_URI", "neo4j://graph.example:7687", "neo4j"),
+        ("REDIS_HOST", "valkey.example", "valkey"),
+        ("VLLM_URL", "http://llm.example:8000/v1", "ray"),
+    ],
+)
+def test_a_server_at_a_given_address_is_used_and_not_started(
+    variable: str, value: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    found = parts(StackSettings.load())
+
+    elsewhere = [one.name for one in found.all if isinstance(one.server, Elsewhere)]
+    assert elsewhere == [part]
+    assert found.env[variable] == value
+
+
+def test_free_ports_are_kept_for_the_next_start(tmp_path: Path) -> None:
+    first = StackSettings.load(home=tmp_path, pick_free_ports=True)
+
+    again = StackSettings.load(home=tmp_path)
+
+    assert again.nats_port == first.nats_port != 4222
+    assert again.temporal_port == first.temporal_port != 7233
+
+
+def test_a_port_in_the_environment_wins_over_a_kept_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StackSettings.load(home=tmp_path, pick_free_ports=True)
+    monkeypatch.setenv("NATS_PORT", "14222")
+
+    assert StackSettings.load(home=tmp_path).nats_port == 14222
+
+
+def test_a_port_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_PORT", "70000")
+
+    with pytest.raises(InvalidStackSettings, match=r"NATS_PORT: .*65535"):
+        StackSettings.load()
+
+
+def test_a_taken_port_is_reported_with_its_owner() -> None:
+    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); "
+    listen += "print(s.getsockname()[1], flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        port = int(owner.stdout.readline())
+
+        taken = who_takes(port)
+
+        owner.kill()
+    assert taken is not None
+    assert taken.pid == owner.pid
+    assert "socket.create_server" in str(taken)
+
+
+async def test_a_stack_whose_port_is_taken_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        monkeypatch.setenv("NATS_PORT", str(port))
+        stack = Stack(
+            StackSettings.load(), without=("temporal", "valkey", "neo4j", "ray", "workers")
+        )
+
+        with pytest.raises(PortsTaken, match=rf"nats \(clients\): port {port} .* process \d+"):
+            await stack.up()
+
+    assert not stack.supervisor.running()
+    assert not stack.supervisor.conf.exists()
+
+
+def test_a_free_port_has_no_owner() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+
+    assert who_takes(port) is None
+
+
+class Never(Server):
+    name: ClassVar[str] = "never"
+    ports: ClassVar[dict[str, int]] = {}
+
+    def prepare(self) -> Command:
+        raise NotImplementedError
+
+    async def check(self) -> None:
+        raise ConnectionRefusedError("nobody there")
+
+
+async def test_a_server_that_is_not_ready_in_time_names_its_log(tmp_path: Path) -> None:
+    with pytest.raises(ServerNotReady, match=r"never is not ready: .*nobody there.*never\.log"):
+        await until_ready(Never(), deadline=timedelta(0), log=tmp_path / "never.log")
+
+
+async def test_a_server_whose_process_ended_is_not_waited_for() -> None:
+    with pytest.raises(ServerNotReady, match="its process ended"):
+        await until_ready(Never(), deadline=timedelta(hours=1), alive=lambda: False)
+
+
+def test_the_supervisors_configuration_is_private_and_marks_what_it_starts(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "100% fleet"
+    supervisor = Supervisor(home)
+
+    supervisor.configure(
+        part for part in parts(StackSettings.load(home=home)).all if part.name in ("nats", "valkey")
+    )
+
+    conf = configparser.RawConfigParser()
+    conf.read(supervisor.conf)
+    assert permissions(supervisor.conf) == 0o600
+    assert conf["supervisord"]["environment"].startswith(f'{MARK}="{str(home).replace("%", "%%")}"')
+    assert {"program:nats", "program:valkey"} <= set(conf.sections())
+    assert all(conf[f"program:{name}"]["autorestart"] == "true" for name in ("nats", "valkey"))
+
+
+def test_every_part_listens_on_loopback_only(tmp_path: Path) -> None:
+    found = parts(StackSettings.load(home=tmp_path))
+
+    for part in found.servers:
+        if part.name in ("nats", "valkey"):
+            part.server.prepare()
+    configuration = [
+        (tmp_path / "data" / "nats" / "nats.conf").read_text(),
+        (tmp_path / "data" / "valkey" / "valkey.conf").read_text(),
+    ]
+
+    assert 'listen: "127.0.0.1:4222"' in configuration[0]
+    assert "bind 127.0.0.1\n" in configuration[1]
+    assert "0.0.0.0" not in "".join(configuration)
+
+
+def test_a_password_with_odd_characters_is_read_back_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploy.local.stack import _as_lines
+
+    odd = "a'b\"c #d\\e$f g"
+
+    (tmp_path / "env").write_text(_as_lines({"NATS_PASSWORD": odd}))
+
+    assert dotenv_values(tmp_path / "env", interpolate=False) == {"NATS_PASSWORD": odd}
+
+
+def test_sockets_get_a_short_folder_when_the_stacks_own_is_deep(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 90)
+
+    folder = short_folder(deep, spare=20)
+
+    assert len(str(folder)) + 20 <= 100
+    assert permissions(folder) == 0o700
+    assert short_folder(deep, spare=20) == folder
+    folder.rmdir()
+
+
+def test_clean_removes_what_was_stored_and_keeps_what_was_installed(tmp_path: Path) -> None:
+    (tmp_path / "setup").mkdir()
+    (tmp_path / "data" / "nats").mkdir(parents=True)
+    (tmp_path / "env").write_text("")
+
+    Stack(StackSettings.load(home=tmp_path)).clean()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["setup"]
+
+
+def test_clean_refuses_while_a_process_of_the_stack_lives(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        ["sleep", "60"], env={MARK: str(tmp_path), "PATH": "/usr/bin:/bin"}, start_new_session=True
+    ) as process:
+        stack = Stack(StackSettings.load(home=tmp_path))
+
+        with pytest.raises(StillRunning, match="stop it first"):
+            stack.clean()
+
+        assert stack.kill() == [process.pid]
+    assert process.returncode == -9
