@@ -38,6 +38,9 @@ from ray.serve.llm import LLMConfig, build_openai_app
 APP = "agents"
 GiB = 1024**3
 
+CPU_MAX_MODEL_LEN = 2048
+"""Tokens. The agents size their answers by the window: a longer one only takes longer here."""
+
 
 class ServeSettings(BaseSettings):
     """What is served, and with how much of the machine."""
@@ -54,7 +57,10 @@ class ServeSettings(BaseSettings):
         "auto", description="`gpu` where CUDA answers, else `cpu`"
     )
     vllm_max_model_len: int | None = Field(
-        None, ge=512, description="longest prompt with its answer, in tokens; unset: the model's"
+        None,
+        ge=512,
+        description="longest prompt with its answer, in tokens; unset: 2,048 on the CPU, the "
+        "model's own on a GPU",
     )
     vllm_max_num_seqs: int = Field(
         8, ge=1, description="answers that the engine writes at the same time"
@@ -101,8 +107,8 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
         # A small model that may choose its whitespace pads until it runs out of tokens.
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
-    if settings.vllm_max_model_len:
-        engine["max_model_len"] = settings.vllm_max_model_len
+    if longest := settings.vllm_max_model_len or (None if settings.on_gpu else CPU_MAX_MODEL_LEN):
+        engine["max_model_len"] = longest
     if settings.on_gpu:
         engine["gpu_memory_utilization"] = settings.vllm_gpu_memory_utilization
     else:

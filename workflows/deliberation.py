@@ -563,7 +563,7 @@ class DeliberationWorkflow:
         info = workflow.info()
         return [
             RankedProposal(
-                proposal_id=f"{info.workflow_id}-{info.run_id[:8]}-{candidate.agent_id}",
+                proposal_id=f"{info.workflow_id}-{info.run_id[-8:]}-{candidate.agent_id}",
                 agent_id=candidate.agent_id,
                 role=self.input.role,
                 proposal=seats[candidate.agent_id].proposal,
@@ -582,7 +582,7 @@ class DeliberationWorkflow:
         ]
 
     def recorded_decisions(self, winner: Proposal) -> list[RecordedDecision]:
-        task, run = self.input, workflow.info().run_id[:8]
+        task, run = self.input, workflow.info().run_id[-8:]
         return [
             RecordedDecision(
                 id=f"{task.task_id}-{run}-d{number}",

@@ -629,7 +629,7 @@ class StoryWorkflow:
 
     def pass_gate(self, transition: Transition, request: Approve) -> None:
         """Record who approved what; move when no human guard is left."""
-        story, run = self.story, workflow.info().run_id[:8]
+        story, run = self.story, workflow.info().run_id[-8:]
         approval_id = f"{story.story_id}-{request.gate}-{story.visit}-{request.role}-{run}"
         revision = story.revision
         self.emit(
@@ -730,7 +730,7 @@ class StoryWorkflow:
         )
 
     def milestone(self, event_type: str, description: str) -> None:
-        run, position = workflow.info().run_id[:8], self.outbox.state.end
+        run, position = workflow.info().run_id[-8:], self.outbox.state.end
         self.emit(
             ContextMilestoneReached(
                 milestone_id=f"{self.story.story_id}-m{position}-{run}",
