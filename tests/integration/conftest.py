@@ -23,6 +23,7 @@ from activities.graph import Graph
 from activities.migrations import migrate
 from bridge.streams import STREAMS
 from tests.conftest import RunningServer, Servers
+from tests.integration.stories import batch, deliberation, new_story, one_of_each
 from tests.llm_server import LlmServer
 from workers.clients.nats import open_nats
 from workers.settings import ROOT, Settings
@@ -87,9 +88,16 @@ async def client(valkey: RunningServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture(scope="session")
-def graph(driver: AsyncDriver, client: Redis) -> Graph:
+async def graph(driver: AsyncDriver, client: Redis) -> Graph:
     """The activities that read and write the graph, with the configuration that ships."""
-    return Graph(driver, Cache(client), load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"))
+    graph = Graph(driver, Cache(client), load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"))
+    # A server that has just started plans each statement at its first use, which takes longer than
+    # the statement: here, one transaction each, and not in a test.
+    story = new_story()
+    for number, body in enumerate(one_of_each(story)):
+        await graph.record(batch(story, body, first=number))
+    await graph.record_deliberation(deliberation(story))
+    return graph
 
 
 # --- worker processes -----------------------------------------------------------------------------
