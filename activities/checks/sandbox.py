@@ -118,7 +118,7 @@ class Sandbox:
             self._bwrap,
             *(as_root if root else as_user),
             *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
-            *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv"),
+            *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
             *self._view(visible),
             *("--chdir", "/tmp", "--"),  # noqa: S108  the sandbox's own
@@ -208,7 +208,7 @@ async def _started(
             stderr=asyncio.subprocess.STDOUT,
             pass_fds=fds,
             start_new_session=True,
-            env={"PATH": os.defpath},  # bwrap clears it
+            env={"PATH": os.defpath},
         )
     except OSError as error:
         raise CannotRun(f"{command[0]} cannot be started ({error.strerror}); install it") from error
