@@ -31,8 +31,8 @@ status: ## what runs, where, and whether it is healthy
 logs: ## follow the logs of all parts
 	@$(BIN)/python -m deploy.local logs --follow
 
-clean: ## remove what the stack stored, its logs and credentials
-	@$(BIN)/python -m deploy.local clean
+clean: ## remove what the stack stored, its logs and credentials (YES=1: without asking)
+	@$(BIN)/python -m deploy.local clean $(if $(YES),--yes)
 
 format: ## put the code in shape
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

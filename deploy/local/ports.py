@@ -1,11 +1,17 @@
-"""Which port is taken, and by whom."""
+"""Which port is taken, and by whom: read from /proc, so that no other program is needed."""
 
 import contextlib
+import ipaddress
 import socket
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from deploy.local.servers import LOOPBACK
+
+LISTENING = "0A"  # TCP_LISTEN, as /proc/net/tcp writes it
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,21 @@ class TakenPort:
         return f"port {self.port} is taken by process {self.pid}: {self.command}"
 
 
+@dataclass(frozen=True)
+class Listener:
+    """An open door: the address and port that one process listens on."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    inode: str
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can come in."""
+        mapped = self.address.ipv4_mapped if isinstance(self.address, IPv6Address) else None
+        return (mapped or self.address).is_loopback
+
+
 def who_takes(port: int) -> TakenPort | None:
     """The process that listens on `port`; None when it is free."""
     with socket.socket() as probe:
@@ -31,30 +52,44 @@ def who_takes(port: int) -> TakenPort | None:
             return None
         except OSError:
             pass
-    inodes = _listening(port)
+    inodes = {listener.inode for listener in _listeners() if listener.port == port}
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if any(_inode(link) in inodes for link in (folder / "fd").iterdir()):
+        if inodes & set(_sockets(folder)):
+            with contextlib.suppress(OSError):
                 argv = (folder / "cmdline").read_bytes().split(b"\0")
                 command = b" ".join(argv).decode(errors="replace").strip()
                 return TakenPort(port, int(folder.name), command[:160])
     return TakenPort(port, None, "")
 
 
-def _listening(port: int) -> set[str]:
-    found: set[str] = set()
+def listeners_of(pids: Iterable[int]) -> list[Listener]:
+    """Everything that these processes listen on."""
+    inodes = {inode for pid in pids for inode in _sockets(Path("/proc", str(pid)))}
+    return [listener for listener in _listeners() if listener.inode in inodes]
+
+
+def _listeners() -> Iterator[Listener]:
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path("/proc/net", table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    found.add(fields[9])
-    return found
+                if fields[3] == LISTENING:
+                    address, port = fields[1].split(":")
+                    yield Listener(_address(address), int(port, 16), fields[9])
 
 
-def _inode(link: Path) -> str:
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """The kernel writes 32-bit words in the machine's byte order."""
+    words = [bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8)]
+    if sys.byteorder == "little":
+        words = [word[::-1] for word in words]
+    return ipaddress.ip_address(b"".join(words))
+
+
+def _sockets(process: Path) -> Iterator[str]:
     with contextlib.suppress(OSError):
-        target = str(link.readlink())
-        if target.startswith("socket:["):
-            return target[8:-1]
-    return ""
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(link.readlink())
+                if target.startswith("socket:["):
+                    yield target[8:-1]

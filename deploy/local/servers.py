@@ -460,6 +460,11 @@ class RayServe(Server):
         return f"http://{LOOPBACK}:{self.port}/v1"
 
     @property
+    def sessions(self) -> Path:
+        """Where Ray keeps its sockets and its own logs, one folder for each start."""
+        return short_folder(self.home / "sessions", spare=66)
+
+    @property
     def ports(self) -> Mapping[str, int]:
         """The API's port; Ray's own are free ones that it picks."""
         return {"API": self.port}
@@ -483,7 +488,7 @@ class RayServe(Server):
             credential(self.home / "auth_token")
             env |= {
                 "RAY_AUTH_TOKEN_PATH": str(self.home / "auth_token"),
-                "RAY_TEMP_DIR": str(short_folder(self.home / "sessions", spare=66)),
+                "RAY_TEMP_DIR": str(self.sessions),
                 "RAY_COLOR_PREFIX": "0",
                 # A node that can have no others takes the loopback address for its own.
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -23,9 +23,9 @@ from typing import Literal
 from deploy.local.parts import Part, Parts, parts
 from deploy.local.ports import who_takes
 from deploy.local.servers import (
+    RayServe,
     ServerNotReady,
     Temporal,
-    short_folder,
     until_ready,
     write_private,
 )
@@ -179,7 +179,12 @@ class Stack:
             await asyncio.gather(*(self._take_down(part, tell) for part in going))
         await asyncio.to_thread(self.supervisor.shut_down)
         await asyncio.to_thread(self.supervisor.end_strays)
+        shutil.rmtree(self._ray_sessions, ignore_errors=True)  # sockets, and copies of its log
         return ran
+
+    @property
+    def _ray_sessions(self) -> Path:
+        return RayServe(self.home / "ray").sessions
 
     async def _take_down(self, part: Part, tell: Tell) -> None:
         began = time.monotonic()
@@ -244,13 +249,12 @@ class Stack:
         """
         if self.supervisor.running() or self.supervisor.stray_pids():
             raise StillRunning("the stack runs: stop it first (make stop)")
-        sessions = short_folder(self.home / "ray" / "sessions", spare=66)
         removed = [
             path
             for path in (
                 *(self.home / name for name in ("data", "ray", "supervisor", "logs")),
                 *(self.home / name for name in ("env", "ports.json")),
-                sessions,
+                self._ray_sessions,
             )
             if path.exists()
         ]
