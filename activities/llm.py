@@ -113,7 +113,7 @@ async def stream_reply(
                         text.append(choice.delta.content)
                         on_token()
     except (APIError, json.JSONDecodeError) as error:
-        raise failure(client, error) from error
+        raise failure(client, error) from None  # its words are in the failure; a chain is too long
     if finish_reason is None:
         raise ApplicationError(
             f"{_place(client)} ended the stream before its answer was finished",
@@ -156,9 +156,9 @@ async def model_window(client: AsyncOpenAI, model: str) -> int:
         response = await client.models.with_raw_response.list()
         served = _ModelList.model_validate_json(response.content).data
     except APIError as error:
-        raise failure(client, error) from error
-    except ValidationError as error:
-        raise _protocol(client, "answered /models with something else than models") from error
+        raise failure(client, error) from None  # its words are in the failure; a chain is too long
+    except ValidationError:
+        raise _protocol(client, "answered /models with something else than models") from None
     for candidate in served:
         if candidate.id == model:
             return candidate.window

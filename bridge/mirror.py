@@ -78,7 +78,7 @@ class Mirror(MirrorStub):
                 headers=self.headers(entry),
             )
         except Exception as error:
-            raise refusal(entry, error) from error
+            raise refusal(entry, error) from None  # told in full; Temporal cuts long chains
         if ack.stream != stream.name:
             raise ApplicationError(
                 f"{_named(entry)}: stored in {ack.stream} and not in {stream.name}",
