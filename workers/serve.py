@@ -115,6 +115,9 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
         engine |= {
             "kv_cache_memory_bytes": int(settings.vllm_kv_cache_gib * GiB),
             "block_size": 32,  # a shared prefix is found in steps of this many tokens
+            # A prompt read in several steps ends a CPU engine when its call has a seed: vLLM then
+            # rewinds a generator that cannot be rewound ("CPU Generator does not use offset").
+            "enable_chunked_prefill": False,
             # Compiling takes minutes on few cores and made a small model no faster.
             "enforce_eager": True,
         }
