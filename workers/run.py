@@ -2,11 +2,14 @@
 
 import asyncio
 import signal
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from temporalio.client import Plugin
+from temporalio.runtime import Runtime
 from temporalio.worker import Worker
 
 from workers import health, telemetry
@@ -22,16 +25,27 @@ ALL = "all"
 log = structlog.stdlib.get_logger(__name__)
 
 
-async def run(name: str, settings: Settings) -> None:
-    """Open, check and prepare everything, then run the workers of process `name`.
+@dataclass(frozen=True)
+class Ready:
+    """Workers that may run, the checks of all they need, and the error of what is lost."""
+
+    workers: Sequence[Worker]
+    checks: Mapping[str, Check]
+    lost: asyncio.Future[None]
+
+
+@asynccontextmanager
+async def ready(
+    name: str,
+    settings: Settings,
+    runtime: Runtime | None = None,
+    plugins: Sequence[Plugin] = (),
+) -> AsyncIterator[Ready]:
+    """Open, check and prepare everything that the process `name` needs.
 
     Raises:
         StartError: something outside is wrong; nothing runs then.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runtime, plugins = telemetry.start(settings, name)
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
         temporal = await open_temporal(settings, data_converter(valkey), runtime, plugins)
@@ -39,18 +53,31 @@ async def run(name: str, settings: Settings) -> None:
         names = list(PROCESSES) if name == ALL else [name]
         running = [await opened.enter_async_context(load_process(each)(base)) for each in names]
         workers = [each.worker for each in running]
-
         checks: dict[str, Check] = {**base.checks, "workers": all_run(workers)}
         for each in running:
             checks |= each.checks
-        opened.enter_context(
-            health.serve(settings.health_host, settings.health_port, checks)
+        yield Ready(workers, checks, base.lost)
+
+
+async def run(name: str, settings: Settings) -> None:
+    """Run the workers of the process `name` until SIGTERM or SIGINT, then drain them.
+
+    Raises:
+        StartError: as `ready`, or a connection is lost for good.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runtime, plugins = telemetry.start(settings, name)
+    async with ready(name, settings, runtime, plugins) as process:
+        with (
+            health.serve(settings.health_host, settings.health_port, process.checks)
             if settings.health_port
             else nullcontext()
-        )
-        log.info("workers run", queues=[worker.task_queue for worker in workers])
-        await run_until(workers, stop, base.lost)
-        log.info("workers stopped")
+        ):
+            log.info("workers run", queues=[worker.task_queue for worker in process.workers])
+            await run_until(process.workers, stop, process.lost)
+            log.info("workers stopped")
 
 
 async def run_until(

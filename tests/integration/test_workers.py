@@ -24,8 +24,9 @@ from deploy.local.servers import Nats as NatsServer
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, launch, running
 from tests.llm_server import LlmServer
+from workers.clients import StartError
 from workers.processes.story import story_worker
-from workers.run import run_until
+from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models import DeliberationInput, deliberation_workflow_id
@@ -38,16 +39,16 @@ REFUSES_WITHIN_S = 60
 
 
 async def refusal(name: str, environment: Environment) -> str:
-    """The one line on stderr of a process that does not start; it exits 1, without a traceback."""
-    process = await launch(name, environment)
-    try:
-        _, stderr = await asyncio.wait_for(process.communicate(), REFUSES_WITHIN_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode == 1, stderr.decode()
-    (line,) = stderr.decode().splitlines()
-    return line
+    """The line that the process would end with; nothing of it runs."""
+    values = {name.lower(): value for name, value in environment.items()}
+    settings = Settings.model_validate(
+        {k: v for k, v in values.items() if k in Settings.model_fields}
+    )
+    with pytest.raises(StartError) as refused:
+        async with asyncio.timeout(REFUSES_WITHIN_S), ready(name, settings):
+            pass
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 # --- refusing to start ----------------------------------------------------------------------------
@@ -57,6 +58,29 @@ async def refusal(name: str, environment: Environment) -> str:
     ("process", "wrong", "words"),
     [
         ("story", {"TEMPORAL_ADDRESS": NOWHERE}, f"Temporal at {NOWHERE} is not reachable"),
+        ("agents", {"REDIS_PORT": "x"}, "REDIS_PORT (port of Valkey): must be a valid integer"),
+    ],
+)
+async def test_a_process_that_cannot_start_exits_1_with_one_line_and_no_traceback(
+    environment: Environment, process: str, wrong: Environment, words: str
+) -> None:
+    started = await launch(process, environment | wrong)
+
+    try:
+        stdout, stderr = await asyncio.wait_for(started.communicate(), REFUSES_WITHIN_S)
+    finally:
+        if started.returncode is None:
+            started.kill()
+
+    assert started.returncode == 1
+    (line,) = stderr.decode().splitlines()
+    assert words in line
+    assert "Traceback" not in stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("process", "wrong", "words"),
+    [
         ("story", {"TEMPORAL_NAMESPACE": "nope"}, "has no namespace nope. Set TEMPORAL_NAMESPACE"),
         ("story", {"REDIS_PORT": "1"}, "Valkey at 127.0.0.1:1 is not reachable"),
         ("story", {"REDIS_PASSWORD": "wrong"}, "does not let us in. Mend REDIS_PASSWORD"),
@@ -67,11 +91,10 @@ async def refusal(name: str, environment: Environment) -> str:
         ("context", {"NEO4J_PASSWORD": "wrong"}, "does not let us in. Mend NEO4J_USER and NEO4J_P"),
         ("agents", {"VLLM_URL": f"http://{NOWHERE}/v1"}, "is not reachable. Start it (loading a"),
         ("agents", {"VLLM_MODEL": "gpt"}, "does not serve the model gpt, but test-model. Mend"),
-        ("agents", {"REDIS_PORT": "x"}, "REDIS_PORT (port of Valkey): must be a valid integer"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-async def test_a_process_with_a_wrong_setting_exits_1_with_one_line(
+async def test_a_process_with_a_wrong_setting_is_refused_with_where_and_what_to_do(
     environment: Environment, process: str, wrong: Environment, words: str
 ) -> None:
     line = await refusal(process, environment | wrong)
@@ -100,16 +123,6 @@ async def test_a_memory_stream_stops_the_bridge(
 
     assert "Stream CONTEXT would lose events: its storage is memory, and must be file" in line
     assert "`nats stream rm CONTEXT`" in line
-
-
-async def test_a_taken_health_port_is_refused(environment: Environment) -> None:
-    (port,) = free_ports(1)
-    taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
-
-    line = await refusal("story", environment | {"HEALTH_PORT": str(port)})
-
-    assert f"cannot listen on 127.0.0.1:{port}: the port is taken. Set HEALTH_PORT" in line
-    taken.close()
 
 
 @pytest.mark.parametrize(
@@ -182,22 +195,16 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
     ).items()
 
 
-async def test_replicas_may_start_at_once(
+async def test_replicas_may_start_at_once_and_each_ends_on_ctrl_c(
     environment: Environment, jetstream: JetStreamContext
 ) -> None:
-    async with (
-        running("bridge", environment),
-        asyncio.TaskGroup() as group,
-    ):
-        for _ in range(2):
-            group.create_task(starts_and_drains("all", environment))
+    async def starts_and_ends() -> int:
+        async with running("bridge", environment) as log:
+            log.process.send_signal(signal.SIGINT)
+            await log.until("workers stopped")
+            return await log.process.wait()
 
-
-async def starts_and_drains(name: str, environment: Environment) -> None:
-    async with running(name, environment) as log:
-        log.process.send_signal(signal.SIGTERM)
-        await log.until("workers stopped")
-        assert await log.process.wait() == 0
+    assert await asyncio.gather(*(starts_and_ends() for _ in range(3))) == [0, 0, 0]
 
 
 async def test_health_tells_which_server_is_away_and_recovers(
@@ -217,9 +224,8 @@ async def test_health_tells_which_server_is_away_and_recovers(
         assert log.process.returncode is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_a_running_call_finish(
-    environment: Environment, servers: Servers, number: signal.Signals
+    environment: Environment, servers: Servers
 ) -> None:
     client = await Client.connect(servers.temporal.address, data_converter=pydantic_data_converter)
     async with LlmServer(delay_ms=2_000) as slow:
@@ -233,7 +239,7 @@ async def test_a_signal_lets_a_running_call_finish(
             )
             await until(lambda: len(slow.calls) == 3)
 
-            log.process.send_signal(number)
+            log.process.send_signal(signal.SIGTERM)
             await log.until("workers stopped")
 
             assert await log.process.wait() == 0

@@ -1,6 +1,7 @@
 """Temporal, and the namespace in it."""
 
 import asyncio
+from collections.abc import Sequence
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, Plugin
@@ -16,7 +17,7 @@ async def open_temporal(
     settings: Settings,
     converter: DataConverter,
     runtime: Runtime | None = None,
-    plugins: list[Plugin] | None = None,
+    plugins: Sequence[Plugin] = (),
 ) -> Client:
     """Connect, and see that the namespace is there.
 
@@ -33,7 +34,7 @@ async def open_temporal(
                 tls=_temporal_tls(settings),
                 data_converter=converter,
                 runtime=runtime,
-                plugins=plugins or [],
+                plugins=plugins,
             )
             await client.workflow_service.describe_namespace(
                 DescribeNamespaceRequest(namespace=settings.temporal_namespace)

@@ -13,6 +13,7 @@ from temporalio.worker import Worker
 from activities.cache import Cache
 from activities.context import load_scopes
 from activities.graph import Graph, seed_councils
+from activities.graph.councils import load_councils
 from activities.migrations import migrate
 from activities.planning import InvalidConfig, Planning, load_config
 from workers.clients import StartError, place, words
@@ -49,17 +50,20 @@ def context_worker(
 @asynccontextmanager
 async def process(base: Base) -> AsyncIterator[Running]:
     """Bring the graph's schema and councils up to date, then run."""
+    config = base.settings.fleet_config
+    with valid_config(InvalidConfig):
+        load_config(config)
+        load_councils(config / "councils.yaml")
     async with open_neo4j(base.settings) as driver:
-        with valid_config(InvalidConfig):
-            load_config(base.settings.fleet_config)
+        with valid_config():
             worker = context_worker(base.temporal, base.settings, driver, base.valkey)
-            try:
-                versions = await migrate(driver)
-                await seed_councils(driver, base.settings.fleet_config / "councils.yaml")
-            except (Neo4jError, DriverError) as error:
-                raise StartError(
-                    f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
-                    f"{words(error)}. Mend what it names, then start again"
-                ) from error
+        try:
+            versions = await migrate(driver)
+            await seed_councils(driver, config / "councils.yaml")
+        except (Neo4jError, DriverError) as error:
+            raise StartError(
+                f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
+                f"{words(error)}. Mend what it names, then start again"
+            ) from error
         log.info("graph is up to date", migrations=versions)
         yield Running(worker, {"neo4j": driver.verify_connectivity})
