@@ -9,7 +9,12 @@ from typing import Any, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    FailureError,
+    is_cancelled_exception,
+)
 
 from workflows.deliberation import (
     DeliberationWorkflow,
@@ -115,8 +120,9 @@ class StoryWorkflow:
                 if self.outgrown():
                     await workflow.wait_condition(workflow.all_handlers_finished)
                     self.continue_as_new(input)
-        except asyncio.CancelledError:
-            self.cancelled()
+        except (asyncio.CancelledError, ActivityError) as error:
+            if is_cancelled_exception(error):
+                self.cancelled()
             await self.outbox.drained()
             raise
         await self.outbox.drained()
@@ -284,7 +290,7 @@ class StoryWorkflow:
     @workflow.query
     def transitions(self) -> list[Move]:
         """What may happen now, and what blocks it."""
-        return self.story.moves() if self.story.state else []
+        return self.story.moves()
 
     @workflow.query
     def plan(self) -> Plan | None:

@@ -178,6 +178,8 @@ class Story(BaseModel):
 
     def moves(self) -> list[Move]:
         """What may happen now, and what blocks it, in words that say why."""
+        if self.process is None:
+            return []
         why = self.reasons()
         return [
             move.model_copy(

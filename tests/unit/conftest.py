@@ -111,6 +111,7 @@ class World:
     bus_open: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared: NATS is away."""
     graph_open: asyncio.Event = field(default_factory=asyncio.Event)
+    config_open: asyncio.Event = field(default_factory=asyncio.Event)
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
     """Act -> an event that its calls wait for."""
 
@@ -124,6 +125,7 @@ class World:
     def __post_init__(self) -> None:
         self.bus_open.set()
         self.graph_open.set()
+        self.config_open.set()
 
     def subjects(self, story_id: str | None = None) -> list[str]:
         return [e.subject for e in self.published if story_id in (None, e.story_id)]
@@ -271,6 +273,7 @@ class InstantGraph(InWorld, GraphStub):
 class InstantPlanning(InWorld, PlanningStub):
     @activity.defn
     async def load_process(self, level: str) -> Process:
+        await self.world.config_open.wait()
         levels = rigor.parse_rigor(yaml.safe_load((CONFIG / "rigor.yaml").read_text()))
         return Process(
             machine=fsm.parse_machine(self.world.machine), rigor=levels[level], version="test"
@@ -339,6 +342,7 @@ def world() -> Iterator[World]:
     # Whatever the test left waiting goes on and ends.
     world.bus_open.set()
     world.graph_open.set()
+    world.config_open.set()
     for held in world.hold.values():
         held.set()
 

@@ -394,6 +394,39 @@ async def test_cancelling_stops_the_deliberation_and_is_mirrored(
     assert "orchestration.deliberation.failed" in mine
 
 
+async def test_a_story_cancelled_before_its_process_is_read_ends_cancelled(
+    start_story: StartStory, world: World
+) -> None:
+    world.config_open.clear()
+    story = await start_story()
+    async with asyncio.timeout(20):
+        while not (await story.handle.describe()).raw_description.pending_activities:
+            await asyncio.sleep(0.05)
+
+    await story.handle.cancel()
+    with pytest.raises(WorkflowFailureError) as failed:
+        await story.handle.result()
+
+    assert isinstance(failed.value.cause, CancelledError)
+    assert world.subjects() == ["planning.story.cancelled"]
+
+
+async def test_an_update_that_comes_before_the_process_is_read_waits_and_is_judged(
+    start_story: StartStory, world: World
+) -> None:
+    world.config_open.clear()
+    story = await start_story()
+    early = asyncio.create_task(story.approve("docs_ready"))
+    async with asyncio.timeout(20):
+        while not (await story.handle.describe()).raw_description.pending_activities:
+            await asyncio.sleep(0.05)
+
+    world.config_open.set()
+
+    with refused("GateNotOpen", "docs_ready"):
+        await early
+
+
 async def test_a_spent_budget_opens_its_gate_and_a_po_raises_it(
     start_story: StartStory, world: World
 ) -> None:
