@@ -29,7 +29,7 @@ from workflows.stubs import CheckStub
 POLICY_FILE = "policy.yaml"
 CHECKS_FILE = "checks.yaml"
 
-MAX_CHARACTERS = 200_000
+MAX_CHARACTERS = 100_000
 """Of a proposal's texts together: more is not read, and reported as not checked."""
 
 MAX_BLOCKS = 200
@@ -82,9 +82,10 @@ class Checks(CheckStub):
 
     def _read(self, texts: dict[str, str]) -> tuple[Check, list[Block]]:
         """The policy check of all texts, and the content's code blocks."""
+        blocks = {part: code_blocks(text) for part, text in texts.items()}
         findings, blocking, warnings = [], 0, 0
         for part, text in texts.items():
-            for each in self._policy.violations(text, code_blocks(text)):
+            for each in self._policy.violations(text, blocks[part]):
                 blocking += each.severity == "blocking"
                 warnings += each.severity == "warning"
                 findings.append(f"{each.severity} {each.rule}: {part} {each.line}: {each.reason}")
@@ -97,7 +98,7 @@ class Checks(CheckStub):
             errors=blocking,
             warnings=warnings,
         )
-        return check, code_blocks(texts["content line"])
+        return check, blocks["content line"]
 
     async def _lint(self, blocks: Sequence[Block]) -> Check:
         known = [block for block in blocks if block.language in LANGUAGES]

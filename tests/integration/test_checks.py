@@ -46,7 +46,7 @@ weights: {policy: 0.4}
 def environment() -> ActivityEnvironment:
     environment = ActivityEnvironment()
     environment.info = dataclasses.replace(
-        environment.info, heartbeat_timeout=timedelta(milliseconds=300)
+        environment.info, heartbeat_timeout=timedelta(milliseconds=60)
     )
     return environment
 
@@ -210,7 +210,7 @@ async def test_what_is_too_large_to_read_is_not_checked(environment: ActivityEnv
     report = await report_on(environment, "x" * (MAX_CHARACTERS + 1))
 
     assert set(outcomes(report).values()) == {"not_checked"}
-    assert all("at most 200000" in check.findings[0] for check in report.checks)
+    assert all("at most 100000" in check.findings[0] for check in report.checks)
     assert score(report) == 0
 
 
@@ -239,20 +239,23 @@ async def test_the_same_proposal_has_the_same_report(environment: ActivityEnviro
 @pytest.mark.parametrize(
     "content",
     [
-        "- a\n" * (MAX_CHARACTERS // 4),
-        "```\n" * (MAX_CHARACTERS // 4),
-        "```sql\nSELECT " + "1+" * 90_000 + "1\n```",
-        "```python\nx = [" + "{'a': 1}, " * 18_000 + "]\n```",
+        "- a\n" * (MAX_CHARACTERS // 4 - 100),
+        "```\n" * (MAX_CHARACTERS // 4 - 100),
+        "```sql\nSELECT " + "1+" * 45_000 + "1\n```",
+        "```python\nx = [" + "{'a': 1}, " * 9_000 + "]\n```",
     ],
 )
 async def test_it_heartbeats_all_the_while(environment: ActivityEnvironment, content: str) -> None:
-    beats = [time.monotonic()]
-    environment.on_heartbeat = lambda *_: beats.append(time.monotonic())
+    # In CPU time: a busy machine is not a blocked event loop.
+    beats = [time.process_time()]
+    environment.on_heartbeat = lambda *_: beats.append(time.process_time())
 
-    await report_on(environment, content)
+    report = await report_on(environment, content)
 
-    beats.append(time.monotonic())
-    assert max(later - earlier for earlier, later in pairwise(beats)) < 4
+    assert named(report, "policy").outcome == "passed"
+    beats.append(time.process_time())
+    assert len(beats) > 6
+    assert max(later - earlier for earlier, later in pairwise(beats)) < 2
 
 
 async def test_cancelling_it_kills_what_runs(environment: ActivityEnvironment) -> None:

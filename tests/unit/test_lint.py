@@ -128,6 +128,7 @@ async def test_the_rest_needs_no_sandbox() -> None:
         ("toml", "a = " + "[" * 50_000),
         ("sql", "SELECT " + "(" * 5_000),
         ("sql", "SELECT 'x"),
+        ("yaml", "a: *" + "x" * 5_000),
     ],
 )
 def test_a_source_made_to_break_the_parser_is_a_problem(language: str, source: str) -> None:

@@ -211,6 +211,10 @@ def test_a_violation_is_at_its_line(before: int, after: int) -> None:
     assert [each.line for each in violations(text)] == [before + 1]
 
 
+def test_of_one_rule_five_violations_are_enough() -> None:
+    assert len(violations(fenced("rm -rf /\n" * 9))) == 5
+
+
 SIZE = 200_000
 ADVERSARIAL = {
     "letters": "a",
