@@ -117,7 +117,13 @@ StoryId = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Actor = Annotated[
     str,
-    typer.Option("--actor", "-a", help="Who you are.", default_factory=getpass.getuser),
+    typer.Option(
+        "--actor",
+        "-a",
+        help="Who you are.",
+        default_factory=getpass.getuser,
+        show_default="your login",
+    ),
 ]
 Role = Annotated[str, typer.Option("--role", "-r", help="The role you act in: PO, QA.")]
 

@@ -8,10 +8,9 @@ RAY_ADDRESS it puts the app on that cluster instead. In Kubernetes a RayService 
 import os
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,6 +35,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.llm import LLMConfig, build_openai_app
 
 APP = "agents"
+STOPS_WITHIN_S = 20
 GiB = 1024**3
 
 CPU_MAX_MODEL_LEN = 2048
@@ -164,28 +164,39 @@ def app(args: dict[str, str]) -> serve.Application:
     )
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Serve until SIGTERM or SIGINT, then take everything down."""
     settings = ServeSettings()
     if settings.ray_address:
         ray.init(address=settings.ray_address, log_to_driver=False)
     else:
         _start_ray(settings)
-    ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, _stop)
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=settings.serve_host, port=settings.serve_port),
+        )
+        serve.run(app({}), name=APP, route_prefix="/")
+        print(f"serving {settings.vllm_model} on port {settings.serve_port}", flush=True)
+        while True:
+            signal.pause()
+    finally:
+        if settings.ray_address:
+            serve.delete(APP)  # the cluster goes on; a head of our own ends with all it runs
+        ray.shutdown()
 
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=settings.serve_host, port=settings.serve_port),
-    )
-    serve.run(app({}), name=APP, route_prefix="/")
-    print(f"serving {settings.vllm_model} on port {settings.serve_port}", flush=True)
-    ended.wait()
-    if settings.ray_address:
-        serve.delete(APP)  # the cluster goes on; a head of our own ends at once with all it runs
-    ray.shutdown()
-    return 0
+
+def _stop(*_: object) -> None:
+    """Leave `main`, wherever it is: an app that is still starting can be stopped too."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    # Ray waits for what it runs; what it runs ends with this process in any case.
+    late = threading.Timer(STOPS_WITHIN_S, os._exit, (0,))
+    late.daemon = True
+    late.start()
+    raise SystemExit(0)
 
 
 def _start_ray(settings: ServeSettings) -> None:
@@ -204,4 +215,4 @@ def _start_ray(settings: ServeSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

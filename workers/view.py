@@ -160,10 +160,10 @@ def line(now: Snapshot) -> str:
         parts.append(view.working_on)
     parts += [
         f"{council.task_id} {council.progress.wave} "
-        f"{len(council.progress.answered)}/{_seats(council)}"
+        f"{len(council.progress.answered)}/{_seats(council)} {council.progress.tokens:,} tokens"
         for council in now.councils
     ]
-    return plain(f"{view.story_id}  {'  |  '.join(parts)}  |  {view.tokens_used:,} tokens")
+    return plain(f"{view.story_id}  {'  |  '.join(parts)}  |  {view.tokens_used:,} in all")
 
 
 def _seats(council: Council) -> int:

@@ -5,17 +5,21 @@ import contextlib
 import json
 import os
 import sys
+import uuid
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from neo4j import AsyncDriver, AsyncGraphDatabase
 from redis.asyncio import Redis
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
 
 from activities.cache import Cache
 from activities.context import load_scopes
@@ -125,9 +129,26 @@ def variables(servers: Servers, llm: LlmServer) -> Environment:
     }
 
 
+async def a_namespace(servers: Servers) -> str:
+    """A new namespace: workers in it take no work that other tests have left."""
+    client = await Client.connect(servers.temporal.address)
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    await client.workflow_service.register_namespace(
+        RegisterNamespaceRequest(
+            namespace=name, workflow_execution_retention_period=Duration(seconds=86_400)
+        )
+    )
+    return name
+
+
+@pytest.fixture(scope="session")
+async def namespace(servers: Servers) -> str:
+    return await a_namespace(servers)
+
+
 @pytest.fixture
-def environment(servers: Servers, llm: LlmServer) -> Environment:
-    return variables(servers, llm)
+def environment(servers: Servers, llm: LlmServer, namespace: str) -> Environment:
+    return variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
 
 
 async def launch(name: str, environment: Environment) -> Process:

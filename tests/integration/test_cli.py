@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from neo4j import AsyncDriver
-from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from typer.testing import CliRunner
 
 from tests.conftest import RunningServer, Servers
-from tests.integration.conftest import Environment, running, variables
+from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.llm_server import LlmServer
 from workers import cli
 from workers.settings import ROOT, Settings
@@ -29,10 +27,12 @@ WITHIN_S = 120
 @pytest.fixture(scope="module")
 async def fleet(servers: Servers) -> AsyncIterator[Environment]:
     """A fleet that runs; the variables by which the CLI finds it."""
-    async with LlmServer() as llm, running("all", variables(servers, llm)) as log:
-        reader = asyncio.create_task(log.drain())
-        yield variables(servers, llm)
-        reader.cancel()
+    async with LlmServer() as llm:
+        environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
+        async with running("all", environment) as log:
+            reader = asyncio.create_task(log.drain())
+            yield environment
+            reader.cancel()
 
 
 class Result:
@@ -314,7 +314,7 @@ async def test_watch_ends_with_a_story_that_is_cancelled(
     story_id = await started(fleet)
     await at_gate(fleet, story_id, "approve_scope")
     watch = asyncio.create_task(command(fleet, "watch", story_id))
-    client = await Client.connect(temporal.address)
+    client = await Client.connect(temporal.address, namespace=fleet["TEMPORAL_NAMESPACE"])
 
     await client.get_workflow_handle(f"story-{story_id}").cancel()
 
@@ -370,18 +370,11 @@ async def test_a_wrong_setting_is_refused(fleet: Environment) -> None:
 
 
 async def test_without_a_story_worker_a_command_says_so(
-    fleet: Environment, temporal: RunningServer, monkeypatch: pytest.MonkeyPatch
+    fleet: Environment, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = await Client.connect(temporal.address)
-    idle = f"idle-{uuid.uuid4().hex[:8]}"
-    await client.workflow_service.register_namespace(
-        RegisterNamespaceRequest(
-            namespace=idle, workflow_execution_retention_period=Duration(seconds=86_400)
-        )
-    )
     monkeypatch.setattr(cli, "QUERY_WITHIN", timedelta(seconds=1))
     monkeypatch.setattr(cli, "UPDATE_WITHIN_S", 1)
-    elsewhere = fleet | {"TEMPORAL_NAMESPACE": idle}
+    elsewhere = fleet | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
     story_id = await started(elsewhere)
 
     shown = await refused(elsewhere, "show", story_id)

@@ -24,8 +24,11 @@ from deploy.local.servers import Nats as NatsServer
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, launch, running
 from tests.llm_server import LlmServer
+from workers.__main__ import NAMES
 from workers.clients import StartError
+from workers.processes import PROCESSES
 from workers.processes.story import story_worker
+from workers.run import ALL as ALL_PROCESSES
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
 from workflows.deliberation import DeliberationWorkflow
@@ -168,7 +171,7 @@ async def until_health(port: int, status: int) -> dict[str, str]:
 
 
 async def test_all_processes_run_healthy_and_prepare_what_they_need(
-    environment: Environment, jetstream: JetStreamContext, servers: Servers
+    environment: Environment, jetstream: JetStreamContext, servers: Servers, namespace: str
 ) -> None:
     (port,) = free_ports(1)
 
@@ -188,7 +191,7 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
         assert (await jetstream.stream_info(stream.name)).config.storage == StorageType.FILE
     client = await Client.connect(servers.temporal.address)
     known = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace="default")
+        ListSearchAttributesRequest(namespace=namespace)
     )
     assert {key.name: int(key.indexed_value_type) for key in ALL}.items() <= dict(
         known.custom_attributes
@@ -225,9 +228,11 @@ async def test_health_tells_which_server_is_away_and_recovers(
 
 
 async def test_a_signal_lets_a_running_call_finish(
-    environment: Environment, servers: Servers
+    environment: Environment, servers: Servers, namespace: str
 ) -> None:
-    client = await Client.connect(servers.temporal.address, data_converter=pydantic_data_converter)
+    client = await Client.connect(
+        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+    )
     async with LlmServer(delay_ms=2_000) as slow:
         async with running("all", environment | {"VLLM_URL": slow.url}) as log:
             task_id = f"drain-{uuid.uuid4().hex[:8]}"
@@ -248,9 +253,11 @@ async def test_a_signal_lets_a_running_call_finish(
 
 
 async def test_what_an_activity_logs_carries_its_ids(
-    environment: Environment, servers: Servers, llm: LlmServer
+    environment: Environment, servers: Servers, llm: LlmServer, namespace: str
 ) -> None:
-    client = await Client.connect(servers.temporal.address, data_converter=pydantic_data_converter)
+    client = await Client.connect(
+        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+    )
     task_id, story_id = f"log-{uuid.uuid4().hex[:8]}", "US-LOG"
     async with running("all", environment) as log:
         llm.fail("status", times=3, status=400)
@@ -305,6 +312,10 @@ async def test_one_workers_failure_stops_the_others(temporal: RunningServer) -> 
         await run_until([good, bad], asyncio.Event(), asyncio.get_running_loop().create_future())
 
     assert good.is_shutdown
+
+
+def test_every_process_can_be_named_on_the_command_line() -> None:
+    assert (*PROCESSES, ALL_PROCESSES) == NAMES
 
 
 async def test_a_build_id_switches_versioning_on(temporal: RunningServer) -> None:

@@ -132,12 +132,16 @@ def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
     story = a_view("Undo").model_copy(update={"pending_gate": "", "tokens_used": 12_345})
     council = Council(
         task_id="US-1-DESIGN-1",
-        progress=Progress(status="running", wave="criticise 1", answered=["a"], waiting=["b", "c"]),
+        progress=Progress(
+            status="running", wave="criticise 1", answered=["a"], waiting=["b", "c"], tokens=1_234
+        ),
     )
 
     line = view.line(Snapshot(status="RUNNING", story=story, councils=[council]))
 
-    assert line == "US-1  DRAFT  |  Undo  |  US-1-DESIGN-1 criticise 1 1/3  |  12,345 tokens"
+    assert line == (
+        "US-1  DRAFT  |  Undo  |  US-1-DESIGN-1 criticise 1 1/3 1,234 tokens  |  12,345 in all"
+    )
 
 
 def test_an_empty_list_says_how_to_begin() -> None:
