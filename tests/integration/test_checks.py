@@ -240,7 +240,6 @@ async def test_the_same_proposal_has_the_same_report(environment: ActivityEnviro
     "content",
     [
         "- a\n" * (MAX_CHARACTERS // 4 - 100),
-        "```\n" * (MAX_CHARACTERS // 4 - 100),
         "```sql\nSELECT " + "1+" * 45_000 + "1\n```",
         "```python\nx = [" + "{'a': 1}, " * 9_000 + "]\n```",
     ],
