@@ -7,7 +7,7 @@ context pack -> propose -> per round: criticise in a ring, revise -> check -> sc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -507,12 +507,17 @@ class DeliberationWorkflow:
                 non_retryable=True,
             )
 
-    async def within_time(self, work: Awaitable[Answer]) -> Answer:
+    async def within_time(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Bound the waves' time together by `timeout`; waiting for a person does not count."""
         began = workflow.now()
         left = timedelta(seconds=self.input.timeout) - self.spent
+        task = asyncio.create_task(work)
         try:
-            return await asyncio.wait_for(work, max(left.total_seconds(), 0.001))
+            await workflow.wait_condition(
+                task.done,
+                timeout=max(left, timedelta(milliseconds=1)),
+                timeout_summary=f"{self.wave_name} is given up then",
+            )
         except TimeoutError:
             waiting = ", ".join(self.progress().waiting)
             cause = f"not done after {self.input.timeout:g} s, in {self.wave_name}: {waiting}"
@@ -521,6 +526,9 @@ class DeliberationWorkflow:
             ) from None
         finally:
             self.spent += workflow.now() - began
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return task.result()
 
     async def call(
         self,

@@ -61,7 +61,7 @@ has stopped in the engine when its workflow goes on.
 
 CHECK = ActivityConfig(
     task_queue=AGENTS_QUEUE,
-    start_to_close_timeout=timedelta(minutes=2),
+    start_to_close_timeout=timedelta(minutes=5),
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=8),
 )

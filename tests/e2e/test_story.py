@@ -11,8 +11,10 @@ import nats
 import neo4j
 import pytest
 from nats.js.api import ConsumerConfig, DeliverPolicy
+from temporalio.client import Client
 
 from tests.e2e.conftest import GATES, Fleet
+from workflows.models import ContextPack
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "sample"
 
@@ -161,12 +163,17 @@ async def test_a_decision_of_the_design_is_in_the_context_of_the_next_agents(
         "MATCH (d:Decision)-[:OF]->(:Story {id: 'US-1'}) WHERE d.id STARTS WITH 'US-1-design' "
         "RETURN d.title AS title",
     )
-    described = await fleet.temporal(
-        "workflow", "show", "--workflow-id", "deliberation-US-1-docs-1", "--output", "json"
-    )
+    client = await Client.connect(fleet.env["TEMPORAL_ADDRESS"])
+    history = await client.get_workflow_handle("deliberation-US-1-docs-1").fetch_history()
+    answers = [
+        payload.data.decode()
+        for event in history.events
+        for payload in event.activity_task_completed_event_attributes.result.payloads
+    ]
+    pack = next(ContextPack.model_validate_json(each) for each in answers if "scopes" in each)
 
     assert design
-    assert any(row["title"][:40] in described.out for row in design)
+    assert any(row["title"][:30] in pack.context for row in design), pack
 
 
 async def test_what_waits_for_a_role_is_one_visibility_query(fleet: Fleet, tmp_path: Path) -> None:
