@@ -35,7 +35,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.llm import LLMConfig, build_openai_app
 
 APP = "agents"
-STOPS_WITHIN_S = 20
+STOPS_WITHIN_S = 10
 GiB = 1024**3
 
 CPU_MAX_MODEL_LEN = 2048
