@@ -55,6 +55,9 @@ class Part:
     where: str
     ready_within: timedelta
     stops_within: timedelta = timedelta(seconds=30)
+    tries: int = 1
+    """How often its process may end before it is ready; more than once only for what is known to
+    fail on a busy machine."""
 
     @property
     def name(self) -> str:
@@ -168,7 +171,8 @@ def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
         settings.home / "ray", settings.serve_port, settings.model, settings.ray_address
     )
     env |= {"VLLM_URL": server.url, "VLLM_MODEL": server.model}
-    return Part(server, f"{server.url} ({server.model})", within, timedelta(seconds=60))
+    # Ray gives its own node 30 s to start, and ends when the machine is too busy for that.
+    return Part(server, f"{server.url} ({server.model})", within, timedelta(seconds=60), tries=3)
 
 
 def _plain(secret: SecretStr | None) -> str | None:

@@ -6,6 +6,7 @@ server knows users, takes a password that was generated at its first start (file
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -461,8 +462,13 @@ class RayServe(Server):
 
     @property
     def sessions(self) -> Path:
-        """Where Ray keeps its sockets and its own logs, one folder for each start."""
-        return short_folder(self.home / "sessions", spare=66)
+        """Where Ray keeps its sockets and its own logs, one folder for each start.
+
+        Ray opens this folder to everybody, so it lies in one that only its owner may enter.
+        """
+        private = short_folder(self.home, spare=70)
+        private.chmod(0o700)
+        return private / "s"
 
     @property
     def ports(self) -> Mapping[str, int]:
@@ -530,6 +536,13 @@ def short_folder(wanted: Path, spare: int) -> Path:
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to somebody else: remove it, or set TMPDIR")
     return folder
+
+
+def leave_short_folder(wanted: Path, used: Path) -> None:
+    """Remove the folder that `short_folder` made for `wanted` elsewhere, once it is empty."""
+    if used != wanted:
+        with contextlib.suppress(OSError):
+            used.rmdir()
 
 
 @dataclass(frozen=True)

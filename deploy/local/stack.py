@@ -26,6 +26,7 @@ from deploy.local.servers import (
     RayServe,
     ServerNotReady,
     Temporal,
+    leave_short_folder,
     until_ready,
     write_private,
 )
@@ -139,7 +140,7 @@ class Stack:
             await until_ready(
                 part.server,
                 deadline=part.ready_within,
-                alive=self._still_the_same(part) if part.ours else lambda: True,
+                alive=self._still_tries(part) if part.ours else lambda: True,
                 log=log,
             )
         except ServerNotReady:
@@ -151,19 +152,21 @@ class Stack:
             await part.server.keep_histories()
         tell(part, "ready", time.monotonic() - began)
 
-    def _still_the_same(self, part: Part) -> Callable[[], bool]:
-        """Whether the process that was started is there yet: one that ended is started anew."""
-        first: list[int] = []
+    def _still_tries(self, part: Part) -> Callable[[], bool]:
+        """Whether it may yet become ready: one that ends is started anew, `part.tries` times."""
+        seen: set[int] = set()
 
-        def still() -> bool:
+        def tries() -> bool:
             process = self.supervisor.states().get(part.name)
-            if process is None or process.state not in GOING:
+            if process is None:
                 return False
-            if process.pid and not first:
-                first.append(process.pid)
-            return not first or process.pid in first
+            if process.pid:
+                seen.add(process.pid)
+            if process.state in GOING:
+                return len(seen) <= part.tries
+            return process.state in ("EXITED", "BACKOFF") and len(seen) < part.tries
 
-        return still
+        return tries
 
     async def down(self, tell: Tell = _silent) -> bool:
         """Stop the workers, then the servers, in good order; False where nothing ran.
@@ -179,12 +182,15 @@ class Stack:
             await asyncio.gather(*(self._take_down(part, tell) for part in going))
         await asyncio.to_thread(self.supervisor.shut_down)
         await asyncio.to_thread(self.supervisor.end_strays)
-        shutil.rmtree(self._ray_sessions, ignore_errors=True)  # sockets, and copies of its log
+        self._leave_no_scratch()
         return ran
 
-    @property
-    def _ray_sessions(self) -> Path:
-        return RayServe(self.home / "ray").sessions
+    def _leave_no_scratch(self) -> None:
+        """Remove Ray's sockets and its copies of its log, and folders made for short paths."""
+        sessions = RayServe(self.home / "ray").sessions
+        shutil.rmtree(sessions, ignore_errors=True)
+        leave_short_folder(self.home / "ray", sessions.parent)
+        self.supervisor.leave_no_scratch()
 
     async def _take_down(self, part: Part, tell: Tell) -> None:
         began = time.monotonic()
@@ -249,12 +255,12 @@ class Stack:
         """
         if self.supervisor.running() or self.supervisor.stray_pids():
             raise StillRunning("the stack runs: stop it first (make stop)")
+        self._leave_no_scratch()
         removed = [
             path
             for path in (
                 *(self.home / name for name in ("data", "ray", "supervisor", "logs")),
                 *(self.home / name for name in ("env", "ports.json")),
-                self._ray_sessions,
             )
             if path.exists()
         ]

@@ -17,7 +17,7 @@ from typing import Any, Self
 from supervisor.xmlrpc import SupervisorTransport
 
 from deploy.local.parts import Part
-from deploy.local.servers import ROOT, short_folder, write_private
+from deploy.local.servers import ROOT, leave_short_folder, short_folder, write_private
 
 MARK = "FLEET_STACK"
 """In the environment of every process of a stack: its home. By it they are found again."""
@@ -52,6 +52,10 @@ class Supervisor:
     @property
     def _socket(self) -> Path:
         return short_folder(self.folder, spare=20) / "supervisor.sock"
+
+    def leave_no_scratch(self) -> None:
+        """Remove the folder of the socket, where it could not be in the stack's own."""
+        leave_short_folder(self.folder, self._socket.parent)
 
     def log(self, name: str) -> Path:
         """The log of one part."""
