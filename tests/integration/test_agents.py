@@ -41,7 +41,7 @@ from workflows.models import (
 
 PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
 PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
-IDLE_SECONDS = 0.5
+IDLE_SECONDS = 2.0
 
 
 def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ async def refusal(call: Awaitable[Any]) -> ApplicationError:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not happened():
             await asyncio.sleep(0.005)
 
