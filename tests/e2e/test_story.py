@@ -266,10 +266,25 @@ async def test_an_id_of_10_000_characters_is_refused(fleet: Fleet, tmp_path: Pat
 
 
 async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_path: Path) -> None:
-    again = await fleet.start(tmp_path, story_id="US-2", title="Another")
+    before = await fleet.query("US-2", "state")
+    another = {"story_id": "US-2", "title": "Another"}
+    file = tmp_path / "another.json"
+    file.write_text(json.dumps(another))
 
-    assert again.code == 1
-    assert "already" in again.said
+    refused = await fleet.temporal(
+        "workflow", "start", "--type", "StoryWorkflow", "--task-queue", "story",
+        "--workflow-id", "story-US-2", "--input-file", str(file),
+        "--id-conflict-policy", "Fail",
+    )  # fmt: skip
+    by_fleet = await fleet.run("fleet", "start", str(file))
+    # The CLI's own default names the run that there is, and starts nothing.
+    unasked = await fleet.start(tmp_path, **another)
+
+    assert refused.code == 1
+    assert "already" in refused.said
+    assert by_fleet.code == 1, by_fleet.said
+    assert unasked.code == 0
+    assert await fleet.query("US-2", "state") == before
 
 
 async def test_a_brief_of_a_megabyte_is_no_trouble(fleet: Fleet, tmp_path: Path) -> None:
