@@ -16,7 +16,7 @@ LISTENING = "0A"  # TCP_LISTEN, as /proc/net/tcp writes it
 
 @dataclass(frozen=True)
 class TakenPort:
-    """A port that something listens on; `pid` is None where we may not see whose it is."""
+    """A port that something listens on; `pid` is None where that cannot be seen."""
 
     port: int
     pid: int | None
@@ -24,7 +24,7 @@ class TakenPort:
 
     def __str__(self) -> str:
         if self.pid is None:
-            return f"port {self.port} is taken by a process of another user"
+            return f"port {self.port} is taken by a process that we may not see"
         return f"port {self.port} is taken by process {self.pid}: {self.command}"
 
 

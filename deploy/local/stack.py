@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.local.parts import Part, Parts, parts
-from deploy.local.ports import who_takes
+from deploy.local.ports import TakenPort, who_takes
 from deploy.local.servers import (
     RayServe,
     ServerNotReady,
@@ -35,6 +35,7 @@ from deploy.local.supervisor import ProcessState, Supervisor
 
 GOING = ("STARTING", "RUNNING")
 PROBE_WITHIN = timedelta(seconds=5)
+PORTS_FREE_WITHIN = timedelta(seconds=10)
 
 Stage = Literal["starting", "ready", "failed", "stopping", "stopped"]
 Tell = Callable[[Part, Stage, float], None]
@@ -105,7 +106,9 @@ class Stack:
             status = await self.status()
             if all(part.healthy for part in status):
                 return False
-        self._require_free_ports(going)
+        if not self.supervisor.running():
+            await asyncio.to_thread(self.supervisor.end_strays)  # servers that outlived theirs
+        await self._require_free_ports(going)
         write_private(self.env_file, _as_lines(self.parts.env))
         self.supervisor.configure(self.wanted)
         self.supervisor.ensure_running()
@@ -118,17 +121,22 @@ class Stack:
     def _wanted_servers(self) -> list[Part]:
         return [part for part in self.wanted if part is not self.parts.workers]
 
-    def _require_free_ports(self, going: set[str]) -> None:
-        strays = set() if self.supervisor.running() else self.supervisor.stray_pids()
-        taken = [
-            f"{part.name} ({use}): {owner}"
+    async def _require_free_ports(self, going: set[str]) -> None:
+        """Raise PortsTaken, unless they come free: what was killed gives its ports up late."""
+        until = time.monotonic() + PORTS_FREE_WITHIN.total_seconds()
+        while taken := self._taken_ports(going):
+            if time.monotonic() > until or any(owner.pid for owner in taken.values()):
+                raise PortsTaken("\n".join(f"{use}: {owner}" for use, owner in taken.items()))
+            await asyncio.sleep(0.1)
+
+    def _taken_ports(self, going: set[str]) -> dict[str, TakenPort]:
+        return {
+            f"{part.name} ({use})": owner
             for part in self.wanted
             if part.ours and part.name not in going
             for use, port in part.server.ports.items()
-            if (owner := who_takes(port)) and owner.pid not in strays
-        ]
-        if taken:
-            raise PortsTaken("\n".join(taken))
+            if (owner := who_takes(port))
+        }
 
     async def _bring_up(self, part: Part, tell: Tell) -> None:
         began = time.monotonic()

@@ -126,7 +126,6 @@ stdout_logfile_backups=3
         if self.running():
             self._reload()
             return
-        self.end_strays()
         started = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.conf)],
             env={**os.environ, MARK: str(self.home), "FLEET_HOME": str(self.home)},

@@ -165,6 +165,9 @@ async def test_servers_that_outlived_their_supervisor_are_replaced(stack: Stack)
     )
 
     os.kill(supervisor, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while stack.supervisor.running():
+            await asyncio.sleep(0.05)
     assert await stack.up()
 
     assert stack.pid("nats") not in (None, orphan)
