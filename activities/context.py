@@ -162,9 +162,11 @@ _DECISIONS: LiteralString = """
 MATCH (d:Decision {case_id: $story}) WHERE d.status <> 'DELETED'
 """
 
+# What people and architects decided binds the whole story: the decisions of single tasks, which
+# come later and are many, do not push it out of a pack.
 _DECISION_FIELDS: LiteralString = """
 RETURN d.title AS title, d.rationale AS rationale, d.decided_by AS decided_by
-ORDER BY d.decided_at DESC, d.id
+ORDER BY coalesce(d.role, '') IN ['', 'ARCHITECT'] DESC, d.decided_at DESC, d.id
 """
 
 

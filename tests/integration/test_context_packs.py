@@ -21,7 +21,7 @@ from tests.integration.stories import (
     spec,
 )
 from workflows.events import ContextDecisionAdded
-from workflows.models import PackQuery
+from workflows.models import DeliberationRecord, PackQuery, RecordedDecision
 
 
 @pytest.fixture
@@ -172,6 +172,28 @@ async def test_a_deliberation_and_a_decision_from_outside_reach_the_next_pack(
     await graph.record(batch(story, added, first=1))
 
     assert "- **No SMS** (bo): Cost" in (await graph.build_pack(query(story))).context
+
+
+async def test_decisions_of_tasks_do_not_push_those_of_the_design_out(
+    graph: Graph, story: str
+) -> None:
+    def decided(role: str, number: int) -> DeliberationRecord:
+        name = f"{story}-{role}-{number}"
+        decision = RecordedDecision(id=name, title=f"{role} {number}", rationale="Enough " * 8)
+        return deliberation(
+            story, role=role, deliberation_id=name, decisions=[decision], timestamp=at(number)
+        )
+
+    await graph.record(batch(story, spec(story), plan(story)))
+    await graph.record_deliberation(decided("ARCHITECT", 0))
+    for number in range(1, 21):
+        await graph.record_deliberation(decided("DEV", number))
+
+    pack = await graph.build_pack(query(story, "ARCHITECT", "DOCS"))
+
+    told = [line.split("**")[1] for line in pack.context.splitlines() if "Enough" in line]
+    assert told[:3] == ["ARCHITECT 0", "DEV 20", "DEV 19"]
+    assert len(told) < 21
 
 
 async def test_packs_of_another_task_or_budget_are_other_packs(graph: Graph, story: str) -> None:

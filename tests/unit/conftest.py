@@ -8,7 +8,6 @@ Valkey, an LLM over HTTP) is in tests/integration and tests/e2e.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -28,6 +27,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from deploy.local.servers import script
 from tests.conftest import RunningServer
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
@@ -359,10 +359,9 @@ async def fleet(temporal: RunningServer) -> AsyncIterator[Client]:
 @pytest.fixture
 async def skipping_fleet() -> AsyncIterator[Client]:
     """The same on a time-skipping server: for what waits long."""
-    binary = shutil.which("temporal-test-server")
-    assert binary, "temporal-test-server is not installed; run `make setup`"
     environment = await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary, data_converter=pydantic_data_converter
+        test_server_existing_path=str(script("temporal-test-server")),
+        data_converter=pydantic_data_converter,
     )
     async with environment:
         await environment.client.operator_service.add_search_attributes(
