@@ -96,7 +96,7 @@ def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
         def read(text: str) -> dict[str, list[DraftTask]]:
             plan = _validated(_WrittenPlan, text)
             drafts = [DraftTask.model_validate(task.model_dump()) for task in plan.tasks]
-            validate(number_tasks("story", "plan", drafts), roles, most)
+            validate(number_tasks("plan", drafts), roles, most)
             return {"tasks": drafts}
 
         return Form(plan_schema(roles, most, title, words - title), read)

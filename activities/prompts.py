@@ -49,7 +49,8 @@ engine that counts more refuses the prompt, and it is cut further."""
 
 _GAP = "\n\n"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
-_FENCE = re.compile(r"<(?=/?data\b)", re.IGNORECASE)
+_FENCE = re.compile(r"<(?=/?data\b|\|\w+\|>)", re.IGNORECASE)
+"""What begins a fence of ours, or a control token of a chat template such as `<|im_end|>`."""
 
 
 class InvalidPrompt(ValueError):
@@ -233,7 +234,7 @@ def _fenced(text: str) -> str:
 
 
 def _unfenced(text: str) -> str:
-    """The text without anything that reads as a fence."""
+    """The text without anything that reads as a fence, or as the end of its message."""
     return _FENCE.sub(r"<\\", text)
 
 

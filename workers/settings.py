@@ -108,7 +108,9 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(None, description="password at Valkey")
     redis_tls: bool = Field(False, description="TLS to Valkey: true or false")
     agent_type: Literal["RAY_VLLM", "VLLM"] = Field(
-        "RAY_VLLM", description="who answers: `RAY_VLLM`, or `VLLM` (any OpenAI-compatible vLLM)"
+        "RAY_VLLM",
+        description="type of the agents that councils.yaml gives none: `RAY_VLLM`, or `VLLM` (any "
+        "OpenAI-compatible vLLM)",
     )
     vllm_url: HttpUrl = Field(
         "http://127.0.0.1:8000/v1", description="the LLM's OpenAI-compatible API, with `/v1`"

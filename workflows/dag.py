@@ -58,7 +58,7 @@ def ready(
     return sorted(dispatchable, key=lambda t: (t.priority, len(t.task_id), t.task_id))
 
 
-def number_tasks(story_id: str, plan_id: str, drafts: Sequence[DraftTask]) -> list[PlannedTask]:
+def number_tasks(plan_id: str, drafts: Sequence[DraftTask]) -> list[PlannedTask]:
     """A decoder's tasks with their ids, `{plan_id}-t{n}` from 1; a dependency twice is one."""
     return [
         PlannedTask(

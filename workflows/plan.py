@@ -136,7 +136,7 @@ class PlanWorkflow:
             ),
             **(LLM_CALL | {"summary": "derive the plan's tasks"}),
         )
-        tasks = dag.number_tasks(self.input.story_id, self.input.plan_id, answer.tasks)
+        tasks = dag.number_tasks(self.input.plan_id, answer.tasks)
         self.outbox.append(
             PlanDerived(
                 story_id=self.input.story_id,

@@ -507,7 +507,7 @@ class StoryWorkflow:
         self.require_visit(visit)
         version = story.visited(story.state)
         plan_id = f"{story.story_id}-plan-{version}"
-        tasks = dag.number_tasks(story.story_id, plan_id, answer.tasks)
+        tasks = dag.number_tasks(plan_id, answer.tasks)
         try:
             dag.validate(tasks, council.roles)
         except dag.InvalidPlan as error:

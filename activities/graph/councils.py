@@ -38,10 +38,10 @@ JUDGES = "ARCHITECT"
 
 
 class Seat(Part):
-    """An agent of councils.yaml. `model` empty: the fleet's default."""
+    """An agent of councils.yaml. `agent_type` None, `model` empty: the fleet's default."""
 
     agent_id: Id
-    agent_type: AgentType = "RAY_VLLM"
+    agent_type: AgentType | None = None
     model: str = ""
     persona: Annotated[str, Field(min_length=1, max_length=2_000)]
 
@@ -115,8 +115,12 @@ ORDER BY role
 """
 
 
-async def seed_councils(driver: AsyncDriver, path: Path) -> None:
+async def seed_councils(
+    driver: AsyncDriver, path: Path, agent_type: AgentType = "RAY_VLLM"
+) -> None:
     """Make the councils of the file that the graph does not have yet; safe for many at once.
+
+    `agent_type`: of the agents that name none.
 
     Raises:
         ApplicationError: as `load_councils`.
@@ -126,7 +130,14 @@ async def seed_councils(driver: AsyncDriver, path: Path) -> None:
         {
             "role": role,
             "id": f"council-{role.lower()}",
-            "agents": [{"id": seat.agent_id, **seat.model_dump()} for seat in seats],
+            "agents": [
+                {
+                    **seat.model_dump(),
+                    "id": seat.agent_id,
+                    "agent_type": seat.agent_type or agent_type,
+                }
+                for seat in seats
+            ],
         }
         for role, seats in load_councils(path).councils.items()
     ]

@@ -9,7 +9,6 @@ from pydantic import SecretStr
 
 from deploy.local.servers import (
     LOOPBACK,
-    Command,
     Nats,
     Neo4j,
     RayServe,
@@ -27,20 +26,11 @@ from deploy.local.settings import StackSettings
 
 
 @dataclass(frozen=True)
-class Elsewhere(Server):
+class Elsewhere:
     """A server that somebody else runs: it is probed, never started or stopped."""
 
-    name: str  # type: ignore[misc]  # one class for all of them
+    name: str
     probe: Callable[[], Awaitable[None]]
-
-    @property
-    def ports(self) -> Mapping[str, int]:
-        """None of ours."""
-        return {}
-
-    def prepare(self) -> Command:
-        """Never called: there is nothing to start."""
-        raise NotImplementedError(f"{self.name} runs elsewhere")
 
     async def check(self) -> None:
         """It serves us."""
@@ -51,7 +41,7 @@ class Elsewhere(Server):
 class Part:
     """One line of `status`: a server, where it is, and how long it may take to be ready."""
 
-    server: Server
+    server: Server | Elsewhere
     where: str
     ready_within: timedelta
     stops_within: timedelta = timedelta(seconds=30)
@@ -65,9 +55,9 @@ class Part:
         return self.server.name
 
     @property
-    def ours(self) -> bool:
-        """Whether this stack starts it."""
-        return not isinstance(self.server, Elsewhere)
+    def ours(self) -> Server | None:
+        """The server, where this stack starts it."""
+        return self.server if isinstance(self.server, Server) else None
 
 
 @dataclass(frozen=True)

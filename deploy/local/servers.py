@@ -21,7 +21,7 @@ from datetime import timedelta
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import httpx
 import nats
@@ -73,6 +73,17 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
+class Probed(Protocol):
+    """What can be asked whether it serves."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the stack, and in what is said of it."""
+
+    async def check(self) -> None:
+        """Return when the server really serves; raise whatever its client raises otherwise."""
+
+
 class Server(ABC):
     """One server: how it is configured, started, addressed and probed."""
 
@@ -94,7 +105,7 @@ class Server(ABC):
 
 
 async def until_ready(
-    server: Server,
+    server: Probed,
     *,
     deadline: timedelta,
     alive: Callable[[], bool] = lambda: True,

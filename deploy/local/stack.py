@@ -133,8 +133,8 @@ class Stack:
         return {
             f"{part.name} ({use})": owner
             for part in self.wanted
-            if part.ours and part.name not in going
-            for use, port in part.server.ports.items()
+            if (server := part.ours) and part.name not in going
+            for use, port in server.ports.items()
             if (owner := who_takes(port))
         }
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 from supervisor.xmlrpc import SupervisorTransport
 
 from deploy.local.parts import Part
-from deploy.local.servers import ROOT, leave_short_folder, short_folder, write_private
+from deploy.local.servers import ROOT, Server, leave_short_folder, short_folder, write_private
 
 MARK = "FLEET_STACK"
 """In the environment of every process of a stack: its home. By it they are found again."""
@@ -97,11 +97,11 @@ environment={MARK}={_value(str(self.home))},FLEET_HOME={_value(str(self.home))}
 supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 """
         ]
-        sections += [self._section(part) for part in parts if part.ours]
+        sections += [self._section(part, part.ours) for part in parts if part.ours]
         write_private(self.conf, "\n".join(sections))
 
-    def _section(self, part: Part) -> str:
-        command = part.server.prepare()
+    def _section(self, part: Part, server: Server) -> str:
+        command = server.prepare()
         env = {"PYTHONUNBUFFERED": "1", **command.env}
         return f"""\
 [program:{part.name}]

@@ -646,6 +646,26 @@ async def test_a_mock_agent_in_the_graph_is_refused(
     assert caught.value.message == "Mock agents not allowed in production"
 
 
+async def test_agents_without_a_type_are_of_the_fleets_own(
+    driver: neo4j.AsyncDriver, tmp_path: Path
+) -> None:
+    file = tmp_path / "councils.yaml"
+    agents = [
+        {"agent_id": "agent-type-1", "persona": "p"},
+        {"agent_id": "agent-type-2", "persona": "p", "agent_type": "RAY_VLLM"},
+    ]
+    file.write_text(yaml.safe_dump({"councils": {"TYPED": agents}}))
+
+    await seed_councils(driver, file, "VLLM")
+
+    found = await rows(
+        driver,
+        "MATCH (:Council {role: 'TYPED'})-[:HAS_AGENT]->(a) RETURN a.agent_type ORDER BY a.id",
+    )
+    await rows(driver, "MATCH (c:Council {role: 'TYPED'}) DETACH DELETE c")
+    assert found == [["VLLM"], ["RAY_VLLM"]]
+
+
 @pytest.mark.parametrize(
     ("seat", "kind", "said"),
     [

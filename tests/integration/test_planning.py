@@ -169,7 +169,7 @@ def test_a_decoder_that_babbles_within_the_schema_writes_valid_plans() -> None:
             DraftTask.model_validate(draft)
             for draft in json.loads(written.removesuffix(end))["tasks"]
         ]
-        dag.validate(dag.number_tasks("US-1", "US-1-p1", drafts), roles, dag.MAX_TASKS)
+        dag.validate(dag.number_tasks("US-1-p1", drafts), roles, dag.MAX_TASKS)
         sizes.add(len(drafts))
 
     assert len(sizes) > 3

@@ -200,7 +200,7 @@ def test_drafts_are_numbered_and_a_dependency_twice_is_one() -> None:
         DraftTask(role="QA", title="Two", description="second", depends_on=[1, 1], priority=2),
     ]
 
-    numbered = dag.number_tasks("US-1", "US-1-p1", drafts)
+    numbered = dag.number_tasks("US-1-p1", drafts)
 
     assert [t.model_dump() for t in numbered] == [
         {
@@ -249,7 +249,7 @@ def test_every_document_of_the_schema_is_a_valid_plan(
 
     drafts = [DraftTask.model_validate(draft) for draft in document["tasks"]]
 
-    dag.validate(dag.number_tasks("US-1", "US-1-p1", drafts), roles, max_tasks)
+    dag.validate(dag.number_tasks("US-1-p1", drafts), roles, max_tasks)
 
 
 GOOD = {"role": "DEV", "title": "t", "description": "d", "depends_on": [], "priority": 1}

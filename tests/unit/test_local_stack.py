@@ -185,8 +185,8 @@ def test_every_part_listens_on_loopback_only(tmp_path: Path) -> None:
     found = parts(StackSettings.load(home=tmp_path))
 
     for part in found.servers:
-        if part.name in ("nats", "valkey"):
-            part.server.prepare()
+        if part.ours and part.name in ("nats", "valkey"):
+            part.ours.prepare()
     configuration = [
         (tmp_path / "data" / "nats" / "nats.conf").read_text(),
         (tmp_path / "data" / "valkey" / "valkey.conf").read_text(),

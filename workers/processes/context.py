@@ -59,7 +59,7 @@ async def process(base: Base) -> AsyncIterator[Running]:
             worker = context_worker(base.temporal, base.settings, driver, base.valkey)
         try:
             versions = await migrate(driver)
-            await seed_councils(driver, config / "councils.yaml")
+            await seed_councils(driver, config / "councils.yaml", base.settings.agent_type)
         except (Neo4jError, DriverError) as error:
             raise StartError(
                 f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
