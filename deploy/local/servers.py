@@ -193,6 +193,8 @@ class Temporal(Server):
             # Task queues are polled without a pause: 9 ms an activity's round trip, not 49.
             "history.transferProcessorMaxPollRPS": 2000,
             "history.timerProcessorMaxPollRPS": 2000,
+            # Calls are shared out among the stories that wait, by their fairness key.
+            "matching.enableFairness": True,
         }
         return Command(
             (

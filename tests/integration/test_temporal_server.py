@@ -1,8 +1,16 @@
-"""Temporal keeps what it was told through a crash."""
+"""Temporal keeps what it was told through a crash, and lets no story wait for another."""
 
+import asyncio
 import uuid
+from datetime import timedelta
 
-from temporalio.client import Client
+from temporalio import activity, workflow
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import Priority
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tests.conftest import RunningServer
 
@@ -20,3 +28,78 @@ async def test_a_started_workflow_survives_a_crash(temporal: RunningServer) -> N
     description = await again.get_workflow_handle(started.id).describe()
     assert description.run_id == started.result_run_id
     await again.get_workflow_handle(started.id).terminate()
+
+
+class Calls:
+    """An engine that notes whose call came when."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    @activity.defn
+    async def call(self, story: str) -> None:
+        self.order.append(story)
+
+
+@workflow.defn
+class Asking:
+    """A story that asks for many calls at once."""
+
+    @workflow.run
+    async def run(self, story: str, calls: int, queue: str) -> None:
+        await asyncio.gather(
+            *(
+                workflow.execute_activity_method(
+                    Calls.call,
+                    story,
+                    task_queue=queue,
+                    start_to_close_timeout=timedelta(seconds=30),
+                    priority=Priority(fairness_key=story),
+                )
+                for _ in range(calls)
+            )
+        )
+
+
+async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) -> None:
+    client = await Client.connect(temporal.address)
+    engine, name = Calls(), f"fair-{uuid.uuid4()}"
+    asking = Worker(
+        client, task_queue=name, workflows=[Asking], workflow_runner=UnsandboxedWorkflowRunner()
+    )
+    answering = Worker(
+        client, task_queue=f"{name}-calls", activities=[engine.call], max_concurrent_activities=1
+    )
+
+    async def ask(story: str, calls: int) -> None:
+        handle = await client.start_workflow(
+            Asking.run, args=[story, calls, f"{name}-calls"], id=f"{name}-{story}", task_queue=name
+        )
+        started.append(handle)
+
+    async def backlog(calls: int) -> None:
+        """Wait until so many calls are in the queue."""
+        request = DescribeTaskQueueRequest(
+            namespace=client.namespace,
+            task_queue=TaskQueue(name=f"{name}-calls"),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+            report_stats=True,
+        )
+        while True:
+            answer = await client.workflow_service.describe_task_queue(request)
+            if answer.stats.approximate_backlog_count >= calls:
+                return
+            await asyncio.sleep(0.1)
+
+    started: list[WorkflowHandle[Asking, None]] = []
+    async with asking:
+        await ask("big", 200)
+        await backlog(200)
+        await ask("small", 5)
+        await backlog(205)
+        async with answering:
+            await asyncio.gather(*(handle.result() for handle in started))
+
+    assert len(engine.order) == 205
+    last_of_small = max(place for place, story in enumerate(engine.order) if story == "small")
+    assert last_of_small < 50, engine.order
