@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -58,7 +59,10 @@ class Fault(BaseModel):
 
 
 class Call(BaseModel):
-    """A chat call that came in. `end`: how it ended, `open` while it has not."""
+    """A chat call that came in.
+
+    `end`: how it ended, `open` while it has not; `ended_at`: when, by `time.monotonic`.
+    """
 
     act: str
     model: str
@@ -68,6 +72,7 @@ class Call(BaseModel):
     max_tokens: int
     tokens: int = 0
     end: Literal["open", "answered", "aborted", "refused"] = "open"
+    ended_at: float = 0
 
     @property
     def prompt(self) -> str:
@@ -170,6 +175,8 @@ class LlmServer:
         except (asyncio.CancelledError, ConnectionError):
             call.end = "aborted"
             raise
+        finally:
+            call.ended_at = time.monotonic()
         if call.end == "open":
             call.end = "answered"
         return response

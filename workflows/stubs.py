@@ -69,6 +69,7 @@ CHECK = ActivityConfig(
 STORE = ActivityConfig(
     task_queue=CONTEXT_QUEUE,
     start_to_close_timeout=timedelta(seconds=30),
+    heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
     ),
@@ -78,12 +79,14 @@ STORE = ActivityConfig(
 READ_CONFIG = ActivityConfig(
     task_queue=CONTEXT_QUEUE,
     start_to_close_timeout=timedelta(seconds=10),
+    heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
 )
 
 MIRROR = ActivityConfig(
     task_queue=BRIDGE_QUEUE,
     start_to_close_timeout=timedelta(seconds=30),
+    heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
     ),

@@ -560,11 +560,12 @@ def leave_short_folder(wanted: Path, used: Path) -> None:
 
 @dataclass(frozen=True)
 class Workers(Server):
-    """The fleet's own workers, all in one process."""
+    """The fleet's own workers: all in one process, or those of one task queue."""
 
     name: ClassVar[str] = "workers"
     home: Path
     health_port: int = 8080
+    process: str = "all"
 
     @property
     def ports(self) -> Mapping[str, int]:
@@ -572,8 +573,11 @@ class Workers(Server):
         return {"health": self.health_port}
 
     def prepare(self) -> Command:
-        """They read their settings from the stack's `env` file, by FLEET_HOME."""
-        return Command((sys.executable, "-m", "workers", "all"))
+        """They read their settings from the `env` file of `home`."""
+        return Command(
+            (sys.executable, "-m", "workers", self.process),
+            {"FLEET_HOME": str(self.home), "HEALTH_PORT": str(self.health_port)},
+        )
 
     async def check(self) -> None:
         """They say that they are ready: connected, registered, polling."""

@@ -15,17 +15,22 @@ from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from temporalio.client import Client
+from pydantic import BaseModel
+from temporalio.client import Client, WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Temporal
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
+from tests.unit.test_continue_as_new import Impatient
 from workers.exit import leave
 from workers.search_attributes import register
+from workflows import events, fsm, models, outbox_state, rigor, story_state
 from workflows.models import plan_workflow_id
 
 HISTORIES = Path(__file__).parent / "histories"
+WIRE = Path(__file__).parent / "wire.json"
+"""The models that histories hold, with their fields."""
 
 Path_ = Callable[[StartStory, World], Awaitable[RunningStory]]
 
@@ -42,6 +47,13 @@ async def rejected_design(start: StartStory, _: World) -> RunningStory:
     await story.to("DESIGN")
     await story.until(gate="approve_design")
     await story.reject("reject_design")
+    return await _finish(story)
+
+
+async def rejected_build(start: StartStory, _: World) -> RunningStory:
+    story = await start()
+    await story.to("BUILD")
+    await story.reject("reject_build")
     return await _finish(story)
 
 
@@ -69,6 +81,67 @@ async def amended(start: StartStory, _: World) -> RunningStory:
     return await _finish(story)
 
 
+async def stale_approval(start: StartStory, world: World) -> RunningStory:
+    """By signal: an update's validator refuses it before it leaves a trace in the history."""
+    story = await start()
+    old = await story.until(gate="approve_scope")
+    await story.update("amend", title="Shorten every link")
+    await story.until(gate="approve_scope", title="Shorten every link")
+    approval = {"gate": "approve_scope", "actor": "ana", "role": "PO", "revision": old.revision}
+    await story.handle.signal("approve", approval)
+    async with asyncio.timeout(30):
+        while all(entry.kind != "RequestRefused" for entry in world.recorded):
+            await asyncio.sleep(0.02)
+    return await _finish(story)
+
+
+async def failed_quorum(start: StartStory, world: World) -> RunningStory:
+    world.failing = {f"agent-architect-{number}": "the engine is down" for number in (1, 2)}
+    story = await start()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    async with asyncio.timeout(30):
+        while not (await story.state()).working_on.startswith("DESIGN failed"):
+            await asyncio.sleep(0.02)
+    return await _given_up(story)
+
+
+async def failed_task(start: StartStory, world: World) -> RunningStory:
+    story = await start()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    world.failing = {f"{(await story.state()).plan_id}-t1": "the engine is down"}
+    await story.approve("approve_design")
+    async with asyncio.timeout(30):
+        while all(entry.kind != "PlanFinished" for entry in world.recorded):
+            await asyncio.sleep(0.02)
+    return await _given_up(story)
+
+
+async def late_decision(start: StartStory, world: World) -> RunningStory:
+    """A decision comes while the architects write; their critiques know of it."""
+    world.hold["propose"] = asyncio.Event()
+    story = await start()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    async with asyncio.timeout(30):
+        while not world.acts:
+            await asyncio.sleep(0.02)
+    decision = {"decision_id": "D-9", "title": "No SMS", "rationale": "Cost", "decided_by": "bo"}
+    await story.handle.signal("add_decision", decision)
+    deliberation = f"deliberation-{story.story_id}-design-1"
+    async with asyncio.timeout(30):
+        while "add_decision" not in await _signals(start.client, deliberation):
+            await asyncio.sleep(0.05)
+    world.hold["propose"].set()
+    return await _finish(story)
+
+
+async def continued(start: StartStory, world: World) -> RunningStory:
+    """On a server that suggests to continue as new after 60 events."""
+    return await approved(start, world)
+
+
 async def budget_gate(start: StartStory, world: World) -> RunningStory:
     world.tokens = 100
     story = await start(token_budget=500)
@@ -92,11 +165,7 @@ async def cancelled(start: StartStory, world: World) -> RunningStory:
     async with asyncio.timeout(30):
         while not world.acts:
             await asyncio.sleep(0.02)
-    await story.handle.cancel()
-    async with asyncio.timeout(30):
-        while (await story.handle.describe()).close_time is None:
-            await asyncio.sleep(0.05)
-    return story
+    return await _given_up(story)
 
 
 async def auto_approved(start: StartStory, _: World) -> RunningStory:
@@ -104,6 +173,21 @@ async def auto_approved(start: StartStory, _: World) -> RunningStory:
     await story.until(state="BUILD")
     await story.report()
     await story.handle.result()
+    return story
+
+
+async def _signals(client: Client, workflow_id: str) -> list[str]:
+    history = await client.get_workflow_handle(workflow_id).fetch_history()
+    return [
+        event.workflow_execution_signaled_event_attributes.signal_name for event in history.events
+    ]
+
+
+async def _given_up(story: RunningStory) -> RunningStory:
+    await story.handle.cancel()
+    async with asyncio.timeout(30):
+        while (await story.handle.describe()).close_time is None:
+            await asyncio.sleep(0.05)
     return story
 
 
@@ -124,9 +208,15 @@ PATHS: dict[str, Path_] = {
     for each in (
         approved,
         rejected_design,
+        rejected_build,
         rejected_test,
         rejected_docs,
         amended,
+        stale_approval,
+        failed_quorum,
+        failed_task,
+        late_decision,
+        continued,
         budget_gate,
         near_tie,
         cancelled,
@@ -135,13 +225,27 @@ PATHS: dict[str, Path_] = {
 }
 
 
+IMPATIENT = {"continued"}
+"""Paths on a server that suggests to continue as new early."""
+
+
 async def record(names: list[str]) -> None:
     """Run each path that has no history yet; keep the story's and its children's histories."""
+    for server, paths in (
+        (Temporal, [name for name in names if name not in IMPATIENT]),
+        (Impatient, [name for name in names if name in IMPATIENT]),
+    ):
+        missing = [name for name in paths if not [*HISTORIES.glob(f"{name}*.story.json")]]
+        if missing:
+            await _record_on(server, missing)
+
+
+async def _record_on(kind: type[Temporal], names: list[str]) -> None:
     with TemporaryDirectory() as folder:
         port, ui_port = free_ports(2)
         home = Path(folder)
         server = ServerProcess(
-            Temporal(home / "temporal", port, ui_port), home / "log", timedelta(seconds=60)
+            kind(home / "temporal", port, ui_port), home / "log", timedelta(seconds=60)
         )
         await server.start()
         try:
@@ -157,23 +261,52 @@ async def record(names: list[str]) -> None:
 
 
 async def _record(client: Client, name: str) -> None:
-    if (HISTORIES / f"{name}.story.json").exists():
-        print(f"{name}: there already")
-        return
     world = World(key=f"R-{name.replace('_', '-')}")
     WORLDS[world.key] = world
     story = await PATHS[name](StartStory(client, world), world)
-    kept = {"story": story.handle.id, "deliberation": f"deliberation-{story.story_id}-design-1"}
+    kept = {"deliberation": f"deliberation-{story.story_id}-design-1"}
     if plan_id := (await story.state()).plan_id:
         kept["plan"] = plan_workflow_id(story.story_id, plan_id)
     for kind, workflow_id in kept.items():
         history = await client.get_workflow_handle(workflow_id).fetch_history()
-        compact = json.dumps(history.to_json_dict(), separators=(",", ":"))
-        (HISTORIES / f"{name}.{kind}.json").write_text(compact + "\n")
-    print(f"{name}: recorded {', '.join(kept)}")
+        _write(f"{name}.{kind}", history)
+    runs = [story.handle.first_execution_run_id]
+    while run_id := runs[-1]:
+        history = await client.get_workflow_handle(story.handle.id, run_id=run_id).fetch_history()
+        _write(f"{name}.story" if len(runs) == 1 else f"{name}_{len(runs)}.story", history)
+        last = history.events[-1].workflow_execution_continued_as_new_event_attributes
+        runs.append(last.new_execution_run_id)
+    print(f"{name}: recorded {', '.join(kept)} and {len(runs) - 1} of the story's runs")
+
+
+def _write(name: str, history: WorkflowHistory) -> None:
+    compact = json.dumps(history.to_json_dict(), separators=(",", ":"))
+    (HISTORIES / f"{name}.json").write_text(compact + "\n")
+
+
+def wire() -> dict[str, dict[str, list[str]]]:
+    """Model -> the fields it has, and those of them that have no default."""
+    return {
+        f"{model.__module__}.{model.__qualname__}": {
+            "fields": sorted(model.model_fields),
+            "required": sorted(n for n, f in model.model_fields.items() if f.is_required()),
+        }
+        for module in (events, models, outbox_state, story_state, fsm, rigor)
+        for model in vars(module).values()
+        if isinstance(model, type)
+        and issubclass(model, BaseModel)
+        and model.__module__ == module.__name__
+    }
+
+
+def record_wire() -> None:
+    """Add the models that are not in WIRE yet; those that are there stay: histories hold them."""
+    known = json.loads(WIRE.read_text()) if WIRE.exists() else {}
+    WIRE.write_text(json.dumps(wire() | known, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
     HISTORIES.mkdir(exist_ok=True)
+    record_wire()
     asyncio.run(record(sys.argv[1:] or list(PATHS)))
     leave(0)

@@ -10,6 +10,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
+from tests.replay.record import WIRE, wire
 from workers.workflow_runner import workflow_runner
 from workflows.deliberation import DeliberationWorkflow
 from workflows.plan import PlanWorkflow
@@ -22,6 +23,17 @@ HISTORIES = {
 
 def test_every_workflow_has_a_history() -> None:
     assert {path.name.split(".")[1] for path in HISTORIES} == {"story", "plan", "deliberation"}
+
+
+def test_a_model_that_histories_hold_loses_no_field_and_gains_none_without_a_default() -> None:
+    """Else a history that was written before cannot be read: give the new field a default."""
+    recorded, today = json.loads(WIRE.read_text()), wire()
+
+    assert sorted(recorded) == sorted(today), "run python -m tests.replay.record; remove no model"
+    for name, then in recorded.items():
+        now = today[name]
+        assert set(then["fields"]) <= set(now["fields"]), f"{name} has lost a field"
+        assert set(now["required"]) <= set(then["required"]), f"{name}: a field without a default"
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)

@@ -29,6 +29,7 @@ from temporalio.worker import Worker
 
 from deploy.local.servers import script
 from tests.conftest import RunningServer
+from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows import fsm, rigor
@@ -325,6 +326,7 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
             workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
             activities=activities(),
             workflow_runner=workflow_runner(),
+            interceptors=[Heartbeats()],
             max_cached_workflows=cached,
             graceful_shutdown_timeout=timedelta(seconds=1),
         )

@@ -84,10 +84,10 @@ class Options(TypedDict):
     deployment_config: WorkerDeploymentConfig
 
 
-def options(settings: Settings) -> Options:
-    """What every worker is given."""
+def options(settings: Settings, *interceptors: Interceptor) -> Options:
+    """What every worker is given; `interceptors` beside those that all have."""
     return Options(
-        interceptors=[LogContext()],
+        interceptors=[LogContext(), *interceptors],
         graceful_shutdown_timeout=settings.drain_seconds,
         deployment_config=_deployment(settings.worker_build_id),
     )

@@ -13,6 +13,7 @@ from bridge.mirror import Mirror
 from bridge.streams import StreamError, reconcile
 from workers.clients import StartError
 from workers.clients.nats import open_nats
+from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options
 from workers.settings import Settings
 from workflows.stubs import BRIDGE_QUEUE
@@ -27,7 +28,7 @@ def bridge_worker(client: Client, settings: Settings, nats: Nats) -> Worker:
         client,
         task_queue=BRIDGE_QUEUE,
         activities=[mirror.publish],
-        **options(settings),
+        **options(settings, Heartbeats()),
     )
 
 

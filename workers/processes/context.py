@@ -18,6 +18,7 @@ from activities.migrations import migrate
 from activities.planning import InvalidConfig, Planning, load_config
 from workers.clients import StartError, place, words
 from workers.clients.neo4j import open_neo4j
+from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import CONTEXT_QUEUE
@@ -43,7 +44,7 @@ def context_worker(
             planning.load_process,
             planning.score_story,
         ],
-        **options(settings),
+        **options(settings, Heartbeats()),
     )
 
 

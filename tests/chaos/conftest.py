@@ -1,0 +1,19 @@
+"""One site for the run, and an engine that takes its time, so that there is a middle to kill in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.llm_server import LlmServer
+from tests.site import Site
+
+
+@pytest.fixture(scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    async with (
+        LlmServer(delay_ms=300) as llm,
+        Site(tmp_path_factory.mktemp("site"), llm) as site,
+    ):
+        yield site

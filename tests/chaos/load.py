@@ -1,0 +1,143 @@
+"""Many stories at once while processes are killed at random; then the checker over all of them.
+
+`python -m tests.chaos.load --stories 30 --minutes 30 --seed 7` (`make soak`): stories are kept in
+flight for so long, on an endpoint that answers at once, and something is killed every few seconds.
+Ends with 1 where a story did not reach DONE or anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from tests.checker import paid_twice
+from tests.llm_server import Call, LlmServer
+from tests.site import SERVERS, WORKERS, Site
+
+PAUSE_S = (0.5, 4.0)
+"""Between two blows: from, to."""
+
+IN_THE_AIR_S = 5.0
+"""An answer may be on its way to the worker, or wait for Valkey, for so long when that is killed.
+
+Nobody has such an answer, so it is asked for again."""
+
+
+@dataclass
+class Outcome:
+    """What a load came to. `faults`: what differs, each in a line."""
+
+    seed: int
+    stories: int = 0
+    calls: int = 0
+    kills: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    seconds: float = 0
+
+    def __str__(self) -> str:
+        killed = sum(len(names) for _, names in self.kills)
+        return (
+            f"seed {self.seed}: {self.stories} stories, {self.calls} LLM calls, {killed} processes "
+            f"killed in {len(self.kills)} blows, {self.seconds:.0f} s, {len(self.faults)} faults"
+        )
+
+
+def victims(choose: random.Random) -> tuple[str, ...]:
+    """Most often one worker, now and then a server, rarely half of all at once."""
+    match choose.choices(("worker", "server", "many"), (6, 3, 1))[0]:
+        case "worker":
+            return (choose.choice(WORKERS),)
+        case "server":
+            return (choose.choice(SERVERS),)
+        case _:
+            return tuple(sorted(choose.sample((*SERVERS, *WORKERS), 4)))
+
+
+async def run_load(
+    site: Site,
+    *,
+    stories: int,
+    seed: int,
+    lasting: timedelta = timedelta(0),
+    blows: int = 0,
+    tell: Callable[[str], None] = print,
+) -> Outcome:
+    """Keep `stories` in flight while something is killed, `blows` times and for `lasting`.
+
+    The last of them are then left to finish in peace, and everything is checked.
+    """
+    outcome, began = Outcome(seed), time.monotonic()
+    choose = random.Random(seed)
+    started: list[str] = []
+
+    def lasts() -> bool:
+        return time.monotonic() - began < lasting.total_seconds()
+
+    async def one_after_another() -> None:
+        while True:
+            name = f"US-{len(started) + 1}"
+            started.append(name)
+            await site.begin(name)
+            if (state := await site.finish(name)) != "DONE":
+                outcome.faults.append(f"{name} ended in {state}")
+            tell(f"{time.monotonic() - began:5.0f} s  {name} {state}")
+            if not lasts():
+                return
+
+    async def strike() -> None:
+        while lasts() or len(outcome.kills) < blows:
+            await asyncio.sleep(choose.uniform(*PAUSE_S))
+            struck = victims(choose)
+            outcome.kills.append((time.monotonic(), struck))
+            tell(f"{time.monotonic() - began:5.0f} s  kill -9 {' '.join(struck)}")
+            await site.kill_and_start(*struck)
+
+    tell(f"seed {seed}: {stories} stories at once")
+    await asyncio.gather(strike(), *(one_after_another() for _ in range(stories)))
+    outcome.stories, outcome.calls = len(started), len(site.llm.calls)
+    outcome.faults += await site.differences(*started)
+    outcome.faults += paid_twice(
+        call.model_dump() for call in site.llm.calls if not in_the_air(call, outcome.kills)
+    )
+    outcome.faults += site.orphans()
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def in_the_air(call: Call, kills: list[tuple[float, tuple[str, ...]]]) -> bool:
+    """Whether the agents' worker was killed when it may not have kept this answer yet."""
+    return any(
+        "agents" in names and call.ended_at - 0.05 <= at <= call.ended_at + IN_THE_AIR_S
+        for at, names in kills
+    )
+
+
+async def _main(stories: int, minutes: float, seed: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="fleet-soak-") as folder:
+        async with LlmServer() as llm, Site(Path(folder), llm) as site:
+            outcome = await run_load(
+                site, stories=stories, seed=seed, lasting=timedelta(minutes=minutes)
+            )
+    print(*outcome.faults, outcome, sep="\n", flush=True)
+    return 1 if outcome.faults else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stories", type=int, default=30, help="how many are in flight")
+    parser.add_argument("--minutes", type=float, default=30, help="how long new ones are begun")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the kills")
+    given = parser.parse_args()
+    sys.exit(asyncio.run(_main(given.stories, given.minutes, given.seed)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Whatever is killed, wherever a story stands: it reaches DONE, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from nats.js.api import Header
+
+from tests.checker import paid_twice, read_streams
+from tests.llm_server import LlmServer
+from tests.site import SERVERS, WORKERS, Site
+
+pytestmark = pytest.mark.timeout(600)
+
+WAVES = ("load_council", "propose", "criticise", "revise", "check_proposal", "record_deliberation")
+
+AWAY_S = 65
+"""Longer than the longest pause between two attempts, which is a minute."""
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+async def test_a_worker_killed_in_each_wave_of_a_deliberation_loses_nothing(
+    site: Site, kind: str
+) -> None:
+    story_id = f"US-{kind}"
+    site.llm.calls.clear()
+    await site.begin(story_id)
+
+    for wave in WAVES:
+        await site.until_scheduled(f"deliberation-{story_id}-design-1", wave)
+        await site.kill_and_start(kind)
+    state = await site.finish(story_id)
+
+    assert state == "DONE"
+    assert await site.differences(story_id) == []
+    assert paid_twice(call.model_dump() for call in site.llm.calls) == []
+    assert site.orphans() == []
+
+
+async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
+    site: Site,
+) -> None:
+    site.llm.calls.clear()
+    await site.begin("US-temporal")
+
+    await site.until_scheduled("deliberation-US-temporal-design-1", "propose")
+    await site.stop("temporal")
+    await site.start("temporal")
+    await site.until_scheduled("deliberation-US-temporal-design-1", "revise")
+    await site.kill_and_start("temporal")
+    state = await site.finish("US-temporal")
+
+    assert state == "DONE"
+    assert await site.differences("US-temporal") == []
+    assert paid_twice(call.model_dump() for call in site.llm.calls) == []
+
+
+async def test_everything_is_killed_at_once_in_mid_wave(site: Site) -> None:
+    await site.begin("US-all")
+
+    await site.until_scheduled("deliberation-US-all-design-1", "criticise")
+    await site.kill_and_start(*SERVERS, *WORKERS)
+    state = await site.finish("US-all")
+
+    assert state == "DONE"
+    assert await site.differences("US-all") == []
+    assert site.orphans() == []
+
+
+async def test_the_checker_names_what_is_doctored(site: Site) -> None:
+    """Lost, doubled, foreign and reordered events; a lost node, a changed status."""
+    await site.begin("US-doctored")
+    assert await site.finish("US-doctored") == "DONE"
+    assert await site.differences("US-doctored") == []
+
+    async with site.clients() as (connection, driver):
+        jetstream = connection.jetstream()
+        mine = [m for m in await read_streams(connection) if m.story_id == "US-doctored"]
+        moves = [m for m in mine if m.event.subject == "planning.story.transitioned"]
+        lost, doubled = moves[1], moves[2]
+        await jetstream.delete_msg(lost.stream, lost.sequence)
+        foreign = await jetstream.publish(
+            "planning.story.cancelled",
+            b"{}",
+            headers={Header.MSG_ID: "foreign", "ce-id": "foreign", "ce-subject": "US-doctored"},
+        )
+        message = await jetstream.get_msg(doubled.stream, doubled.sequence)
+        again = dict(message.headers or {}) | {Header.MSG_ID.value: "again"}
+        await jetstream.publish(doubled.event.subject, message.data or b"", headers=again)
+        await driver.execute_query(
+            "MATCH (t:PhaseTransition {id: $id}) DETACH DELETE t", id=moves[0].event.id
+        )
+        await driver.execute_query(
+            "MATCH (t:Subtask {case_id: 'US-doctored'}) SET t.status = 'IN_PROGRESS'"
+        )
+    found = "\n".join(await site.differences("US-doctored"))
+
+    assert f"planning.story.transitioned {lost.event.id} is on no stream" in found
+    assert f"{doubled.event.id} is 2 times on the streams" in found
+    assert f"foreign is on {foreign.stream}, and in no history" in found
+    assert "the streams say DRAFT BUILD TEST DOCS DONE BUILD" in found
+    assert f"the graph lacks PhaseTransition {moves[0].event.id}" in found
+    assert "the graph's transitions are DRAFT -> DESIGN" in found
+    assert "is IN_PROGRESS" in found
+
+
+async def test_each_server_may_be_away_for_longer_than_every_pause(tmp_path: Path) -> None:
+    """Three fleets side by side, each without one server in mid-deliberation."""
+
+    async def without(server: str) -> tuple[str, list[str]]:
+        async with (
+            LlmServer(delay_ms=300) as llm,
+            Site(tmp_path / server, llm) as site,
+        ):
+            await site.begin("US-1")
+            await site.until_scheduled("deliberation-US-1-design-1", "propose")
+            await site.kill(server)
+            await asyncio.sleep(AWAY_S)
+            await site.start(server)
+            state = await site.finish("US-1")
+            doubled = paid_twice(call.model_dump() for call in llm.calls)
+            return state, [*await site.differences("US-1"), *doubled]
+
+    nats, neo4j, valkey = await asyncio.gather(without("nats"), without("neo4j"), without("valkey"))
+
+    assert (nats, neo4j, valkey) == (("DONE", []), ("DONE", []), ("DONE", []))

@@ -1,0 +1,28 @@
+"""Thirty stories at once while processes are killed at random."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.load import run_load
+from tests.llm_server import LlmServer
+from tests.site import Site
+
+pytestmark = pytest.mark.timeout(900)
+
+STORIES = 30
+BLOWS = 12
+
+
+async def test_thirty_stories_survive_what_is_killed_among_them(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(10**6)  # printed: `make soak SEED=...` repeats its kills
+
+    async with LlmServer() as llm, Site(tmp_path, llm) as site:
+        outcome = await run_load(site, stories=STORIES, seed=seed, blows=BLOWS)
+
+    print(outcome)
+    assert outcome.stories == STORIES
+    assert outcome.faults == [], outcome

@@ -1,0 +1,378 @@
+"""Holds what stories' histories say against the streams and the graph, and names what differs.
+
+It knows the fleet by its contracts only (design sections 4 to 6): the activities `record` and
+`publish`, the signal `hand_on`, the subjects, the labels. Nothing of the fleet's code is imported,
+so that what that code gets wrong, this does not get wrong in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import neo4j
+from nats.aio.client import Client as Nats
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js.api import AckPolicy, ConsumerConfig
+from temporalio.api.common.v1 import Payloads
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client, WorkflowExecutionStatus
+
+STREAMS = ("PLANNING_EVENTS", "ORCHESTRATOR_EVENTS", "CONTEXT")
+
+NODES = {
+    "planning.story.created": ("Story", "story_id"),
+    "planning.story.transitioned": ("PhaseTransition", None),
+    "planning.plan.approved": ("PlanApproval", None),
+    "planning.task.created": ("Subtask", "task_id"),
+    "orchestration.task.dispatched": ("TaskDispatch", None),
+    "context.decision.added": ("Decision", "decision_id"),
+    "context.milestone.reached": ("Event", "milestone_id"),
+}
+"""Subject -> the node that stores it, and the field of the body that is its id; None: the event's.
+Every other event is an `Event` under its own id."""
+
+FINAL_TASK = {"DONE", "FAILED", "NOT_RUN", "DELETED"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event as it is announced."""
+
+    id: str
+    subject: str
+    body: dict[str, Any]
+
+    @property
+    def node(self) -> tuple[str, str]:
+        label, field_name = NODES.get(self.subject, ("Event", None))
+        return label, str(self.body[field_name]) if field_name else self.id
+
+
+@dataclass
+class Told:
+    """What a story's histories say, its children's among them."""
+
+    story_id: str
+    events: list[Event] = field(default_factory=list)
+    """In the order in which they were given to `publish`."""
+    handed_on: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    """The values that StoryState took, the machine's first state before all."""
+    deliberations: list[str] = field(default_factory=list)
+    """Ids of the deliberations that completed."""
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A message of a stream."""
+
+    stream: str
+    sequence: int
+    event: Event
+    story_id: str
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+async def read_histories(client: Client, story_id: str) -> Told:
+    """Every run of the story's workflow, and of every child it started."""
+    told = Told(story_id)
+    to_read, read = [f"story-{story_id}"], set[str]()
+    while to_read:
+        workflow_id = to_read.pop(0)
+        if workflow_id in read:
+            continue
+        read.add(workflow_id)
+        description = await client.get_workflow_handle(workflow_id).describe()
+        if description.status is WorkflowExecutionStatus.RUNNING:
+            told.faults.append(f"{workflow_id} still runs")
+        completed = description.status is WorkflowExecutionStatus.COMPLETED
+        if completed and workflow_id.startswith("deliberation-"):
+            told.deliberations.append(workflow_id)
+        for history in await _runs(client, workflow_id, description.run_id):
+            to_read += _read_run(told, workflow_id, history)
+    return told
+
+
+async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[HistoryEvent]]:
+    """The histories of a workflow's runs, each continued as new by the next; oldest first."""
+    runs: list[list[HistoryEvent]] = []
+    while run_id:
+        history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
+        runs.insert(0, list(history.events))
+        started = history.events[0].workflow_execution_started_event_attributes
+        run_id = started.continued_execution_run_id
+    return runs
+
+
+def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> list[str]:
+    """Take in one run; the workflow ids of its children."""
+    recording: dict[int, list[str]] = {}
+    recorded: set[str] = set()
+    publishing: dict[int, list[Event]] = {}
+    published: set[str] = set()
+    handing: dict[int, list[str]] = {}
+    children = []
+    for event in history:
+        match event.event_type:
+            case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+                asked = event.activity_task_scheduled_event_attributes
+                if asked.activity_type.name not in ("record", "publish"):
+                    continue
+                entries = _arguments(asked.input)[0]["entries"]
+                if asked.activity_type.name == "record":
+                    recording[event.event_id] = [entry["id"] for entry in entries]
+                    continue
+                events = [Event(e["id"], e["subject"], e["body"]) for e in entries]
+                publishing[event.event_id] = events
+                told.faults += [
+                    f"{workflow_id}: {each.subject} {each.id} announced before it was recorded"
+                    for each in events
+                    if each.id not in recorded
+                ]
+                known = {each.id for each in told.events}
+                told.events += [each for each in events if each.id not in known]
+            case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+                done = event.activity_task_completed_event_attributes.scheduled_event_id
+                recorded.update(recording.get(done, ()))
+                published.update(each.id for each in publishing.get(done, ()))
+            case EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED:
+                signal = event.signal_external_workflow_execution_initiated_event_attributes
+                if signal.signal_name == "hand_on":
+                    handing[event.event_id] = [e["id"] for e in _arguments(signal.input)[0]]
+            case EventType.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED:
+                signaled = event.external_workflow_execution_signaled_event_attributes
+                told.handed_on += handing.get(signaled.initiated_event_id, ())
+            case EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
+                started = event.child_workflow_execution_started_event_attributes
+                children.append(started.workflow_execution.workflow_id)
+            case EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
+                upsert = event.upsert_workflow_search_attributes_event_attributes
+                if state := upsert.search_attributes.indexed_fields.get("StoryState"):
+                    told.states.append(json.loads(state.data))
+    told.faults += [
+        f"{workflow_id}: {each.subject} {each.id} was never published"
+        for events in publishing.values()
+        for each in events
+        if each.id not in published
+    ]
+    return children
+
+
+def _arguments(payloads: Payloads) -> list[Any]:
+    for payload in payloads.payloads:
+        encoding = payload.metadata.get("encoding", b"").decode()
+        if encoding != "json/plain":
+            raise ValueError(f"a payload of encoding {encoding!r} cannot be read here")
+    return [json.loads(payload.data) for payload in payloads.payloads]
+
+
+async def read_streams(nats: Nats) -> list[Published]:
+    """Every message of the three streams, each stream in its order."""
+    messages = []
+    for stream in STREAMS:
+        messages += [message async for message in _read_stream(nats, stream)]
+    return messages
+
+
+async def _read_stream(nats: Nats, stream: str) -> AsyncIterator[Published]:
+    jetstream = nats.jetstream()
+    left = (await jetstream.stream_info(stream)).state.messages
+    if not left:
+        return
+    subscription = await jetstream.pull_subscribe(
+        "", stream=stream, config=ConsumerConfig(ack_policy=AckPolicy.NONE)
+    )
+    while left > 0:
+        try:
+            messages = await subscription.fetch(min(left, 500), timeout=10)
+        except NatsTimeout:
+            break
+        left -= len(messages)
+        for message in messages:
+            headers = message.headers or {}
+            yield Published(
+                stream,
+                message.metadata.sequence.stream,
+                Event(headers.get("ce-id", ""), message.subject, json.loads(message.data)),
+                headers.get("ce-subject", ""),
+            )
+    await subscription.unsubscribe()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the graph holds of one story."""
+
+    nodes: frozenset[tuple[str, str]]
+    """(label, id)."""
+    transitions: list[tuple[str, str, str]]
+    """(id, from, to), in order of time."""
+    status: str
+    tasks: dict[str, str]
+    plans: dict[str, str]
+    """Id -> status."""
+    deliberations: dict[str, int]
+    """Deliberation id -> how many proposals of it came first."""
+    lost_decisions: list[str]
+    """Decisions that come from no proposal."""
+
+
+async def read_graph(driver: neo4j.AsyncDriver, story_id: str) -> Graph:
+    async def ask(cypher: Any) -> list[list[Any]]:
+        async with driver.session() as session:
+            return await (await session.run(cypher, story=story_id)).values()
+
+    nodes = await ask(
+        "MATCH (s:Story {id: $story}) RETURN 'Story' AS label, s.id AS id UNION "
+        "MATCH (n)-[:OF]->(:Story {id: $story}) UNWIND labels(n) AS label "
+        "RETURN label, n.id AS id UNION "
+        "MATCH (t:Subtask {case_id: $story}) RETURN 'Subtask' AS label, t.id AS id"
+    )
+    transitions = await ask(
+        "MATCH (t:PhaseTransition {story_id: $story}) "
+        "RETURN t.id, t.from_phase, t.to_phase ORDER BY t.timestamp"
+    )
+    status = await ask("MATCH (s:Story {id: $story}) RETURN s.status")
+    tasks = await ask("MATCH (t:Subtask {case_id: $story}) RETURN t.id, t.status")
+    plans = await ask(
+        "MATCH (:Story {id: $story})-[:HAS_PLAN]->(p:PlanVersion) RETURN p.id, p.status"
+    )
+    winners = await ask(
+        "MATCH (p:Proposal {story_id: $story, rank: 1}) RETURN p.deliberation_id, count(p)"
+    )
+    lost = await ask(
+        "MATCH (d:Decision {case_id: $story}) WHERE NOT (d)-[:FROM]->(:Proposal)-[:BY]->(:Agent) "
+        "AND d.type <> 'CONTEXT' RETURN d.id"
+    )
+    return Graph(
+        nodes=frozenset((label, node) for label, node in nodes),
+        transitions=[(number, source, target) for number, source, target in transitions],
+        status=status[0][0] if status else "",
+        tasks=dict(tasks),
+        plans=dict(plans),
+        deliberations=dict(winners),
+        lost_decisions=[decision for (decision,) in lost],
+    )
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def differences(told: Told, streams: Iterable[Published], graph: Graph) -> list[str]:
+    """What does not agree, each in a line; nothing where all is as it must be."""
+    mine = [message for message in streams if message.story_id == told.story_id]
+    return [
+        f"{told.story_id}: {fault}"
+        for fault in [
+            *told.faults,
+            *_streams_differ(told, mine),
+            *_graph_differs(told, graph),
+            *_left_open(mine, graph),
+        ]
+    ]
+
+
+def _streams_differ(told: Told, mine: list[Published]) -> Iterable[str]:
+    expected = {event.id: event for event in told.events}
+    times = Counter(message.event.id for message in mine)
+    for event in told.events:
+        if times[event.id] == 0:
+            yield f"{event.subject} {event.id} is on no stream"
+        elif times[event.id] > 1:
+            yield f"{event.subject} {event.id} is {times[event.id]} times on the streams"
+    for message in mine:
+        event = message.event
+        if event.id not in expected:
+            yield f"{event.subject} {event.id} is on {message.stream}, and in no history"
+        elif event != expected[event.id]:
+            yield f"{event.subject} {event.id} on {message.stream} is not what the history says"
+    for stream in STREAMS:
+        there = [message.event.id for message in mine if message.stream == stream]
+        unique = list(dict.fromkeys(number for number in there if number in expected))
+        in_order = [event.id for event in told.events if event.id in set(unique)]
+        if unique != in_order:
+            yield f"{stream} has the story's events in another order than the history"
+    for number in told.handed_on:
+        # What a child recorded only is not published: the story's own `record` is held to it.
+        if number in times and number not in expected:
+            yield f"{number} was handed on and never published"
+    moves = [m.event.body["to_phase"] for m in mine if m.event.subject.endswith("transitioned")]
+    if moves != told.states[1:]:
+        yield f"the streams say {' '.join(moves)}; the history says {' '.join(told.states[1:])}"
+
+
+def _graph_differs(told: Told, graph: Graph) -> Iterable[str]:
+    for event in told.events:
+        label, node = event.node
+        if (label, node) not in graph.nodes:
+            yield f"the graph lacks {label} {node}, of {event.subject} {event.id}"
+    moved = [
+        (event.id, event.body["from_phase"], event.body["to_phase"])
+        for event in told.events
+        if event.subject == "planning.story.transitioned"
+    ]
+    if graph.transitions != moved:
+        there, wanted = _path(graph.transitions), _path(moved)
+        yield f"the graph's transitions are {there}; the history's are {wanted}"
+    if told.states and graph.status != told.states[-1]:
+        yield f"the graph says {graph.status}, the history {told.states[-1]}"
+    for deliberation in told.deliberations:
+        winners = graph.deliberations.get(deliberation, 0)
+        if winners != 1:
+            yield f"the graph has {winners} winners of {deliberation}"
+    for decision in graph.lost_decisions:
+        yield f"decision {decision} comes from no proposal"
+
+
+def _left_open(mine: list[Published], graph: Graph) -> Iterable[str]:
+    gates: Counter[str] = Counter()
+    for message in mine:
+        if message.event.subject == "planning.gate.opened":
+            gates[message.event.body["gate"]] += 1
+        if message.event.subject == "planning.gate.closed":
+            gates[message.event.body["gate"]] -= 1
+    yield from (f"gate {gate} is open" for gate, count in gates.items() if count != 0)
+    for task, status in graph.tasks.items():
+        if status not in FINAL_TASK:
+            yield f"task {task} is {status}"
+    for plan, status in graph.plans.items():
+        if status not in ("COMPLETED", "PARTIAL", "CANCELLED", "FAILED", "NOTHING_TO_RUN"):
+            yield f"plan {plan} is {status}"
+
+
+def _path(transitions: Iterable[tuple[str, str, str]]) -> str:
+    return ", ".join(f"{source} -> {target}" for _, source, target in transitions) or "none"
+
+
+def paid_twice(calls: Iterable[dict[str, Any]]) -> list[str]:
+    """Calls that the endpoint has answered more than once, by act, prompt and seed."""
+    answered = Counter(
+        (call["act"], call["seed"], json.dumps(call["messages"]))
+        for call in calls
+        if call["end"] == "answered"
+    )
+    return [
+        f"{act} with seed {seed} was answered {times} times"
+        for (act, seed, _), times in answered.items()
+        if times > 1
+    ]
+
+
+async def check(
+    client: Client, nats: Nats, driver: neo4j.AsyncDriver, story_ids: Iterable[str]
+) -> list[str]:
+    """Every difference in these stories."""
+    streams = await read_streams(nats)
+    found = []
+    for story_id in story_ids:
+        told = await read_histories(client, story_id)
+        found += differences(told, streams, await read_graph(driver, story_id))
+    return found

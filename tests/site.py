@@ -1,0 +1,231 @@
+"""A whole fleet, each of whose processes can be killed: servers, and one worker of each kind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import nats
+import neo4j
+from nats.aio.client import Client as NatsClient
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError, RPCStatusCode
+
+from deploy.local.process import ServerProcess, free_ports
+from deploy.local.servers import Nats, Neo4j, Server, Temporal, Valkey, Workers, write_private
+from tests.checker import check
+from tests.llm_server import LlmServer
+from workflows.models import StoryInput, StoryView, WorkspaceReport
+
+SERVERS = ("temporal", "nats", "neo4j", "valkey")
+WORKERS = ("story", "agents", "context", "bridge")
+SAMPLE_STORY = Path(__file__).parents[1] / "deploy" / "sample" / "story.json"
+READY_WITHIN = timedelta(seconds=120)
+
+GOOD_REPORT = WorkspaceReport.model_validate(
+    {
+        "job_id": "job-1",
+        "build": {"ok": True},
+        "unit": {"ok": True, "passed": 10, "failed": 0, "coverage": 95.0},
+        "static": {"ok": True, "sonar": {"quality_gate": "OK", "new_critical": 0, "new_major": 0}},
+        "e2e": {"ok": True, "passed": 3, "failed": 0},
+    }
+)
+
+
+class Site:
+    """Starts with `async with`; ends by killing all that runs, for its folder goes with it."""
+
+    def __init__(self, home: Path, llm: LlmServer) -> None:
+        self.home, self.llm = home, llm
+        self.started: set[int] = set()
+        """Process ids; each is the id of the session that its children are in."""
+        ports = iter(free_ports(len(WORKERS) + 5))
+        self.temporal = Temporal(home / "temporal", next(ports), next(ports))
+        self.nats = Nats(home / "nats", next(ports))
+        self.neo4j = Neo4j(home / "neo4j", next(ports))
+        self.valkey = Valkey(home / "valkey", next(ports))
+        servers: dict[str, Server] = {
+            "temporal": self.temporal,
+            "nats": self.nats,
+            "neo4j": self.neo4j,
+            "valkey": self.valkey,
+            **{name: Workers(home, next(ports), name) for name in WORKERS},
+        }
+        self.processes = {
+            name: ServerProcess(server, home / "logs" / f"{name}.log", READY_WITHIN)
+            for name, server in servers.items()
+        }
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "TEMPORAL_ADDRESS": self.temporal.address,
+            "NATS_URL": self.nats.url,
+            "NATS_USER": self.nats.user,
+            "NATS_PASSWORD": self.nats.password,
+            "NEO4J_URI": self.neo4j.uri,
+            "NEO4J_USER": self.neo4j.user,
+            "NEO4J_PASSWORD": self.neo4j.password,
+            "REDIS_HOST": self.valkey.host,
+            "REDIS_PORT": str(self.valkey.port),
+            "REDIS_PASSWORD": self.valkey.password,
+            "VLLM_URL": self.llm.url,
+            "DRAIN_SECONDS": "5",
+        }
+
+    async def __aenter__(self) -> Self:
+        write_private(
+            self.home / "env", "".join(f"{name}={value}\n" for name, value in self.env.items())
+        )
+        try:
+            await self.start(*SERVERS)
+            await self.start(*WORKERS)
+        except BaseException:
+            await self.kill(*self.processes)
+            raise
+        self.client = await Client.connect(
+            self.temporal.address, data_converter=pydantic_data_converter
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.kill(*self.processes)
+
+    async def start(self, *names: str) -> None:
+        await asyncio.gather(*(self.processes[name].start() for name in names))
+        self.started |= {pid for process in self.processes.values() if (pid := process.pid)}
+
+    async def stop(self, *names: str) -> None:
+        await asyncio.gather(*(self.processes[name].stop() for name in names))
+
+    async def kill(self, *names: str) -> None:
+        await asyncio.gather(*(self.processes[name].kill() for name in names))
+
+    async def kill_and_start(self, *names: str) -> None:
+        """As after a crash of all of them: the servers first, for a worker needs its own."""
+        await self.kill(*names)
+        await self.start(*(name for name in names if name in SERVERS))
+        await self.start(*(name for name in names if name in WORKERS))
+
+    def orphans(self) -> list[str]:
+        """Processes that outlived the worker or server that started them."""
+        ours = {process.pid for process in self.processes.values()}
+        return [
+            f"{pid}: {name}"
+            for pid, name, session in sessions()
+            if session in self.started and session not in ours
+        ]
+
+    @asynccontextmanager
+    async def clients(self) -> AsyncIterator[tuple[NatsClient, neo4j.AsyncDriver]]:
+        auth = (self.neo4j.user, self.neo4j.password)
+        async with neo4j.AsyncGraphDatabase.driver(self.neo4j.uri, auth=auth) as driver:
+            connection = await nats.connect(
+                self.nats.url, user=self.nats.user, password=self.nats.password
+            )
+            try:
+                yield connection, driver
+            finally:
+                await connection.close()
+
+    # --- stories ----------------------------------------------------------------------------------
+
+    async def begin(self, story_id: str, **fields: Any) -> WorkflowHandle[Any, Any]:
+        """Start a story whose gates are opened by policy."""
+        story = json.loads(SAMPLE_STORY.read_text())
+        request = StoryInput.model_validate(
+            story | {"story_id": story_id, "approvals": "auto"} | fields
+        )
+        return await self.client.start_workflow(
+            "StoryWorkflow", request, id=f"story-{story_id}", task_queue="story"
+        )
+
+    async def finish(self, story_id: str) -> str:
+        """Give the report that BUILD waits for, and wait for the end; the state it ended in."""
+        handle = self.client.get_workflow_handle(f"story-{story_id}")
+        while (await self.state(story_id)).state not in ("BUILD", "TEST", "DOCS", "DONE"):
+            await asyncio.sleep(0.5)
+        await patient(
+            lambda: handle.execute_update(
+                "report", GOOD_REPORT, id=f"report-{story_id}", result_type=StoryView
+            )
+        )
+        result = await patient(handle.result)
+        return str(result["state"])
+
+    async def state(self, story_id: str) -> StoryView:
+        handle = self.client.get_workflow_handle(f"story-{story_id}")
+        view: StoryView = await patient(lambda: handle.query("state", result_type=StoryView))
+        return view
+
+    async def until_scheduled(self, workflow_id: str, activity: str) -> None:
+        """Wait until the workflow has asked for that activity; follows the history as it grows."""
+        handle = self.client.get_workflow_handle(workflow_id)
+
+        async def follow() -> bool:
+            async for event in handle.fetch_history_events(wait_new_event=True):
+                if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+                    asked = event.activity_task_scheduled_event_attributes
+                    if asked.activity_type.name == activity:
+                        return True
+            return False
+
+        assert await patient(follow), f"{workflow_id} ended without {activity}"
+
+    async def differences(self, *story_ids: str) -> list[str]:
+        """What the checker finds, once all that the stories asked for is done."""
+        async with self.clients() as (connection, driver):
+            client = await Client.connect(self.temporal.address)
+            return await check(client, connection, driver, story_ids)
+
+
+def sessions() -> Iterator[tuple[int, str, int]]:
+    """Process id, name and session id of every process that is no zombie."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text()
+        except OSError:
+            continue  # it has ended meanwhile
+        name, _, rest = stat.partition("(")[2].rpartition(")")
+        state, _, _, session = rest.split()[:4]
+        if state != "Z":
+            yield int(folder.name), name, int(session)
+
+
+PASSING = (
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.UNKNOWN,
+    RPCStatusCode.INTERNAL,
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.FAILED_PRECONDITION,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+)
+
+
+async def patient(call: Any) -> Any:
+    """The call's answer, through whatever is killed meanwhile; a test's time-out ends it."""
+    while True:
+        try:
+            return await call()
+        except RPCError as error:
+            if error.status not in PASSING:
+                raise
+        await asyncio.sleep(0.2)
