@@ -54,10 +54,10 @@ def text(value: object, style: str = "") -> Text:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table of plain texts."""
+    """A table of plain texts; the first column, what a row is called, is not broken."""
     shown = Table(title=text(title, "bold"), title_justify="left", expand=False)
-    for column in columns:
-        shown.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        shown.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         shown.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
     return shown

@@ -31,7 +31,7 @@ def story_details(view: StoryView, moves: Sequence[Move], outbox_stuck: str = ""
         fenced(view.title),
     ]
     if view.working_on:
-        lines.append(f"Working on: {view.working_on}")
+        lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":
         lines += [
             f"**Gate `budget`** waits for {view.gate_role}: "
@@ -54,10 +54,10 @@ def story_details(view: StoryView, moves: Sequence[Move], outbox_stuck: str = ""
     for finding in view.findings[:MOVES_SHOWN]:
         lines.append(f"- {finding.code}: {finding.message} (-{finding.weight})")
     if moves:
-        lines += ["", "| move | to | by | blocked by |", "|---|---|---|---|"]
+        lines += ["", "**What may happen now**"]
         lines += [
-            f"| {move.event} | {move.to} | {', '.join(move.roles) or 'the fleet'} | "
-            f"{'; '.join(move.blocked_by).replace('|', '/') or '-'} |"
+            f"- `{move.event}` to {move.to}, by {', '.join(move.roles) or 'the fleet'}"
+            + (f"; waits for {'; '.join(move.blocked_by)}" if move.blocked_by else "")
             for move in moves[:MOVES_SHOWN]
         ]
     if outbox_stuck:
@@ -67,8 +67,9 @@ def story_details(view: StoryView, moves: Sequence[Move], outbox_stuck: str = ""
 
 def _command(view: StoryView, update: str, request: Mapping[str, object]) -> str:
     return (
-        f"```\ntemporal workflow update execute --workflow-id {story_workflow_id(view.story_id)} "
-        f"--name {update} \\\n  --input '{json.dumps(request)}'\n```"
+        f"```\ntemporal workflow update execute --name {update} \\\n"
+        f"  --workflow-id {story_workflow_id(view.story_id)} \\\n"
+        f"  --input '{json.dumps(request)}'\n```"
     )
 
 
@@ -89,10 +90,8 @@ def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
 
 def plan_details(tasks: Sequence[PlannedTask], status: dict[str, str]) -> str:
     """Each task with its status and what it waits for. `status`: task id -> word."""
-    lines = ["| task | role | status | depends on |", "|---|---|---|---|"]
-    lines += [
-        f"| {task.task_id} | {task.role} | {status.get(task.task_id, 'waiting')} | "
-        f"{', '.join(task.depends_on) or '-'} |"
+    return "\n".join(
+        f"- `{task.task_id}` {task.role}: {status.get(task.task_id, 'waiting')}"
+        + (f", after {', '.join(task.depends_on)}" if task.depends_on else "")
         for task in tasks
-    ]
-    return "\n".join(lines)
+    )

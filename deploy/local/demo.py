@@ -218,11 +218,9 @@ async def tell(settings: Settings, story_id: str) -> None:
         ("what waits for me", "fleet list --waiting"),
         ("stop", "make stop (everything is kept; make run goes on)"),
     ]
-    where = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        where.add_row(view.text(name, "bold"), view.text(value))
     out.print()
-    out.print(where, soft_wrap=True)
+    for name, value in rows:  # lines that no width breaks: they are copied
+        out.print(view.text(f"{name:<19}", "bold"), view.text(value), soft_wrap=True, sep="")
     out.print("The commands are in .venv/bin: `. .venv/bin/activate` puts them on your PATH.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -11,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nats
+import neo4j
 import pytest
 from dotenv import dotenv_values
+from temporalio.client import Client
+from temporalio.service import RPCError
 
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
+from tests.checker import check
+from tests.site import sessions
 
 GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
 
@@ -98,6 +105,45 @@ class Fleet:
                     await asyncio.sleep(0.5)
         except TimeoutError:
             pytest.fail(f"not within {within_s:.0f} s; the story stands at {view}")
+
+    async def writing(self, deliberation_id: str) -> None:
+        """Wait until an agent of the deliberation is in the middle of its answer."""
+        client = await Client.connect(self.env["TEMPORAL_ADDRESS"])
+        handle = client.get_workflow_handle(deliberation_id)
+        async with asyncio.timeout(300):
+            while True:
+                with contextlib.suppress(RPCError):  # it has not begun yet
+                    description = (await handle.describe()).raw_description
+                    for pending in description.pending_activities:
+                        for payload in pending.heartbeat_details.payloads:
+                            if json.loads(payload.data)["tokens"] > 20:
+                                return
+                await asyncio.sleep(0.5)
+
+    def processes(self, name: str, argument: str = "") -> list[int]:
+        """Those of this stack whose name begins so, with that in their command line."""
+        mark = f"FLEET_HOME={self.stack.home}".encode()
+        return [
+            pid
+            for pid, comm, _ in sessions()
+            if comm.startswith(name)
+            and mark in Path(f"/proc/{pid}/environ").read_bytes()
+            and argument in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+
+    async def differences(self, *story_ids: str) -> list[str]:
+        """What the checker finds in these stories."""
+        env = self.env
+        auth = (env["NEO4J_USER"], env["NEO4J_PASSWORD"])
+        client = await Client.connect(env["TEMPORAL_ADDRESS"])
+        async with neo4j.AsyncGraphDatabase.driver(env["NEO4J_URI"], auth=auth) as driver:
+            bus = await nats.connect(
+                env["NATS_URL"], user=env["NATS_USER"], password=env["NATS_PASSWORD"]
+            )
+            try:
+                return await check(client, bus, driver, story_ids)
+            finally:
+                await bus.close()
 
     async def gate(self, story_id: str, gate: str) -> dict[str, Any]:
         return await self.until(story_id, lambda view: view["pending_gate"] == gate)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -305,17 +307,36 @@ async def test_a_brief_of_a_megabyte_is_no_trouble(fleet: Fleet, tmp_path: Path)
     assert (cancelled.code, ended.code) == (0, 1)
 
 
-async def test_everything_is_still_there_after_a_stop(fleet: Fleet) -> None:
-    before = await ask(fleet, "MATCH (n) RETURN count(n) AS n")
+async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_gets_done(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    story = json.loads((SAMPLE / "story.json").read_text())
+    started = await fleet.start(
+        tmp_path, **(story | {"story_id": "US-4", "approvals": "auto", "created_by": "ana"})
+    )
+    assert started.code == 0, started.said
 
-    await fleet.stack.down()
+    await fleet.writing("deliberation-US-4-design-1")
+    (replica,) = fleet.processes("ray::ServeRepli", "LLMServer")
+    os.kill(replica, signal.SIGKILL)
+    await fleet.until("US-4", lambda view: view["state"] == "BUILD", within_s=900)
+    assert replica not in fleet.processes("ray::ServeRepli", "LLMServer")
+    assert len(fleet.processes("VLLM::EngineCor")) == 1
+
+    assert (await fleet.run("fleet", "report", "US-4", str(SAMPLE))).code == 0
+    before = await ask(fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)")
+    fleet.stack.kill()
     await fleet.stack.up()
+    assert (await fleet.result("US-4")).code == 0
 
-    done = await fleet.query("US-1", "state")
+    assert (await fleet.query("US-4", "state"))["state"] == "DONE"
+    assert await fleet.differences("US-1", "US-4") == []
+    assert (await fleet.query("US-1", "state"))["state"] == "DONE"
+    assert before == await ask(
+        fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)"
+    )
     view = await fleet.query("US-2", "state")
-    assert done["state"] == "DONE"
     assert view["pending_gate"] == "approve_scope"
-    assert await ask(fleet, "MATCH (n) RETURN count(n) AS n") == before
     request = {"gate": "approve_scope", "actor": "ana", "role": "PO"}
     assert (await fleet.update("US-2", "approve", request)).code == 0
     cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-2")
