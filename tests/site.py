@@ -22,7 +22,6 @@ from temporalio.service import RPCError, RPCStatusCode
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats, Neo4j, Server, Temporal, Valkey, Workers, write_private
 from tests.checker import check
-from tests.llm_server import LlmServer
 from workflows.models import StoryInput, StoryView, WorkspaceReport
 
 SERVERS = ("temporal", "nats", "neo4j", "valkey")
@@ -44,8 +43,8 @@ GOOD_REPORT = WorkspaceReport.model_validate(
 class Site:
     """Starts with `async with`; ends by killing all that runs, for its folder goes with it."""
 
-    def __init__(self, home: Path, llm: LlmServer) -> None:
-        self.home, self.llm = home, llm
+    def __init__(self, home: Path, llm_url: str) -> None:
+        self.home, self.llm_url = home, llm_url
         self.started: set[int] = set()
         """Process ids; each is the id of the session that its children are in."""
         ports = iter(free_ports(len(WORKERS) + 5))
@@ -78,7 +77,7 @@ class Site:
             "REDIS_HOST": self.valkey.host,
             "REDIS_PORT": str(self.valkey.port),
             "REDIS_PASSWORD": self.valkey.password,
-            "VLLM_URL": self.llm.url,
+            "VLLM_URL": self.llm_url,
             "DRAIN_SECONDS": "5",
         }
 

@@ -11,9 +11,12 @@ from tests.site import Site
 
 
 @pytest.fixture(scope="module")
-async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    async with (
-        LlmServer(delay_ms=300) as llm,
-        Site(tmp_path_factory.mktemp("site"), llm) as site,
-    ):
+async def engine() -> AsyncIterator[LlmServer]:
+    async with LlmServer(delay_ms=300) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+async def site(engine: LlmServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    async with Site(tmp_path_factory.mktemp("site"), engine.url) as site:
         yield site

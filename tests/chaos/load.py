@@ -63,6 +63,7 @@ def victims(choose: random.Random) -> tuple[str, ...]:
 
 async def run_load(
     site: Site,
+    engine: LlmServer,
     *,
     stories: int,
     seed: int,
@@ -102,10 +103,10 @@ async def run_load(
 
     tell(f"seed {seed}: {stories} stories at once")
     await asyncio.gather(strike(), *(one_after_another() for _ in range(stories)))
-    outcome.stories, outcome.calls = len(started), len(site.llm.calls)
+    outcome.stories, outcome.calls = len(started), len(engine.calls)
     outcome.faults += await site.differences(*started)
     outcome.faults += paid_twice(
-        call.model_dump() for call in site.llm.calls if not in_the_air(call, outcome.kills)
+        call.model_dump() for call in engine.calls if not in_the_air(call, outcome.kills)
     )
     outcome.faults += site.orphans()
     outcome.seconds = time.monotonic() - began
@@ -122,9 +123,9 @@ def in_the_air(call: Call, kills: list[tuple[float, tuple[str, ...]]]) -> bool:
 
 async def _main(stories: int, minutes: float, seed: int) -> int:
     with tempfile.TemporaryDirectory(prefix="fleet-soak-") as folder:
-        async with LlmServer() as llm, Site(Path(folder), llm) as site:
+        async with LlmServer() as engine, Site(Path(folder), engine.url) as site:
             outcome = await run_load(
-                site, stories=stories, seed=seed, lasting=timedelta(minutes=minutes)
+                site, engine, stories=stories, seed=seed, lasting=timedelta(minutes=minutes)
             )
     print(*outcome.faults, outcome, sep="\n", flush=True)
     return 1 if outcome.faults else 0

@@ -22,10 +22,10 @@ AWAY_S = 65
 
 @pytest.mark.parametrize("kind", WORKERS)
 async def test_a_worker_killed_in_each_wave_of_a_deliberation_loses_nothing(
-    site: Site, kind: str
+    site: Site, engine: LlmServer, kind: str
 ) -> None:
     story_id = f"US-{kind}"
-    site.llm.calls.clear()
+    engine.calls.clear()
     await site.begin(story_id)
 
     for wave in WAVES:
@@ -35,14 +35,14 @@ async def test_a_worker_killed_in_each_wave_of_a_deliberation_loses_nothing(
 
     assert state == "DONE"
     assert await site.differences(story_id) == []
-    assert paid_twice(call.model_dump() for call in site.llm.calls) == []
+    assert paid_twice(call.model_dump() for call in engine.calls) == []
     assert site.orphans() == []
 
 
 async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
-    site: Site,
+    site: Site, engine: LlmServer
 ) -> None:
-    site.llm.calls.clear()
+    engine.calls.clear()
     await site.begin("US-temporal")
 
     await site.until_scheduled("deliberation-US-temporal-design-1", "propose")
@@ -54,7 +54,7 @@ async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
 
     assert state == "DONE"
     assert await site.differences("US-temporal") == []
-    assert paid_twice(call.model_dump() for call in site.llm.calls) == []
+    assert paid_twice(call.model_dump() for call in engine.calls) == []
 
 
 async def test_everything_is_killed_at_once_in_mid_wave(site: Site) -> None:
@@ -111,8 +111,8 @@ async def test_each_server_may_be_away_for_longer_than_every_pause(tmp_path: Pat
 
     async def without(server: str) -> tuple[str, list[str]]:
         async with (
-            LlmServer(delay_ms=300) as llm,
-            Site(tmp_path / server, llm) as site,
+            LlmServer(delay_ms=300) as engine,
+            Site(tmp_path / server, engine.url) as site,
         ):
             await site.begin("US-1")
             await site.until_scheduled("deliberation-US-1-design-1", "propose")
@@ -120,7 +120,7 @@ async def test_each_server_may_be_away_for_longer_than_every_pause(tmp_path: Pat
             await asyncio.sleep(AWAY_S)
             await site.start(server)
             state = await site.finish("US-1")
-            doubled = paid_twice(call.model_dump() for call in llm.calls)
+            doubled = paid_twice(call.model_dump() for call in engine.calls)
             return state, [*await site.differences("US-1"), *doubled]
 
     nats, neo4j, valkey = await asyncio.gather(without("nats"), without("neo4j"), without("valkey"))

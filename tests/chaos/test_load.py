@@ -20,8 +20,8 @@ BLOWS = 12
 async def test_thirty_stories_survive_what_is_killed_among_them(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)  # printed: `make soak SEED=...` repeats its kills
 
-    async with LlmServer() as llm, Site(tmp_path, llm) as site:
-        outcome = await run_load(site, stories=STORIES, seed=seed, blows=BLOWS)
+    async with LlmServer() as engine, Site(tmp_path, engine.url) as site:
+        outcome = await run_load(site, engine, stories=STORIES, seed=seed, blows=BLOWS)
 
     print(outcome)
     assert outcome.stories == STORIES

@@ -1,0 +1,47 @@
+"""A story's shape without the fleet: as many no-op activities, in the same order and breadth."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from pydantic import BaseModel
+from temporalio import activity, workflow
+
+
+class Shape(BaseModel):
+    """batches: activities asked for at once, batch after batch. children: child workflows."""
+
+    batches: list[int]
+    children: list[Shape]
+
+    @property
+    def activities(self) -> int:
+        return sum(self.batches) + sum(child.activities for child in self.children)
+
+
+@activity.defn
+async def noop() -> None:
+    """Nothing: what is measured is Temporal."""
+
+
+@workflow.defn(sandboxed=False)
+class BareStory:
+    """Runs a shape: its own batches and, beside them, its children one after another."""
+
+    @workflow.run
+    async def run(self, shape: Shape) -> None:
+        await asyncio.gather(self.activities(shape.batches), self.children(shape.children))
+
+    async def activities(self, batches: list[int]) -> None:
+        for batch in batches:
+            await asyncio.gather(
+                *(
+                    workflow.execute_activity(noop, start_to_close_timeout=timedelta(seconds=30))
+                    for _ in range(batch)
+                )
+            )
+
+    async def children(self, children: list[Shape]) -> None:
+        for child in children:
+            await workflow.execute_child_workflow(BareStory.run, child)

@@ -1,0 +1,126 @@
+"""The calls of a council, recorded as they go to the endpoint, and made again without the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import ClientSession, ClientTimeout, web
+from openai import AsyncOpenAI
+from openai.types import CompletionUsage
+
+from deploy.local.servers import LOOPBACK
+
+Body = dict[str, Any]
+
+WAVES = ("propose", "criticise", "revise")
+"""Nine calls of a council of three; a judge's, after the checks, is none of them."""
+
+
+class Recorder:
+    """A proxy before an OpenAI-compatible endpoint: keeps each chat call's body."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint.removesuffix("/v1")
+        self.bodies: list[Body] = []
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        self._http = ClientSession(timeout=ClientTimeout(total=None))
+        app = web.Application(client_max_size=64 * 2**20)
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, LOOPBACK, 0).start()
+        self.url = f"http://{LOOPBACK}:{self._runner.addresses[0][1]}/v1"
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._runner.cleanup()
+        await self._http.close()
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        data = await request.read()
+        if request.path.endswith("/chat/completions"):
+            self.bodies.append(json.loads(data))
+        headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
+        async with self._http.request(
+            request.method, self.endpoint + request.path, data=data, headers=headers
+        ) as answer:
+            response = web.StreamResponse(
+                status=answer.status, headers={"Content-Type": answer.content_type}
+            )
+            await response.prepare(request)
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+            return response
+
+    def take(self) -> list[list[Body]]:
+        """What was recorded since the last time, by wave."""
+        bodies, self.bodies = self.bodies, []
+        return [wave for act in WAVES if (wave := [body for body in bodies if act_of(body) == act])]
+
+
+def act_of(body: Body) -> str:
+    return str(body["response_format"]["json_schema"]["name"])
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What some calls came to. Tokens as the endpoint counts them."""
+
+    seconds: float
+    tokens_in: int
+    tokens_out: int
+    cached_tokens: int
+
+
+async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
+    """The calls in plain asyncio: those of a wave at once, wave after wave."""
+    async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
+
+        async def call(body: Any) -> CompletionUsage:
+            usage: CompletionUsage | None = None
+            async for chunk in await client.chat.completions.create(**body):
+                usage = chunk.usage or usage
+            assert usage
+            return usage
+
+        began = time.perf_counter()
+        used = [usage for wave in waves for usage in await asyncio.gather(*(call(b) for b in wave))]
+        seconds = time.perf_counter() - began
+    details = [usage.prompt_tokens_details for usage in used]
+    return Answered(
+        seconds,
+        sum(usage.prompt_tokens for usage in used),
+        sum(usage.completion_tokens for usage in used),
+        sum((each.cached_tokens or 0) if each else 0 for each in details),
+    )
+
+
+def reworded(waves: Sequence[Sequence[Body]], old: str, new: str) -> list[list[Body]]:
+    """The same calls about something else of the same length: no cache knows them."""
+    assert len(old) == len(new)
+    text = json.dumps(list(map(list, waves)))
+    assert old in text
+    renamed: list[list[Body]] = json.loads(text.replace(old, new))
+    return renamed
+
+
+def apart(wave: Sequence[Body], names: Sequence[str]) -> list[Body]:
+    """The wave's calls, each with another beginning: nothing for one from the others' prefill."""
+    unlike = copy.deepcopy(list(wave))
+    for body, name in zip(unlike, names, strict=True):
+        body["messages"][0]["content"] = name + body["messages"][0]["content"][len(name) :]
+    return unlike

@@ -1,0 +1,437 @@
+"""The parts of the benchmark; each starts what it needs and answers with its figures."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+
+from deploy.local.servers import Command, Temporal
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+from tests.bench.bare import BareStory, Shape, noop
+from tests.bench.calls import WAVES, Answered, Body, Recorder, apart, ask, reworded
+from tests.checker import paid_twice
+from tests.llm_server import LlmServer
+from tests.site import Site
+from workflows.models import PlannedTask
+
+PAIRS = 7
+"""Durable and plain, in turns; the figure is the median of the pairs' ratios."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. `met`: whether the aim was reached; None where there is none."""
+
+    what: str
+    value: float
+    unit: str
+    aim: str = ""
+    met: bool | None = None
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} {self.unit}".rstrip()
+
+
+def at_most(what: str, value: float, unit: str, aim: float, how: str) -> Figure:
+    return Figure(what, value, unit, f"at most {aim:g}", value <= aim, how)
+
+
+def at_least(what: str, value: float, unit: str, aim: float, how: str) -> Figure:
+    return Figure(what, value, unit, f"at least {aim:g}", value >= aim, how)
+
+
+# --- a deliberation -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Durable:
+    """A durable deliberation. calls_s: from the first call asked for to the last answer."""
+
+    seconds: float
+    calls_s: float
+    waves: list[list[Body]]
+    topic: str
+
+
+async def deliberate(client: Client, recorder: Recorder) -> Durable:
+    topic = uuid.uuid4().hex
+    task_id = f"bench-{topic[:12]}"
+    recorder.take()
+    began = time.perf_counter()
+    handle = await client.start_workflow(
+        "DeliberationWorkflow",
+        {"task_id": task_id, "role": "DEV", "description": f"Limit requests of client {topic}"},
+        id=f"deliberation-{task_id}",
+        task_queue="story",
+    )
+    await handle.result()
+    seconds = time.perf_counter() - began
+    return Durable(seconds, await calls_span(handle), recorder.take(), topic)
+
+
+async def calls_span(handle: WorkflowHandle[Any, Any]) -> float:
+    asked: dict[int, float] = {}
+    answered = []
+    for event in (await handle.fetch_history()).events:
+        at = event.event_time.ToNanoseconds() / 1e9
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            scheduled = event.activity_task_scheduled_event_attributes
+            if scheduled.activity_type.name in WAVES:
+                asked[event.event_id] = at
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+            done = event.activity_task_completed_event_attributes.scheduled_event_id
+            if done in asked:
+                answered.append(at)
+    return max(answered) - min(asked.values())
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A durable deliberation and the same calls in plain asyncio."""
+
+    durable: Durable
+    plain: Answered
+
+    @property
+    def calls(self) -> int:
+        return sum(map(len, self.durable.waves))
+
+
+async def pairs(client: Client, recorder: Recorder, count: int) -> list[Pair]:
+    await deliberate(client, recorder)  # connections are opened, code is loaded
+    found = []
+    for _ in range(count):
+        durable = await deliberate(client, recorder)
+        same = reworded(durable.waves, durable.topic, uuid.uuid4().hex)
+        found.append(Pair(durable, await ask(recorder.url, same)))
+        recorder.take()
+    return found
+
+
+def ratios(found: Sequence[Pair], on: str, aim: float | None) -> list[Figure]:
+    calls = statistics.median(p.durable.calls_s / p.plain.seconds for p in found)
+    whole = statistics.median(p.durable.seconds / p.plain.seconds for p in found)
+    how = f"median of {len(found)} pairs of {found[0].calls} calls"
+    first = f"durable calls / plain asyncio, {on}"
+    return [
+        at_most(first, calls, "x", aim, how) if aim else Figure(first, calls, "x", how=how),
+        Figure(f"whole deliberation, checked and recorded / plain asyncio, {on}", whole, "x"),
+    ]
+
+
+async def deliberation(folder: Path) -> list[Figure]:
+    """(a) Durable against plain, on an endpoint of 200 ms and on one that answers at once."""
+    figures = []
+    for delay_ms, on in ((200, "200 ms a call"), (0, "instant endpoint")):
+        async with (
+            LlmServer(delay_ms=delay_ms) as engine,
+            Recorder(engine.url) as recorder,
+            Site(folder / str(delay_ms), recorder.url) as site,
+        ):
+            found = await pairs(site.client, recorder, PAIRS)
+        if delay_ms:
+            figures += ratios(found, on, 1.12)
+        else:
+            each = statistics.median(
+                (p.durable.calls_s - p.plain.seconds) / p.calls * 1000 for p in found
+            )
+            how = f"median of {len(found)} pairs"
+            figures.append(at_most(f"overhead of a durable call, {on}", each, "ms", 10, how))
+    return figures
+
+
+# --- many stories ---------------------------------------------------------------------------------
+
+STORIES = 20
+
+
+async def load(folder: Path) -> list[Figure]:
+    """(c) Stories a minute against bare Temporal with as many no-op activities, same shape."""
+    async with LlmServer() as engine, Site(folder, engine.url) as site:
+        await site.begin("US-0")
+        await site.finish("US-0")
+        began = time.perf_counter()
+        names = [f"US-{number}" for number in range(1, STORIES + 1)]
+        await asyncio.gather(*(through(site, name) for name in names))
+        durable = time.perf_counter() - began
+        shapes = [await shape_of(site.client, f"story-{name}") for name in names]
+        async with Worker(site.client, task_queue="bare", workflows=[BareStory], activities=[noop]):
+            began = time.perf_counter()
+            await asyncio.gather(
+                *(
+                    site.client.execute_workflow(
+                        BareStory.run, shape, id=f"bare-{uuid.uuid4()}", task_queue="bare"
+                    )
+                    for shape in shapes
+                )
+            )
+            bare = time.perf_counter() - began
+        sizes = [await site.client.get_workflow_handle(f"story-{n}").describe() for n in names]
+    activities = sum(shape.activities for shape in shapes)
+    history = statistics.mean(
+        each.raw_description.workflow_execution_info.history_size_bytes for each in sizes
+    )
+    how = f"{STORIES} stories at once, {activities} activities; bare {STORIES / bare * 60:.0f}/min"
+    return [
+        Figure("stories a minute, instant endpoint", STORIES / durable * 60, "/min", how=how),
+        at_least("of bare Temporal's stories a minute", bare / durable, "x", 0.7, how),
+        Figure("activities of a story", activities / STORIES, "", how="mean"),
+        Figure("history of a story's own workflow", history / 1024, "KiB", how="mean"),
+    ]
+
+
+async def through(site: Site, name: str) -> None:
+    await site.begin(name)
+    await site.finish(name)
+
+
+async def shape_of(client: Client, workflow_id: str) -> Shape:
+    """How many activities each workflow task asked for, and the same of the children."""
+    history = await client.get_workflow_handle(workflow_id).fetch_history()
+    batches: dict[int, int] = {}
+    children = []
+    for event in history.events:
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            task = event.activity_task_scheduled_event_attributes.workflow_task_completed_event_id
+            batches[task] = batches.get(task, 0) + 1
+        if event.event_type == EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
+            child = event.child_workflow_execution_started_event_attributes.workflow_execution
+            children.append(await shape_of(client, child.workflow_id))
+    return Shape(batches=list(batches.values()), children=children)
+
+
+# --- long histories -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patient(Temporal):
+    """A server that does not suggest to continue as new before 100,000 events."""
+
+    def prepare(self) -> Command:
+        command = super().prepare()
+        late = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=100000")
+        return changed(command, argv=(*command.argv, *late))
+
+
+LENGTHS = (100, 1_000, 5_000)
+TAKEN = 15
+
+
+async def growth(folder: Path) -> list[Figure]:
+    """(d) What a move costs as the history grows; bytes of a deliberation; a plan of 50 tasks."""
+    async with LlmServer() as engine, patient_site(folder, engine.url) as site:
+        handle = await site.begin("US-1", approvals="human")
+        figures = []
+        for length in LENGTHS:
+            while await events_of(handle) < length:
+                await asyncio.gather(*(amend(handle) for _ in range(20)))
+            await asyncio.sleep(2)  # what the last amendments asked for is done
+            took = [await amend(handle) for _ in range(TAKEN)]
+            how = f"median of {TAKEN} updates"
+            each = statistics.median(took) * 1000
+            figures.append(Figure(f"an amendment at {length:,} events", each, "ms", how=how))
+        ratio = figures[-1].value / figures[0].value
+        figures.append(
+            at_most(f"at {LENGTHS[-1]:,} events / at {LENGTHS[0]}", ratio, "x", 1.5, "flat is 1")
+        )
+        await handle.terminate()
+        return figures + await plan_of_fifty(site)
+
+
+@asynccontextmanager
+async def patient_site(folder: Path, url: str) -> AsyncIterator[Site]:
+    site = Site(folder, url)
+    server = site.processes["temporal"].server
+    assert isinstance(server, Temporal)
+    site.processes["temporal"].server = Patient(server.home, server.port, server.ui_port)
+    async with site:
+        yield site
+
+
+async def amend(handle: WorkflowHandle[Any, Any]) -> float:
+    began = time.perf_counter()
+    await handle.execute_update("amend", {"brief": uuid.uuid4().hex}, result_type=dict)
+    return time.perf_counter() - began
+
+
+async def events_of(handle: WorkflowHandle[Any, Any]) -> int:
+    description = await handle.describe()
+    return description.history_length
+
+
+async def plan_of_fifty(site: Site) -> list[Figure]:
+    tasks = [
+        PlannedTask(task_id=f"p50-t{number}", role="DEV", title=f"Task {number}", description="Do")
+        for number in range(1, 51)
+    ]
+    handle = await site.client.start_workflow(
+        "PlanWorkflow",
+        {"story_id": "US-50", "plan_id": "p50", "tasks": [task.model_dump() for task in tasks]},
+        id="plan-US-50-p50",
+        task_queue="story",
+    )
+    await handle.result()
+    plan = (await handle.describe()).raw_description.workflow_execution_info
+    one = await site.client.get_workflow_handle("deliberation-p50-t1").describe()
+    council = one.raw_description.workflow_execution_info
+    limit = "of 51,200 events and 50 MiB"
+    return [
+        Figure("history of a deliberation", council.history_size_bytes / 1024, "KiB"),
+        Figure("events of a deliberation", council.history_length, ""),
+        at_most("events of a plan of 50 tasks", plan.history_length, "", 5120, f"a tenth {limit}"),
+        at_most(
+            "history of a plan of 50 tasks",
+            plan.history_size_bytes / 2**20,
+            "MiB",
+            5,
+            f"a tenth {limit}",
+        ),
+    ]
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+OPEN_STORIES = 1_000
+
+
+async def memory(folder: Path) -> list[Figure]:
+    """(f) Each process idle, and with a thousand open stories."""
+    async with LlmServer() as engine, Site(folder, engine.url) as site:
+        idle = {name: rss_mib(process.pid) for name, process in site.processes.items()}
+        gate = asyncio.Semaphore(50)
+
+        async def opened(number: int) -> None:
+            async with gate:
+                await site.begin(f"US-{number}", approvals="human")
+                while not (await site.state(f"US-{number}")).pending_gate:
+                    await asyncio.sleep(1)
+
+        await asyncio.gather(*(opened(number) for number in range(OPEN_STORIES)))
+        full = {name: rss_mib(process.pid) for name, process in site.processes.items()}
+    return [
+        Figure(
+            f"{name} with {OPEN_STORIES:,} open stories",
+            full[name],
+            "MiB",
+            how=f"idle {idle[name]:.0f} MiB",
+        )
+        for name in idle
+    ]
+
+
+def rss_mib(pid: int | None) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(f"process {pid} has no memory")
+
+
+# --- a killed worker ------------------------------------------------------------------------------
+
+CALL_S = 3.0
+
+
+async def recovery(folder: Path) -> list[Figure]:
+    """(g) kill -9 in mid-wave and a new worker at once: what that takes beyond what was left."""
+    figures = []
+    async with (
+        LlmServer(delay_ms=CALL_S * 1000) as engine,
+        Recorder(engine.url) as recorder,
+        Site(folder, recorder.url) as site,
+    ):
+        await deliberate(site.client, recorder)
+        unharmed = statistics.median(
+            [(await deliberate(site.client, recorder)).seconds for _ in range(3)]
+        )
+        for kind in ("agents", "story"):
+            engine.calls.clear()
+            took = []
+            for _ in range(3):
+                killed = asyncio.create_task(deliberate(site.client, recorder))
+                while sum(call.act == "criticise" for call in engine.calls) < 3:
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(CALL_S / 2)
+                await site.kill_and_start(kind)
+                took.append((await killed).seconds - unharmed)
+                assert paid_twice(call.model_dump() for call in engine.calls) == []
+                engine.calls.clear()
+            figures.append(
+                at_most(
+                    f"the {kind} worker killed in mid-wave, until done, beyond what was left",
+                    statistics.median(took),
+                    "s",
+                    6,
+                    "median of 3; no answered call was asked again",
+                )
+            )
+    return figures
+
+
+# --- on vLLM --------------------------------------------------------------------------------------
+
+VLLM_PAIRS = 3
+
+
+async def vllm(folder: Path) -> list[Figure]:
+    """(a) (b) (e) On Ray Serve and vLLM: durable, plain, one after another; the prefix cache."""
+    others = ("temporal", "nats", "neo4j", "valkey", "workers")
+    stack = Stack(StackSettings.load(home=folder, pick_free_ports=True), without=others)
+    try:
+        await stack.up()
+        async with (
+            Recorder(stack.parts.env["VLLM_URL"]) as recorder,
+            Site(folder / "site", recorder.url) as site,
+        ):
+            return await on_vllm(site.client, recorder)
+    finally:
+        await stack.down()
+
+
+async def on_vllm(client: Client, recorder: Recorder) -> list[Figure]:
+    found = await pairs(client, recorder, VLLM_PAIRS)
+    in_turn = []
+    for pair in found:
+        same = reworded(pair.durable.waves, pair.durable.topic, uuid.uuid4().hex)
+        one_by_one = await ask(recorder.url, [[body] for wave in same for body in wave])
+        in_turn.append(one_by_one.seconds / pair.durable.calls_s)
+    council, strangers = [], []
+    for pair in found:
+        wave = reworded(pair.durable.waves, pair.durable.topic, uuid.uuid4().hex)[0]
+        head = uuid.uuid4().hex
+        council.append(await ask(recorder.url, [apart(wave, [head] * len(wave))]))
+        names = [uuid.uuid4().hex for _ in wave]
+        strangers.append(await ask(recorder.url, [apart(wave, names)]))
+    recorder.take()
+    how = f"median of {len(found)}"
+    faster = statistics.median(in_turn)
+    gain = rate(council) / rate(strangers)
+    return [
+        *ratios(found, "vLLM", 1.10),
+        at_least("one call after another / durable waves, vLLM", faster, "x", 2.5, how),
+        Figure("a council of three proposes, vLLM", rate(council), "tokens/s", how=hits(council)),
+        Figure("three strangers propose, vLLM", rate(strangers), "tokens/s", how=hits(strangers)),
+        Figure("the council's rate / the strangers'", gain, "x", how=how),
+    ]
+
+
+def rate(answered: Sequence[Answered]) -> float:
+    return statistics.median(each.tokens_out / each.seconds for each in answered)
+
+
+def hits(answered: Sequence[Answered]) -> str:
+    cached = sum(each.cached_tokens for each in answered)
+    return f"{cached / sum(each.tokens_in for each in answered):.0%} of the prompts from the cache"
