@@ -4,8 +4,8 @@ BIN    := .venv/bin
 LOCKS  := deploy/local/requirements
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up stop kill status logs clean lint format types test test-unit \
-        test-integration test-e2e lock
+.PHONY: help setup run up stop kill status logs clean lint format test test-unit \
+        test-integration test-e2e test-chaos soak bench mutants lock
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -43,7 +43,10 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## everything, against real servers: the test command
-	$(BIN)/pytest
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --skip-covered --fail-under=90
 
 test-unit: setup
 	$(BIN)/pytest tests/unit
@@ -53,6 +56,19 @@ test-integration: setup
 
 test-e2e: setup
 	$(BIN)/pytest tests/e2e
+
+test-chaos: setup
+	$(BIN)/pytest tests/chaos
+
+soak: setup ## 30 stories in flight while processes are killed (MINUTES=30 SEED=random)
+	$(BIN)/python -m tests.chaos.load --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
+
+bench: setup ## where the time goes, side by side with what one would use instead (PARTS=all)
+	$(BIN)/python -m tests.bench $(PARTS)
+
+mutants: setup ## break the pure rules line by line; which breaks no test notices
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 lock: ## pin the packages anew (UPGRADE=1: to the newest that fit)
 	@$(PYTHON) -m deploy.local.setup --only uv

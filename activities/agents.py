@@ -252,13 +252,13 @@ class VllmAgents(AgentStub):
 
 @asynccontextmanager
 async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
-    """Heartbeat with the progress, at once and then thrice in every heartbeat time-out."""
+    """Heartbeat with the progress, thrice in every heartbeat time-out."""
     every = (activity.info().heartbeat_timeout or UNTOLD_HEARTBEAT_TIMEOUT) / 3
 
     async def beat() -> None:
         while True:
-            activity.heartbeat(asdict(progress))
             await asyncio.sleep(every.total_seconds())
+            activity.heartbeat(asdict(progress))
 
     beating = asyncio.create_task(beat())
     try:

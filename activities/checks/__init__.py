@@ -177,13 +177,13 @@ def _printable(text: str) -> str:
 
 @asynccontextmanager
 async def _heartbeats() -> AsyncIterator[None]:
-    """Heartbeat at once, and then thrice in every heartbeat time-out."""
+    """Heartbeat thrice in every heartbeat time-out."""
     every = (activity.info().heartbeat_timeout or _UNTOLD_HEARTBEAT_TIMEOUT) / 3
 
     async def beat() -> None:
         while True:
-            activity.heartbeat()
             await asyncio.sleep(every.total_seconds())
+            activity.heartbeat()
 
     beating = asyncio.create_task(beat())
     try:

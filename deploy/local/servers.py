@@ -138,7 +138,7 @@ def credential(path: Path) -> str:
     except FileExistsError:
         return path.read_text().strip()
     with os.fdopen(descriptor, "w") as file:
-        password = secrets.token_urlsafe(24)
+        password = secrets.token_hex(16)  # no sign that a command line would read as an option
         file.write(password + "\n")
     return password
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
 import uuid
@@ -164,10 +165,11 @@ async def load(folder: Path) -> list[Figure]:
     async with LlmServer() as engine, Site(folder, engine.url) as site:
         await site.begin("US-0")
         await site.finish("US-0")
-        began = time.perf_counter()
+        began, before = time.perf_counter(), cpu_of(site)
         names = [f"US-{number}" for number in range(1, STORIES + 1)]
         await asyncio.gather(*(through(site, name) for name in names))
         durable = time.perf_counter() - began
+        spent = {name: cpu - before[name] for name, cpu in cpu_of(site).items()}
         shapes = [await shape_of(site.client, f"story-{name}") for name in names]
         async with Worker(site.client, task_queue="bare", workflows=[BareStory], activities=[noop]):
             began = time.perf_counter()
@@ -191,7 +193,21 @@ async def load(folder: Path) -> list[Figure]:
         at_least("of bare Temporal's stories a minute", bare / durable, "x", 0.7, how),
         Figure("activities of a story", activities / STORIES, "", how="mean"),
         Figure("history of a story's own workflow", history / 1024, "KiB", how="mean"),
+        *(
+            Figure(f"CPU of a story in {name}", cpu / STORIES, "s", how="its children's too")
+            for name, cpu in sorted(spent.items(), key=lambda each: -each[1])
+        ),
     ]
+
+
+def cpu_of(site: Site) -> dict[str, float]:
+    """CPU seconds of each process and of the children it has waited for."""
+    tick = os.sysconf("SC_CLK_TCK")
+    spent = {}
+    for name, process in site.processes.items():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        spent[name] = sum(int(field) for field in fields[11:15]) / tick
+    return spent
 
 
 async def through(site: Site, name: str) -> None:
@@ -238,7 +254,9 @@ async def growth(folder: Path) -> list[Figure]:
         figures = []
         for length in LENGTHS:
             while await events_of(handle) < length:
-                await asyncio.gather(*(amend(handle) for _ in range(20)))
+                for _ in range(20):
+                    await handle.signal("amend", {"brief": uuid.uuid4().hex})
+                await asyncio.sleep(0.5)
             await asyncio.sleep(2)  # what the last amendments asked for is done
             took = [await amend(handle) for _ in range(TAKEN)]
             how = f"median of {TAKEN} updates"

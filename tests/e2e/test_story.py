@@ -326,7 +326,7 @@ async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_
     assert (await fleet.run("fleet", "report", "US-4", str(SAMPLE))).code == 0
     before = await ask(fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)")
     fleet.stack.kill()
-    await fleet.stack.up()
+    await fleet.up()
     assert (await fleet.result("US-4")).code == 0
 
     assert (await fleet.query("US-4", "state"))["state"] == "DONE"

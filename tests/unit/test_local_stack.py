@@ -50,6 +50,12 @@ def test_a_credential_is_made_once_and_is_its_owners_only(tmp_path: Path) -> Non
     assert permissions(tmp_path / "nats" / "password") == 0o600
 
 
+def test_no_command_line_reads_a_credential_as_an_option(tmp_path: Path) -> None:
+    made = [credential(tmp_path / str(number)) for number in range(200)]
+
+    assert all(one.isalnum() for one in made)
+
+
 def test_two_stacks_have_different_credentials(tmp_path: Path) -> None:
     one = parts(StackSettings.load(home=tmp_path / "one")).env
     two = parts(StackSettings.load(home=tmp_path / "two")).env
