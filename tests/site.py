@@ -14,6 +14,7 @@ from typing import Any, Self
 import nats
 import neo4j
 from nats.aio.client import Client as NatsClient
+from redis.asyncio import Redis
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -140,6 +141,16 @@ class Site:
                 yield connection, driver
             finally:
                 await connection.close()
+
+    async def kept_answers(self, workflow_id: str) -> list[str]:
+        """The keys in Valkey under which a deliberation's answers are kept."""
+        async with Redis(
+            host=self.valkey.host,
+            port=self.valkey.port,
+            password=self.valkey.password,
+            decode_responses=True,
+        ) as valkey:
+            return [key async for key in valkey.scan_iter(f"swe:answer:{workflow_id}:*")]
 
     # --- stories ----------------------------------------------------------------------------------
 

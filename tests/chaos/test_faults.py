@@ -57,6 +57,30 @@ async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
     assert paid_twice(call.model_dump() for call in engine.calls) == []
 
 
+async def test_answers_that_temporal_never_heard_of_are_not_paid_for_twice(
+    site: Site, engine: LlmServer
+) -> None:
+    """Temporal is away when they come, and their worker dies before it is back."""
+    engine.calls.clear()
+    await site.begin("US-unheard")
+    async with asyncio.timeout(60):
+        while len(engine.calls) < 3:  # the council's proposals are being written
+            await asyncio.sleep(0.02)
+    await site.kill("temporal")
+    async with asyncio.timeout(60):
+        while len(await site.kept_answers("deliberation-US-unheard-design-1")) < 3:
+            await asyncio.sleep(0.1)
+
+    await site.kill("agents")
+    await site.start("temporal")
+    await site.start("agents")
+    state = await site.finish("US-unheard")
+
+    assert state == "DONE"
+    assert paid_twice(call.model_dump() for call in engine.calls) == []
+    assert await site.differences("US-unheard") == []
+
+
 async def test_everything_is_killed_at_once_in_mid_wave(site: Site) -> None:
     await site.begin("US-all")
 
