@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -182,3 +183,53 @@ def test_a_megabyte_is_scored_at_once(filler: str) -> None:
 
     assert time.process_time() - started < 2
     assert "SMALL" in codes(readiness)
+
+
+# --- what each finding costs, and where each rule begins ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "cost"),
+    [
+        ({"acceptance_criteria": []}, 45),
+        ({"acceptance_criteria": CRITERIA[:1]}, 10),
+        ({"acceptance_criteria": [CRITERIA[0], "It works"]}, 15),
+        ({"acceptance_criteria": ["It works", "So it does"]}, 30),
+        ({"title": "Login"}, 10),
+        ({"brief": BRIEF.replace("so that", "and then")}, 5),
+        ({"brief": BRIEF.replace("As an", "The").replace("I want", "gets")}, 10),
+        ({"brief": BRIEF + " word" * 400}, 15),
+        ({"acceptance_criteria": CRITERIA * 6}, 15),
+        ({"brief": BRIEF + " It is an epic."}, 15),
+        ({"brief": "As a user, I want in, so that I enter."}, 20),
+        ({"brief": BRIEF + " It is easy."}, 4),
+        ({"brief": BRIEF + " It is easy, robust, modern, nice, good and flexible."}, 20),
+        ({"brief": BRIEF + " TBD"}, 10),
+        ({"brief": BRIEF + " It depends on US-7."}, 10),
+        ({"brief": BRIEF + " It depends on US-7 and is blocked by US-8."}, 15),
+    ],
+)
+def test_a_finding_costs_what_its_rule_says(text: dict[str, Any], cost: int) -> None:
+    assert scored(**text).total == 100 - cost
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"title": "Limit client requests"},
+        {"title": " ".join(["limit"] * 20)},
+        {"brief": "As a user, I want limits, so that each of us waits."},
+        {"brief": BRIEF + " word" * (400 - len(BRIEF.split()))},
+        {"acceptance_criteria": CRITERIA * 5},
+        {"brief": BRIEF + " I want them to be told."},
+    ],
+)
+def test_a_rule_begins_where_it_says(text: dict[str, Any]) -> None:
+    assert scored(**text) == Readiness(total=100, findings=[])
+
+
+def test_a_long_list_is_cut_after_five() -> None:
+    five, six = (scored(acceptance_criteria=["It works"] * number) for number in (5, 6))
+
+    assert "criteria 1, 2, 3, 4, 5;" in five.findings[-1].message
+    assert "criteria 1, 2, 3, 4, 5 and 1 more;" in six.findings[-1].message

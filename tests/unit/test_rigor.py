@@ -171,6 +171,10 @@ def test_what_is_no_rigor_at_all_is_refused(document: Any) -> None:
 # --- what a report is worth -----------------------------------------------------------------------
 
 
+def test_the_shipped_document_holds_together() -> None:
+    assert parse_rigor(DOCUMENT) == RIGOR
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_perfect_report_is_worth_100_at_each_rigor(level: str) -> None:
     perfect = scored(level)
