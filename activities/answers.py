@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError, create_model
@@ -37,6 +38,7 @@ class Form:
     """Raises ValueError, which says what is wrong with the text."""
 
 
+@lru_cache(maxsize=16)
 def proposal_form(tokens: int) -> Form:
     """`approach`, `content`, 1 to 3 `decisions` that affect at most 2 things each."""
     size = _Sizes(tokens)
@@ -54,6 +56,7 @@ def proposal_form(tokens: int) -> Form:
     return _form(Written, "proposal", Proposal)
 
 
+@lru_cache(maxsize=16)
 def critique_form(tokens: int) -> Form:
     """1 to 3 `points`, a `suggestion`, and then the `verdict` that follows from them."""
     size = _Sizes(tokens)

@@ -280,3 +280,24 @@ def test_the_schema_cannot_express_an_invalid_plan(tasks: list[Any]) -> None:
     longest = GOOD | {"title": "x" * 80, "description": "x" * 300}
     assert validator.is_valid({"tasks": [GOOD, longest | {"depends_on": [1]}]})
     assert not validator.is_valid({"tasks": tasks})
+
+
+@pytest.mark.parametrize("priority", [1, 2, 3])
+def test_the_schema_takes_each_priority(priority: int) -> None:
+    validator = jsonschema.Draft202012Validator(dag.plan_schema(ROLES))
+
+    assert validator.is_valid({"tasks": [GOOD | {"priority": priority}]})
+
+
+@pytest.mark.parametrize("document", [{}, {"tasks": [GOOD], "mood": "good"}, {"plan": [GOOD]}])
+def test_the_schema_takes_tasks_and_nothing_else(document: dict[str, Any]) -> None:
+    validator = jsonschema.Draft202012Validator(dag.plan_schema(ROLES))
+
+    assert not validator.is_valid(document)
+
+
+def test_the_schema_closes_its_list_after_the_last_task() -> None:
+    """For decoders that look at `items` and not at `maxItems`."""
+    tasks = dag.plan_schema(ROLES, max_tasks=3)["properties"]["tasks"]
+
+    assert (len(tasks["prefixItems"]), tasks["items"]) == (3, False)

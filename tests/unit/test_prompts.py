@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_a_cut_text_fits_and_keeps_its_head(text: str, size: int) -> None:
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-FORMS = {
+FORMS: dict[str, Callable[[int], Form]] = {
     "proposal": proposal_form,
     "critique": critique_form,
     "verdict": verdict_form(["agent-a", "agent-b"]),

@@ -221,6 +221,7 @@ def test_a_finding_costs_what_its_rule_says(text: dict[str, Any], cost: int) -> 
         {"brief": "As a user, I want limits, so that each of us waits."},
         {"brief": BRIEF + " word" * (400 - len(BRIEF.split()))},
         {"acceptance_criteria": CRITERIA * 5},
+        {"acceptance_criteria": ["A client gets 429", "Each client gets 200"]},
         {"brief": BRIEF + " I want them to be told."},
     ],
 )
