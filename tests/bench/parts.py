@@ -401,7 +401,7 @@ async def recovery(folder: Path) -> list[Figure]:
 
 # --- on vLLM --------------------------------------------------------------------------------------
 
-VLLM_PAIRS = 3
+VLLM_PAIRS = 2
 
 
 async def vllm(folder: Path) -> list[Figure]:

@@ -1,0 +1,112 @@
+"""Set-up: nothing is done twice, what broke off goes on, what fails says why and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy.local import setup
+from deploy.local.setup import Step
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stamps and logs of the test's own."""
+    monkeypatch.setattr(setup, "STAMPS", tmp_path / "stamps")
+    monkeypatch.setattr(setup, "LOGS", tmp_path / "logs")
+    return tmp_path
+
+
+def making(file: Path, *, inputs: Callable[[], str] = lambda: "v1", program: str = "touch") -> Step:
+    """A step that makes a file with a real program."""
+
+    def make() -> None:
+        setup._run("thing", [program, str(file)], "make room for it")
+
+    return Step("thing", "something", inputs, file, make)
+
+
+def test_a_second_run_of_the_whole_set_up_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert setup.main([]) == 0
+
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("scratch")
+def test_programs_that_are_there_are_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert setup.main(["--only", "programs"]) == 0
+
+    assert "[1/1] programs: done" in capsys.readouterr().out
+
+
+def test_a_step_is_done_again_when_its_inputs_or_its_result_change(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, version = scratch / "file", ["v1"]
+    monkeypatch.setattr(setup, "STEPS", (making(file, inputs=lambda: version[0]),))
+
+    def ran() -> bool:
+        assert setup.main([]) == 0
+        return "thing: done" in capsys.readouterr().out
+
+    assert [ran(), ran()] == [True, False]
+    version[0] = "v2"
+    assert [ran(), ran()] == [True, False]
+    file.unlink()
+    assert [ran(), ran()] == [True, False]
+
+
+def test_a_failed_step_says_what_failed_and_is_tried_again(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scratch / "folder" / "file"
+    monkeypatch.setattr(setup, "STEPS", (making(file),))
+
+    assert setup.main([]) == 1
+    said = capsys.readouterr().err
+    assert "thing: touch ended with exit code 1" in said
+    assert "No such file or directory" in said
+    assert "what to do: make room for it" in said
+    assert str(scratch / "logs" / "thing.log") in said
+
+    file.parent.mkdir()
+    assert setup.main([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [("true", "is not there"), ("no-such-program", "could not be run")],
+)
+def test_a_step_that_made_nothing_has_failed(
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr(setup, "STEPS", (making(scratch / "file", program=program),))
+
+    assert setup.main([]) == 1
+
+    assert says in capsys.readouterr().err
+
+
+def test_an_unknown_step_is_refused_with_those_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert setup.main(["--only", "kitchen"]) == 1
+
+    assert "--only takes one of programs, uv, packages, neo4j, model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("chosen", "code"), [("cpu", 0), ("tpu", 1)])
+def test_the_kind_of_engine_is_cpu_or_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], chosen: str, code: int
+) -> None:
+    monkeypatch.setenv("FLEET_SERVE", chosen)
+
+    assert setup.main([]) == code
+
+    assert ("set it to cpu or gpu" in capsys.readouterr().err) == (code == 1)
