@@ -60,7 +60,8 @@ class Told:
     story_id: str
     events: list[Event] = field(default_factory=list)
     """In the order in which they were given to `publish`."""
-    handed_on: list[str] = field(default_factory=list)
+    handed_on: list[Event] = field(default_factory=list)
+    """What children gave to the story to publish."""
     states: list[str] = field(default_factory=list)
     """The values that StoryState took, the machine's first state before all."""
     deliberations: list[str] = field(default_factory=list)
@@ -118,7 +119,7 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
     recorded: set[str] = set()
     publishing: dict[int, list[Event]] = {}
     published: set[str] = set()
-    handing: dict[int, list[str]] = {}
+    handing: dict[int, list[Event]] = {}
     children = []
     for event in history:
         match event.event_type:
@@ -130,7 +131,7 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
                 if asked.activity_type.name == "record":
                     recording[event.event_id] = [entry["id"] for entry in entries]
                     continue
-                events = [Event(e["id"], e["subject"], e["body"]) for e in entries]
+                events = _events(entries)
                 publishing[event.event_id] = events
                 told.faults += [
                     f"{workflow_id}: {each.subject} {each.id} announced before it was recorded"
@@ -146,7 +147,7 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
             case EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED:
                 signal = event.signal_external_workflow_execution_initiated_event_attributes
                 if signal.signal_name == "hand_on":
-                    handing[event.event_id] = [e["id"] for e in _arguments(signal.input)[0]]
+                    handing[event.event_id] = _events(_arguments(signal.input)[0])
             case EventType.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED:
                 signaled = event.external_workflow_execution_signaled_event_attributes
                 told.handed_on += handing.get(signaled.initiated_event_id, ())
@@ -164,6 +165,11 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
         if each.id not in published
     ]
     return children
+
+
+def _events(entries: list[dict[str, Any]]) -> list[Event]:
+    """The entries that are for the bus; those without a subject are for the graph alone."""
+    return [Event(e["id"], e["subject"], e["body"]) for e in entries if e["subject"]]
 
 
 def _arguments(payloads: Payloads) -> list[Any]:
@@ -300,10 +306,9 @@ def _streams_differ(told: Told, mine: list[Published]) -> Iterable[str]:
         in_order = [event.id for event in told.events if event.id in set(unique)]
         if unique != in_order:
             yield f"{stream} has the story's events in another order than the history"
-    for number in told.handed_on:
-        # What a child recorded only is not published: the story's own `record` is held to it.
-        if number in times and number not in expected:
-            yield f"{number} was handed on and never published"
+    for event in told.handed_on:
+        if event.id not in expected:
+            yield f"{event.subject} {event.id} was handed on and never published"
     moves = [m.event.body["to_phase"] for m in mine if m.event.subject.endswith("transitioned")]
     if moves != told.states[1:]:
         yield f"the streams say {' '.join(moves)}; the history says {' '.join(told.states[1:])}"

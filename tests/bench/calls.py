@@ -35,7 +35,7 @@ class Recorder:
         self._http = ClientSession(timeout=ClientTimeout(total=None))
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._pass)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, handler_cancellation=True)  # as the engine would see it
         await self._runner.setup()
         await web.TCPSite(self._runner, LOOPBACK, 0).start()
         self.url = f"http://{LOOPBACK}:{self._runner.addresses[0][1]}/v1"
