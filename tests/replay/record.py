@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from pydantic import BaseModel
 from temporalio.client import Client, WorkflowHistory
@@ -279,8 +281,31 @@ async def _record(client: Client, name: str) -> None:
     print(f"{name}: recorded {', '.join(kept)} and {len(runs) - 1} of the story's runs")
 
 
+STICKY_QUEUE = re.compile(r"^\d+@.+-(?=[0-9a-f]{32}$)")
+
+
+def portable(part: Any) -> Any:
+    """A history without what names the machine it was recorded on: stack traces, worker names.
+
+    Replay reads neither.
+    """
+    match part:
+        case dict():
+            return {
+                key: "recorder" if key == "identity" else portable(value)
+                for key, value in part.items()
+                if key != "stackTrace"
+            }
+        case list():
+            return [portable(each) for each in part]
+        case str():
+            return STICKY_QUEUE.sub("recorder-", part)
+        case _:
+            return part
+
+
 def _write(name: str, history: WorkflowHistory) -> None:
-    compact = json.dumps(history.to_json_dict(), separators=(",", ":"))
+    compact = json.dumps(portable(history.to_json_dict()), separators=(",", ":"))
     (HISTORIES / f"{name}.json").write_text(compact + "\n")
 
 

@@ -10,7 +10,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from tests.replay.record import WIRE, wire
+from tests.replay.record import WIRE, portable, wire
 from workers.workflow_runner import workflow_runner
 from workflows.deliberation import DeliberationWorkflow
 from workflows.plan import PlanWorkflow
@@ -34,6 +34,13 @@ def test_a_model_that_histories_hold_loses_no_field_and_gains_none_without_a_def
         now = today[name]
         assert set(then["fields"]) <= set(now["fields"]), f"{name} has lost a field"
         assert set(now["required"]) <= set(then["required"]), f"{name}: a field without a default"
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_a_recorded_history_does_not_name_its_machine(path: Path) -> None:
+    history = json.loads(HISTORIES[path])
+
+    assert portable(history) == history
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
