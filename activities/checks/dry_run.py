@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import re
 import sys
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
         CannotRun: there is no sandbox, or the code needs a package that is not in it.
     """
     cells = [(f"<code at line {block.line}>", block.text) for block in blocks]
-    run = await sandbox.run(python_program(Path(notebook.__file__)), json.dumps(cells).encode())
+    run = await sandbox.run(python_program(Path(notebook.__file__)), marshal.dumps(cells))
     missing = _MISSING.match(last_line(run)) if run.exit_code == 1 else None
     if missing and missing[1] not in sys.stdlib_module_names:
         raise CannotRun(f"it imports {missing[1]}, and the sandbox has the standard library only")

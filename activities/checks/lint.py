@@ -6,6 +6,7 @@ Python is read as a notebook, as the dry run runs it: what one block defines, th
 from __future__ import annotations
 
 import json
+import marshal
 import re
 import shutil
 import sys
@@ -70,7 +71,8 @@ async def lint_code(
     other = [block for block in blocks if block.language in LANGUAGES - {"shell"}]
     broken: dict[Block, list[Problem]] = {}
     if other:
-        argv = [sys.executable, "-I", str(_PARSERS)]
+        bare = {block.language for block in other} <= parsers.STANDARD
+        argv = [sys.executable, "-I", *(["-S"] if bare else []), str(_PARSERS)]
         broken |= _broken(other, await run_limited(argv, _sources(other), limits))
     if shell:
         if (bash := shutil.which("bash")) is None:
@@ -93,7 +95,7 @@ def _score(problems: Sequence[Problem], broken: bool) -> float:
 
 
 def _sources(blocks: Sequence[Block]) -> bytes:
-    return json.dumps([(block.language, block.text) for block in blocks]).encode()
+    return marshal.dumps([(block.language, block.text) for block in blocks])
 
 
 def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:

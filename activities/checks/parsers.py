@@ -1,25 +1,30 @@
 """Parses code blocks in a process of its own: a parser that hangs or crashes harms no worker.
 
-Standard input is JSON: a list of [language, source]. Standard output has a line of JSON for each,
-as soon as it is read: a list of [line from 1, message], empty where the source parses. bash is
-found at the path that is the first argument; it reads and runs nothing.
+Standard input is a marshalled list of (language, source). Standard output has a line of JSON for
+each, as soon as it is read: a list of [line from 1, message], empty where the source parses. bash
+is found at the path that is the first argument; it reads and runs nothing.
+
+Each parser imports what it needs, when it is needed: starting is most of what is done here.
 """
 
-import json
-import logging
-import os
-import re
-import subprocess
-import sys
-import tomllib
-import warnings
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from __future__ import annotations
 
-Problem = tuple[int, str]
+import marshal
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
+
+    Problem = tuple[int, str]
 
 SQL_DIALECTS = (None, "postgres", "mysql")
 """None: sqlglot's own, which takes most of all of them."""
+
+STANDARD = frozenset({"python", "json", "toml", "shell"})
+"""Languages that the standard library parses: their parsers need no installed package."""
 
 
 def parse_python(source: str) -> Iterator[Problem]:
@@ -30,6 +35,8 @@ def parse_python(source: str) -> Iterator[Problem]:
 
 
 def parse_json(source: str) -> Iterator[Problem]:
+    import json
+
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
@@ -40,6 +47,9 @@ def parse_json(source: str) -> Iterator[Problem]:
 
 
 def parse_toml(source: str) -> Iterator[Problem]:
+    import re
+    import tomllib
+
     try:
         tomllib.loads(source)
     except tomllib.TOMLDecodeError as error:
@@ -68,6 +78,8 @@ def parse_yaml(source: str) -> Iterator[Problem]:
 
 def parse_sql(source: str) -> Iterator[Problem]:
     """SQL of any of SQL_DIALECTS; its problems are those of the first."""
+    import logging
+
     import sqlglot
     from sqlglot.errors import ParseError, TokenError
 
@@ -89,6 +101,9 @@ def parse_sql(source: str) -> Iterator[Problem]:
 
 
 def parse_shell(source: str) -> Iterator[Problem]:
+    import re
+    import subprocess
+
     bash = subprocess.run(
         [sys.argv[1], "-n"], input=source.encode(), capture_output=True, check=False
     )
@@ -119,11 +134,21 @@ def problems(language: str, source: str) -> list[Problem]:
     return [(line, message[:300]) for line, message in found]
 
 
+def answer(found: list[Problem]) -> str:
+    if not found:
+        return "[]"
+    import json
+
+    return json.dumps(found)
+
+
 def main() -> None:
+    import warnings
+
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nothing but answers
-    for language, source in json.loads(sys.stdin.buffer.read()):
-        print(json.dumps(problems(language, source)), flush=True)
+    for language, source in marshal.loads(sys.stdin.buffer.read()):  # noqa: S302  the worker's
+        print(answer(problems(language, source)), flush=True)
 
 
 if __name__ == "__main__":

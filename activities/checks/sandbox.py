@@ -13,9 +13,9 @@ nor for the users that a namespace maps onto root.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
+import resource
 import signal
 import sys
 import sysconfig
@@ -78,10 +78,14 @@ def python_program(source: Path) -> list[str]:
 async def run_limited(argv: Sequence[str], stdin: bytes, limits: Limits) -> Run:
     """Run a program of our own, absolute path first, on input that nobody trusts: limits only.
 
+    It has the limits before it has its input.
+
     Raises:
         CannotRun: the program could not be started.
     """
-    return await _run([], argv, stdin, limits, uid=None, fds=())
+    async with _started(argv, ()) as process:
+        _limit(process.pid, limits)
+        return await _watched(process, stdin, limits)
 
 
 class Sandbox:
@@ -107,7 +111,7 @@ class Sandbox:
             os.lseek(filter_fd, 0, os.SEEK_SET)
             prefix = self._prefix(visible, filter_fd, root=uid is not None)
             async with self._free:
-                return await _run(prefix, argv, stdin, self.limits, uid, fds=(filter_fd,))
+                return await _run(prefix, argv, stdin, self.limits, uid, filter_fd)
         finally:
             os.close(filter_fd)
 
@@ -156,19 +160,16 @@ async def _run(
     stdin: bytes,
     limits: Limits,
     uid: int | None,
-    fds: tuple[int, ...],
+    filter_fd: int,
 ) -> Run:
     """Run `prefix`, in it the entry (activities/checks/entry.py), and in its place `argv`."""
+    resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
+    told = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in resources.items())
     ready, entered = os.pipe()
     try:
-        order = {
-            "limits": _resources(limits, sandboxed=bool(prefix)),
-            "uid": uid,
-            "ready": entered,
-            "argv": list(argv),
-        }
-        command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, json.dumps(order)]
-        async with _started(command, (*fds, entered)) as process:
+        arguments = [str(entered), "" if uid is None else str(uid), told, *argv]
+        command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
+        async with _started(command, (filter_fd, entered)) as process:
             run = await _watched(process, stdin, limits)
         os.set_blocking(ready, False)
         with suppress(BlockingIOError):
@@ -183,21 +184,28 @@ async def _run(
         os.close(entered)
 
 
-def _resources(limits: Limits, sandboxed: bool) -> dict[str, tuple[int, int]]:
+def _limit(pid: int, limits: Limits) -> None:
+    """Lay the limits on a program that has just been started."""
+    with suppress(ProcessLookupError, FileNotFoundError):  # it has ended, and read nothing
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+        for name, limit in _resources(limits).items():
+            resource.prlimit(pid, getattr(resource, name), limit)
+
+
+def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
     """(soft, hard) by the resource's name. Over soft CPU time comes SIGXCPU, over hard, SIGKILL."""
-    resources = {
+    return {
         "RLIMIT_CPU": (limits.cpu_s, limits.cpu_s + 1),
         "RLIMIT_AS": (limits.memory_bytes, limits.memory_bytes),
         "RLIMIT_FSIZE": (limits.file_bytes, limits.file_bytes),
         "RLIMIT_NOFILE": (limits.open_files, limits.open_files),
         "RLIMIT_CORE": (0, 0),
     }
-    return resources | ({"RLIMIT_NPROC": (limits.processes, limits.processes)} if sandboxed else {})
 
 
 @asynccontextmanager
 async def _started(
-    command: Sequence[str], fds: tuple[int, ...]
+    command: Sequence[str], pass_fds: tuple[int, ...]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """The running program; killed with all it started, and reaped, on leaving."""
     try:
@@ -206,7 +214,7 @@ async def _started(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            pass_fds=fds,
+            pass_fds=pass_fds,
             start_new_session=True,
             env={"PATH": os.defpath},
         )

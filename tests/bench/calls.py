@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import ClientSession, ClientTimeout, web
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, AsyncStream
 from openai.types import CompletionUsage
 
 from deploy.local.servers import LOOPBACK
@@ -91,11 +91,17 @@ async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
 
         async def call(body: Any) -> CompletionUsage:
-            usage: CompletionUsage | None = None
-            async for chunk in await client.chat.completions.create(**body):
-                usage = chunk.usage or usage
-            assert usage
-            return usage
+            usage: Any = None
+            events: AsyncStream[Any] = await client.post(
+                "/chat/completions",
+                body=body,
+                cast_to=object,  # events as the fleet reads them, for the same price
+                stream=True,
+                stream_cls=AsyncStream[object],
+            )
+            async for event in events:
+                usage = event.get("usage") or usage
+            return CompletionUsage.model_validate(usage)
 
         began = time.perf_counter()
         used = [usage for wave in waves for usage in await asyncio.gather(*(call(b) for b in wave))]

@@ -401,7 +401,7 @@ async def test_an_answer_waits_for_a_valkey_that_is_away(
     await until(lambda: bool(llm.calls and llm.calls[0].tokens))
 
     await valkey.kill()
-    await until(lambda: "waiting for Valkey" in heartbeats[-1]["state"])
+    await until(lambda: bool(heartbeats) and "waiting for Valkey" in heartbeats[-1]["state"])
     await valkey.start()
 
     answer = await call
