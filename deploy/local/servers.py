@@ -432,6 +432,8 @@ dbms.usage_report.enabled=false
         return Command(
             (
                 *("java", "-Xms128m", f"-Xmx{self.heap_mb}m", "-XX:+UseSerialGC"),
+                # The optimising compiler would take the cores that the first stories need.
+                "-XX:TieredStopAtLevel=1",
                 # What Neo4j reaches inside the JDK, said so that it does not warn.
                 *("--add-opens=java.base/java.nio=ALL-UNNAMED",),
                 *("--add-opens=java.base/java.io=ALL-UNNAMED",),
