@@ -6,46 +6,44 @@ stderr; 2 where the command is not understood.
 """
 
 import asyncio
-import contextlib
-import getpass
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import typer
-from pydantic import TypeAdapter, ValidationError
-from redis.exceptions import RedisError
-from rich.console import Console, RenderableType
+from pydantic import ValidationError
 from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from temporalio.client import (
-    Client,
-    WorkflowExecution,
-    WorkflowQueryFailedError,
-    WorkflowUpdateFailedError,
-    WorkflowUpdateRPCTimeoutOrCancelledError,
-)
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import WorkflowExecution
 
 from workers import view
-from workers.clients import StartError
-from workers.clients.temporal import open_temporal
-from workers.clients.valkey import valkey_client
+from workers.commands import (
+    UPDATE_WITHIN_S,
+    Actor,
+    Json,
+    Refused,
+    Role,
+    StoryId,
+    checked,
+    emit,
+    err,
+    handle,
+    out,
+    refusals,
+    run,
+    temporal,
+)
 from workers.exit import leave
-from workers.external_storage import data_converter
-from workers.settings import InvalidSettings, MockRefused, Settings, load
-from workers.watch import AWAY, QUERY_WITHIN, Snapshot, Story, follow
+from workers.settings import load
+from workers.watch import QUERY_WITHIN, Snapshot, Story, follow
 from workers.why import why as read_why
 from workflows.models import (
-    ID_RULE,
     Amend,
     Approve,
-    Id,
     RaiseBudget,
     Reject,
     StoryInput,
@@ -57,14 +55,8 @@ from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_RO
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
-UPDATE_WITHIN_S = 30.0
-"""How long a story has to answer an update, in seconds."""
-
-COMPLETE_WITHIN_S = 2.0
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """What may stand between quotes in a visibility query."""
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="fleet",
@@ -74,12 +66,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
-
-
-class Refused(Exception):
-    """The request was not carried out; the message says why and what to do."""
 
 
 def main() -> NoReturn:
@@ -89,43 +75,6 @@ def main() -> NoReturn:
     except SystemExit as ended:
         leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     leave(0)
-
-
-# --- arguments that several commands share --------------------------------------------------------
-
-
-def complete_story(incomplete: str) -> list[str]:
-    """Ids of running stories, for the shell's completion."""
-
-    async def ids() -> list[str]:
-        async with asyncio.timeout(COMPLETE_WITHIN_S), temporal(load()) as client:
-            rows = [_row(each) async for each in client.list_workflows(_query())]
-        return [row.story_id for row in rows if row.story_id.startswith(incomplete)]
-
-    # A shell that completes has no place for an error: nothing is offered then.
-    with contextlib.suppress(Exception):
-        return asyncio.run(ids())
-    return []
-
-
-StoryId = Annotated[
-    str,
-    typer.Argument(
-        metavar="STORY", help="The story's id, such as US-101.", autocompletion=complete_story
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Actor = Annotated[
-    str,
-    typer.Option(
-        "--actor",
-        "-a",
-        help="Who you are.",
-        default_factory=getpass.getuser,
-        show_default="your login",
-    ),
-]
-Role = Annotated[str, typer.Option("--role", "-r", help="The role you act in: PO, QA.")]
 
 
 # --- steering -------------------------------------------------------------------------------------
@@ -378,92 +327,6 @@ def why(
     run(work())
 
 
-# --- the plumbing ---------------------------------------------------------------------------------
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command; what a person can mend becomes one line on stderr and exit code 1."""
-    try:
-        return asyncio.run(work)
-    except (Refused, StartError, InvalidSettings, MockRefused) as error:
-        reason = str(error)
-    except ApplicationError as error:
-        reason = error.message
-    except RedisError as error:
-        reason = f"Valkey, which keeps large payloads, does not answer: {error}. Set REDIS_HOST"
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    err.print(view.text(reason), soft_wrap=True)
-    raise typer.Exit(1)
-
-
-@asynccontextmanager
-async def temporal(settings: Settings) -> AsyncIterator[Client]:
-    """Temporal, with the fleet's own data converter."""
-    valkey = valkey_client(settings)
-    try:
-        yield await open_temporal(settings, data_converter(valkey))
-    finally:
-        await valkey.aclose()
-
-
-@asynccontextmanager
-async def handle(story_id: str) -> AsyncIterator[Story]:
-    """A story, and its refusals in words."""
-    async with temporal(load()) as client, refusals(story_id, client):
-        yield client.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(checked(story_id))
-        )
-
-
-@asynccontextmanager
-async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
-    """What Temporal answers, as one line that names the rule and the remedy."""
-    try:
-        yield
-    except WorkflowUpdateFailedError as error:
-        cause = error.cause
-        raise Refused(
-            cause.message if isinstance(cause, ApplicationError) else str(cause)
-        ) from None
-    except WorkflowAlreadyStartedError:
-        raise Refused(
-            f"Story {story_id} runs already: look at it with `fleet show {story_id}`, change it "
-            f"with `fleet amend {story_id}`, or give the new one another story_id"
-        ) from None
-    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
-        raise Refused(
-            f"Story {story_id} does not answer in {UPDATE_WITHIN_S:.0f} s. Is a story worker "
-            "running? `python -m workers story` starts one. The request may still be carried "
-            f"out then: look with `fleet show {story_id}` before you repeat it"
-        ) from None
-    except WorkflowQueryFailedError as error:
-        raise Refused(f"Story {story_id} cannot tell: {error}") from None
-    except RPCError as error:
-        raise Refused(_rpc_reason(story_id, client, error)) from None
-
-
-def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
-    where = client.service_client.config.target_host
-    if error.status == RPCStatusCode.NOT_FOUND and "workflow execution already completed" in (
-        error.message
-    ):
-        return (
-            f"Story {story_id} has ended: nothing can change it any more. `fleet show {story_id}`"
-        )
-    if error.status == RPCStatusCode.NOT_FOUND:
-        return (
-            f"There is no story {story_id} in namespace {client.namespace} at {where}. "
-            "`fleet list --all` lists those there are"
-        )
-    if error.status in AWAY:
-        return (
-            f"No answer from Temporal at {where}, or from a story worker ({error.message}). "
-            "Start them: `make status` tells what runs"
-        )
-    return f"Temporal at {where} refuses: {error.message}"
-
-
 Decision = Callable[[Story], Awaitable[StoryView]]
 
 
@@ -486,14 +349,6 @@ async def _pending_gate(story: Story) -> str:
             f"`fleet show {now.story_id}` says what may happen now"
         )
     return now.pending_gate
-
-
-def checked(story_id: str) -> str:
-    """The id, if it is one: it goes into workflow ids and queries."""
-    try:
-        return TypeAdapter(Id).validate_python(story_id)
-    except ValidationError:
-        raise Refused(f"STORY: {story_id[:60]!r} is no story id: it is {ID_RULE}") from None
 
 
 def _read_story(file: Path) -> StoryInput:
@@ -548,17 +403,6 @@ def _row(execution: WorkflowExecution) -> view.StoryRow:
         status=execution.status.name if execution.status else "",
         started=execution.start_time.isoformat(),
     )
-
-
-# --- output ---------------------------------------------------------------------------------------
-
-
-def emit(value: object, shown: RenderableType, as_json: bool) -> None:
-    """For a program, or for a person."""
-    if as_json:
-        print(TypeAdapter(type(value)).dump_json(value, indent=2).decode())
-    else:
-        out.print(shown)
 
 
 @contextmanager

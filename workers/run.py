@@ -10,14 +10,13 @@ from typing import Any
 import structlog
 from temporalio.client import Plugin
 from temporalio.runtime import Runtime
-from temporalio.worker import Worker
 
 from workers import health, telemetry
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey
 from workers.external_storage import data_converter
 from workers.health import Check
-from workers.processes import PROCESSES, Base, load_process
+from workers.processes import PROCESSES, Base, Job, load_process
 from workers.settings import Settings
 
 ALL = "all"
@@ -27,9 +26,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Ready:
-    """Workers that may run, the checks of all they need, and the error of what is lost."""
+    """Jobs that may run, by name, the checks of all they need, and the error of what is lost."""
 
-    workers: Sequence[Worker]
+    jobs: Mapping[str, Job]
     checks: Mapping[str, Check]
     lost: asyncio.Future[None]
 
@@ -52,11 +51,11 @@ async def ready(
         base = Base(settings, temporal, valkey)
         names = list(PROCESSES) if name == ALL else [name]
         running = [await opened.enter_async_context(load_process(each)(base)) for each in names]
-        workers = [each.worker for each in running]
-        checks: dict[str, Check] = {**base.checks, "workers": all_run(workers)}
+        jobs = {name: job for each in running for name, job in each.jobs.items()}
+        checks: dict[str, Check] = {**base.checks, "workers": all_run(jobs)}
         for each in running:
             checks |= each.checks
-        yield Ready(workers, checks, base.lost)
+        yield Ready(jobs, checks, base.lost)
 
 
 async def run(name: str, settings: Settings) -> None:
@@ -75,36 +74,34 @@ async def run(name: str, settings: Settings) -> None:
             if settings.health_port
             else nullcontext()
         ):
-            log.info("workers run", queues=[worker.task_queue for worker in process.workers])
-            await run_until(process.workers, stop, process.lost)
+            log.info("workers run", queues=list(process.jobs))
+            await run_until(list(process.jobs.values()), stop, process.lost)
             log.info("workers stopped")
 
 
-async def run_until(
-    workers: Sequence[Worker], stop: asyncio.Event, lost: asyncio.Future[None]
-) -> None:
-    """Run the workers until `stop` is set, one fails, or a connection is `lost`; then drain.
+async def run_until(jobs: Sequence[Job], stop: asyncio.Event, lost: asyncio.Future[None]) -> None:
+    """Run the jobs until `stop` is set, one fails, or a connection is `lost`; then drain.
 
     Raises:
         Exception: of what ended first, after all others are drained.
     """
-    runs = [asyncio.create_task(worker.run()) for worker in workers]
+    runs = [asyncio.create_task(job.run()) for job in jobs]
     stopped = asyncio.create_task(stop.wait())
     awaited: list[asyncio.Future[Any]] = [*runs, stopped, lost]
     ended, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     log.info("workers drain", because="a signal" if stopped in ended else "a failure")
     stopped.cancel()
-    await asyncio.gather(*(worker.shutdown() for worker in workers))
+    await asyncio.gather(*(job.shutdown() for job in jobs))
     await asyncio.gather(*runs, return_exceptions=True)
     for each in ended:
         each.result()
 
 
-def all_run(workers: Sequence[Worker]) -> Check:
-    """The check that every worker runs."""
+def all_run(jobs: Mapping[str, Job]) -> Check:
+    """The check that every job runs."""
 
     async def check() -> None:
-        idle = [worker.task_queue for worker in workers if not worker.is_running]
+        idle = [name for name, job in jobs.items() if not job.is_running]
         if idle:
             raise RuntimeError(f"not running: {', '.join(idle)}")
 

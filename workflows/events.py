@@ -232,6 +232,48 @@ class Entry(Wire):
     body: dict[str, Any]
 
 
+# --- external agents ----------------------------------------------------------------------------
+
+
+class AgentCommand(Wire):
+    """A call to an external agent, on `agent.cmd.{role}`.
+
+    `call_id` is this one attempt's: an answer bears it. `prompt` is the whole prompt as text, and
+    the answer's content is a JSON document of `answer_schema`.
+    """
+
+    task_id: str
+    story_id: str = ""
+    agent_id: str
+    act: str
+    prompt: str
+    timestamp: str
+    call_id: str
+    answer_schema: dict[str, Any]
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+class AgentResponse(Wire):
+    """An external agent's word on `agent.response.{task_id}`.
+
+    `working` says that it is alive and at it; `done` has `content`, `failed` has `error`.
+    """
+
+    task_id: str
+    agent_id: str
+    call_id: str
+    status: Literal["working", "done", "failed"]
+    content: str | None = None
+    error: str | None = None
+    duration_ms: int = 0
+    timestamp: str = ""
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
 BODIES: dict[str, type[EventBody]] = {body.__name__: body for body in EventBody.__subclasses__()}
 """Class name -> class, for every event and record."""
 

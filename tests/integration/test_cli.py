@@ -19,6 +19,7 @@ from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.llm_server import LlmServer
 from workers import cli
+from workers.commands import complete_story
 from workers.settings import ROOT, Settings
 
 WITHIN_S = 120
@@ -334,10 +335,10 @@ async def test_a_shell_completes_running_stories(
             monkeypatch.setenv(name.upper(), value)
 
     async with asyncio.timeout(WITHIN_S):
-        while story_id not in await asyncio.to_thread(cli.complete_story, story_id[:4]):
+        while story_id not in await asyncio.to_thread(complete_story, story_id[:4]):
             await asyncio.sleep(0.1)
 
-    assert await asyncio.to_thread(cli.complete_story, "elsewhere") == []
+    assert await asyncio.to_thread(complete_story, "elsewhere") == []
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

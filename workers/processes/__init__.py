@@ -1,6 +1,6 @@
-"""The fleet's processes: what each needs, and the worker it runs.
+"""The fleet's processes: what each needs, and the jobs it runs.
 
-A process opens its own clients, brings what it owns up to date, and yields its worker with the
+A process opens its own clients, brings what it owns up to date, and yields its jobs with the
 checks of the servers it needs. Each is a module, loaded when it is run: a process does not carry
 the libraries of the others. Tests build the same workers.
 """
@@ -11,13 +11,13 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, WorkerDeploymentConfig
 
 from workers.clients import StartError
 from workers.health import Check
@@ -51,11 +51,24 @@ class Base:
         }
 
 
+class Job(Protocol):
+    """What a process runs until it is shut down; Temporal's `Worker` is one."""
+
+    @property
+    def is_running(self) -> bool: ...
+
+    async def run(self) -> None:
+        """Run until `shutdown`; raises what ends it before."""
+
+    async def shutdown(self) -> None:
+        """End: finish what is at work, take nothing new."""
+
+
 @dataclass(frozen=True)
 class Running:
-    """A process's worker, and the checks of the servers that it alone needs."""
+    """A process's jobs by name (a worker has its task queue's), and the checks of its servers."""
 
-    worker: Worker
+    jobs: Mapping[str, Job]
     checks: Mapping[str, Check] = field(default_factory=dict)
 
 

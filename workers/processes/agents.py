@@ -50,4 +50,4 @@ async def process(base: Base) -> AsyncIterator[Running]:
     async with open_engine(base.settings) as engine:
         with valid_config(InvalidConfig, InvalidPrompt):
             worker = agents_worker(base.temporal, base.settings, engine, base.valkey)
-        yield Running(worker, {"llm": engine.client.models.list})
+        yield Running({AGENTS_QUEUE: worker}, {"llm": engine.client.models.list})

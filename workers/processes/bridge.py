@@ -47,4 +47,6 @@ async def process(base: Base) -> AsyncIterator[Running]:
                 raise ConnectionReconnectingError
             await nats.jetstream().account_info()
 
-        yield Running(bridge_worker(base.temporal, base.settings, nats), {"nats": connected})
+        yield Running(
+            {BRIDGE_QUEUE: bridge_worker(base.temporal, base.settings, nats)}, {"nats": connected}
+        )

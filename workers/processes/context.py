@@ -67,4 +67,4 @@ async def process(base: Base) -> AsyncIterator[Running]:
                 f"{words(error)}. Mend what it names, then start again"
             ) from error
         log.info("graph is up to date", migrations=versions)
-        yield Running(worker, {"neo4j": driver.verify_connectivity})
+        yield Running({CONTEXT_QUEUE: worker}, {"neo4j": driver.verify_connectivity})

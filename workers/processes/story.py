@@ -40,4 +40,4 @@ async def process(base: Base) -> AsyncIterator[Running]:
     """Register the search attributes, then run."""
     added = await search_attributes.register(base.temporal)
     log.info("search attributes registered", added=added)
-    yield Running(story_worker(base.temporal, base.settings))
+    yield Running({STORY_QUEUE: story_worker(base.temporal, base.settings)})

@@ -1,0 +1,180 @@
+"""What the commands of `fleet` share: how each runs, refuses, and shows what it found."""
+
+import asyncio
+import contextlib
+import getpass
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import RedisError
+from rich.console import Console, RenderableType
+from temporalio.client import (
+    Client,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from workers import view
+from workers.clients import StartError
+from workers.clients.temporal import open_temporal
+from workers.clients.valkey import valkey_client
+from workers.external_storage import data_converter
+from workers.settings import InvalidSettings, MockRefused, Settings, load
+from workers.watch import AWAY, Story
+from workflows.models import ID_RULE, Id, story_workflow_id
+from workflows.story import StoryWorkflow
+
+UPDATE_WITHIN_S = 30.0
+"""How long a story has to answer an update, in seconds."""
+
+COMPLETE_WITHIN_S = 2.0
+RUNNING_STORIES = "WorkflowType = 'StoryWorkflow' AND ExecutionStatus = 'Running'"
+
+T = TypeVar("T")
+
+out = Console()
+err = Console(stderr=True)
+
+
+class Refused(Exception):
+    """The request was not carried out; the message says why and what to do."""
+
+
+def complete_story(incomplete: str) -> list[str]:
+    """Ids of running stories, for the shell's completion."""
+
+    async def ids() -> list[str]:
+        async with asyncio.timeout(COMPLETE_WITHIN_S), temporal(load()) as client:
+            found = [each.id async for each in client.list_workflows(RUNNING_STORIES)]
+        stories = [workflow_id.removeprefix(story_workflow_id("")) for workflow_id in found]
+        return [story_id for story_id in stories if story_id.startswith(incomplete)]
+
+    # A shell that completes has no place for an error: nothing is offered then.
+    with contextlib.suppress(Exception):
+        return asyncio.run(ids())
+    return []
+
+
+StoryId = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORY", help="The story's id, such as US-101.", autocompletion=complete_story
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Actor = Annotated[
+    str,
+    typer.Option(
+        "--actor",
+        "-a",
+        help="Who you are.",
+        default_factory=getpass.getuser,
+        show_default="your login",
+    ),
+]
+Role = Annotated[str, typer.Option("--role", "-r", help="The role you act in: PO, QA.")]
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command; what a person can mend becomes one line on stderr and exit code 1."""
+    try:
+        return asyncio.run(work)
+    except (Refused, StartError, InvalidSettings, MockRefused) as error:
+        reason = str(error)
+    except ApplicationError as error:
+        reason = error.message
+    except RedisError as error:
+        reason = f"Valkey, which keeps large payloads, does not answer: {error}. Set REDIS_HOST"
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    err.print(view.text(reason), soft_wrap=True)
+    raise typer.Exit(1)
+
+
+@asynccontextmanager
+async def temporal(settings: Settings) -> AsyncIterator[Client]:
+    """Temporal, with the fleet's own data converter."""
+    valkey = valkey_client(settings)
+    try:
+        yield await open_temporal(settings, data_converter(valkey))
+    finally:
+        await valkey.aclose()
+
+
+@asynccontextmanager
+async def handle(story_id: str) -> AsyncIterator[Story]:
+    """A story, and its refusals in words."""
+    async with temporal(load()) as client, refusals(story_id, client):
+        yield client.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(checked(story_id))
+        )
+
+
+@asynccontextmanager
+async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
+    """What Temporal answers, as one line that names the rule and the remedy."""
+    try:
+        yield
+    except WorkflowUpdateFailedError as error:
+        cause = error.cause
+        raise Refused(
+            cause.message if isinstance(cause, ApplicationError) else str(cause)
+        ) from None
+    except WorkflowAlreadyStartedError:
+        raise Refused(
+            f"Story {story_id} runs already: look at it with `fleet show {story_id}`, change it "
+            f"with `fleet amend {story_id}`, or give the new one another story_id"
+        ) from None
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+        raise Refused(
+            f"Story {story_id} does not answer in {UPDATE_WITHIN_S:.0f} s. Is a story worker "
+            "running? `python -m workers story` starts one. The request may still be carried "
+            f"out then: look with `fleet show {story_id}` before you repeat it"
+        ) from None
+    except WorkflowQueryFailedError as error:
+        raise Refused(f"Story {story_id} cannot tell: {error}") from None
+    except RPCError as error:
+        raise Refused(_rpc_reason(story_id, client, error)) from None
+
+
+def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
+    where = client.service_client.config.target_host
+    if error.status == RPCStatusCode.NOT_FOUND and "workflow execution already completed" in (
+        error.message
+    ):
+        return (
+            f"Story {story_id} has ended: nothing can change it any more. `fleet show {story_id}`"
+        )
+    if error.status == RPCStatusCode.NOT_FOUND:
+        return (
+            f"There is no story {story_id} in namespace {client.namespace} at {where}. "
+            "`fleet list --all` lists those there are"
+        )
+    if error.status in AWAY:
+        return (
+            f"No answer from Temporal at {where}, or from a story worker ({error.message}). "
+            "Start them: `make status` tells what runs"
+        )
+    return f"Temporal at {where} refuses: {error.message}"
+
+
+def checked(story_id: str) -> str:
+    """The id, if it is one: it goes into workflow ids and queries."""
+    try:
+        return TypeAdapter(Id).validate_python(story_id)
+    except ValidationError:
+        raise Refused(f"STORY: {story_id[:60]!r} is no story id: it is {ID_RULE}") from None
+
+
+def emit(value: object, shown: RenderableType, as_json: bool) -> None:
+    """For a program, or for a person."""
+    if as_json:
+        print(TypeAdapter(type(value)).dump_json(value, indent=2).decode())
+    else:
+        out.print(shown)
