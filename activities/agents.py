@@ -7,13 +7,11 @@ and a retry finds it there (design section 3, Agents).
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TypeVar
 
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
@@ -21,32 +19,25 @@ from redis.exceptions import RedisError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.answers import Form, critique_form, plan_form, proposal_form, verdict_form
-from activities.llm import LONGEST_MESSAGE, PROMPT_TOO_LONG, Reply, model_window, stream_reply
-from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts, Values
+from activities import acts
+from activities.acts import ASKS, AnswerT, Question
+from activities.kept import KEPT_FOR, answer_key, kept_answer
+from activities.llm import PROMPT_TOO_LONG, Reply, model_window, stream_reply
+from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts
 from workflows.models import (
     Agent,
-    AgentCall,
     CallUsage,
     CriticiseInput,
-    Critique,
     CritiqueAnswer,
     DerivePlanAnswer,
     DerivePlanInput,
     JudgeAnswer,
     JudgeInput,
-    Proposal,
     ProposalAnswer,
     ProposeInput,
     ReviseInput,
 )
 from workflows.stubs import AgentStub
-
-ASKS = 3
-"""An answer that cannot be used is asked again at most twice."""
-
-KEPT_FOR = timedelta(days=7)
-"""Longer than a call is ever retried."""
 
 FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
 """Tried in turn where the engine counts more tokens than we did."""
@@ -54,13 +45,55 @@ FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
 KEEP_AGAIN = timedelta(seconds=1)
 UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
-BAD_ANSWER = "BadAnswer"
 AGENT_TYPE_NOT_SUPPORTED = "AgentTypeNotSupported"
-STORE_UNREACHABLE = "StoreUnreachable"
 
 MOCK_REFUSED = "Mock agents not allowed in production"
 
-AnswerT = TypeVar("AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer)
+
+class Agents(AgentStub):
+    """Gives each call to the agents of its agent's type.
+
+    Every activity raises ApplicationError `AgentTypeNotSupported` (not retryable) for a type that
+    nobody serves, a mock among them; else what the agents of the type raise.
+    """
+
+    def __init__(self, by_type: Mapping[str, AgentStub]) -> None:
+        """by_type: `workflows.models.AgentType` -> who serves it."""
+        self._by_type = by_type
+
+    @activity.defn
+    async def propose(self, request: ProposeInput) -> ProposalAnswer:
+        return await self._of(request.agent).propose(request)
+
+    @activity.defn
+    async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
+        return await self._of(request.agent).criticise(request)
+
+    @activity.defn
+    async def revise(self, request: ReviseInput) -> ProposalAnswer:
+        return await self._of(request.agent).revise(request)
+
+    @activity.defn
+    async def judge(self, request: JudgeInput) -> JudgeAnswer:
+        return await self._of(request.agent).judge(request)
+
+    @activity.defn
+    async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
+        return await self._of(request.agent).derive_plan(request)
+
+    def _of(self, agent: Agent) -> AgentStub:
+        """Nothing stands in for an agent (design section 3, Agents)."""
+        kind = str(agent.agent_type)
+        if kind in self._by_type:
+            return self._by_type[kind]
+        if kind.upper().startswith("MOCK"):
+            message = MOCK_REFUSED
+        else:
+            message = (
+                f"Agent {agent.agent_id} is of type {kind}, which this fleet does not run; "
+                f"use one of {', '.join(self._by_type)}"
+            )
+        raise ApplicationError(message, type=AGENT_TYPE_NOT_SUPPORTED, non_retryable=True)
 
 
 @dataclass
@@ -80,8 +113,8 @@ class VllmAgents(AgentStub):
     """Agents hosted by vLLM, behind Ray Serve or alone.
 
     Every activity raises ApplicationError: the types of `activities.llm.failure`, `BadAnswer`
-    (not retryable) where no ask brought a usable answer, `AgentTypeNotSupported` (not retryable),
-    `StoreUnreachable` where Valkey cannot be asked for a kept answer.
+    (not retryable) where no ask brought a usable answer, `StoreUnreachable` where Valkey cannot
+    be asked for a kept answer.
     """
 
     def __init__(
@@ -94,74 +127,40 @@ class VllmAgents(AgentStub):
         self._prompts = prompts
         self._windows: dict[str, int] = {}
 
-    @activity.defn
     async def propose(self, request: ProposeInput) -> ProposalAnswer:
-        return await self._answer(request, "propose", {}, proposal_form, ProposalAnswer)
+        return await self._answer(acts.propose(request))
 
-    @activity.defn
     async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
-        material = {"proposal": proposal_text(request.proposal)}
-        return await self._answer(request, "criticise", material, critique_form, CritiqueAnswer)
+        return await self._answer(acts.criticise(request))
 
-    @activity.defn
     async def revise(self, request: ReviseInput) -> ProposalAnswer:
-        material = {
-            "proposal": proposal_text(request.proposal),
-            "critiques": "\n\n".join(critique_text(critique) for critique in request.critiques),
-        }
-        return await self._answer(request, "revise", material, proposal_form, ProposalAnswer)
+        return await self._answer(acts.revise(request))
 
-    @activity.defn
     async def judge(self, request: JudgeInput) -> JudgeAnswer:
-        material = {
-            "contenders": [
-                f"id: {contender.agent_id}\n{proposal_text(contender.proposal)}"
-                for contender in request.contenders
-            ]
-        }
-        form = verdict_form([contender.agent_id for contender in request.contenders])
-        return await self._answer(request, "judge", material, form, JudgeAnswer)
+        return await self._answer(acts.judge(request))
 
-    @activity.defn
     async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
-        material = {"design": proposal_text(request.design), "roles": ", ".join(request.roles)}
-        form = plan_form(request.roles)
-        return await self._answer(request, "derive_plan", material, form, DerivePlanAnswer)
+        return await self._answer(acts.derive_plan(request))
 
-    async def _answer(
-        self,
-        call: AgentCall,
-        act: str,
-        material: Values,
-        form: Callable[[int], Form],
-        answer_type: type[AnswerT],
-    ) -> AnswerT:
-        refuse_other_types(call.agent)
-        key = answer_key(activity.info(), call.wave, act, call.agent.agent_id)
-        progress = CallProgress(act, call.agent.agent_id)
+    async def _answer(self, question: Question[AnswerT]) -> AnswerT:
+        call = question.call
+        key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
+        progress = CallProgress(question.act, call.agent.agent_id)
         async with heartbeats(progress):
-            if (kept := await self._kept(key)) is not None:
-                return answer_type.model_validate_json(kept)
-            answer = await self._write(call, material, form, answer_type, progress)
+            if (kept := await kept_answer(self._valkey, key)) is not None:
+                return question.answer_type.model_validate_json(kept)
+            answer = await self._write(question, progress)
             await self._keep(key, answer.model_dump_json(), progress)
         return answer
 
-    async def _write(
-        self,
-        call: AgentCall,
-        material: Values,
-        form: Callable[[int], Form],
-        answer_type: type[AnswerT],
-        progress: CallProgress,
-    ) -> AnswerT:
+    async def _write(self, question: Question[AnswerT], progress: CallProgress) -> AnswerT:
         """An answer to the prompt, which is cut further where the engine finds it too long."""
-        model = call.agent.model or self._default_model
-        shared, material = shared_values(call), {**material, "persona": call.agent.persona}
+        model = question.call.agent.model or self._default_model
         for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
             window = await self._window(model)
-            prompt = self._prompts.render(progress.act, shared, material, window, bytes_per_token)
+            prompt = question.prompt(self._prompts, window, bytes_per_token)
             try:
-                return await self._ask(call, model, prompt, form, answer_type, progress)
+                return await self._ask(question, model, prompt, progress)
             except ApplicationError as error:
                 if error.type != PROMPT_TOO_LONG:
                     raise
@@ -170,26 +169,21 @@ class VllmAgents(AgentStub):
         raise refusal
 
     async def _ask(
-        self,
-        call: AgentCall,
-        model: str,
-        prompt: Prompt,
-        form: Callable[[int], Form],
-        answer_type: type[AnswerT],
-        progress: CallProgress,
+        self, question: Question[AnswerT], model: str, prompt: Prompt, progress: CallProgress
     ) -> AnswerT:
         """Ask until an answer is whole and valid, at most ASKS times."""
-        wanted = form(prompt.max_tokens)
+        wanted = question.form(prompt.max_tokens)
+        agent = question.call.agent
         started = time.monotonic()
         replies: list[Reply] = []
         asked = prompt
         for ask in range(1, ASKS + 1):
-            seed = call_seed(call.task.task_id, call.agent.agent_id, call.wave, ask)
+            seed = question.seed(ask)
             reply = await stream_reply(
                 self._client,
                 model=model,
                 messages=asked.messages,
-                schema_name=progress.act,
+                schema_name=question.act,
                 schema=wanted.schema,
                 temperature=asked.temperature,
                 max_tokens=asked.max_tokens,
@@ -204,9 +198,9 @@ class VllmAgents(AgentStub):
                 asked = self._prompts.ask_again(prompt, reply.text, problem)
                 continue
             usage = CallUsage(
-                act=progress.act,
-                agent_id=call.agent.agent_id,
-                role=call.agent.role,
+                act=question.act,
+                agent_id=agent.agent_id,
+                role=agent.role,
                 model=model,
                 tokens_in=sum(reply.tokens_in for reply in replies),
                 tokens_out=sum(reply.tokens_out for reply in replies),
@@ -216,27 +210,13 @@ class VllmAgents(AgentStub):
                 asks=ask,
                 prompt_hash=prompt.hash,
             )
-            return answer_type.model_validate({**fields, "usage": usage})
-        raise ApplicationError(
-            f"{model} was asked {ASKS} times to {progress.act.replace('_', ' ')} "
-            f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
-            type=BAD_ANSWER,
-            non_retryable=True,
-        )
+            return question.answer(fields, usage)
+        raise question.unanswered(model, problem)
 
     async def _window(self, model: str) -> int:
         if model not in self._windows:
             self._windows[model] = await model_window(self._client, model)
         return self._windows[model]
-
-    async def _kept(self, key: str) -> bytes | str | None:
-        try:
-            kept: bytes | str | None = await self._valkey.get(key)
-        except RedisError as error:
-            raise ApplicationError(
-                f"Valkey cannot be asked for a kept answer: {error}", type=STORE_UNREACHABLE
-            ) from error
-        return kept
 
     async def _keep(self, key: str, answer: str, progress: CallProgress) -> None:
         """Store the answer however long it takes, for it is paid for: the time-out ends it."""
@@ -267,32 +247,6 @@ async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
         beating.cancel()
 
 
-def refuse_other_types(agent: Agent) -> None:
-    """Only LLMs are asked here: nothing stands in for one (design section 3, Agents)."""
-    kind = str(agent.agent_type)
-    if kind in ("RAY_VLLM", "VLLM"):
-        return
-    if kind.upper().startswith("MOCK"):
-        message = MOCK_REFUSED
-    else:
-        message = (
-            f"Agent {agent.agent_id} is of type {kind}, which this fleet does not run yet; "
-            "use RAY_VLLM or VLLM"
-        )
-    raise ApplicationError(message, type=AGENT_TYPE_NOT_SUPPORTED, non_retryable=True)
-
-
-def answer_key(info: activity.Info, wave: int, act: str, agent_id: str) -> str:
-    """Valkey's key of a call's answer: workflow, run, wave, act, agent."""
-    return f"swe:answer:{info.workflow_id}:{info.workflow_run_id}:{wave}:{act}:{agent_id}"
-
-
-def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
-    """0 to 2^31 - 1: other for every agent, wave and ask, the same when a run is repeated."""
-    digest = hashlib.sha256(f"{task_id}/{agent_id}/{wave}/{ask}".encode()).digest()
-    return int.from_bytes(digest[:4]) >> 1
-
-
 def whole(reply: Reply) -> str:
     """The reply's text. Raises ValueError where there is none, or not all of it."""
     if reply.cut_off:
@@ -300,43 +254,3 @@ def whole(reply: Reply) -> str:
     if not reply.text.strip():
         raise ValueError("it was empty")
     return reply.text
-
-
-# --- what the prompts are filled with -----------------------------------------------------------
-
-
-def shared_values(call: AgentCall) -> dict[str, str]:
-    """What every agent of a deliberation is told, in every act."""
-    task, pack = call.task, call.pack
-    return {
-        "role": task.role,
-        "system": pack.system,
-        "context": pack.context,
-        "tools": pack.tools,
-        "description": task.description,
-        "rubric": task.rubric,
-        "requirements": _bullets(task.requirements),
-        "feedback": _bullets(task.feedback),
-        "late_decisions": _bullets(
-            f"{decision.title}: {decision.rationale} ({decision.decided_by})"
-            for decision in call.late_decisions
-        ),
-    }
-
-
-def proposal_text(proposal: Proposal) -> str:
-    decisions = _bullets(
-        f"{decision.title}: {decision.rationale}"
-        + (f" (affects {', '.join(decision.affects)})" if decision.affects else "")
-        for decision in proposal.decisions
-    )
-    return f"Approach: {proposal.approach}\n\n{proposal.content}\n\nDecisions:\n{decisions}"
-
-
-def critique_text(critique: Critique) -> str:
-    points = _bullets(f"{point.severity}: {point.text}" for point in critique.points)
-    return f"Verdict: {critique.verdict}\n{points}\nSuggestion: {critique.suggestion}"
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import LiteralString, NamedTuple
 
-from neo4j import AsyncDriver, AsyncManagedTransaction
+from neo4j import AsyncDriver, AsyncManagedTransaction, AsyncSession
+from neo4j.exceptions import ClientError
+
+MADE_MEANWHILE = "Neo.ClientError.Schema.EquivalentSchemaRuleAlreadyExists"
 
 
 class Migration(NamedTuple):
@@ -77,12 +80,12 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
     """
     async with driver.session() as session:
         # The note itself must be unique before two workers write it.
-        await session.execute_write(_change_schema, NOTES_ARE_UNIQUE)
+        await _make(session, NOTES_ARE_UNIQUE)
         applied = await session.execute_read(_applied)
         new = [each for each in migrations if each.version not in applied]
         for migration in new:
             for statement in migration.statements:
-                await session.execute_write(_change_schema, statement)
+                await _make(session, statement)
             await session.execute_write(_note, migration)
     return [migration.version for migration in new]
 
@@ -90,6 +93,15 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
 async def _applied(tx: AsyncManagedTransaction) -> set[int]:
     result = await tx.run("MATCH (m:Migration) RETURN m.version AS version")
     return {record["version"] async for record in result}
+
+
+async def _make(session: AsyncSession, statement: LiteralString) -> None:
+    try:
+        await session.execute_write(_change_schema, statement)
+    except ClientError as error:
+        # Another worker made it after Neo4j had looked whether it exists.
+        if error.code != MADE_MEANWHILE:
+            raise
 
 
 async def _change_schema(tx: AsyncManagedTransaction, statement: LiteralString) -> None:

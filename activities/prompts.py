@@ -30,7 +30,7 @@ SHARED = {
     "system": {"role", "system"},
     "context": {
         *("context", "tools", "description", "rubric"),
-        *("requirements", "feedback", "late_decisions"),
+        *("requirements", "feedback", "late_decisions", "late_milestones"),
     },
 }
 ACTS = {

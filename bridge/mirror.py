@@ -63,9 +63,14 @@ class Mirror(MirrorStub):
             ApplicationError: by REFUSALS; the entries before the one it names are stored.
         """
         for entry in batch.entries:
-            await self._publish(entry)
+            await self.store(entry)
 
-    async def _publish(self, entry: Entry) -> None:
+    async def store(self, entry: Entry) -> bool:
+        """Store one entry in its stream; whether it is new there, and not known already.
+
+        Raises:
+            ApplicationError: as `publish`.
+        """
         stream = stream_of(entry.subject)
         if stream is None:
             # Retried: a newer worker, in the middle of an upgrade, may know the subject.
@@ -84,6 +89,7 @@ class Mirror(MirrorStub):
                 f"{_named(entry)}: stored in {ack.stream} and not in {stream.name}",
                 type="StreamRefused",
             )
+        return not ack.duplicate
 
     def headers(self, entry: Entry) -> dict[str, str]:
         """The CloudEvents attributes, the id that JetStream deduplicates by, and the trace."""
@@ -103,10 +109,15 @@ class Mirror(MirrorStub):
 
 def refusal(entry: Entry, error: Exception) -> ApplicationError:
     """The failure that Temporal is told: which event, what happened, whether to try again."""
+    return refused(_named(entry), error)
+
+
+def refused(what: str, error: Exception) -> ApplicationError:
+    """The failure of a publish, by REFUSALS; `what` is not where it should be."""
     for foreign, kind, told, retryable in REFUSALS:
         if isinstance(error, foreign):
             return ApplicationError(
-                f"{_named(entry)}: {told} ({_words(error)})",
+                f"{what}: {told} ({_words(error)})",
                 type=kind,
                 non_retryable=not retryable,
             )

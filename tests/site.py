@@ -22,13 +22,22 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.process import ServerProcess, free_ports
-from deploy.local.servers import Nats, Neo4j, Server, Temporal, Valkey, Workers, write_private
+from deploy.local.servers import (
+    Nats,
+    Neo4j,
+    Server,
+    ServerNotReady,
+    Temporal,
+    Valkey,
+    Workers,
+    write_private,
+)
 from tests.checker import check
 from workflows.models import StoryInput, StoryView, WorkspaceReport
 from workflows.search_attributes import STORY_STATE
 
 SERVERS = ("temporal", "nats", "neo4j", "valkey")
-WORKERS = ("story", "agents", "context", "bridge")
+WORKERS = ("story", "agents", "context", "bridge", "inbox")
 SAMPLE_STORY = Path(__file__).parents[1] / "deploy" / "sample" / "story.json"
 READY_WITHIN = timedelta(seconds=120)
 
@@ -91,8 +100,10 @@ class Site:
         try:
             await self.start(*SERVERS)
             await self.start(*WORKERS)
-        except BaseException:
+        except BaseException as error:
             await self.kill(*self.processes)
+            if isinstance(error, ServerNotReady) and error.log:  # which goes with the folder
+                error.add_note(error.log.read_text(errors="replace")[-2_000:])
             raise
         self.client = await Client.connect(
             self.temporal.address, data_converter=pydantic_data_converter

@@ -1,4 +1,4 @@
-"""`python -m workers story|agents|context|bridge|all`: run workers until SIGTERM or SIGINT.
+"""`python -m workers story|agents|context|bridge|inbox|all`: run workers until SIGTERM or SIGINT.
 
 `python -m workers settings` prints every setting as a Markdown table.
 """
@@ -12,7 +12,7 @@ from typing import NoReturn
 from workers.exit import leave
 from workers.settings import InvalidSettings, MockRefused, load, table
 
-NAMES = ("story", "agents", "context", "bridge", "all")
+NAMES = ("story", "agents", "context", "bridge", "inbox", "all")
 
 
 def main() -> NoReturn:

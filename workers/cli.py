@@ -29,6 +29,7 @@ from workers.commands import (
     Role,
     StoryId,
     checked,
+    dead_letters,
     emit,
     err,
     handle,
@@ -37,6 +38,8 @@ from workers.commands import (
     run,
     temporal,
 )
+from workers.commands.events import events
+from workers.commands.mirror import app as mirror_app
 from workers.exit import leave
 from workers.settings import load
 from workers.watch import QUERY_WITHIN, Snapshot, Story, follow
@@ -66,6 +69,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(dead_letters.app)
+app.command(
+    "events", epilog="Examples:  fleet events --story US-101 --since 2h  ·  fleet events --json"
+)(events)
+app.add_typer(mirror_app, name="mirror")
 
 
 def main() -> NoReturn:

@@ -107,10 +107,13 @@ class Settings(BaseSettings):
     redis_port: Port = Field(6379, description="port of Valkey")
     redis_password: SecretStr | None = Field(None, description="password at Valkey")
     redis_tls: bool = Field(False, description="TLS to Valkey: true or false")
-    agent_type: Literal["RAY_VLLM", "VLLM"] = Field(
+    agent_type: Literal["RAY_VLLM", "VLLM", "NATS"] = Field(
         "RAY_VLLM",
-        description="type of the agents that councils.yaml gives none: `RAY_VLLM`, or `VLLM` (any "
-        "OpenAI-compatible vLLM)",
+        description="type of the agents that councils.yaml gives none: `RAY_VLLM`, `VLLM` (any "
+        "OpenAI-compatible vLLM) or `NATS` (external agents)",
+    )
+    external_window: Annotated[int, Field(ge=1_024)] = Field(
+        8_192, description="tokens that prompt and answer may have together in external agents"
     )
     vllm_url: HttpUrl = Field(
         "http://127.0.0.1:8000/v1", description="the LLM's OpenAI-compatible API, with `/v1`"
@@ -151,11 +154,8 @@ class Settings(BaseSettings):
     @classmethod
     def _no_mock(cls, value: Any) -> Any:
         """Design section 3: there is no mock agent."""
-        name = str(value).strip().upper()
-        if name == "MOCK":
+        if str(value).strip().upper() == "MOCK":
             raise MockRefused(MOCK_REFUSED)
-        if name == "NATS":
-            raise ValueError("agents on NATS are not served yet; it must be RAY_VLLM or VLLM")
         return value
 
     @classmethod

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+from temporalio.converter import SerializationContext, StorageDriverStoreContext
+from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.workflow import Info
+
+from workflows.models import run_after_reset
 
 PASSED_THROUGH = (
     "pydantic",
@@ -24,7 +36,89 @@ PASSED_THROUGH = (
 """What is pure and keeps no state: imported once, not anew for each workflow."""
 
 
+class ResetFirst(WorkflowInstance):
+    """Tells a workflow that it was reset before it is given the signals that came after that.
+
+    After a reset one activation holds both, and the SDK gives signals and updates first: what
+    they append to the outbox would be taken for what the run before had appended in that place.
+    A run that was reset to its very beginning is told by its name: `make` makes its instance.
+    """
+
+    def __init__(
+        self,
+        details: WorkflowInstanceDetails,
+        make: Callable[[WorkflowInstanceDetails], WorkflowInstance],
+    ) -> None:
+        self._details, self._make = details, make
+        self._inner = make(details)
+
+    def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        reset = [job for job in act.jobs if job.HasField("update_random_seed")]
+        others = [job for job in act.jobs if not job.HasField("update_random_seed")]
+        begins = any(job.HasField("initialize_workflow") for job in others)
+        if reset and begins:
+            self._inner = asyncio.run(self._made(_begun_anew(self._details, reset[-1])))
+        if not reset or not others or begins:
+            return self._inner.activate(act)
+        first = self._inner.activate(_with_jobs(act, reset))
+        if first.HasField("failed"):
+            return first
+        then = self._inner.activate(_with_jobs(act, others))
+        if not then.HasField("failed"):
+            commands = [*first.successful.commands, *then.successful.commands]
+            del then.successful.commands[:]
+            then.successful.commands.extend(commands)
+            flags = {*first.successful.used_internal_flags, *then.successful.used_internal_flags}
+            del then.successful.used_internal_flags[:]
+            then.successful.used_internal_flags.extend(sorted(flags))
+        return then
+
+    async def _made(self, details: WorkflowInstanceDetails) -> WorkflowInstance:
+        """An instance; the SDK makes one in a running loop only, and activations have none."""
+        return self._make(details)
+
+    def get_serialization_context(self, command_info: Any) -> SerializationContext | None:
+        return self._inner.get_serialization_context(command_info)
+
+    def get_external_store_context(self, command_info: Any) -> StorageDriverStoreContext:
+        return self._inner.get_external_store_context(command_info)
+
+    def get_info(self) -> Info:
+        return self._inner.get_info()
+
+    def get_thread_id(self) -> int | None:
+        return self._inner.get_thread_id()
+
+
+class Runner(SandboxedWorkflowRunner):
+    """The SDK's sandbox, its instances told of a reset first."""
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        """A workflow in its sandbox."""
+        return ResetFirst(det, super().create_instance)
+
+
+def _begun_anew(
+    details: WorkflowInstanceDetails, reset: WorkflowActivationJob
+) -> WorkflowInstanceDetails:
+    """The details of a run of which nothing is left from before it was reset."""
+    run = run_after_reset(
+        details.info.original_execution_run_id, reset.update_random_seed.randomness_seed
+    )
+    info = dataclasses.replace(details.info, original_execution_run_id=run)
+    return dataclasses.replace(details, info=info)
+
+
+def _with_jobs(act: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> WorkflowActivation:
+    """The same activation with these jobs only."""
+    part = WorkflowActivation()
+    part.CopyFrom(act)
+    del part.jobs[:]
+    part.jobs.extend(jobs)
+    return part
+
+
 def workflow_runner() -> SandboxedWorkflowRunner:
     """The workflow runner of every story worker, in production, in tests and in replays."""
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
-    return SandboxedWorkflowRunner(restrictions=restrictions)
+    return Runner(restrictions=restrictions)

@@ -23,7 +23,7 @@ from temporalio.exceptions import (
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
 from workflows.search_attributes import STORY_ROLE
-from workflows.stubs import CHECK, LLM_CALL, STORE, AgentStub, CheckStub, GraphStub
+from workflows.stubs import CHECK, STORE, AgentStub, CheckStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
     from workflows import ranking
@@ -55,6 +55,7 @@ with workflow.unsafe.imports_passed_through():
         DeliberationResult,
         FailedAgent,
         JudgeInput,
+        MilestoneReached,
         PackQuery,
         Progress,
         Proposal,
@@ -111,6 +112,7 @@ class DeliberationWorkflow:
         self.failed: list[FailedAgent] = []
         self.usage: list[CallUsage] = []
         self.decisions: list[DecisionAdded] = list(input.decisions)
+        self.milestones: list[MilestoneReached] = []
         self.granted: set[str] = set()
         self.pack = ContextPack()
         self.wave = 0
@@ -145,6 +147,12 @@ class DeliberationWorkflow:
         """A decision made meanwhile: the agents have it at their next wave."""
         if all(known.decision_id != decision.decision_id for known in self.decisions):
             self.decisions.append(decision)
+
+    @workflow.signal
+    def add_milestone(self, milestone: MilestoneReached) -> None:
+        """Something that happened meanwhile: the agents have it at their next wave."""
+        if all(known.milestone_id != milestone.milestone_id for known in self.milestones):
+            self.milestones.append(milestone)
 
     @workflow.signal
     def grant_wave(self, wave: str) -> None:
@@ -467,7 +475,7 @@ class DeliberationWorkflow:
         if not self.input.ask_for_budget:
             return
         info = workflow.info()
-        wave = f"{info.run_id}/{self.wave}"
+        wave = f"{self.outbox.run}/{self.wave}"
         story = workflow.get_external_workflow_handle(self.input.outbox_workflow_id)
         await story.signal(
             REQUEST_WAVE,
@@ -537,9 +545,8 @@ class DeliberationWorkflow:
         agent: Agent,
     ) -> Answer:
         summary = f"{agent.agent_id} {self.wave_name}s"
-        return await workflow.execute_activity_method(
-            act, request, **(LLM_CALL | {"summary": summary, "priority": self.priority()})
-        )
+        options = agent_call(agent) | {"summary": summary, "priority": self.priority()}
+        return await workflow.execute_activity_method(act, request, **options)
 
     def call_fields(self, agent: Agent) -> dict[str, Any]:
         task = self.input
@@ -558,6 +565,7 @@ class DeliberationWorkflow:
             "pack": self.pack,
             "wave": self.wave,
             "late_decisions": list(self.decisions),
+            "late_milestones": list(self.milestones),
         }
 
     def priority(self) -> Priority:
@@ -571,7 +579,7 @@ class DeliberationWorkflow:
         info = workflow.info()
         return [
             RankedProposal(
-                proposal_id=f"{info.workflow_id}-{info.run_id[-8:]}-{candidate.agent_id}",
+                proposal_id=f"{info.workflow_id}-{self.outbox.run[-8:]}-{candidate.agent_id}",
                 agent_id=candidate.agent_id,
                 role=self.input.role,
                 proposal=seats[candidate.agent_id].proposal,
@@ -590,7 +598,7 @@ class DeliberationWorkflow:
         ]
 
     def recorded_decisions(self, winner: Proposal) -> list[RecordedDecision]:
-        task, run = self.input, workflow.info().run_id[-8:]
+        task, run = self.input, self.outbox.run[-8:]
         return [
             RecordedDecision(
                 id=f"{task.task_id}-{run}-d{number}",

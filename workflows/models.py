@@ -116,6 +116,15 @@ def event_id(workflow_id: str, run_id: str, sequence: int) -> str:
     return f"{workflow_id}/{run_id}/{sequence}"
 
 
+def run_after_reset(run_id: str, seed: int) -> str:
+    """Names a run from where it was reset on, in ids.
+
+    run_id: of the first run. seed: of the run that begins there, made of that run's own id by
+    Temporal; unlike the id, every later run that goes on from here knows it.
+    """
+    return f"{run_id}-{seed:016x}"
+
+
 # --- usage --------------------------------------------------------------------------------------
 
 
@@ -303,6 +312,16 @@ class DecisionAdded(Request):
     title: Line
     rationale: str = ""
     decided_by: str = "unknown"
+
+
+class MilestoneReached(Request):
+    """Something that happened to a story outside, as its agents and its timeline are told."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    milestone_id: Line
+    event_type: Line
+    description: str = ""
 
 
 # --- the process: configuration, pinned in a history at its start -------------------------------
@@ -506,6 +525,8 @@ class AgentCall(Wire):
     wave: int
     late_decisions: list[DecisionAdded] = []
     """Decisions that arrived while the deliberation ran."""
+    late_milestones: list[MilestoneReached] = []
+    """What happened to the story outside meanwhile."""
 
 
 class ProposeInput(AgentCall):

@@ -15,7 +15,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, FailureError
 
 from workflows.events import Entry, EventBody, PublishBatch, RecordBatch
-from workflows.models import event_id
+from workflows.models import event_id, run_after_reset
 from workflows.outbox_state import OutboxState
 from workflows.stubs import MIRROR, STORE, GraphStub, MirrorStub
 
@@ -28,6 +28,9 @@ AGAIN_AFTER = timedelta(minutes=1)
 HAND_ON = "hand_on"
 """The signal by which a child hands entries to its story."""
 
+LEFT = "outbox"
+"""The query that answers the outbox's state: what is yet to be recorded and published."""
+
 
 class Outbox:
     """A workflow's outbox. `through`: the workflow that publishes for this one, or empty."""
@@ -35,6 +38,11 @@ class Outbox:
     def __init__(self, state: OutboxState, through: str = "") -> None:
         self.state = state
         self.through = through
+        self.first_run = self.run = workflow.info().original_execution_run_id
+        """Names this run in ids. A reset run bears its first run's name up to where it was reset:
+        what was appended before happened once, and has one id."""
+        workflow.register_random_seed_callback(self._begin_anew)
+        workflow.set_query_handler(LEFT, lambda: self.state)
         self.stuck = ""
         """Why the last batch was refused, where one was: shown in the Web UI."""
         if not state.started_ms:
@@ -46,12 +54,12 @@ class Outbox:
 
     def append(self, body: EventBody) -> Entry:
         """Append a change of this workflow; its id follows from workflow, run and position."""
-        info = workflow.info()
+        workflow_id = workflow.info().workflow_id
         entry = Entry(
-            id=event_id(info.workflow_id, info.run_id, self.state.end),
+            id=event_id(workflow_id, self.run, self.state.end),
             kind=type(body).__name__,
             subject=body.SUBJECT,
-            source=info.workflow_id,
+            source=workflow_id,
             story_id=body.story_id,
             time=body.timestamp,
             body=body.model_dump(mode="json", exclude_none=True),
@@ -75,6 +83,11 @@ class Outbox:
         """Wait until what was appended so far is in the graph: for work that reads it there."""
         position = self.state.end
         await workflow.wait_condition(lambda: self.state.recorded >= position)
+
+    def _begin_anew(self, seed: int) -> None:
+        """The run was reset here: what happens from now on is not what happened then."""
+        # The SDK calls this outside the workflow's loop: `workflow.info()` would raise here.
+        self.run = run_after_reset(self.first_run, seed)
 
     async def _record(self) -> None:
         state = self.state

@@ -20,7 +20,7 @@ from workflows.deliberation import (
 )
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
-from workflows.stubs import LLM_CALL, STORE, AgentStub, GraphStub
+from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
     from workflows import dag
@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         DecisionAdded,
         DeliberationInput,
         DerivePlanInput,
+        MilestoneReached,
         PlanInput,
         PlannedTask,
         PlanQuery,
@@ -89,6 +90,18 @@ class PlanWorkflow:
         """A decision made meanwhile: running deliberations have it at their next wave."""
         await self.share([decision], [*self.running])
 
+    @workflow.signal
+    async def add_milestone(self, milestone: MilestoneReached) -> None:
+        """Something that happened meanwhile: running deliberations have it at their next wave."""
+        for task_id in [*self.running]:
+            deliberation = workflow.get_external_workflow_handle_for(
+                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
+            )
+            try:
+                await deliberation.signal(DeliberationWorkflow.add_milestone, milestone)
+            except FailureError:
+                continue  # It has ended meanwhile: it needs no more news.
+
     @workflow.query
     def plan(self) -> list[PlannedTask]:
         """The plan's tasks."""
@@ -117,6 +130,7 @@ class PlanWorkflow:
             CouncilQuery(role=PLANNER, size=1),
             **(STORE | {"summary": "the planner"}),
         )
+        planner = council.agents[0]
         answer = await workflow.execute_activity_method(
             AgentStub.derive_plan,
             DerivePlanInput(
@@ -128,13 +142,13 @@ class PlanWorkflow:
                     description=story.title,
                     requirements=story.acceptance_criteria,
                 ),
-                agent=council.agents[0],
+                agent=planner,
                 pack=ContextPack(),
                 wave=1,
                 design=Proposal(approach=story.title, content=story.brief),
                 roles=council.roles,
             ),
-            **(LLM_CALL | {"summary": "derive the plan's tasks"}),
+            **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
         )
         tasks = dag.number_tasks(self.input.plan_id, answer.tasks)
         self.outbox.append(

@@ -25,7 +25,7 @@ from workflows.deliberation import (
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
-from workflows.stubs import LLM_CALL, READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub
+from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
     from workflows import dag, fsm
@@ -58,6 +58,7 @@ with workflow.unsafe.imports_passed_through():
         DeliberationInput,
         DeliberationResult,
         DerivePlanInput,
+        MilestoneReached,
         Move,
         Plan,
         PlanInput,
@@ -280,6 +281,27 @@ class StoryWorkflow:
         except FailureError:
             return  # It has ended meanwhile; `told` goes to the next deliberation.
 
+    @workflow.signal
+    async def add_milestone(self, milestone: MilestoneReached) -> None:
+        """Something that happened outside: agents at work have it at their next wave."""
+        if milestone.milestone_id in self.story.heard:
+            return
+        self.story.heard.append(milestone.milestone_id)
+        self.story.timeline.append(
+            TimelineEntry(
+                at=timestamp(),
+                event=milestone.event_type,
+                text=milestone.description[:300],
+            )
+        )
+        if not self.child:
+            return
+        child = workflow.get_external_workflow_handle(self.child)
+        try:
+            await child.signal(DeliberationWorkflow.add_milestone, milestone)
+        except FailureError:
+            return  # It has ended meanwhile; the next one reads it in the graph.
+
     # --- queries --------------------------------------------------------------------------------
 
     @workflow.query
@@ -483,6 +505,7 @@ class StoryWorkflow:
             **(STORE | {"summary": "the planner, and the roles there are"}),
         )
         story.derivations += 1
+        planner = council.agents[0]
         answer = await workflow.execute_activity_method(
             AgentStub.derive_plan,
             DerivePlanInput(
@@ -495,13 +518,13 @@ class StoryWorkflow:
                     requirements=story.text.acceptance_criteria,
                     feedback=story.feedback[-FEEDBACK_SHOWN:],
                 ),
-                agent=council.agents[0],
+                agent=planner,
                 pack=ContextPack(),
                 wave=story.derivations,
                 design=design,
                 roles=council.roles,
             ),
-            **(LLM_CALL | {"summary": "derive the plan's tasks"}),
+            **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
         )
         story.used(f"derive-{story.derivations}", [answer.usage])
         self.require_visit(visit)
@@ -635,7 +658,7 @@ class StoryWorkflow:
 
     def pass_gate(self, transition: Transition, request: Approve) -> None:
         """Record who approved what; move when no human guard is left."""
-        story, run = self.story, workflow.info().run_id[-8:]
+        story, run = self.story, self.outbox.run[-8:]
         approval_id = f"{story.story_id}-{request.gate}-{story.visit}-{request.role}-{run}"
         revision = story.revision
         self.emit(
@@ -736,7 +759,7 @@ class StoryWorkflow:
         )
 
     def milestone(self, event_type: str, description: str) -> None:
-        run, position = workflow.info().run_id[-8:], self.outbox.state.end
+        run, position = self.outbox.run[-8:], self.outbox.state.end
         self.emit(
             ContextMilestoneReached(
                 milestone_id=f"{self.story.story_id}-m{position}-{run}",

@@ -112,6 +112,8 @@ class Story(BaseModel):
     decisions: list[RecordedDecision] = []
     told: list[DecisionAdded] = []
     """Decisions from outside, for the deliberations to come."""
+    heard: list[str] = []
+    """Ids of the milestones from outside."""
     usage: dict[str, list[UsageLine]] = {}
     """One run of one deliberation -> what it used, so that a later figure replaces an earlier."""
     token_budget: int | None = None

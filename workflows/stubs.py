@@ -14,6 +14,7 @@ from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 from workflows.events import PublishBatch, RecordBatch
 from workflows.models import (
+    Agent,
     CheckInput,
     CheckReport,
     ContextPack,
@@ -59,6 +60,22 @@ LLM_CALL = ActivityConfig(
 has stopped in the engine when its workflow goes on.
 """
 
+ANSWERED_WITHIN = timedelta(minutes=10)
+SILENT_AT_MOST = timedelta(seconds=60)
+
+NATS_CALL = ActivityConfig(
+    task_queue=AGENTS_QUEUE,
+    start_to_close_timeout=ANSWERED_WITHIN,
+    heartbeat_timeout=SILENT_AT_MOST,
+    retry_policy=LLM_CALL["retry_policy"],
+    cancellation_type=ActivityCancellationType.TRY_CANCEL,
+)
+"""A call to an external agent. One that is silent for a minute is given up: another is asked.
+
+Nobody outside hears of a cancellation, so the workflow does not wait for it: the call is given up
+at the agent's next word, and its answer is refused.
+"""
+
 CHECK = ActivityConfig(
     task_queue=AGENTS_QUEUE,
     start_to_close_timeout=timedelta(minutes=5),
@@ -93,8 +110,13 @@ MIRROR = ActivityConfig(
 )
 
 
+def agent_call(agent: Agent) -> ActivityConfig:
+    """The options of a call to this agent."""
+    return NATS_CALL if agent.agent_type == "NATS" else LLM_CALL
+
+
 class AgentStub:
-    """LLM calls. Each raises ApplicationError; its type tells whether it is retried."""
+    """Calls to agents. Each raises ApplicationError; its type tells whether it is retried."""
 
     @activity.defn
     async def propose(self, request: ProposeInput) -> ProposalAnswer:

@@ -41,7 +41,7 @@ A delete is soft: status DELETED.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, LiteralString
 
@@ -125,11 +125,22 @@ class Graph(GraphStub):
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
         """Store a batch: the graph in one transaction, then the cache."""
-        known = changes(batch)
-        stories = {change.story_id for change in known if change.story_id}
+        await self.store(changes(batch))
+
+    async def store(self, known: Sequence[Change]) -> None:
+        """Store what was understood: the graph in one transaction, then the cache.
+
+        Raises:
+            ApplicationError: as every method; nothing is in the graph then that cannot be repeated.
+        """
         with store_errors():
-            await self._write([write for change in known for write in writes(change)])
-            await self._cache.store(_lines(batch, known), _documents(known))
+            await self._write(_in_statements(known))
+            await self._cache.store(_lines(known), _documents(known))
+            await self._cache.drop_packs({each.story_id for each in known if each.story_id})
+
+    async def drop_packs(self, stories: Iterable[str]) -> None:
+        """Drop the stories' context packs: what they were built from has changed."""
+        with store_errors():
             await self._cache.drop_packs(stories)
 
     @activity.defn
@@ -210,7 +221,20 @@ async def _read_sections(
     return await read_sections(tx, scopes, query)
 
 
-def _lines(batch: RecordBatch, known: Iterable[Change]) -> Iterator[Line]:
+def _in_statements(known: Sequence[Change]) -> list[Write]:
+    """What the changes write; where all are of one kind, statement by statement.
+
+    Changes of one kind write the same statements in the same order, and each may be repeated and
+    come late: so the first statement of all of them goes first, then the second.
+    """
+    found = [write for change in known for write in writes(change)]
+    if len({type(change.body) for change in known}) != 1:
+        return found
+    first = {write.cypher: place for place, write in reversed(list(enumerate(found)))}
+    return sorted(found, key=lambda write: first[write.cypher])
+
+
+def _lines(known: Iterable[Change]) -> Iterator[Line]:
     for change in known:
         if not change.story_id:
             continue
@@ -219,7 +243,7 @@ def _lines(batch: RecordBatch, known: Iterable[Change]) -> Iterator[Line]:
             *(entry.id, entry.kind, said.event_type, said.description, said.actor),
             *(change.body.timestamp, entry.source),
         )
-        yield Line(change.story_id, f"{batch.owner_started_ms}-{change.number}", values)
+        yield Line(change.story_id, change.line, values)
 
 
 def _documents(known: Iterable[Change]) -> Iterator[Document]:

@@ -70,7 +70,8 @@ class Write(NamedTuple):
 class Change(NamedTuple):
     """An entry that was understood: its body, its story, and where it stands in time.
 
-    `order` sorts as text: by the body's time, then by the outbox and the place in it.
+    `order` sorts as text: by the body's time, then by the outbox and the place in it. `line`: its
+    id in the timeline's stream, `{start of its outbox in ms}-{place in it}`.
     """
 
     entry: Entry
@@ -78,7 +79,7 @@ class Change(NamedTuple):
     story_id: str
     at: datetime
     order: str
-    number: int
+    line: str
 
 
 def changes(batch: RecordBatch) -> list[Change]:
@@ -89,11 +90,17 @@ def changes(batch: RecordBatch) -> list[Change]:
             `UnknownKind` (retryable) where a newer workflow writes what this worker cannot store.
     """
     return [
-        _change(batch, number, entry) for number, entry in enumerate(batch.entries, batch.first)
+        change(entry, batch.owner_started_ms, number)
+        for number, entry in enumerate(batch.entries, batch.first)
     ]
 
 
-def _change(batch: RecordBatch, number: int, entry: Entry) -> Change:
+def change(entry: Entry, started_ms: int, number: int) -> Change:
+    """One entry, understood: the `number`th of an outbox, or stream, that began at `started_ms`.
+
+    Raises:
+        ApplicationError: as `changes`.
+    """
     kind = BODIES.get(entry.kind)
     if kind is None:
         raise ApplicationError(
@@ -106,8 +113,9 @@ def _change(batch: RecordBatch, number: int, entry: Entry) -> Change:
     except ValidationError as error:
         raise _refusal(invalid_input(f"entry {entry.id} ({entry.kind})", error).message) from None
     at = moment(body.timestamp, f"entry {entry.id}: timestamp")
-    order = order_key(at, batch.owner_started_ms, number)
-    return Change(entry, body, body.story_id or entry.story_id, at, order, number)
+    order = order_key(at, started_ms, number)
+    line = f"{started_ms}-{number}"
+    return Change(entry, body, body.story_id or entry.story_id, at, order, line)
 
 
 def moment(text: str, field: str) -> datetime:

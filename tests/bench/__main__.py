@@ -1,8 +1,8 @@
 """Where the time goes, side by side with what one would use instead: `make bench`.
 
-`python -m tests.bench [PART...]`: deliberation, load, growth, memory, recovery, vllm. Everything
-runs on real servers on this machine; a table at the end, and `.fleet/bench.json` with the machine,
-the versions and the command.
+`python -m tests.bench [PART...]`: all of PARTS, or those named. Everything runs on real servers on
+this machine; a table at the end, and `.fleet/bench.json` with the machine, the versions and the
+command.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local.servers import ROOT
-from tests.bench import parts
+from tests.bench import bus, parts
+from tests.bench.figures import Figure
 from workers.exit import leave
 
-Part = Callable[[Path], Awaitable[list[parts.Figure]]]
+Part = Callable[[Path], Awaitable[list[Figure]]]
 
 PARTS: dict[str, Part] = {
     "deliberation": parts.deliberation,
@@ -36,6 +37,8 @@ PARTS: dict[str, Part] = {
     "growth": parts.growth,
     "memory": parts.memory,
     "recovery": parts.recovery,
+    "inbox": bus.inbox,
+    "mirror": bus.mirror,
     "vllm": parts.vllm,
 }
 
@@ -71,8 +74,8 @@ def machine() -> Machine:
     )
 
 
-async def run(names: list[str], out: Console) -> list[parts.Figure]:
-    figures: list[parts.Figure] = []
+async def run(names: list[str], out: Console) -> list[Figure]:
+    figures: list[Figure] = []
     for name in names:
         out.print(f"{name} ...", soft_wrap=True)
         with tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
@@ -82,7 +85,7 @@ async def run(names: list[str], out: Console) -> list[parts.Figure]:
     return figures
 
 
-def table(figures: list[parts.Figure]) -> Table:
+def table(figures: list[Figure]) -> Table:
     shown = Table("what", "figure", "aim", "how")
     for figure in figures:
         style = "" if figure.met is None else "green" if figure.met else "red"

@@ -23,6 +23,7 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.bench.bare import BareStory, Shape, noop
 from tests.bench.calls import WAVES, Answered, Body, Recorder, apart, ask, reworded
+from tests.bench.figures import Figure, at_least, at_most
 from tests.checker import paid_twice
 from tests.llm_server import LlmServer
 from tests.site import Site
@@ -31,29 +32,6 @@ from workflows.search_attributes import PENDING_GATE
 
 PAIRS = 7
 """Durable and plain, in turns; the figure is the median of the pairs' ratios."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table. `met`: whether the aim was reached; None where there is none."""
-
-    what: str
-    value: float
-    unit: str
-    aim: str = ""
-    met: bool | None = None
-    how: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} {self.unit}".rstrip()
-
-
-def at_most(what: str, value: float, unit: str, aim: float, how: str) -> Figure:
-    return Figure(what, value, unit, f"at most {aim:g}", value <= aim, how)
-
-
-def at_least(what: str, value: float, unit: str, aim: float, how: str) -> Figure:
-    return Figure(what, value, unit, f"at least {aim:g}", value >= aim, how)
 
 
 # --- a deliberation -------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import llm as llm_client
-from activities.agents import KEPT_FOR, MOCK_REFUSED, VllmAgents, answer_key
+from activities.agents import MOCK_REFUSED, Agents, VllmAgents
+from activities.kept import KEPT_FOR, answer_key
 from activities.llm import failure, retry_after
 from activities.prompts import Prompts
 from tests.conftest import RunningServer
@@ -329,22 +330,25 @@ async def test_a_model_that_is_not_served_is_refused_with_those_that_are(
 async def test_a_mock_agent_is_refused(
     agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str
 ) -> None:
+    served = Agents({"RAY_VLLM": agents, "VLLM": agents})
     mock = Agent(agent_id="dev-1", role="DEV").model_copy(update={"agent_type": kind})
     request = proposing().model_copy(update={"agent": mock})
 
-    error = await refusal(environment.run(agents.propose, request))
+    error = await refusal(environment.run(served.propose, request))
 
     assert (error.message, error.non_retryable) == (MOCK_REFUSED, True)
     assert not llm.calls
 
 
-async def test_an_external_agent_is_refused_with_what_to_use(
+async def test_an_agent_of_a_type_that_nobody_serves_is_refused_with_what_to_use(
     agents: VllmAgents, environment: ActivityEnvironment
 ) -> None:
-    error = await refusal(environment.run(agents.propose, proposing(agent_type="NATS")))
+    served = Agents({"RAY_VLLM": agents, "VLLM": agents})
+
+    error = await refusal(environment.run(served.propose, proposing(agent_type="NATS")))
 
     assert (error.type, error.non_retryable) == ("AgentTypeNotSupported", True)
-    assert "use RAY_VLLM or VLLM" in error.message
+    assert "use one of RAY_VLLM, VLLM" in error.message
 
 
 # --- nothing is paid for twice --------------------------------------------------------------------

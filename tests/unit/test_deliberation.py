@@ -149,13 +149,18 @@ async def test_a_hanging_agent_times_the_deliberation_out(fleet: Client, world: 
     assert "agent-dev-1" in error.message
 
 
-async def test_a_late_decision_reaches_the_next_wave(fleet: Client, world: World) -> None:
+async def test_a_late_decision_and_a_milestone_reach_the_next_wave(
+    fleet: Client, world: World
+) -> None:
     world.hold["propose"] = asyncio.Event()
     handle = await start(fleet, world)
     while len(world.acts) < 3:
         await asyncio.sleep(0.02)
 
     await handle.signal("add_decision", {"decision_id": "d1", "title": "Use UTC"})
+    demo = {"milestone_id": "m1", "event_type": "DEMO", "description": "shown"}
+    await handle.signal("add_milestone", demo)
+    await handle.signal("add_milestone", demo)
     while (await handle.query("progress", result_type=Progress)).wave != "propose":
         await asyncio.sleep(0.02)
     world.hold["propose"].set()
@@ -164,6 +169,8 @@ async def test_a_late_decision_reaches_the_next_wave(fleet: Client, world: World
     by_wave = {call.wave: [d.title for d in call.late_decisions] for call in world.calls}
     assert by_wave[1] == []
     assert by_wave[2] == ["Use UTC"]
+    heard = {call.wave: [m.event_type for m in call.late_milestones] for call in world.calls}
+    assert (heard[1], heard[2]) == ([], ["DEMO"])
 
 
 async def test_events_are_recorded_then_published_in_order(fleet: Client, world: World) -> None:

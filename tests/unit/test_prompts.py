@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from activities.agents import call_seed, proposal_text, shared_values
+from activities.acts import call_seed, proposal_text, shared_values
 from activities.answers import (
     CHARACTERS_PER_TOKEN,
     Form,

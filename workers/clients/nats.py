@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import nats
@@ -19,14 +19,25 @@ RECONNECT_EVERY_S = 1
 log = structlog.stdlib.get_logger(__name__)
 
 
+def log_failed(where: str, error: Exception) -> None:
+    """Log an attempt to connect that failed."""
+    log.warning("NATS connection failed", where=where, error=repr(error))
+
+
 @asynccontextmanager
 async def open_nats(
-    settings: Settings, lost: asyncio.Future[None] | None = None
+    settings: Settings,
+    lost: asyncio.Future[None] | None = None,
+    failed: Callable[[str, Exception], None] = log_failed,
+    at_once: bool = True,
 ) -> AsyncIterator[Nats]:
     """Connect to JetStream; it reconnects without limit and buffers nothing.
 
     What is published while the server is away fails at once, so that whoever asked can retry it
-    in sight of people. `lost` gets a StartError when no waiting can mend the connection.
+    in sight of people. `lost` gets a StartError when no waiting can mend the connection; `failed`
+    is told the place and the error of every attempt that fails meanwhile. Not `at_once`: what is
+    yielded connects in the background, however long the server is away, for a process that has
+    other work to do meanwhile.
 
     Raises:
         StartError: wrong address or credential, or no JetStream.
@@ -40,7 +51,7 @@ async def open_nats(
             lost.set_exception(StartError(why))
 
     async def note(error: Exception) -> None:
-        log.warning("NATS connection failed", where=where, error=repr(error))
+        failed(where, error)
         if _is_refusal(error):  # no retry mends a credential that is not valid any more
             give_up(refused)
 
@@ -48,22 +59,37 @@ async def open_nats(
         give_up(f"{where} closed the connection for good. Look at its log")
 
     client = Nats()
+
+    async def connect() -> None:
+        await client.connect(
+            settings.nats_url,
+            user=settings.nats_user,
+            password=plain(settings.nats_password),
+            tls=_nats_tls(settings),
+            name="swe-ai-fleet",
+            error_cb=note,
+            closed_cb=closed,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_EVERY_S,
+            ping_interval=10,
+            pending_size=0,
+        )
+
+    if not at_once:
+        connecting = asyncio.create_task(connect())
+        try:
+            yield client
+        finally:
+            closing = True
+            while not connecting.done():  # the client may miss a cancellation
+                connecting.cancel()
+                await asyncio.wait([connecting], timeout=1)
+            await client.close()
+        return
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             await _probe_nats(settings)
-            await client.connect(
-                settings.nats_url,
-                user=settings.nats_user,
-                password=plain(settings.nats_password),
-                tls=_nats_tls(settings),
-                name="swe-ai-fleet",
-                error_cb=note,
-                closed_cb=closed,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_EVERY_S,
-                ping_interval=10,
-                pending_size=0,
-            )
+            await connect()
             await client.jetstream().account_info()
     except JetStreamError as error:
         raise StartError(

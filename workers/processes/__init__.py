@@ -79,6 +79,7 @@ PROCESSES = {
     "agents": "workers.processes.agents",
     "context": "workers.processes.context",
     "bridge": "workers.processes.bridge",
+    "inbox": "workers.processes.inbox",
 }
 """Name -> the module whose `process` it is. `all` is each of them in one."""
 

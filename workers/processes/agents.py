@@ -1,18 +1,22 @@
-"""The process `agents`: LLM calls and checks."""
+"""The process `agents`: calls to agents, the external ones' answers, and checks."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from nats.aio.client import Client as Nats
 from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.agents import VllmAgents
+from activities.agents import Agents, VllmAgents
 from activities.checks import Checks
 from activities.planning import InvalidConfig
 from activities.prompts import InvalidPrompt, Prompts
+from bridge.agent_responses import AgentResponses
+from bridge.agents import NatsAgents
 from workers.clients.engine import Engine, open_engine
+from workers.clients.nats import open_nats
 from workers.processes import Base, Running, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import AGENTS_QUEUE
@@ -21,11 +25,18 @@ HEARTBEATS_AT_MOST = timedelta(seconds=2)
 """Tokens are shown, and a cancellation reaches the engine, within this time."""
 
 
-def agents_worker(client: Client, settings: Settings, engine: Engine, valkey: Redis) -> Worker:
-    """Runs LLM calls and checks, no more at once than the engine can."""
-    agents = VllmAgents(
-        engine.client, valkey, engine.model, Prompts.load(settings.fleet_config / "prompts")
-    )
+RESPONSES = "agent-responses"
+"""The job that completes what external agents were asked."""
+
+
+def agents_worker(
+    client: Client, settings: Settings, engine: Engine, valkey: Redis, nats: Nats
+) -> Worker:
+    """Runs calls to agents and checks, no more at once than the engine can."""
+    prompts = Prompts.load(settings.fleet_config / "prompts")
+    llms = VllmAgents(engine.client, valkey, engine.model, prompts)
+    external = NatsAgents(nats, valkey, prompts, client.namespace, settings.external_window)
+    agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
     checks = Checks(settings.fleet_config)
     return Worker(
         client,
@@ -46,8 +57,16 @@ def agents_worker(client: Client, settings: Settings, engine: Engine, valkey: Re
 
 @asynccontextmanager
 async def process(base: Base) -> AsyncIterator[Running]:
-    """See that the model is served, then run."""
-    async with open_engine(base.settings) as engine:
+    """See that the model is served, then run; NATS may come later, for only some agents need it."""
+    settings = base.settings
+    async with (
+        open_engine(settings) as engine,
+        open_nats(settings, base.lost, at_once=False) as nats,
+    ):
         with valid_config(InvalidConfig, InvalidPrompt):
-            worker = agents_worker(base.temporal, base.settings, engine, base.valkey)
-        yield Running({AGENTS_QUEUE: worker}, {"llm": engine.client.models.list})
+            worker = agents_worker(base.temporal, settings, engine, base.valkey, nats)
+            prompts = Prompts.load(settings.fleet_config / "prompts")
+        responses = AgentResponses(nats, base.temporal, base.valkey, prompts)
+        yield Running(
+            {AGENTS_QUEUE: worker, RESPONSES: responses}, {"llm": engine.client.models.list}
+        )

@@ -1,0 +1,189 @@
+"""What each act asks of an agent, whatever kind of agent it is: prompt, form of the answer, seed.
+
+A question is made of an activity's input alone, so that one who has only that, and the answer,
+can read the answer (design section 3, Agents).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from temporalio.exceptions import ApplicationError
+
+from activities.answers import Form, critique_form, plan_form, proposal_form, verdict_form
+from activities.llm import LONGEST_MESSAGE
+from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts, Values
+from workflows.models import (
+    AgentCall,
+    CallUsage,
+    CriticiseInput,
+    Critique,
+    CritiqueAnswer,
+    DerivePlanAnswer,
+    DerivePlanInput,
+    JudgeAnswer,
+    JudgeInput,
+    Proposal,
+    ProposalAnswer,
+    ProposeInput,
+    ReviseInput,
+    Wire,
+)
+
+ASKS = 3
+"""An answer that cannot be used is asked again at most twice."""
+
+BAD_ANSWER = "BadAnswer"
+
+ANSWERS: Mapping[str, type[Wire]] = {
+    "propose": ProposalAnswer,
+    "criticise": CritiqueAnswer,
+    "revise": ProposalAnswer,
+    "judge": JudgeAnswer,
+    "derive_plan": DerivePlanAnswer,
+}
+"""What each act's activity returns."""
+
+AnswerT = TypeVar("AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer)
+
+
+@dataclass(frozen=True)
+class Question(Generic[AnswerT]):
+    """One call of one act. form: the answer's tokens -> how the answer is written and read."""
+
+    act: str
+    call: AgentCall
+    material: Values
+    form: Callable[[int], Form]
+    answer_type: type[AnswerT]
+
+    def prompt(
+        self, prompts: Prompts, window: int, bytes_per_token: float = BYTES_PER_TOKEN
+    ) -> Prompt:
+        """The prompt, cut to a model's window in tokens.
+
+        Raises:
+            ApplicationError: as `Prompts.render`.
+        """
+        material = {**self.material, "persona": self.call.agent.persona}
+        shared = shared_values(self.call)
+        return prompts.render(self.act, shared, material, window, bytes_per_token)
+
+    def seed(self, ask: int) -> int:
+        """The seed of the call's first ask, its second, and so on."""
+        call = self.call
+        return call_seed(call.task.task_id, call.agent.agent_id, call.wave, ask)
+
+    def answer(self, fields: Mapping[str, Any], usage: CallUsage) -> AnswerT:
+        """What the activity returns: what `Form.read` made of the text, and what it cost."""
+        return self.answer_type.model_validate({**fields, "usage": usage})
+
+    def unanswered(self, who: str, problem: str) -> ApplicationError:
+        """The end of a call whose every ask brought something that cannot be used."""
+        return ApplicationError(
+            f"{who} was asked {ASKS} times to {self.act.replace('_', ' ')} "
+            f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
+            type=BAD_ANSWER,
+            non_retryable=True,
+        )
+
+
+def propose(request: ProposeInput) -> Question[ProposalAnswer]:
+    return Question("propose", request, {}, proposal_form, ProposalAnswer)
+
+
+def criticise(request: CriticiseInput) -> Question[CritiqueAnswer]:
+    material = {"proposal": proposal_text(request.proposal)}
+    return Question("criticise", request, material, critique_form, CritiqueAnswer)
+
+
+def revise(request: ReviseInput) -> Question[ProposalAnswer]:
+    material = {
+        "proposal": proposal_text(request.proposal),
+        "critiques": "\n\n".join(critique_text(critique) for critique in request.critiques),
+    }
+    return Question("revise", request, material, proposal_form, ProposalAnswer)
+
+
+def judge(request: JudgeInput) -> Question[JudgeAnswer]:
+    material = {
+        "contenders": [
+            f"id: {contender.agent_id}\n{proposal_text(contender.proposal)}"
+            for contender in request.contenders
+        ]
+    }
+    form = verdict_form([contender.agent_id for contender in request.contenders])
+    return Question("judge", request, material, form, JudgeAnswer)
+
+
+def derive_plan(request: DerivePlanInput) -> Question[DerivePlanAnswer]:
+    material = {"design": proposal_text(request.design), "roles": ", ".join(request.roles)}
+    return Question("derive_plan", request, material, plan_form(request.roles), DerivePlanAnswer)
+
+
+def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
+    """The question of an act, from its activity's input as JSON."""
+    match act:
+        case "propose":
+            return propose(ProposeInput.model_validate(request))
+        case "criticise":
+            return criticise(CriticiseInput.model_validate(request))
+        case "revise":
+            return revise(ReviseInput.model_validate(request))
+        case "judge":
+            return judge(JudgeInput.model_validate(request))
+        case "derive_plan":
+            return derive_plan(DerivePlanInput.model_validate(request))
+    raise ValueError(f"no act is named {act!r}")
+
+
+def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
+    """0 to 2^31 - 1: other for every agent, wave and ask, the same when a run is repeated."""
+    digest = hashlib.sha256(f"{task_id}/{agent_id}/{wave}/{ask}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
+
+
+# --- what the prompts are filled with -----------------------------------------------------------
+
+
+def shared_values(call: AgentCall) -> dict[str, str]:
+    """What every agent of a deliberation is told, in every act."""
+    task, pack = call.task, call.pack
+    return {
+        "role": task.role,
+        "system": pack.system,
+        "context": pack.context,
+        "tools": pack.tools,
+        "description": task.description,
+        "rubric": task.rubric,
+        "requirements": _bullets(task.requirements),
+        "feedback": _bullets(task.feedback),
+        "late_decisions": _bullets(
+            f"{decision.title}: {decision.rationale} ({decision.decided_by})"
+            for decision in call.late_decisions
+        ),
+        "late_milestones": _bullets(
+            f"{milestone.event_type}: {milestone.description}" for milestone in call.late_milestones
+        ),
+    }
+
+
+def proposal_text(proposal: Proposal) -> str:
+    decisions = _bullets(
+        f"{decision.title}: {decision.rationale}"
+        + (f" (affects {', '.join(decision.affects)})" if decision.affects else "")
+        for decision in proposal.decisions
+    )
+    return f"Approach: {proposal.approach}\n\n{proposal.content}\n\nDecisions:\n{decisions}"
+
+
+def critique_text(critique: Critique) -> str:
+    points = _bullets(f"{point.severity}: {point.text}" for point in critique.points)
+    return f"Verdict: {critique.verdict}\n{points}\nSuggestion: {critique.suggestion}"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

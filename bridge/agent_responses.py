@@ -1,0 +1,386 @@
+"""What external agents say on `agent.response.{task_id}`: it completes the activities that ask.
+
+`working` is a heartbeat; `done` an answer, which is kept in Valkey before the activity completes,
+or asked for again where it cannot be used; `failed` fails the attempt. What is late, double,
+forged or malformed becomes a dead letter with the reason (design sections 3 and 5).
+
+A message is acknowledged when all this is done. Where a replica dies before, the message comes
+again, and what it had begun is finished: a call is settled once, and remembers by which message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from datetime import timedelta
+
+import structlog
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from temporalio.client import AsyncActivityCancelledError, AsyncActivityHandle, Client
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.acts import ANSWERS, ASKS
+from activities.kept import kept_answer
+from activities.llm import LONGEST_MESSAGE
+from activities.prompts import Prompts
+from bridge.agent_calls import AgentCalls, Found, OpenCall, SettledCall, new_call_id
+from bridge.agents import Commands, command
+from bridge.dead_letters import DeadLetters
+from workflows.events import AgentResponse
+from workflows.models import CallUsage, invalid_input
+
+RESPONSES = "AGENT_RESPONSES"
+SUBJECT = "agent.response."
+CONSUMER = "agents-responses"
+
+LARGEST_RESPONSE = 512 * 1024
+"""Bytes. The longest answer that a form takes has a tenth of that."""
+
+BATCH = 32
+FETCH_WITHIN_S = 1.0
+TEMPORAL_WITHIN = timedelta(seconds=5)
+
+ACK_WAIT = timedelta(seconds=10)
+"""A killed replica's messages go to another after this."""
+
+AGAIN_AFTER_S = (0.5, 1.0, 2.0, 5.0)
+"""How long the job rests while a server is away, and a message that could not be settled."""
+
+LAST_DELIVERY = 8
+"""A message that fails now, and by no server's absence, is buried."""
+
+AGENT_FAILED = "AgentFailed"
+
+GONE = RPCStatusCode.NOT_FOUND
+"""What Temporal says of the token of an attempt that is over."""
+
+TEMPORAL_AWAY = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.UNAUTHENTICATED,
+        RPCStatusCode.PERMISSION_DENIED,
+        RPCStatusCode.UNKNOWN,
+    }
+)
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Refused(ValueError):
+    """A message that is not an answer to an open call: the reason, and what exactly was wrong."""
+
+    def __init__(self, reason: str, error: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+
+
+class Away(Exception):
+    """A server is away: wait, and the message comes again."""
+
+
+class AgentResponses:
+    """A job beside the agents' worker; any number of replicas share the consumer."""
+
+    def __init__(self, nats: Nats, temporal: Client, valkey: Redis, prompts: Prompts) -> None:
+        self._nats = nats
+        self._temporal = temporal
+        self._valkey = valkey
+        self._prompts = prompts
+        self._calls = AgentCalls(valkey)
+        self._commands = Commands(nats)
+        self._dead_letters = DeadLetters(nats)
+        self._stopping = asyncio.Event()
+        self._running = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it consumes, or waits for a server that is away."""
+        return self._running
+
+    async def run(self) -> None:
+        """Settle messages until `shutdown`; while a server is away, wait and try again."""
+        self._running = True
+        failures = 0
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._consume()
+                except (Away, NatsError, OSError, TimeoutError) as error:
+                    why = str(error) or type(error).__name__
+                    log.warning("agents' answers wait", because=why[:LONGEST_MESSAGE])
+                    await self._rest(AGAIN_AFTER_S[min(failures, len(AGAIN_AFTER_S) - 1)])
+                    failures += 1
+                else:
+                    failures = 0
+        finally:
+            self._running = False
+
+    async def shutdown(self) -> None:
+        """Fetch nothing more; what is being settled is finished."""
+        self._stopping.set()
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _consume(self) -> None:
+        """Settle one message after the other until `shutdown`. Raises what is away."""
+        if not self._nats.is_connected:  # who connects tells why not
+            return await self._rest(AGAIN_AFTER_S[0])
+        responses = await bind(self._nats.jetstream())
+        try:
+            while not self._stopping.is_set():
+                try:
+                    messages = await responses.fetch(BATCH, FETCH_WITHIN_S)
+                except NatsTimeout:
+                    if not self._nats.is_connected:
+                        raise
+                    continue
+                for message in messages:
+                    await self._settle(message)
+        finally:
+            if self._nats.is_connected:
+                await responses.unsubscribe()
+
+    async def _settle(self, message: Msg) -> None:
+        """Acknowledge the message once all that follows from it is done, or bury it."""
+        try:
+            await self._take(message)
+        except Refused as refused:
+            await self._bury(message, refused.reason, refused.error)
+        except Exception as error:
+            delivered = message.metadata.num_delivered or 1
+            away = is_away(error)
+            if away or delivered < LAST_DELIVERY:
+                await message.nak(delay=AGAIN_AFTER_S[min(delivered, len(AGAIN_AFTER_S)) - 1])
+                if away:
+                    raise Away(str(error)) from error
+                log.warning("an agent's answer is tried again", because=repr(error)[:1_000])
+                return
+            await self._bury(message, "it has failed its last delivery", repr(error))
+        await message.ack_sync()
+
+    async def _bury(self, message: Msg, reason: str, error: str) -> None:
+        await self._dead_letters.bury(message, consumer=CONSUMER, reason=reason, error=error)
+
+    async def _take(self, message: Msg) -> None:
+        """Do what the message says. Raises Refused, or what the servers raise."""
+        response = understood(message.subject, message.data)
+        by = message.metadata.sequence.stream
+        while (found := await self._calls.find(response.call_id)) is not None:
+            if (response.task_id, response.agent_id) != (found.call.task_id, found.call.agent_id):
+                raise Refused(
+                    "forged: the call is another agent's",
+                    f"it is agent {found.call.agent_id}'s of task {found.call.task_id}",
+                )
+            settled = found.call
+            if isinstance(settled, OpenCall):
+                if not await self._alive(settled, response):
+                    await self._calls.settle(found, settled.settled("given_up", by))
+                    continue
+                if response.status == "working":
+                    return None
+                made = await self._settle_call(found, settled, response, by)
+                if made is None:
+                    continue  # another message was faster; see what it made of the call
+                settled = made
+            if response.status == "working":
+                return None  # overtaken by the answer, or said to a call that was given up
+            if settled.by != by or settled.outcome == "given_up":
+                raise Refused(*late(settled))
+            return await self._finish(settled)
+        raise Refused("forged or too late: no such call", f"call_id {response.call_id[:100]}")
+
+    async def _alive(self, call: OpenCall, response: AgentResponse) -> bool:
+        """Heartbeat; whether Temporal still waits for this attempt."""
+        handle = self._handle(call)
+        progress = {
+            "act": call.act,
+            "agent_id": call.agent_id,
+            "tokens": call.tokens_out + response.tokens_out,
+            "state": response.status,
+        }
+        try:
+            await handle.heartbeat(progress, rpc_timeout=TEMPORAL_WITHIN)
+        except AsyncActivityCancelledError as cancelled:
+            if cancelled.details and cancelled.details.cancel_requested:
+                await unless_gone(handle.report_cancellation(rpc_timeout=TEMPORAL_WITHIN))
+            return False
+        except RPCError as error:
+            if error.status != GONE:
+                raise
+            return False
+        return True
+
+    async def _settle_call(
+        self, found: Found, call: OpenCall, response: AgentResponse, by: int
+    ) -> SettledCall | None:
+        """Settle an open call by `done` or `failed`; None where another message has already."""
+        if response.status == "failed":
+            words = (response.error or "it gave no reason")[:LONGEST_MESSAGE]
+            settled = call.settled(
+                "failed",
+                by,
+                error=f"Agent {call.agent_id} failed: {words}",
+                error_type=AGENT_FAILED,
+            )
+            return settled if await self._calls.settle(found, settled) else None
+        asked = call.question
+        prompt = call.first_prompt
+        try:
+            fields = asked.form(prompt.max_tokens).read(written(response))
+        except ValueError as error:
+            return await self._ask_again(found, call, response, by, str(error))
+        usage = CallUsage(
+            act=call.act,
+            agent_id=call.agent_id,
+            role=asked.call.agent.role,
+            model=response.model or asked.call.agent.model or "unknown",
+            tokens_in=call.tokens_in + response.tokens_in,
+            tokens_out=call.tokens_out + response.tokens_out,
+            latency_ms=max(time.time_ns() // 1_000_000 - call.began_ms, 0),
+            seed=call.command.seed,
+            asks=call.ask,
+            prompt_hash=prompt.hash,
+        )
+        settled = call.settled("answered", by)
+        answer = asked.answer(fields, usage).model_dump_json()
+        return settled if await self._calls.answer(found, settled, answer) else None
+
+    async def _ask_again(
+        self, found: Found, call: OpenCall, response: AgentResponse, by: int, problem: str
+    ) -> SettledCall | None:
+        """Ask with what was wrong, under a new id; after the last ask the call has failed."""
+        if call.ask == ASKS:
+            bad = call.question.unanswered(f"Agent {call.agent_id}", problem)
+            settled = call.settled(
+                "failed", by, error=bad.message, error_type=bad.type, final=bad.non_retryable
+            )
+            return settled if await self._calls.settle(found, settled) else None
+        prompt = self._prompts.ask_again(call.first_prompt, response.content or "", problem)
+        call_id = new_call_id()
+        following = call.model_copy(
+            update={
+                "call_id": call_id,
+                "command": command(call.question, prompt, call_id, call.ask + 1),
+                "ask": call.ask + 1,
+                "tokens_in": call.tokens_in + response.tokens_in,
+                "tokens_out": call.tokens_out + response.tokens_out,
+            }
+        )
+        settled = call.settled("asked_again", by, next_call_id=call_id)
+        return settled if await self._calls.ask_again(found, settled, following) else None
+
+    async def _finish(self, call: SettledCall) -> None:
+        """Do what follows from the settlement; done twice, it is done once."""
+        handle = self._handle(call)
+        match call.outcome:
+            case "answered":
+                kept = await kept_answer(self._valkey, call.answer_key)
+                if kept is None:
+                    raise LookupError(f"Valkey has lost {call.answer_key}")
+                answer = ANSWERS[call.act].model_validate_json(kept)
+                await unless_gone(handle.complete(answer, rpc_timeout=TEMPORAL_WITHIN))
+            case "asked_again":
+                found = await self._calls.find(call.next_call_id)
+                if found and isinstance(found.call, OpenCall):
+                    await self._commands.publish(found.call)
+            case "failed":
+                failure = ApplicationError(
+                    call.error, type=call.error_type, non_retryable=call.final
+                )
+                await unless_gone(handle.fail(failure, rpc_timeout=TEMPORAL_WITHIN))
+
+    def _handle(self, call: OpenCall | SettledCall) -> AsyncActivityHandle:
+        return self._temporal.get_async_activity_handle(task_token=call.token)
+
+
+async def bind(jetstream: JetStreamContext) -> JetStreamContext.PullSubscription:
+    """The consumer that all replicas share, made where it is missing."""
+    await jetstream.add_consumer(
+        RESPONSES,
+        ConsumerConfig(
+            durable_name=CONSUMER,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT.total_seconds(),
+            filter_subject=f"{SUBJECT}>",
+        ),
+    )
+    return await jetstream.pull_subscribe_bind(CONSUMER, RESPONSES)
+
+
+async def unless_gone(told: Awaitable[None]) -> None:
+    """Tell Temporal, unless the attempt is over: then nobody waits to be told."""
+    try:
+        await told
+    except RPCError as error:
+        if error.status != GONE:
+            raise
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a server is away, which is no message's fault."""
+    match error:
+        case RPCError():
+            return error.status in TEMPORAL_AWAY
+        case ApplicationError():
+            return not error.non_retryable
+        case _:
+            return isinstance(error, RedisError | NatsError | OSError | TimeoutError)
+
+
+def understood(subject: str, data: bytes) -> AgentResponse:
+    """The message as it is meant. Raises Refused."""
+    if len(data) > LARGEST_RESPONSE:
+        raise Refused(
+            "malformed: too large", f"it has {len(data)} bytes, {LARGEST_RESPONSE} at most"
+        )
+    try:
+        response = AgentResponse.model_validate_json(data)
+    except ValidationError as error:
+        if any(problem["type"] == "json_invalid" for problem in error.errors()):
+            raise Refused("malformed: not JSON", error.errors()[0]["msg"]) from None
+        what = invalid_input("AgentResponse", error).message
+        raise Refused("malformed: not an agent's response", what) from None
+    if subject != f"{SUBJECT}{response.task_id}":
+        raise Refused(
+            "forged: the subject is another task's", f"the body's task is {response.task_id[:200]}"
+        )
+    return response
+
+
+def written(response: AgentResponse) -> str:
+    """The answer's text. Raises ValueError where there is none."""
+    if not (response.content or "").strip():
+        raise ValueError("it was empty")
+    return response.content or ""
+
+
+def late(call: SettledCall) -> tuple[str, str]:
+    """Why an answer to a call that is over is refused: the reason, and what became of it."""
+    if call.outcome == "given_up":
+        return (
+            "late: the call was given up",
+            "its agent was silent for too long, or the call was cancelled",
+        )
+    return (
+        "double: the call has been answered",
+        f"it was {call.outcome.replace('_', ' ')} by message {call.by} of {RESPONSES}",
+    )

@@ -1,0 +1,425 @@
+"""The AsyncAPI 3 document of every subject, made of the models that the code sends and reads.
+
+`python -m bridge.asyncapi` prints it as YAML (docs/asyncapi.yaml), `--page` as the page for people
+(docs/events.md). Both are checked in, and a test says that they are what the code makes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from bridge.agents import EXPIRY
+from bridge.consumers import CONSUMERS
+from bridge.dead_letters import ORIGINAL, PREFIX
+from bridge.fields import words
+from bridge.inbound import UNTOLD
+from bridge.mirror import SOURCE_PREFIX
+from bridge.streams import Stream, stream_of
+from workflows.events import PUBLISHED, AgentCommand, AgentResponse, EventBody
+
+Json = dict[str, Any]
+
+CONTRACT_VERSION = "1.0.0"
+"""Of the subjects and bodies: the major grows when a consumer of the last one would break."""
+
+INFO = (
+    "What the fleet says on NATS JetStream, and what it listens to. Every event is a flat JSON "
+    "body with CloudEvents 1.0 attributes in the headers. One story's events are in order, and "
+    "each is on its stream once within the stream's duplicate window; after it, one that comes "
+    "again has the same `ce-id`. An event is on the bus only once the graph holds it."
+)
+
+TRACE = {
+    "traceparent": {"type": "string", "description": "The W3C trace it was sent in"},
+    "tracestate": {"type": "string", "description": "The trace's state, where there is one"},
+}
+
+JETSTREAM = {
+    "Nats-Expected-Stream": {
+        "type": "string",
+        "description": "The stream that the sender asked for; JetStream keeps it",
+    },
+}
+
+EVENT_HEADERS: Json = {
+    "type": "object",
+    "properties": {
+        "Nats-Msg-Id": {
+            "type": "string",
+            "description": "What JetStream knows a message again by: `ce-id`, as the fleet sends",
+        },
+        "Content-Type": {"const": "application/json", "description": "What the body is"},
+        "ce-specversion": {"const": "1.0", "description": "CloudEvents' version"},
+        "ce-id": {
+            "type": "string",
+            "description": "Made of workflow id, run and sequence number: `{workflow}/{run}/{n}`",
+        },
+        "ce-source": {
+            "type": "string",
+            "description": f"Where it happened. The fleet's own: `{SOURCE_PREFIX}"
+            "{namespace}/{workflow id}`",
+        },
+        "ce-type": {"type": "string", "description": "The subject"},
+        "ce-time": {"type": "string", "format": "date-time", "description": "When it happened"},
+        "ce-subject": {
+            "type": "string",
+            "description": "The story id; absent where there is no story",
+        },
+        **TRACE,
+        **JETSTREAM,
+    },
+    "required": ["Nats-Msg-Id", "Content-Type", "ce-specversion", "ce-id", "ce-source", "ce-type",
+                 "ce-time"],
+}  # fmt: skip
+
+COMMAND_HEADERS: Json = {
+    "type": "object",
+    "properties": {
+        **EVENT_HEADERS["properties"],
+        "Nats-Msg-Id": {"type": "string", "description": "What JetStream knows it again by"},
+        "ce-id": {"type": "string", "description": "The command's `call_id`"},
+        EXPIRY: {
+            "type": "string",
+            "format": "date-time",
+            "description": "After this time another is asked, and an agent need not begin",
+        },
+    },
+    "required": [*EVENT_HEADERS["required"], EXPIRY],
+}
+
+RESPONSE_HEADERS: Json = {
+    "type": "object",
+    "description": "An agent need not send any",
+    "properties": {
+        **EVENT_HEADERS["properties"],
+        "Nats-Msg-Id": {"type": "string", "description": "What JetStream knows it again by"},
+        "ce-id": {"type": "string", "description": "The response's own id"},
+        "ce-source": {"type": "string", "description": "The agent"},
+    },
+}
+
+DEAD_HEADERS: Json = {
+    "type": "object",
+    "properties": {
+        "Nats-Msg-Id": {"type": "string", "description": "Made of consumer, stream and sequence"},
+        "Dead-Subject": {"type": "string", "description": "The original's subject"},
+        "Dead-Stream": {"type": "string", "description": "The original's stream"},
+        "Dead-Sequence": {
+            "type": "string",
+            "pattern": "^[0-9]+$",
+            "description": "The original's sequence in its stream",
+        },
+        "Dead-Consumer": {"type": "string", "description": "The consumer that gave it up"},
+        "Dead-Reason": {"type": "string", "description": "Why: field, rule and remedy"},
+        "Dead-Error": {"type": "string", "description": "What was raised, where something was"},
+        "Dead-Deliveries": {
+            "type": "string",
+            "pattern": "^[0-9]+$",
+            "description": "How often it was tried",
+        },
+        "Dead-Received": {
+            "type": "string",
+            "format": "date-time",
+            "description": "When JetStream stored the original",
+        },
+        "Dead-Size": {
+            "type": "string",
+            "pattern": "^[0-9]+$",
+            "description": "Bytes of the original's body: more than are here where it was cut",
+        },
+        **JETSTREAM,
+    },
+    "patternProperties": {
+        f"^{ORIGINAL}": {"type": "string", "description": "A header of the original"}
+    },
+    "required": ["Nats-Msg-Id", "Dead-Subject", "Dead-Stream", "Dead-Sequence", "Dead-Consumer",
+                 "Dead-Reason", "Dead-Deliveries", "Dead-Received", "Dead-Size"],
+}  # fmt: skip
+
+AGENT_COMMAND, AGENT_RESPONSE, DEAD_LETTER = "agent.cmd", "agent.response", "deadletter"
+
+
+def document() -> Json:
+    """The AsyncAPI 3.0 document as plain data."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "SWE AI Fleet", "version": CONTRACT_VERSION, "description": INFO},
+        "defaultContentType": "application/json",
+        "servers": {
+            "nats": {
+                "host": "127.0.0.1:4222",
+                "protocol": "nats",
+                "description": "NATS with JetStream, at NATS_URL",
+            }
+        },
+        "channels": {
+            **{subject: _channel(subject, body) for subject, body in PUBLISHED.items()},
+            AGENT_COMMAND: _agent_commands(),
+            AGENT_RESPONSE: _agent_responses(),
+            DEAD_LETTER: _dead_letters(),
+        },
+        "operations": dict(_operations()),
+        "components": {
+            "messages": {
+                **{body.__name__: _event_message(body) for body in PUBLISHED.values()},
+                "AgentCommand": _message(AgentCommand, _ref("schemas", "CommandHeaders")),
+                "AgentResponse": _message(AgentResponse, _ref("schemas", "ResponseHeaders")),
+                "DeadLetter": {
+                    "name": "DeadLetter",
+                    "summary": "A message that was given up.",
+                    "headers": _ref("schemas", "DeadLetterHeaders"),
+                    "payload": _ref("schemas", "DeadLetter"),
+                },
+            },
+            "schemas": {
+                "EventHeaders": EVENT_HEADERS,
+                "CommandHeaders": COMMAND_HEADERS,
+                "ResponseHeaders": RESPONSE_HEADERS,
+                "DeadLetterHeaders": DEAD_HEADERS,
+                **_schemas(),
+                "DeadLetter": {
+                    "description": "The original's body, whatever it is; or its beginning, where "
+                    "the server's limit left no room for all of it",
+                },
+            },
+        },
+    }
+
+
+# --- channels -------------------------------------------------------------------------------------
+
+
+def _channel(subject: str, body: type[EventBody]) -> Json:
+    return {
+        "address": subject,
+        "description": _meaning(body),
+        "messages": {body.__name__: _ref("messages", body.__name__)},
+        **_stored(subject),
+    }
+
+
+def _agent_commands() -> Json:
+    return {
+        "address": "agent.cmd.{role}",
+        "description": _meaning(AgentCommand),
+        "parameters": {"role": {"description": "The agent's role, such as DEV"}},
+        "messages": {"AgentCommand": _ref("messages", "AgentCommand")},
+        **_stored("agent.cmd.DEV"),
+    }
+
+
+def _agent_responses() -> Json:
+    return {
+        "address": "agent.response.{task_id}",
+        "description": _meaning(AgentResponse),
+        "parameters": {"task_id": {"description": "The task of the command that is answered"}},
+        "messages": {"AgentResponse": _ref("messages", "AgentResponse")},
+        **_stored("agent.response.US-101-design-1"),
+    }
+
+
+def _dead_letters() -> Json:
+    return {
+        "address": PREFIX + "{subject}",
+        "description": "A message that no retry mends, or that failed its last delivery.",
+        "parameters": {"subject": {"description": "The original's subject, its dots included"}},
+        "messages": {"DeadLetter": _ref("messages", "DeadLetter")},
+        **_stored(f"{PREFIX}context.updated"),
+    }
+
+
+def _stored(subject: str) -> Json:
+    stream = stream_of(subject)
+    assert stream, f"no declared stream takes {subject}"
+    return {"x-jetstream": _limits(stream)}
+
+
+def _limits(stream: Stream) -> Json:
+    return {
+        "stream": stream.name,
+        "max_age_s": int(stream.max_age.total_seconds()),
+        "duplicate_window_s": int(stream.duplicate_window.total_seconds()),
+        **({"max_messages": stream.max_messages} if stream.max_messages else {}),
+    }
+
+
+# --- who sends, who receives ----------------------------------------------------------------------
+
+TAKES = {
+    "context": "Stores it in the graph, and drops stale context packs",
+    "orch": "Tells the story's workflow",
+}
+"""What a durable consumer does with a message, by the first word of its name."""
+
+
+def _operations() -> list[tuple[str, Json]]:
+    """By name; an action is the fleet's: it sends, or it receives."""
+    return [
+        *(
+            (
+                f"mirror-{subject.replace('.', '-')}",
+                _operation("send", subject, "The mirror, from the workflow's outbox"),
+            )
+            for subject in PUBLISHED
+        ),
+        *(
+            (
+                consumer.name,
+                _operation(
+                    "receive",
+                    consumer.subject,
+                    TAKES[consumer.name.partition("-")[0]],
+                    _may_lack(PUBLISHED[consumer.subject]),
+                )
+                | {"x-durable-consumer": consumer.name},
+            )
+            for consumer in CONSUMERS
+        ),
+        (
+            "ask-agent",
+            _operation("send", AGENT_COMMAND, "The agents' worker; an external agent answers"),
+        ),
+        ("take-answer", _operation("receive", AGENT_RESPONSE, "The external agents' listener")),
+        ("bury", _operation("send", DEAD_LETTER, "The consumer that gives a message up")),
+        (
+            "put-back",
+            _operation("receive", DEAD_LETTER, "`fleet dead-letters`, when a person asks"),
+        ),
+    ]
+
+
+def _operation(action: str, channel: str, summary: str, description: str = "") -> Json:
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "summary": summary,
+        **({"description": description} if description else {}),
+    }
+
+
+def _may_lack(body: type[EventBody]) -> str:
+    lacks = [
+        f"`{name}` (then {value!r})" if value or value == 0 else f"`{name}`"
+        for name, value in UNTOLD.get(body, {}).items()
+    ]
+    return (
+        "From outside, it may lack "
+        + ", ".join(["`timestamp` (then JetStream's own)", *lacks])
+        + ". What the fleet itself mirrored is known by its `ce-source`, and not applied twice."
+    )
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def _event_message(body: type[EventBody]) -> Json:
+    own_type = {"properties": {"ce-type": {"const": body.SUBJECT}}}
+    return _message(body, {"allOf": [_ref("schemas", "EventHeaders"), own_type]})
+
+
+def _message(body: type[BaseModel], headers: Json) -> Json:
+    return {
+        "name": body.__name__,
+        "summary": _meaning(body),
+        "headers": headers,
+        "payload": _ref("schemas", body.__name__),
+        "examples": [{"name": "example", "payload": example(body)}],
+    }
+
+
+def example(body: type[BaseModel]) -> Json:
+    """A body, with every field that can stand beside the others."""
+    told = {name: words(body.__name__, name).example for name in body.model_fields}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _meaning(body: type[BaseModel]) -> str:
+    return " ".join((body.__doc__ or "").split())
+
+
+# --- schemas --------------------------------------------------------------------------------------
+
+
+BODIES: tuple[type[BaseModel], ...] = (*PUBLISHED.values(), AgentCommand, AgentResponse)
+
+
+def _schemas() -> Json:
+    """Every body, and what bodies are made of, by class name."""
+    schemas: Json = {}
+    for body in BODIES:
+        # An agent writes the response: what has a default may be left out there.
+        written_here = body is not AgentResponse
+        made = body.model_json_schema(
+            mode="serialization" if written_here else "validation",
+            ref_template="#/components/schemas/{model}",
+        )
+        for name, schema in {**made.pop("$defs", {}), body.__name__: made}.items():
+            schemas[name] = _schema(name, schema, all_there=written_here)
+    return schemas
+
+
+def _schema(name: str, schema: Json, *, all_there: bool) -> Json:
+    """all_there: every field is sent, but one that is nothing."""
+    rules, fields = schema["properties"], {}
+    nullable = [field for field, rule in rules.items() if {"type": "null"} in rule.get("anyOf", ())]
+    for field, rule in rules.items():
+        told = words(name, field)
+        if field in nullable:
+            (kept,) = [each for each in rule["anyOf"] if each != {"type": "null"}]
+        else:
+            kept = {key: value for key, value in rule.items() if key not in ("title", "default")}
+        if not all_there and rule.get("default") not in (None, ""):
+            kept = {**kept, "default": rule["default"]}
+        if field == "timestamp" and all_there:
+            kept = {**kept, "format": "date-time"}
+        fields[field] = {**kept, "description": told.meaning}
+    required = [
+        field
+        for field in rules
+        if field not in nullable and (all_there or field in schema.get("required", ()))
+    ]
+    return {
+        "type": "object",
+        "description": " ".join(schema.get("description", "").split()),
+        "properties": fields,
+        "required": required,
+    }
+
+
+def _ref(kind: str, name: str) -> Json:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+# --- as text --------------------------------------------------------------------------------------
+
+HEADER = (
+    "# Made by `python -m bridge.asyncapi` of the models in workflows/events.py: not by hand.\n"
+)
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what occurs twice out twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def as_yaml() -> str:
+    """docs/asyncapi.yaml."""
+    return HEADER + yaml.dump(
+        document(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def main(arguments: list[str]) -> None:
+    from bridge.events_page import page
+
+    sys.stdout.write(page(document()) if "--page" in arguments else as_yaml())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,149 @@
+"""The durable pull consumers (design section 5) as data, and their reconciliation at start-up."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy
+from nats.js.errors import APIError, NotFoundError
+from pydantic import BaseModel, ConfigDict
+
+ACK_WAIT = timedelta(seconds=30)
+"""A killed replica's messages go to another after this; one at work says so thrice meanwhile."""
+
+BACK_OFF = (ACK_WAIT, timedelta(minutes=1), timedelta(minutes=2), timedelta(minutes=5))
+"""How long an unsettled message rests: after its first delivery, its second, and so on."""
+
+MAX_ACK_PENDING = 2_048
+"""Unsettled messages of a consumer in all replicas together: two batches for each of four."""
+
+MAX_DELIVER = 1_000
+"""Where JetStream itself would leave a message lying, untold. The inbox buries it long before."""
+
+
+class ConsumerError(Exception):
+    """A consumer that start-up may not mend; the message names it, the rule and the remedy."""
+
+
+class Consumer(BaseModel):
+    """One durable consumer: explicit acknowledgement, any number of replicas."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    stream: str
+    subject: str
+
+
+def _consumer(name: str, stream: str, subject: str) -> Consumer:
+    return Consumer(name=name, stream=stream, subject=subject)
+
+
+TRANSITIONED = "planning.story.transitioned"
+PLAN_APPROVED = "planning.plan.approved"
+DELIBERATED = "orchestration.deliberation.completed"
+DISPATCHED = "orchestration.task.dispatched"
+UPDATED = "context.updated"
+MILESTONE = "context.milestone.reached"
+DECISION = "context.decision.added"
+
+CONSUMERS = (
+    _consumer("context-planning-story-transitions", "PLANNING_EVENTS", TRANSITIONED),
+    _consumer("context-planning-plan-approved", "PLANNING_EVENTS", PLAN_APPROVED),
+    _consumer("context-orch-deliberation-completed", "ORCHESTRATOR_EVENTS", DELIBERATED),
+    _consumer("context-orch-task-dispatched", "ORCHESTRATOR_EVENTS", DISPATCHED),
+    _consumer("orch-planning-story-transitions", "PLANNING_EVENTS", TRANSITIONED),
+    _consumer("orch-planning-plan-approved", "PLANNING_EVENTS", PLAN_APPROVED),
+    _consumer("orch-context-updated", "CONTEXT", UPDATED),
+    _consumer("orch-context-milestone", "CONTEXT", MILESTONE),
+    _consumer("orch-context-decision", "CONTEXT", DECISION),
+)
+
+
+def declared(consumer: Consumer) -> dict[str, object]:
+    """The settings of the consumer that JetStream can change, by ConsumerConfig's names."""
+    return {
+        "filter_subject": consumer.subject,
+        "ack_wait": ACK_WAIT.total_seconds(),
+        "backoff": [pause.total_seconds() for pause in BACK_OFF],
+        "max_ack_pending": MAX_ACK_PENDING,
+        "max_deliver": MAX_DELIVER,
+        "headers_only": None,
+    }
+
+
+FIXED: dict[str, object] = {
+    "ack_policy": AckPolicy.EXPLICIT,
+    "deliver_policy": DeliverPolicy.ALL,
+    "replay_policy": ReplayPolicy.INSTANT,
+    "deliver_subject": None,
+}
+"""What JetStream changes in no consumer: it has to be made anew."""
+
+
+def unfit(found: ConsumerConfig) -> str:
+    """Why no update makes this consumer what is declared; or nothing."""
+    for setting, wanted in FIXED.items():
+        has = getattr(found, setting)
+        if has != wanted:
+            return f"its {setting} is {_shown(has)}, and must be {_shown(wanted)}"
+    return ""
+
+
+def drift(found: ConsumerConfig, consumer: Consumer) -> dict[str, object]:
+    """The settings that differ from what is declared, with the values they must have."""
+    return {
+        setting: wanted
+        for setting, wanted in declared(consumer).items()
+        if (getattr(found, setting) or None) != wanted
+    }
+
+
+async def reconcile(jetstream: JetStreamContext) -> dict[str, list[str]]:
+    """Make what is missing, update what drifted; repeatable, and safe from several at once.
+
+    The streams are there (bridge.streams). Answers what was changed, as that does.
+
+    Raises:
+        ConsumerError: a consumer that cannot be made what is declared.
+    """
+    changes = {}
+    for consumer in CONSUMERS:
+        if changed := await _reconcile(jetstream, consumer):
+            changes[consumer.name] = changed
+    return changes
+
+
+async def _reconcile(jetstream: JetStreamContext, consumer: Consumer) -> list[str]:
+    try:
+        found = (await jetstream.consumer_info(consumer.stream, consumer.name)).config
+    except NotFoundError:
+        made = ConsumerConfig(durable_name=consumer.name).evolve(**FIXED, **declared(consumer))
+        await _put(jetstream, consumer, made)
+        return ["made"]
+    if why := unfit(found):
+        raise _refused(consumer, why)
+    changes = drift(found, consumer)
+    if changes:
+        await _put(jetstream, consumer, found.evolve(**changes))
+    return sorted(changes)
+
+
+async def _put(jetstream: JetStreamContext, consumer: Consumer, config: ConsumerConfig) -> None:
+    try:
+        await jetstream.add_consumer(consumer.stream, config)
+    except APIError as error:
+        raise _refused(consumer, f"NATS refuses it: {error.description}") from error
+
+
+def _refused(consumer: Consumer, why: str) -> ConsumerError:
+    return ConsumerError(
+        f"Consumer {consumer.name} on {consumer.stream}: {why}. Remove it with "
+        f"`nats consumer rm {consumer.stream} {consumer.name}` and start again: it is then made "
+        "anew and reads the stream from its beginning, which stores nothing twice"
+    )
+
+
+def _shown(value: object) -> str:
+    return str(getattr(value, "value", value) or "none")

@@ -1,0 +1,28 @@
+"""A figure of the benchmark, and whether it reached its aim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. `met`: whether the aim was reached; None where there is none."""
+
+    what: str
+    value: float
+    unit: str
+    aim: str = ""
+    met: bool | None = None
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} {self.unit}".rstrip()
+
+
+def at_most(what: str, value: float, unit: str, aim: float, how: str) -> Figure:
+    return Figure(what, value, unit, f"at most {aim:g}", value <= aim, how)
+
+
+def at_least(what: str, value: float, unit: str, aim: float, how: str) -> Figure:
+    return Figure(what, value, unit, f"at least {aim:g}", value >= aim, how)

@@ -1,0 +1,422 @@
+"""The mirror when something is amiss: NATS away, streams lost, stories terminated or reset."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from tests.checker import Published, read_graph, read_streams
+from tests.contract import described, everything, faults
+from tests.llm_server import LlmServer
+from tests.site import GOOD_REPORT, Site, patient
+from workers.settings import ROOT
+from workflows.models import Approve, StoryView
+from workflows.search_attributes import PENDING_GATE, STORY_STATE
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    async with (
+        LlmServer() as engine,
+        Site(tmp_path_factory.mktemp("site"), engine.url) as site,
+    ):
+        yield site
+
+
+async def fleet(site: Site, *arguments: str) -> tuple[int, str, str]:
+    """Run the CLI: its code, what it said, and to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "workers.cli", *arguments,
+        env=site.env | {"FLEET_HOME": str(site.home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def replayed(site: Site, story_id: str, *options: str) -> dict[str, Any]:
+    code, out, err = await fleet(site, "mirror", "replay", story_id, "--json", *options)
+    assert (code, err) == (0, "")
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def count(answer: dict[str, Any], what: str) -> int:
+    return sum(stream[what] for stream in answer["streams"])
+
+
+async def until(site: Site, story_id: str, state: str = "", gate: str = "") -> None:
+    key, value = (STORY_STATE, state) if state else (PENDING_GATE, gate)
+    async with asyncio.timeout(120):
+        while await site.told(story_id, key) != value:
+            await asyncio.sleep(0.1)
+
+
+async def on_streams(site: Site, story_id: str) -> list[Published]:
+    async with site.clients() as (connection, _):
+        return [each for each in await read_streams(connection) if each.story_id == story_id]
+
+
+async def lacking_in_the_graph(site: Site, story_id: str, messages: Iterable[Published]) -> Any:
+    """The events that a subscriber has and the graph has not."""
+    async with site.clients() as (_, driver):
+        nodes = (await read_graph(driver, story_id)).nodes
+    return [each.event.id for each in messages if each.event.node not in nodes]
+
+
+async def without_streams(site: Site, *names: str) -> None:
+    async with site.clients() as (connection, _):
+        for name in names:
+            await connection.jetstream().delete_stream(name)
+
+
+async def given_to(site: Site, handle: WorkflowHandle[Any, Any], name: str) -> list[dict[str, Any]]:
+    """The entries that a run's history gave to `record` or `publish`, each id once."""
+    history = await handle.fetch_history()
+    entries: dict[str, dict[str, Any]] = {}
+    for event in history.events:
+        asked = event.activity_task_scheduled_event_attributes
+        if asked.activity_type.name == name:
+            (batch,) = await pydantic_data_converter.decode(asked.input.payloads)
+            entries |= {entry["id"]: entry for entry in batch["entries"]}
+    return list(entries.values())
+
+
+# --- NATS away ------------------------------------------------------------------------------------
+
+
+async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
+    await site.stop("nats")
+    handle = await site.begin("US-away")
+    await until(site, "US-away", state="BUILD")
+    await handle.execute_update("report", GOOD_REPORT, id="report", result_type=StoryView)
+    await until(site, "US-away", state="DONE")
+    description = await handle.describe()
+
+    # All its work is done; it lives on, for its outbox is not empty.
+    assert description.status is WorkflowExecutionStatus.RUNNING
+    await site.start("nats")
+    result = await patient(handle.result)
+
+    assert result["state"] == "DONE"
+    assert await site.differences("US-away") == []
+
+
+# --- streams that are lost ------------------------------------------------------------------------
+
+
+async def test_streams_that_were_deleted_are_rebuilt_with_the_same_events(site: Site) -> None:
+    await site.begin("US-lost")
+    assert await site.finish("US-lost") == "DONE"
+    before = await on_streams(site, "US-lost")
+    assert await site.differences("US-lost") == []
+
+    nothing = await replayed(site, "US-lost")
+    all_again = await replayed(site, "US-lost", "--all")
+    await without_streams(site, "PLANNING_EVENTS", "CONTEXT")
+    rebuilt = await replayed(site, "US-lost")
+    again = await replayed(site, "US-lost")
+    after = await on_streams(site, "US-lost")
+
+    assert [each.event for each in after] == [each.event for each in before]
+    assert await site.differences("US-lost") == []
+    assert (count(nothing, "published"), count(nothing, "known")) == (0, len(before))
+    assert (count(all_again, "published"), count(all_again, "known")) == (0, len(before))
+    assert (count(again, "published"), count(again, "known")) == (0, len(before))
+    assert {each["stream"]: each["known"] for each in rebuilt["streams"]} == {
+        "CONTEXT": 0,
+        "ORCHESTRATOR_EVENTS": sum(each.stream == "ORCHESTRATOR_EVENTS" for each in before),
+        "PLANNING_EVENTS": 0,
+    }
+    assert count(rebuilt, "published") + count(rebuilt, "known") == count(rebuilt, "events")
+    assert (rebuilt["recorded"], rebuilt["unanswered"]) == (0, [])
+
+
+async def test_a_plan_that_no_story_started_and_its_deliberations_are_replayed_too(
+    site: Site,
+) -> None:
+    tasks = [
+        {"task_id": f"US-bus-t{n}", "role": "DEV", "title": "Undo", "description": "Undo it."}
+        for n in (1, 2)
+    ]
+    await site.client.execute_workflow(
+        "PlanWorkflow",
+        {"story_id": "US-bus", "plan_id": "p1", "tasks": tasks},
+        id="plan-US-bus-p1",
+        task_queue="story",
+    )
+    before = await on_streams(site, "US-bus")
+
+    await without_streams(site, "ORCHESTRATOR_EVENTS", "CONTEXT")
+    answer = await replayed(site, "US-bus")
+    after = await on_streams(site, "US-bus")
+
+    assert answer["runs"] == 3
+    assert subjects(after)["orchestration.deliberation.completed"] == 2
+    assert sorted(map(by_id, after)) == sorted(map(by_id, before))
+
+
+def by_id(message: Published) -> tuple[str, str, str]:
+    return message.event.id, message.event.subject, json.dumps(message.event.body, sort_keys=True)
+
+
+async def test_an_event_that_was_deleted_is_put_back_once_its_stream_has_forgotten_it(
+    site: Site,
+) -> None:
+    await site.begin("US-window")
+    assert await site.finish("US-window") == "DONE"
+    async with site.clients() as (connection, _):
+        jetstream = connection.jetstream()
+        lost = next(
+            each
+            for each in await on_streams(site, "US-window")
+            if each.event.subject == "planning.story.transitioned"
+        )
+        await jetstream.delete_msg(lost.stream, lost.sequence)
+
+        withheld = await replayed(site, "US-window")
+        _, said, _ = await fleet(site, "mirror", "replay", "US-window")
+        info = await jetstream.stream_info(lost.stream)
+        await jetstream.update_stream(info.config.evolve(duplicate_window=0.1))
+        await asyncio.sleep(1)
+        # The command makes the window again what it must be.
+        put_back = await replayed(site, "US-window")
+        restored = (await jetstream.stream_info(lost.stream)).config.duplicate_window
+
+    assert (count(withheld, "published"), count(withheld, "withheld")) == (0, 1)
+    assert "still knows their ids" in said
+    assert (count(put_back, "published"), count(put_back, "withheld")) == (1, 0)
+    assert restored == 3600
+    ids = Counter(each.event.id for each in await on_streams(site, "US-window"))
+    assert ids[lost.event.id] == 1
+    assert set(ids.values()) == {1}
+
+
+async def test_a_story_that_is_unknown_is_refused_with_the_remedy(site: Site) -> None:
+    unknown = await fleet(site, "mirror", "replay", "US-nobody")
+    malformed = await fleet(site, "mirror", "replay", "US *")
+
+    assert (unknown[0], unknown[1], malformed[0]) == (1, "", 1)
+    assert "There is no story US-nobody" in unknown[2]
+    assert "`fleet list --all` lists those there are" in unknown[2]
+    assert "is no story id" in malformed[2]
+
+
+# --- stories that end before their outbox does ----------------------------------------------------
+
+
+async def test_what_a_terminated_story_had_recorded_and_not_published_is_published(
+    site: Site,
+) -> None:
+    await site.stop("nats")
+    handle = await site.begin("US-ended", approvals="human")
+    await until(site, "US-ended", gate="approve_scope")
+    recorded: list[dict[str, Any]] = []
+    async with asyncio.timeout(60):
+        while len(recorded) < 3:
+            recorded = [e for e in await given_to(site, handle, "record") if e["subject"]]
+            await asyncio.sleep(0.1)
+    await handle.terminate("a test")
+    await site.start("nats")
+
+    first = await replayed(site, "US-ended")
+    again = await replayed(site, "US-ended")
+    there = await on_streams(site, "US-ended")
+
+    assert {each.event.id for each in there} >= {entry["id"] for entry in recorded}
+    assert {each.event.subject for each in there} >= {
+        "planning.story.created",
+        "planning.gate.opened",
+    }
+    assert set(Counter(each.event.id for each in there).values()) == {1}
+    assert await lacking_in_the_graph(site, "US-ended", there) == []
+    assert count(first, "published") + count(first, "known") == len(there)
+    assert (count(again, "published"), again["recorded"]) == (0, first["recorded"])
+
+
+async def test_what_a_terminated_story_had_not_even_recorded_is_recorded_and_then_published(
+    site: Site,
+) -> None:
+    await site.stop("nats", "neo4j")
+    handle = await site.begin("US-unrecorded", approvals="human")
+    await until(site, "US-unrecorded", gate="approve_scope")
+    await handle.terminate("a test")
+    await site.start("neo4j", "nats")
+    asked = [e["id"] for e in await given_to(site, handle, "record") if e["subject"]]
+
+    answer = await replayed(site, "US-unrecorded")
+    there = await on_streams(site, "US-unrecorded")
+
+    # More than the first batch, which was under way: what was appended behind it, too.
+    assert len(there) > len(asked) > 0
+    assert answer["recorded"] >= len(there)
+    assert answer["unanswered"] == []
+    assert "planning.gate.opened" in {each.event.subject for each in there}
+    assert set(Counter(each.event.id for each in there).values()) == {1}
+    assert await lacking_in_the_graph(site, "US-unrecorded", there) == []
+
+
+# --- stories that are reset -----------------------------------------------------------------------
+
+
+async def reset(site: Site, handle: WorkflowHandle[Any, Any], event_id: int) -> Any:
+    """Reset to a workflow task; the handle of the run that goes on from there."""
+    description = await handle.describe()
+    answer = await site.client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace="default",
+            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=description.run_id),
+            reason="a test",
+            workflow_task_finish_event_id=event_id,
+            request_id=f"{handle.id}-{event_id}-{description.run_id}",
+        )
+    )
+    return site.client.get_workflow_handle(handle.id, run_id=answer.run_id)
+
+
+async def tasks_of(handle: WorkflowHandle[Any, Any]) -> list[int]:
+    """The completed workflow tasks of a run: where it can be reset to."""
+    return [
+        event.event_id
+        for event in (await handle.fetch_history()).events
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+    ]
+
+
+async def each_once_and_as_told(
+    site: Site, story_id: str, *runs: WorkflowHandle[Any, Any]
+) -> list[Published]:
+    """What both runs gave to `publish` is on the streams: once, and with the body it had."""
+    there = await on_streams(site, story_id)
+    bodies = {each.event.id: each.event.body for each in there}
+    assert set(Counter(each.event.id for each in there).values()) == {1}
+    for run in runs:
+        for entry in await given_to(site, run, "publish"):
+            assert bodies[entry["id"]] == entry["body"], entry
+    assert await lacking_in_the_graph(site, story_id, there) == []
+    return there
+
+
+async def settled(site: Site, run: WorkflowHandle[Any, Any]) -> None:
+    """Wait until the run's outbox is empty."""
+    async with asyncio.timeout(60):
+        while (await run.query("outbox"))["entries"]:
+            await asyncio.sleep(0.2)
+
+
+async def settled_at_gate(site: Site, run: WorkflowHandle[Any, Any]) -> None:
+    """Wait until the run itself waits at its first gate, and has told so."""
+    async with asyncio.timeout(60):
+        while (await run.query("state"))["pending_gate"] != "approve_scope":
+            await asyncio.sleep(0.2)
+    await settled(site, run)
+
+
+def subjects(messages: Iterable[Published]) -> Counter[str]:
+    return Counter(each.event.subject for each in messages)
+
+
+async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_once(
+    site: Site,
+) -> None:
+    handle = await site.begin("US-flight", approvals="human")
+    first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
+    await until(site, "US-flight", gate="approve_scope")
+    await site.stop("nats")  # the rest of what happened before the reset waits in the outbox
+    await handle.execute_update(
+        "amend", {"title": "Undo any deletion", "actor": "ana"}, result_type=StoryView
+    )
+    await until(site, "US-flight", gate="approve_scope")
+    await asyncio.sleep(2)
+
+    second = await reset(site, first, (await tasks_of(first))[-1])
+    await site.start("nats")
+    await until(site, "US-flight", gate="approve_scope")
+    async with asyncio.timeout(60):
+        while len(await on_streams(site, "US-flight")) < 4:
+            await asyncio.sleep(0.5)
+    answer = await replayed(site, "US-flight")
+    there = await each_once_and_as_told(site, "US-flight", first, second)
+
+    assert subjects(there)["planning.story.created"] == 1
+    assert subjects(there)["planning.story.transitioned"] == 1
+    assert answer["unanswered"] == []
+    await handle.terminate("enough")
+
+
+async def test_what_happens_anew_after_a_reset_has_ids_of_its_own_and_nothing_is_lost(
+    site: Site,
+) -> None:
+    handle = await site.begin("US-reset", approvals="human")
+    first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
+    await until(site, "US-reset", gate="approve_scope")
+    await settled(site, first)
+    point = (await tasks_of(first))[-1]  # the gate is open already, and told
+    await handle.signal("approve", Approve(gate="approve_scope", actor="ana", role="PO"))
+    await until(site, "US-reset", gate="approve_design")
+    await settled(site, first)
+    before = await on_streams(site, "US-reset")
+
+    # The approval came after this point: it is given to the second run at once, with the reset.
+    second = await reset(site, first, point)
+    await until(site, "US-reset", gate="approve_design")
+    await settled(site, second)
+    await replayed(site, "US-reset")
+    there = await each_once_and_as_told(site, "US-reset", first, second)
+
+    ids = {each.event.id for each in before}
+    anew = {each.event.id for each in there} - ids
+    assert ids < {each.event.id for each in there}
+    assert not [each for each in anew if each.startswith(f"{handle.id}/{first.run_id}/")]
+    told = subjects(there)
+    assert (told["planning.story.created"], told["planning.gate.opened"]) == (1, 3)
+    moves = [
+        (each.event.body["from_phase"], each.event.body["to_phase"])
+        for each in there
+        if each.event.subject == "planning.story.transitioned"
+    ]
+    assert moves == [("BACKLOG", "DRAFT"), ("DRAFT", "DESIGN"), ("DRAFT", "DESIGN")]
+    await handle.terminate("enough")
+
+
+async def test_a_story_that_is_reset_to_its_beginning_begins_anew(site: Site) -> None:
+    handle = await site.begin("US-anew", approvals="human")
+    first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
+    await until(site, "US-anew", gate="approve_scope")
+
+    second = await reset(site, first, (await tasks_of(first))[0])
+    await settled_at_gate(site, second)
+    third = await reset(site, second, (await tasks_of(second))[0])
+    await settled_at_gate(site, third)
+    await replayed(site, "US-anew")
+    there = await each_once_and_as_told(site, "US-anew", first, second, third)
+
+    assert subjects(there)["planning.story.created"] == 3
+    await handle.terminate("enough")
+
+
+# --- the contract ---------------------------------------------------------------------------------
+
+
+async def test_all_that_these_stories_published_is_as_the_document_says(site: Site) -> None:
+    await site.begin("US-contract")
+    assert await site.finish("US-contract") == "DONE"
+
+    async with site.clients() as (connection, _):
+        messages = await everything(connection)
+
+    assert faults(described(), messages) == []
+    assert len({each.subject for each in messages}) >= 12

@@ -1,0 +1,143 @@
+"""Dead letters on a real NATS: kept whole, and put back as what they were."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from typer.testing import CliRunner
+
+from bridge import streams
+from bridge.dead_letters import DeadLetters, NoSuchLetter
+from tests.conftest import RunningServer
+from workers import cli
+
+SUBJECT = "planning.plan.approved"
+CONSUMER = "context-planning-plan-approved"
+
+
+@pytest.fixture
+async def letters(nats_client: Nats, jetstream: JetStreamContext) -> DeadLetters:
+    await streams.reconcile(jetstream, replicas=1)
+    return DeadLetters(nats_client)
+
+
+async def received(jetstream: JetStreamContext, body: bytes, **headers: str) -> Msg:
+    """A message that was sent, as a consumer has it."""
+    await jetstream.publish(SUBJECT, body, headers=headers or None)
+    return await newest(jetstream)
+
+
+async def newest(jetstream: JetStreamContext) -> Msg:
+    state = (await jetstream.stream_info("PLANNING_EVENTS")).state
+    reader = await jetstream.pull_subscribe(SUBJECT, stream="PLANNING_EVENTS")
+    messages = await reader.fetch(state.messages)
+    return messages[-1]
+
+
+async def test_a_dead_letter_keeps_body_headers_and_what_happened(
+    letters: DeadLetters, jetstream: JetStreamContext
+) -> None:
+    message = await received(jetstream, b"\x00not json", **{"ce-id": "s/1", "X-Sender": "us"})
+
+    await letters.bury(message, consumer=CONSUMER, reason="body: is\nno JSON ✗", error="E: 1")
+    await letters.bury(message, consumer=CONSUMER, reason="again, after a crash")
+
+    (letter,) = [each async for each in letters.list()]
+    assert letter.body == b"\x00not json"
+    assert letter.headers == {"ce-id": "s/1", "X-Sender": "us"}
+    assert (letter.subject, letter.stream, letter.sequence) == (SUBJECT, "PLANNING_EVENTS", 1)
+    assert (letter.consumer, letter.deliveries) == (CONSUMER, 1)
+    assert letter.reason == "body: is no JSON \\u2717"
+    assert letter.error == "E: 1"
+    assert (await jetstream.get_msg("DEAD_LETTERS", 1)).subject == f"deadletter.{SUBJECT}"
+
+
+async def test_a_replayed_letter_is_the_original_again_even_within_the_duplicate_window(
+    letters: DeadLetters, jetstream: JetStreamContext
+) -> None:
+    sent = {"Nats-Msg-Id": "s/1", "ce-id": "s/1", "X-Sender": "us"}
+    message = await received(jetstream, b"{}", **sent)
+    await letters.bury(message, consumer=CONSUMER, reason="r")
+
+    await letters.replay(1)
+
+    again = await newest(jetstream)
+    assert again.metadata.sequence.stream == 2
+    assert again.data == b"{}"
+    assert {name: (again.headers or {})[name] for name in ("ce-id", "X-Sender")} == {
+        "ce-id": "s/1",
+        "X-Sender": "us",
+    }
+    assert [each async for each in letters.list()] == []
+
+
+async def test_a_letter_without_an_id_keeps_its_place_as_one(
+    letters: DeadLetters, jetstream: JetStreamContext
+) -> None:
+    message = await received(jetstream, b"{}")
+    await letters.bury(message, consumer=CONSUMER, reason="r")
+
+    await letters.replay(1)
+
+    again = await newest(jetstream)
+    assert (again.headers or {})["ce-id"].startswith("PLANNING_EVENTS/1/")
+
+
+async def test_a_body_that_fills_the_servers_limit_is_cut_and_still_replayed_whole(
+    letters: DeadLetters, jetstream: JetStreamContext, nats_client: Nats
+) -> None:
+    body = b"x" * (nats_client.max_payload - 100)
+    message = await received(jetstream, body)
+
+    await letters.bury(message, consumer=CONSUMER, reason="too large")
+    letter = await letters.get(1)
+
+    assert not letter.whole
+    assert letter.size == len(body)
+    await jetstream.delete_msg("PLANNING_EVENTS", 1)
+    with pytest.raises(NoSuchLetter, match="has no message 1 any more"):
+        await letters.replay(1)
+    assert (await letters.get(1)).size == len(body)
+
+
+async def fleet(server: RunningServer, *arguments: str) -> tuple[int, str, str]:
+    env = {
+        "NATS_URL": server.address,
+        "NATS_USER": server.user or "",
+        "NATS_PASSWORD": server.password or "",
+        "COLUMNS": "200",
+    }
+    ended = await asyncio.to_thread(CliRunner().invoke, cli.app, arguments, env=env)
+    if ended.exception and not isinstance(ended.exception, SystemExit):
+        raise ended.exception
+    return ended.exit_code, ended.stdout, ended.stderr
+
+
+async def test_the_commands_list_show_replay_and_drop(
+    letters: DeadLetters, jetstream: JetStreamContext, nats_server: RunningServer
+) -> None:
+    for number in range(3):
+        message = await received(jetstream, json.dumps({"number": number}).encode())
+        await letters.bury(message, consumer=CONSUMER, reason=f"reason {number}")
+
+    code, out, _ = await fleet(nats_server, "dead-letters", "list", "--json")
+    listed: list[dict[str, Any]] = json.loads(out)
+    assert (code, [each["reason"] for each in listed]) == (0, ["reason 0", "reason 1", "reason 2"])
+    code, out, _ = await fleet(nats_server, "dead-letters", "list")
+    assert "3 dead letters" in out
+    assert "reason 1" in out
+    code, out, _ = await fleet(nats_server, "dead-letters", "show", "2")
+    assert (code, '{"number": 1}' in out) == (0, True)
+    code, out, _ = await fleet(nats_server, "dead-letters", "replay", "2", "--json")
+    assert (code, json.loads(out)) == (0, {"replayed": [2]})
+    code, out, _ = await fleet(nats_server, "dead-letters", "drop", "--all")
+    assert (code, out) == (0, "dropped 2: 1, 3\n")
+    code, _, err = await fleet(nats_server, "dead-letters", "show", "2")
+    assert (code, "There is no dead letter 2" in err) == (1, True)
+    code, _, err = await fleet(nats_server, "dead-letters", "replay")
+    assert (code, "give the numbers, or --all" in err) == (2, True)
+    assert (await jetstream.stream_info("PLANNING_EVENTS")).state.messages == 4

@@ -1,0 +1,790 @@
+"""External agents on NATS: commands, answers, refusals, time-outs, crashes, and a mixed council."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import sys
+import time
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+from neo4j import AsyncDriver
+from redis.asyncio import Redis
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from bridge.agent_responses import CONSUMER, LARGEST_RESPONSE
+from bridge.agents import EXPIRY
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.streams import reconcile
+from tests.conftest import RunningServer
+from tests.integration.asking import Asking, AskWorkflow
+from tests.integration.conftest import Environment, Log, running
+from tests.llm_server import LlmServer, document_of
+from workers.external_storage import data_converter
+from workers.run import ready, run_until
+from workers.settings import ROOT, Settings
+from workers.workflow_runner import workflow_runner
+from workflows.events import AgentCommand
+from workflows.models import (
+    Agent,
+    ContextPack,
+    DeliberationInput,
+    DeliberationResult,
+    ProposalAnswer,
+    ProposeInput,
+    Task,
+    deliberation_workflow_id,
+)
+
+QUEUE = "asking"
+PATIENCE_S = 60
+
+Asked = WorkflowHandle[AskWorkflow, ProposalAnswer]
+
+
+def proposing(**agent: Any) -> ProposeInput:
+    """A call to an external agent, of a task of its own."""
+    fields = {"agent_id": "dev-7", "role": "DEV", "agent_type": "NATS", "persona": "You doubt."}
+    return ProposeInput(
+        task=Task(
+            task_id=f"t-{uuid.uuid4().hex[:8]}",
+            story_id="US-7",
+            role="DEV",
+            description="Store every event.",
+        ),
+        agent=Agent.model_validate(fields | agent),
+        pack=ContextPack(context="Decided: JetStream."),
+        wave=1,
+    )
+
+
+def document(command: AgentCommand) -> str:
+    """An answer that is as the command wants it."""
+    return json.dumps(document_of(command.answer_schema, random.Random(7)))
+
+
+async def until(happened: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not await happened():
+            await asyncio.sleep(0.02)
+
+
+class Outside:
+    """What is outside of the fleet: an agent that does as the test says, and those who ask."""
+
+    def __init__(self, nats: Nats, temporal: Client) -> None:
+        self.nats, self.temporal = nats, temporal
+        self.jetstream = nats.jetstream()
+        self.commands: list[AgentCommand] = []
+        self.messages: list[Msg] = []
+        self._taking: JetStreamContext.PullSubscription | None = None
+
+    # --- the fleet's side -------------------------------------------------------------------------
+
+    async def ask(self, request: ProposeInput | None = None, **asking: Any) -> Asked:
+        request = request or proposing()
+        return await self.temporal.start_workflow(
+            AskWorkflow.run,
+            Asking(request=request, **asking),
+            id=f"ask-{request.task.task_id}",
+            task_queue=QUEUE,
+        )
+
+    async def pending(self, handle: Asked) -> Any:
+        """The activity as Temporal shows it to people."""
+        description = (await handle.describe()).raw_description
+        return description.pending_activities[0] if description.pending_activities else None
+
+    # --- the agent's side -------------------------------------------------------------------------
+
+    async def take(self) -> AgentCommand:
+        """The next command of the role DEV."""
+        if self._taking is None:
+            self._taking = await self.jetstream.pull_subscribe(
+                "agent.cmd.DEV", stream="AGENT_COMMANDS"
+            )
+        (message,) = await self._taking.fetch(1, timeout=PATIENCE_S)
+        await message.ack()
+        self.messages.append(message)
+        self.commands.append(AgentCommand.model_validate_json(message.data))
+        return self.commands[-1]
+
+    async def asked(self) -> int:
+        """How many commands there ever were."""
+        return (await self.jetstream.stream_info("AGENT_COMMANDS")).state.messages
+
+    async def say(self, command: AgentCommand, status: str, **fields: Any) -> None:
+        body = {
+            "task_id": command.task_id,
+            "agent_id": command.agent_id,
+            "call_id": command.call_id,
+            "status": status,
+            "model": "outside-model",
+            "tokens_in": 11,
+            "tokens_out": 7,
+        }
+        await self.publish(command.task_id, json.dumps(body | fields).encode())
+
+    async def publish(self, task_id: str, body: bytes) -> None:
+        await self.jetstream.publish(f"agent.response.{task_id}", body)
+
+    async def answer(self, command: AgentCommand) -> None:
+        await self.say(command, "done", content=document(command))
+
+    # --- what is refused --------------------------------------------------------------------------
+
+    async def letters(self) -> list[DeadLetter]:
+        return [letter async for letter in DeadLetters(self.nats).list()]
+
+    async def refused(self) -> DeadLetter:
+        """The one message that was refused, once all that was said has been settled."""
+        await self.settled()
+        (letter,) = await self.letters()
+        assert letter.consumer == CONSUMER
+        return letter
+
+    async def settled(self) -> None:
+        """Wait until every response is acknowledged."""
+
+        async def done() -> bool:
+            try:
+                info = await self.jetstream.consumer_info("AGENT_RESPONSES", CONSUMER)
+            except NotFoundError:
+                return False  # the process has not made it yet
+            stream = await self.jetstream.stream_info("AGENT_RESPONSES")
+            settled = info.ack_floor.stream_seq if info.ack_floor else 0
+            return settled == stream.state.last_seq
+
+        await until(done)
+
+
+def settings_of(environment: Environment) -> Settings:
+    values = {name.lower(): value for name, value in environment.items()}
+    return Settings.model_validate({k: v for k, v in values.items() if k in Settings.model_fields})
+
+
+@asynccontextmanager
+async def agents_process(environment: Environment) -> AsyncIterator[None]:
+    """The process `agents`, in this one."""
+    stop = asyncio.Event()
+    async with ready("agents", settings_of(environment)) as process:
+        runs = asyncio.create_task(run_until(list(process.jobs.values()), stop, process.lost))
+        yield
+        stop.set()
+        await runs
+
+
+@pytest.fixture
+async def outside(
+    environment: Environment, nats_client: Nats, client: Redis
+) -> AsyncIterator[Outside]:
+    """A fleet's streams, and a worker that asks; nobody serves the calls yet."""
+    await reconcile(nats_client.jetstream(), replicas=1)
+    temporal = await Client.connect(
+        environment["TEMPORAL_ADDRESS"],
+        namespace=environment["TEMPORAL_NAMESPACE"],
+        data_converter=data_converter(client),
+    )
+    async with Worker(
+        temporal, task_queue=QUEUE, workflows=[AskWorkflow], workflow_runner=workflow_runner()
+    ):
+        yield Outside(nats_client, temporal)
+
+
+@pytest.fixture
+async def fleet(outside: Outside, environment: Environment) -> AsyncIterator[Outside]:
+    """With the process `agents`."""
+    async with agents_process(environment):
+        yield outside
+
+
+async def failure(handle: Asked) -> ApplicationError:
+    """What the activity failed with."""
+    with pytest.raises(WorkflowFailureError) as failed:
+        await handle.result()
+    cause = failed.value.cause.__cause__
+    assert isinstance(cause, ApplicationError), repr(failed.value.cause)
+    return cause
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+async def test_an_answer_completes_the_activity_and_says_what_it_cost(fleet: Outside) -> None:
+    request = proposing()
+    handle = await fleet.ask(request)
+    command = await fleet.take()
+
+    await fleet.answer(command)
+
+    answer = await handle.result()
+    assert answer.proposal.model_dump(mode="json") == json.loads(document(command))
+    usage = answer.usage
+    assert (usage.act, usage.agent_id, usage.role) == ("propose", "dev-7", "DEV")
+    assert (usage.model, usage.tokens_in, usage.tokens_out) == ("outside-model", 11, 7)
+    assert (usage.asks, usage.seed) == (1, command.seed)
+    assert usage.prompt_hash
+    await fleet.settled()
+    assert await fleet.letters() == []
+
+
+async def test_a_command_has_all_that_an_agent_needs(fleet: Outside) -> None:
+    request = proposing()
+    await fleet.ask(request)
+
+    command = await fleet.take()
+
+    (message,) = fleet.messages
+    body, headers = json.loads(message.data), message.headers or {}
+    assert {"task_id", "story_id", "agent_id", "act", "prompt", "timestamp"} <= set(body)
+    assert (command.task_id, command.story_id) == (request.task.task_id, "US-7")
+    assert (command.agent_id, command.act) == ("dev-7", "propose")
+    for told in ("Store every event.", "Decided: JetStream.", "You doubt."):
+        assert told in command.prompt
+    assert set(command.answer_schema["required"]) == {"approach", "content", "decisions"}
+    assert command.max_tokens > 0
+    assert headers["Nats-Msg-Id"] == headers["ce-id"] == command.call_id
+    assert headers["ce-source"].endswith(f"/ask-{request.task.task_id}")
+    assert (headers["ce-type"], headers["ce-subject"]) == ("agent.cmd.DEV", "US-7")
+    assert datetime.fromisoformat(headers[EXPIRY]) > datetime.now(UTC)
+
+
+async def test_a_kept_answer_is_not_asked_for_again(fleet: Outside, client: Redis) -> None:
+    request = proposing()
+    handle = await fleet.ask(request, attempts=2, silence_s=1)
+    command = await fleet.take()
+    info = await handle.describe()
+    key = f"swe:answer:{handle.id}:{info.run_id}:1:propose:dev-7"
+    fields = json.loads(document(command))
+    usage = {"act": "propose", "agent_id": "dev-7", "role": "DEV", "model": "kept"}
+    kept = ProposalAnswer.model_validate({"proposal": fields, "usage": usage})
+
+    await client.set(key, kept.model_dump_json())  # and the agent stays silent
+
+    assert await handle.result() == kept
+    assert await fleet.asked() == 1
+
+
+async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
+    outside: Outside, environment: Environment
+) -> None:
+    """Ten calls, each answered the moment its command is there."""
+    async with agents_process(environment):
+        handles = [await outside.ask() for _ in range(10)]
+        for _ in handles:
+            await outside.answer(await outside.take())
+
+        answers = [await handle.result() for handle in handles]
+
+    assert len(answers) == 10
+    assert await outside.asked() == 10
+
+
+# --- answers that cannot be used ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "it was empty"),
+        ('{"approach": "half', "Invalid JSON"),
+        ('{"answer": 42}', "approach: Field required"),
+    ],
+)
+async def test_a_malformed_answer_is_asked_again_with_what_was_wrong(
+    fleet: Outside, content: str | None, problem: str
+) -> None:
+    handle = await fleet.ask()
+    first = await fleet.take()
+
+    await fleet.say(first, "done", content=content)
+    second = await fleet.take()
+    await fleet.answer(second)
+
+    usage = (await handle.result()).usage
+    assert problem in second.prompt
+    assert second.prompt.startswith(first.prompt)
+    assert second.call_id != first.call_id
+    assert second.seed != first.seed
+    assert (usage.asks, usage.tokens_in, usage.tokens_out) == (2, 22, 14)
+
+
+async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
+    handle = await fleet.ask(attempts=5)
+
+    for _ in range(3):
+        await fleet.say(await fleet.take(), "done", content="no JSON")
+
+    error = await failure(handle)
+    assert (error.type, error.non_retryable) == ("BadAnswer", True)
+    assert "Invalid JSON" in error.message
+    assert await fleet.asked() == 3
+
+
+async def test_a_failed_agent_fails_the_attempt_in_its_own_words_and_another_is_asked(
+    fleet: Outside,
+) -> None:
+    handle = await fleet.ask(attempts=2)
+    first = await fleet.take()
+
+    await fleet.say(first, "failed", error="out of memory " * 1_000)
+    second = await fleet.take()
+    pending = await fleet.pending(handle)
+    await fleet.say(second, "failed", error="out of memory again")
+
+    assert pending.attempt == 2
+    assert "out of memory" in pending.last_failure.message
+    assert len(pending.last_failure.message) < 700
+    assert second.call_id != first.call_id
+    error = await failure(handle)
+    assert (error.type, error.message) == ("AgentFailed", "Agent dev-7 failed: out of memory again")
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def forged(**fields: Any) -> Callable[[AgentCommand], dict[str, Any]]:
+    return lambda _: fields
+
+
+@pytest.mark.parametrize("status", ["done", "working", "failed"])
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"call_id": "0" * 32}, "forged or too late: no such call"),
+        ({"agent_id": "dev-8"}, "forged: the call is another agent's"),
+    ],
+)
+async def test_a_forged_message_is_refused_and_the_call_waits_on(
+    fleet: Outside, status: str, fields: dict[str, Any], reason: str
+) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    await fleet.say(command, status, content=document(command), **fields)
+
+    letter = await fleet.refused()
+    assert letter.reason == reason
+    assert letter.subject == f"agent.response.{command.task_id}"
+    assert json.loads(letter.body)["status"] == status
+    assert (await fleet.pending(handle)).attempt == 1
+    await fleet.answer(command)
+    assert (await handle.result()).proposal.content
+
+
+async def test_an_answer_on_another_tasks_subject_is_refused(fleet: Outside) -> None:
+    mine, other = await fleet.ask(), await fleet.ask()
+    first, second = await fleet.take(), await fleet.take()
+    body = {"call_id": first.call_id, "agent_id": "dev-7", "status": "done"}
+    content = document(first)
+
+    await fleet.publish(
+        second.task_id,
+        json.dumps(body | {"task_id": first.task_id, "content": content}).encode(),
+    )
+
+    assert (await fleet.refused()).reason == "forged: the subject is another task's"
+    for handle, command in ((mine, first), (other, second)):
+        await fleet.answer(command)
+        assert (await handle.result()).usage.asks == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "error"),
+    [
+        (b"{", "malformed: not JSON", "EOF"),
+        (b"\xff\xfe", "malformed: not JSON", ""),
+        (b"[]", "malformed: not an agent's response", "(the whole)"),
+        (b'{"task_id": "t"}', "malformed: not an agent's response", "agent_id: required"),
+        (
+            b'{"task_id": "t", "agent_id": "a", "call_id": "c", "status": "perhaps"}',
+            "malformed: not an agent's response",
+            "status: ",
+        ),
+        (b" " * (LARGEST_RESPONSE + 1), "malformed: too large", "524288 at most"),
+    ],
+    ids=["half", "bytes", "list", "missing", "status", "large"],
+)
+async def test_a_malformed_message_is_refused_with_what_was_wrong(
+    fleet: Outside, body: bytes, reason: str, error: str
+) -> None:
+    await fleet.publish("t", body)
+
+    letter = await fleet.refused()
+
+    assert letter.reason == reason
+    assert error in letter.error
+    assert letter.body == body
+
+
+async def test_the_second_of_two_answers_is_refused(fleet: Outside) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    await fleet.answer(command)
+    await fleet.say(command, "done", content="something else")
+
+    assert (await handle.result()).proposal.model_dump(mode="json") == json.loads(document(command))
+    letter = await fleet.refused()
+    assert letter.reason == "double: the call has been answered"
+    assert json.loads(letter.body)["content"] == "something else"
+
+
+async def test_replicas_settle_a_call_once(
+    fleet: Outside, outside: Outside, environment: Environment
+) -> None:
+    async with agents_process(environment), agents_process(environment):
+        handles = [await fleet.ask() for _ in range(5)]
+        commands = [await fleet.take() for _ in handles]
+
+        await asyncio.gather(*(fleet.answer(command) for command in commands * 4))
+
+        for handle in handles:
+            assert (await handle.result()).proposal.content
+        await fleet.settled()
+    letters = await fleet.letters()
+    assert [letter.reason for letter in letters] == ["double: the call has been answered"] * 15
+
+
+async def test_an_agents_last_word_may_overtake_the_one_before(fleet: Outside) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    await fleet.answer(command)
+    await fleet.say(command, "working")
+
+    assert (await handle.result()).proposal.content
+    await fleet.settled()
+    assert await fleet.letters() == []
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+async def test_a_silent_agents_command_goes_to_another_and_its_late_answer_is_refused(
+    fleet: Outside,
+) -> None:
+    handle = await fleet.ask(silence_s=1, attempts=2)
+    silent = await fleet.take()
+
+    other = await fleet.take()
+    await fleet.say(silent, "done", content=document(silent))
+    letter = await fleet.refused()
+    pending = await fleet.pending(handle)
+    await fleet.answer(other)
+
+    assert other.call_id != silent.call_id
+    assert letter.reason == "late: the call was given up"
+    assert pending.attempt == 2
+    assert (await handle.result()).proposal.content
+    await fleet.say(silent, "done", content=document(silent))
+    await fleet.settled()
+    assert [letter.reason for letter in await fleet.letters()] == [
+        "late: the call was given up"
+    ] * 2
+
+
+async def test_an_agent_that_says_that_it_works_is_waited_for(fleet: Outside) -> None:
+    handle = await fleet.ask(silence_s=2, attempts=2)
+    command = await fleet.take()
+    began = time.monotonic()
+
+    while time.monotonic() - began < 3.5:
+        await fleet.say(command, "working", tokens_out=42)
+        await asyncio.sleep(0.25)
+    pending = await fleet.pending(handle)
+    await fleet.answer(command)
+
+    beat = json.loads(pending.heartbeat_details.payloads[0].data)
+    assert beat == {"act": "propose", "agent_id": "dev-7", "tokens": 42, "state": "working"}
+    assert (await handle.result()).proposal.content
+    assert await fleet.asked() == 1
+
+
+async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is_refused(
+    fleet: Outside,
+) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await asyncio.wait_for(handle.result(), PATIENCE_S)
+    await fleet.say(command, "working")
+    await fleet.settled()
+    assert await fleet.letters() == []
+    await fleet.answer(command)
+
+    assert (await fleet.refused()).reason == "late: the call was given up"
+
+
+# --- what is away, or dies ------------------------------------------------------------------------
+
+
+async def test_a_nats_that_is_away_is_told_and_the_command_goes_out_when_it_is_back(
+    fleet: Outside, nats_server: RunningServer
+) -> None:
+    await fleet.settled()
+    await nats_server.kill()
+    handle = await fleet.ask(attempts=0)
+
+    async def told() -> bool:
+        pending = await fleet.pending(handle)
+        return bool(pending and pending.last_failure.message)
+
+    await until(told)
+    last = (await fleet.pending(handle)).last_failure
+    await nats_server.start()
+    await fleet.answer(await fleet.take())
+
+    assert "The command to agent dev-7 on agent.cmd.DEV is not on JetStream" in last.message
+    assert last.application_failure_info.type in ("NatsAway", "NoAck")
+    assert not last.application_failure_info.non_retryable
+    assert (await handle.result()).proposal.content
+
+
+async def test_the_agents_start_without_nats_and_find_it_later(
+    outside: Outside, environment: Environment, nats_server: RunningServer
+) -> None:
+    await nats_server.kill()
+    async with agents_process(environment):
+        handle = await outside.ask(attempts=0)
+
+        await nats_server.start()
+        await outside.answer(await outside.take())
+
+        assert (await handle.result()).proposal.content
+
+
+async def test_an_answer_outlives_the_process_that_was_completing_it(
+    outside: Outside, environment: Environment, client: Redis
+) -> None:
+    """Killed with the answer kept and Temporal not told: the next process tells it, unasked."""
+    dying = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.integration.agents_that_hang"),
+        env=environment,
+        cwd=ROOT,
+        stdout=PIPE,
+    )
+    try:
+        handle = await outside.ask()
+        command = await outside.take()
+        await outside.answer(command)
+        assert dying.stdout
+        async with asyncio.timeout(PATIENCE_S):
+            while b"completing" not in await dying.stdout.readline():
+                assert not dying.stdout.at_eof()
+    finally:
+        dying.kill()
+        await dying.wait()
+
+    async with agents_process(environment):
+        answer = await asyncio.wait_for(handle.result(), PATIENCE_S)
+        await outside.settled()
+
+    assert answer.proposal.model_dump(mode="json") == json.loads(document(command))
+    assert await outside.asked() == 1
+    assert await outside.letters() == []
+
+
+# --- the agent that ships -------------------------------------------------------------------------
+
+
+class Example:
+    """The example agent as a process; `lines` is what it has printed."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout
+        while line := await self.process.stdout.readline():
+            self.lines.append(line.decode())
+
+    async def printed(self, words: str) -> None:
+        async def there() -> bool:
+            assert self.process.returncode is None, self.lines
+            return any(words in line for line in self.lines)
+
+        await until(there)
+
+
+@asynccontextmanager
+async def example(environment: Environment, llm: LlmServer, role: str) -> AsyncIterator[Example]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.agent.agent", "--role", role),
+        env=environment | {"LLM_URL": llm.url, "LLM_MODEL": llm.models[-1]},
+        cwd=ROOT,
+        stdout=PIPE,
+    )
+    agent = Example(process)
+    try:
+        await agent.printed("takes commands from")
+        yield agent
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def asks(llm: LlmServer) -> None:
+    """Wait until an agent's LLM is at work."""
+
+    async def at_work() -> bool:
+        return bool(llm.calls)
+
+    await until(at_work)
+
+
+async def test_two_agents_of_a_role_share_the_work(
+    fleet: Outside, environment: Environment, llm: LlmServer
+) -> None:
+    llm.fail("slow", times=2, ms=5)
+    async with example(environment, llm, "DEV") as one, example(environment, llm, "DEV") as two:
+        handles = [await fleet.ask() for _ in range(6)]
+
+        answers = [await handle.result() for handle in handles]
+
+        for agent in (one, two):  # each takes one at a time: both were at work at once
+            await agent.printed("is done with")
+    assert {answer.usage.model for answer in answers} == {llm.model}
+    assert await fleet.asked() == len(llm.calls) == 6
+    await fleet.settled()
+    assert await fleet.letters() == []
+
+
+async def test_a_killed_agents_command_goes_to_another(
+    fleet: Outside, environment: Environment, llm: LlmServer
+) -> None:
+    llm.fail("hang")
+    handle = await fleet.ask()
+    async with example(environment, llm, "DEV") as killed:
+        await asks(llm)
+        killed.process.kill()
+
+    async with example(environment, llm, "DEV"):
+        answer = await asyncio.wait_for(handle.result(), PATIENCE_S)
+
+    assert answer.usage.tokens_out > 0
+    assert await fleet.asked() == 1  # JetStream gave it to the next; the fleet did not ask again
+    assert (await fleet.letters()) == []
+
+
+async def test_an_agent_that_ends_hands_its_command_back(
+    fleet: Outside, environment: Environment, llm: LlmServer
+) -> None:
+    llm.fail("hang")
+    handle = await fleet.ask()
+    async with example(environment, llm, "DEV") as ended:
+        await asks(llm)
+        ended.process.terminate()
+        assert await ended.process.wait() == 0
+
+    async with example(environment, llm, "DEV"):
+        began = time.monotonic()
+        await handle.result()
+
+    assert time.monotonic() - began < 15  # less than JetStream's wait for a killed one
+    assert await fleet.asked() == 1
+
+
+async def test_an_agent_without_its_llm_says_so(
+    fleet: Outside, environment: Environment, llm: LlmServer
+) -> None:
+    llm.fail("status", status=503, times=1)
+    handle = await fleet.ask(attempts=2)
+
+    async with example(environment, llm, "DEV"):
+        answer = await handle.result()
+
+    assert answer.proposal.content
+    assert await fleet.asked() == 2
+    assert [call.end for call in llm.calls] == ["refused", "answered"]
+
+
+# --- a council of both ----------------------------------------------------------------------------
+
+
+DECIDED = """
+MATCH (d:Decision)-[:FROM]->(p:Proposal {deliberation_id: $id})-[:BY]->(a:Agent)
+RETURN a.id AS agent, p.model AS model, count(d) AS decisions
+"""
+PROPOSED = """
+MATCH (p:Proposal {deliberation_id: $id})-[:BY]->(a:Agent)
+RETURN a.id AS agent, a.agent_type AS kind, p.model AS model
+"""
+
+
+async def test_a_council_of_llms_and_external_agents_decides(
+    outside: Outside,
+    environment: Environment,
+    llm: LlmServer,
+    driver: AsyncDriver,
+    tmp_path: Path,
+) -> None:
+    llm.models = (llm.model, "outside-model")
+    role = f"MIXED{uuid.uuid4().hex[:6].upper()}"
+    kinds = {"a": "RAY_VLLM", "b": "NATS", "c": "NATS"}
+    config = a_config(tmp_path, role, kinds)
+    task = DeliberationInput(task_id=f"T-{role}", role=role, description="Store events", agents=3)
+    variables = environment | {"FLEET_CONFIG": str(config), "VLLM_MODEL": llm.model}
+
+    async with running("all", variables) as log, example(environment, llm, role):
+        draining = asyncio.create_task(Log.drain(log))
+        result = await outside.temporal.execute_workflow(
+            "DeliberationWorkflow",
+            task,
+            id=deliberation_workflow_id(task.task_id),
+            task_queue="story",
+            result_type=DeliberationResult,
+        )
+        draining.cancel()
+
+    assert result.status == "completed"
+    assert result.failed_agents == []
+    served = {"RAY_VLLM": llm.model, "NATS": "outside-model"}
+    models = {agent: served[kind] for agent, kind in kinds.items()}
+    assert {(call.agent_id, call.model) for call in result.usage if call.act != "judge"} == {
+        (f"{role}-{agent}", model) for agent, model in models.items()
+    }
+    async with driver.session() as session:
+        about = {"id": result.deliberation_id}
+        proposed = [dict(row) async for row in await session.run(PROPOSED, about)]
+        (decided,) = [dict(row) async for row in await session.run(DECIDED, about)]
+    assert {(row["agent"], row["kind"], row["model"]) for row in proposed} == {
+        (f"{role}-{agent}", kind, models[agent]) for agent, kind in kinds.items()
+    }
+    assert decided["agent"] == result.winner_id
+    assert decided["decisions"] == len(result.decisions) > 0
+
+
+def a_config(folder: Path, role: str, kinds: dict[str, str]) -> Path:
+    """The configuration that ships, with one more council."""
+    config = folder / "config"
+    shutil.copytree(ROOT / "deploy" / "config", config)
+    path = config / "councils.yaml"
+    councils = yaml.safe_load(path.read_text())
+    councils["councils"][role] = [
+        {"agent_id": f"{role}-{agent}", "agent_type": kind, "persona": f"You are {agent}."}
+        for agent, kind in kinds.items()
+    ]
+    path.write_text(yaml.safe_dump(councils))
+    return config

@@ -1,0 +1,399 @@
+"""The inbox on real servers: stored once, told once, never buried for a server's sake."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from nats.aio.client import Client as Nats
+from nats.js import JetStreamContext
+from neo4j import AsyncDriver
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
+
+from activities.graph import Graph
+from activities.graph.statements import Change
+from bridge import consumers, streams
+from bridge.consumers import CONSUMERS
+from bridge.dead_letters import DeadLetter, DeadLetters
+from bridge.inbox import Inbox
+from bridge.mirror import SOURCE_PREFIX
+from tests.conftest import RunningServer, Servers
+from tests.integration.conftest import Environment, running
+
+TRANSITIONED = "planning.story.transitioned"
+APPROVED = "planning.plan.approved"
+DELIBERATED = "orchestration.deliberation.completed"
+WITHIN_S = 60
+
+
+def a_story() -> str:
+    return f"US-{uuid.uuid4().hex[:10]}"
+
+
+def at(minute: int) -> str:
+    return (datetime(2026, 3, 1, 10, tzinfo=UTC) + timedelta(minutes=minute)).isoformat()
+
+
+def moved(story_id: str, to: str = "BUILD", minute: int = 0) -> dict[str, Any]:
+    return {
+        "story_id": story_id,
+        "from_phase": "DESIGN",
+        "to_phase": to,
+        "event": "approve_design",
+        "actor": "ana",
+        "timestamp": at(minute),
+    }
+
+
+@pytest.fixture
+async def bus(nats_client: Nats, jetstream: JetStreamContext) -> JetStreamContext:
+    """JetStream with the fleet's streams and consumers."""
+    await streams.reconcile(jetstream, replicas=1)
+    await consumers.reconcile(jetstream)
+    return jetstream
+
+
+@pytest.fixture
+async def temporal_client(servers: Servers, namespace: str) -> Client:
+    return await Client.connect(
+        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+    )
+
+
+@asynccontextmanager
+async def consuming(
+    nats: Nats, graph: Graph, temporal: Client, replicas: int = 1
+) -> AsyncIterator[None]:
+    """So many inboxes, until the block ends."""
+    inboxes = [Inbox(nats, graph, temporal, 1) for _ in range(replicas)]
+    runs = [asyncio.create_task(inbox.run()) for inbox in inboxes]
+    try:
+        yield
+    finally:
+        for inbox in inboxes:
+            await inbox.shutdown()
+        await asyncio.gather(*runs)
+
+
+async def send(bus: JetStreamContext, subject: str, body: Any, **headers: str) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    await bus.publish(subject, data, headers=headers or None)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def settled(bus: JetStreamContext) -> None:
+    """Wait until no consumer has anything pending or outstanding."""
+
+    async def nothing_left() -> bool:
+        told = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
+        return not any((info.num_pending or 0) + (info.num_ack_pending or 0) for info in told)
+
+    await until(nothing_left)
+
+
+async def rows(driver: AsyncDriver, cypher: Any, **parameters: Any) -> list[dict[str, Any]]:
+    async with driver.session() as session:
+        return await (await session.run(cypher, parameters)).data()
+
+
+async def count(driver: AsyncDriver, label: str, story_id: str) -> int:
+    found = await rows(
+        driver,
+        f"MATCH (n:{label} {{story_id: $story}})-[:OF]->(:Story {{id: $story}}) "
+        "RETURN count(n) AS n",
+        story=story_id,
+    )
+    return int(found[0]["n"])
+
+
+async def dead(nats: Nats) -> list[DeadLetter]:
+    return [letter async for letter in DeadLetters(nats).list()]
+
+
+async def test_what_comes_is_stored_and_what_the_fleet_sent_itself_is_not_stored_again(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    story, own = a_story(), a_story()
+    source = f"{SOURCE_PREFIX}{temporal_client.namespace}/story-{own}"
+    await send(bus, TRANSITIONED, moved(story))
+    await send(bus, APPROVED, {"story_id": story, "plan_id": "plan-1"})
+    decision = {"id": "d-1", "type": "DESIGN", "title": "Use a queue", "rationale": "order"}
+    told = {"story_id": story, "task_id": "t-1", "role": "DEV", "decisions": [decision]}
+    await send(bus, DELIBERATED, told | {"unknown": "field"})
+    dispatch = {"story_id": story, "task_id": "t-1", "agent_id": "a-1", "role": "DEV"}
+    await send(bus, "orchestration.task.dispatched", dispatch)
+    await send(
+        bus,
+        "context.decision.added",
+        {"story_id": story, "decision_id": "d-2"}
+        | {"title": "No cookies", "rationale": "law", "decided_by": "ana"},
+    )
+    await send(
+        bus,
+        "context.milestone.reached",
+        {"story_id": story, "milestone_id": "m-1"}
+        | {"event_type": "DEMO", "description": "shown to users"},
+    )
+    await send(bus, TRANSITIONED, moved(own), **{"ce-source": source, "ce-id": "own-1"})
+
+    async with consuming(nats_client, graph, temporal_client):
+        await settled(bus)
+
+    for label in ("PhaseTransition", "PlanApproval", "TaskDispatch"):
+        assert await count(driver, label, story) == 1, label
+    assert await count(driver, "PhaseTransition", own) == 0
+    found = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story}) RETURN d.id AS id ORDER BY id",
+        story=story,
+    )
+    assert [row["id"] for row in found] == ["d-1", "d-2"]
+    found = await rows(
+        driver, "MATCH (e:Event {case_id: $story, id: 'm-1'}) RETURN e.event_type AS t", story=story
+    )
+    assert found == [{"t": "DEMO"}]
+    (approval,) = await rows(
+        driver,
+        "MATCH (a:PlanApproval {story_id: $story}) RETURN a.approved_by AS who, a.id AS id",
+        story=story,
+    )
+    assert approval["who"] == "unknown"
+    assert approval["id"].startswith("PLANNING_EVENTS/")
+    assert await dead(nats_client) == []
+
+
+async def test_a_thousand_messages_and_three_replicas_store_each_once(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    story = a_story()
+    for number in range(1_000):
+        await send(bus, APPROVED, {"story_id": story, "plan_id": f"plan-{number}"})
+
+    async with consuming(nats_client, graph, temporal_client, replicas=3):
+        await settled(bus)
+
+    assert await count(driver, "PlanApproval", story) == 1_000
+    assert await dead(nats_client) == []
+
+
+async def test_the_same_message_a_hundred_times_is_one(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    story = a_story()
+    for _ in range(100):
+        await send(bus, TRANSITIONED, moved(story), **{"ce-id": f"sender/{story}"})
+
+    async with consuming(nats_client, graph, temporal_client, replicas=2):
+        await settled(bus)
+
+    assert await count(driver, "PhaseTransition", story) == 1
+
+
+async def test_of_contradictory_transitions_the_later_in_time_holds(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    story = a_story()
+    await send(bus, TRANSITIONED, moved(story, "TEST", minute=9))
+    await send(bus, TRANSITIONED, moved(story, "DRAFT", minute=2))
+
+    async with consuming(nats_client, graph, temporal_client):
+        await settled(bus)
+
+    assert await count(driver, "PhaseTransition", story) == 2
+    found = await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.status AS s", story=story)
+    assert found == [{"s": "TEST"}]
+
+
+LARGE = json.dumps(moved("US-1") | {"reason": "x" * 5_000_000}).encode()
+
+
+@pytest.mark.parametrize(
+    ("subject", "body", "reason"),
+    [
+        (APPROVED, b"{not json", "is no JSON"),
+        (APPROVED, b"\xff\xfe", "is no JSON"),
+        (APPROVED, b"[1, 2]", "no object"),
+        (APPROVED, b"[" * 100_000, "nested too deeply"),
+        (APPROVED, b"", "is no JSON"),
+        (APPROVED, {"plan_id": "plan-1"}, "story_id: required"),
+        (APPROVED, {"story_id": "US-1"}, "plan_id"),
+        (APPROVED, {"story_id": "US.*", "plan_id": "plan-1"}, "story_id: 'US.*' is no id"),
+        (APPROVED, {"story_id": "US-1", "plan_id": ">"}, "plan_id: '>' is no id"),
+        (APPROVED, {"story_id": "x'}) DETACH DELETE n //", "plan_id": "p"}, "is no id"),
+        (APPROVED, {"story_id": 7, "plan_id": "p"}, "story_id"),
+        (TRANSITIONED, LARGE, "at most 1048576"),
+        (TRANSITIONED, moved("US-1") | {"timestamp": "2999-01-01T00:00:00Z"}, "later than the"),
+        (TRANSITIONED, moved("US-1") | {"timestamp": "0044-03-15T12:00:00Z"}, "before 1970"),
+        (TRANSITIONED, moved("US-1") | {"timestamp": "yesterday"}, "not ISO 8601"),
+        (TRANSITIONED, moved("US-1") | {"timestamp": 1767225600}, "timestamp"),
+        (DELIBERATED, {"story_id": "US-1", "role": "DEV"}, "task_id"),
+        ("context.decision.added", {"story_id": "US-1", "title": "t"}, "decision_id"),
+    ],
+)
+async def test_what_cannot_be_understood_is_a_dead_letter_with_the_reason(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    temporal_client: Client,
+    subject: str,
+    body: Any,
+    reason: str,
+) -> None:
+    await send(bus, subject, body, **{"X-Sender": "elsewhere"})
+
+    async with consuming(nats_client, graph, temporal_client):
+        await settled(bus)
+
+    letters = await dead(nats_client)
+    of = sorted(each.name for each in CONSUMERS if each.subject == subject)
+    assert sorted(letter.consumer for letter in letters) == of
+    for letter in letters:
+        assert reason in letter.reason
+        assert letter.subject == subject
+        assert letter.headers["X-Sender"] == "elsewhere"
+        assert letter.deliveries == 1
+        assert letter.body == (body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+async def test_a_time_long_past_and_another_offset_are_understood(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    story = a_story()
+    await send(bus, TRANSITIONED, moved(story, "A") | {"timestamp": "1999-01-01T00:00:00+05:30"})
+    await send(bus, TRANSITIONED, moved(story, "B") | {"timestamp": "1999-01-01 00:00:00"})
+
+    async with consuming(nats_client, graph, temporal_client):
+        await settled(bus)
+
+    found = await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.status AS s", story=story)
+    assert found == [{"s": "B"}]
+
+
+class Poisoned(Graph):
+    """A graph that can never store what concerns one plan."""
+
+    async def store(self, known: Any) -> None:
+        changes: list[Change] = list(known)
+        if any(change.entry.body.get("plan_id") == "poison" for change in changes):
+            raise ApplicationError("cannot hold it", type="GraphValue", non_retryable=True)
+        await super().store(changes)
+
+
+async def test_one_poison_among_ten_thousand_is_buried_and_holds_nobody_up(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    story = a_story()
+    await bus.delete_consumer("PLANNING_EVENTS", "orch-planning-plan-approved")
+    for first in range(0, 10_000, 500):
+        plans = [f"plan-{number}" for number in range(first, first + 500)]
+        if first == 5_000:
+            plans[250] = "poison"
+        bodies = [json.dumps({"story_id": story, "plan_id": plan}).encode() for plan in plans]
+        await asyncio.gather(*(bus.publish(APPROVED, body) for body in bodies))
+    poisoned = Poisoned(graph._driver, graph._cache, graph._scopes)
+    inbox = Inbox(nats_client, poisoned, temporal_client, 1)
+    name = "context-planning-plan-approved"
+    only = next(each for each in CONSUMERS if each.name == name)
+
+    work = asyncio.create_task(inbox._consume(only))
+    await until(lambda: nothing_left(bus, name))
+    await inbox.shutdown()
+    await work
+
+    assert await count(driver, "PlanApproval", story) == 9_999
+    (letter,) = await dead(nats_client)
+    assert letter.reason == "it can never be applied"
+    assert letter.error == "cannot hold it"
+
+
+async def nothing_left(bus: JetStreamContext, name: str) -> bool:
+    told = await bus.consumer_info("PLANNING_EVENTS", name)
+    return not (told.num_pending or 0) + (told.num_ack_pending or 0)
+
+
+async def test_while_the_graph_is_away_nothing_is_fetched_nor_buried(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+    neo4j_server: RunningServer,
+) -> None:
+    story = a_story()
+    await neo4j_server.kill()
+    async with consuming(nats_client, graph, temporal_client):
+        for number in range(600):
+            await send(bus, TRANSITIONED, moved(story, minute=number))
+        name = "context-planning-story-transitions"
+
+        async def holds_one_batch() -> bool:
+            told = await bus.consumer_info("PLANNING_EVENTS", name)
+            return bool(told.num_ack_pending) and bool(told.num_pending)
+
+        await until(holds_one_batch)
+        await neo4j_server.start()
+        await settled(bus)
+
+    assert await count(driver, "PhaseTransition", story) == 600
+    assert await dead(nats_client) == []
+
+
+async def test_a_replica_that_is_killed_loses_nothing(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    driver: AsyncDriver,
+    environment: Environment,
+) -> None:
+    story = a_story()
+    for number in range(3_000):
+        await bus.publish(
+            APPROVED, json.dumps({"story_id": story, "plan_id": f"p{number}"}).encode()
+        )
+    async with running("inbox", environment) as first:
+        await until(lambda: some_stored(driver, story))
+        first.process.kill()
+        await first.process.wait()
+        async with running("inbox", environment), running("inbox", environment):
+            await settled(bus)
+
+    assert await count(driver, "PlanApproval", story) == 3_000
+    assert await dead(nats_client) == []
+
+
+async def some_stored(driver: AsyncDriver, story: str) -> bool:
+    return await count(driver, "PlanApproval", story) > 0

@@ -1,0 +1,169 @@
+"""What comes on the bus, as the stories' workflows and the people who look at them see it."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from nats.js import JetStreamContext
+from neo4j import AsyncDriver
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError, RPCStatusCode
+
+from tests.conftest import RunningServer, Servers
+from tests.integration.conftest import a_namespace, running, variables
+from tests.llm_server import LlmServer
+from tests.site import SAMPLE_STORY
+
+WITHIN_S = 60
+APPROVED = "planning.plan.approved"
+
+
+@pytest.fixture
+async def fleet(
+    servers: Servers, llm: LlmServer, jetstream: JetStreamContext
+) -> AsyncIterator[Client]:
+    """A whole fleet in one process, its inbox too, in a namespace of its own."""
+    llm.delay_ms = 500
+    namespace = await a_namespace(servers)
+    environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
+    async with running("all", environment) as log:
+        reader = asyncio.create_task(log.drain())
+        yield await Client.connect(
+            servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+        )
+        reader.cancel()
+
+
+def a_story() -> str:
+    return f"US-{uuid.uuid4().hex[:10]}"
+
+
+async def send(jetstream: JetStreamContext, subject: str, body: dict[str, Any]) -> None:
+    await jetstream.publish(subject, json.dumps(body).encode())
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def ended(client: Client, workflow_id: str) -> dict[str, Any]:
+    """The result of a workflow that somebody will start."""
+    handle = client.get_workflow_handle(workflow_id)
+
+    async def there() -> bool:
+        try:
+            await handle.describe()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
+    await until(there)
+    result: dict[str, Any] = await handle.result()
+    return result
+
+
+async def test_a_plan_approved_outside_is_stored_and_runs_or_ends_as_nothing_to_run(
+    fleet: Client, jetstream: JetStreamContext, driver: AsyncDriver
+) -> None:
+    unknown, known = a_story(), a_story()
+    async with driver.session() as session:
+        await session.run(
+            "CREATE (:Case:Story {id: $id, case_id: $id, title: 'Undo', status: 'DESIGN'})",
+            id=known,
+        )
+
+    await send(jetstream, APPROVED, {"story_id": unknown, "plan_id": "plan-1"})
+    await send(jetstream, APPROVED, {"story_id": known, "plan_id": "plan-1", "approved_by": "ana"})
+
+    nothing = await ended(fleet, f"plan-{unknown}-plan-1")
+    assert nothing["status"] == "NOTHING_TO_RUN"
+    derived = await ended(fleet, f"plan-{known}-plan-1")
+    assert derived["status"] == "COMPLETED"
+    async with driver.session() as session:
+        found = await (
+            await session.run(
+                "MATCH (s:Story)<-[:OF]-(a:PlanApproval)-[:APPROVES]->(p:PlanVersion) "
+                "WHERE s.id IN $ids RETURN s.id AS id, a.approved_by AS by, p.status AS status",
+                ids=[unknown, known],
+            )
+        ).data()
+    by_story = {row["id"]: (row["by"], row["status"]) for row in found}
+    assert by_story == {unknown: ("unknown", "NOTHING_TO_RUN"), known: ("ana", "COMPLETED")}
+
+    # A second approval of the same plan is stored, and runs nothing twice.
+    await send(jetstream, APPROVED, {"story_id": unknown, "plan_id": "plan-1"})
+
+    async def acked() -> bool:
+        told = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
+        return not (told.num_pending or 0) + (told.num_ack_pending or 0)
+
+    await until(acked)
+    runs = [each async for each in fleet.list_workflows(f"WorkflowId = 'plan-{unknown}-plan-1'")]
+    assert [run.status for run in runs] == [WorkflowExecutionStatus.COMPLETED]
+
+
+async def test_a_milestone_and_a_decision_reach_the_running_story_and_its_agents(
+    fleet: Client, jetstream: JetStreamContext, llm: LlmServer
+) -> None:
+    story = a_story()
+    sample = json.loads(SAMPLE_STORY.read_text())
+    handle = await fleet.start_workflow(
+        "StoryWorkflow",
+        sample | {"story_id": story, "approvals": "auto"},
+        id=f"story-{story}",
+        task_queue="story",
+    )
+
+    async def proposing() -> bool:
+        return any(call.act == "propose" for call in llm.calls)
+
+    await until(proposing)
+    decision = {"story_id": story, "decision_id": "d-1", "title": "No cookies at all"}
+    await send(
+        jetstream,
+        "context.decision.added",
+        decision | {"rationale": "law", "decided_by": "ana"},
+    )
+    milestone = {"story_id": story, "milestone_id": "m-1", "event_type": "DEMO"}
+    await send(
+        jetstream,
+        "context.milestone.reached",
+        milestone | {"description": "Users saw the prototype"},
+    )
+
+    async def told() -> bool:
+        later = [call.prompt for call in llm.calls if call.act in ("criticise", "revise")]
+        return any("No cookies" in each and "saw the prototype" in each for each in later)
+
+    await until(told)
+    timeline = await handle.query("timeline")
+    assert [line["text"] for line in timeline if line["event"] == "DEMO"] == [
+        "Users saw the prototype"
+    ]
+    await handle.terminate()
+
+
+async def test_while_temporal_is_away_nothing_is_acknowledged_nor_buried(
+    fleet: Client, jetstream: JetStreamContext, temporal: RunningServer
+) -> None:
+    story = a_story()
+    await temporal.kill()
+    await send(jetstream, APPROVED, {"story_id": story, "plan_id": "plan-1"})
+
+    async def held() -> bool:
+        told = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
+        return bool(told.num_ack_pending)
+
+    await until(held)
+    await temporal.start()
+
+    assert (await ended(fleet, f"plan-{story}-plan-1"))["status"] == "NOTHING_TO_RUN"
+    assert (await jetstream.stream_info("DEAD_LETTERS")).state.messages == 0

@@ -1,0 +1,71 @@
+"""A question is the same for who asks it and for who reads its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities import acts
+from activities.acts import ANSWERS, Question
+from activities.prompts import ACTS, Prompts
+from bridge.agent_calls import prompt_fields
+from workflows.models import (
+    Agent,
+    Contender,
+    ContextPack,
+    CriticiseInput,
+    Critique,
+    DerivePlanInput,
+    JudgeInput,
+    Proposal,
+    ProposeInput,
+    ReviseInput,
+    Task,
+)
+
+PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
+ASKED: dict[str, Any] = {
+    "task": Task(task_id="t1", role="DEV", description="Store every event."),
+    "agent": Agent(agent_id="dev-1", role="DEV", agent_type="NATS", persona="You doubt."),
+    "pack": ContextPack(context="Decided: JetStream."),
+    "wave": 1,
+}
+PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
+CRITIQUE = Critique(verdict="revise", suggestion="name the stream")
+CONTENDERS = [Contender(agent_id=name, score=0.9, proposal=PROPOSAL) for name in ("a", "b")]
+
+Ask = Callable[[Any], Question[Any]]
+REQUESTS: dict[str, tuple[Ask, Any]] = {
+    "propose": (acts.propose, ProposeInput(**ASKED)),
+    "criticise": (acts.criticise, CriticiseInput(**ASKED, author_id="b", proposal=PROPOSAL)),
+    "revise": (acts.revise, ReviseInput(**ASKED, proposal=PROPOSAL, critiques=[CRITIQUE])),
+    "judge": (acts.judge, JudgeInput(**ASKED, contenders=CONTENDERS)),
+    "derive_plan": (acts.derive_plan, DerivePlanInput(**ASKED, design=PROPOSAL, roles=["DEV"])),
+}
+
+
+def test_every_act_has_a_question() -> None:
+    assert set(REQUESTS) == set(ACTS) == set(ANSWERS)
+
+
+@pytest.mark.parametrize("act", REQUESTS)
+def test_a_question_is_the_same_from_its_request_as_json(act: str) -> None:
+    ask, request = REQUESTS[act]
+    asked = ask(request)
+
+    read = acts.question(act, request.model_dump(mode="json"))
+
+    prompt = asked.prompt(PROMPTS, 8_192)
+    assert read.prompt(PROMPTS, 8_192) == prompt
+    assert type(prompt)(**prompt_fields(prompt)).hash == prompt.hash
+    assert (read.act, read.seed(2)) == (asked.act, asked.seed(2))
+    assert read.form(1_000).schema == asked.form(1_000).schema
+    assert read.answer_type is asked.answer_type is ANSWERS[act]
+
+
+def test_an_act_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="'sing'"):
+        acts.question("sing", {})

@@ -1,0 +1,57 @@
+"""The process `inbox`: what comes on the bus, once its consumers are as they are declared."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from nats.aio.client import Client as Nats
+from neo4j import AsyncDriver
+from neo4j.exceptions import DriverError, Neo4jError
+
+from activities.cache import Cache
+from activities.context import load_scopes
+from activities.graph import Graph
+from activities.migrations import migrate
+from bridge import consumers, streams
+from bridge.consumers import ConsumerError
+from bridge.inbox import Inbox
+from bridge.streams import StreamError
+from workers.clients import StartError, place, words
+from workers.clients.nats import open_nats
+from workers.clients.neo4j import open_neo4j
+from workers.processes import Base, Running, valid_config
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def inbox(base: Base, nats: Nats, driver: AsyncDriver) -> Inbox:
+    """Stores what comes as the workflows' own outbox does, and tells the stories."""
+    scopes = load_scopes(base.settings.fleet_config / "scopes.yaml")
+    graph = Graph(driver, Cache(base.valkey), scopes)
+    return Inbox(nats, graph, base.temporal, base.settings.nats_replicas)
+
+
+@asynccontextmanager
+async def process(base: Base) -> AsyncIterator[Running]:
+    """Bring graph, streams and consumers up to date, then run."""
+    async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
+        with valid_config():
+            job = inbox(base, nats, driver)
+        try:
+            await migrate(driver)
+        except (Neo4jError, DriverError) as error:
+            raise StartError(
+                f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
+                f"{words(error)}. Mend what it names, then start again"
+            ) from error
+        jetstream = nats.jetstream()
+        try:
+            await streams.reconcile(jetstream, base.settings.nats_replicas)
+            changes = await consumers.reconcile(jetstream)
+        except (StreamError, ConsumerError) as error:
+            raise StartError(str(error)) from error
+        log.info("consumers are as declared", changes=changes)
+        yield Running(
+            {"inbox": job},
+            {"neo4j": driver.verify_connectivity, "nats": jetstream.account_info},
+        )
