@@ -46,7 +46,6 @@ CONSUMER = "agents-responses"
 LARGEST_RESPONSE = 512 * 1024
 """Bytes. The longest answer that a form takes has a tenth of that."""
 
-BATCH = 32
 FETCH_WITHIN_S = 1.0
 TEMPORAL_WITHIN = timedelta(seconds=5)
 
@@ -147,13 +146,13 @@ class AgentResponses:
         try:
             while not self._stopping.is_set():
                 try:
-                    messages = await responses.fetch(BATCH, FETCH_WITHIN_S)
+                    # One: for more, the client would wait until there are so many.
+                    (message,) = await responses.fetch(1, FETCH_WITHIN_S)
                 except NatsTimeout:
                     if not self._nats.is_connected:
                         raise
                     continue
-                for message in messages:
-                    await self._settle(message)
+                await self._settle(message)
         finally:
             if self._nats.is_connected:
                 await responses.unsubscribe()

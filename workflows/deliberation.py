@@ -526,16 +526,17 @@ class DeliberationWorkflow:
                 timeout=max(left, timedelta(milliseconds=1)),
                 timeout_summary=f"{self.wave_name} is given up then",
             )
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self.spent += workflow.now() - began
+            await stopped(task)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             waiting = ", ".join(self.progress().waiting)
             cause = f"not done after {self.input.timeout:g} s, in {self.wave_name}: {waiting}"
             raise ApplicationError(
                 cause, self.failure(cause), type=TIMED_OUT, non_retryable=True
             ) from None
-        finally:
-            self.spent += workflow.now() - began
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        self.spent += workflow.now() - began
         return task.result()
 
     async def call(
@@ -653,6 +654,14 @@ def require_id(expected: str) -> None:
             type=INVALID_INPUT,
             non_retryable=True,
         )
+
+
+async def stopped(work: asyncio.Task[Any]) -> None:
+    """Stop it; its children and calls have ended then. Not in a `finally`: a worker that drops a
+    workflow closes its coroutines, and those may not wait any more.
+    """
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def cause_of(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from workflows.deliberation import (
     cause_of,
     failed_deliberation,
     require_id,
+    stopped,
 )
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
@@ -362,10 +363,9 @@ class StoryWorkflow:
             await workflow.wait_condition(lambda: self.story.visit != visit or self.outgrown())
         except asyncio.CancelledError:
             self.story.cancelled = True
+            await stopped(work)
             raise
-        finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+        await stopped(work)
 
     def outgrown(self) -> bool:
         """Continue as new between two works, never with a child at work."""
