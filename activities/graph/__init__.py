@@ -203,8 +203,8 @@ async def _apply(tx: AsyncManagedTransaction, found: list[Write]) -> None:
     """Run the writes in order; neighbours with one statement go to the server as one."""
     for cypher, same in groupby(found, key=lambda write: write.cypher):
         statement = f"UNWIND $rows AS row CALL (row) {{ {cypher} }}"  # constants, all of it
-        result = await tx.run(statement, rows=[write.row for write in same])
-        await result.consume()
+        # Not waited for one by one: the commit waits for all, and fails where one did.
+        await tx.run(statement, rows=[write.row for write in same])
 
 
 @unit_of_work(timeout=TRANSACTION_S)
