@@ -215,18 +215,21 @@ stdout_logfile_backups=3
 class _Processes:
     """The machine's processes at one moment: the session of each, and which bear the mark.
 
+    lives: those that have an environment; one that is about to end has none any more.
     A process that renames itself, as Ray's workers do, may have overwritten its own mark; the
     supervisor makes a session of its own, and all that it starts stays in it.
     """
 
     session: Mapping[int, int]
     marked: frozenset[int]
+    lives: frozenset[int]
 
     @classmethod
     def seen(cls, home: Path) -> Self:
         mark = f"{MARK}={home}".encode()
         session: dict[int, int] = {}
         marked: set[int] = set()
+        lives: set[int] = set()
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
             with contextlib.suppress(OSError):
@@ -234,16 +237,18 @@ class _Processes:
                 if stat[0] == "Z" or pid == os.getpid():
                     continue
                 session[pid] = int(stat[3])
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                if environ := (folder / "environ").read_bytes():
+                    lives.add(pid)
+                if mark in environ.split(b"\0"):
                     marked.add(pid)
-        return cls(session, frozenset(marked))
+        return cls(session, frozenset(marked), frozenset(lives))
 
     def sessions_of_the_stack(self) -> set[int]:
         """Those whose leader bears the mark or has ended: a person's own shell does neither."""
         return {
             self.session[pid]
             for pid in self.marked
-            if self.session[pid] in self.marked or self.session[pid] not in self.session
+            if self.session[pid] in self.marked or self.session[pid] not in self.lives
         }
 
     def of(self, sessions: set[int]) -> set[int]:

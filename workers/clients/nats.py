@@ -84,7 +84,8 @@ async def open_nats(
             while not connecting.done():  # the client may miss a cancellation
                 connecting.cancel()
                 await asyncio.wait([connecting], timeout=1)
-            await client.close()
+            if client.is_connected or client.is_reconnecting:  # else there is nothing to close
+                await client.close()
         return
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
