@@ -55,6 +55,9 @@ AT_ONCE = 2
 """Batches of a consumer at work: one is read while the stores are busy with the other."""
 
 FETCH_WITHIN_S = 5.0
+GATHERED_WITHIN_S = 0.25
+"""How long a message waits for those that are there too, to be stored with them."""
+
 TELLING = 16
 """Stories that are told something at once."""
 
@@ -192,17 +195,14 @@ class Inbox:
 
     async def _fetched(self, shared: JetStreamContext.PullSubscription) -> list[Msg]:
         """The next messages; none where none came in time, or the inbox shuts down."""
-        fetching = asyncio.ensure_future(shared.fetch(BATCH, timeout=FETCH_WITHIN_S))
+        fetching = asyncio.ensure_future(_next(shared))
         stopped = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((fetching, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not fetching.done():
-            fetching.cancel()
-            return []
-        try:
+        if fetching.done():
             return fetching.result()
-        except nats_errors.TimeoutError:
-            return []
+        fetching.cancel()
+        return []
 
     async def _settle(self, consumer: Consumer, messages: Sequence[Msg]) -> None:
         async with _in_progress(messages):
@@ -415,6 +415,20 @@ class Inbox:
                     PENDING.labels(consumer.name).set(told.num_pending or 0)
                     OUTSTANDING.labels(consumer.name).set(told.num_ack_pending or 0)
                     REDELIVERED.labels(consumer.name).set(told.num_redelivered or 0)
+
+
+async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:
+    """What there is, as soon as there is one: for a batch, the client waits until it is whole."""
+    try:
+        (first,) = await shared.fetch(1, timeout=FETCH_WITHIN_S)
+        more = min(first.metadata.num_pending or 0, BATCH - 1)
+    except nats_errors.TimeoutError:
+        return []
+    try:
+        rest = await shared.fetch(more, timeout=GATHERED_WITHIN_S) if more else []
+    except nats_errors.TimeoutError:  # other replicas had them
+        rest = []
+    return [first, *rest]
 
 
 @asynccontextmanager

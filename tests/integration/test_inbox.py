@@ -21,7 +21,7 @@ from activities.graph.statements import Change
 from bridge import consumers, streams
 from bridge.consumers import CONSUMERS
 from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.inbox import Inbox
+from bridge.inbox import FETCH_WITHIN_S, Inbox
 from bridge.mirror import SOURCE_PREFIX
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, running
@@ -175,6 +175,19 @@ async def test_what_comes_is_stored_and_what_the_fleet_sent_itself_is_not_stored
     assert approval["who"] == "unknown"
     assert approval["id"].startswith("PLANNING_EVENTS/")
     assert await dead(nats_client) == []
+
+
+async def test_a_message_that_comes_alone_does_not_wait_for_others(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    temporal_client: Client,
+) -> None:
+    async with consuming(nats_client, graph, temporal_client):
+        await asyncio.sleep(1)  # the first fetches find nothing, and linger
+        async with asyncio.timeout(FETCH_WITHIN_S - 2):
+            await send(bus, TRANSITIONED, moved(a_story()))
+            await settled(bus)
 
 
 async def test_a_thousand_messages_and_three_replicas_store_each_once(
