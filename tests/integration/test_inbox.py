@@ -21,7 +21,7 @@ from activities.graph.statements import Change
 from bridge import consumers, streams
 from bridge.consumers import CONSUMERS
 from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.inbox import FETCH_WITHIN_S, Inbox
+from bridge.inbox import Inbox
 from bridge.mirror import SOURCE_PREFIX
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, running
@@ -182,12 +182,19 @@ async def test_a_message_that_comes_alone_does_not_wait_for_others(
     nats_client: Nats,
     graph: Graph,
     temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("bridge.inbox.FETCH_WITHIN_S", 10 * WITHIN_S)
     async with consuming(nats_client, graph, temporal_client):
-        await asyncio.sleep(1)  # the first fetches find nothing, and linger
-        async with asyncio.timeout(FETCH_WITHIN_S - 2):
-            await send(bus, TRANSITIONED, moved(a_story()))
-            await settled(bus)
+        await until(lambda: all_wait(bus))
+        await send(bus, TRANSITIONED, moved(a_story()))
+        await settled(bus)
+
+
+async def all_wait(bus: JetStreamContext) -> bool:
+    """Whether every consumer has fetches that wait for a message."""
+    told = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
+    return all(info.num_waiting for info in told)
 
 
 async def test_a_thousand_messages_and_three_replicas_store_each_once(
