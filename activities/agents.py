@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
@@ -50,38 +51,45 @@ AGENT_TYPE_NOT_SUPPORTED = "AgentTypeNotSupported"
 MOCK_REFUSED = "Mock agents not allowed in production"
 
 
+class Answering(Protocol):
+    """Agents of one type."""
+
+    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+        """Their answer; runs within the activity that asks, and may raise ApplicationError."""
+
+
 class Agents(AgentStub):
-    """Gives each call to the agents of its agent's type.
+    """The activities of the agents: each call goes to the agents of its agent's type.
 
     Every activity raises ApplicationError `AgentTypeNotSupported` (not retryable) for a type that
     nobody serves, a mock among them; else what the agents of the type raise.
     """
 
-    def __init__(self, by_type: Mapping[str, AgentStub]) -> None:
+    def __init__(self, by_type: Mapping[str, Answering]) -> None:
         """by_type: `workflows.models.AgentType` -> who serves it."""
         self._by_type = by_type
 
     @activity.defn
     async def propose(self, request: ProposeInput) -> ProposalAnswer:
-        return await self._of(request.agent).propose(request)
+        return await self._of(request.agent).answer(acts.propose(request))
 
     @activity.defn
     async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
-        return await self._of(request.agent).criticise(request)
+        return await self._of(request.agent).answer(acts.criticise(request))
 
     @activity.defn
     async def revise(self, request: ReviseInput) -> ProposalAnswer:
-        return await self._of(request.agent).revise(request)
+        return await self._of(request.agent).answer(acts.revise(request))
 
     @activity.defn
     async def judge(self, request: JudgeInput) -> JudgeAnswer:
-        return await self._of(request.agent).judge(request)
+        return await self._of(request.agent).answer(acts.judge(request))
 
     @activity.defn
     async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
-        return await self._of(request.agent).derive_plan(request)
+        return await self._of(request.agent).answer(acts.derive_plan(request))
 
-    def _of(self, agent: Agent) -> AgentStub:
+    def _of(self, agent: Agent) -> Answering:
         """Nothing stands in for an agent (design section 3, Agents)."""
         kind = str(agent.agent_type)
         if kind in self._by_type:
@@ -109,13 +117,8 @@ class CallProgress:
         self.tokens += 1
 
 
-class VllmAgents(AgentStub):
-    """Agents hosted by vLLM, behind Ray Serve or alone.
-
-    Every activity raises ApplicationError: the types of `activities.llm.failure`, `BadAnswer`
-    (not retryable) where no ask brought a usable answer, `StoreUnreachable` where Valkey cannot
-    be asked for a kept answer.
-    """
+class VllmAgents:
+    """Agents hosted by vLLM, behind Ray Serve or alone."""
 
     def __init__(
         self, client: AsyncOpenAI, valkey: Redis, default_model: str, prompts: Prompts
@@ -127,22 +130,14 @@ class VllmAgents(AgentStub):
         self._prompts = prompts
         self._windows: dict[str, int] = {}
 
-    async def propose(self, request: ProposeInput) -> ProposalAnswer:
-        return await self._answer(acts.propose(request))
+    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+        """The answer that is kept already; where there is none, the engine's.
 
-    async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
-        return await self._answer(acts.criticise(request))
-
-    async def revise(self, request: ReviseInput) -> ProposalAnswer:
-        return await self._answer(acts.revise(request))
-
-    async def judge(self, request: JudgeInput) -> JudgeAnswer:
-        return await self._answer(acts.judge(request))
-
-    async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
-        return await self._answer(acts.derive_plan(request))
-
-    async def _answer(self, question: Question[AnswerT]) -> AnswerT:
+        Raises:
+            ApplicationError: the types of `activities.llm.failure`, `BadAnswer` (not retryable)
+                where no ask brought a usable answer, `StoreUnreachable` where Valkey cannot be
+                asked for a kept answer.
+        """
         call = question.call
         key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
         progress = CallProgress(question.act, call.agent.agent_id)

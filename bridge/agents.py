@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import acts
 from activities.acts import AnswerT, Question
 from activities.kept import STORE_UNREACHABLE, answer_key, kept_answer
 from activities.prompts import Prompt, Prompts
@@ -28,18 +27,7 @@ from bridge.agent_calls import STAYS_FOR, AgentCalls, OpenCall, encoded, new_cal
 from bridge.mirror import ACK_WITHIN_S, SOURCE_PREFIX, refused
 from workflows.clock import iso
 from workflows.events import AgentCommand
-from workflows.models import (
-    CriticiseInput,
-    CritiqueAnswer,
-    DerivePlanAnswer,
-    DerivePlanInput,
-    JudgeAnswer,
-    JudgeInput,
-    ProposalAnswer,
-    ProposeInput,
-    ReviseInput,
-)
-from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST, AgentStub
+from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
 
 COMMANDS = "AGENT_COMMANDS"
 
@@ -50,12 +38,10 @@ INVALID_AGENT = "InvalidAgent"
 ROLE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 
 
-class NatsAgents(AgentStub):
-    """Agents that take commands from NATS. No activity returns: each completes asynchronously.
+class NatsAgents:
+    """Agents that take commands from NATS. An activity that asks one completes asynchronously.
 
-    Every activity raises ApplicationError: the types of `bridge.mirror.REFUSALS` where the command
-    could not be published, `PromptTooLong` and `InvalidAgent` (not retryable), `StoreUnreachable`
-    where Valkey does not keep the call. How a call ends: `bridge.agent_responses`.
+    How a call ends: `bridge.agent_responses`.
     """
 
     def __init__(
@@ -69,23 +55,14 @@ class NatsAgents(AgentStub):
         self._source = f"{SOURCE_PREFIX}{namespace}/"
         self._window = window
 
-    async def propose(self, request: ProposeInput) -> ProposalAnswer:
-        return await self._answer(acts.propose(request))
+    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+        """The answer that is kept already; where there is none, an agent is asked for one.
 
-    async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
-        return await self._answer(acts.criticise(request))
-
-    async def revise(self, request: ReviseInput) -> ProposalAnswer:
-        return await self._answer(acts.revise(request))
-
-    async def judge(self, request: JudgeInput) -> JudgeAnswer:
-        return await self._answer(acts.judge(request))
-
-    async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
-        return await self._answer(acts.derive_plan(request))
-
-    async def _answer(self, question: Question[AnswerT]) -> AnswerT:
-        """The answer that is kept already; where there is none, an agent is asked for one."""
+        Raises:
+            ApplicationError: the types of `bridge.mirror.REFUSALS` where the command could not be
+                published, `PromptTooLong` and `InvalidAgent` (not retryable), `StoreUnreachable`
+                where Valkey does not keep the call.
+        """
         call = question.call
         key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
         kept = await kept_answer(self._valkey, key)

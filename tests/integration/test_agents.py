@@ -74,8 +74,9 @@ async def client(llm: LlmServer) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 @pytest.fixture
-def agents(client: openai.AsyncOpenAI, llm: LlmServer, store: Redis) -> VllmAgents:
-    return VllmAgents(client, store, llm.model, PROMPTS)
+def agents(client: openai.AsyncOpenAI, llm: LlmServer, store: Redis) -> Agents:
+    llms = VllmAgents(client, store, llm.model, PROMPTS)
+    return Agents({"RAY_VLLM": llms, "VLLM": llms})
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ async def until(happened: Callable[[], bool]) -> None:
 
 
 async def test_every_act_brings_its_structured_answer(
-    agents: VllmAgents, environment: ActivityEnvironment
+    agents: Agents, environment: ActivityEnvironment
 ) -> None:
     critique = Critique(verdict="revise", suggestion="name the stream")
     contenders = [
@@ -135,7 +136,7 @@ async def test_every_act_brings_its_structured_answer(
 
 
 async def test_a_call_says_what_it_cost(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     first = (await environment.run(agents.propose, proposing("dev-1"))).usage
     second = (await environment.run(agents.propose, proposing("dev-2"))).usage
@@ -150,7 +151,7 @@ async def test_a_call_says_what_it_cost(
 
 
 async def test_a_run_that_is_repeated_asks_the_same_and_gets_the_same(
-    agents: VllmAgents, environment: ActivityEnvironment, store: Redis
+    agents: Agents, environment: ActivityEnvironment, store: Redis
 ) -> None:
     once = await environment.run(agents.propose, proposing())
     await store.delete(key(environment))
@@ -162,7 +163,7 @@ async def test_a_run_that_is_repeated_asks_the_same_and_gets_the_same(
 
 
 async def test_an_agent_may_have_its_own_model(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     llm.models = (llm.model, "large-model")
 
@@ -185,7 +186,7 @@ async def test_an_agent_may_have_its_own_model(
     ],
 )
 async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str, problem: str
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, kind: str, problem: str
 ) -> None:
     llm.fail(kind)
 
@@ -200,7 +201,7 @@ async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
 
 
 async def test_three_answers_that_cannot_be_used_are_the_end(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     llm.fail("half", times=3)
 
@@ -216,7 +217,7 @@ async def test_three_answers_that_cannot_be_used_are_the_end(
 
 @pytest.mark.parametrize("text", ["", "the engine is told to fail " * 1_000])
 async def test_the_servers_own_words_are_told_but_cut(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, text: str
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, text: str
 ) -> None:
     llm.fail("status", status=422, text=text)
 
@@ -248,7 +249,7 @@ async def test_the_servers_own_words_are_told_but_cut(
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
 async def test_a_misbehaving_engine_is_retried_where_that_can_help(
-    agents: VllmAgents,
+    agents: Agents,
     llm: LlmServer,
     environment: ActivityEnvironment,
     fault: dict[str, Any],
@@ -268,7 +269,7 @@ async def test_a_misbehaving_engine_is_retried_where_that_can_help(
     ("header", "seconds"), [("7", 7), ("0.5", 0.5), ("3600", 60), ("soon", None), ("-1", None)]
 )
 async def test_retry_after_is_the_next_attempts_delay(
-    agents: VllmAgents,
+    agents: Agents,
     llm: LlmServer,
     environment: ActivityEnvironment,
     header: str,
@@ -306,7 +307,7 @@ def test_every_status_has_its_place_in_the_table(client: openai.AsyncOpenAI) -> 
 
 
 async def test_an_engine_that_is_away_is_retried(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     await llm.stop()
 
@@ -316,7 +317,7 @@ async def test_an_engine_that_is_away_is_retried(
 
 
 async def test_a_model_that_is_not_served_is_refused_with_those_that_are(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     error = await refusal(environment.run(agents.propose, proposing(model="gpt-none")))
 
@@ -328,24 +329,21 @@ async def test_a_model_that_is_not_served_is_refused_with_those_that_are(
 
 @pytest.mark.parametrize("kind", ["MOCK", "mock", "MOCK_LLM"])
 async def test_a_mock_agent_is_refused(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, kind: str
 ) -> None:
-    served = Agents({"RAY_VLLM": agents, "VLLM": agents})
     mock = Agent(agent_id="dev-1", role="DEV").model_copy(update={"agent_type": kind})
     request = proposing().model_copy(update={"agent": mock})
 
-    error = await refusal(environment.run(served.propose, request))
+    error = await refusal(environment.run(agents.propose, request))
 
     assert (error.message, error.non_retryable) == (MOCK_REFUSED, True)
     assert not llm.calls
 
 
 async def test_an_agent_of_a_type_that_nobody_serves_is_refused_with_what_to_use(
-    agents: VllmAgents, environment: ActivityEnvironment
+    agents: Agents, environment: ActivityEnvironment
 ) -> None:
-    served = Agents({"RAY_VLLM": agents, "VLLM": agents})
-
-    error = await refusal(environment.run(served.propose, proposing(agent_type="NATS")))
+    error = await refusal(environment.run(agents.propose, proposing(agent_type="NATS")))
 
     assert (error.type, error.non_retryable) == ("AgentTypeNotSupported", True)
     assert "use one of RAY_VLLM, VLLM" in error.message
@@ -365,7 +363,7 @@ async def kept(store: Redis, environment: ActivityEnvironment) -> ProposalAnswer
 
 
 async def test_a_finished_answer_is_not_asked_for_again(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, store: Redis
 ) -> None:
     once = await environment.run(agents.propose, proposing())
 
@@ -378,7 +376,7 @@ async def test_a_finished_answer_is_not_asked_for_again(
 
 
 async def test_another_agent_wave_act_or_run_is_another_call(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     request = proposing()
     await environment.run(agents.propose, request)
@@ -393,7 +391,7 @@ async def test_another_agent_wave_act_or_run_is_another_call(
 
 
 async def test_an_answer_waits_for_a_valkey_that_is_away(
-    agents: VllmAgents,
+    agents: Agents,
     llm: LlmServer,
     environment: ActivityEnvironment,
     store: Redis,
@@ -414,7 +412,7 @@ async def test_an_answer_waits_for_a_valkey_that_is_away(
 
 
 async def test_without_valkey_nothing_is_asked(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, valkey: RunningServer
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, valkey: RunningServer
 ) -> None:
     await valkey.kill()
 
@@ -435,7 +433,7 @@ def recorded(environment: ActivityEnvironment) -> list[dict[str, Any]]:
 
 
 async def test_heartbeats_carry_the_tokens_so_far(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     heartbeats = recorded(environment)
     llm.fail("slow", ms=4)
@@ -451,7 +449,7 @@ async def test_heartbeats_carry_the_tokens_so_far(
 
 @pytest.mark.parametrize("kind", ["slow", "hang"])
 async def test_cancelling_stops_the_generation_in_the_engine(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment, kind: str
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, kind: str
 ) -> None:
     heartbeats = recorded(environment)
     llm.fail(kind, ms=20)
@@ -478,7 +476,7 @@ def huge() -> ProposeInput:
 
 
 async def test_a_brief_of_a_megabyte_fits_a_small_model(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     llm.window = 2_048
 
@@ -489,7 +487,7 @@ async def test_a_brief_of_a_megabyte_fits_a_small_model(
 
 
 async def test_a_prompt_that_the_engine_finds_too_long_is_cut_further(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     llm.window, llm.bytes_per_token = 4_096, 0.6
 
@@ -500,7 +498,7 @@ async def test_a_prompt_that_the_engine_finds_too_long_is_cut_further(
 
 
 async def test_an_engine_that_comes_back_with_a_shorter_window_is_noticed(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     await environment.run(agents.propose, huge())
     llm.window = 2_048
@@ -511,7 +509,7 @@ async def test_an_engine_that_comes_back_with_a_shorter_window_is_noticed(
 
 
 async def test_a_window_that_holds_no_prompt_at_all_is_refused(
-    agents: VllmAgents, llm: LlmServer, environment: ActivityEnvironment
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     llm.window = 128
 
