@@ -1,13 +1,13 @@
 """Neo4j, the context graph."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import neo4j
 from neo4j.exceptions import AuthError, DriverError, Neo4jError
 
-from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
+from workers.clients import ANSWER_WITHIN_S, StartError, place, plain, words
 from workers.settings import Settings
 
 
@@ -38,3 +38,15 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
         except (TimeoutError, OSError, DriverError, Neo4jError, ValueError) as error:
             raise StartError(f"{where} is not reachable. Start it, or set NEO4J_URI") from error
         yield driver
+
+
+@contextmanager
+def takes_schema(settings: Settings) -> Iterator[None]:
+    """What Neo4j refuses while the graph is brought up to date stops the process, in its words."""
+    try:
+        yield
+    except (Neo4jError, DriverError) as error:
+        raise StartError(
+            f"Neo4j at {place(settings.neo4j_uri)} does not take the graph's schema: "
+            f"{words(error)}. Mend what it names, then start again"
+        ) from error

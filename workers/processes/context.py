@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 
 import structlog
 from neo4j import AsyncDriver
-from neo4j.exceptions import DriverError, Neo4jError
 from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
@@ -16,8 +15,7 @@ from activities.graph import Graph, seed_councils
 from activities.graph.councils import load_councils
 from activities.migrations import migrate
 from activities.planning import InvalidConfig, Planning, load_config
-from workers.clients import StartError, place, words
-from workers.clients.neo4j import open_neo4j
+from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options, valid_config
 from workers.settings import Settings
@@ -58,13 +56,8 @@ async def process(base: Base) -> AsyncIterator[Running]:
     async with open_neo4j(base.settings) as driver:
         with valid_config():
             worker = context_worker(base.temporal, base.settings, driver, base.valkey)
-        try:
+        with takes_schema(base.settings):
             versions = await migrate(driver)
             await seed_councils(driver, config / "councils.yaml", base.settings.agent_type)
-        except (Neo4jError, DriverError) as error:
-            raise StartError(
-                f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
-                f"{words(error)}. Mend what it names, then start again"
-            ) from error
         log.info("graph is up to date", migrations=versions)
         yield Running({CONTEXT_QUEUE: worker}, {"neo4j": driver.verify_connectivity})

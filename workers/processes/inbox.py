@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 import structlog
 from nats.aio.client import Client as Nats
 from neo4j import AsyncDriver
-from neo4j.exceptions import DriverError, Neo4jError
 
 from activities.cache import Cache
 from activities.context import load_scopes
@@ -16,9 +15,9 @@ from bridge import consumers, streams
 from bridge.consumers import ConsumerError
 from bridge.inbox import Inbox
 from bridge.streams import StreamError
-from workers.clients import StartError, place, words
+from workers.clients import StartError
 from workers.clients.nats import open_nats
-from workers.clients.neo4j import open_neo4j
+from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.processes import Base, Running, valid_config
 
 log = structlog.stdlib.get_logger(__name__)
@@ -37,13 +36,8 @@ async def process(base: Base) -> AsyncIterator[Running]:
     async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
         with valid_config():
             job = inbox(base, nats, driver)
-        try:
+        with takes_schema(base.settings):
             await migrate(driver)
-        except (Neo4jError, DriverError) as error:
-            raise StartError(
-                f"Neo4j at {place(base.settings.neo4j_uri)} does not take the graph's schema: "
-                f"{words(error)}. Mend what it names, then start again"
-            ) from error
         jetstream = nats.jetstream()
         try:
             await streams.reconcile(jetstream, base.settings.nats_replicas)
