@@ -20,8 +20,6 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
-from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -33,24 +31,22 @@ from activities.acts import ANSWERS, ASKS
 from activities.kept import kept_answer
 from activities.llm import LONGEST_MESSAGE
 from activities.prompts import Prompts
+from bridge import consumers, streams
 from bridge.agent_calls import AgentCalls, Found, OpenCall, SettledCall, new_call_id
 from bridge.agents import Commands, command
+from bridge.consumers import AGENTS_RESPONSES, ConsumerError
 from bridge.dead_letters import DeadLetters
+from bridge.streams import StreamError
 from workflows.events import AgentResponse
 from workflows.models import CallUsage, invalid_input
 
-RESPONSES = "AGENT_RESPONSES"
 SUBJECT = "agent.response."
-CONSUMER = "agents-responses"
 
 LARGEST_RESPONSE = 512 * 1024
 """Bytes. The longest answer that a form takes has a tenth of that."""
 
 FETCH_WITHIN_S = 1.0
 TEMPORAL_WITHIN = timedelta(seconds=5)
-
-ACK_WAIT = timedelta(seconds=10)
-"""A killed replica's messages go to another after this."""
 
 AGAIN_AFTER_S = (0.5, 1.0, 2.0, 5.0)
 """How long the job rests while a server is away, and a message that could not be settled."""
@@ -94,8 +90,11 @@ class Away(Exception):
 class AgentResponses:
     """A job beside the agents' worker; any number of replicas share the consumer."""
 
-    def __init__(self, nats: Nats, temporal: Client, valkey: Redis, prompts: Prompts) -> None:
+    def __init__(
+        self, nats: Nats, nats_replicas: int, temporal: Client, valkey: Redis, prompts: Prompts
+    ) -> None:
         self._nats = nats
+        self._nats_replicas = nats_replicas
         self._temporal = temporal
         self._valkey = valkey
         self._prompts = prompts
@@ -104,11 +103,12 @@ class AgentResponses:
         self._dead_letters = DeadLetters(nats)
         self._stopping = asyncio.Event()
         self._running = False
+        self._refused = False
 
     @property
     def is_running(self) -> bool:
-        """Whether it consumes, or waits for a server that is away."""
-        return self._running
+        """Whether it consumes, or waits for a server; not where a person has to mend something."""
+        return self._running and not self._refused
 
     async def run(self) -> None:
         """Settle messages until `shutdown`; while a server is away, wait and try again."""
@@ -118,7 +118,11 @@ class AgentResponses:
             while not self._stopping.is_set():
                 try:
                     await self._consume()
-                except (Away, NatsError, OSError, TimeoutError) as error:
+                except (
+                    *(Away, NatsError, OSError, TimeoutError),
+                    *(StreamError, ConsumerError),
+                ) as error:
+                    self._refused = isinstance(error, StreamError | ConsumerError)
                     why = str(error) or type(error).__name__
                     log.warning("agents' answers wait", because=why[:LONGEST_MESSAGE])
                     await self._rest(AGAIN_AFTER_S[min(failures, len(AGAIN_AFTER_S) - 1)])
@@ -142,7 +146,13 @@ class AgentResponses:
         """Settle one message after the other until `shutdown`. Raises what is away."""
         if not self._nats.is_connected:  # who connects tells why not
             return await self._rest(AGAIN_AFTER_S[0])
-        responses = await bind(self._nats.jetstream())
+        jetstream = self._nats.jetstream()
+        await streams.reconcile(jetstream, self._nats_replicas)
+        await consumers.reconcile(jetstream, [AGENTS_RESPONSES])
+        self._refused = False
+        responses = await jetstream.pull_subscribe_bind(
+            consumer=AGENTS_RESPONSES.name, stream=AGENTS_RESPONSES.stream
+        )
         try:
             while not self._stopping.is_set():
                 try:
@@ -151,6 +161,8 @@ class AgentResponses:
                 except NatsTimeout:
                     if not self._nats.is_connected:
                         raise
+                    # Nothing comes either where somebody has removed the consumer.
+                    await jetstream.consumer_info(AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name)
                     continue
                 await self._settle(message)
         finally:
@@ -176,7 +188,9 @@ class AgentResponses:
         await message.ack_sync()
 
     async def _bury(self, message: Msg, reason: str, error: str) -> None:
-        await self._dead_letters.bury(message, consumer=CONSUMER, reason=reason, error=error)
+        await self._dead_letters.bury(
+            message, consumer=AGENTS_RESPONSES.name, reason=reason, error=error
+        )
 
     async def _take(self, message: Msg) -> None:
         """Do what the message says. Raises Refused, or what the servers raise."""
@@ -310,21 +324,6 @@ class AgentResponses:
         return self._temporal.get_async_activity_handle(task_token=call.token)
 
 
-async def bind(jetstream: JetStreamContext) -> JetStreamContext.PullSubscription:
-    """The consumer that all replicas share, made where it is missing."""
-    await jetstream.add_consumer(
-        RESPONSES,
-        ConsumerConfig(
-            durable_name=CONSUMER,
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT.total_seconds(),
-            filter_subject=f"{SUBJECT}>",
-        ),
-    )
-    return await jetstream.pull_subscribe_bind(CONSUMER, RESPONSES)
-
-
 async def unless_gone(told: Awaitable[None]) -> None:
     """Tell Temporal, unless the attempt is over: then nobody waits to be told."""
     try:
@@ -381,5 +380,6 @@ def late(call: SettledCall) -> tuple[str, str]:
         )
     return (
         "double: the call has been answered",
-        f"it was {call.outcome.replace('_', ' ')} by message {call.by} of {RESPONSES}",
+        f"it was {call.outcome.replace('_', ' ')} by message {call.by} of "
+        f"{AGENTS_RESPONSES.stream}",
     )

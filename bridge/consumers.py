@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from nats.js import JetStreamContext
@@ -11,9 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 ACK_WAIT = timedelta(seconds=30)
 """A killed replica's messages go to another after this; one at work says so thrice meanwhile."""
-
-BACK_OFF = (ACK_WAIT, timedelta(minutes=1), timedelta(minutes=2), timedelta(minutes=5))
-"""How long an unsettled message rests: after its first delivery, its second, and so on."""
 
 MAX_ACK_PENDING = 2_048
 """Unsettled messages of a consumer in all replicas together: two batches for each of four."""
@@ -34,6 +32,7 @@ class Consumer(BaseModel):
     name: str
     stream: str
     subject: str
+    ack_wait: timedelta = ACK_WAIT
 
 
 def _consumer(name: str, stream: str, subject: str) -> Consumer:
@@ -59,14 +58,25 @@ CONSUMERS = (
     _consumer("orch-context-milestone", "CONTEXT", MILESTONE),
     _consumer("orch-context-decision", "CONTEXT", DECISION),
 )
+"""The inbox's."""
+
+AGENTS_RESPONSES = Consumer(
+    name="agents-responses",
+    stream="AGENT_RESPONSES",
+    subject="agent.response.>",
+    ack_wait=timedelta(seconds=10),  # an activity waits for it
+)
+"""The agents' process's: what external agents answer."""
 
 
 def declared(consumer: Consumer) -> dict[str, object]:
     """The settings of the consumer that JetStream can change, by ConsumerConfig's names."""
     return {
         "filter_subject": consumer.subject,
-        "ack_wait": ACK_WAIT.total_seconds(),
-        "backoff": [pause.total_seconds() for pause in BACK_OFF],
+        "ack_wait": consumer.ack_wait.total_seconds(),
+        # The inbox says how long a failed message rests; beside a list here, JetStream counts that
+        # from the list's time, and a message of the second delivery rests half a minute longer.
+        "backoff": None,
         "max_ack_pending": MAX_ACK_PENDING,
         "max_deliver": MAX_DELIVER,
         "headers_only": None,
@@ -100,7 +110,9 @@ def drift(found: ConsumerConfig, consumer: Consumer) -> dict[str, object]:
     }
 
 
-async def reconcile(jetstream: JetStreamContext) -> dict[str, list[str]]:
+async def reconcile(
+    jetstream: JetStreamContext, consumers: Sequence[Consumer] = CONSUMERS
+) -> dict[str, list[str]]:
     """Make what is missing, update what drifted; repeatable, and safe from several at once.
 
     The streams are there (bridge.streams). Answers what was changed, as that does.
@@ -109,7 +121,7 @@ async def reconcile(jetstream: JetStreamContext) -> dict[str, list[str]]:
         ConsumerError: a consumer that cannot be made what is declared.
     """
     changes = {}
-    for consumer in CONSUMERS:
+    for consumer in consumers:
         if changed := await _reconcile(jetstream, consumer):
             changes[consumer.name] = changed
     return changes

@@ -21,15 +21,19 @@ import yaml
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from bridge.agent_responses import CONSUMER, LARGEST_RESPONSE
+from activities.prompts import Prompts
+from bridge.agent_responses import LARGEST_RESPONSE, AgentResponses
 from bridge.agents import EXPIRY
+from bridge.consumers import AGENTS_RESPONSES
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
@@ -156,7 +160,7 @@ class Outside:
         """The one message that was refused, once all that was said has been settled."""
         await self.settled()
         (letter,) = await self.letters()
-        assert letter.consumer == CONSUMER
+        assert letter.consumer == AGENTS_RESPONSES.name
         return letter
 
     async def settled(self) -> None:
@@ -164,7 +168,9 @@ class Outside:
 
         async def done() -> bool:
             try:
-                info = await self.jetstream.consumer_info("AGENT_RESPONSES", CONSUMER)
+                info = await self.jetstream.consumer_info(
+                    AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name
+                )
             except NotFoundError:
                 return False  # the process has not made it yet
             stream = await self.jetstream.stream_info("AGENT_RESPONSES")
@@ -221,6 +227,47 @@ async def failure(handle: Asked) -> ApplicationError:
     cause = failed.value.cause.__cause__
     assert isinstance(cause, ApplicationError), repr(failed.value.cause)
     return cause
+
+
+# --- the consumer ---------------------------------------------------------------------------------
+
+
+async def test_a_consumer_that_somebody_removes_is_made_again(fleet: Outside) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+    await fleet.settled()
+    await fleet.jetstream.delete_consumer(AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name)
+
+    await fleet.answer(command)
+
+    assert (await handle.result()).usage.model == "outside-model"
+
+
+async def test_a_consumer_of_another_kind_is_told_with_its_mend_and_by_health(
+    outside: Outside, client: Redis
+) -> None:
+    await outside.jetstream.add_consumer(
+        AGENTS_RESPONSES.stream,
+        ConsumerConfig(durable_name=AGENTS_RESPONSES.name, ack_policy=AckPolicy.ALL),
+    )
+    prompts = Prompts.load(ROOT / "deploy" / "config" / "prompts")
+    responses = AgentResponses(outside.nats, 1, outside.temporal, client, prompts)
+    runs = asyncio.create_task(responses.run())
+
+    async def told() -> bool:
+        return any("nats consumer rm" in str(line.get("because")) for line in lines)
+
+    with capture_logs() as lines:
+        await until(told)
+    assert not responses.is_running
+    await outside.jetstream.delete_consumer(AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name)
+
+    async def runs_again() -> bool:
+        return responses.is_running
+
+    await until(runs_again)
+    await responses.shutdown()
+    await runs
 
 
 # --- answers --------------------------------------------------------------------------------------

@@ -66,7 +66,9 @@ async def process(base: Base) -> AsyncIterator[Running]:
         with valid_config(InvalidConfig, InvalidPrompt):
             worker = agents_worker(base.temporal, settings, engine, base.valkey, nats)
             prompts = Prompts.load(settings.fleet_config / "prompts")
-        responses = AgentResponses(nats, base.temporal, base.valkey, prompts)
+        responses = AgentResponses(
+            nats, settings.nats_replicas, base.temporal, base.valkey, prompts
+        )
         yield Running(
             {AGENTS_QUEUE: worker, RESPONSES: responses}, {"llm": engine.client.models.list}
         )
