@@ -141,7 +141,7 @@ async def a_namespace(servers: Servers) -> str:
     return name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 async def namespace(servers: Servers) -> str:
     return await a_namespace(servers)
 
