@@ -11,17 +11,19 @@ from typing import Any, NoReturn
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.statements import Change, change, moment
+from activities.graph.statements import Change, change, describe, moment
 from bridge.dead_letters import identity
 from bridge.mirror import SOURCE_PREFIX
 from workflows.events import (
     PUBLISHED,
+    ContextDecisionAdded,
+    ContextMilestoneReached,
     DeliberationCompleted,
     Entry,
     EventBody,
     PlanApproved,
 )
-from workflows.models import Id, LongId, invalid_input
+from workflows.models import DecisionAdded, Id, LongId, MilestoneReached, invalid_input
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_ID_CHARACTERS = 200
@@ -102,9 +104,28 @@ def understand(received: Received) -> Change:
         body=body.model_dump(mode="json", exclude_none=True),
     )
     try:
-        return change(entry, int(received.time.timestamp() * 1000), received.sequence)
+        found = change(entry, int(received.time.timestamp() * 1000), received.sequence)
+        if isinstance(body, ContextDecisionAdded | ContextMilestoneReached):
+            news(found)  # stored only if the story can be told of it
     except ApplicationError as error:
         raise NotUnderstood(error.message) from None
+    return found
+
+
+def news(told: Change) -> DecisionAdded | MilestoneReached:
+    """What a running story, and its agents, are told of a change.
+
+    Raises:
+        ApplicationError: `InvalidInput`, not retryable, where a text is empty or too long.
+    """
+    body = told.body
+    if isinstance(body, ContextDecisionAdded):
+        return DecisionAdded(**body.model_dump(include=set(DecisionAdded.model_fields)))
+    milestone = body.milestone_id if isinstance(body, ContextMilestoneReached) else told.entry.id
+    said = describe(told)
+    return MilestoneReached(
+        milestone_id=milestone, event_type=said.event_type, description=said.description
+    )
 
 
 def _object(data: bytes) -> dict[str, Any]:

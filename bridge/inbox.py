@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from itertools import chain, groupby, repeat
 from typing import TypeVar
@@ -33,12 +34,12 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph import Graph
-from activities.graph.statements import Change, describe
+from activities.graph.statements import Change
 from bridge import consumers, streams
-from bridge.consumers import ACK_WAIT, CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
+from bridge.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
 from bridge.dead_letters import DeadLetters
-from bridge.inbound import NotUnderstood, Received, is_own, understand
-from workflows.events import ContextDecisionAdded, ContextMilestoneReached, PlanApproved
+from bridge.inbound import NotUnderstood, Received, is_own, news, understand
+from workflows.events import PlanApproved
 from workflows.models import (
     DecisionAdded,
     MilestoneReached,
@@ -205,7 +206,7 @@ class Inbox:
         return []
 
     async def _settle(self, consumer: Consumer, messages: Sequence[Msg]) -> None:
-        async with _in_progress(messages):
+        async with _in_progress(messages, consumer.ack_wait):
             held = [each for message in messages if (each := await self._read(consumer, message))]
             # In the order of the stories: two replicas then take their nodes' locks alike.
             held.sort(key=lambda each: each.change.story_id)
@@ -241,7 +242,9 @@ class Inbox:
             return Held(message, understand(received))
         except NotUnderstood as error:
             await self._bury(consumer, message, str(error))
-            return None
+        except Exception as error:  # a fault of ours: one message's matter, not the inbox's end
+            await self._failed(consumer, message, Failed(repr(error), final=False))
+        return None
 
     async def _done(self, consumer: Consumer, held: Held, outcome: str) -> None:
         await held.message.ack()
@@ -289,7 +292,12 @@ class Inbox:
 
     async def _forget_packs(self, consumer: Consumer, held: Sequence[Held]) -> None:
         stories = {each.change.story_id for each in held}
-        await self._patiently(consumer, lambda: self._graph.drop_packs(stories))
+        try:
+            await self._patiently(consumer, lambda: self._graph.drop_packs(stories))
+        except Failed as failure:
+            for each in held:
+                await self._failed(consumer, each.message, failure)
+            return
         for each in held:
             await self._done(consumer, each, "dropped")
 
@@ -327,18 +335,11 @@ class Inbox:
             StoryWorkflow.run, story_workflow_id(change.story_id)
         )
         try:
-            match change.body:
-                case ContextDecisionAdded() as body:
-                    fields = body.model_dump(include=set(DecisionAdded.model_fields))
-                    await story.signal(StoryWorkflow.add_decision, DecisionAdded(**fields))
-                case ContextMilestoneReached() as body:
-                    await story.signal(
-                        StoryWorkflow.add_milestone, _milestone(change, body.milestone_id)
-                    )
-                case _:
-                    await story.signal(
-                        StoryWorkflow.add_milestone, _milestone(change, change.entry.id)
-                    )
+            match news(change):
+                case DecisionAdded() as decision:
+                    await story.signal(StoryWorkflow.add_decision, decision)
+                case MilestoneReached() as milestone:
+                    await story.signal(StoryWorkflow.add_milestone, milestone)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -388,6 +389,8 @@ class Inbox:
                     final = error.status == RPCStatusCode.INVALID_ARGUMENT
                     raise Failed(f"Temporal refuses: {error.message}", final) from None
                 why = f"Temporal does not answer: {error.message}"
+            except Exception as error:  # as above
+                raise Failed(repr(error), final=False) from error
             else:
                 PAUSED.labels(consumer.name).set(0)
                 return answer
@@ -407,7 +410,7 @@ class Inbox:
 
     async def _watch_lag(self) -> None:
         """What the consumers have before them, for Prometheus."""
-        while not await self._wait(LAG_EVERY_S):
+        while True:
             for consumer in CONSUMERS:
                 # While NATS is away the last figures stand; `_consume` tells of it.
                 with suppress(nats_errors.Error, OSError):
@@ -415,6 +418,8 @@ class Inbox:
                     PENDING.labels(consumer.name).set(told.num_pending or 0)
                     OUTSTANDING.labels(consumer.name).set(told.num_ack_pending or 0)
                     REDELIVERED.labels(consumer.name).set(told.num_redelivered or 0)
+            if await self._wait(LAG_EVERY_S):
+                return
 
 
 async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:
@@ -432,12 +437,12 @@ async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:
 
 
 @asynccontextmanager
-async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
-    """Say thrice in every ACK_WAIT that those not settled are at work."""
+async def _in_progress(messages: Sequence[Msg], ack_wait: timedelta) -> AsyncIterator[None]:
+    """Say thrice in every `ack_wait` that those not settled are at work."""
 
     async def say() -> None:
         while True:
-            await asyncio.sleep(ACK_WAIT.total_seconds() / 3)
+            await asyncio.sleep(ack_wait.total_seconds() / 3)
             for message in messages:
                 if not message.is_acked:
                     # Unsaid, it is delivered again, and applied once all the same.
@@ -449,10 +454,3 @@ async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
         yield
     finally:
         saying.cancel()
-
-
-def _milestone(change: Change, milestone_id: str) -> MilestoneReached:
-    said = describe(change)
-    return MilestoneReached(
-        milestone_id=milestone_id, event_type=said.event_type, description=said.description
-    )

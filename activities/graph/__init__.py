@@ -127,16 +127,16 @@ class Graph(GraphStub):
         """Store a batch: the graph in one transaction, then the cache."""
         await self.store(changes(batch))
 
-    async def store(self, known: Sequence[Change]) -> None:
+    async def store(self, changes: Sequence[Change]) -> None:
         """Store what was understood: the graph in one transaction, then the cache.
 
         Raises:
             ApplicationError: as every method; nothing is in the graph then that cannot be repeated.
         """
         with store_errors():
-            await self._write(_in_statements(known))
-            await self._cache.store(_lines(known), _documents(known))
-            await self._cache.drop_packs({each.story_id for each in known if each.story_id})
+            await self._write(_in_statements(changes))
+            await self._cache.store(_lines(changes), _documents(changes))
+            await self._cache.drop_packs({each.story_id for each in changes if each.story_id})
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
         """Drop the stories' context packs: what they were built from has changed."""

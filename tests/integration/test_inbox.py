@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from neo4j import AsyncDriver
+from prometheus_client import REGISTRY
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
@@ -21,7 +22,7 @@ from activities.graph.statements import Change
 from bridge import consumers, streams
 from bridge.consumers import CONSUMERS
 from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.inbox import Inbox
+from bridge.inbox import LAST_DELIVERY, Inbox
 from bridge.mirror import SOURCE_PREFIX
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, running
@@ -251,6 +252,8 @@ async def test_of_contradictory_transitions_the_later_in_time_holds(
     assert found == [{"s": "TEST"}]
 
 
+DECIDED = {"story_id": "US-1", "decision_id": "d-1", "rationale": "r", "decided_by": "ana"}
+MILESTONE = {"story_id": "US-1", "milestone_id": "m-1", "description": "shown"}
 LARGE = json.dumps(moved("US-1") | {"reason": "x" * 5_000_000}).encode()
 
 
@@ -275,6 +278,8 @@ LARGE = json.dumps(moved("US-1") | {"reason": "x" * 5_000_000}).encode()
         (TRANSITIONED, moved("US-1") | {"timestamp": 1767225600}, "timestamp"),
         (DELIBERATED, {"story_id": "US-1", "role": "DEV"}, "task_id"),
         ("context.decision.added", {"story_id": "US-1", "title": "t"}, "decision_id"),
+        ("context.decision.added", DECIDED | {"title": ""}, "title"),
+        ("context.milestone.reached", MILESTONE | {"event_type": "x" * 5_000}, "event_type"),
     ],
 )
 async def test_what_cannot_be_understood_is_a_dead_letter_with_the_reason(
@@ -330,6 +335,141 @@ class Poisoned(Graph):
         await super().store(changes)
 
 
+class Forgetful(Graph):
+    """A graph with a fault in its code, which one story brings out."""
+
+    async def store(self, changes: Sequence[Change]) -> None:
+        if any(change.story_id == "US-fault" for change in changes):
+            raise KeyError("nobody thought of this")
+        await super().store(changes)
+
+    async def drop_packs(self, stories: Iterable[str]) -> None:
+        raise KeyError("nor of this")
+
+
+async def test_an_error_that_nobody_thought_of_ends_no_inbox(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.inbox.NAK_AFTER_S", (0.01,))
+    story = a_story()
+    faulty = Forgetful(graph._driver, graph._cache, graph._scopes)
+    await send(bus, TRANSITIONED, moved("US-fault"))
+    await send(bus, "context.updated", {"story_id": story, "version": 1, "changed": ["CASE"]})
+    await send(bus, TRANSITIONED, moved(story))
+
+    async with consuming(nats_client, faulty, temporal_client):
+        await settled(bus)
+
+    assert await count(driver, "PhaseTransition", story) == 1
+    letters = {letter.consumer: letter for letter in await dead(nats_client)}
+    assert sorted(letters) == ["context-planning-story-transitions", "orch-context-updated"]
+    for letter in letters.values():
+        assert letter.deliveries == LAST_DELIVERY
+        assert "nobody thought" in letter.error or "nor of this" in letter.error
+
+
+class Slow(Graph):
+    """A graph whose every transaction takes a while."""
+
+    async def store(self, changes: Sequence[Change]) -> None:
+        await asyncio.sleep(3)
+        await super().store(changes)
+
+
+async def test_work_slower_than_the_ack_wait_is_said_to_be_in_progress_and_done_once(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = [each.model_copy(update={"ack_wait": timedelta(seconds=1)}) for each in CONSUMERS]
+    await consumers.reconcile(bus, soon)
+    monkeypatch.setattr("bridge.inbox.CONSUMERS", soon)
+    story = a_story()
+    await send(bus, TRANSITIONED, moved(story))
+
+    async with consuming(
+        nats_client, Slow(graph._driver, graph._cache, graph._scopes), temporal_client
+    ):
+        await settled(bus)
+
+    assert await count(driver, "PhaseTransition", story) == 1
+    told = await bus.consumer_info("PLANNING_EVENTS", "context-planning-story-transitions")
+    assert told.delivered
+    assert told.delivered.consumer_seq == 1
+
+
+async def test_a_consumer_that_somebody_removes_is_made_again(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.inbox.FETCH_WITHIN_S", 0.5)
+    story = a_story()
+    async with consuming(nats_client, graph, temporal_client):
+        await send(bus, TRANSITIONED, moved(story))
+        await settled(bus)
+        for each in CONSUMERS:
+            await bus.delete_consumer(each.stream, each.name)
+        await send(bus, TRANSITIONED, moved(story, minute=1))
+
+        async def both_stored() -> bool:
+            return await count(driver, "PhaseTransition", story) == 2
+
+        async def all_there() -> bool:
+            names = {info.name for info in await bus.consumers_info("CONTEXT")}
+            return names >= {each.name for each in CONSUMERS if each.stream == "CONTEXT"}
+
+        await until(both_stored)
+        await until(all_there)
+
+
+async def test_the_lag_of_a_consumer_is_a_metric(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.inbox.LAG_EVERY_S", 0.05)
+    name = {"consumer": "context-planning-story-transitions"}
+
+    def lag(figure: str) -> float | None:
+        return REGISTRY.get_sample_value(f"fleet_consumer_{figure}", name)
+
+    class Away(Graph):
+        async def store(self, changes: Sequence[Change]) -> None:
+            raise ApplicationError("away", type="GraphUnavailable")
+
+    story = a_story()
+    for minute in range(600):
+        await send(bus, TRANSITIONED, moved(story, minute=minute))
+    away = Away(graph._driver, graph._cache, graph._scopes)
+    async with consuming(nats_client, away, temporal_client):
+
+        async def told() -> bool:
+            return (lag("outstanding"), lag("pending")) == (512, 88) and lag("paused") == 1
+
+        await until(told)
+    async with consuming(nats_client, graph, temporal_client):
+
+        async def caught_up() -> bool:
+            return (lag("outstanding"), lag("pending")) == (0, 0) and lag("paused") == 0
+
+        await until(caught_up)
+        await settled(bus)
+
+
 async def test_one_poison_among_ten_thousand_is_buried_and_holds_nobody_up(
     bus: JetStreamContext,
     nats_client: Nats,
@@ -383,7 +523,8 @@ async def test_while_the_graph_is_away_nothing_is_fetched_nor_buried(
 
         async def holds_one_batch() -> bool:
             told = await bus.consumer_info("PLANNING_EVENTS", name)
-            return bool(told.num_ack_pending) and bool(told.num_pending)
+            paused = REGISTRY.get_sample_value("fleet_consumer_paused", {"consumer": name})
+            return paused == 1 and bool(told.num_ack_pending) and bool(told.num_pending)
 
         await until(holds_one_batch)
         await neo4j_server.start()
