@@ -1,11 +1,10 @@
-"""Real servers for the tests: started once per run on free ports, or those at given addresses.
+"""Real servers for the tests, started once per run on free ports.
 
 `temporal`, `nats_server`, `neo4j_server` and `valkey` each yield a running server with the
 address and credentials a client needs. A test that breaks one (`await nats_server.kill()`)
 starts it again (`await nats_server.start()`): the rest of the run uses the same one.
 """
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,17 +14,7 @@ import pytest
 from hypothesis import settings
 
 from deploy.local.process import ServerProcess, free_ports
-from deploy.local.servers import (
-    Nats,
-    Neo4j,
-    Server,
-    Temporal,
-    Valkey,
-    check_nats,
-    check_neo4j,
-    check_temporal,
-    check_valkey,
-)
+from deploy.local.servers import Nats, Neo4j, Server, Temporal, Valkey
 from tests.llm_server import LlmServer
 
 # A machine that is busy is slow, and no law is broken by that.
@@ -38,36 +27,28 @@ READY_WITHIN = timedelta(seconds=120)
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server under test: `address` is what its client connects to.
-
-    `process` is None for one that runs elsewhere; such a server cannot be broken.
-    """
+    """A server under test: `address` is what its client connects to."""
 
     name: str
     address: str
+    port: int
+    host: str
+    process: ServerProcess
     user: str | None = None
     password: str | None = None
-    port: int = 0
-    host: str = ""
     ui_url: str | None = None
-    process: ServerProcess | None = None
 
     async def start(self) -> None:
         """Start it again after `stop` or `kill`; its data is still there."""
-        await self._own().start()
+        await self.process.start()
 
     async def stop(self) -> None:
         """End it in good order."""
-        await self._own().stop()
+        await self.process.stop()
 
     async def kill(self) -> None:
         """End it as a crash would."""
-        await self._own().kill()
-
-    def _own(self) -> ServerProcess:
-        if self.process is None:
-            pytest.skip(f"{self.name} at {self.address} is not ours to break")
-        return self.process
+        await self.process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -79,18 +60,9 @@ def _process(server: Server, homes: Path) -> ServerProcess:
     return ServerProcess(server, homes / f"{server.name}.log", READY_WITHIN)
 
 
-async def _end(server: RunningServer) -> None:
-    if server.process is not None:
-        await server.process.kill()  # what it stored goes with the folder
-
-
 @pytest.fixture(scope="session")
 async def temporal(server_homes: Path) -> AsyncIterator[RunningServer]:
     """A Temporal development server; namespace `default`."""
-    if given := os.environ.get("TEMPORAL_ADDRESS"):
-        await check_temporal(given)
-        yield RunningServer("temporal", given)
-        return
     port, ui_port = free_ports(2)
     server = Temporal(server_homes / "temporal", port, ui_port)
     process = _process(server, server_homes)
@@ -104,17 +76,12 @@ async def temporal(server_homes: Path) -> AsyncIterator[RunningServer]:
         process=process,
     )
     yield running
-    await _end(running)
+    await running.kill()  # what it stored goes with the folder
 
 
 @pytest.fixture(scope="session")
 async def nats_server(server_homes: Path) -> AsyncIterator[RunningServer]:
     """NATS with JetStream, its store empty at the start of the run."""
-    if given := os.environ.get("NATS_URL"):
-        user, password = os.environ.get("NATS_USER"), os.environ.get("NATS_PASSWORD")
-        await check_nats(given, user, password)
-        yield RunningServer("nats", given, user, password)
-        return
     (port,) = free_ports(1)
     server = Nats(server_homes / "nats", port)
     process = _process(server, server_homes)
@@ -122,25 +89,19 @@ async def nats_server(server_homes: Path) -> AsyncIterator[RunningServer]:
     running = RunningServer(
         "nats",
         server.url,
-        server.user,
-        server.password,
+        user=server.user,
+        password=server.password,
         port=port,
         host="127.0.0.1",
         process=process,
     )
     yield running
-    await _end(running)
+    await running.kill()  # what it stored goes with the folder
 
 
 @pytest.fixture(scope="session")
 async def neo4j_server(server_homes: Path) -> AsyncIterator[RunningServer]:
     """Neo4j Community, empty at the start of the run."""
-    if given := os.environ.get("NEO4J_URI"):
-        user = os.environ.get("NEO4J_USER", "neo4j")
-        password = os.environ.get("NEO4J_PASSWORD", "")
-        await check_neo4j(given, user, password)
-        yield RunningServer("neo4j", given, user, password)
-        return
     (port,) = free_ports(1)
     server = Neo4j(server_homes / "neo4j", port)
     process = _process(server, server_homes)
@@ -148,25 +109,19 @@ async def neo4j_server(server_homes: Path) -> AsyncIterator[RunningServer]:
     running = RunningServer(
         "neo4j",
         server.uri,
-        server.user,
-        server.password,
+        user=server.user,
+        password=server.password,
         port=port,
         host="127.0.0.1",
         process=process,
     )
     yield running
-    await _end(running)
+    await running.kill()  # what it stored goes with the folder
 
 
 @pytest.fixture(scope="session")
 async def valkey(server_homes: Path) -> AsyncIterator[RunningServer]:
     """Valkey, empty at the start of the run; `address` is `host:port`."""
-    if given := os.environ.get("REDIS_HOST"):
-        port = int(os.environ.get("REDIS_PORT", "6379"))
-        password = os.environ.get("REDIS_PASSWORD")
-        await check_valkey(given, port, password)
-        yield RunningServer("valkey", f"{given}:{port}", password=password, port=port, host=given)
-        return
     (port,) = free_ports(1)
     server = Valkey(server_homes / "valkey", port)
     process = _process(server, server_homes)
@@ -180,7 +135,7 @@ async def valkey(server_homes: Path) -> AsyncIterator[RunningServer]:
         process=process,
     )
     yield running
-    await _end(running)
+    await running.kill()  # what it stored goes with the folder
 
 
 @dataclass(frozen=True)
