@@ -143,6 +143,24 @@ class Settings(BaseSettings):
     temporal_metrics_port: Port | None = Field(
         None, description="loopback port of the Temporal SDK's own metrics; unset: none"
     )
+    grpc_host: str = Field("127.0.0.1", description="where the gRPC services listen")
+    grpc_orchestrator_port: Port = Field(50055, description="port of orchestrator.v1")
+    grpc_context_port: Port = Field(50054, description="port of fleet.context.v1")
+    grpc_planning_port: Port = Field(50053, description="port of fleet.planning.v1")
+    grpc_storycoach_port: Port = Field(50052, description="port of fleet.storycoach.v1")
+    grpc_workspace_port: Port = Field(50051, description="port of fleet.workspace.v1")
+    grpc_token_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="key that gRPC's tokens are signed with, 32 characters or more",
+    )
+    grpc_calls_per_second: float = Field(
+        2000, gt=0, description="gRPC calls a second that one actor may make in the long run"
+    )
+    grpc_tls_cert: FilePath | None = Field(
+        None, description="PEM certificate chain of the gRPC services; unset: no TLS"
+    )
+    grpc_tls_key: FilePath | None = Field(None, description="PEM key of that certificate")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least level that is logged"
     )

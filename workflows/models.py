@@ -78,16 +78,23 @@ _REMEDIES = {
 }
 
 
-def invalid_input(what: str, error: ValidationError) -> ApplicationError:
+class InvalidInput(ApplicationError):
+    """A refused request. `problems`: each wrong field with its rule; lost on Temporal's wire."""
+
+    def __init__(self, what: str, problems: list[tuple[str, str]]) -> None:
+        lines = "; ".join(f"{field}: {rule}" for field, rule in problems)
+        super().__init__(f"{what} refused. {lines}"[:2000], type=INVALID_INPUT, non_retryable=True)
+        self.problems = problems
+
+
+def invalid_input(what: str, error: ValidationError) -> InvalidInput:
     """The refusal of a request: each wrong field with its rule, cut to 2,000 characters."""
-    lines = []
+    problems = []
     for problem in error.errors(include_url=False, include_input=False):
         field = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
         remedy = _REMEDIES.get(problem["type"], problem["msg"])
-        lines.append(f"{field}: {remedy.format(**problem.get('ctx', {}))}")
-    return ApplicationError(
-        f"{what} refused. {'; '.join(lines)}"[:2000], type=INVALID_INPUT, non_retryable=True
-    )
+        problems.append((field, remedy.format(**problem.get("ctx", {}))))
+    return InvalidInput(what, problems)
 
 
 def content_hash(content: Any) -> str:

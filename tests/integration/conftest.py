@@ -9,10 +9,14 @@ import uuid
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -25,6 +29,8 @@ from activities.cache import Cache
 from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
+from bridge.grpc.access import Access, Caller, create_token
+from bridge.grpc.server import GrpcServer, Served
 from bridge.streams import STREAMS
 from tests.conftest import RunningServer, Servers
 from tests.integration.stories import batch, deliberation, new_story, one_of_each
@@ -33,6 +39,7 @@ from workers.clients.nats import open_nats
 from workers.settings import ROOT, Settings
 
 Environment = dict[str, str]
+Metadata = tuple[tuple[str, str], ...]
 
 STARTS_WITHIN_S = 120
 """Generous: the machine may be busy."""
@@ -193,3 +200,46 @@ async def running(name: str, environment: Environment) -> AsyncIterator[Log]:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+# --- gRPC -----------------------------------------------------------------------------------------
+
+TOKEN_KEY = "a key of the tests, of 32 bytes or more"
+
+
+def bearer(actor: str = "ana", *roles: str, valid_for: timedelta = timedelta(hours=1)) -> Metadata:
+    """The metadata of a call with a token of that actor's."""
+    token = create_token(TOKEN_KEY, Caller(actor=actor, roles=frozenset(roles)), valid_for)
+    return (("authorization", f"Bearer {token}"),)
+
+
+@asynccontextmanager
+async def serving(
+    served: Served, calls_per_second: float = 10_000, port: int = 0
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the service, which runs until the block ends."""
+    access = Access(TOKEN_KEY, calls_per_second)
+    server = GrpcServer(served, "127.0.0.1", port, access, drain=timedelta(seconds=5))
+    runs = asyncio.create_task(server.run())
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            yield channel
+    finally:
+        await server.shutdown()
+        await runs
+
+
+def problem(error: grpc.aio.AioRpcError) -> tuple[str, list[Any]]:
+    """What a failed call was told: google.rpc.ErrorInfo's reason, and all details unpacked."""
+    trailers = dict(error.trailing_metadata())
+    status = Status.FromString(trailers["grpc-status-details-bin"])
+    assert status.message == error.details()
+    details = []
+    for packed in status.details:
+        kind = {each.DESCRIPTOR.full_name: each for each in (ErrorInfo, BadRequest, RetryInfo)}[
+            packed.TypeName()
+        ]
+        detail = kind()
+        packed.Unpack(detail)
+        details.append(detail)
+    return details[0].reason, details

@@ -1,0 +1,174 @@
+"""What a call raises, as gRPC's clients need it: a status, its words, and google.rpc details.
+
+One table says which error is which status; `tests/unit/test_grpc_errors.py` proves it complete.
+https://grpc.io/docs/guides/status-codes/ and google/rpc/error_details.proto.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from temporalio.client import RPCError, WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateUnanswered
+from temporalio.exceptions import ApplicationError, CancelledError, FailureError
+from temporalio.service import RPCStatusCode
+
+from workflows.models import InvalidInput
+
+NOT_FOUND = "NotFound"
+ALREADY_EXISTS = "AlreadyExists"
+UNAUTHENTICATED = "Unauthenticated"
+PERMISSION = "Permission"
+RATE = "RateLimit"
+CANCELLED = "Cancelled"
+
+DOMAIN = "swe-ai-fleet"
+"""Of ErrorInfo: whose `reason` it is."""
+
+RETRY_AFTER = timedelta(seconds=1)
+"""What a client is told to wait where a server is away."""
+
+STATUS: dict[str, StatusCode] = {
+    # the request
+    "InvalidInput": StatusCode.INVALID_ARGUMENT,
+    "InvalidEntry": StatusCode.INVALID_ARGUMENT,
+    "GraphValue": StatusCode.INVALID_ARGUMENT,
+    "CacheValue": StatusCode.INVALID_ARGUMENT,
+    "PromptTooLong": StatusCode.INVALID_ARGUMENT,
+    # who asks
+    UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
+    PERMISSION: StatusCode.PERMISSION_DENIED,
+    "GateRole": StatusCode.PERMISSION_DENIED,
+    RATE: StatusCode.RESOURCE_EXHAUSTED,
+    # what there is
+    NOT_FOUND: StatusCode.NOT_FOUND,
+    "UnknownCouncil": StatusCode.NOT_FOUND,
+    ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
+    # what is not legal now
+    "UnknownGate": StatusCode.FAILED_PRECONDITION,
+    "GateNotOpen": StatusCode.FAILED_PRECONDITION,
+    "GuardBlocked": StatusCode.FAILED_PRECONDITION,
+    "StaleRevision": StatusCode.FAILED_PRECONDITION,
+    "IllegalMove": StatusCode.FAILED_PRECONDITION,
+    "NoBudget": StatusCode.FAILED_PRECONDITION,
+    "MockAgent": StatusCode.FAILED_PRECONDITION,
+    "AgentTypeNotSupported": StatusCode.FAILED_PRECONDITION,
+    "CouncilTooSmall": StatusCode.FAILED_PRECONDITION,
+    "InvalidAgent": StatusCode.FAILED_PRECONDITION,
+    "InvalidConfig": StatusCode.FAILED_PRECONDITION,
+    "InvalidPlan": StatusCode.FAILED_PRECONDITION,
+    "AllBarred": StatusCode.FAILED_PRECONDITION,
+    # what did not come to an end
+    "QuorumLost": StatusCode.ABORTED,
+    "BadAnswer": StatusCode.ABORTED,
+    "AgentFailed": StatusCode.ABORTED,
+    "PlanPartial": StatusCode.ABORTED,
+    "DeliberationTimeout": StatusCode.DEADLINE_EXCEEDED,
+    CANCELLED: StatusCode.CANCELLED,
+    # what is away, and comes back
+    "LlmUnreachable": StatusCode.UNAVAILABLE,
+    "LlmTimeout": StatusCode.UNAVAILABLE,
+    "LlmOverloaded": StatusCode.UNAVAILABLE,
+    "LlmServerError": StatusCode.UNAVAILABLE,
+    "LlmProtocol": StatusCode.UNAVAILABLE,
+    "LlmRefused": StatusCode.FAILED_PRECONDITION,
+    "StoreUnreachable": StatusCode.UNAVAILABLE,
+    "StoreUnavailable": StatusCode.UNAVAILABLE,
+    "GraphUnavailable": StatusCode.UNAVAILABLE,
+    "GraphBusy": StatusCode.UNAVAILABLE,
+    "GraphCredentials": StatusCode.UNAVAILABLE,
+    "GraphSettings": StatusCode.UNAVAILABLE,
+    "CacheUnavailable": StatusCode.UNAVAILABLE,
+    "CacheCredentials": StatusCode.UNAVAILABLE,
+    "CacheFull": StatusCode.UNAVAILABLE,
+    "NatsAway": StatusCode.UNAVAILABLE,
+    "NatsError": StatusCode.UNAVAILABLE,
+    "NoAck": StatusCode.UNAVAILABLE,
+    "NoStream": StatusCode.UNAVAILABLE,
+    "StreamRefused": StatusCode.UNAVAILABLE,
+    "UnknownKind": StatusCode.UNAVAILABLE,
+    # ours to mend
+    "GraphError": StatusCode.INTERNAL,
+    "GraphStatement": StatusCode.INTERNAL,
+    "CacheError": StatusCode.INTERNAL,
+    "EventTooLarge": StatusCode.INTERNAL,
+    "InvalidEvent": StatusCode.INTERNAL,
+}
+"""ApplicationError's type -> status."""
+
+_TEMPORAL: dict[RPCStatusCode, StatusCode] = {
+    RPCStatusCode.NOT_FOUND: StatusCode.NOT_FOUND,
+    RPCStatusCode.ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
+    RPCStatusCode.INVALID_ARGUMENT: StatusCode.INVALID_ARGUMENT,
+    RPCStatusCode.DEADLINE_EXCEEDED: StatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED: StatusCode.CANCELLED,
+}
+"""What Temporal says of the request itself; whatever else it says, it does not serve us now."""
+
+
+def refused(kind: str, message: str) -> ApplicationError:
+    """What a servicer raises: `kind` is one of STATUS."""
+    return ApplicationError(message, type=kind, non_retryable=True)
+
+
+def status_of(error: BaseException) -> Status:
+    """The google.rpc.Status of what a call raised; an error that nobody thought of is INTERNAL."""
+    cause = _cause(error)
+    match cause:
+        case ApplicationError(type=str(kind)) if kind in STATUS:
+            return _status(STATUS[kind], cause.message, kind, cause)
+        case ApplicationError():
+            return _status(StatusCode.INTERNAL, cause.message, cause.type or "", cause)
+        case CancelledError():
+            return _status(StatusCode.CANCELLED, "it was cancelled", CANCELLED, cause)
+        case UpdateUnanswered() | TimeoutError():
+            words = "no answer in time; what was asked may still be done"
+            return _status(StatusCode.DEADLINE_EXCEEDED, words, "Deadline", cause)
+        case RPCError():
+            code = _TEMPORAL.get(cause.status, StatusCode.UNAVAILABLE)
+            return _status(code, f"Temporal: {cause.message}", cause.status.name, cause)
+    return _status(StatusCode.INTERNAL, "an internal error; it is logged", "Internal", cause)
+
+
+def code_of(status: Status) -> StatusCode:
+    """The status's code as grpc names it."""
+    return next(code for code in StatusCode if code.value[0] == status.code)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What happened, inside of what Temporal wraps it in."""
+    while isinstance(error, WorkflowFailureError | WorkflowUpdateFailedError | FailureError):
+        if isinstance(error, ApplicationError | CancelledError) or error.__cause__ is None:
+            return error
+        error = error.__cause__
+    return error
+
+
+def _status(code: StatusCode, message: str, reason: str, cause: BaseException) -> Status:
+    details: list[Message] = [ErrorInfo(reason=reason, domain=DOMAIN)]
+    if isinstance(cause, InvalidInput):
+        details.append(
+            BadRequest(
+                field_violations=[
+                    BadRequest.FieldViolation(field=field, description=rule)
+                    for field, rule in cause.problems
+                ]
+            )
+        )
+    if code in (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED):
+        wait = Duration()
+        wait.FromTimedelta(RETRY_AFTER)
+        details.append(RetryInfo(retry_delay=wait))
+    return Status(code=code.value[0], message=message[:2_000], details=[_any(d) for d in details])
+
+
+def _any(detail: Message) -> Any:
+    packed = Any()
+    packed.Pack(detail)
+    return packed
