@@ -13,7 +13,14 @@ from typing import Any, Generic, TypeVar
 
 from temporalio.exceptions import ApplicationError
 
-from activities.answers import Form, critique_form, plan_form, proposal_form, verdict_form
+from activities.answers import (
+    Form,
+    critique_form,
+    plan_form,
+    proposal_form,
+    story_form,
+    verdict_form,
+)
 from activities.llm import LONGEST_MESSAGE
 from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts, Values
 from workflows.models import (
@@ -30,7 +37,10 @@ from workflows.models import (
     ProposalAnswer,
     ProposeInput,
     ReviseInput,
+    StoryText,
     Wire,
+    WriteStoryAnswer,
+    WriteStoryInput,
 )
 
 ASKS = 3
@@ -44,10 +54,13 @@ ANSWERS: Mapping[str, type[Wire]] = {
     "revise": ProposalAnswer,
     "judge": JudgeAnswer,
     "derive_plan": DerivePlanAnswer,
+    "write_story": WriteStoryAnswer,
 }
 """What each act's activity returns."""
 
-AnswerT = TypeVar("AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer)
+AnswerT = TypeVar(
+    "AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer, WriteStoryAnswer
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,15 @@ def derive_plan(request: DerivePlanInput) -> Question[DerivePlanAnswer]:
     return Question("derive_plan", request, material, plan_form(request.roles), DerivePlanAnswer)
 
 
+def write_story(request: WriteStoryInput) -> Question[WriteStoryAnswer]:
+    material = {
+        "goal": request.goal,
+        "story": story_text(request.story) if request.story else "",
+        "findings": _bullets(finding.message for finding in request.findings),
+    }
+    return Question("write_story", request, material, story_form, WriteStoryAnswer)
+
+
 def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
     """The question of an act, from its activity's input as JSON."""
     match act:
@@ -137,6 +159,8 @@ def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
             return judge(JudgeInput.model_validate(request))
         case "derive_plan":
             return derive_plan(DerivePlanInput.model_validate(request))
+        case "write_story":
+            return write_story(WriteStoryInput.model_validate(request))
     raise ValueError(f"no act is named {act!r}")
 
 
@@ -178,6 +202,11 @@ def proposal_text(proposal: Proposal) -> str:
         for decision in proposal.decisions
     )
     return f"Approach: {proposal.approach}\n\n{proposal.content}\n\nDecisions:\n{decisions}"
+
+
+def story_text(story: StoryText) -> str:
+    criteria = _bullets(story.acceptance_criteria)
+    return f"Title: {story.title}\n\n{story.brief}\n\nAcceptance criteria:\n{criteria}"
 
 
 def critique_text(critique: Critique) -> str:

@@ -37,6 +37,8 @@ from workflows.models import (
     ProposalAnswer,
     ProposeInput,
     ReviseInput,
+    WriteStoryAnswer,
+    WriteStoryInput,
 )
 from workflows.stubs import AgentStub
 
@@ -88,6 +90,10 @@ class Agents(AgentStub):
     @activity.defn
     async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
         return await self._of(request.agent).answer(acts.derive_plan(request))
+
+    @activity.defn
+    async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
+        return await self._of(request.agent).answer(acts.write_story(request))
 
     def _of(self, agent: Agent) -> Answering:
         """Nothing stands in for an agent (design section 3, Agents)."""

@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, StringConstraints, ValidationError, create_model
 
 from workflows.dag import MAX_TASKS, number_tasks, plan_schema, validate
-from workflows.models import Critique, DraftTask, Part, Proposal, Verdict, Wire
+from workflows.models import (
+    Critique,
+    DraftTask,
+    Part,
+    Proposal,
+    StoryText,
+    Verdict,
+    Wire,
+)
 
 CHARACTERS_PER_TOKEN = 3
 """Fewer than a token of prose or code has (about 4): what is left pays for the JSON around it."""
@@ -24,6 +32,9 @@ SHORTEST_TASK = 400
 AROUND_A_TASK = 100
 LONGEST_TASK_TITLE = 80
 """Characters: a planned task with its JSON, the JSON alone, a title that fits a summary."""
+
+LONGEST_STORY_TITLE = 120
+LEAST_CRITERIA, MOST_CRITERIA = 2, 6
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 PartT = TypeVar("PartT", bound=Part)
@@ -107,6 +118,35 @@ def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
     return form
 
 
+@lru_cache(maxsize=16)
+def story_form(tokens: int) -> Form:
+    """`title`, `description`, and 2 to 6 acceptance criteria as `ac`."""
+    size = _Sizes(tokens)
+    title = StringConstraints(
+        strip_whitespace=True,
+        min_length=1,
+        max_length=min(LONGEST_STORY_TITLE, size.longest(0.1)),
+    )
+
+    class Written(Part):
+        title: Annotated[str, title]
+        description: Annotated[str, size.text(0.3)]
+        ac: Annotated[
+            list[Annotated[str, size.text(0.09)]],
+            Field(min_length=LEAST_CRITERIA, max_length=MOST_CRITERIA),
+        ]
+
+    def read(text: str) -> dict[str, StoryText]:
+        story = _validated(Written, text)
+        return {
+            "story": StoryText(
+                title=story.title, brief=story.description, acceptance_criteria=story.ac
+            )
+        }
+
+    return Form(Written.model_json_schema(), read)
+
+
 class _WrittenTask(DraftTask):
     title: Text
     description: Text
@@ -136,8 +176,13 @@ class _Sizes:
 
     def text(self, share: float) -> StringConstraints:
         """Text that is not blank and takes at most `share` of the answer's characters."""
-        longest = int(share * self.tokens * CHARACTERS_PER_TOKEN)
-        return StringConstraints(strip_whitespace=True, min_length=1, max_length=max(longest, 1))
+        return StringConstraints(
+            strip_whitespace=True, min_length=1, max_length=self.longest(share)
+        )
+
+    def longest(self, share: float) -> int:
+        """Characters: `share` of the answer's, and one at least."""
+        return max(int(share * self.tokens * CHARACTERS_PER_TOKEN), 1)
 
 
 def _problems(error: ValidationError) -> str:

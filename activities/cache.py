@@ -8,6 +8,8 @@
     context:{story}:packs          set: the keys of the story's packs, so that they can be dropped
     context:{story}:generation     counter: grows with every change of the story
     swe:case:{id}:planning:late    set: ids of the timeline's lines that came late (see TIMELINE)
+    swe:case:{id}:session:{hash}   JSON: what agents were told as they took the story up again; for
+                                   as long as they asked
 
 Parts of a key that come from outside are percent-encoded, so none can name another key.
 """
@@ -121,6 +123,11 @@ def timeline_key(story_id: str) -> str:
     return f"swe:case:{_part(story_id)}:planning:stream"
 
 
+def session_key(story_id: str, content: str) -> str:
+    """Where a session is kept. content: the hash of what it tells."""
+    return f"swe:case:{_part(story_id)}:session:{_part(content)}"
+
+
 def pack_key(story_id: str, role: str, phase: str, variant: str = "") -> str:
     """Where a context pack is kept. variant: of a subtask or budget, or empty."""
     key = ":".join(_part(part) for part in (story_id, role, phase))
@@ -189,6 +196,10 @@ class Cache:
         text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
         keys = [_generation_key(story_id), _packs_key(story_id), key]
         return bool(await self._keep_pack(keys, [generation, text, PACK_TTL_S]))
+
+    async def keep(self, key: str, text: str, seconds: int) -> None:
+        """Keep a text so long."""
+        await self.client.set(key, text, ex=seconds)
 
 
 def _packs_key(story_id: str) -> str:

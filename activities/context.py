@@ -228,7 +228,8 @@ READS: dict[Scope, Read] = {
     "CASE_HEADER": Read(
         "Story",
         """
-        MATCH (s:Story {id: $story}) WHERE s.title IS NOT NULL
+        MATCH (s:Story {id: $story})
+        WHERE s.title IS NOT NULL AND NOT s.status IN ['UNKNOWN', 'DELETED']
         RETURN s.id AS id, s.title AS title, s.status AS status,
                coalesce(s.rigor, 'unknown') AS rigor, coalesce(s.description, '') AS brief,
                coalesce(s.acceptance_criteria, []) AS criteria

@@ -68,6 +68,14 @@ MIGRATIONS = (
             "FOR (n:Proposal) ON (n.deliberation_id)",
         ),
     ),
+    Migration(
+        2,
+        "updates of the context by their id",
+        (
+            "CREATE CONSTRAINT context_update_id IF NOT EXISTS "
+            "FOR (n:ContextUpdate) REQUIRE n.id IS UNIQUE",
+        ),
+    ),
 )
 
 

@@ -39,6 +39,7 @@ ACTS = {
     "revise": {"proposal", "critiques", "persona"},
     "judge": {"contenders", "persona"},
     "derive_plan": {"design", "roles", "persona"},
+    "write_story": {"goal", "story", "findings", "persona"},
 }
 ASK_AGAIN = {"again": {"problem"}}
 """Each file's name and the variables it must use, all of them."""

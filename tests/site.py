@@ -32,12 +32,14 @@ from deploy.local.servers import (
     Workers,
     write_private,
 )
+from deploy.local.settings import GRPC_PORTS
 from tests.checker import check
 from workflows.models import StoryInput, StoryView, WorkspaceReport
 from workflows.search_attributes import STORY_STATE
 
 SERVERS = ("temporal", "nats", "neo4j", "valkey")
 WORKERS = ("story", "agents", "context", "bridge", "inbox")
+TOKEN_KEY = "a key of the tests, of 32 bytes or more"
 SAMPLE_STORY = Path(__file__).parents[1] / "deploy" / "sample" / "story.json"
 READY_WITHIN = timedelta(seconds=120)
 
@@ -59,7 +61,8 @@ class Site:
         self.home, self.llm_url = home, llm_url
         self.started: set[int] = set()
         """Process ids; each is the id of the session that its children are in."""
-        ports = iter(free_ports(len(WORKERS) + 5))
+        ports = iter(free_ports(len(WORKERS) + 5 + len(GRPC_PORTS)))
+        self.grpc_ports = {name: next(ports) for name in GRPC_PORTS}
         self.temporal = Temporal(home / "temporal", next(ports), next(ports))
         self.nats = Nats(home / "nats", next(ports))
         self.neo4j = Neo4j(home / "neo4j", next(ports))
@@ -91,6 +94,8 @@ class Site:
             "REDIS_PASSWORD": self.valkey.password,
             "VLLM_URL": self.llm_url,
             "DRAIN_SECONDS": "5",
+            "GRPC_TOKEN_KEY": TOKEN_KEY,
+            **{name.upper(): str(port) for name, port in self.grpc_ports.items()},
         }
 
     async def __aenter__(self) -> Self:

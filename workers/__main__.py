@@ -1,6 +1,7 @@
-"""`python -m workers story|agents|context|bridge|inbox|all`: run workers until SIGTERM or SIGINT.
+"""`python -m workers story|agents|context|bridge|inbox|grpc|all`: run until SIGTERM or SIGINT.
 
-`python -m workers settings` prints every setting as a Markdown table.
+`python -m workers grpc SERVICE` serves one of the five alone; `python -m workers settings` prints
+every setting as a Markdown table.
 """
 
 import argparse
@@ -10,9 +11,9 @@ import sys
 from typing import NoReturn
 
 from workers.exit import leave
-from workers.settings import InvalidSettings, MockRefused, load, table
+from workers.settings import SERVICES, InvalidSettings, MockRefused, load, table
 
-NAMES = ("story", "agents", "context", "bridge", "inbox", "all")
+NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "all")
 
 
 def main() -> NoReturn:
@@ -26,7 +27,13 @@ def main() -> NoReturn:
         choices=[*NAMES, "settings"],
         help="a process, `all` of them in one, or `settings`: print every setting in Markdown",
     )
-    name = parser.parse_args().name
+    parser.add_argument(
+        "service", nargs="?", default="", choices=["", *SERVICES], help="of `grpc`: only this one"
+    )
+    said = parser.parse_args()
+    name = said.name
+    if said.service and name != "grpc":
+        parser.error(f"{said.service}: only `grpc` takes a service")
     if name == "settings":
         print(table())
         leave(0)
@@ -40,7 +47,7 @@ def main() -> NoReturn:
     from workers.run import run
 
     try:
-        asyncio.run(run(name, settings))
+        asyncio.run(run(name, settings, said.service))
     except StartError as error:
         print(error, file=sys.stderr)
         leave(1)

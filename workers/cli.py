@@ -34,12 +34,14 @@ from workers.commands import (
     err,
     handle,
     out,
+    person,
     refusals,
     run,
     temporal,
 )
 from workers.commands.events import events
 from workers.commands.mirror import app as mirror_app
+from workers.commands.token import app as token_app
 from workers.exit import leave
 from workers.settings import load
 from workers.watch import QUERY_WITHIN, Snapshot, Story, follow
@@ -75,6 +77,7 @@ app.command(
     "events", epilog="Examples:  fleet events --story US-101 --since 2h  ·  fleet events --json"
 )(events)
 app.add_typer(mirror_app, name="mirror")
+app.add_typer(token_app, name="token")
 
 
 def main() -> NoReturn:
@@ -147,7 +150,8 @@ def approve(
 
     async def decide(story: Story) -> StoryView:
         at = gate or await _pending_gate(story)
-        request = Approve(gate=at, actor=actor, role=role, comment=comment, revision=revision)
+        who = person(actor, role)
+        request = Approve(gate=at, actor=who, role=role, comment=comment, revision=revision)
         return await story.execute_update(StoryWorkflow.approve, request)
 
     update(story_id, decide, as_json)
@@ -165,7 +169,7 @@ def reject(
     """Send a story back, with a reason that the next council is given."""
 
     async def decide(story: Story) -> StoryView:
-        request = Reject(event=event, actor=actor, role=role, reason=reason)
+        request = Reject(event=event, actor=person(actor, role), role=role, reason=reason)
         return await story.execute_update(StoryWorkflow.reject, request)
 
     update(story_id, decide, as_json)
@@ -187,7 +191,7 @@ def amend(
 
     async def decide(story: Story) -> StoryView:
         request = Amend(
-            title=title, brief=brief, acceptance_criteria=criterion or None, actor=actor
+            title=title, brief=brief, acceptance_criteria=criterion or None, actor=person(actor)
         )
         return await story.execute_update(StoryWorkflow.amend, request)
 
@@ -205,7 +209,7 @@ def raise_budget(
     """Give a story more tokens."""
 
     async def decide(story: Story) -> StoryView:
-        request = RaiseBudget(tokens=tokens, actor=actor, role=role)
+        request = RaiseBudget(tokens=tokens, actor=person(actor, role), role=role)
         return await story.execute_update(StoryWorkflow.raise_budget, request)
 
     update(story_id, decide, as_json)

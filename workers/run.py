@@ -39,8 +39,11 @@ async def ready(
     settings: Settings,
     runtime: Runtime | None = None,
     plugins: Sequence[Plugin] = (),
+    service: str = "",
 ) -> AsyncIterator[Ready]:
     """Open, check and prepare everything that the process `name` needs.
+
+    service: of `grpc`, the one that runs alone.
 
     Raises:
         StartError: something outside is wrong; nothing runs then.
@@ -48,7 +51,7 @@ async def ready(
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
         temporal = await open_temporal(settings, data_converter(valkey), runtime, plugins)
-        base = Base(settings, temporal, valkey)
+        base = Base(settings, temporal, valkey, service)
         names = list(PROCESSES) if name == ALL else [name]
         running = [await opened.enter_async_context(load_process(each)(base)) for each in names]
         jobs = {name: job for each in running for name, job in each.jobs.items()}
@@ -58,8 +61,10 @@ async def ready(
         yield Ready(jobs, checks, base.lost)
 
 
-async def run(name: str, settings: Settings) -> None:
+async def run(name: str, settings: Settings, service: str = "") -> None:
     """Run the workers of the process `name` until SIGTERM or SIGINT, then drain them.
+
+    service: as `ready`.
 
     Raises:
         StartError: as `ready`, or a connection is lost for good.
@@ -68,7 +73,7 @@ async def run(name: str, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runtime, plugins = telemetry.start(settings, name)
-    async with ready(name, settings, runtime, plugins) as process:
+    async with ready(name, settings, runtime, plugins, service) as process:
         with (
             health.serve(settings.health_host, settings.health_port, process.checks)
             if settings.health_port

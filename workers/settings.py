@@ -30,6 +30,9 @@ from pydantic_settings import (
 
 ROOT = Path(__file__).resolve().parents[1]
 
+SERVICES = ("orchestrator", "context", "planning", "storycoach", "workspace")
+"""The gRPC services; each has the port of its setting `grpc_{name}_port`."""
+
 MOCK_REFUSED = "Mock agents not allowed in production"
 """The words that a request for a mock agent gets everywhere (design section 3)."""
 
@@ -161,6 +164,9 @@ class Settings(BaseSettings):
         None, description="PEM certificate chain of the gRPC services; unset: no TLS"
     )
     grpc_tls_key: FilePath | None = Field(None, description="PEM key of that certificate")
+    fleet_token: SecretStr | None = Field(
+        None, description="token that `fleet` acts by, as one of `fleet token create`"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least level that is logged"
     )

@@ -114,8 +114,20 @@ def plan_workflow_id(story_id: str, plan_id: str) -> str:
     return f"plan-{story_id}-{plan_id}"
 
 
+def coach_workflow_id(request_id: str) -> str:
+    return f"coach-{request_id}"
+
+
 def deliberation_workflow_id(task_id: str) -> str:
     return f"deliberation-{task_id}"
+
+
+def derivation_workflow_id(story_id: str, plan_id: str) -> str:
+    return f"derivation-{story_id}-{plan_id}"
+
+
+def context_workflow_id(story_id: str, request_id: str) -> str:
+    return f"context-{story_id}-{request_id}"
 
 
 def event_id(workflow_id: str, run_id: str, sequence: int) -> str:
@@ -455,6 +467,8 @@ class Council(Wire):
     """An ARCHITECT who judges near ties; None where the fleet has none."""
     roles: list[str] = []
     """The role of every council that there is: whom a plan's tasks may be given to."""
+    rounds: int = 0
+    """How often it reviews where nobody says; 0: as DeliberationInput has it."""
 
 
 class PackQuery(Wire):
@@ -582,6 +596,14 @@ class DerivePlanInput(AgentCall):
     roles: list[str]
 
 
+class WriteStoryInput(AgentCall):
+    """A story for `goal` is asked for, or `story` written better. findings: what cost it points."""
+
+    goal: str = ""
+    story: StoryText | None = None
+    findings: list[Finding] = []
+
+
 class PlannedTask(Wire):
     """A task of a plan. `depends_on`: task ids in the same plan. priority: 1 is first."""
 
@@ -628,6 +650,13 @@ class DerivePlanAnswer(Wire):
     """The drafts of a plan and what they cost."""
 
     tasks: list[DraftTask]
+    usage: CallUsage
+
+
+class WriteStoryAnswer(Wire):
+    """A story as an agent wrote it, and what it cost."""
+
+    story: StoryText
     usage: CallUsage
 
 
@@ -831,6 +860,24 @@ class PlanQuery(Wire):
     plan_id: str
 
 
+class DerivationInput(Request):
+    """The input of DerivationWorkflow. announce: each task goes on the bus too."""
+
+    story_id: Id
+    plan_id: Annotated[Id, StringConstraints(max_length=96)]
+    """Its tasks' ids are longer by up to four characters, and ids too."""
+    phase: str = "BUILD"
+    announce: bool = False
+
+
+class DerivationResult(Wire):
+    """A plan's tasks: at least one."""
+
+    story_id: str
+    plan_id: str
+    tasks: list[PlannedTask]
+
+
 class StoredPlan(Wire):
     """What the graph knows of a plan: its tasks, or else its story's text, or neither."""
 
@@ -844,6 +891,83 @@ class WaveRequest(Wire):
     workflow_id: str
     wave: str
     usage: list[CallUsage]
+
+
+# --- the context's updates ----------------------------------------------------------------------
+
+UNKNOWN_STORY = "UnknownStory"
+REQUEST_REUSED = "RequestReused"
+
+
+class ContextChange(Wire):
+    """One change, as it was asked for; it is judged where it is stored. payload: a JSON object."""
+
+    operation: str = ""
+    entity_type: str = ""
+    entity_id: str = ""
+    payload: str = ""
+    reason: str = ""
+
+
+class ContextUpdate(Request):
+    """The input of ContextUpdateWorkflow. `actor`: who asks. `timestamp` empty: now."""
+
+    story_id: Id
+    task_id: LongId | None = None
+    role: str = Field(default="", max_length=100)
+    actor: Actor
+    changes: list[ContextChange] = Field(default=[], max_length=1_000)
+    timestamp: str = Field(default="", max_length=100)
+
+
+class ContextWrite(Wire):
+    """An update to store. update_id: what is stored under it is not stored again.
+
+    `at` is the changes' time, ISO 8601; `started_ms` tells two updates of one time apart.
+    """
+
+    update_id: str
+    at: str
+    started_ms: int
+    update: ContextUpdate
+
+
+class ContextAnswer(Wire):
+    """What became of an update. `changed`: entity types; `warnings`: one a refused change."""
+
+    version: int
+    hash: str
+    warnings: list[str] = []
+    changed: list[str] = []
+    decisions: list[DecisionAdded] = []
+    milestones: list[MilestoneReached] = []
+
+
+# --- coaching -----------------------------------------------------------------------------------
+
+
+class CoachInput(Request):
+    """The input of CoachWorkflow: a goal to write a story for, or a story to write better."""
+
+    goal: str = Field(default="", max_length=4_000)
+    story: StoryText | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if bool(self.goal.strip()) == (self.story is not None):
+            # Outside of `_refuse_clearly`, which has judged the fields already.
+            raise InvalidInput("CoachInput", [("goal", "give a goal or a story, and not both")])
+        return self
+
+
+class CoachResult(Wire):
+    """The story to take. reason: why the original comes back, where nothing better was written."""
+
+    story: StoryText
+    readiness: Readiness
+    original: Readiness | None = None
+    reason: str = ""
+    usage: list[CallUsage] = []
 
 
 # --- what people see ----------------------------------------------------------------------------

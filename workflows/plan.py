@@ -18,9 +18,10 @@ from workflows.deliberation import (
     failed_deliberation,
     require_id,
 )
+from workflows.derivation import derive_tasks
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
-from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
+from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows import dag
@@ -29,25 +30,19 @@ with workflow.unsafe.imports_passed_through():
     from workflows.events import PlanDerived, PlanFinished, TaskDispatched, TaskFinished
     from workflows.models import (
         INVALID_INPUT,
-        ContextPack,
-        CouncilQuery,
         DecisionAdded,
         DeliberationInput,
-        DerivePlanInput,
         MilestoneReached,
         PlanInput,
         PlannedTask,
         PlanQuery,
         PlanResult,
-        Proposal,
         StoryText,
-        Task,
         TaskOutcome,
         deliberation_workflow_id,
         plan_workflow_id,
     )
 
-PLANNER = "ARCHITECT"
 TASK_TIMEOUT_S = 3600.0
 """A task's deliberation may wait for agents that are down, or queue behind its siblings."""
 
@@ -125,32 +120,9 @@ class PlanWorkflow:
         return await self.derive(stored.story)
 
     async def derive(self, story: StoryText) -> list[PlannedTask]:
-        council = await workflow.execute_activity_method(
-            GraphStub.load_council,
-            CouncilQuery(role=PLANNER, size=1),
-            **(STORE | {"summary": "the planner"}),
+        tasks, _ = await derive_tasks(
+            self.input.story_id, self.input.plan_id, self.input.phase, story
         )
-        planner = council.agents[0]
-        answer = await workflow.execute_activity_method(
-            AgentStub.derive_plan,
-            DerivePlanInput(
-                task=Task(
-                    task_id=self.input.plan_id,
-                    story_id=self.input.story_id,
-                    role=PLANNER,
-                    phase=self.input.phase,
-                    description=story.title,
-                    requirements=story.acceptance_criteria,
-                ),
-                agent=planner,
-                pack=ContextPack(),
-                wave=1,
-                design=Proposal(approach=story.title, content=story.brief),
-                roles=council.roles,
-            ),
-            **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
-        )
-        tasks = dag.number_tasks(self.input.plan_id, answer.tasks)
         self.outbox.append(
             PlanDerived(
                 story_id=self.input.story_id,

@@ -11,6 +11,9 @@ DOR_SCORE = SearchAttributeKey.for_int("DorScore")
 STORY_ROLE = SearchAttributeKey.for_keyword("StoryRole")
 """A story: the role that may open its pending gate. A deliberation: its council's role."""
 
+TITLE_MEMO = "title"
+"""Not searched for, but listed: the memo that holds a story's title."""
+
 ALL: tuple[SearchAttributeKey[str] | SearchAttributeKey[int], ...] = (
     STORY_STATE,
     PENDING_GATE,

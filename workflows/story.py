@@ -25,7 +25,14 @@ from workflows.deliberation import (
 )
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
-from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
+from workflows.search_attributes import (
+    DOR_SCORE,
+    PENDING_GATE,
+    RIGOR,
+    STORY_ROLE,
+    STORY_STATE,
+    TITLE_MEMO,
+)
 from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
@@ -70,6 +77,7 @@ with workflow.unsafe.imports_passed_through():
         Request,
         StoryInput,
         StoryResult,
+        StoryText,
         StoryView,
         Task,
         TimelineEntry,
@@ -309,6 +317,11 @@ class StoryWorkflow:
     def state(self) -> StoryView:
         """Where the story stands."""
         return self.story.view()
+
+    @workflow.query
+    def text(self) -> StoryText:
+        """What a person wrote, as it stands after every amendment."""
+        return self.story.text
 
     @workflow.query
     def transitions(self) -> list[Move]:
@@ -774,7 +787,7 @@ class StoryWorkflow:
         self.show()
 
     def show(self) -> None:
-        """Search attributes (only what changed) and the current details."""
+        """Search attributes and title (only what changed), and the current details."""
         view = self.story.view()
         now: dict[SearchAttributeKey[Any], Any] = {
             STORY_STATE: view.state,
@@ -791,6 +804,9 @@ class StoryWorkflow:
         if changed:
             workflow.upsert_search_attributes(changed)
             self.attributes = {key.name: value for key, value in now.items()}
+        listed = workflow.memo_value(TITLE_MEMO, default="", type_hint=str)
+        if listed != view.title and workflow.patched("title-in-memo"):
+            workflow.upsert_memo({TITLE_MEMO: view.title})
         workflow.set_current_details(story_details(view, self.story.moves(), self.outbox.stuck))
 
 

@@ -17,7 +17,9 @@ from workflows.models import (
     Agent,
     CheckInput,
     CheckReport,
+    ContextAnswer,
     ContextPack,
+    ContextWrite,
     Council,
     CouncilQuery,
     CriticiseInput,
@@ -36,6 +38,8 @@ from workflows.models import (
     ReviseInput,
     StoredPlan,
     StoryText,
+    WriteStoryAnswer,
+    WriteStoryInput,
 )
 
 STORY_QUEUE = "story"
@@ -138,6 +142,10 @@ class AgentStub:
     async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
         raise NotImplementedError
 
+    @activity.defn
+    async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
+        raise NotImplementedError
+
 
 class CheckStub:
     """Policy, lint and dry run of a proposal."""
@@ -169,6 +177,11 @@ class GraphStub:
 
     @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:
+        raise NotImplementedError
+
+    @activity.defn
+    async def update_context(self, write: ContextWrite) -> ContextAnswer:
+        """Raises ApplicationError `UnknownStory` or `RequestReused`, not retryable."""
         raise NotImplementedError
 
 

@@ -3,12 +3,15 @@
 Everything that belongs to a story is one step from it::
 
     (:Case:Story {id, case_id, title, description, acceptance_criteria[], rigor, revision, status,
-                  created_at, created_by})
+                  created_at, created_by, context_version})
+    (:ContextUpdate {id, story_id, version, hash, warnings[], changes[], applied[], request, actor,
+                role, task_id, at})-[:OF]->(Story): an update from outside, as `updates` stored it
     (Story)-[:HAS_PLAN]->(:PlanVersion {id, case_id, version, status})
            status: DRAFT, APPROVED, then COMPLETED, PARTIAL, FAILED, CANCELLED, NOTHING_TO_RUN
     (PlanVersion)-[:HAS_SUBTASK]->(:Subtask {id, case_id, title, description, role, status,
                   priority, assignee})-[:DEPENDS_ON]->(Subtask)
            status: PENDING, IN_PROGRESS, DONE, FAILED, NOT_RUN
+           one that comes before any plan is -[:OF]->(Story) until there is one
     (PlanVersion)-[:CONTAINS_DECISION]->(Decision)
     (:Decision {id, case_id, title, rationale, type, status, role, decided_by, decided_at,
                 affects[]})-[:OF]->(Story)
@@ -28,7 +31,9 @@ Everything that belongs to a story is one step from it::
     (:PlanApproval {id, story_id, plan_id, approved_by, timestamp})-[:OF]->(Story),
            -[:APPROVES]->(PlanVersion)
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
-    (:Council {role, id})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model, persona})
+    (:Council {role, id, rounds, custom_params})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
+                persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
+           rounds 0: the default; custom_params and metadata: JSON; an agent sits in one council
     (:Migration {version, name, applied_at})
 
 Keys: PlanVersion, Subtask, Decision and Event are named by people and other systems, within their
@@ -55,11 +60,13 @@ from activities.cache import (
     draft_key,
     pack_key,
     pack_variant,
+    session_key,
     spec_key,
 )
-from activities.context import Scopes, Section, assemble, read_sections
+from activities.context import READS, Scopes, Section, assemble, read_sections
 from activities.graph.councils import COUNCILS, seat, seed_councils
 from activities.graph.errors import store_errors
+from activities.graph.sessions import Session, read_session
 from activities.graph.statements import (
     Change,
     Write,
@@ -68,9 +75,12 @@ from activities.graph.statements import (
     describe,
     writes,
 )
+from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
+    ContextAnswer,
     ContextPack,
+    ContextWrite,
     Council,
     CouncilQuery,
     DeliberationRecord,
@@ -104,6 +114,8 @@ MATCH (s:Story {id: $story_id}) WHERE s.status <> 'DELETED' AND s.title IS NOT N
 RETURN s.title AS title, coalesce(s.description, '') AS brief,
        coalesce(s.acceptance_criteria, []) AS acceptance_criteria
 """
+
+STORY_STATUS = "MATCH (s:Story {id: $story_id}) RETURN s.status AS status"
 
 
 class Graph(GraphStub):
@@ -170,10 +182,62 @@ class Graph(GraphStub):
     @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:
         """A context pack, from Valkey while the story has not changed since it was built."""
+        return (await self._pack(query))[0]
+
+    async def known_pack(self, query: PackQuery) -> ContextPack:
+        """The same, of a story that the graph knows.
+
+        Raises:
+            ApplicationError: `UnknownStory`, not retryable.
+        """
+        pack, known = await self._pack(query)
+        if not known:
+            raise unknown_story(query.story_id)
+        return pack
+
+    @activity.defn
+    async def update_context(self, write: ContextWrite) -> ContextAnswer:
+        """Store an update from outside in one transaction; its story's packs are stale then.
+
+        Raises:
+            ApplicationError: not retryable: `UnknownStory`, or `RequestReused` where another update
+                was stored under its id. Nothing is stored then.
+        """
+        with store_errors():
+            async with self._driver.session() as session:
+                answer = await session.execute_write(_update, write, self._scopes)
+            await self._cache.drop_packs([write.update.story_id])
+        return answer
+
+    async def read_session(self, story_id: str, events: int, summary: bool) -> Session:
+        """What a story's agents are told as they take it up again. events: at most so many.
+
+        Raises:
+            ApplicationError: `UnknownStory`, not retryable.
+        """
+        with store_errors():
+            async with self._driver.session() as session:
+                found = await session.execute_read(_read_session, story_id, events, summary)
+        if found is None:
+            raise unknown_story(story_id)
+        return found
+
+    async def keep_session(self, story_id: str, content: str, text: str, seconds: int) -> None:
+        """Keep a session's text in Valkey so long. content: the hash of what it tells."""
+        with store_errors():
+            await self._cache.keep(session_key(story_id, content), text, seconds)
+
+    @property
+    def scopes(self) -> Scopes:
+        """The configuration that packs are built with."""
+        return self._scopes
+
+    async def _pack(self, query: PackQuery) -> tuple[ContextPack, bool]:
+        """The pack, and whether its story is known; one of an unknown story is never kept."""
         role = self._scopes.role(query.role)
         budget = query.token_budget or self._scopes.token_budget
         if not query.story_id:
-            return assemble(self._scopes, query, budget, [])
+            return assemble(self._scopes, query, budget, []), False
         variant = pack_variant(query.subtask_id, query.token_budget)
         key = pack_key(query.story_id, role, query.phase, variant)
         with store_errors():
@@ -181,12 +245,15 @@ class Graph(GraphStub):
                 query.story_id, key, self._scopes.version
             )
             if kept is not None:
-                return kept
+                return kept, True
             async with self._driver.session() as session:
-                sections = await session.execute_read(_read_sections, self._scopes, query)
+                sections, known = await session.execute_read(_read_sections, self._scopes, query)
             pack = assemble(self._scopes, query, budget, sections)
-            await self._cache.keep_pack(query.story_id, key, self._scopes.version, generation, pack)
-        return pack
+            if known:
+                await self._cache.keep_pack(
+                    query.story_id, key, self._scopes.version, generation, pack
+                )
+        return pack, known
 
     async def _write(self, found: list[Write]) -> None:
         if found:
@@ -217,8 +284,30 @@ async def _rows(
 @unit_of_work(timeout=TRANSACTION_S)
 async def _read_sections(
     tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
-) -> list[Section]:
-    return await read_sections(tx, scopes, query)
+) -> tuple[list[Section], bool]:
+    """The sections, and whether the story is known: one that has a header is."""
+    sections = await read_sections(tx, scopes, query)
+    nothing = [READS["CASE_HEADER"].none]
+    if any(section.scope == "CASE_HEADER" and section.lines != nothing for section in sections):
+        return sections, True
+    status = await (await tx.run(STORY_STATUS, story_id=query.story_id)).single()
+    return sections, status is not None and status["status"] not in NOT_LIVE
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _update(
+    tx: AsyncManagedTransaction, write: ContextWrite, scopes: Scopes
+) -> ContextAnswer:
+    update = await judge_update(tx, write, scopes.role)
+    await _apply(tx, update.writes)
+    return update.answer
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _read_session(
+    tx: AsyncManagedTransaction, story_id: str, events: int, summary: bool
+) -> Session | None:
+    return await read_session(tx, story_id, events, summary)
 
 
 def _in_statements(known: Sequence[Change]) -> list[Write]:

@@ -1,12 +1,16 @@
-"""Councils: read from councils.yaml into the graph once, and seated from the graph.
+"""Councils: read from councils.yaml into the graph once, changed there, and seated from there.
 
 The graph is the truth. A council that is there already is never changed by the file, so what
 operators changed (agents, models, personas, a removed agent) stays.
+
+Whoever changes councils takes the locks of all of them first: changes are few and follow each
+other, so an agent never sits in two councils, and none is left empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +19,7 @@ from neo4j import AsyncDriver, AsyncManagedTransaction
 from pydantic import Field, ValidationError, field_validator, model_validator
 from temporalio.exceptions import ApplicationError
 
+from activities.graph.errors import store_errors
 from workflows.models import (
     Agent,
     AgentType,
@@ -23,6 +28,7 @@ from workflows.models import (
     Id,
     Part,
     Role,
+    Wire,
     invalid_input,
 )
 
@@ -32,6 +38,11 @@ INVALID_CONFIG = "InvalidConfig"
 UNKNOWN_COUNCIL = "UnknownCouncil"
 COUNCIL_TOO_SMALL = "CouncilTooSmall"
 INVALID_AGENT = "InvalidAgent"
+NOT_FOUND = "NotFound"
+ALREADY_EXISTS = "AlreadyExists"
+
+MOST_AGENTS = 50
+"""Of one council."""
 
 JUDGES = "ARCHITECT"
 """The council whose agents judge near ties (design section 3)."""
@@ -91,6 +102,55 @@ def load_councils(path: Path) -> Councils:
     raise ApplicationError(what, type=INVALID_CONFIG, non_retryable=True)
 
 
+class NewAgent(Part):
+    """An agent to seat. endpoint: where it says that it lives; it is called on the bus all the
+    same. max_concurrent_tasks 0, and empty texts: it did not say.
+    """
+
+    agent_id: Id
+    agent_type: AgentType
+    model: str = ""
+    persona: str = ""
+    endpoint: str = ""
+    supported_tasks: list[str] = []
+    languages: list[str] = []
+    max_concurrent_tasks: int = 0
+    metadata: str = ""
+    """JSON: what else its owner says of it; kept, and not read."""
+
+
+class NewCouncil(Part):
+    """A council to make of `size` agents that are alike. custom_params: JSON, kept and not read."""
+
+    role: Role
+    size: Annotated[int, Field(ge=1, le=MOST_AGENTS)]
+    agent_type: AgentType
+    model: str = ""
+    rounds: int = 0
+    custom_params: str = ""
+
+
+class StandingAgent(Wire):
+    """An agent of a council, as the graph has it."""
+
+    agent_id: str
+    role: str
+    agent_type: str = ""
+    model: str = ""
+    endpoint: str = ""
+    supported_tasks: list[str] = []
+    languages: list[str] = []
+    max_concurrent_tasks: int = 0
+
+
+class StandingCouncil(Wire):
+    """A council and its agents, in the order of their ids."""
+
+    council_id: str
+    role: str
+    agents: list[StandingAgent] = []
+
+
 SEED = """
 UNWIND $councils AS row
 CALL (row) {
@@ -109,9 +169,45 @@ COUNCILS = """
 MATCH (c:Council) WHERE coalesce(c.status, '') <> 'DELETED'
 OPTIONAL MATCH (c)-[:HAS_AGENT]->(a:Agent) WHERE coalesce(a.status, '') <> 'DELETED'
 WITH c, a ORDER BY a.id
-RETURN c.role AS role, c.id AS id,
-       collect(a {.agent_type, .model, .persona, agent_id: a.id, role: c.role}) AS agents
+RETURN c.role AS role, c.id AS id, coalesce(c.rounds, 0) AS rounds,
+       collect(a {.agent_type, .model, .persona, .endpoint, .supported_tasks, .languages,
+                  .max_concurrent_tasks, agent_id: a.id, role: c.role}) AS agents
 ORDER BY role
+"""
+
+LOCK = """
+MATCH (c:Council) WITH c ORDER BY c.role SET c.id = c.id
+"""
+
+CREATE = """
+MERGE (c:Council {role: $role}) ON CREATE SET c.status = 'DELETED'
+SET c.id = coalesce(c.id, $id)
+WITH c WHERE c.status = 'DELETED'
+CALL (c) { MATCH (c)-[had:HAS_AGENT]->(:Agent) DELETE had }
+REMOVE c.status
+SET c.rounds = $rounds, c.custom_params = $custom_params
+RETURN c.id AS id
+"""
+
+NAMED_SO = """
+MATCH (:Council)-[:HAS_AGENT]->(a:Agent)
+WHERE a.id STARTS WITH $prefix AND coalesce(a.status, '') <> 'DELETED'
+RETURN a.id AS id
+"""
+
+SEAT = """
+MATCH (c:Council {role: $role})
+UNWIND $agents AS seat
+MERGE (a:Agent {id: seat.id})
+SET a += seat.node, a.role = $role
+REMOVE a.status
+WITH c, a
+CALL (a) { MATCH (:Council)-[had:HAS_AGENT]->(a) DELETE had }
+MERGE (c)-[:HAS_AGENT]->(a)
+"""
+
+REMOVE = """
+MATCH (:Council {role: $role})-[:HAS_AGENT]->(a:Agent {id: $agent_id}) SET a.status = 'DELETED'
 """
 
 
@@ -160,14 +256,7 @@ def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
             `CouncilTooSmall` the size, `InvalidAgent` the agent and field, `MockAgent`.
     """
     councils = {row["role"]: row for row in rows}
-    if query.role not in councils:
-        there = ", ".join(sorted(councils)) or "none"
-        raise ApplicationError(
-            f"no council for role {query.role!r}; there are: {there}",
-            type=UNKNOWN_COUNCIL,
-            non_retryable=True,
-        )
-    row = councils[query.role]
+    row = _council(rows, query.role)
     agents = [_agent(each) for each in row["agents"]]
     size = len(agents) if query.size is None else query.size
     if size > len(agents) or not agents:
@@ -186,6 +275,19 @@ def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
         agents=seated,
         judge=next(iter(free or judges), None),
         roles=sorted(councils),
+        rounds=row.get("rounds", 0),
+    )
+
+
+def _council(rows: Sequence[dict[str, Any]], role: str) -> dict[str, Any]:
+    for row in rows:
+        if row["role"] == role:
+            return row
+    there = ", ".join(sorted(row["role"] for row in rows)) or "none"
+    raise ApplicationError(
+        f"no council for role {role[:100]!r}; there are: {there}",
+        type=UNKNOWN_COUNCIL,
+        non_retryable=True,
     )
 
 
@@ -199,3 +301,164 @@ def _agent(row: dict[str, Any]) -> Agent:
             type=INVALID_AGENT,
             non_retryable=True,
         ) from None
+
+
+# --- changes --------------------------------------------------------------------------------------
+
+
+async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
+    """Every council, by role.
+
+    Raises:
+        ApplicationError: by `errors.TABLE`, as in every function here that has a driver.
+    """
+    with store_errors():
+        async with driver.session() as session:
+            rows = await session.execute_read(_rows)
+    return [
+        StandingCouncil(
+            council_id=row["id"] or council_id(row["role"]),
+            role=row["role"],
+            agents=[
+                StandingAgent.model_validate({k: v for k, v in agent.items() if v is not None})
+                for agent in row["agents"]
+            ],
+        )
+        for row in rows
+    ]
+
+
+async def create_council(driver: AsyncDriver, council: NewCouncil) -> list[str]:
+    """Make a council with its agents, whose ids it answers.
+
+    Raises:
+        ApplicationError: `AlreadyExists`.
+    """
+    with store_errors():
+        async with driver.session() as session:
+            return await session.execute_write(_create, council)
+
+
+async def register_agent(driver: AsyncDriver, role: str, agent: NewAgent) -> str:
+    """Seat an agent in a council, whose id it answers; one that sits there is changed.
+
+    Raises:
+        ApplicationError: `UnknownCouncil`; `AlreadyExists`: it sits in another council;
+            `InvalidAgent`: the council is full.
+    """
+    with store_errors():
+        async with driver.session() as session:
+            return await session.execute_write(_register, role, agent)
+
+
+async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -> str:
+    """Take an agent out of its council, whose role it answers. role empty: whichever that is.
+
+    Raises:
+        ApplicationError: `UnknownCouncil`; `NotFound`: it does not sit there; `CouncilTooSmall`:
+            nobody would be left.
+    """
+    with store_errors():
+        async with driver.session() as session:
+            return await session.execute_write(_unregister, agent_id, role)
+
+
+def council_id(role: str) -> str:
+    """The id of a role's council."""
+    return f"council-{role.lower()}"
+
+
+async def _rows(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
+    return await (await tx.run(COUNCILS)).data()
+
+
+async def _locked(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
+    """The councils, which nobody else changes until the transaction ends."""
+    await (await tx.run(LOCK)).consume()
+    return await _rows(tx)
+
+
+async def _create(tx: AsyncManagedTransaction, council: NewCouncil) -> list[str]:
+    await _locked(tx)
+    made = await tx.run(
+        CREATE,
+        role=council.role,
+        id=council_id(council.role),
+        rounds=council.rounds,
+        custom_params=council.custom_params,
+    )
+    if await made.single() is None:
+        raise ApplicationError(
+            f"the {council.role} council exists already; add agents to it by RegisterAgent",
+            type=ALREADY_EXISTS,
+            non_retryable=True,
+        )
+    prefix = f"agent-{council.role.lower()}-"
+    taken = {row["id"] for row in await (await tx.run(NAMED_SO, prefix=prefix)).data()}
+    free = (name for number in count(1) if (name := f"{prefix}{number:03d}") not in taken)
+    agents = [
+        NewAgent(agent_id=name, agent_type=council.agent_type, model=council.model)
+        for name in islice(free, council.size)
+    ]
+    await (
+        await tx.run(SEAT, role=council.role, agents=[_new(agent) for agent in agents])
+    ).consume()
+    return [agent.agent_id for agent in agents]
+
+
+async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> str:
+    rows = await _locked(tx)
+    council = _council(rows, role)
+    seats = _seats(rows)
+    elsewhere = seats.get(agent.agent_id, role)
+    if elsewhere != role:
+        raise ApplicationError(
+            f"agent {agent.agent_id} sits in the {elsewhere} council; give it another id, or "
+            "unregister it there first",
+            type=ALREADY_EXISTS,
+            non_retryable=True,
+        )
+    if agent.agent_id in seats:
+        told = _new(agent)
+        seat = {"id": told["id"], "node": {k: v for k, v in told["node"].items() if v}}
+    elif len(council["agents"]) >= MOST_AGENTS:
+        raise ApplicationError(
+            f"the {role} council has {MOST_AGENTS} agents, and no more may be; unregister one",
+            type=INVALID_AGENT,
+            non_retryable=True,
+        )
+    else:
+        seat = _new(agent)
+    await (await tx.run(SEAT, role=role, agents=[seat])).consume()
+    return str(council["id"] or council_id(role))
+
+
+async def _unregister(tx: AsyncManagedTransaction, agent_id: str, role: str) -> str:
+    rows = await _locked(tx)
+    if role:
+        _council(rows, role)
+    sits_in = _seats(rows).get(agent_id, "")
+    if not sits_in or (role and sits_in != role):
+        where = f"the {role} council" if role else "any council"
+        sits = f"; it sits in the {sits_in} council" if sits_in else ""
+        raise ApplicationError(
+            f"agent {agent_id[:100]} not found in {where}{sits}", type=NOT_FOUND, non_retryable=True
+        )
+    if len(_council(rows, sits_in)["agents"]) == 1:
+        raise ApplicationError(
+            f"{agent_id} is the last agent of the {sits_in} council; register another one first",
+            type=COUNCIL_TOO_SMALL,
+            non_retryable=True,
+        )
+    await (await tx.run(REMOVE, role=sits_in, agent_id=agent_id)).consume()
+    return sits_in
+
+
+def _seats(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Agent -> the role of its council."""
+    return {agent["agent_id"]: row["role"] for row in rows for agent in row["agents"]}
+
+
+def _new(agent: NewAgent) -> dict[str, Any]:
+    node = agent.model_dump(exclude={"agent_id"})
+    return {"id": agent.agent_id, "node": node}

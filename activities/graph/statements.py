@@ -190,6 +190,11 @@ EVENT = (
 
 CANCELLED = EVENT + _STORY_STATUS
 
+CONTEXT_VERSION = """
+MATCH (s:Story {id: row.story_id}) WHERE coalesce(s.context_version, 0) < row.version
+SET s.context_version = row.version
+"""
+
 GATE_APPROVAL = "MERGE (n:GateApproval {id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
 
 _PLAN_STATUS = """
@@ -515,13 +520,14 @@ def writes(change: Change) -> list[Write]:
             ]
         case ContextMilestoneReached() as body:
             return [event(body.milestone_id)]
+        case ContextUpdated(version=version):
+            return [event(), Write(CONTEXT_VERSION, {"story_id": story, "version": version})]
         case (
             GateOpened()
             | GateClosed()
             | DeliberationStarted()
             | DeliberationFailed()
             | RoundCompleted()
-            | ContextUpdated()
             | RequestRefused()
         ):
             return [event()]

@@ -25,6 +25,7 @@ KEY_BYTES = 32
 """The shortest key: RFC 7518 section 3.2 asks for as many bytes as the hash has."""
 
 OPEN = ("/grpc.health.", "/grpc.reflection.")
+"""Methods that anyone may call."""
 
 HOW = "Send `authorization: Bearer TOKEN`; `fleet token create` makes one"
 
@@ -72,8 +73,8 @@ def create_token(key: str, caller: Caller, valid_for: timedelta) -> str:
     return jwt.encode(claims, key, algorithm=ALGORITHM)
 
 
-def read_token(key: str, token: str) -> Caller:
-    """Whose token it is.
+def read_token(key: str | None, token: str) -> Caller:
+    """Whose token it is. key None: for who only wants to know what it says.
 
     Raises:
         ApplicationError: `Unauthenticated`: forged, expired, or none of ours.
@@ -81,10 +82,15 @@ def read_token(key: str, token: str) -> Caller:
     try:
         claims = jwt.decode(
             token,
-            key,
+            key or "",
             algorithms=[ALGORITHM],
             issuer=ISSUER,
-            options={"require": ["sub", "exp", "iat"]},
+            options={
+                "require": ["sub", "exp", "iat"],
+                "verify_signature": key is not None,
+                "verify_exp": True,
+                "verify_iss": True,
+            },
         )
         return Caller(actor=claims["sub"], roles=claims.get("roles", []))
     except jwt.ExpiredSignatureError:
@@ -109,14 +115,12 @@ class Access:
         self._rate = calls_per_second
         self._budgets: dict[str, Budget] = {}
 
-    def admit(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
-        """Who calls `method`, which `caller()` then tells; None where anyone may.
+    def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """Who makes the call of this metadata; `caller()` tells it from now on.
 
         Raises:
             ApplicationError: `Unauthenticated`, or `RateLimit`.
         """
-        if method.startswith(OPEN):
-            return None
         said = dict(metadata).get("authorization", "")
         scheme, _, token = (said if isinstance(said, str) else "").partition(" ")
         if scheme.lower() != "bearer" or not token:

@@ -16,7 +16,13 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 from temporalio.client import RPCError, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateUnanswered
-from temporalio.exceptions import ApplicationError, CancelledError, FailureError
+from temporalio.exceptions import (
+    ApplicationError,
+    CancelledError,
+    FailureError,
+    TerminatedError,
+)
+from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCStatusCode
 
 from workflows.models import InvalidInput
@@ -26,6 +32,7 @@ ALREADY_EXISTS = "AlreadyExists"
 UNAUTHENTICATED = "Unauthenticated"
 PERMISSION = "Permission"
 RATE = "RateLimit"
+TOO_LARGE = "TooLarge"
 CANCELLED = "Cancelled"
 
 DOMAIN = "swe-ai-fleet"
@@ -46,9 +53,12 @@ STATUS: dict[str, StatusCode] = {
     PERMISSION: StatusCode.PERMISSION_DENIED,
     "GateRole": StatusCode.PERMISSION_DENIED,
     RATE: StatusCode.RESOURCE_EXHAUSTED,
+    TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,
     # what there is
     NOT_FOUND: StatusCode.NOT_FOUND,
     "UnknownCouncil": StatusCode.NOT_FOUND,
+    "UnknownStory": StatusCode.NOT_FOUND,
+    "RequestReused": StatusCode.ALREADY_EXISTS,
     ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
     # what is not legal now
     "UnknownGate": StatusCode.FAILED_PRECONDITION,
@@ -57,6 +67,7 @@ STATUS: dict[str, StatusCode] = {
     "StaleRevision": StatusCode.FAILED_PRECONDITION,
     "IllegalMove": StatusCode.FAILED_PRECONDITION,
     "NoBudget": StatusCode.FAILED_PRECONDITION,
+    "StoryUnreadable": StatusCode.FAILED_PRECONDITION,
     "MockAgent": StatusCode.FAILED_PRECONDITION,
     "AgentTypeNotSupported": StatusCode.FAILED_PRECONDITION,
     "CouncilTooSmall": StatusCode.FAILED_PRECONDITION,
@@ -127,7 +138,9 @@ def status_of(error: BaseException) -> Status:
             return _status(StatusCode.INTERNAL, cause.message, cause.type or "", cause)
         case CancelledError():
             return _status(StatusCode.CANCELLED, "it was cancelled", CANCELLED, cause)
-        case UpdateUnanswered() | TimeoutError():
+        case TerminatedError():
+            return _status(StatusCode.ABORTED, "it was terminated", "Terminated", cause)
+        case UpdateUnanswered() | TimedOut() | TimeoutError():
             words = "no answer in time; what was asked may still be done"
             return _status(StatusCode.DEADLINE_EXCEEDED, words, "Deadline", cause)
         case RPCError():

@@ -22,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram
 
-from bridge.grpc.access import Access
+from bridge.grpc.access import OPEN, Access
 from bridge.grpc.errors import code_of, status_of
 
 LARGEST_MESSAGE = 4 * 1024 * 1024
@@ -141,9 +141,9 @@ class Guarded(grpc.aio.ServerInterceptor):
     ) -> Any:
         """The handler with the guard round it."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None  # no such method: grpc says UNIMPLEMENTED
         method = handler_call_details.method
+        if handler is None or method.startswith(OPEN):
+            return handler  # None: no such method, and grpc says UNIMPLEMENTED
         metadata = handler_call_details.invocation_metadata
 
         if handler.unary_unary:
@@ -155,19 +155,17 @@ class Guarded(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(
                 answer, handler.request_deserializer, handler.response_serializer
             )
-        if handler.unary_stream:
 
-            async def stream(
-                request: Any, context: grpc.aio.ServicerContext[Any, Any]
-            ) -> AsyncIterator[Any]:
-                async with self._guard(method, metadata, context):
-                    async for each in handler.unary_stream(request, context):
-                        yield each
+        async def stream(
+            request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            async with self._guard(method, metadata, context):
+                async for each in handler.unary_stream(request, context):
+                    yield each
 
-            return grpc.unary_stream_rpc_method_handler(
-                stream, handler.request_deserializer, handler.response_serializer
-            )
-        return handler  # reflection, the one that takes a stream
+        return grpc.unary_stream_rpc_method_handler(
+            stream, handler.request_deserializer, handler.response_serializer
+        )
 
     @asynccontextmanager
     async def _guard(
@@ -179,8 +177,7 @@ class Guarded(grpc.aio.ServerInterceptor):
         UNDER_WAY.labels(method).inc()
         try:
             with tracer.start_as_current_span(method, parent, kind=trace.SpanKind.SERVER):
-                found = self._access.admit(method, metadata)
-                actor = found.actor if found else ""
+                actor = self._access.admit(metadata).actor
                 yield
         except asyncio.CancelledError:
             code = (

@@ -1,5 +1,6 @@
 """The parts of the stack: what is started here, what is used from elsewhere, and in which order."""
 
+import getpass
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -7,6 +8,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
+from bridge.grpc.access import Caller, create_token
 from deploy.local.servers import (
     LOOPBACK,
     Nats,
@@ -21,8 +23,13 @@ from deploy.local.servers import (
     check_temporal,
     check_valkey,
     check_vllm,
+    credential,
 )
 from deploy.local.settings import StackSettings
+
+DEVELOPER_ROLES = ("PO", "QA", "OPERATOR")
+DEVELOPER_TOKEN_FOR = timedelta(days=365)
+"""The developer's token is made anew at every start of the stack."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ def parts(settings: StackSettings) -> Parts:
         decide(settings, env) for decide in (_temporal, _nats, _valkey, _neo4j, _language_model)
     )
     env["HEALTH_PORT"] = str(settings.health_port)
-    workers = Workers(settings.home, settings.health_port)
+    env |= _grpc(settings)
+    workers = Workers(settings.home, settings.health_port, other_ports=settings.grpc_ports)
     health = f"http://{LOOPBACK}:{settings.health_port}/health"
     return Parts(servers, Part(workers, health, timedelta(minutes=3), timedelta(seconds=60)), env)
 
@@ -163,6 +171,15 @@ def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
     env |= {"VLLM_URL": server.url, "VLLM_MODEL": server.model}
     # Ray gives its own node 30 s to start, and ends when the machine is too busy for that.
     return Part(server, f"{server.url} ({server.model})", within, timedelta(seconds=60), tries=3)
+
+
+def _grpc(settings: StackSettings) -> dict[str, str]:
+    """The services' ports, the key of their tokens, and a developer's token."""
+    key = credential(settings.home / "data" / "grpc" / "key")
+    developer = Caller(actor=getpass.getuser(), roles=frozenset(DEVELOPER_ROLES))
+    ports = {name.upper(): str(port) for name, port in settings.grpc_ports.items()}
+    token = create_token(key, developer, DEVELOPER_TOKEN_FOR)
+    return {**ports, "GRPC_TOKEN_KEY": key, "FLEET_TOKEN": token}
 
 
 def _plain(secret: SecretStr | None) -> str | None:

@@ -568,11 +568,12 @@ class Workers(Server):
     home: Path
     health_port: int = 8080
     process: str = "all"
+    other_ports: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ports(self) -> Mapping[str, int]:
-        """The health endpoint's port."""
-        return {"health": self.health_port}
+        """The health endpoint's port, and those of the services."""
+        return {"health": self.health_port, **self.other_ports}
 
     def prepare(self) -> Command:
         """They read their settings from the `env` file of `home`."""

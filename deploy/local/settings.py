@@ -10,8 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deploy.local.process import free_ports
 from deploy.local.servers import DEFAULT_MODEL, ROOT
+from workers.settings import SERVICES
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+GRPC_PORTS = tuple(f"grpc_{name}_port" for name in SERVICES)
 
 PORT_FIELDS = (
     "temporal_port",
@@ -21,6 +24,7 @@ PORT_FIELDS = (
     "neo4j_port",
     "serve_port",
     "health_port",
+    *GRPC_PORTS,
 )
 
 
@@ -42,6 +46,12 @@ class StackSettings(BaseSettings):
     neo4j_port: Port = Field(7687, description="Neo4j's Bolt port on this machine")
     serve_port: Port = Field(8000, description="port of the LLM's API on this machine")
     health_port: Port = Field(8080, description="port of the workers' health endpoint")
+
+    grpc_orchestrator_port: Port = Field(50055, description="port of the orchestrator service")
+    grpc_context_port: Port = Field(50054, description="port of the context service")
+    grpc_planning_port: Port = Field(50053, description="port of the planning service")
+    grpc_storycoach_port: Port = Field(50052, description="port of the story coach service")
+    grpc_workspace_port: Port = Field(50051, description="port of the workspace service")
 
     temporal_address: str | None = Field(None, description="a Temporal that runs elsewhere")
     temporal_namespace: str = Field("default", description="the namespace there")
@@ -65,6 +75,11 @@ class StackSettings(BaseSettings):
     def home(self) -> Path:
         """The stack's folder, absolute."""
         return self.fleet_home.expanduser().absolute()
+
+    @property
+    def grpc_ports(self) -> dict[str, int]:
+        """The services' ports, by the names of their settings."""
+        return {name: getattr(self, name) for name in GRPC_PORTS}
 
     @property
     def model(self) -> str:

@@ -32,9 +32,12 @@ from activities.migrations import migrate
 from bridge.grpc.access import Access, Caller, create_token
 from bridge.grpc.server import GrpcServer, Served
 from bridge.streams import STREAMS
+from deploy.local.process import free_ports
+from deploy.local.settings import GRPC_PORTS
 from tests.conftest import RunningServer, Servers
 from tests.integration.stories import batch, deliberation, new_story, one_of_each
 from tests.llm_server import LlmServer
+from tests.site import TOKEN_KEY
 from workers.clients.nats import open_nats
 from workers.settings import ROOT, Settings
 
@@ -116,6 +119,7 @@ async def graph(driver: AsyncDriver, client: Redis) -> Graph:
 
 def variables(servers: Servers, llm: LlmServer) -> Environment:
     """The variables of a worker on these servers, and no others of the fleet's."""
+    ports = free_ports(len(GRPC_PORTS))
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -133,6 +137,8 @@ def variables(servers: Servers, llm: LlmServer) -> Environment:
         "REDIS_PORT": str(servers.valkey.port),
         "REDIS_PASSWORD": servers.valkey.password or "",
         "VLLM_URL": llm.url,
+        "GRPC_TOKEN_KEY": TOKEN_KEY,
+        **{name.upper(): str(port) for name, port in zip(GRPC_PORTS, ports, strict=True)},
     }
 
 
@@ -203,8 +209,6 @@ async def running(name: str, environment: Environment) -> AsyncIterator[Log]:
 
 
 # --- gRPC -----------------------------------------------------------------------------------------
-
-TOKEN_KEY = "a key of the tests, of 32 bytes or more"
 
 
 def bearer(actor: str = "ana", *roles: str, valid_for: timedelta = timedelta(hours=1)) -> Metadata:

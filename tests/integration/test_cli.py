@@ -167,6 +167,51 @@ async def test_a_gate_is_opened_by_the_right_role_only_and_the_answer_is_the_new
     assert opened.json["state"] == "DESIGN"
 
 
+async def token(fleet: Environment, actor: str, roles: str, days: str = "1") -> str:
+    arguments = ("--actor", actor, "--roles", roles, "--days", days)
+    ended = await command(fleet, "token", "create", *arguments)
+    assert ended.code == 0, ended.err
+    return ended.out.strip()
+
+
+async def test_who_has_a_token_acts_as_its_actor_and_in_its_roles_alone(
+    fleet: Environment,
+) -> None:
+    story_id = await started(fleet)
+    await at_gate(fleet, story_id, "approve_scope")
+    qa = fleet | {"FLEET_TOKEN": await token(fleet, "quinn", "QA")}
+    po = fleet | {"FLEET_TOKEN": await token(fleet, "olga", "PO,QA")}
+
+    not_po = await refused(qa, "approve", story_id, "--role", "PO")
+    not_olga = await refused(po, "approve", story_id, "--role", "PO", "--actor", "eve")
+    ended = await command(po, "approve", story_id, "--role", "PO", "--json")
+
+    assert "needs the role PO; the token of quinn has QA" in not_po
+    assert "FLEET_TOKEN is olga's" in not_olga
+    assert ended.code == 0, ended.err
+    shown = await until(fleet, story_id, lambda story: story["state"] != "DRAFT")
+    assert {"olga"} == {line["actor"] for line in shown["timeline"] if "GateApproved" in str(line)}
+    who = await command(po, "token", "show", "--json")
+    assert who.json == {"actor": "olga", "roles": ["PO", "QA"]}
+
+
+async def test_a_token_that_is_forged_or_none_is_refused(fleet: Environment) -> None:
+    forged = {"GRPC_TOKEN_KEY": "another key, of thirty-two bytes or more"}
+
+    other = await token(fleet | forged, "eve", "PO")
+
+    assert "not one of ours" in await refused(
+        fleet | {"FLEET_TOKEN": other}, "approve", "US-1", "approve_scope", "--role", "PO"
+    )
+    assert "not one of ours" in await refused(fleet | {"FLEET_TOKEN": "x"}, "token", "show")
+    assert "FLEET_TOKEN is not set" in await refused(fleet, "token", "show")
+    without = {name: value for name, value in fleet.items() if name != "GRPC_TOKEN_KEY"}
+    keyless = await refused(without | {"GRPC_TOKEN_KEY": ""}, "token", "create", "--actor", "a")
+    assert "GRPC_TOKEN_KEY is not set" in keyless
+    wrong = await refused(fleet, "token", "create", "--actor", "a", "--roles", "p o")
+    assert "roles.0: must match" in wrong
+
+
 async def test_an_amended_story_shows_its_new_text(fleet: Environment) -> None:
     story_id = await started(fleet)
     await at_gate(fleet, story_id, "approve_scope")

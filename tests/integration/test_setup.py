@@ -98,7 +98,8 @@ def test_an_unknown_step_is_refused_with_those_there_are(
 ) -> None:
     assert setup.main(["--only", "kitchen"]) == 1
 
-    assert "--only takes one of programs, uv, packages, neo4j, model" in capsys.readouterr().err
+    steps = "programs, uv, packages, wire, neo4j, model"
+    assert f"--only takes one of {steps}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("chosen", "code"), [("cpu", 0), ("tpu", 1)])

@@ -1,8 +1,8 @@
 """Records the histories that tests/replay replays: `python -m tests.replay.record [PATH...]`.
 
-Each path is a story or a deliberation on a real Temporal server, with the instant activities of the
-unit tests. A history that is there already is kept: it stands for the release that wrote it. Delete
-a file, or add a path, and run this to record what is missing.
+Each path is a story, or a call of its own, on a real Temporal server, with the instant activities
+of the unit tests. A history that is there already is kept: it stands for the release that wrote it.
+Delete a file, or add a path, and run this to record what is missing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ import json
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel
-from temporalio.client import Client, WorkflowHistory
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowFailureError,
+    WorkflowHistory,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
@@ -28,7 +36,21 @@ from tests.unit.test_continue_as_new import Impatient
 from workers.exit import leave
 from workers.search_attributes import register
 from workflows import events, fsm, models, outbox_state, rigor, story_state
-from workflows.models import plan_workflow_id
+from workflows.coach import CoachWorkflow
+from workflows.context_update import ContextUpdateWorkflow, request_hash
+from workflows.derivation import DerivationWorkflow
+from workflows.models import (
+    CoachInput,
+    ContextChange,
+    ContextUpdate,
+    DerivationInput,
+    StoredPlan,
+    StoryText,
+    coach_workflow_id,
+    context_workflow_id,
+    derivation_workflow_id,
+    plan_workflow_id,
+)
 
 HISTORIES = Path(__file__).parent / "histories"
 WIRE = Path(__file__).parent / "wire.json"
@@ -178,6 +200,15 @@ async def auto_approved(start: StartStory, _: World) -> RunningStory:
     return story
 
 
+async def retitled(start: StartStory, _: World) -> RunningStory:
+    """The title is in the memo, for lists: as it was given, then as it was amended."""
+    story = await start()
+    await story.until(gate="approve_scope")
+    await story.update("amend", title="Shorten every link")
+    await story.until(gate="approve_scope", title="Shorten every link")
+    return await _finish(story)
+
+
 async def _signals(client: Client, workflow_id: str) -> list[str]:
     history = await client.get_workflow_handle(workflow_id).fetch_history()
     return [
@@ -223,6 +254,96 @@ PATHS: dict[str, Path_] = {
         near_tie,
         cancelled,
         auto_approved,
+        retitled,
+    )
+}
+
+
+Call_ = Callable[[Client, World], Awaitable[dict[str, str]]]
+"""Runs to its end on its own; answers kind -> id of the workflows whose histories are kept."""
+
+
+async def coached(client: Client, world: World) -> dict[str, str]:
+    workflow_id = coach_workflow_id(world.key)
+    await client.execute_workflow(
+        CoachWorkflow.run, CoachInput(goal="Shorten links"), id=workflow_id, task_queue="story"
+    )
+    return {"coach": workflow_id}
+
+
+async def context_updated(client: Client, world: World) -> dict[str, str]:
+    """A story runs: it hears of the decision and the milestone."""
+    story = await StartStory(client, world)()
+    workflow_id = await _context_updated(client, story.story_id)
+    await client.get_workflow_handle(workflow_id).result()
+    await _given_up(story)
+    return {"context": workflow_id}
+
+
+async def context_of_nobody_updated(client: Client, world: World) -> dict[str, str]:
+    """No story runs."""
+    workflow_id = await _context_updated(client, f"US-{world.key}")
+    await client.get_workflow_handle(workflow_id).result()
+    return {"context": workflow_id}
+
+
+async def context_refused(client: Client, world: World) -> dict[str, str]:
+    world.failing = {"update_context": "case not found"}
+    with suppress(WorkflowUpdateFailedError):
+        await _context_updated(client, f"US-{world.key}")
+    workflow_id = context_workflow_id(f"US-{world.key}", "1")
+    with suppress(WorkflowFailureError):
+        await client.get_workflow_handle(workflow_id).result()
+    return {"context": workflow_id}
+
+
+async def _context_updated(client: Client, story_id: str) -> str:
+    workflow_id = context_workflow_id(story_id, "1")
+    change = ContextChange(operation="CREATE", entity_type="DECISION", entity_id="D-1")
+    update = ContextUpdate(story_id=story_id, actor="ana", changes=[change])
+    await client.execute_update_with_start_workflow(
+        ContextUpdateWorkflow.stored,
+        request_hash(update),
+        start_workflow_operation=WithStartWorkflowOperation(
+            ContextUpdateWorkflow.run,
+            update,
+            id=workflow_id,
+            task_queue="story",
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        ),
+    )
+    return workflow_id
+
+
+async def derived(client: Client, world: World) -> dict[str, str]:
+    """The graph has the story's text, and no plan."""
+    world.stored = StoredPlan(story=StoryText(title="Shorten links", brief="They are long."))
+    return await _derived(client, world)
+
+
+async def derived_of_nobody(client: Client, world: World) -> dict[str, str]:
+    """The graph has no such story."""
+    with suppress(WorkflowFailureError):
+        await _derived(client, world)
+    return {"derivation": derivation_workflow_id(f"US-{world.key}", "plan-1")}
+
+
+async def _derived(client: Client, world: World) -> dict[str, str]:
+    asked = DerivationInput(story_id=f"US-{world.key}", plan_id="plan-1", announce=True)
+    workflow_id = derivation_workflow_id(asked.story_id, asked.plan_id)
+    await client.execute_workflow(DerivationWorkflow.run, asked, id=workflow_id, task_queue="story")
+    return {"derivation": workflow_id}
+
+
+CALLS: dict[str, Call_] = {
+    each.__name__: each
+    for each in (
+        coached,
+        context_updated,
+        context_of_nobody_updated,
+        context_refused,
+        derived,
+        derived_of_nobody,
     )
 }
 
@@ -237,7 +358,7 @@ async def record(names: list[str]) -> None:
         (Temporal, [name for name in names if name not in IMPATIENT]),
         (Impatient, [name for name in names if name in IMPATIENT]),
     ):
-        missing = [name for name in paths if not [*HISTORIES.glob(f"{name}*.story.json")]]
+        missing = [name for name in paths if not [*HISTORIES.glob(f"{name}*.*.json")]]
         if missing:
             await _record_on(server, missing)
 
@@ -265,6 +386,11 @@ async def _record_on(kind: type[Temporal], names: list[str]) -> None:
 async def _record(client: Client, name: str) -> None:
     world = World(key=f"R-{name.replace('_', '-')}")
     WORLDS[world.key] = world
+    if name in CALLS:
+        for kind, workflow_id in (await CALLS[name](client, world)).items():
+            _write(f"{name}.{kind}", await client.get_workflow_handle(workflow_id).fetch_history())
+        print(f"{name}: recorded")
+        return
     story = await PATHS[name](StartStory(client, world), world)
     kept = {"deliberation": f"deliberation-{story.story_id}-design-1"}
     if plan_id := (await story.state()).plan_id:
@@ -333,5 +459,5 @@ def record_wire() -> None:
 if __name__ == "__main__":
     HISTORIES.mkdir(exist_ok=True)
     record_wire()
-    asyncio.run(record(sys.argv[1:] or list(PATHS)))
+    asyncio.run(record(sys.argv[1:] or [*PATHS, *CALLS]))
     leave(0)

@@ -12,7 +12,10 @@ from temporalio.worker import Replayer
 
 from tests.replay.record import WIRE, portable, wire
 from workers.workflow_runner import workflow_runner
+from workflows.coach import CoachWorkflow
+from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
+from workflows.derivation import DerivationWorkflow
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
 
@@ -22,7 +25,9 @@ HISTORIES = {
 
 
 def test_every_workflow_has_a_history() -> None:
-    assert {path.name.split(".")[1] for path in HISTORIES} == {"story", "plan", "deliberation"}
+    kinds = {path.name.split(".")[1] for path in HISTORIES}
+
+    assert kinds == {"story", "plan", "deliberation", "coach", "context", "derivation"}
 
 
 def test_a_model_that_histories_hold_loses_no_field_and_gains_none_without_a_default() -> None:
@@ -46,7 +51,14 @@ def test_a_recorded_history_does_not_name_its_machine(path: Path) -> None:
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
     replayer = Replayer(
-        workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
+        workflows=[
+            StoryWorkflow,
+            PlanWorkflow,
+            DeliberationWorkflow,
+            CoachWorkflow,
+            ContextUpdateWorkflow,
+            DerivationWorkflow,
+        ],
         workflow_runner=workflow_runner(),
         data_converter=pydantic_data_converter,
     )

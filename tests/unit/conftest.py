@@ -33,16 +33,22 @@ from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows import fsm, rigor
+from workflows.coach import CoachWorkflow
+from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
+from workflows.derivation import DerivationWorkflow
 from workflows.events import Entry, PublishBatch, RecordBatch
 from workflows.models import (
+    UNKNOWN_STORY,
     Agent,
     AgentCall,
     CallUsage,
     Check,
     CheckInput,
     CheckReport,
+    ContextAnswer,
     ContextPack,
+    ContextWrite,
     Council,
     CouncilQuery,
     CriticiseInput,
@@ -50,12 +56,14 @@ from workflows.models import (
     CritiqueAnswer,
     CritiquePoint,
     Decision,
+    DecisionAdded,
     DeliberationRecord,
     DerivePlanAnswer,
     DerivePlanInput,
     DraftTask,
     JudgeAnswer,
     JudgeInput,
+    MilestoneReached,
     PackQuery,
     PlanQuery,
     Process,
@@ -69,6 +77,8 @@ from workflows.models import (
     StoryText,
     StoryView,
     Verdict,
+    WriteStoryAnswer,
+    WriteStoryInput,
     story_workflow_id,
 )
 from workflows.plan import PlanWorkflow
@@ -122,6 +132,7 @@ class World:
     published: list[Entry] = field(default_factory=list)
     deliberations: list[DeliberationRecord] = field(default_factory=list)
     packs: list[PackQuery] = field(default_factory=list)
+    updates: list[ContextWrite] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.bus_open.set()
@@ -215,6 +226,12 @@ class InstantAgents(InWorld, AgentStub):
         usage = await self.answer("derive_plan", request)
         return DerivePlanAnswer(tasks=self.world.drafts, usage=usage)
 
+    @activity.defn
+    async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
+        usage = await self.answer("write_story", request)
+        title = f"Story {request.wave}: {request.goal or 'better'}"
+        return WriteStoryAnswer(story=StoryText(title=title), usage=usage)
+
 
 class InstantChecks(InWorld, CheckStub):
     @activity.defn
@@ -270,6 +287,22 @@ class InstantGraph(InWorld, GraphStub):
         self.world.packs.append(query)
         return ContextPack(system=f"You are {query.role}.", context="the story", version="v")
 
+    @activity.defn
+    async def update_context(self, write: ContextWrite) -> ContextAnswer:
+        await self.world.graph_open.wait()
+        if cause := self.world.failing.get("update_context"):
+            raise ApplicationError(cause, type=UNKNOWN_STORY, non_retryable=True)
+        self.world.updates.append(write)
+        decision = DecisionAdded(decision_id="D-1", title="No SMS", decided_by=write.update.actor)
+        milestone = MilestoneReached(milestone_id="M-1", event_type="DEMO", description="Shown")
+        return ContextAnswer(
+            version=3,
+            hash="h" * 16,
+            changed=["DECISION", "MILESTONE"],
+            decisions=[decision],
+            milestones=[milestone],
+        )
+
 
 class InstantPlanning(InWorld, PlanningStub):
     @activity.defn
@@ -304,12 +337,14 @@ def activities() -> list[Any]:
         agents.revise,
         agents.judge,
         agents.derive_plan,
+        agents.write_story,
         checks.check_proposal,
         graph.record,
         graph.record_deliberation,
         graph.load_council,
         graph.load_plan,
         graph.build_pack,
+        graph.update_context,
         planning.load_process,
         planning.score_story,
         mirror.publish,
@@ -323,7 +358,14 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
         Worker(
             client,
             task_queue=queue,
-            workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
+            workflows=[
+                StoryWorkflow,
+                PlanWorkflow,
+                DeliberationWorkflow,
+                CoachWorkflow,
+                ContextUpdateWorkflow,
+                DerivationWorkflow,
+            ],
             activities=activities(),
             workflow_runner=workflow_runner(),
             interceptors=[Heartbeats()],

@@ -23,7 +23,9 @@ from workflows.models import (
     Proposal,
     ProposeInput,
     ReviseInput,
+    StoryText,
     Task,
+    WriteStoryInput,
 )
 
 PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
@@ -44,6 +46,7 @@ REQUESTS: dict[str, tuple[Ask, Any]] = {
     "revise": (acts.revise, ReviseInput(**ASKED, proposal=PROPOSAL, critiques=[CRITIQUE])),
     "judge": (acts.judge, JudgeInput(**ASKED, contenders=CONTENDERS)),
     "derive_plan": (acts.derive_plan, DerivePlanInput(**ASKED, design=PROPOSAL, roles=["DEV"])),
+    "write_story": (acts.write_story, WriteStoryInput(**ASKED, story=StoryText(title="Undo"))),
 }
 
 

@@ -19,6 +19,7 @@ from activities.answers import (
     critique_form,
     plan_form,
     proposal_form,
+    story_form,
     verdict_form,
 )
 from activities.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
@@ -43,6 +44,7 @@ MATERIAL: dict[str, Values] = {
     "revise": {"proposal": "an outbox", "critiques": "too slow"},
     "judge": {"contenders": ["id: a\none way", "id: b\nanother way"]},
     "derive_plan": {"design": "an outbox", "roles": "DEV, QA"},
+    "write_story": {"goal": "undo", "story": "Title: Undo", "findings": "- no criteria"},
 }
 
 
@@ -179,6 +181,7 @@ FORMS: dict[str, Callable[[int], Form]] = {
     "critique": critique_form,
     "verdict": verdict_form(["agent-a", "agent-b"]),
     "plan": plan_form(["DEV", "QA"]),
+    "story": story_form,
 }
 
 

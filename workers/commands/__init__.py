@@ -5,7 +5,7 @@ import contextlib
 import getpass
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from workers import view
-from workers.clients import StartError
+from workers.clients import StartError, plain
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
 from workers.external_storage import data_converter
@@ -29,6 +29,9 @@ from workers.settings import InvalidSettings, MockRefused, Settings, load
 from workers.watch import AWAY, Story
 from workflows.models import ID_RULE, Id, story_workflow_id
 from workflows.story import StoryWorkflow
+
+if TYPE_CHECKING:
+    from bridge.grpc.access import Caller
 
 UPDATE_WITHIN_S = 30.0
 """How long a story has to answer an update, in seconds."""
@@ -69,16 +72,47 @@ StoryId = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Actor = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--actor",
         "-a",
         help="Who you are.",
-        default_factory=getpass.getuser,
-        show_default="your login",
+        default_factory=lambda: None,
+        show_default="FLEET_TOKEN's, or your login",
     ),
 ]
 Role = Annotated[str, typer.Option("--role", "-r", help="The role you act in: PO, QA.")]
+
+
+def token_caller(settings: Settings) -> "Caller | None":
+    """Whose token FLEET_TOKEN is; None where it is not set.
+
+    Its signature is verified where GRPC_TOKEN_KEY is known; a person needs the token alone.
+
+    Raises:
+        ApplicationError: `Unauthenticated`: it has expired, or is none of ours.
+    """
+    from bridge.grpc.access import read_token  # gRPC is slow to import
+
+    token = plain(settings.fleet_token)
+    return read_token(plain(settings.grpc_token_key), token) if token else None
+
+
+def person(actor: str | None, role: str = "") -> str:
+    """Who acts: `actor`, else FLEET_TOKEN's, else the login.
+
+    Raises:
+        Refused: the token is another's, or has not that role.
+        ApplicationError: as `token_caller`; `Permission`.
+    """
+    caller = token_caller(load())
+    if caller is None:
+        return actor or getpass.getuser()
+    if actor not in (None, caller.actor):
+        raise Refused(f"--actor {actor}: FLEET_TOKEN is {caller.actor}'s; leave --actor out")
+    if role:
+        caller.acting_as(role)
+    return caller.actor
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

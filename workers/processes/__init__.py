@@ -32,12 +32,14 @@ UNVERSIONED = "unversioned"
 class Base:
     """What every process has: Temporal, and Valkey for the payloads of its data converter.
 
-    `lost` gets the error of a connection that is closed for good.
+    `service`: of the process `grpc`, the service that runs alone; empty: all of them. `lost` gets
+    the error of a connection that is closed for good.
     """
 
     settings: Settings
     temporal: Client
     valkey: Redis
+    service: str = ""
     lost: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -80,6 +82,7 @@ PROCESSES = {
     "context": "workers.processes.context",
     "bridge": "workers.processes.bridge",
     "inbox": "workers.processes.inbox",
+    "grpc": "workers.processes.grpc",
 }
 """Name -> the module whose `process` it is. `all` is each of them in one."""
 

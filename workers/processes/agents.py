@@ -47,6 +47,7 @@ def agents_worker(
             agents.revise,
             agents.judge,
             agents.derive_plan,
+            agents.write_story,
             checks.check_proposal,
         ],
         max_concurrent_activities=settings.llm_concurrency,

@@ -39,6 +39,7 @@ def context_worker(
             graph.load_council,
             graph.load_plan,
             graph.build_pack,
+            graph.update_context,
             planning.load_process,
             planning.score_story,
         ],

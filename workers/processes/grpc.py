@@ -1,34 +1,170 @@
 """The process `grpc`: the five services, each on its port, or one of them alone."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from __future__ import annotations
 
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+import grpc
 import structlog
 from neo4j import AsyncDriver
 
+from activities.cache import Cache
+from activities.context import load_scopes
 from activities.graph import Graph
-from bridge.grpc.server import Served
-from workers.processes import Base, Running
+from activities.migrations import migrate
+from activities.planning import InvalidConfig, load_config
+from bridge.grpc.access import Access
+from bridge.grpc.context import ContextServicer
+from bridge.grpc.orchestrator import OrchestratorServicer
+from bridge.grpc.planning import PlanningServicer
+from bridge.grpc.server import CannotListen, GrpcServer, Served
+from bridge.grpc.storycoach import StoryCoachServicer
+from bridge.grpc.wire import (
+    context_pb2_grpc,
+    orchestrator_pb2_grpc,
+    planning_pb2_grpc,
+    storycoach_pb2_grpc,
+    workspace_pb2_grpc,
+)
+from bridge.grpc.workspace import WorkspaceServicer
+from workers.clients import StartError, plain
+from workers.clients.neo4j import open_neo4j, takes_schema
+from workers.health import Check
+from workers.processes import Base, Running, valid_config
+from workers.settings import SERVICES, Settings
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What servicers are made of."""
+WITH_GRAPH = frozenset({"orchestrator", "context"})
 
-    base: Base
+
+class Stores(NamedTuple):
+    """What the services of WITH_GRAPH read and write."""
+
     driver: AsyncDriver
     graph: Graph
 
 
-SERVICES: Mapping[str, Callable[[Parts], Served]] = {}
-"""Name -> the service; its port is the setting `grpc_{name}_port`."""
-
-
 @asynccontextmanager
 async def process(base: Base) -> AsyncIterator[Running]:
-    """Serve all five."""
-    async with serving(base, list(SERVICES)) as running:
-        yield running
+    """Serve `base.service`, or all five."""
+    settings = base.settings
+    names = [base.service] if base.service else SERVICES
+    access = Access(token_key(settings), settings.grpc_calls_per_second)
+    credentials = tls(settings)
+    checks: dict[str, Check] = {}
+    async with AsyncExitStack() as opened:
+        stores: Stores | None = None
+        if WITH_GRAPH.intersection(names):
+            driver = await opened.enter_async_context(open_neo4j(settings))
+            with takes_schema(settings):
+                await migrate(driver)
+            checks["neo4j"] = driver.verify_connectivity
+            with valid_config():
+                scopes = load_scopes(settings.fleet_config / "scopes.yaml")
+            stores = Stores(driver, Graph(driver, Cache(base.valkey), scopes))
+        jobs = {}
+        for name in names:
+            port = getattr(settings, f"grpc_{name}_port")
+            try:
+                job = GrpcServer(
+                    served(name, base, stores),
+                    settings.grpc_host,
+                    port,
+                    access,
+                    settings.drain_seconds,
+                    credentials,
+                )
+            except CannotListen as error:
+                raise StartError(f"{error}: set GRPC_HOST and GRPC_{name.upper()}_PORT") from error
+            log.info("serves", service=name, host=settings.grpc_host, port=job.port)
+            jobs[f"grpc-{name}"] = job
+        yield Running(jobs, checks)
+
+
+def served(name: str, base: Base, stores: Stores | None) -> Served:
+    """The service of that name.
+
+    Raises:
+        StartError: the configuration does not hold together.
+    """
+    match name:
+        case "orchestrator":
+            assert stores
+            return Served(
+                "orchestrator.v1.OrchestratorService",
+                OrchestratorServicer(
+                    base.temporal, stores.graph, stores.driver, base.settings.agent_type
+                ),
+                orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
+            )
+        case "context":
+            assert stores
+            return Served(
+                "fleet.context.v1.ContextService",
+                ContextServicer(base.temporal, stores.graph),
+                context_pb2_grpc.add_ContextServiceServicer_to_server,
+            )
+        case "planning":
+            return Served(
+                "fleet.planning.v1.PlanningService",
+                PlanningServicer(base.temporal),
+                planning_pb2_grpc.add_PlanningServiceServicer_to_server,
+            )
+        case "storycoach":
+            return Served(
+                "fleet.storycoach.v1.StoryCoachService",
+                StoryCoachServicer(base.temporal),
+                storycoach_pb2_grpc.add_StoryCoachServiceServicer_to_server,
+            )
+        case "workspace":
+            with valid_config(InvalidConfig):
+                levels = load_config(base.settings.fleet_config).rigor
+            return Served(
+                "fleet.workspace.v1.WorkspaceService",
+                WorkspaceServicer(levels),
+                workspace_pb2_grpc.add_WorkspaceServiceServicer_to_server,
+            )
+    raise AssertionError(f"no service is named {name}")
+
+
+def token_key(settings: Settings) -> str:
+    """The key of the tokens. Raises StartError where there is none: nothing is served openly."""
+    key = plain(settings.grpc_token_key)
+    if not key:
+        raise StartError(
+            "GRPC_TOKEN_KEY (key that gRPC's tokens are signed with) is not set: set it to 32 "
+            "random characters or more, the same for all replicas"
+        )
+    return key
+
+
+def tls(settings: Settings) -> grpc.ServerCredentials | None:
+    """The server's credentials; None on loopback, where they may be missing.
+
+    Raises:
+        StartError: tokens would go over a network in the clear, or the files are no certificate.
+    """
+    cert, key = settings.grpc_tls_cert, settings.grpc_tls_key
+    if (cert is None) != (key is None):
+        raise StartError("GRPC_TLS_CERT and GRPC_TLS_KEY go together: set both, or none")
+    if cert is None or key is None:
+        if not on_loopback(settings.grpc_host):
+            raise StartError(
+                f"GRPC_HOST {settings.grpc_host} is no loopback address, and tokens would go over "
+                "the network in the clear: set GRPC_TLS_CERT and GRPC_TLS_KEY"
+            )
+        return None
+    return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+
+
+def on_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

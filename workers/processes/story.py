@@ -12,7 +12,10 @@ from workers import search_attributes
 from workers.processes import Base, Running, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
+from workflows.coach import CoachWorkflow
+from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
+from workflows.derivation import DerivationWorkflow
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
@@ -28,7 +31,14 @@ def story_worker(client: Client, settings: Settings) -> Worker:
     return Worker(
         client,
         task_queue=STORY_QUEUE,
-        workflows=[StoryWorkflow, PlanWorkflow, DeliberationWorkflow],
+        workflows=[
+            StoryWorkflow,
+            PlanWorkflow,
+            DeliberationWorkflow,
+            ContextUpdateWorkflow,
+            DerivationWorkflow,
+            CoachWorkflow,
+        ],
         workflow_runner=workflow_runner(),
         sticky_queue_schedule_to_start_timeout=STICKY_FOR,
         **options(settings),

@@ -1,0 +1,67 @@
+"""What a call brings beside its message: metadata, a deadline, and names of its contract's own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import grpc
+
+from workflows.models import InvalidInput, Request
+
+ANSWERED_WITHIN_S = 10.0
+"""How long a workflow has to answer a call that names no deadline, or a later one."""
+
+REQUEST_ID = "x-request-id"
+"""Metadata: the same id from the same caller asks for the same thing, once."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+RequestT = TypeVar("RequestT", bound=Request)
+
+
+def said(context: Context) -> dict[str, str]:
+    """The call's metadata that is text; of a key that comes twice, the last."""
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+def seconds_left(context: Context, at_most: float = ANSWERED_WITHIN_S) -> float:
+    """Until the call's deadline; `at_most` where that is later, or there is none."""
+    left: float | None = context.time_remaining()
+    return at_most if left is None else min(left, at_most)
+
+
+def in_time(context: Context, at_most: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
+    """Raises TimeoutError in the block when the call's time is over."""
+    return asyncio.timeout(seconds_left(context, at_most))
+
+
+def derived_id(*parts: str) -> str:
+    """16 hex digits that only these parts give."""
+    told = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def understood(
+    model: type[RequestT],
+    message: str,
+    fields: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+) -> RequestT:
+    """The model of a message. names: of the model's fields in the contract, where they differ.
+
+    Raises:
+        InvalidInput: names the message's wrong fields as the contract does.
+    """
+    try:
+        return model.model_validate(fields)
+    except InvalidInput as error:
+        problems = [(_renamed(field, names or {}), rule) for field, rule in error.problems]
+        raise InvalidInput(message, problems) from None
+
+
+def _renamed(field: str, names: Mapping[str, str]) -> str:
+    first, dot, rest = field.partition(".")
+    return f"{names.get(first, first)}{dot}{rest}"

@@ -1,0 +1,169 @@
+"""What messages of orchestrator.v1 have to keep to; fields are named as the contract names them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator
+
+from activities.context import Scope
+from activities.graph.councils import MOST_AGENTS, refuse_mock
+from workflows.models import Id, Line, LongId, Part, Request, Role
+
+LONGEST_TEXT = 100_000
+
+Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
+Word = Annotated[str, StringConstraints(max_length=100)]
+MaybeId = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,99})?$")]
+MaybeLongId = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,199})?$")]
+AskedType = Literal["", "RAY_VLLM", "VLLM", "NATS"]
+"""Empty: the default."""
+
+Described = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_TEXT)
+]
+
+
+class Constraints(Part):
+    """TaskConstraints. Zeros: the defaults. max_iterations: the most rounds."""
+
+    rubric: Text = ""
+    requirements: list[Line] = Field(default=[], max_length=100)
+    timeout_seconds: int = Field(default=0, ge=0, le=86_400)
+    max_iterations: int = Field(default=0, ge=0)
+
+
+class Options(Part):
+    """OrchestratorOptions."""
+
+    deliberation_rounds: int = Field(default=0, ge=0, le=10)
+
+
+class Deliberating(Request):
+    """What a council is asked, by Deliberate, StreamDeliberation or Orchestrate."""
+
+    task_description: Described
+    role: Line
+    constraints: Constraints
+    rounds: int = Field(default=0, ge=0, le=10)
+    num_agents: int = Field(default=0, ge=0, le=MOST_AGENTS)
+    options: Options = Options()
+    task_id: MaybeLongId = ""
+    case_id: MaybeId = ""
+    story_id: MaybeId = ""
+    plan_id: MaybeLongId = ""
+
+
+class ByTask(Request):
+    """A deliberation, by its task."""
+
+    task_id: LongId
+
+
+class OfAgent(Part):
+    """AgentCapabilities."""
+
+    supported_tasks: list[Line] = Field(default=[], max_length=100)
+    model_profile: Word = ""
+    max_concurrent_tasks: int = Field(default=0, ge=0)
+    languages: list[Line] = Field(default=[], max_length=100)
+
+
+class OfCouncil(Part):
+    """CouncilConfig."""
+
+    deliberation_rounds: int = Field(default=0, ge=0, le=10)
+    model_profile: Word = ""
+    agent_type: AskedType = ""
+
+    @field_validator("agent_type", mode="before")
+    @classmethod
+    def _no_mock(cls, value: Any) -> Any:
+        return _in_capitals(refuse_mock(value))
+
+
+class OfOwner(Part):
+    """RegisterAgentRequest.metadata, as far as it is read."""
+
+    agent_type: AskedType = ""
+    persona: Annotated[str, StringConstraints(max_length=2_000)] = ""
+
+    @field_validator("agent_type", mode="before")
+    @classmethod
+    def _no_mock(cls, value: Any) -> Any:
+        return _in_capitals(refuse_mock(value))
+
+
+class Registering(Request):
+    """RegisterAgentRequest."""
+
+    agent_id: Id
+    role: Line
+    capabilities: OfAgent
+    endpoint: Annotated[str, StringConstraints(max_length=500)] = ""
+    metadata: OfOwner
+    kept: dict[Word, Text] = Field(default={}, max_length=50)
+
+
+class Creating(Request):
+    """CreateCouncilRequest."""
+
+    role: Role
+    num_agents: int = Field(default=0, ge=0, le=MOST_AGENTS)
+    config: OfCouncil
+
+
+class Unregistering(Request):
+    """UnregisterAgentRequest; role empty: whichever council the agent sits in."""
+
+    agent_id: Line
+    role: Word = ""
+
+
+class Happened(Request):
+    """PlanningEventRequest."""
+
+    event_type: Line
+    case_id: Id
+    plan_id: MaybeLongId = ""
+    from_state: Word = ""
+    to_state: Word = ""
+    timestamp_ms: int = Field(default=0, ge=0)
+    metadata: dict[str, str] = {}
+
+
+class Deriving(Request):
+    """DeriveSubtasksRequest; plan_id empty: the story's newest plan, or its first."""
+
+    case_id: Id
+    plan_id: MaybeLongId = ""
+    roles: list[Line] = Field(default=[], max_length=100)
+    max_tasks_per_role: int = Field(default=0, ge=0)
+
+
+class OfContext(Part):
+    """ContextOptions."""
+
+    max_events: int = Field(default=0, ge=0)
+    scopes: list[Scope] = []
+
+
+class TaskContext(Request):
+    """GetTaskContextRequest."""
+
+    task_id: MaybeLongId = ""
+    story_id: Id
+    role: Annotated[Word, StringConstraints(min_length=1)]
+    phase: Word = ""
+    options: OfContext
+
+
+class Measuring(Request):
+    """GetMetricsRequest."""
+
+    metric_type: Literal["performance", "agents", "councils", "all"]
+    time_range_ms: int = Field(default=0, ge=0)
+
+
+def _in_capitals(value: Any) -> Any:
+    return value.strip().upper() if isinstance(value, str) else value

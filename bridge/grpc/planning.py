@@ -1,0 +1,438 @@
+"""The Planning service (fleet.planning.v1): stories, as the workflows that they are.
+
+What the contract has no field for comes as metadata: `x-request-id` (CreateStory: the same id from
+the same caller is the same story), `x-reason` (of a rejection), `x-comment` and `x-revision` (of an
+approval), `x-state`, `x-waiting`, `x-role`, `x-page-size` and `x-page-token` (ListStories).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from bridge.grpc.access import caller
+from bridge.grpc.calls import (
+    REQUEST_ID,
+    Context,
+    derived_id,
+    in_time,
+    said,
+    seconds_left,
+    understood,
+)
+from bridge.grpc.errors import NOT_FOUND, refused
+from bridge.grpc.wire import planning_pb2 as wire
+from bridge.grpc.wire import planning_pb2_grpc
+from workflows.models import (
+    Approve,
+    Id,
+    InvalidInput,
+    Line,
+    Move,
+    Reject,
+    Request,
+    StoryInput,
+    StoryResult,
+    StoryView,
+    story_workflow_id,
+)
+from workflows.search_attributes import (
+    DOR_SCORE,
+    PENDING_GATE,
+    STORY_ROLE,
+    STORY_STATE,
+    TITLE_MEMO,
+)
+from workflows.story import StoryWorkflow
+from workflows.story_state import GUARD_BLOCKED, ILLEGAL_MOVE
+from workflows.stubs import STORY_QUEUE
+
+UNREADABLE = "StoryUnreadable"
+
+NOT_BEGUN = "BACKLOG"
+"""A story that no worker has taken up yet."""
+
+SCORED_WITHIN_S = 5.0
+SCORED_EVERY_S = 0.05
+ANSWER_TAKES_S = 0.5
+"""CreateStory waits so long for the story's first score, and leaves this much of its deadline."""
+
+SUMMARY_BYTES = 200
+
+Story = WorkflowHandle[StoryWorkflow, StoryResult]
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+"""What may stand between quotes in a visibility query."""
+
+
+class Named(Request):
+    """A story, by its id."""
+
+    story_id: Id
+
+
+class Asked(Named):
+    """A story, and an event of its state machine."""
+
+    event: Line
+
+
+class Listing(Request):
+    """Which stories ListStories answers with."""
+
+    state: Word | None = None
+    waiting: bool = False
+    role: Word | None = None
+    page_size: int = Field(default=100, ge=1, le=1_000)
+    page_token: str = ""
+
+
+class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
+    """Starts, lists, shows and moves stories.
+
+    Any valid token may start and read them; its roles say which moves it may make. A call that
+    ends early takes nothing back: what it asked for may have been done.
+    """
+
+    def __init__(self, temporal: Client) -> None:
+        self._temporal = temporal
+
+    async def CreateStory(  # noqa: N802
+        self, request: wire.CreateStoryRequest, context: Context
+    ) -> wire.CreateStoryResponse:
+        """Start a story, at rigor L1; the answer comes when it has its first score, or after 5 s.
+
+        Until then its state is BACKLOG, or what it has come to, and its score 0. A request id that
+        the caller has used before answers with the story of then, as it stands.
+
+        Raises:
+            InvalidInput: names each wrong field.
+        """
+        story = understood(
+            StoryInput,
+            "CreateStoryRequest",
+            {
+                "story_id": new_story_id(caller().actor, said(context).get(REQUEST_ID, "")),
+                "title": request.title,
+                "brief": request.brief,
+                "acceptance_criteria": list(request.ac),
+                "created_by": caller().actor,
+            },
+            {"acceptance_criteria": "ac"},
+        )
+        async with in_time(context):
+            # By this very request, before: then its story is the answer.
+            with suppress(WorkflowAlreadyStartedError):
+                await self._temporal.start_workflow(
+                    StoryWorkflow.run,
+                    story,
+                    id=story_workflow_id(story.story_id),
+                    task_queue=STORY_QUEUE,
+                    # A request that is repeated after its story's end does not begin it anew.
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    static_summary=story.title.encode()[:SUMMARY_BYTES].decode(errors="ignore"),
+                    memo={TITLE_MEMO: story.title},
+                )
+        patience = min(SCORED_WITHIN_S, seconds_left(context) - ANSWER_TAKES_S)
+        now = await first_score(self._story(story.story_id), patience)
+        return wire.CreateStoryResponse(
+            story_id=story.story_id,
+            state=(now.state if now else "") or NOT_BEGUN,
+            dor_score=now.dor_score if now else 0,
+        )
+
+    async def ListStories(  # noqa: N802
+        self, _: wire.ListStoriesRequest, context: Context
+    ) -> wire.ListStoriesResponse:
+        """Stories by visibility, ended ones too: those under way first, the newest first.
+
+        Metadata: `x-state`, `x-waiting` (true: those that wait for a person), `x-role` (… of this
+        role), `x-page-size` (100), `x-page-token`; the answer's trailing `x-next-page-token` is
+        the token of the next page. `brief` is empty here: GetStory has it.
+
+        Raises:
+            InvalidInput: names each wrong key.
+        """
+        asked = listing(said(context))
+        query = visibility_query(asked)
+        pages = self._temporal.list_workflows(
+            query,
+            page_size=asked.page_size,
+            next_page_token=page_read(asked.page_token, query),
+        )
+        async with in_time(context):
+            await pages.fetch_next_page()
+            stories = [await row(execution) for execution in pages.current_page or []]
+        if pages.next_page_token:
+            token = page_token(pages.next_page_token, query)
+            context.set_trailing_metadata((("x-next-page-token", token),))
+        return wire.ListStoriesResponse(stories=stories)
+
+    async def GetStory(  # noqa: N802
+        self, request: wire.GetStoryRequest, context: Context
+    ) -> wire.GetStoryResponse:
+        """A story, its text as it stands, and in plan_json its state and what may happen next.
+
+        Raises:
+            ApplicationError: `NotFound`, `StoryUnreadable`; `InvalidInput`: no id.
+        """
+        asked = understood(Named, "GetStoryRequest", {"story_id": request.story_id})
+        story = self._story(asked.story_id)
+        async with in_time(context), known(asked.story_id):
+            # First: what follows is then never older than the state that it explains.
+            now = await story.query(StoryWorkflow.state)
+            text, moves = await asyncio.gather(
+                story.query(StoryWorkflow.text), story.query(StoryWorkflow.transitions)
+            )
+        return wire.GetStoryResponse(
+            story=wire.Story(
+                story_id=now.story_id,
+                title=text.title,
+                state=now.state or NOT_BEGUN,
+                dor_score=now.dor_score,
+                brief=text.brief,
+            ),
+            ac=text.acceptance_criteria,
+            plan_json=next_json(now, moves),
+        )
+
+    async def Transition(  # noqa: N802
+        self, request: wire.TransitionRequest, context: Context
+    ) -> wire.TransitionResponse:
+        """Open a gate, or take a rejection, as the token's actor and in one of its roles.
+
+        The request's `actor` decides nothing. Where a guard blocks, the answer says which and why,
+        and the state is as it was.
+
+        Raises:
+            ApplicationError: `NotFound`; `IllegalMove`: the event does not leave this state, or is
+                the fleet's own to take, and the message names the moves that are legal;
+                `Permission`: the token has no role for it; what the story itself refuses.
+        """
+        asked = understood(
+            Asked, "TransitionRequest", {"story_id": request.story_id, "event": request.event}
+        )
+        story = self._story(asked.story_id)
+        async with in_time(context), known(asked.story_id):
+            now = await story.query(StoryWorkflow.state)
+            moves = await story.query(StoryWorkflow.transitions)
+            move = legal_move(asked.event, now, moves)
+            try:
+                after = await take(story, move, now, said(context))
+            except WorkflowUpdateFailedError as error:
+                cause = error.cause
+                if not (isinstance(cause, ApplicationError) and cause.type == GUARD_BLOCKED):
+                    raise
+                return blocked(now, cause.message)
+        if after.state != move.to:  # a gate of several roles has one left
+            return blocked(after, f"{move.event}: waits for {after.gate_role} too")
+        return wire.TransitionResponse(story_id=after.story_id, state=after.state)
+
+    async def GetPlan(  # noqa: N802
+        self, request: wire.GetPlanRequest, context: Context
+    ) -> wire.GetPlanResponse:
+        """The story's plan as JSON: plan_id, story_id, version, tasks; `{}` before there is one.
+
+        Raises:
+            ApplicationError: as GetStory.
+        """
+        asked = understood(Named, "GetPlanRequest", {"story_id": request.story_id})
+        async with in_time(context), known(asked.story_id):
+            plan = await self._story(asked.story_id).query(StoryWorkflow.plan)
+        return wire.GetPlanResponse(json=plan.model_dump_json() if plan else "{}")
+
+    def _story(self, story_id: str) -> Story:
+        return self._temporal.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(story_id)
+        )
+
+
+# --- stories --------------------------------------------------------------------------------------
+
+
+def new_story_id(actor: str, request_id: str) -> str:
+    """Of the request id, where there is one; else one that nobody has."""
+    return f"US-{derived_id(actor, request_id) if request_id else secrets.token_hex(8)}"
+
+
+async def first_score(story: Story, within_s: float) -> StoryView | None:
+    """The story as soon as it is scored or waits at a gate, else as it is when time is over.
+
+    None where no worker has told of it by then.
+    """
+    now = None
+    try:
+        async with asyncio.timeout(max(within_s, 0)):
+            while now is None or not (now.dor_score or now.findings or now.pending_gate):
+                now = await story.query(StoryWorkflow.state)
+                await asyncio.sleep(SCORED_EVERY_S)
+    except (TimeoutError, RPCError, WorkflowQueryFailedError):
+        return now  # The story is started, which is what was asked for.
+    return now
+
+
+@asynccontextmanager
+async def known(story_id: str) -> AsyncIterator[None]:
+    """What Temporal says of a story, in words for its caller."""
+    try:
+        yield
+    except WorkflowQueryFailedError as error:
+        raise refused(UNREADABLE, f"story {story_id} cannot tell: {error}") from error
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        if "already completed" in error.message:
+            raise refused(ILLEGAL_MOVE, f"story {story_id} has ended; legal now: none") from error
+        raise refused(NOT_FOUND, f"story {story_id} not found") from error
+
+
+def next_json(now: StoryView, moves: list[Move]) -> str:
+    """The state and what may happen next."""
+    return json.dumps(
+        {
+            "state": now.state or NOT_BEGUN,
+            "pending_gate": now.pending_gate,
+            "gate_role": now.gate_role,
+            "revision": now.revision,
+            "working_on": now.working_on,
+            "plan_id": now.plan_id,
+            "next": [move.model_dump() for move in moves],
+        }
+    )
+
+
+# --- moves ----------------------------------------------------------------------------------------
+
+
+def legal_move(event: str, now: StoryView, moves: list[Move]) -> Move:
+    """The move that a person asks for.
+
+    Raises:
+        ApplicationError: `IllegalMove`: names the moves that are legal.
+    """
+    by_event = {move.event: move for move in moves}
+    by_hand = ", ".join(move.event for move in moves if move.kind != "automatic") or "none"
+    legal = f"the story is in {now.state or NOT_BEGUN}; legal now: {by_hand}"
+    if event not in by_event:
+        raise refused(ILLEGAL_MOVE, f"event: {event[:100]!r} is not legal now; {legal}")
+    move = by_event[event]
+    if move.kind == "automatic":
+        waits = "; ".join(move.blocked_by) or "nothing"
+        raise refused(
+            ILLEGAL_MOVE,
+            f"event: {event!r} is the fleet's own to take, as soon as its guards hold; "
+            f"it waits for {waits}; {legal}",
+        )
+    return move
+
+
+async def take(story: Story, move: Move, now: StoryView, more: Mapping[str, str]) -> StoryView:
+    """Make the move as the caller; the story's new state.
+
+    Raises:
+        ApplicationError: `Permission`; `InvalidInput`, by metadata key.
+        WorkflowUpdateFailedError: the story refuses, and says why.
+    """
+    actor = caller().actor
+    if move.kind == "rejection":
+        fields = {
+            "event": move.event,
+            "actor": actor,
+            "role": caller().acting_as(*move.roles),
+            "reason": more.get("x-reason", "").strip()
+            or f"{actor} sent it back over gRPC and gave no reason",
+        }
+        rejection = understood(Reject, "TransitionRequest", fields, {"reason": "x-reason"})
+        return await story.execute_update(StoryWorkflow.reject, rejection)
+    # A gate of several roles: the one whose turn it is, where the caller has it.
+    turn = [now.gate_role] if now.pending_gate == move.event else []
+    fields = {
+        "gate": move.event,
+        "actor": actor,
+        "role": caller().acting_as(*turn, *move.roles),
+        "comment": more.get("x-comment", ""),
+    }
+    if "x-revision" in more:
+        fields["revision"] = more["x-revision"]
+    approval = understood(Approve, "TransitionRequest", fields, {"comment": "x-comment"})
+    return await story.execute_update(StoryWorkflow.approve, approval)
+
+
+def blocked(now: StoryView, reason: str) -> wire.TransitionResponse:
+    """A guard blocks: nothing has moved."""
+    return wire.TransitionResponse(
+        story_id=now.story_id, state=now.state, blocked=True, reason=reason
+    )
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def listing(metadata: Mapping[str, str]) -> Listing:
+    """What ListStories' metadata asks for.
+
+    Raises:
+        InvalidInput: names each wrong key.
+    """
+    keys = {field: f"x-{field.replace('_', '-')}" for field in Listing.model_fields}
+    fields = {field: metadata[key] for field, key in keys.items() if key in metadata}
+    return understood(Listing, "ListStories", fields, keys)
+
+
+def visibility_query(asked: Listing) -> str:
+    """The visibility query; a run that was continued as new is its story's past, and left out."""
+    terms = ["WorkflowType = 'StoryWorkflow'", "ExecutionStatus != 'ContinuedAsNew'"]
+    if asked.waiting or asked.role:
+        terms.append(f"{PENDING_GATE.name} IS NOT NULL")
+    for key, value in ((STORY_ROLE, asked.role), (STORY_STATE, asked.state)):
+        if value is not None:
+            terms.append(f"{key.name} = '{value}'")
+    return " AND ".join(terms)
+
+
+def page_token(token: bytes, query: str) -> str:
+    """Our token of a page, from Temporal's, and a sum: Temporal itself fails on what is garbage."""
+    encoded = base64.urlsafe_b64encode(token).decode()
+    return f"{derived_id(query, encoded)}.{encoded}"
+
+
+def page_read(token: str, query: str) -> bytes | None:
+    """Temporal's token of a page, from ours; None of none.
+
+    Raises:
+        InvalidInput: it is no page's of this query.
+    """
+    _, _, encoded = token.partition(".")
+    if not token:
+        return None
+    if token != f"{derived_id(query, encoded)}.{encoded}":
+        rule = "is no page of this list; take it from x-next-page-token, with the same filters"
+        raise InvalidInput("ListStories", [("x-page-token", rule)])
+    return base64.urlsafe_b64decode(encoded)
+
+
+async def row(execution: WorkflowExecution) -> wire.Story:
+    """A story as visibility has it; one that began before titles were kept there has none."""
+    found = execution.typed_search_attributes
+    return wire.Story(
+        story_id=execution.id.removeprefix(story_workflow_id("")),
+        title=await execution.memo_value(TITLE_MEMO, default="", type_hint=str),
+        state=found.get(STORY_STATE) or NOT_BEGUN,
+        dor_score=found.get(DOR_SCORE) or 0,
+    )

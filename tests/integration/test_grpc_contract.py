@@ -1,0 +1,105 @@
+"""The wire of the five services is as it was agreed, and is served by the process `grpc`."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_tools import protoc
+
+from tests.grpc_wire import Wire, agreed, breaks, wire_of
+from tests.integration.conftest import Environment, launch, running
+from workers.settings import ROOT, SERVICES
+
+# Their stubs are typed for channels that are not asynchronous.
+Health: Any = health_pb2_grpc.HealthStub
+Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+
+PROTOS = ROOT / "bridge" / "grpc" / "protos"
+SHARED = ROOT.parent / "shared" / "contracts"
+"""Where the other side keeps them; beside this checkout in its home, and not in every clone."""
+
+FULL_NAMES = {
+    "orchestrator": "orchestrator.v1.OrchestratorService",
+    "context": "fleet.context.v1.ContextService",
+    "planning": "fleet.planning.v1.PlanningService",
+    "storycoach": "fleet.storycoach.v1.StoryCoachService",
+    "workspace": "fleet.workspace.v1.WorkspaceService",
+}
+
+
+def compiled(folder: Path, into: Path) -> Wire:
+    """What the contracts of a folder say."""
+    protos = [str(path) for path in sorted(folder.glob("*.proto"))]
+    arguments = ["protoc", f"--proto_path={folder}", f"--descriptor_set_out={into}", *protos]
+    assert protoc.main(arguments) == 0
+    files = FileDescriptorSet.FromString(into.read_bytes()).file
+    return {name: members for file in files for name, members in wire_of(file).items()}
+
+
+@pytest.mark.parametrize("folder", [each for each in (PROTOS, SHARED) if each.exists()])
+def test_the_contracts_say_what_was_agreed(folder: Path, tmp_path: Path) -> None:
+    assert breaks(agreed(), compiled(folder, tmp_path / "set")) == []
+
+
+def test_a_changed_contract_is_noticed() -> None:
+    changed = agreed()
+    name = "fleet.context.v1.ContextChange"
+    changed[name] = changed[name] | {"payload": [7, "TYPE_STRING", False]}
+    del changed["fleet.planning.v1.Story"]
+
+    told = breaks(agreed(), changed)
+
+    assert any(line.startswith(f"{name}.payload: [7,") for line in told)
+    assert "fleet.planning.v1.Story: missing" in told
+
+
+async def served(channel: grpc.aio.Channel, symbol: str) -> Wire:
+    """What a service says of itself by reflection, to one without a token."""
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    stub = Reflection(channel)
+    found: Wire = {}
+    async for answer in stub.ServerReflectionInfo(iter([asked])):
+        for file in answer.file_descriptor_response.file_descriptor_proto:
+            found |= wire_of(FileDescriptorProto.FromString(file))
+    return found
+
+
+async def test_the_process_serves_what_was_agreed_each_service_on_its_port(
+    environment: Environment,
+) -> None:
+    found: Wire = {}
+    async with running("grpc", environment):
+        for name in SERVICES:
+            address = f"127.0.0.1:{environment[f'GRPC_{name.upper()}_PORT']}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                told = await Health(channel).Check(
+                    health_pb2.HealthCheckRequest(service=FULL_NAMES[name])
+                )
+                assert told.status == health_pb2.HealthCheckResponse.SERVING
+                found |= await served(channel, FULL_NAMES[name])
+
+    assert breaks(agreed(), found) == []
+
+
+async def test_without_a_key_for_its_tokens_nothing_is_served(environment: Environment) -> None:
+    process = await launch("grpc", environment | {"GRPC_TOKEN_KEY": ""})
+
+    _, told = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 1
+    assert b"GRPC_TOKEN_KEY" in told
+    assert len(told.decode().splitlines()) == 1
+
+
+async def test_tokens_do_not_go_over_a_network_in_the_clear(environment: Environment) -> None:
+    process = await launch("grpc", environment | {"GRPC_HOST": "0.0.0.0"})
+
+    _, told = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 1
+    assert b"set GRPC_TLS_CERT and GRPC_TLS_KEY" in told

@@ -1,0 +1,1040 @@
+"""orchestrator.v1 over a real channel, against the real stack: Temporal, Neo4j, Valkey, an LLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from grpc import StatusCode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from neo4j import AsyncDriver
+from redis.asyncio import Redis
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError
+
+from activities.graph import Graph
+from bridge.grpc.orchestrator import OrchestratorServicer
+from bridge.grpc.server import Served
+from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2_grpc
+from tests.conftest import Servers
+from tests.integration.conftest import (
+    Environment,
+    a_namespace,
+    bearer,
+    problem,
+    running,
+    serving,
+    variables,
+)
+from tests.integration.stories import batch, new_story, one_of_each, rows, spec
+from tests.integration.stories import plan as a_plan
+from tests.llm_server import LlmServer
+from tests.site import SAMPLE_STORY
+from workers.external_storage import data_converter
+from workers.settings import ROOT
+
+SERVICE = "orchestrator.v1.OrchestratorService"
+WITHIN_S = 60
+TASK = "Write a function that adds two numbers"
+
+SEATED = "MATCH (c:Council)-[:HAS_AGENT]->(a:Agent) RETURN c.id, a.id"
+LEAVE_ONLY = """
+MATCH (c:Council) OPTIONAL MATCH (c)-[:HAS_AGENT]->(a:Agent)
+WITH c, a UNWIND [c, a] AS each
+WITH DISTINCT each WHERE NOT each.id IN $ids
+DETACH DELETE each
+"""
+
+
+@dataclass
+class Fleet:
+    """A whole fleet, and the service in this process."""
+
+    temporal: Client
+    graph: Graph
+    driver: AsyncDriver
+    llm: LlmServer
+    environment: Environment
+
+    def served(self) -> Served:
+        servicer = OrchestratorServicer(self.temporal, self.graph, self.driver, "RAY_VLLM")
+        add = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+        return Served(SERVICE, servicer, add)
+
+    @asynccontextmanager
+    async def stub(self) -> AsyncIterator[Any]:
+        async with serving(self.served()) as channel:
+            yield orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+
+    async def status(self, task_id: str) -> WorkflowExecutionStatus | None:
+        handle = self.temporal.get_workflow_handle(f"deliberation-{task_id}")
+        return (await handle.describe()).status
+
+    async def deliberations(self) -> list[str]:
+        query = "WorkflowType = 'DeliberationWorkflow'"
+        return [each.id async for each in self.temporal.list_workflows(query)]
+
+
+@asynccontextmanager
+async def a_replica(environment: Environment) -> AsyncIterator[tuple[Process, Any]]:
+    """The service in a process of its own, and a stub of it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.integration.orchestrator_replica"),
+        env=environment,
+        cwd=ROOT,
+        stdout=PIPE,
+    )
+    try:
+        assert process.stdout
+        port = int(await asyncio.wait_for(process.stdout.readline(), WITHIN_S))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield process, orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture(scope="module")
+async def whole(
+    servers: Servers, graph: Graph, driver: AsyncDriver, client: Redis
+) -> AsyncIterator[Fleet]:
+    namespace = await a_namespace(servers)
+    async with LlmServer() as llm:
+        environment = variables(servers, llm) | {
+            "TEMPORAL_NAMESPACE": namespace,
+            "LLM_CONCURRENCY": "16",
+        }
+        async with running("all", environment) as log:
+            reader = asyncio.create_task(log.drain())
+            temporal = await Client.connect(
+                servers.temporal.address,
+                namespace=namespace,
+                data_converter=data_converter(client),
+            )
+            there = await rows(driver, SEATED)
+            yield Fleet(temporal, graph, driver, llm, environment)
+            # Neo4j is every test's: the councils are again what they were.
+            await rows(driver, LEAVE_ONLY, ids=[each for seat in there for each in seat])
+            reader.cancel()
+
+
+@pytest.fixture
+def fleet(whole: Fleet) -> Iterator[Fleet]:
+    whole.llm.calls.clear()
+    yield whole
+    whole.llm.delay_ms = whole.llm.token_ms = 0
+    whole.llm.faults.clear()
+
+
+@pytest.fixture
+async def stub(fleet: Fleet) -> AsyncIterator[Any]:
+    async with fleet.stub() as stub:
+        yield stub
+
+
+@contextmanager
+def fails(code: StatusCode, *words: str) -> Iterator[pytest.ExceptionInfo[grpc.aio.AioRpcError]]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield caught
+    assert caught.value.code() is code, caught.value.details()
+    for word in words:
+        assert word in (caught.value.details() or "")
+
+
+def violated(caught: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> list[str]:
+    _, details = problem(caught.value)
+    (bad,) = [each for each in details if isinstance(each, BadRequest)]
+    return sorted(each.field for each in bad.field_violations)
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
+    async with asyncio.timeout(WITHIN_S):
+        while not (found := await condition()):
+            await asyncio.sleep(0.05)
+    return found
+
+
+def a_role() -> str:
+    return f"R{uuid.uuid4().hex[:8].upper()}"
+
+
+def a_task() -> str:
+    return f"T-{uuid.uuid4().hex[:10]}"
+
+
+ANA = bearer("ana")
+PO = bearer("paula", "PO")
+OPERATOR = bearer("otto", "OPERATOR")
+
+
+# --- deliberations --------------------------------------------------------------------------------
+
+
+async def test_deliberate_answers_with_ranked_results_their_checks_and_where_they_come_from(
+    fleet: Fleet, stub: Any
+) -> None:
+    call = stub.Deliberate(
+        wire.DeliberateRequest(task_description=TASK, role="DEV", num_agents=2),
+        metadata=ANA,
+        timeout=WITHIN_S,
+    )
+    answer = await call
+
+    assert [each.rank for each in answer.results] == [1, 2]
+    winner = answer.results[0]
+    assert answer.winner_id == winner.proposal.author_id
+    assert winner.score >= answer.results[1].score
+    for each in answer.results:
+        assert each.proposal.author_role == "DEV"
+        assert each.proposal.content
+        assert len(each.proposal.revisions) == 1
+        assert each.proposal.created_at_ms > 1_700_000_000_000
+        assert {check.check_type for check in each.checks.additional_checks} == {
+            "policy",
+            "lint",
+            "dry_run",
+        }
+        assert each.checks.policy.message == "passed"
+    assert answer.duration_ms > 0
+    told = answer.metadata
+    assert told.orchestrator_version
+    assert told.tags["role"] == "DEV"
+    assert told.execution_id == f"deliberation-{told.tags['task_id']}"
+    initial = dict(await call.initial_metadata())
+    assert initial["x-task-id"] == told.tags["task_id"]
+    described = await fleet.temporal.get_workflow_handle(told.execution_id).describe()
+    assert described.status is WorkflowExecutionStatus.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fields"),
+    [
+        ({"task_description": " "}, ["task_description"]),
+        ({"role": ""}, ["role"]),
+        ({"rounds": -1}, ["rounds"]),
+        ({"rounds": 11}, ["rounds"]),
+        ({"num_agents": -1}, ["num_agents"]),
+        ({"num_agents": 51}, ["num_agents"]),
+        (
+            {"constraints": {"timeout_seconds": -1, "max_iterations": -1}},
+            ["constraints.max_iterations", "constraints.timeout_seconds"],
+        ),
+    ],
+)
+async def test_a_request_that_breaks_a_rule_names_its_fields_and_begins_nothing(
+    fleet: Fleet, stub: Any, wrong: dict[str, Any], fields: list[str]
+) -> None:
+    before = await fleet.deliberations()
+    request = {"task_description": TASK, "role": "DEV"} | wrong
+
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.Deliberate(wire.DeliberateRequest(**request), metadata=ANA)
+
+    assert violated(caught) == fields
+    assert await fleet.deliberations() == before
+
+
+async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do(stub: Any) -> None:
+    request = wire.DeliberateRequest(task_description=TASK, role="POET")
+
+    with fails(StatusCode.NOT_FOUND, "'POET'", "ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"):
+        await stub.Deliberate(request, metadata=ANA)
+    with fails(StatusCode.NOT_FOUND, "ARCHITECT"):
+        async for _ in stub.StreamDeliberation(request, metadata=ANA):
+            pass
+
+
+async def test_more_agents_than_the_council_has_are_refused(stub: Any) -> None:
+    request = wire.DeliberateRequest(task_description=TASK, role="DEV", num_agents=40)
+
+    with fails(StatusCode.FAILED_PRECONDITION, "40 were asked for"):
+        await stub.Deliberate(request, metadata=ANA)
+
+
+async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub: Any) -> None:
+    task_id = a_task()
+    request = wire.OrchestrateRequest(
+        task_id=task_id,
+        task_description=TASK,
+        role="QA",
+        story_id=new_story(),
+        options=wire.OrchestratorOptions(deliberation_rounds=2),
+    )
+
+    first, second = await asyncio.gather(
+        stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S),
+        stub.Orchestrate(request, metadata=bearer("bo"), timeout=WITHIN_S),
+    )
+    calls = len(fleet.llm.calls)
+    third = await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
+
+    assert first.execution_id == f"deliberation-{task_id}"
+    assert list(first.candidates) == list(second.candidates) == list(third.candidates)
+    assert first.winner == first.candidates[0]
+    assert len(first.winner.proposal.revisions) == 2
+    assert len(fleet.llm.calls) == calls
+    if "judged" in first.metadata.tags:
+        assert len(first.metadata.tags["judged"]) > 10
+
+
+async def test_one_that_failed_is_begun_anew(fleet: Fleet, stub: Any) -> None:
+    task_id = a_task()
+    request = wire.OrchestrateRequest(task_id=task_id, task_description=TASK, role="QA")
+    fleet.llm.fail("status", times=3, status=400, text="no such thing")
+
+    with fails(StatusCode.ABORTED, "a quorum is more than half"):
+        await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
+    failed = await stub.GetDeliberationResult(
+        wire.GetDeliberationResultRequest(task_id=task_id), metadata=ANA
+    )
+    again = await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
+
+    assert failed.status == wire.DELIBERATION_STATUS_FAILED
+    assert "a quorum is more than half" in failed.error_message
+    assert "propose" in failed.metadata.tags["failed_agents"]
+    assert again.winner.rank == 1
+
+
+async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_graph(
+    fleet: Fleet, stub: Any
+) -> None:
+    task_id = a_task()
+    ask = wire.GetDeliberationResultRequest(task_id=task_id)
+    with fails(StatusCode.NOT_FOUND, task_id):
+        await stub.GetDeliberationResult(ask, metadata=ANA)
+    fleet.llm.delay_ms = 300
+    asking = asyncio.ensure_future(
+        stub.Orchestrate(
+            wire.OrchestrateRequest(
+                task_id=task_id, task_description=TASK, role="DEV", story_id=new_story()
+            ),
+            metadata=ANA,
+            timeout=WITHIN_S,
+        )
+    )
+
+    async def begun() -> Any:
+        try:
+            return await stub.GetDeliberationResult(ask, metadata=ANA)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not StatusCode.NOT_FOUND:
+                raise
+            return None
+
+    meanwhile = await until(begun)
+    answered = await asking
+    told = await stub.GetDeliberationResult(ask, metadata=ANA)
+    await fleet.temporal.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=fleet.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=f"deliberation-{task_id}"),
+        )
+    )
+
+    async def forgotten() -> bool:
+        try:
+            await fleet.status(task_id)
+        except RPCError:
+            return True
+        return False
+
+    await until(forgotten)
+    kept = await stub.GetDeliberationResult(ask, metadata=ANA)
+
+    assert meanwhile.status == wire.DELIBERATION_STATUS_IN_PROGRESS
+    assert told.status == kept.status == wire.DELIBERATION_STATUS_COMPLETED
+    assert list(told.results) == list(answered.candidates)
+    assert told.duration_ms == answered.duration_ms
+    assert kept.winner_id == told.winner_id
+    assert kept.metadata.tags["task_id"] == task_id
+    for then, now in zip(told.results, kept.results, strict=True):
+        assert now.proposal.content == then.proposal.content
+        assert list(now.proposal.revisions) == list(then.proposal.revisions)
+        assert now.checks == then.checks
+        assert (now.score, now.rank) == (then.score, then.rank)
+
+
+async def test_a_stream_tells_every_wave_and_every_answer_and_ends_with_the_winner(
+    stub: Any,
+) -> None:
+    request = wire.DeliberateRequest(task_description=TASK, role="DEV")
+
+    told = [each async for each in stub.StreamDeliberation(request, metadata=ANA, timeout=WITHIN_S)]
+
+    words = list(dict.fromkeys(each.status for each in told))
+    assert words == ["generating", "reviewing", "scoring", "complete"]
+    percent = [each.progress_percent for each in told]
+    assert percent == sorted(percent)
+    assert (percent[0], percent[-1]) == (0, 100)
+    assert 99 not in percent[: len(percent) // 2]
+    steps = [each.current_step for each in told]
+    for wave in ("propose", "criticise", "revise", "check"):
+        answers = [each for each in told if each.current_step.startswith(f"{wave}: ")]
+        assert wave in steps
+        assert {each.current_agent for each in answers} == {f"agent-dev-{n}" for n in (1, 2, 3)}
+    assert told[-1].partial_result.rank == 1
+    assert told[-1].current_agent == told[-1].partial_result.proposal.author_id
+
+
+async def test_a_stream_whose_deliberation_fails_ends_with_the_error(
+    fleet: Fleet, stub: Any
+) -> None:
+    fleet.llm.fail("status", times=3, status=400, text="no such thing")
+    steps = []
+
+    with fails(StatusCode.ABORTED, "a quorum is more than half"):
+        async for each in stub.StreamDeliberation(
+            wire.DeliberateRequest(task_description=TASK, role="DEV"),
+            metadata=ANA,
+            timeout=WITHIN_S,
+        ):
+            steps.append(each.current_step)  # noqa: PERF401  # those before the error too
+
+    assert [step for step in steps if "failed" in step]
+
+
+async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_other(
+    fleet: Fleet,
+) -> None:
+    fleet.llm.delay_ms = 400
+    request = wire.DeliberateRequest(task_description=TASK, role="DEV")
+    mine = (*ANA, ("x-request-id", uuid.uuid4().hex))
+    before = len(await fleet.deliberations())
+
+    async with a_replica(fleet.environment) as (process, one), fleet.stub() as other:
+        lost = one.StreamDeliberation(request, metadata=mine)
+        first = [await lost.read() for _ in range(3)]
+        task_id = dict(await lost.initial_metadata())["x-task-id"]
+        process.kill()
+        with fails(StatusCode.UNAVAILABLE):
+            for _ in range(40):  # what had come before it was killed is still read
+                await lost.read()
+        again = [each async for each in other.StreamDeliberation(request, metadata=mine)]
+        answer = await other.Deliberate(request, metadata=mine)
+
+    assert again[: len(first)] == first
+    assert again[-1].status == "complete"
+    assert answer.metadata.tags["task_id"] == task_id
+    assert answer.results[0] == again[-1].partial_result
+    acts = [call.act for call in fleet.llm.calls]
+    assert acts.count("propose") == 3
+
+    async def seen() -> bool:
+        return len(await fleet.deliberations()) == before + 1
+
+    await until(seen)
+
+
+async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
+    fleet: Fleet, stub: Any
+) -> None:
+    fleet.llm.delay_ms = 20_000
+    task = f"{TASK} {uuid.uuid4().hex}"
+    request = wire.DeliberateRequest(task_description=task, role="DEV")
+    shared = wire.OrchestrateRequest(task_id=a_task(), task_description=task, role="QA")
+    before = set(await fleet.deliberations())
+    calls = [
+        stub.Deliberate(request, metadata=ANA),
+        stub.StreamDeliberation(request, metadata=ANA),
+        stub.Orchestrate(shared, metadata=ANA),
+    ]
+
+    def ends() -> list[str]:
+        return sorted(call.end for call in fleet.llm.calls if task in call.prompt)
+
+    async def asked() -> bool:
+        return len(ends()) == 9
+
+    await until(asked)
+
+    async def begun() -> set[str]:
+        found = set(await fleet.deliberations()) - before
+        return found if len(found) == 3 else set()
+
+    own = await until(begun) - {f"deliberation-{shared.task_id}"}
+    for call in calls:
+        call.cancel()
+
+    async def gone() -> bool:
+        status = [await fleet.status(each.removeprefix("deliberation-")) for each in own]
+        return status == [WorkflowExecutionStatus.CANCELED] * 2
+
+    await until(gone)
+    assert await fleet.status(shared.task_id) is WorkflowExecutionStatus.RUNNING
+    assert ends() == ["aborted"] * 6 + ["open"] * 3
+    await fleet.temporal.get_workflow_handle(f"deliberation-{shared.task_id}").cancel()
+
+
+async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
+    fleet.llm.delay_ms = 20_000
+    request = wire.OrchestrateRequest(task_id=a_task(), task_description=TASK, role="DEV")
+
+    with fails(StatusCode.DEADLINE_EXCEEDED):
+        await stub.Orchestrate(request, metadata=ANA, timeout=1.5)
+
+    async def ended() -> bool:
+        return await fleet.status(request.task_id) is not WorkflowExecutionStatus.RUNNING
+
+    await until(ended)
+    told = await stub.GetDeliberationResult(
+        wire.GetDeliberationResultRequest(task_id=request.task_id), metadata=ANA
+    )
+    assert told.status == wire.DELIBERATION_STATUS_TIMEOUT
+    assert "not done after" in told.error_message
+
+
+# --- councils -------------------------------------------------------------------------------------
+
+
+async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) -> None:
+    role = a_role()
+    made = await stub.CreateCouncil(
+        wire.CreateCouncilRequest(
+            role=role,
+            num_agents=2,
+            config=wire.CouncilConfig(deliberation_rounds=2, model_profile="test-model"),
+        ),
+        metadata=OPERATOR,
+    )
+    assert made.agents_created == 2
+    assert list(made.agent_ids) == [f"agent-{role.lower()}-{n:03d}" for n in (1, 2)]
+
+    answer = await stub.Deliberate(
+        wire.DeliberateRequest(task_description=TASK, role=role), metadata=ANA, timeout=WITHIN_S
+    )
+    assert {each.proposal.author_id for each in answer.results} == set(made.agent_ids)
+    assert [len(each.proposal.revisions) for each in answer.results] == [2, 2]
+
+    registered = await stub.RegisterAgent(
+        wire.RegisterAgentRequest(
+            agent_id=f"{role.lower()}-guest",
+            role=role,
+            capabilities=wire.AgentCapabilities(
+                supported_tasks=["review"], languages=["python"], max_concurrent_tasks=4
+            ),
+            metadata={"persona": "You look for races"},
+        ),
+        metadata=PO,
+    )
+    assert registered.success
+    assert registered.council_id == made.council_id
+    left = await stub.UnregisterAgent(
+        wire.UnregisterAgentRequest(agent_id=made.agent_ids[0], role=role), metadata=OPERATOR
+    )
+    assert left.success
+
+    async with fleet.stub() as another:  # a replica that has seen nothing of it
+        listed = await another.ListCouncils(
+            wire.ListCouncilsRequest(role_filter=role, include_agents=True), metadata=ANA
+        )
+    (council,) = listed.councils
+    assert (council.role, council.num_agents, council.model) == (role, 2, "test-model")
+    assert [each.agent_id for each in council.agents] == [
+        made.agent_ids[1],
+        f"{role.lower()}-guest",
+    ]
+    assert {each.status for each in council.agents} == {"ready"}
+    assert list(council.agents[1].capabilities.supported_tasks) == ["review"]
+    fleet.llm.calls.clear()
+    answer = await stub.Deliberate(
+        wire.DeliberateRequest(task_description=TASK, role=role, rounds=1),
+        metadata=ANA,
+        timeout=WITHIN_S,
+    )
+    assert {each.proposal.author_id for each in answer.results} == {
+        each.agent_id for each in council.agents
+    }
+    assert any("You look for races" in call.prompt for call in fleet.llm.calls)
+
+    back = await stub.RegisterAgent(
+        wire.RegisterAgentRequest(agent_id=made.agent_ids[0], role=role), metadata=OPERATOR
+    )
+    assert back.success
+    listed = await stub.ListCouncils(wire.ListCouncilsRequest(role_filter=role), metadata=ANA)
+    assert listed.councils[0].num_agents == 3
+    assert not listed.councils[0].agents
+
+
+async def test_a_council_that_exists_already_is_refused_however_many_ask_at_once(
+    stub: Any, driver: AsyncDriver
+) -> None:
+    role = a_role()
+    request = wire.CreateCouncilRequest(role=role)
+
+    outcomes = await asyncio.gather(
+        *(stub.CreateCouncil(request, metadata=OPERATOR) for _ in range(6)), return_exceptions=True
+    )
+
+    refused = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+    assert [each.code() for each in refused] == [StatusCode.ALREADY_EXISTS] * 5
+    assert problem(refused[0])[0] == "AlreadyExists"
+    found = await rows(
+        driver, "MATCH (c:Council {role: $role})-[:HAS_AGENT]->(a) RETURN count(a)", role=role
+    )
+    assert found == [[3]]
+
+
+@pytest.mark.parametrize("kind", ["MOCK", "mock", "Mock", " mock "])
+async def test_a_mock_agent_is_refused(stub: Any, driver: AsyncDriver, kind: str) -> None:
+    role = a_role()
+
+    with fails(StatusCode.FAILED_PRECONDITION) as caught:
+        await stub.CreateCouncil(
+            wire.CreateCouncilRequest(role=role, config=wire.CouncilConfig(agent_type=kind)),
+            metadata=OPERATOR,
+        )
+    with fails(StatusCode.FAILED_PRECONDITION):
+        await stub.RegisterAgent(
+            wire.RegisterAgentRequest(
+                agent_id="agent-x", role="DEV", metadata={"agent_type": kind}
+            ),
+            metadata=OPERATOR,
+        )
+
+    assert caught.value.details() == "Mock agents not allowed in production"
+    assert not await rows(driver, "MATCH (c:Council {role: $role}) RETURN c", role=role)
+
+
+async def test_only_roles_that_may_change_councils_do(stub: Any) -> None:
+    qa = bearer("quinn", "QA")
+    agent: dict[str, Any] = {"agent_id": "agent-x", "role": "DEV"}
+
+    with fails(StatusCode.PERMISSION_DENIED, "OPERATOR or PO", "quinn has QA"):
+        await stub.CreateCouncil(wire.CreateCouncilRequest(role=a_role()), metadata=qa)
+    with fails(StatusCode.PERMISSION_DENIED):
+        await stub.RegisterAgent(wire.RegisterAgentRequest(**agent), metadata=qa)
+    with fails(StatusCode.PERMISSION_DENIED):
+        await stub.UnregisterAgent(wire.UnregisterAgentRequest(**agent), metadata=ANA)
+
+
+async def test_a_council_keeps_the_rules(stub: Any) -> None:
+    role, other = a_role(), a_role()
+    for each in (role, other):
+        await stub.CreateCouncil(
+            wire.CreateCouncilRequest(role=each, num_agents=1), metadata=OPERATOR
+        )
+    (agent, guest) = (f"agent-{role.lower()}-001", f"guest-{role.lower()}")
+
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.CreateCouncil(
+            wire.CreateCouncilRequest(
+                role="dev council", num_agents=51, config=wire.CouncilConfig(agent_type="GPT")
+            ),
+            metadata=OPERATOR,
+        )
+    assert violated(caught) == ["config.agent_type", "num_agents", "role"]
+    with fails(StatusCode.NOT_FOUND, "no council for role 'NOBODY'", role):
+        await stub.RegisterAgent(
+            wire.RegisterAgentRequest(agent_id=guest, role="NOBODY"), metadata=OPERATOR
+        )
+    with fails(StatusCode.ALREADY_EXISTS, f"sits in the {role} council"):
+        await stub.RegisterAgent(
+            wire.RegisterAgentRequest(agent_id=agent, role=other), metadata=OPERATOR
+        )
+    with fails(StatusCode.FAILED_PRECONDITION, "the last agent"):
+        await stub.UnregisterAgent(
+            wire.UnregisterAgentRequest(agent_id=agent, role=role), metadata=OPERATOR
+        )
+    with fails(StatusCode.NOT_FOUND, guest):
+        await stub.UnregisterAgent(
+            wire.UnregisterAgentRequest(agent_id=guest, role=role), metadata=OPERATOR
+        )
+    for _ in range(2):
+        register = wire.RegisterAgentRequest(agent_id=guest, role=role, endpoint="nats://there")
+        assert (await stub.RegisterAgent(register, metadata=OPERATOR)).success
+    leaving = await asyncio.gather(
+        *(
+            stub.UnregisterAgent(wire.UnregisterAgentRequest(agent_id=each), metadata=OPERATOR)
+            for each in (agent, guest)
+        ),
+        return_exceptions=True,
+    )
+
+    assert sorted(isinstance(each, grpc.aio.AioRpcError) for each in leaving) == [False, True]
+    listed = await stub.ListCouncils(wire.ListCouncilsRequest(role_filter=role), metadata=ANA)
+    assert listed.councils[0].num_agents == 1
+
+
+async def test_a_council_is_busy_while_it_deliberates(fleet: Fleet, stub: Any) -> None:
+    fleet.llm.delay_ms = 20_000
+    ask = wire.ListCouncilsRequest(role_filter="QA", include_agents=True)
+    call = stub.Deliberate(
+        wire.DeliberateRequest(task_description=TASK, role="QA", num_agents=2), metadata=ANA
+    )
+    listed = None
+
+    async def busy() -> bool:
+        nonlocal listed
+        listed = (await stub.ListCouncils(ask, metadata=ANA)).councils[0]
+        return bool(listed.status == "busy" and listed.agents[0].status == "busy")
+
+    await until(busy)
+    call.cancel()
+
+    assert listed is not None
+    assert [each.status for each in listed.agents][:2] == ["busy", "busy"]
+
+    async def idle() -> bool:
+        return bool((await stub.ListCouncils(ask, metadata=ANA)).councils[0].status == "idle")
+
+    await until(idle)
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+async def a_story_at_its_first_gate(fleet: Fleet) -> str:
+    story = new_story()
+    handle = await fleet.temporal.start_workflow(
+        "StoryWorkflow",
+        json.loads(SAMPLE_STORY.read_text()) | {"story_id": story, "approvals": "human"},
+        id=f"story-{story}",
+        task_queue="story",
+    )
+
+    async def waits() -> bool:
+        return bool((await handle.query("state"))["pending_gate"] == "approve_scope")
+
+    await until(waits)
+    return story
+
+
+async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, stub: Any) -> None:
+    story = await a_story_at_its_first_gate(fleet)
+    event = wire.PlanningEventRequest(event_type="approve_scope", case_id=story)
+
+    with fails(StatusCode.PERMISSION_DENIED, "needs the role PO"):
+        await stub.ProcessPlanningEvent(event, metadata=bearer("quinn", "QA"))
+    with fails(StatusCode.FAILED_PRECONDITION, "is in DRAFT"):
+        await stub.ProcessPlanningEvent(
+            wire.PlanningEventRequest(
+                event_type="approve_scope", case_id=story, from_state="BUILD"
+            ),
+            metadata=PO,
+        )
+    with fails(StatusCode.FAILED_PRECONDITION):
+        await stub.ProcessPlanningEvent(
+            wire.PlanningEventRequest(event_type="docs_ready", case_id=story), metadata=PO
+        )
+    unknown = await stub.ProcessPlanningEvent(
+        wire.PlanningEventRequest(event_type="story.sneezed", case_id=story), metadata=PO
+    )
+    mine = (*PO, ("x-request-id", "once"))
+    moved = await stub.ProcessPlanningEvent(
+        wire.PlanningEventRequest(
+            event_type="approve_scope",
+            case_id=story,
+            from_state="DRAFT",
+            to_state="DESIGN",
+            metadata={"comment": "good"},
+        ),
+        metadata=mine,
+    )
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.ProcessPlanningEvent(
+            wire.PlanningEventRequest(event_type="reject_design", case_id=story), metadata=PO
+        )
+    back = await stub.ProcessPlanningEvent(
+        wire.PlanningEventRequest(
+            event_type="reject_design", case_id=story, metadata={"reason": "too big"}
+        ),
+        metadata=PO,
+    )
+
+    assert not unknown.processed
+    assert "approve_scope" in unknown.message
+    assert "planning.plan.approved" in unknown.message
+    assert (moved.processed, moved.message) == (True, f"story {story} is in DESIGN")
+    assert violated(caught) == ["metadata.reason"]
+    assert back.message == f"story {story} is in DRAFT"
+    timeline = await fleet.temporal.get_workflow_handle(f"story-{story}").query("timeline")
+    assert [line["actor"] for line in timeline if line["event"] == "GateApproved"] == ["paula"]
+    await fleet.temporal.get_workflow_handle(f"story-{story}").terminate()
+
+
+async def test_an_event_of_a_story_that_nobody_knows_is_not_found(stub: Any) -> None:
+    story = new_story()
+
+    with fails(StatusCode.NOT_FOUND, story):
+        await stub.ProcessPlanningEvent(
+            wire.PlanningEventRequest(event_type="approve_scope", case_id=story), metadata=PO
+        )
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.ProcessPlanningEvent(wire.PlanningEventRequest(case_id=story), metadata=PO)
+
+    assert violated(caught) == ["event_type"]
+
+
+async def test_a_plan_that_was_approved_outside_is_stored_and_run_once(
+    fleet: Fleet, stub: Any, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    await fleet.graph.record(batch(story, spec(story), a_plan(story)))
+    event = wire.PlanningEventRequest(
+        event_type="planning.plan.approved", case_id=story, plan_id="plan-1"
+    )
+
+    with fails(StatusCode.PERMISSION_DENIED):
+        await stub.ProcessPlanningEvent(event, metadata=bearer("quinn", "QA"))
+    first = await stub.ProcessPlanningEvent(event, metadata=PO)
+    again = await stub.ProcessPlanningEvent(event, metadata=PO)
+
+    assert first.processed
+    assert again.processed
+    assert list(first.derived_task_ids) == [f"{story}-t1", f"{story}-t2"]
+    done = await fleet.temporal.get_workflow_handle(f"plan-{story}-plan-1").result()
+    assert done["status"] == "COMPLETED"
+    found = await rows(
+        driver, "MATCH (a:PlanApproval {story_id: $id}) RETURN a.approved_by", id=story
+    )
+    assert found == [["paula"]]
+
+
+async def test_tasks_are_derived_once_and_recorded(
+    fleet: Fleet, stub: Any, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    with fails(StatusCode.NOT_FOUND, story):
+        await stub.DeriveSubtasks(wire.DeriveSubtasksRequest(case_id=story), metadata=ANA)
+    await fleet.graph.record(batch(story, spec(story)))
+    request = wire.DeriveSubtasksRequest(
+        case_id=story, plan_id="plan-7", strategy=wire.DerivationStrategy(auto_publish_to_nats=True)
+    )
+
+    one, other = await asyncio.gather(
+        stub.DeriveSubtasks(request, metadata=ANA), stub.DeriveSubtasks(request, metadata=ANA)
+    )
+    newest = await stub.DeriveSubtasks(wire.DeriveSubtasksRequest(case_id=story), metadata=ANA)
+    role = one.tasks[0].role
+    of_role = await stub.DeriveSubtasks(
+        wire.DeriveSubtasksRequest(case_id=story, plan_id="plan-7", roles=[role]), metadata=ANA
+    )
+
+    assert one.total_tasks == len(one.tasks) >= 1
+    assert {each.task_id for each in one.tasks} == {each.task_id for each in other.tasks}
+    assert {each.task_id for each in one.tasks} == {each.task_id for each in newest.tasks}
+    assert one.derivation_id == f"derivation-{story}-plan-7"
+    assert [call.act for call in fleet.llm.calls] == ["derive_plan"]
+    assert {each.role for each in of_role.tasks} == {role}
+    assert all((each.case_id, each.plan_id) == (story, "plan-7") for each in one.tasks)
+    stored = await rows(
+        driver,
+        "MATCH (:PlanVersion {case_id: $id, id: 'plan-7'})-[:HAS_SUBTASK]->(t) RETURN t.id",
+        id=story,
+    )
+    assert sorted(row[0] for row in stored) == sorted(each.task_id for each in one.tasks)
+
+
+async def test_the_tasks_that_a_plan_has_are_its_tasks(fleet: Fleet, stub: Any) -> None:
+    story = new_story()
+    await fleet.graph.record(batch(story, spec(story), a_plan(story)))
+    request = wire.DeriveSubtasksRequest(case_id=story, plan_id="plan-1")
+
+    found = await stub.DeriveSubtasks(request, metadata=ANA)
+    request.strategy.dependency_order.extend(["DEV"])
+    ordered = await stub.DeriveSubtasks(request, metadata=ANA)
+    request.strategy.max_tasks_per_role = 1
+    assert (await stub.DeriveSubtasks(request, metadata=ANA)).total_tasks == 2
+
+    assert [(each.role, list(each.dependencies)) for each in found.tasks] == [
+        ("DATA", []),
+        ("DEV", [f"{story}-t1"]),
+    ]
+    assert found.tasks[1].description == "The form\n\nHTML"
+    assert [each.role for each in ordered.tasks] == ["DEV", "DATA"]
+    assert not fleet.llm.calls
+
+
+async def test_a_task_has_the_context_of_its_story(fleet: Fleet, stub: Any) -> None:
+    story = new_story()
+    ask: dict[str, Any] = {"case_id": story, "role": "developer", "phase": "BUILD"}
+    with fails(StatusCode.NOT_FOUND, "not found", story):
+        await stub.GetTaskContext(wire.GetTaskContextRequest(**ask), metadata=ANA)
+    await fleet.graph.record(batch(story, *one_of_each(story)))
+
+    plain = await stub.GetTaskContext(wire.GetTaskContextRequest(**ask), metadata=ANA)
+    options = wire.ContextOptions(include_timeline=True, include_decisions=True, max_events=5)
+    full = await stub.GetTaskContext(
+        wire.GetTaskContextRequest(**ask, task_id=f"{story}-t2", options=options), metadata=ANA
+    )
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.GetTaskContext(
+            wire.GetTaskContextRequest(**ask, options=wire.ContextOptions(scopes=["GOSSIP"])),
+            metadata=ANA,
+        )
+
+    assert "Log in" in plain.blocks.context
+    assert "DEV council" in plain.blocks.system
+    assert plain.context_text.startswith(plain.blocks.system)
+    assert plain.token_count > 0
+    assert not plain.blocks.history
+    assert plain.version_hash != full.version_hash
+    timeline, _, decisions = full.blocks.history.partition("\n\n")
+    assert len(timeline.splitlines()) == 6  # a heading, and the five that were asked for
+    assert "Cookies" in decisions
+    assert full.context_text.endswith(full.blocks.history)
+    assert violated(caught) == ["options.scopes.0"]
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+async def test_figures_are_counted_and_measured(stub: Any) -> None:
+    ask = wire.GetStatusRequest(include_stats=True)
+    before = (await stub.GetStatus(ask, metadata=ANA)).stats
+    await stub.Deliberate(
+        wire.DeliberateRequest(task_description=TASK, role="DATA"), metadata=ANA, timeout=WITHIN_S
+    )
+    await stub.Orchestrate(
+        wire.OrchestrateRequest(task_description=TASK, role="DATA"), metadata=ANA, timeout=WITHIN_S
+    )
+
+    async def counted() -> bool:
+        now = (await stub.GetStatus(ask, metadata=ANA)).stats
+        return bool(
+            now.total_deliberations == before.total_deliberations + 2
+            and now.total_orchestrations == before.total_orchestrations + 1
+            and now.role_counts["DATA"] == before.role_counts["DATA"] + 2
+            and now.avg_deliberation_time_ms > 0
+        )
+
+    await until(counted)
+    plain = await stub.GetStatus(wire.GetStatusRequest(), metadata=ANA)
+    every = await stub.GetMetrics(wire.GetMetricsRequest(metric_type="all"), metadata=ANA)
+    recent = await stub.GetMetrics(
+        wire.GetMetricsRequest(metric_type="performance", time_range_ms=1), metadata=ANA
+    )
+
+    assert plain.status == "healthy"
+    assert plain.uptime_seconds >= 0
+    assert not plain.HasField("stats")
+    performance = every.performance
+    assert 0 < performance.p50_latency_ms <= performance.p95_latency_ms
+    assert performance.p95_latency_ms <= performance.p99_latency_ms
+    assert performance.avg_deliberation_ms > 0
+    assert performance.avg_orchestration_ms > 0
+    assert every.agents.agents_per_role["DATA"] == 3
+    assert every.agents.active_agents == every.agents.total_agents
+    assert every.agents.avg_agent_response_time_ms > 0
+    assert every.councils.total_councils == every.councils.active_councils
+    assert every.councils.health_per_council["DATA"].success_rate == 1.0
+    assert every.councils.health_per_council["DATA"].available_agents == 3
+    assert recent.performance.p50_latency_ms == 0
+    assert not recent.HasField("agents")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"metric_type": "vibes"}, "metric_type"),
+        ({"metric_type": "all", "time_range_ms": -1}, "time_range_ms"),
+    ],
+)
+async def test_metrics_that_there_are_not_are_refused(
+    stub: Any, wrong: dict[str, Any], field: str
+) -> None:
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.GetMetrics(wire.GetMetricsRequest(**wrong), metadata=ANA)
+
+    assert violated(caught) == [field]
+
+
+# --- whatever comes in ----------------------------------------------------------------------------
+
+UNDERSTOOD = {
+    *(StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND),
+    *(StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS),
+}
+"""What bad input may end in: never INTERNAL, nor UNKNOWN."""
+
+WORDS = ["", "DEV", "dev", "US-1", "plan-1", "approve_scope", "planning.plan.approved", "all", "\0"]
+TEXTS = st.one_of(st.sampled_from(WORDS), st.text(max_size=40))
+
+
+def messages(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Any message of that type, as keyword arguments."""
+    return st.fixed_dictionaries(
+        {}, optional={field.name: values(field) for field in descriptor.fields}
+    )
+
+
+def values(field: Any) -> st.SearchStrategy[Any]:
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        return st.dictionaries(TEXTS, TEXTS, max_size=3)
+    one: st.SearchStrategy[Any]
+    match field.type:
+        case field.TYPE_MESSAGE:
+            one = messages(field.message_type)
+        case field.TYPE_STRING:
+            one = TEXTS
+        case field.TYPE_BOOL:
+            one = st.booleans()
+        case field.TYPE_INT64:
+            one = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 3)
+        case _:
+            one = st.integers(-(2**31), 2**31 - 1) | st.integers(-1, 3)
+    return st.lists(one, max_size=3) if field.is_repeated else one
+
+
+METHODS = list(wire.DESCRIPTOR.services_by_name["OrchestratorService"].methods)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+async def test_no_message_breaks_a_method(
+    fleet: Fleet, stub: Any, driver: AsyncDriver, method: Any
+) -> None:
+    request_type = getattr(wire, method.input_type.name)
+    councils = "MATCH (c:Council)-[:HAS_AGENT]->(a) RETURN count(DISTINCT c), count(a)"
+    halves = (
+        "MATCH (c:Council) WHERE NOT (c)-[:HAS_AGENT]->() RETURN c.role "
+        "UNION MATCH (a:Agent)<-[:HAS_AGENT]-(c:Council) WITH a, count(c) AS seats "
+        "WHERE seats > 1 RETURN a.id AS `c.role`"
+    )
+    loop = asyncio.get_running_loop()
+    codes: list[StatusCode] = []
+
+    async def ask(fields: dict[str, Any]) -> None:
+        request = request_type(**fields)
+        call = getattr(stub, method.name)(
+            request, metadata=bearer("ana", "PO", "OPERATOR"), timeout=WITHIN_S
+        )
+        try:
+            if method.server_streaming:
+                async for _ in call:
+                    pass
+            else:
+                await call
+        except grpc.aio.AioRpcError as error:
+            code, words = error.code(), error.details()
+        else:
+            code, words = StatusCode.OK, ""
+        codes.append(code)
+        assert code in UNDERSTOOD, (fields, words)
+
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck), database=None)
+    @given(messages(request_type.DESCRIPTOR))
+    def any_message(fields: dict[str, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(ask(fields), loop).result(WITHIN_S)
+
+    before = await rows(driver, councils)
+    await asyncio.to_thread(any_message)
+
+    assert codes
+    assert not await rows(driver, halves)
+    if method.name not in ("CreateCouncil", "RegisterAgent", "UnregisterAgent"):
+        assert await rows(driver, councils) == before

@@ -1,0 +1,516 @@
+"""The Planning service over a real channel, with stories that run on the real stack."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from bridge.grpc.planning import PlanningServicer
+from bridge.grpc.server import Served
+from bridge.grpc.wire import planning_pb2 as wire
+from bridge.grpc.wire import planning_pb2_grpc
+from tests.conftest import Servers
+from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
+from tests.llm_server import LlmServer
+from tests.messages import messages
+from workflows.models import StoryInput
+from workflows.story import StoryWorkflow
+
+WITHIN_S = 60
+PROCESSES = ("story", "context", "agents", "bridge")
+
+ANA = bearer("ana", "PO")
+BO = bearer("bo", "QA")
+
+READY: dict[str, Any] = {
+    "title": "Undo the deletion of a note",
+    "brief": "As a writer I want to undo a deletion so that a slip costs me nothing.",
+    "ac": [
+        "Given a note that was deleted, when I press undo, then it is back with its text.",
+        "Given no deletion, when I press undo, then nothing changes.",
+    ],
+}
+
+# Their stubs are typed for channels that are not asynchronous.
+Stub: Any = planning_pb2_grpc.PlanningServiceStub
+
+
+def served(client: Client) -> Served:
+    return Served(
+        "fleet.planning.v1.PlanningService",
+        PlanningServicer(client),
+        planning_pb2_grpc.add_PlanningServiceServicer_to_server,
+    )
+
+
+async def connected(servers: Servers, namespace: str) -> Client:
+    return await Client.connect(
+        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+    )
+
+
+@pytest.fixture(scope="module")
+async def stories(servers: Servers) -> AsyncIterator[Client]:
+    """A client of a fleet that runs."""
+    async with LlmServer() as llm, AsyncExitStack() as stack:
+        namespace = await a_namespace(servers)
+        environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
+        logs = await asyncio.gather(
+            *(stack.enter_async_context(running(name, environment)) for name in PROCESSES)
+        )
+        readers = [asyncio.create_task(log.drain()) for log in logs]
+        yield await connected(servers, namespace)
+        for reader in readers:
+            reader.cancel()
+
+
+@pytest.fixture(scope="module")
+async def planning(stories: Client) -> AsyncIterator[Any]:
+    async with serving(served(stories)) as channel:
+        yield Stub(channel)
+
+
+async def created(planning: Any, **changed: Any) -> wire.CreateStoryResponse:
+    answer: wire.CreateStoryResponse = await planning.CreateStory(
+        wire.CreateStoryRequest(**(READY | changed)), metadata=ANA
+    )
+    return answer
+
+
+async def shown(planning: Any, story_id: str) -> tuple[wire.GetStoryResponse, dict[str, Any]]:
+    """A story, and its plan_json read."""
+    story = await planning.GetStory(wire.GetStoryRequest(story_id=story_id), metadata=ANA)
+    return story, json.loads(story.plan_json)
+
+
+async def transition(
+    planning: Any, story_id: str, event: str, metadata: Any = ANA, actor: str = ""
+) -> wire.TransitionResponse:
+    answer: wire.TransitionResponse = await planning.Transition(
+        wire.TransitionRequest(story_id=story_id, event=event, actor=actor), metadata=metadata
+    )
+    return answer
+
+
+async def until(holds: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not await holds():
+            await asyncio.sleep(0.1)
+
+
+async def at_gate(planning: Any, story_id: str, gate: str) -> None:
+    async def waits() -> bool:
+        _, now = await shown(planning, story_id)
+        return bool(now["pending_gate"] == gate)
+
+    await until(waits)
+
+
+async def refusal(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value
+
+
+async def violations(call: Any) -> dict[str, str]:
+    """Field -> rule, of a call that is refused as INVALID_ARGUMENT."""
+    error = await refusal(call)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error.details()
+    _, details = problem(error)
+    (bad,) = (detail for detail in details if isinstance(detail, BadRequest))
+    return {each.field: each.description for each in bad.field_violations}
+
+
+async def listed(planning: Any, **keys: str) -> tuple[dict[str, wire.Story], str]:
+    """ListStories' page by story id, and the next page's token."""
+    metadata = [(f"x-{key.replace('_', '-')}", value) for key, value in keys.items()]
+    call = planning.ListStories(wire.ListStoriesRequest(), metadata=(*ANA, *metadata))
+    page = await call
+    trailers = dict(await call.trailing_metadata() or ())
+    return {story.story_id: story for story in page.stories}, trailers.get("x-next-page-token", "")
+
+
+# --- CreateStory ----------------------------------------------------------------------------------
+
+
+async def test_a_created_story_runs_and_is_scored(planning: Any, stories: Client) -> None:
+    story = await created(planning)
+
+    assert story.state == "DRAFT"
+    assert story.dor_score >= 75
+    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story.story_id}")
+    described = await handle.describe()
+    assert await described.static_summary() == READY["title"]
+    timeline = await handle.query(StoryWorkflow.timeline)
+    assert any(line.actor == "ana" for line in timeline)
+
+
+async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: Any) -> None:
+    asked = wire.CreateStoryRequest(**READY)
+    key = (("x-request-id", uuid.uuid4().hex),)
+
+    first, second = await asyncio.gather(
+        *(planning.CreateStory(asked, metadata=ANA + key) for _ in range(2))
+    )
+    again = await planning.CreateStory(asked, metadata=ANA + key)
+    anothers = await planning.CreateStory(asked, metadata=BO + key)
+    without = await planning.CreateStory(asked, metadata=ANA)
+
+    assert first.story_id == second.story_id == again.story_id
+    assert len({first.story_id, anothers.story_id, without.story_id}) == 3
+
+
+async def test_a_story_that_is_none_is_refused_by_the_contracts_fields(planning: Any) -> None:
+    before, _ = await listed(planning, page_size="1000")
+
+    found = await violations(
+        planning.CreateStory(wire.CreateStoryRequest(title=" ", ac=["Given", "\n"]), metadata=ANA)
+    )
+
+    assert set(found) == {"title", "ac.1"}
+    after, _ = await listed(planning, page_size="1000")
+    assert set(after) == set(before)
+
+
+async def test_a_story_is_started_though_no_worker_runs(servers: Servers) -> None:
+    alone = await connected(servers, await a_namespace(servers))
+    async with serving(served(alone)) as channel:
+        story = await Stub(channel).CreateStory(
+            wire.CreateStoryRequest(**READY), metadata=ANA, timeout=5
+        )
+        asked = wire.GetStoryRequest(story_id=story.story_id)
+        unanswered = await refusal(Stub(channel).GetStory(asked, metadata=ANA, timeout=2))
+
+    assert (story.state, story.dor_score) == ("BACKLOG", 0)
+    started = await alone.get_workflow_handle(f"story-{story.story_id}").describe()
+    assert started.close_time is None
+    assert unanswered.code() in (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNAVAILABLE,
+    )
+
+
+# --- GetStory, GetPlan ----------------------------------------------------------------------------
+
+
+async def test_a_story_is_shown_with_its_text_and_what_may_happen_next(planning: Any) -> None:
+    story_id = (await created(planning)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+
+    story, plan = await shown(planning, story_id)
+
+    assert (story.story.story_id, story.story.state) == (story_id, "DRAFT")
+    assert (story.story.title, story.story.brief) == (READY["title"], READY["brief"])
+    assert list(story.ac) == READY["ac"]
+    assert (plan["state"], plan["pending_gate"], plan["gate_role"]) == (
+        "DRAFT",
+        "approve_scope",
+        "PO",
+    )
+    assert plan["revision"]
+    assert [move["event"] for move in plan["next"]] == ["approve_scope"]
+
+
+@pytest.mark.parametrize("method", ["GetStory", "GetPlan", "Transition"])
+async def test_a_story_that_is_not_there_is_not_found(planning: Any, method: str) -> None:
+    kind = getattr(wire, f"{method}Request")
+    more = {"event": "approve_scope"} if method == "Transition" else {}
+
+    error = await refusal(getattr(planning, method)(kind(story_id="US-none", **more), metadata=ANA))
+    wrong = await violations(
+        getattr(planning, method)(kind(story_id="no/such", **more), metadata=ANA)
+    )
+
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert error.details() == "story US-none not found"
+    assert "1 to 100 letters" in wrong["story_id"]
+
+
+async def test_a_plan_is_empty_until_the_design_is_done_and_then_has_its_tasks(
+    planning: Any,
+) -> None:
+    story_id = (await created(planning)).story_id
+    asked = wire.GetPlanRequest(story_id=story_id)
+    await at_gate(planning, story_id, "approve_scope")
+    before = await planning.GetPlan(asked, metadata=ANA)
+
+    await transition(planning, story_id, "approve_scope")
+    await at_gate(planning, story_id, "approve_design")
+    plan = json.loads((await planning.GetPlan(asked, metadata=ANA)).json)
+
+    assert before.json == "{}"
+    assert plan["story_id"] == story_id
+    assert plan["tasks"][0]["task_id"] == f"{plan['plan_id']}-t1"
+
+
+# --- Transition -----------------------------------------------------------------------------------
+
+
+async def test_a_gate_is_opened_by_the_tokens_actor(planning: Any, stories: Client) -> None:
+    story_id = (await created(planning)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+
+    answer = await transition(planning, story_id, "approve_scope", actor="mallory")
+
+    assert (answer.story_id, answer.state, answer.blocked) == (story_id, "DESIGN", False)
+    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story_id}")
+    moved = [
+        line
+        for line in await handle.query(StoryWorkflow.timeline)
+        if line.event == "planning.story.transitioned"
+    ]
+    assert moved[-1].actor == "ana"
+
+
+async def test_a_gate_stays_shut_for_a_token_without_its_role(planning: Any) -> None:
+    story_id = (await created(planning)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+
+    errors = [
+        await refusal(transition(planning, story_id, "approve_scope", metadata))
+        for metadata in (BO, bearer("eve"))
+    ]
+
+    assert {error.code() for error in errors} == {grpc.StatusCode.PERMISSION_DENIED}
+    assert all("needs the role PO" in str(error.details()) for error in errors)
+    assert (await shown(planning, story_id))[1]["state"] == "DRAFT"
+
+
+async def test_a_guard_that_blocks_says_which_and_why(planning: Any) -> None:
+    story_id = (await created(planning, ac=[])).story_id
+
+    answer = await transition(planning, story_id, "approve_scope")
+
+    assert (answer.state, answer.blocked) == ("DRAFT", True)
+    assert "dor_ok: readiness" in answer.reason
+    assert "amend the story" in answer.reason
+    assert (await shown(planning, story_id))[1]["state"] == "DRAFT"
+
+
+async def test_a_rejection_goes_back_with_its_reason(planning: Any, stories: Client) -> None:
+    story_id = (await created(planning)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+    await transition(planning, story_id, "approve_scope")
+
+    reason = (("x-reason", "no undo after a restart"),)
+    answer = await transition(planning, story_id, "reject_design", ANA + reason)
+
+    assert (answer.state, answer.blocked) == ("DRAFT", False)
+    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story_id}")
+    texts = [line.text for line in await handle.query(StoryWorkflow.timeline)]
+    assert any("no undo after a restart" in text for text in texts)
+
+
+@pytest.mark.parametrize("event", ["approve_design", "reject_docs", "sing"])
+async def test_what_is_not_legal_now_is_refused_with_what_is(planning: Any, event: str) -> None:
+    story_id = (await created(planning)).story_id
+
+    error = await refusal(transition(planning, story_id, event))
+
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert problem(error)[0] == "IllegalMove"
+    assert f"event: '{event}'" in str(error.details())
+    assert "legal now: approve_scope" in str(error.details())
+
+
+async def test_the_fleets_own_moves_are_not_taken_by_hand(planning: Any) -> None:
+    story_id = (await created(planning)).story_id
+    for gate in ("approve_scope", "approve_design"):
+        await at_gate(planning, story_id, gate)
+        await transition(planning, story_id, gate)
+
+    error = await refusal(transition(planning, story_id, "build_done"))
+
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "the fleet's own to take" in str(error.details())
+    assert "no workspace report yet" in str(error.details())
+    assert "legal now: reject_build" in str(error.details())
+
+
+async def test_a_stale_revision_is_refused(planning: Any) -> None:
+    story_id = (await created(planning)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+
+    stale = (("x-revision", "0000000000000000"),)
+    error = await refusal(transition(planning, story_id, "approve_scope", ANA + stale))
+
+    assert problem(error)[0] == "StaleRevision"
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_story_that_has_ended_is_shown_and_moves_no_more(
+    planning: Any, stories: Client
+) -> None:
+    story_id = (await created(planning)).story_id
+    handle = stories.get_workflow_handle(f"story-{story_id}")
+    await handle.cancel()
+    await until(lambda: closed(stories, story_id))
+
+    error = await refusal(transition(planning, story_id, "approve_scope"))
+
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert error.details() == f"story {story_id} has ended; legal now: none"
+    assert (await shown(planning, story_id))[0].story.title == READY["title"]
+
+
+async def closed(stories: Client, story_id: str) -> bool:
+    described = await stories.get_workflow_handle(f"story-{story_id}").describe()
+    return described.close_time is not None
+
+
+# --- ListStories ----------------------------------------------------------------------------------
+
+
+async def test_stories_are_listed_with_title_state_and_score(planning: Any) -> None:
+    title = f"List the story {uuid.uuid4().hex}"
+    story_id = (await created(planning, title=title)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+
+    async def is_listed() -> bool:
+        stories, _ = await listed(planning, state="DRAFT", role="PO", waiting="true")
+        return story_id in stories
+
+    await until(is_listed)
+    stories, _ = await listed(planning, state="DRAFT", role="PO")
+    others, _ = await listed(planning, state="DOCS")
+    anothers, _ = await listed(planning, role="QA")
+
+    story = stories[story_id]
+    assert (story.title, story.state, story.brief) == (title, "DRAFT", "")
+    assert story.dor_score >= 75
+    assert story_id not in others
+    assert story_id not in anothers
+
+
+async def test_a_list_has_the_title_of_any_story_as_it_was_amended(
+    planning: Any, stories: Client
+) -> None:
+    story_id = f"US-{uuid.uuid4().hex[:10]}"
+    handle = await stories.start_workflow(
+        StoryWorkflow.run,
+        StoryInput(story_id=story_id, title="Undo a deletion"),
+        id=f"story-{story_id}",
+        task_queue="story",
+    )
+
+    async def is_listed_as(title: str) -> bool:
+        stories, _ = await listed(planning, page_size="1000")
+        return story_id in stories and stories[story_id].title == title
+
+    await until(lambda: is_listed_as("Undo a deletion"))
+    await handle.execute_update("amend", {"title": "Undo every deletion", "actor": "ana"})
+    await until(lambda: is_listed_as("Undo every deletion"))
+
+
+async def test_pages_follow_one_another_without_a_gap(planning: Any) -> None:
+    made = {(await created(planning)).story_id for _ in range(3)}
+
+    async def all_listed() -> bool:
+        return made <= set((await listed(planning, page_size="1000"))[0])
+
+    await until(all_listed)
+
+    pages: list[set[str]] = []
+    token = ""
+    while token or not pages:
+        stories, token = await listed(planning, page_size="2", page_token=token)
+        pages.append(set(stories))
+
+    assert made <= set().union(*pages)
+    assert all(len(page) <= 2 for page in pages)
+    assert sum(len(page) for page in pages) == len(set().union(*pages))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("state", "DRAFT' OR '1'='1"),
+        ("role", "PO'"),
+        ("waiting", "perhaps"),
+        ("page_size", "0"),
+        ("page_size", "1001"),
+        ("page_size", "many"),
+        ("page_token", "!"),
+        ("page_token", "bm8gcGFnZQ=="),
+    ],
+)
+async def test_a_list_refuses_what_it_does_not_understand_by_key(
+    planning: Any, key: str, value: str
+) -> None:
+    found = await violations(listed(planning, **{key: value}))
+
+    assert set(found) == {f"x-{key.replace('_', '-')}"}
+
+
+async def test_a_page_belongs_to_its_filters(planning: Any) -> None:
+    made = [(await created(planning)).story_id for _ in range(2)]
+
+    async def more_than_one() -> bool:
+        return len(set(made) & set((await listed(planning, state="DRAFT"))[0])) == 2
+
+    await until(more_than_one)
+    _, token = await listed(planning, state="DRAFT", page_size="1")
+
+    assert token
+    assert set(await violations(listed(planning, page_token=token))) == {"x-page-token"}
+
+
+# --- anything -------------------------------------------------------------------------------------
+
+EXPECTED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+REQUESTS = {
+    "GetStory": wire.GetStoryRequest,
+    "Transition": wire.TransitionRequest,
+    "GetPlan": wire.GetPlanRequest,
+}
+
+
+@settings(max_examples=100)
+@given(data=st.data(), method=st.sampled_from(sorted(REQUESTS)))
+async def test_any_message_is_answered_or_refused(
+    planning: Any, data: st.DataObject, method: str
+) -> None:
+    asked = data.draw(messages(REQUESTS[method]))
+
+    call = getattr(planning, method)(asked, metadata=ANA)
+
+    assert await call.code() in EXPECTED, await call.details()
+
+
+@settings(max_examples=25)
+@given(asked=messages(wire.CreateStoryRequest))
+async def test_any_story_is_started_as_it_was_given_or_not_at_all(
+    planning: Any, stories: Client, asked: wire.CreateStoryRequest
+) -> None:
+    call = planning.CreateStory(asked, metadata=ANA, timeout=30)
+
+    if await call.code() != grpc.StatusCode.OK:
+        assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT, await call.details()
+        return
+    story = await call
+    wanted = StoryInput(
+        story_id="US-1",
+        title=asked.title,
+        brief=asked.brief,
+        acceptance_criteria=list(asked.ac),
+    )
+    told, _ = await shown(planning, story.story_id)
+    assert (told.story.title, told.story.brief) == (wanted.title, wanted.brief)
+    assert list(told.ac) == wanted.acceptance_criteria
+    await stories.get_workflow_handle(f"story-{story.story_id}").cancel()

@@ -1,0 +1,255 @@
+"""What every gRPC service has: tokens, statuses, limits, deadlines, health, reflection, drain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
+
+from bridge.grpc.access import Access, Caller, caller
+from bridge.grpc.errors import refused
+from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
+from bridge.grpc.wire import orchestrator_pb2 as orchestrator
+from bridge.grpc.wire import orchestrator_pb2_grpc
+from tests.integration.conftest import bearer, problem, serving
+from tests.site import TOKEN_KEY
+
+# Their stubs are typed for channels that are not asynchronous.
+Health: Any = health_pb2_grpc.HealthStub
+Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+
+NAME = "orchestrator.v1.OrchestratorService"
+STATUS = f"/{NAME}/GetStatus"
+
+
+class Behaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+    """A service that does as its test says."""
+
+    def __init__(self) -> None:
+        self.raises: Exception | None = None
+        self.stays = asyncio.Event()
+        self.stays.set()
+        self.began = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.callers: list[Caller] = []
+
+    async def GetStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        self.callers.append(caller())
+        self.began.set()
+        try:
+            await self.stays.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.raises:
+            raise self.raises
+        return orchestrator.GetStatusResponse(status="here")
+
+    async def StreamDeliberation(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        yield orchestrator.DeliberationUpdate(status="generating")
+        if self.raises:
+            raise self.raises
+        yield orchestrator.DeliberationUpdate(status="complete")
+
+
+@pytest.fixture
+async def service() -> Behaving:
+    return Behaving()
+
+
+@pytest.fixture
+def served(service: Behaving) -> Served:
+    add = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+    return Served(NAME, service, add)
+
+
+@pytest.fixture
+async def channel(served: Served) -> AsyncIterator[grpc.aio.Channel]:
+    async with serving(served) as channel:
+        yield channel
+
+
+def stub(channel: grpc.aio.Channel) -> Any:
+    return orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call
+    return failed.value
+
+
+async def test_a_call_with_a_token_is_answered_and_its_caller_known(
+    channel: grpc.aio.Channel, service: Behaving
+) -> None:
+    answer = await stub(channel).GetStatus(
+        orchestrator.GetStatusRequest(), metadata=bearer("ana", "PO")
+    )
+
+    assert answer.status == "here"
+    assert service.callers == [Caller(actor="ana", roles=frozenset({"PO"}))]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [(), (("authorization", "Bearer x.y.z"),), bearer("ana", valid_for=timedelta(seconds=-1))],
+)
+async def test_a_call_without_a_token_of_ours_reaches_no_service(
+    channel: grpc.aio.Channel, service: Behaving, metadata: Any
+) -> None:
+    error = await failure(
+        stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=metadata)
+    )
+
+    assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert problem(error)[0] == "Unauthenticated"
+    assert service.callers == []
+
+
+async def test_what_a_service_raises_is_a_status_with_details_and_a_count(
+    channel: grpc.aio.Channel, service: Behaving
+) -> None:
+    service.raises = refused("GraphUnavailable", "Neo4j does not answer")
+    labels = {"method": STATUS, "code": "UNAVAILABLE"}
+    before = REGISTRY.get_sample_value("fleet_grpc_calls_total", labels) or 0
+
+    error = await failure(
+        stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+    )
+
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "Neo4j does not answer",
+    )
+    reason, details = problem(error)
+    assert reason == "GraphUnavailable"
+    assert details[-1].retry_delay.seconds == 1
+    assert REGISTRY.get_sample_value("fleet_grpc_calls_total", labels) == before + 1
+    assert REGISTRY.get_sample_value("fleet_grpc_under_way", {"method": STATUS}) == 0
+
+
+async def test_a_fault_of_ours_tells_no_secret(
+    channel: grpc.aio.Channel, service: Behaving
+) -> None:
+    service.raises = KeyError("password")
+
+    error = await failure(
+        stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+    )
+
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert "password" not in (error.details() or "")
+
+
+async def test_a_stream_ends_with_the_status_of_what_it_raises(
+    channel: grpc.aio.Channel, service: Behaving
+) -> None:
+    service.raises = refused("QuorumLost", "1 of 3 left")
+    call = stub(channel).StreamDeliberation(orchestrator.DeliberateRequest(), metadata=bearer())
+
+    assert (await call.read()).status == "generating"
+    error = await failure(call.read())
+
+    assert error.code() == grpc.StatusCode.ABORTED
+
+
+async def test_a_deadline_that_passes_cancels_what_the_call_does(
+    channel: grpc.aio.Channel, service: Behaving
+) -> None:
+    service.stays.clear()
+
+    error = await failure(
+        stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer(), timeout=0.3)
+    )
+
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(10):
+        await service.cancelled.wait()
+
+
+async def test_one_actor_that_calls_too_often_is_told_to_wait(served: Served) -> None:
+    async with serving(served, calls_per_second=2) as channel:
+        calls = [
+            stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+            for _ in range(12)
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+
+    told = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+    assert told
+    assert len(told) < len(answers)
+    assert {each.code() for each in told} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {problem(each)[0] for each in told} == {"RateLimit"}
+
+
+async def test_a_message_that_is_too_large_is_refused(channel: grpc.aio.Channel) -> None:
+    large = orchestrator.DeliberateRequest(task_description="x" * (LARGEST_MESSAGE + 1))
+
+    error = await failure(stub(channel).Deliberate(large, metadata=bearer()))
+
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_method_that_is_none_is_unimplemented(channel: grpc.aio.Channel) -> None:
+    call: Any = channel.unary_unary(f"/{NAME}/NoSuchMethod")
+
+    error = await failure(call(b"", metadata=bearer()))
+
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_health_is_told_to_anyone_and_ends_with_the_drain(
+    served: Served, service: Behaving
+) -> None:
+    server = GrpcServer(served, "127.0.0.1", 0, Access(TOKEN_KEY, 10), timedelta(seconds=20))
+    runs = asyncio.create_task(server.run())
+    service.stays.clear()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = Health(channel)
+        for name in ("", NAME):
+            told = await health.Check(
+                health_pb2.HealthCheckRequest(service=name), wait_for_ready=True
+            )
+            assert told.status == health_pb2.HealthCheckResponse.SERVING
+        watched = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+        assert (await watched.read()).status == health_pb2.HealthCheckResponse.SERVING
+        under_way = stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+        under_way = asyncio.ensure_future(under_way)
+        await service.began.wait()
+
+        await server.shutdown()
+
+        assert (await watched.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watched.cancel()
+        service.stays.set()
+        assert (await under_way).status == "here"
+    await runs
+    assert not server.is_running
+
+
+async def test_reflection_lists_the_service_without_a_token(channel: grpc.aio.Channel) -> None:
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    answers = Reflection(channel).ServerReflectionInfo(iter([asked]))
+
+    listed = {
+        each.name async for answer in answers for each in answer.list_services_response.service
+    }
+
+    assert listed == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+async def test_a_port_that_is_taken_is_told(served: Served) -> None:
+    access = Access(TOKEN_KEY, 10)
+    first = GrpcServer(served, "127.0.0.1", 0, access, timedelta(seconds=1))
+    runs = asyncio.create_task(first.run())
+
+    with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{first.port}"):
+        GrpcServer(served, "127.0.0.1", first.port, access, timedelta(seconds=1))
+
+    await first.shutdown()
+    await runs

@@ -1,0 +1,94 @@
+"""Tokens: whose they are, what they allow, and what is none."""
+
+from datetime import timedelta
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
+
+from bridge.grpc.access import Access, Caller, caller, create_token, read_token
+
+KEY = "0123456789abcdef0123456789abcdef"
+HOUR = timedelta(hours=1)
+ANA = Caller(actor="ana", roles=frozenset({"PO"}))
+
+actors = st.text(min_size=1, max_size=200).map(str.strip).filter(bool)
+roles = st.frozensets(st.from_regex(r"[A-Z][A-Z0-9_]{0,31}", fullmatch=True), max_size=5)
+
+
+def bearer(token: str) -> list[tuple[str, str | bytes]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+@given(actors, roles)
+def test_a_token_says_who_made_it_and_in_which_roles(actor: str, roles: frozenset[str]) -> None:
+    made = Caller(actor=actor, roles=roles)
+
+    assert read_token(KEY, create_token(KEY, made, HOUR)) == made
+    assert read_token(None, create_token(KEY, made, HOUR)) == made
+
+
+def refusal(key: str | None, token: str) -> str:
+    with pytest.raises(ApplicationError) as refused:
+        read_token(key, token)
+    assert refused.value.type == "Unauthenticated"
+    return refused.value.message
+
+
+def test_a_token_of_another_key_an_old_one_and_an_unsigned_one_are_none() -> None:
+    old = create_token(KEY, ANA, timedelta(seconds=-1))
+    claims = jwt.decode(create_token(KEY, ANA, HOUR), options={"verify_signature": False})
+
+    assert "Signature" in refusal(KEY, create_token(KEY[::-1], ANA, HOUR))
+    assert "has expired" in refusal(KEY, old)
+    assert "has expired" in refusal(None, old)
+    assert refusal(KEY, jwt.encode(claims, "", algorithm="none"))
+    assert "issuer" in refusal(KEY, jwt.encode(claims | {"iss": "others"}, KEY, "HS256"))
+    assert "exp" in refusal(KEY, jwt.encode({"iss": "swe-ai-fleet", "sub": "a"}, KEY, "HS256"))
+    assert refusal(KEY, jwt.encode(claims | {"roles": ["p o"]}, KEY, "HS256"))
+    assert refusal(KEY, jwt.encode(claims | {"roles": 7}, KEY, "HS256"))
+
+
+@given(st.text(max_size=300))
+def test_no_text_is_a_token_by_chance(text: str) -> None:
+    assert refusal(KEY, text)
+
+
+@pytest.mark.parametrize(
+    "metadata", [[], bearer(""), [("authorization", "Basic YTpi")], [("authorization", b"\xff")]]
+)
+def test_who_has_no_token_is_told_how_to_get_one(metadata: list[tuple[str, str | bytes]]) -> None:
+    with pytest.raises(ApplicationError, match="fleet token create") as refused:
+        Access(KEY, 10).admit(metadata)
+    assert refused.value.type == "Unauthenticated"
+
+
+def test_the_caller_is_known_while_the_call_runs() -> None:
+    assert Access(KEY, 10).admit(bearer(create_token(KEY, ANA, HOUR))) == ANA
+    assert caller() == ANA
+
+
+def test_a_role_that_the_token_lacks_is_refused_with_those_it_has() -> None:
+    assert ANA.acting_as("QA", "PO") == "PO"
+    with pytest.raises(ApplicationError, match="needs the role QA; the token of ana has PO") as no:
+        ANA.acting_as("QA")
+    assert no.value.type == "Permission"
+
+
+def test_one_actor_is_limited_and_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("bridge.grpc.access.time.monotonic", lambda: now)
+    access = Access(KEY, 5)
+    ana, ben = (bearer(create_token(KEY, Caller(actor=who), HOUR)) for who in ("ana", "ben"))
+    for _ in range(10):
+        access.admit(ana)
+
+    with pytest.raises(ApplicationError, match="ana makes more than 5 calls a second") as refused:
+        access.admit(ana)
+    access.admit(ben)
+    now += 0.2
+    access.admit(ana)
+
+    assert refused.value.type == "RateLimit"

@@ -1,0 +1,118 @@
+"""Every error that the fleet raises has a status, and every status its details."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutType
+from temporalio.exceptions import TimeoutError as TimedOut
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.graph.errors import TABLE
+from bridge.grpc.errors import STATUS, code_of, refused, status_of
+from bridge.mirror import REFUSALS
+from workers.settings import ROOT
+from workflows.models import StoryInput
+
+TIMED_OUT = TimedOut("x", type=TimeoutType.START_TO_CLOSE, last_heartbeat_details=[])
+MAKERS = ("ApplicationError", "refusal", "refused")
+
+
+def raised_types() -> Iterator[tuple[str, str]]:
+    """(type, where) of every ApplicationError that the code makes with a type that is written."""
+    for folder in ("workflows", "activities", "bridge"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if "wire" not in path.parts:
+                yield from ((each, str(path)) for each in types_in(path))
+    yield from ((row[1], "activities.graph.errors.TABLE") for row in TABLE)
+    yield from ((row[1], "bridge.mirror.REFUSALS") for row in REFUSALS)
+
+
+def types_in(path: Path) -> Iterator[str]:
+    module = None
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        if node.func.id not in MAKERS:
+            continue
+        said = [each.value for each in node.keywords if each.arg == "type"]
+        if node.func.id != "ApplicationError":
+            said = node.args[:1]
+        for value in said:
+            if isinstance(value, ast.Constant):
+                yield str(value.value)
+            elif isinstance(value, ast.Name) and value.id.isupper():
+                name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                module = module or importlib.import_module(name.removesuffix(".__init__"))
+                yield getattr(module, value.id)
+
+
+def test_every_type_of_error_has_a_status() -> None:
+    raised = dict(raised_types())
+
+    assert len(raised) > 40
+    assert {kind: where for kind, where in raised.items() if kind not in STATUS} == {}
+
+
+def details(status: Status) -> dict[str, object]:
+    found = {}
+    for packed in status.details:
+        for kind in (ErrorInfo, BadRequest, RetryInfo):
+            if packed.Is(kind.DESCRIPTOR):
+                detail = kind()
+                packed.Unpack(detail)
+                found[kind.DESCRIPTOR.name] = detail
+    return found
+
+
+def test_a_wrong_field_is_a_field_violation_with_its_rule() -> None:
+    with pytest.raises(ApplicationError) as refusal:
+        StoryInput(story_id="no/such", title="")
+
+    status = status_of(refusal.value)
+
+    assert code_of(status) == StatusCode.INVALID_ARGUMENT
+    bad = details(status)["BadRequest"]
+    assert isinstance(bad, BadRequest)
+    assert [violation.field for violation in bad.field_violations] == ["story_id", "title"]
+    assert "1 to 100 letters" in bad.field_violations[0].description
+
+
+@pytest.mark.parametrize("kind", [k for k, code in STATUS.items() if code.name == "UNAVAILABLE"])
+def test_what_is_away_says_when_to_come_back(kind: str) -> None:
+    retry = details(status_of(refused(kind, "away")))["RetryInfo"]
+
+    assert isinstance(retry, RetryInfo)
+    assert retry.retry_delay.seconds == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (refused("GateRole", "not QA"), "PERMISSION_DENIED", "not QA"),
+        (WorkflowUpdateFailedError(refused("IllegalMove", "no")), "FAILED_PRECONDITION", "no"),
+        (WorkflowFailureError(cause=refused("QuorumLost", "1 of 3")), "ABORTED", "1 of 3"),
+        (WorkflowFailureError(cause=CancelledError("x")), "CANCELLED", "cancelled"),
+        (RPCError("gone", RPCStatusCode.NOT_FOUND, b""), "NOT_FOUND", "gone"),
+        (RPCError("down", RPCStatusCode.UNAVAILABLE, b""), "UNAVAILABLE", "down"),
+        (RPCError("?", RPCStatusCode.PERMISSION_DENIED, b""), "UNAVAILABLE", "?"),
+        (WorkflowFailureError(cause=TerminatedError("x")), "ABORTED", "terminated"),
+        (WorkflowFailureError(cause=TIMED_OUT), "DEADLINE_EXCEEDED", "may still be done"),
+        (TimeoutError(), "DEADLINE_EXCEEDED", "may still be done"),
+        (ApplicationError("odd", type="NobodyKnows"), "INTERNAL", "odd"),
+        (KeyError("secret"), "INTERNAL", "an internal error; it is logged"),
+    ],
+)
+def test_what_a_call_raises_becomes_a_status(error: Exception, code: str, words: str) -> None:
+    status = status_of(error)
+
+    assert code_of(status).name == code
+    assert words in status.message
+    assert "secret" not in status.message
+    assert isinstance(details(status)["ErrorInfo"], ErrorInfo)

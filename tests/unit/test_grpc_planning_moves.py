@@ -1,0 +1,85 @@
+"""Planning's pure part: which move an event is, what a list asks visibility, whose a page is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
+
+from bridge.grpc.planning import (
+    Listing,
+    legal_move,
+    listing,
+    new_story_id,
+    page_read,
+    page_token,
+    visibility_query,
+)
+from workflows.models import InvalidInput, Move, StoryInput, StoryView
+
+VIEW = StoryView(story_id="US-1", title="Undo", state="BUILD", rigor="L1")
+DONE = Move(event="build_done", to="TEST", kind="automatic", blocked_by=["builds_passing: no"])
+BACK = Move(event="reject_build", to="DESIGN", kind="rejection", roles=["PO", "QA"])
+
+
+def test_an_event_is_the_move_of_its_name() -> None:
+    assert legal_move("reject_build", VIEW, [DONE, BACK]) == BACK
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ("build_done", "it waits for builds_passing: no; the story is in BUILD"),
+        ("approve_scope", "is not legal now; the story is in BUILD; legal now: reject_build"),
+    ],
+)
+def test_what_a_person_may_not_take_names_what_they_may(event: str, words: str) -> None:
+    with pytest.raises(ApplicationError, match=words) as refusal:
+        legal_move(event, VIEW, [DONE, BACK])
+
+    assert refusal.value.type == "IllegalMove"
+    assert "legal now: reject_build" in refusal.value.message
+
+
+@given(st.dictionaries(st.sampled_from(["x-state", "x-role", "x-waiting"]), st.text()))
+def test_no_metadata_ends_its_quotes(metadata: dict[str, str]) -> None:
+    try:
+        query = visibility_query(listing(metadata))
+    except InvalidInput:
+        return
+
+    assert query.count("'") == 2 * (2 + len(metadata.keys() & {"x-state", "x-role"}))
+
+
+def test_a_list_asks_for_what_waits_for_a_role() -> None:
+    query = visibility_query(Listing(state="DRAFT", role="PO"))
+
+    assert query == (
+        "WorkflowType = 'StoryWorkflow' AND ExecutionStatus != 'ContinuedAsNew' "
+        "AND PendingGate IS NOT NULL AND StoryRole = 'PO' AND StoryState = 'DRAFT'"
+    )
+
+
+@given(token=st.binary(min_size=1), query=st.text(), other=st.text())
+def test_a_page_is_read_by_its_own_query_only(token: bytes, query: str, other: str) -> None:
+    page = page_token(token, query)
+
+    assert page_read(page, query) == token
+    if other != query:
+        with pytest.raises(InvalidInput):
+            page_read(page, other)
+
+
+@given(st.text(min_size=1))
+def test_a_page_that_nobody_made_is_refused(token: str) -> None:
+    with pytest.raises(InvalidInput):
+        page_read(token, "")
+
+
+@given(actor=st.text(), request_id=st.text())
+def test_a_request_id_makes_an_id_that_a_story_may_have(actor: str, request_id: str) -> None:
+    story_id = new_story_id(actor, request_id)
+
+    assert StoryInput(story_id=story_id, title="Undo").story_id == story_id
+    assert (new_story_id(actor, request_id) == story_id) == bool(request_id)

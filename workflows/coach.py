@@ -1,0 +1,133 @@
+"""CoachWorkflow: an agent writes a story, or writes one better; the Definition of Ready judges.
+
+council -> write -> score -> once more, with the findings, where the score is not what it should be.
+What comes back never scores lower than what was given (design section 3, DRAFT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from temporalio import workflow
+from temporalio.common import Priority
+
+from workflows.search_attributes import STORY_ROLE
+from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub, agent_call
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.models import (
+        Agent,
+        CallUsage,
+        CoachInput,
+        CoachResult,
+        ContextPack,
+        CouncilQuery,
+        Readiness,
+        StoryText,
+        Task,
+        WriteStoryAnswer,
+        WriteStoryInput,
+    )
+
+ROLE = "ARCHITECT"
+"""Whose first agent writes: the council that has to design what the story asks for."""
+
+ASKS = 2
+BEST = 100
+
+TASK = "Write a user story that meets the Definition of Ready."
+RUBRIC = (
+    "INVEST: independent, negotiable, valuable, estimable, small, testable. "
+    "Each acceptance criterion can be verified by a test."
+)
+
+Scored = tuple[StoryText, Readiness]
+
+
+@workflow.defn
+class CoachWorkflow:
+    """A story for a goal, or a story written better; ends with the one to take."""
+
+    @workflow.init
+    def __init__(self, input: CoachInput) -> None:
+        self.input = input
+        self.usage: list[CallUsage] = []
+
+    @workflow.run
+    async def run(self, input: CoachInput) -> CoachResult:
+        """Write, score, choose. Fails as the agent's call fails: nothing stands in for it."""
+        workflow.upsert_search_attributes([STORY_ROLE.value_set(ROLE)])
+        original = None
+        if input.story is not None:
+            original = (input.story, await self.score(input.story))
+        agent = await self.seat()
+        wanted = original[1].total if original else BEST
+        written: list[Scored] = []
+        for ask in range(1, ASKS + 1):
+            answer = await self.write(agent, ask, written[-1] if written else original)
+            written.append((answer.story, await self.score(answer.story)))
+            if written[-1][1].total >= wanted:
+                break
+        return choose(original, written).model_copy(update={"usage": self.usage})
+
+    async def seat(self) -> Agent:
+        council = await workflow.execute_activity_method(
+            GraphStub.load_council,
+            CouncilQuery(role=ROLE, size=1),
+            **(STORE | {"summary": f"who writes: the first of council {ROLE}"}),
+        )
+        return council.agents[0]
+
+    async def write(self, agent: Agent, ask: int, before: Scored | None) -> WriteStoryAnswer:
+        """before: the story that is to be written better, and what cost it points."""
+        answer = await workflow.execute_activity_method(
+            AgentStub.write_story,
+            WriteStoryInput(
+                task=Task(
+                    task_id=workflow.info().workflow_id,
+                    role=agent.role,
+                    description=TASK,
+                    rubric=RUBRIC,
+                ),
+                agent=agent,
+                pack=ContextPack(),
+                wave=ask,
+                goal=self.input.goal,
+                story=before[0] if before else None,
+                findings=before[1].findings if before else [],
+            ),
+            **(
+                agent_call(agent)
+                | {
+                    "summary": f"{agent.agent_id} writes the story",
+                    "priority": Priority(fairness_key=workflow.info().workflow_id[:64]),
+                }
+            ),
+        )
+        self.usage.append(answer.usage)
+        return answer
+
+    async def score(self, text: StoryText) -> Readiness:
+        return await workflow.execute_activity_method(
+            PlanningStub.score_story,
+            text,
+            **(READ_CONFIG | {"summary": "score against INVEST and the acceptance criteria"}),
+        )
+
+
+def choose(original: Scored | None, written: Sequence[Scored]) -> CoachResult:
+    """The best that was written, of equals the first; the original where that scores higher."""
+    story, readiness = max(written, key=lambda scored: scored[1].total)
+    if original is None:
+        return CoachResult(story=story, readiness=readiness)
+    before = original[1]
+    if readiness.total >= before.total:
+        return CoachResult(story=story, readiness=readiness, original=before)
+    lost = ", ".join(finding.code for finding in readiness.findings)
+    return CoachResult(
+        story=original[0],
+        readiness=before,
+        original=before,
+        reason=f"the original comes back: it scores {before.total}, and the best of "
+        f"{len(written)} refinements {readiness.total} ({lost})",
+    )

@@ -1,0 +1,126 @@
+"""DerivationWorkflow: cuts a story that stands in the graph into the tasks of a plan, once."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
+
+from workflows.deliberation import require_id
+from workflows.outbox import Outbox
+from workflows.outbox_state import OutboxState
+from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import dag
+    from workflows.clock import timestamp
+    from workflows.events import PlanDerived, TaskCreated
+    from workflows.models import (
+        ContextPack,
+        CouncilQuery,
+        DerivationInput,
+        DerivationResult,
+        DerivePlanInput,
+        PlannedTask,
+        PlanQuery,
+        Proposal,
+        StoryText,
+        Task,
+        derivation_workflow_id,
+    )
+
+PLANNER = "ARCHITECT"
+NO_STORY = "NotFound"
+INVALID_PLAN = "InvalidPlan"
+
+
+async def derive_tasks(
+    story_id: str, plan_id: str, phase: str, story: StoryText
+) -> tuple[list[PlannedTask], list[str]]:
+    """The tasks that the planner makes of the story's text, and the roles there are."""
+    council = await workflow.execute_activity_method(
+        GraphStub.load_council,
+        CouncilQuery(role=PLANNER, size=1),
+        **(STORE | {"summary": "the planner"}),
+    )
+    planner = council.agents[0]
+    answer = await workflow.execute_activity_method(
+        AgentStub.derive_plan,
+        DerivePlanInput(
+            task=Task(
+                task_id=plan_id,
+                story_id=story_id,
+                role=PLANNER,
+                phase=phase,
+                description=story.title,
+                requirements=story.acceptance_criteria,
+            ),
+            agent=planner,
+            pack=ContextPack(),
+            wave=1,
+            design=Proposal(approach=story.title, content=story.brief),
+            roles=council.roles,
+        ),
+        **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
+    )
+    return dag.number_tasks(plan_id, answer.tasks), council.roles
+
+
+@workflow.defn
+class DerivationWorkflow:
+    """A plan's tasks: those that the graph has, else derived from the story's node and recorded."""
+
+    @workflow.init
+    def __init__(self, input: DerivationInput) -> None:
+        self.outbox = Outbox(OutboxState())
+
+    @workflow.run
+    async def run(self, input: DerivationInput) -> DerivationResult:
+        """Derive. Raises ApplicationError NotFound or InvalidPlan."""
+        require_id(derivation_workflow_id(input.story_id, input.plan_id))
+        self.outbox.start()
+        stored = await workflow.execute_activity_method(
+            GraphStub.load_plan,
+            PlanQuery(story_id=input.story_id, plan_id=input.plan_id),
+            **(STORE | {"summary": "the story, and the plan's tasks in the graph"}),
+        )
+        tasks = stored.tasks
+        if not tasks:
+            if stored.story is None:
+                raise ApplicationError(
+                    f"story {input.story_id} not found", type=NO_STORY, non_retryable=True
+                )
+            tasks, roles = await derive_tasks(
+                input.story_id, input.plan_id, input.phase, stored.story
+            )
+            self.record(input, tasks, roles)
+            await self.outbox.drained()
+        return DerivationResult(story_id=input.story_id, plan_id=input.plan_id, tasks=tasks)
+
+    def record(self, input: DerivationInput, tasks: list[PlannedTask], roles: list[str]) -> None:
+        """The plan in the graph; where it is asked for, each task on the bus."""
+        try:
+            dag.validate(tasks, roles)
+        except dag.InvalidPlan as error:
+            raise ApplicationError(
+                f"plan: {error}"[:2000], type=INVALID_PLAN, non_retryable=True
+            ) from error
+        self.outbox.append(
+            PlanDerived(
+                story_id=input.story_id,
+                plan_id=input.plan_id,
+                version=1,
+                tasks=tasks,
+                timestamp=timestamp(),
+            )
+        )
+        for task in tasks if input.announce else []:
+            self.outbox.append(
+                TaskCreated(
+                    story_id=input.story_id,
+                    plan_id=input.plan_id,
+                    task_id=task.task_id,
+                    role=task.role,
+                    depends_on=task.depends_on,
+                    timestamp=timestamp(),
+                )
+            )
