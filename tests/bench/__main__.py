@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local.servers import ROOT
-from tests.bench import bus, parts
+from tests.bench import bus, parts, services
 from tests.bench.figures import Figure
 from workers.exit import leave
 
@@ -39,6 +39,7 @@ PARTS: dict[str, Part] = {
     "recovery": parts.recovery,
     "inbox": bus.inbox,
     "mirror": bus.mirror,
+    "grpc": services.grpc,
     "vllm": parts.vllm,
 }
 

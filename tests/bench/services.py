@@ -1,0 +1,256 @@
+"""What the gRPC services cost: beside a health check, beside bare Cypher, under many clients."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc as grpc_client
+import neo4j
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.asyncio import Redis
+
+from activities.cache import Cache
+from activities.context import Scopes, load_scopes, read_sections
+from bridge.grpc.access import Caller, create_token
+from bridge.grpc.wire import (
+    context_pb2,
+    context_pb2_grpc,
+    orchestrator_pb2,
+    orchestrator_pb2_grpc,
+    workspace_pb2,
+    workspace_pb2_grpc,
+)
+from deploy.local.process import ServerProcess, free_ports
+from deploy.local.servers import Workers
+from tests.bench.figures import Figure, at_most
+from tests.llm_server import LlmServer
+from tests.site import READY_WITHIN, TOKEN_KEY, Site
+from workers.settings import ROOT
+from workflows.models import PackQuery
+from workflows.search_attributes import PENDING_GATE
+
+PAIRS = 300
+DELIBERATIONS = 10
+CLIENTS = 200
+LOAD_S = 60.0
+SETTLED_S = 20.0
+"""Growth is counted from here on: by then every client has called."""
+
+STORY = "US-1"
+ASKED = context_pb2.GetContextRequest(story_id=STORY, role="DEV", phase="DESIGN")
+
+REPORT = workspace_pb2.WorkspaceReport(
+    job_id="job-1",
+    build=workspace_pb2.BuildResult(ok=True),
+    unit=workspace_pb2.UnitResult(ok=True, passed=10, failed=0, coverage=95.0),
+    static=workspace_pb2.StaticResult(ok=True, sonar=workspace_pb2.SonarResult(quality_gate="OK")),
+    e2e=workspace_pb2.E2EResult(ok=True, passed=3, failed=0),
+)
+
+# Their stubs are typed for channels that are not asynchronous.
+Health: Any = health_pb2_grpc.HealthStub
+
+
+async def grpc(folder: Path) -> list[Figure]:
+    """All figures of the services, on one stack."""
+    async with (
+        LlmServer() as engine,
+        Site(folder, engine.url) as site,
+        site.clients() as (_, driver),
+    ):
+        await site.begin(STORY, approvals="human")
+        while not await site.told(STORY, PENDING_GATE):
+            await asyncio.sleep(0.1)
+        (port,) = free_ports(1)
+        process = ServerProcess(
+            Workers(site.home, port, "grpc"), site.home / "logs" / "grpc.log", READY_WITHIN
+        )
+        await process.start()
+        valkey = Redis(host=site.valkey.host, port=site.valkey.port, password=site.valkey.password)
+        try:
+            figures = [
+                *await packs(site, driver, Cache(valkey)),
+                await deliberations(site),
+                *await load(site, process),
+            ]
+        finally:
+            await valkey.aclose()
+            await process.kill()
+    return figures
+
+
+@asynccontextmanager
+async def channel(site: Site, service: str) -> AsyncIterator[grpc_client.aio.Channel]:
+    address = f"127.0.0.1:{site.grpc_ports[f'grpc_{service}_port']}"
+    async with grpc_client.aio.insecure_channel(address) as open_channel:
+        yield open_channel
+
+
+def bearer() -> tuple[tuple[str, str], ...]:
+    token = create_token(TOKEN_KEY, Caller(actor="bench"), timedelta(hours=1))
+    return (("authorization", f"Bearer {token}"),)
+
+
+async def seconds(work: Callable[[], Awaitable[object]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
+
+
+async def packs(site: Site, driver: neo4j.AsyncDriver, cache: Cache) -> list[Figure]:
+    """GetContext from the cache beside a health check, and from the graph beside bare Cypher."""
+    scopes, metadata = load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"), bearer()
+    checks, cached, bare, built = [], [], [], []
+    async with channel(site, "context") as open_channel:
+        stub: Any = context_pb2_grpc.ContextServiceStub(open_channel)
+        health = Health(open_channel)
+
+        async def ask() -> None:
+            await stub.GetContext(ASKED, metadata=metadata)
+
+        async def check() -> None:
+            await health.Check(health_pb2.HealthCheckRequest())
+
+        async def read() -> None:
+            async with driver.session() as session:
+                await session.execute_read(_read, scopes)
+
+        for _ in range(PAIRS):
+            checks.append(await seconds(check))
+            cached.append(await seconds(ask))
+        for _ in range(PAIRS):
+            bare.append(await seconds(read))
+            await cache.drop_packs([STORY])
+            built.append(await seconds(ask))
+    from_cache, beside = statistics.median(cached), statistics.median(checks)
+    from_graph, cypher = statistics.median(built), statistics.median(bare)
+    return [
+        at_most(
+            "GetContext from the cache / a health check",
+            from_cache / beside,
+            "x",
+            3,
+            f"medians of {PAIRS}: {from_cache * 1000:.2f} and {beside * 1000:.2f} ms",
+        ),
+        at_most(
+            "GetContext from the graph / its Cypher alone",
+            from_graph / cypher,
+            "x",
+            1.3,
+            f"medians of {PAIRS}: {from_graph * 1000:.2f} and {cypher * 1000:.2f} ms",
+        ),
+    ]
+
+
+async def _read(tx: neo4j.AsyncManagedTransaction, scopes: Scopes) -> None:
+    await read_sections(tx, scopes, PackQuery(story_id=STORY, role="DEV", phase="DESIGN"))
+
+
+async def deliberations(site: Site) -> Figure:
+    """Deliberate's time beyond the workflow's own."""
+    over = []
+    async with channel(site, "orchestrator") as open_channel:
+        stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(open_channel)
+        for _ in range(DELIBERATIONS):
+            began = time.perf_counter()
+            answer = await stub.Deliberate(
+                orchestrator_pb2.DeliberateRequest(task_description="Add two numbers.", role="DEV"),
+                metadata=bearer(),
+            )
+            handle = site.client.get_workflow_handle(
+                f"deliberation-{answer.metadata.tags['task_id']}"
+            )
+            whole = time.perf_counter() - began
+            told = await handle.describe()
+            assert told.close_time
+            over.append(whole - (told.close_time - told.start_time).total_seconds())
+    return at_most(
+        "Deliberate, beyond its workflow's duration",
+        statistics.median(over) * 1000,
+        "ms",
+        50,
+        f"median of {DELIBERATIONS}, instant endpoint",
+    )
+
+
+async def load(site: Site, process: ServerProcess) -> list[Figure]:
+    """Many clients at once: errors, and what the process grows by."""
+    failed: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    until = time.monotonic() + LOAD_S
+
+    async def score(open_channel: grpc_client.aio.Channel) -> None:
+        stub: Any = workspace_pb2_grpc.WorkspaceServiceStub(open_channel)
+        request = workspace_pb2.ScoreWorkspaceRequest(report=REPORT, rigor_level="L1")
+        await calls("ScoreWorkspace", lambda: stub.ScoreWorkspace(request, metadata=metadata))
+
+    async def update(open_channel: grpc_client.aio.Channel, number: int) -> None:
+        stub: Any = context_pb2_grpc.ContextServiceStub(open_channel)
+
+        def change() -> Awaitable[object]:
+            decision = context_pb2.ContextChange(
+                operation="CREATE",
+                entity_type="DECISION",
+                entity_id=f"d-{uuid.uuid4().hex[:12]}",
+                payload='{"title": "Keep it", "rationale": "it works"}',
+            )
+            request = context_pb2.UpdateContextRequest(
+                story_id=f"US-load-{number}", changes=[case(number), decision]
+            )
+            answer: Awaitable[object] = stub.UpdateContext(request, metadata=metadata)
+            return answer
+
+        await calls("UpdateContext", change)
+
+    async def calls(name: str, call: Callable[[], Awaitable[object]]) -> None:
+        while time.monotonic() < until:
+            try:
+                await call()
+                done[name] += 1
+            except grpc_client.aio.AioRpcError as error:
+                failed[f"{name}: {error.code().name} {error.details()}"[:120]] += 1
+
+    async def grown() -> float:
+        await asyncio.sleep(SETTLED_S)
+        before = mib(process)
+        await asyncio.sleep(until - time.monotonic())
+        return mib(process) - before
+
+    metadata = bearer()
+    async with channel(site, "workspace") as scores, channel(site, "context") as updates:
+        growth = asyncio.create_task(grown())
+        await asyncio.gather(
+            *(score(scores) for _ in range(CLIENTS // 2)),
+            *(update(updates, number) for number in range(CLIENTS // 2)),
+        )
+    how = f"{CLIENTS} clients for {LOAD_S:g} s: " + ", ".join(
+        f"{count / LOAD_S:.0f} {name}/s" for name, count in sorted(done.items())
+    )
+    errors = "; ".join(f"{count} x {what}" for what, count in failed.most_common(3))
+    return [
+        at_most("calls that failed under load", sum(failed.values()), "", 0, errors or how),
+        Figure(f"memory grown by after {SETTLED_S:g} s of load", await growth, "MiB", how=how),
+    ]
+
+
+def case(number: int) -> context_pb2.ContextChange:
+    return context_pb2.ContextChange(
+        operation="CREATE",
+        entity_type="CASE",
+        entity_id=f"US-load-{number}",
+        payload='{"title": "A story under load"}',
+    )
+
+
+def mib(process: ServerProcess) -> float:
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
