@@ -151,7 +151,11 @@ class Site:
     @asynccontextmanager
     async def clients(self) -> AsyncIterator[tuple[NatsClient, neo4j.AsyncDriver]]:
         auth = (self.neo4j.user, self.neo4j.password)
-        async with neo4j.AsyncGraphDatabase.driver(self.neo4j.uri, auth=auth) as driver:
+        async with neo4j.AsyncGraphDatabase.driver(
+            self.neo4j.uri,
+            auth=auth,
+            notifications_min_severity="OFF",  # as the fleet's own
+        ) as driver:
             connection = await nats.connect(
                 self.nats.url, user=self.nats.user, password=self.nats.password
             )
