@@ -223,12 +223,14 @@ _RULES = {
     "neo4j_uri": "must be a URI such as bolt://127.0.0.1:7687 or neo4j+s://graph:7687",
     "vllm_url": "must be a URL such as http://127.0.0.1:8000/v1",
     "otel_exporter_otlp_endpoint": "must be a URL such as http://127.0.0.1:4317",
+    "grpc_token_key": "must have 32 characters or more",
 }
 
 
 def _line(problem: Any) -> str:
     name = str(problem["loc"][0])
-    rule = _RULES.get(name) if problem["type"] == "string_pattern_mismatch" else None
+    by_rule = problem["type"] in ("string_pattern_mismatch", "too_short")
+    rule = _RULES.get(name) if by_rule else None
     said = (rule or problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     return (
         f"{name.upper()} ({Settings.model_fields[name].description}): {said}; "

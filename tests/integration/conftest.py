@@ -164,9 +164,10 @@ def environment(servers: Servers, llm: LlmServer, namespace: str) -> Environment
     return variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
 
 
-async def launch(name: str, environment: Environment) -> Process:
+async def launch(name: str, environment: Environment, *more: str) -> Process:
+    arguments = ("-m", "workers", name, *more)
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "workers", name, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+        sys.executable, *arguments, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
     )
 
 
@@ -195,9 +196,9 @@ class Log:
 
 
 @asynccontextmanager
-async def running(name: str, environment: Environment) -> AsyncIterator[Log]:
+async def running(name: str, environment: Environment, *more: str) -> AsyncIterator[Log]:
     """A worker process that runs; killed at the end where the test did not end it."""
-    process = await launch(name, environment)
+    process = await launch(name, environment, *more)
     try:
         log = Log(process)
         await log.until("workers run")

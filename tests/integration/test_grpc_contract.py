@@ -1,11 +1,15 @@
 """The wire of the five services is as it was agreed, and is served by the process `grpc`."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -103,3 +107,65 @@ async def test_tokens_do_not_go_over_a_network_in_the_clear(environment: Environ
 
     assert process.returncode == 1
     assert b"set GRPC_TLS_CERT and GRPC_TLS_KEY" in told
+
+
+async def test_one_service_alone_is_served_over_tls_to_who_trusts_its_certificate(
+    environment: Environment, tmp_path: Path
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    tls = {"GRPC_TLS_CERT": str(certificate), "GRPC_TLS_KEY": str(key)}
+    port = environment["GRPC_WORKSPACE_PORT"]
+    trusting = grpc.ssl_channel_credentials(certificate.read_bytes())
+    async with running("grpc", environment | tls, "workspace"):
+        async with grpc.aio.secure_channel(f"localhost:{port}", trusting) as channel:
+            found = await served(channel, FULL_NAMES["workspace"])
+        async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await Health(channel).Check(health_pb2.HealthCheckRequest())
+        other = f"127.0.0.1:{environment['GRPC_PLANNING_PORT']}"
+        async with grpc.aio.insecure_channel(other) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as absent:
+                await Health(channel).Check(health_pb2.HealthCheckRequest())
+
+    assert FULL_NAMES["workspace"] in found
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert absent.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate of `localhost` for a day, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoded = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    for file, text in (
+        ("cert", certificate.public_bytes(serialization.Encoding.PEM)),
+        ("key", encoded),
+    ):
+        (folder / file).write_bytes(text)
+    return folder / "cert", folder / "key"
+
+
+async def test_half_of_a_certificate_is_refused(environment: Environment, tmp_path: Path) -> None:
+    certificate, _ = self_signed(tmp_path)
+    process = await launch("grpc", environment | {"GRPC_TLS_CERT": str(certificate)})
+
+    _, told = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 1
+    assert b"GRPC_TLS_CERT and GRPC_TLS_KEY go together" in told
