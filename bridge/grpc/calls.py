@@ -1,4 +1,7 @@
-"""What a call brings beside its message: metadata, a deadline, and names of its contract's own."""
+"""What a call brings beside its message: metadata, a deadline, and names of its contract's own.
+
+And how a workflow that it starts is called in the Web UI.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ import grpc
 from workflows.models import InvalidInput, Request
 
 ANSWERED_WITHIN_S = 10.0
-"""How long a workflow has to answer a call that names no deadline, or a later one."""
+"""How long a workflow has to answer a call that names no deadline."""
 
 REQUEST_ID = "x-request-id"
 """Metadata: the same id from the same caller asks for the same thing, once."""
+
+SUMMARY_BYTES = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
 RequestT = TypeVar("RequestT", bound=Request)
@@ -33,15 +38,21 @@ def seconds_left(context: Context, at_most: float = ANSWERED_WITHIN_S) -> float:
     return at_most if left is None else min(left, at_most)
 
 
-def in_time(context: Context, at_most: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
-    """Raises TimeoutError in the block when the call's time is over."""
-    return asyncio.timeout(seconds_left(context, at_most))
+def in_time(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
+    """Raises TimeoutError in the block when the call's time is over: its own, where it names one."""
+    left: float | None = context.time_remaining()
+    return asyncio.timeout(unless_told if left is None else left)
 
 
 def derived_id(*parts: str) -> str:
     """16 hex digits that only these parts give."""
     told = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def summary(text: str) -> str:
+    """A workflow's static summary: one line, as long as Temporal's summaries may be."""
+    return " ".join(text.split()).encode()[:SUMMARY_BYTES].decode(errors="ignore")
 
 
 def understood(

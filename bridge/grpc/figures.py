@@ -7,7 +7,7 @@ Visibility follows a workflow within about a second, and knows one as long as th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
@@ -17,6 +17,8 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.graph.councils import StandingAgent, StandingCouncil
+from bridge.grpc.wire import orchestrator_pb2 as wire
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models import CallUsage, deliberation_workflow_id
 from workflows.search_attributes import STORY_ROLE
@@ -110,6 +112,110 @@ class Figures:
         )
         return all(polled)
 
+    async def stats(
+        self, councils: Sequence[StandingCouncil], served: bool
+    ) -> wire.OrchestratorStats:
+        """What GetStatus tells of all deliberations; served: see `is_served`."""
+        total, orchestrations, durations, by_role = await asyncio.gather(
+            self.count(ALL),
+            self.orchestrations(),
+            self.durations_ms(COMPLETED),
+            asyncio.gather(*(self.count(of_role(ALL, each.role)) for each in councils)),
+        )
+        return wire.OrchestratorStats(
+            total_deliberations=total,
+            total_orchestrations=orchestrations,
+            avg_deliberation_time_ms=mean(durations),
+            active_councils=len(_active(councils, served)),
+            role_counts={
+                council.role: number for council, number in zip(councils, by_role, strict=True)
+            },
+        )
+
+    async def shown(
+        self, councils: Sequence[StandingCouncil], with_agents: bool
+    ) -> list[wire.CouncilInfo]:
+        """The councils at this moment, and their agents where they are asked for."""
+        running = await asyncio.gather(*(self._deliberates(each.role) for each in councils))
+        status: Mapping[str, str] = {}
+        if with_agents:
+            status = await self.statuses(councils)
+        return [
+            _council_info(council, busy, status)
+            for council, busy in zip(councils, running, strict=True)
+        ]
+
+    async def statuses(self, councils: Sequence[StandingCouncil]) -> dict[str, str]:
+        """Agent -> ready, busy or offline (see ListCouncils)."""
+        served, working = await asyncio.gather(self.is_served(), self.working())
+        agents = [agent.agent_id for council in councils for agent in council.agents]
+        idle = "ready" if served else "offline"
+        return {agent: "busy" if served and agent in working else idle for agent in agents}
+
+    async def performance(self, completed: str) -> wire.PerformanceMetrics:
+        """Times of the deliberations of that query."""
+        durations, orchestrations = await asyncio.gather(
+            self.durations_ms(completed), self.orchestration_ms(completed)
+        )
+        return wire.PerformanceMetrics(
+            avg_deliberation_ms=mean(durations),
+            avg_orchestration_ms=mean(orchestrations),
+            p50_latency_ms=percentile(durations, 50),
+            p95_latency_ms=percentile(durations, 95),
+            p99_latency_ms=percentile(durations, 99),
+        )
+
+    async def agents(
+        self, councils: Sequence[StandingCouncil], status: Mapping[str, str], completed: str
+    ) -> wire.AgentMetrics:
+        """The councils' agents, and their response times; status: see `statuses`."""
+        calls = await self.calls(completed)
+        return wire.AgentMetrics(
+            total_agents=len(status),
+            active_agents=sum(each != "offline" for each in status.values()),
+            agents_per_role={council.role: len(council.agents) for council in councils},
+            avg_agent_response_time_ms=mean([call.latency_ms for call in calls]),
+        )
+
+    async def councils(
+        self,
+        councils: Sequence[StandingCouncil],
+        status: Mapping[str, str],
+        completed: str,
+        ended: str,
+    ) -> wire.CouncilMetrics:
+        """The councils' health; completed, ended: queries, for the success rate."""
+        health = await asyncio.gather(
+            *(self._council_health(each, status, completed, ended) for each in councils)
+        )
+        return wire.CouncilMetrics(
+            total_councils=len(councils),
+            active_councils=sum(each.status != "offline" for each in health),
+            health_per_council={
+                council.role: each for council, each in zip(councils, health, strict=True)
+            },
+        )
+
+    async def _council_health(
+        self, council: StandingCouncil, status: Mapping[str, str], completed: str, ended: str
+    ) -> wire.CouncilHealth:
+        good, all_ended, deliberates = await asyncio.gather(
+            self.count(of_role(completed, council.role)),
+            self.count(of_role(ended, council.role)),
+            self._deliberates(council.role),
+        )
+        states = [status[agent.agent_id] for agent in council.agents]
+        offline = not states or "offline" in states
+        return wire.CouncilHealth(
+            status="offline" if offline else "busy" if deliberates else "idle",
+            available_agents=states.count("ready"),
+            busy_agents=states.count("busy"),
+            success_rate=good / all_ended if all_ended else 0.0,
+        )
+
+    async def _deliberates(self, role: str) -> bool:
+        return await self.count(of_role(RUNNING, role)) > 0
+
     async def _waiting(self, workflow_id: str) -> list[str]:
         handle = self._temporal.get_workflow_handle_for(DeliberationWorkflow.run, workflow_id)
         try:
@@ -152,3 +258,38 @@ def percentile(values: Sequence[float], percent: int) -> float:
     """The smallest value that so many percent do not exceed; 0 where there is none."""
     ordered = sorted(values)
     return ordered[max(1, ceil(len(ordered) * percent / 100)) - 1] if ordered else 0.0
+
+
+def _council_info(
+    council: StandingCouncil, busy: bool, status: Mapping[str, str]
+) -> wire.CouncilInfo:
+    """Where `status` is empty, the agents are not shown."""
+    models = sorted({agent.model for agent in council.agents if agent.model})
+    return wire.CouncilInfo(
+        council_id=council.council_id,
+        role=council.role,
+        num_agents=len(council.agents),
+        agents=[_agent_info(agent, status[agent.agent_id]) for agent in council.agents]
+        if status
+        else [],
+        status="busy" if busy else "idle",
+        model=", ".join(models),
+    )
+
+
+def _agent_info(agent: StandingAgent, status: str) -> wire.AgentInfo:
+    return wire.AgentInfo(
+        agent_id=agent.agent_id,
+        role=agent.role,
+        status=status,
+        capabilities=wire.AgentCapabilities(
+            supported_tasks=agent.supported_tasks,
+            model_profile=agent.model,
+            max_concurrent_tasks=agent.max_concurrent_tasks,
+            languages=agent.languages,
+        ),
+    )
+
+
+def _active(councils: Sequence[StandingCouncil], served: bool) -> list[StandingCouncil]:
+    return [council for council in councils if served and council.agents]

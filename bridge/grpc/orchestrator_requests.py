@@ -1,4 +1,7 @@
-"""What messages of orchestrator.v1 have to keep to; fields are named as the contract names them."""
+"""What messages of orchestrator.v1 have to keep to; fields are named as the contract names them.
+
+First the models, then each message as its model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pydantic import Field, StringConstraints, field_validator
 
 from activities.context import Scope
 from activities.graph.councils import MOST_AGENTS, refuse_mock
+from bridge.grpc.calls import understood
+from bridge.grpc.wire import orchestrator_pb2 as wire
 from workflows.models import Id, Line, LongId, Part, Request, Role
 
 LONGEST_TEXT = 100_000
@@ -94,6 +99,10 @@ class OfOwner(Part):
         return _in_capitals(refuse_mock(value))
 
 
+READ = frozenset(OfOwner.model_fields)
+"""Of an agent's metadata; all else is kept."""
+
+
 class Registering(Request):
     """RegisterAgentRequest."""
 
@@ -163,6 +172,162 @@ class Measuring(Request):
 
     metric_type: Literal["performance", "agents", "councils", "all"]
     time_range_ms: int = Field(default=0, ge=0)
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def deliberating(request: wire.DeliberateRequest) -> Deliberating:
+    """Raises InvalidInput, by field."""
+    return understood(
+        Deliberating,
+        "DeliberateRequest",
+        {
+            "task_description": request.task_description,
+            "role": request.role,
+            "constraints": _constraints(request.constraints),
+            "rounds": request.rounds,
+            "num_agents": request.num_agents,
+        },
+    )
+
+
+def orchestrating(request: wire.OrchestrateRequest) -> Deliberating:
+    """Raises InvalidInput, by field."""
+    return understood(
+        Deliberating,
+        "OrchestrateRequest",
+        {
+            "task_description": request.task_description,
+            "role": request.role,
+            "constraints": _constraints(request.constraints),
+            "options": {"deliberation_rounds": request.options.deliberation_rounds},
+            "task_id": request.task_id,
+            "case_id": request.case_id,
+            "story_id": request.story_id,
+            "plan_id": request.plan_id,
+        },
+    )
+
+
+def by_task(request: wire.GetDeliberationResultRequest) -> ByTask:
+    """Raises InvalidInput, by field."""
+    return understood(ByTask, "GetDeliberationResultRequest", {"task_id": request.task_id})
+
+
+def creating(request: wire.CreateCouncilRequest) -> Creating:
+    """Raises InvalidInput, by field; ApplicationError `MockAgent`."""
+    config = request.config
+    return understood(
+        Creating,
+        "CreateCouncilRequest",
+        {
+            "role": request.role,
+            "num_agents": request.num_agents,
+            "config": {
+                "deliberation_rounds": config.deliberation_rounds,
+                "model_profile": config.model_profile,
+                "agent_type": config.agent_type,
+            },
+        },
+    )
+
+
+def registering(request: wire.RegisterAgentRequest) -> Registering:
+    """Raises InvalidInput, by field; ApplicationError `MockAgent`."""
+    told = request.capabilities
+    return understood(
+        Registering,
+        "RegisterAgentRequest",
+        {
+            "agent_id": request.agent_id,
+            "role": request.role,
+            "capabilities": {
+                "supported_tasks": list(told.supported_tasks),
+                "model_profile": told.model_profile,
+                "max_concurrent_tasks": told.max_concurrent_tasks,
+                "languages": list(told.languages),
+            },
+            "endpoint": request.endpoint,
+            "metadata": {k: v for k, v in request.metadata.items() if k in READ},
+            "kept": {k: v for k, v in request.metadata.items() if k not in READ},
+        },
+        {"kept": "metadata"},
+    )
+
+
+def unregistering(request: wire.UnregisterAgentRequest) -> Unregistering:
+    """Raises InvalidInput, by field."""
+    return understood(
+        Unregistering,
+        "UnregisterAgentRequest",
+        {"agent_id": request.agent_id, "role": request.role},
+    )
+
+
+def happened(request: wire.PlanningEventRequest) -> Happened:
+    """Raises InvalidInput, by field."""
+    return understood(
+        Happened,
+        "PlanningEventRequest",
+        {
+            "event_type": request.event_type,
+            "case_id": request.case_id,
+            "plan_id": request.plan_id,
+            "from_state": request.from_state,
+            "to_state": request.to_state,
+            "timestamp_ms": request.timestamp_ms,
+            "metadata": dict(request.metadata),
+        },
+    )
+
+
+def deriving(request: wire.DeriveSubtasksRequest) -> Deriving:
+    """Raises InvalidInput, by field."""
+    return understood(
+        Deriving,
+        "DeriveSubtasksRequest",
+        {
+            "case_id": request.case_id,
+            "plan_id": request.plan_id,
+            "roles": list(request.roles),
+            "max_tasks_per_role": request.strategy.max_tasks_per_role,
+        },
+    )
+
+
+def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
+    """Raises InvalidInput, by field."""
+    options = request.options
+    return understood(
+        TaskContext,
+        "GetTaskContextRequest",
+        {
+            "task_id": request.task_id,
+            "story_id": request.story_id or request.case_id,
+            "role": request.role,
+            "phase": request.phase,
+            "options": {"max_events": options.max_events, "scopes": list(options.scopes)},
+        },
+    )
+
+
+def measuring(request: wire.GetMetricsRequest) -> Measuring:
+    """Raises InvalidInput, by field."""
+    return understood(
+        Measuring,
+        "GetMetricsRequest",
+        {"metric_type": request.metric_type, "time_range_ms": request.time_range_ms},
+    )
+
+
+def _constraints(told: wire.TaskConstraints) -> dict[str, Any]:
+    return {
+        "rubric": told.rubric,
+        "requirements": list(told.requirements),
+        "timeout_seconds": told.timeout_seconds,
+        "max_iterations": told.max_iterations,
+    }
 
 
 def _in_capitals(value: Any) -> Any:

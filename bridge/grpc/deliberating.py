@@ -1,0 +1,262 @@
+"""Deliberations that calls start, join, wait for, follow and leave, and what is known of old ones.
+
+`bridge.grpc.deliberations` says how a result and a history read; here is where they come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from neo4j import AsyncDriver
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+)
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.graph import Graph
+from activities.graph.deliberations import find_deliberation
+from bridge.grpc.access import caller
+from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left, summary
+from bridge.grpc.deliberations import Updates, metadata, results
+from bridge.grpc.errors import NOT_FOUND, refused, status_of
+from bridge.grpc.figures import CALLED
+from bridge.grpc.orchestrator_requests import Deliberating
+from bridge.grpc.wire import orchestrator_pb2 as wire
+from workflows.deliberation import TIMED_OUT, DeliberationWorkflow
+from workflows.models import (
+    CouncilQuery,
+    DeliberationInput,
+    DeliberationResult,
+    deliberation_workflow_id,
+)
+from workflows.stubs import STORY_QUEUE
+
+DEFAULT_TIMEOUT_S = 300
+
+TASK_ID = "x-task-id"
+ORCHESTRATED = "task-"
+"""Begins the task ids that Orchestrate makes."""
+
+Deliberation = WorkflowHandle[DeliberationWorkflow, DeliberationResult]
+
+
+@dataclass
+class Call:
+    """A call that waits for a deliberation. own: nobody else can wait for it."""
+
+    handle: Deliberation
+    rounds: int
+    own: bool
+    answered: bool = False
+
+
+class Deliberations:
+    """The deliberations of this service's calls; what they leave is cancelled."""
+
+    def __init__(self, temporal: Client, graph: Graph, driver: AsyncDriver) -> None:
+        self._temporal = temporal
+        self._graph = graph
+        self._driver = driver
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def begin(self, asked: Deliberating, context: Context, prefix: str = CALLED) -> Call:
+        """Start the deliberation, or join it; it lasts no longer than the call's deadline.
+
+        Its task_id goes out at once, in the initial metadata TASK_ID. A call that ends before it is
+        answered takes with it what only it waits for. prefix: of the task's id, where it has none.
+
+        Raises:
+            ApplicationError: `UnknownCouncil` names the roles there are; `CouncilTooSmall`.
+        """
+        council = await self._graph.load_council(
+            CouncilQuery(role=asked.role, size=asked.num_agents or None)
+        )
+        given = said(context).get(REQUEST_ID, "")
+        own = not (asked.task_id or given)
+        task_id = asked.task_id or prefix + _task_id(asked, given)
+        rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
+        if asked.constraints.max_iterations:
+            rounds = min(rounds, asked.constraints.max_iterations)
+        timeout = seconds_left(context, asked.constraints.timeout_seconds or DEFAULT_TIMEOUT_S)
+        task = DeliberationInput(
+            task_id=task_id,
+            story_id=asked.story_id or asked.case_id or None,
+            role=asked.role,
+            description=asked.task_description,
+            rubric=asked.constraints.rubric,
+            requirements=asked.constraints.requirements,
+            rounds=rounds,
+            agents=asked.num_agents or None,
+            timeout=max(timeout, 0.001),
+            plan_id=asked.plan_id,
+        )
+        call = Call(self._handle(task_id), rounds, own)
+        starting = asyncio.ensure_future(self._start(task))
+
+        def ended(_: Context) -> None:
+            self._leave(call, starting)
+
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs know no function
+        await asyncio.shield(starting)
+        await context.send_initial_metadata(((TASK_ID, task_id),))
+        return call
+
+    async def result(self, call: Call) -> DeliberationResult:
+        """Wait for it.
+
+        Raises:
+            WorkflowFailureError: what the deliberation failed of.
+        """
+        try:
+            return await call.handle.result()
+        finally:
+            # Not where the call itself was ended: `_leave` sees to its deliberation then.
+            task = asyncio.current_task()
+            call.answered = not (task and task.cancelling())
+
+    async def updates(self, call: Call) -> AsyncIterator[wire.DeliberationUpdate]:
+        """Each wave and each answer from the beginning, as they come; the last has the winner.
+
+        Raises:
+            WorkflowFailureError: as `result`.
+        """
+        updates = Updates(call.rounds)
+        yield updates.accepted()
+        async for event in call.handle.fetch_history_events(wait_new_event=True):
+            for update in updates.read(event, await self._summary(event)):
+                yield update
+        yield updates.complete(await self.result(call))
+
+    async def find(self, task_id: str) -> wire.GetDeliberationResultResponse:
+        """A task's deliberation: from Temporal, and once that has forgotten it, from the graph.
+
+        Raises:
+            ApplicationError: `NotFound`: neither knows it.
+        """
+        handle = self._handle(task_id)
+        try:
+            described = await handle.describe()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return await self._recorded(task_id)
+        return await _told(task_id, handle, described)
+
+    def _handle(self, task_id: str) -> Deliberation:
+        return self._temporal.get_workflow_handle_for(
+            DeliberationWorkflow.run, deliberation_workflow_id(task_id)
+        )
+
+    async def _start(self, task: DeliberationInput) -> None:
+        """Start it, unless it runs or was completed: then there is nothing to begin anew."""
+        with suppress(WorkflowAlreadyStartedError):
+            await self._temporal.start_workflow(
+                DeliberationWorkflow.run,
+                task,
+                id=deliberation_workflow_id(task.task_id),
+                task_queue=STORY_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                static_summary=summary(f"{task.role}: {task.description}"),
+            )
+
+    def _leave(self, call: Call, starting: asyncio.Future[None]) -> None:
+        """The call is over: what only it waited for goes with it."""
+        if call.answered or not call.own:
+            return
+
+        async def cancel() -> None:
+            with suppress(RPCError):  # it has ended, or was never begun
+                await starting
+                await call.handle.cancel()
+
+        leaving = asyncio.get_running_loop().create_task(cancel())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _summary(self, event: HistoryEvent) -> str:
+        """What an activity's summary says; empty where there is none."""
+        if not event.user_metadata.HasField("summary"):
+            return ""
+        (said,) = await self._temporal.data_converter.decode([event.user_metadata.summary], [str])
+        return str(said)
+
+    async def _recorded(self, task_id: str) -> wire.GetDeliberationResultResponse:
+        deliberation_id = deliberation_workflow_id(task_id)
+        found = await find_deliberation(self._driver, deliberation_id)
+        if found is None:
+            raise refused(NOT_FOUND, f"no deliberation of task {task_id} found")
+        ended_ms = max(each.created_at_ms for each in found.ranked)
+        return _completed(task_id, found, ended_ms)
+
+
+def _task_id(asked: Deliberating, request_id: str) -> str:
+    """Of one caller's request of that id, and no other; without an id, of this call alone."""
+    if not request_id:
+        return uuid.uuid4().hex
+    return derived_id(caller().actor, request_id, asked.model_dump_json())
+
+
+async def _told(
+    task_id: str, handle: Deliberation, described: WorkflowExecutionDescription
+) -> wire.GetDeliberationResultResponse:
+    """What Temporal knows of a deliberation."""
+    status = described.status or WorkflowExecutionStatus.RUNNING
+    answer = wire.GetDeliberationResultResponse(
+        task_id=task_id,
+        status="DELIBERATION_STATUS_IN_PROGRESS",
+        metadata=wire.OrchestratorMetadata(execution_id=described.id, tags={"task_id": task_id}),
+    )
+    if status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW):
+        return answer
+    ended = described.close_time or datetime.now(UTC)
+    ended_ms = int(ended.timestamp() * 1000)
+    try:
+        return _completed(task_id, await handle.result(), ended_ms)
+    except WorkflowFailureError as error:
+        cause = error.cause
+        late = isinstance(cause, ApplicationError) and cause.type == TIMED_OUT
+        late = late or status == WorkflowExecutionStatus.TIMED_OUT
+        answer.status = (
+            wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED
+        )
+        words = status_of(error).message
+        answer.error_message = words if isinstance(cause, ApplicationError) else str(cause)
+        answer.duration_ms = int((ended - described.start_time).total_seconds() * 1000)
+        failed = _failure(error)
+        if failed:
+            answer.metadata.CopyFrom(metadata(failed, described.id, ended_ms))
+        return answer
+
+
+def _failure(error: WorkflowFailureError) -> DeliberationResult | None:
+    """What a deliberation that failed had come to, where it says so."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.details:
+        return DeliberationResult.model_validate(cause.details[0])
+    return None
+
+
+def _completed(
+    task_id: str, found: DeliberationResult, ended_ms: int
+) -> wire.GetDeliberationResultResponse:
+    return wire.GetDeliberationResultResponse(
+        task_id=task_id,
+        status="DELIBERATION_STATUS_COMPLETED",
+        results=results(found),
+        winner_id=found.winner_id,
+        duration_ms=found.duration_ms,
+        metadata=metadata(found, found.deliberation_id, ended_ms),
+    )

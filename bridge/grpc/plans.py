@@ -1,0 +1,323 @@
+"""Planning as the Orchestrator hears of it: stories move, plans are run, tasks are derived."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+from neo4j import AsyncDriver
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.graph import Graph
+from activities.graph.deliberations import last_plan
+from activities.graph.statements import change
+from bridge.grpc.access import caller
+from bridge.grpc.calls import (
+    REQUEST_ID,
+    Context,
+    derived_id,
+    said,
+    seconds_left,
+    summary,
+    understood,
+)
+from bridge.grpc.errors import NOT_FOUND, refused
+from bridge.grpc.orchestrator_requests import Happened
+from bridge.grpc.planning import known
+from bridge.grpc.wire import orchestrator_pb2 as wire
+from workflows.clock import iso
+from workflows.derivation import DerivationWorkflow
+from workflows.events import Entry, PlanApproved
+from workflows.models import (
+    Approve,
+    DerivationInput,
+    DerivationResult,
+    Move,
+    PlanInput,
+    PlannedTask,
+    PlanQuery,
+    Reject,
+    StoryView,
+    derivation_workflow_id,
+    plan_workflow_id,
+    story_workflow_id,
+)
+from workflows.plan import PlanWorkflow
+from workflows.story import StoryWorkflow
+from workflows.story_state import ILLEGAL_MOVE
+from workflows.stubs import STORY_QUEUE
+
+STORY_WITHIN_S = 30.0
+"""How long a story's workflow, or a plan's derivation, has to answer where no deadline is given."""
+
+DERIVED_WITHIN_S = 600.0
+
+MOVES = {
+    "approve_scope": ("PO",),
+    "approve_design": ("PO",),
+    "qa_passed": ("QA",),
+    "docs_ready": ("PO",),
+    "reject_design": ("PO",),
+    "reject_build": ("PO", "QA"),
+    "reject_test": ("PO", "QA"),
+    "reject_docs": ("PO",),
+}
+"""Events of the machine that ships, and the roles they ask for; a team's own are the story's."""
+
+PLAN_APPROVED = "plan.approved"
+PREFIX = "planning."
+
+
+class Plans:
+    """Stories that planning events move; plans that are run, and derived."""
+
+    def __init__(self, temporal: Client, graph: Graph, driver: AsyncDriver) -> None:
+        self._temporal = temporal
+        self._graph = graph
+        self._driver = driver
+
+    async def hear(self, event: Happened, context: Context) -> wire.PlanningEventResponse:
+        """Move the event's story as the caller, or run a plan that was approved outside.
+
+        Raises:
+            ApplicationError: `Permission`; `NotFound`; `StoryUnreadable`; `IllegalMove`: it tells
+                of another move than the story would make, or the story has ended; `InvalidInput`,
+                by field.
+            WorkflowUpdateFailedError: the story refuses, and says why.
+        """
+        name = event.event_type.removeprefix(PREFIX)
+        if name == PLAN_APPROVED:
+            return await self._run(event)
+        return await self._move(event, name, context)
+
+    async def newest(self, story_id: str) -> str:
+        """The id of the story's newest plan; where it has none, of its first."""
+        return await last_plan(self._driver, story_id) or f"{story_id}-plan-1"[:96]
+
+    async def derive(
+        self, story_id: str, plan_id: str, announce: bool, context: Context
+    ) -> list[PlannedTask]:
+        """A plan's tasks: those that there are, else derived once from the story.
+
+        It is done in a workflow: it goes on without this call, and is joined by the next.
+        announce: tasks that are derived now, on the bus.
+
+        Raises:
+            ApplicationError: `NotFound`: there is no such story.
+            InvalidInput: names each wrong field.
+            WorkflowFailureError: why none were derived.
+            TimeoutError: the call's time is over.
+        """
+        stored = await self._graph.load_plan(PlanQuery(story_id=story_id, plan_id=plan_id))
+        if stored.tasks:
+            return stored.tasks
+        if stored.story is None:
+            raise refused(NOT_FOUND, f"case {story_id} not found")
+        request = understood(
+            DerivationInput,
+            "DeriveSubtasksRequest",
+            {"story_id": story_id, "plan_id": plan_id, "announce": announce},
+            {"story_id": "case_id"},
+        )
+        workflow_id = derivation_workflow_id(story_id, plan_id)
+        with suppress(WorkflowAlreadyStartedError):
+            await self._temporal.start_workflow(
+                DerivationWorkflow.run,
+                request,
+                id=workflow_id,
+                task_queue=STORY_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                static_summary=summary(f"tasks of {plan_id}: {stored.story.title}"),
+            )
+        handle = self._temporal.get_workflow_handle_for(DerivationWorkflow.run, workflow_id)
+        async with asyncio.timeout(seconds_left(context, DERIVED_WITHIN_S)):
+            found: DerivationResult = await handle.result()
+        return found.tasks
+
+    async def _move(
+        self, event: Happened, name: str, context: Context
+    ) -> wire.PlanningEventResponse:
+        story = self._temporal.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(event.case_id)
+        )
+        within = timedelta(seconds=max(seconds_left(context, STORY_WITHIN_S), 0.001))
+        try:
+            async with known(event.case_id):
+                view = await story.query(StoryWorkflow.state, rpc_timeout=within)
+                legal = await story.query(StoryWorkflow.transitions, rpc_timeout=within)
+        except ApplicationError as error:
+            if error.type == NOT_FOUND and name not in MOVES:
+                return _not_understood(event, [])
+            raise
+        move = next((each for each in legal if each.event == name), None)
+        if move is None and name not in MOVES:
+            return _not_understood(event, legal)
+        if move and move.kind == "automatic":
+            waits = f"; it waits for {', '.join(move.blocked_by)}" if move.blocked_by else ""
+            return wire.PlanningEventResponse(
+                processed=False, message=f"{name} is taken by the fleet itself{waits}"
+            )
+        role = caller().acting_as(*(move.roles if move and move.roles else MOVES.get(name, ())))
+        _refuse_other_states(event, view, move)
+        rejects = move.kind == "rejection" if move else name.startswith("reject_")
+        update_id = _update_id(event, context)
+        async with known(event.case_id):
+            if rejects:
+                rejection = _rejection(event, name, role)
+                moved = await story.execute_update(
+                    StoryWorkflow.reject, rejection, id=update_id, rpc_timeout=within
+                )
+            else:
+                approval = _approval(event, name, role)
+                moved = await story.execute_update(
+                    StoryWorkflow.approve, approval, id=update_id, rpc_timeout=within
+                )
+        return await self._moved(event, moved)
+
+    async def _moved(self, event: Happened, view: StoryView) -> wire.PlanningEventResponse:
+        tasks = await self._tasks(event.case_id, event.plan_id or view.plan_id)
+        return wire.PlanningEventResponse(
+            processed=True,
+            message=f"story {event.case_id} is in {view.state}",
+            derived_task_ids=[task.task_id for task in tasks],
+        )
+
+    async def _run(self, event: Happened) -> wire.PlanningEventResponse:
+        """As the inbox does with `planning.plan.approved`: stored, then run, once."""
+        role = caller().acting_as("PO")
+        story_id, plan_id = event.case_id, event.plan_id
+        if not plan_id:
+            raise refused("InvalidInput", "PlanningEventRequest refused. plan_id: required; add it")
+        tasks = [task.task_id for task in await self._tasks(story_id, plan_id)]
+        if await self._is_known(story_workflow_id(story_id)):
+            return wire.PlanningEventResponse(
+                processed=False,
+                message=f"story {story_id} has a workflow, and runs its plans itself: send "
+                "approve_design",
+                derived_task_ids=tasks,
+            )
+        if not await self._is_known(plan_workflow_id(story_id, plan_id)):
+            run = PlanInput(story_id=story_id, plan_id=plan_id)
+            await self._store_approval(event)
+            with suppress(WorkflowAlreadyStartedError):  # by another call, or from the bus
+                await self._temporal.start_workflow(
+                    PlanWorkflow.run,
+                    run,
+                    id=plan_workflow_id(story_id, plan_id),
+                    task_queue=STORY_QUEUE,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    static_summary=summary(f"plan {plan_id} of {story_id}, approved as {role}"),
+                )
+        return wire.PlanningEventResponse(
+            processed=True,
+            message=f"{plan_workflow_id(story_id, plan_id)} runs it",
+            derived_task_ids=tasks,
+        )
+
+    async def _store_approval(self, event: Happened) -> None:
+        now = datetime.now(UTC)
+        body = PlanApproved(
+            story_id=event.case_id,
+            plan_id=event.plan_id,
+            approved_by=caller().actor,
+            timestamp=iso(now),
+        )
+        entry = Entry(
+            id=f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved",
+            kind=type(body).__name__,
+            subject=body.SUBJECT,
+            source="/grpc/orchestrator",
+            story_id=event.case_id,
+            time=body.timestamp,
+            body=body.model_dump(mode="json"),
+        )
+        await self._graph.store([change(entry, int(now.timestamp() * 1000), 1)])
+
+    async def _is_known(self, workflow_id: str) -> bool:
+        try:
+            await self._temporal.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
+    async def _tasks(self, story_id: str, plan_id: str) -> list[PlannedTask]:
+        if not plan_id:
+            return []
+        return (await self._graph.load_plan(PlanQuery(story_id=story_id, plan_id=plan_id))).tasks
+
+
+def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
+    """Refuse a plan of more tasks for one role; 0: it may have any number.
+
+    Raises:
+        ApplicationError: `InvalidPlan`: a role has more.
+    """
+    for role in sorted({task.role for task in tasks}):
+        number = sum(task.role == role for task in tasks)
+        if most and number > most:
+            raise refused(
+                "InvalidPlan",
+                f"max_tasks_per_role: the plan has {number} tasks for {role}, at most {most} were "
+                "asked for; ask for more, or plan anew",
+            )
+
+
+def _rejection(event: Happened, name: str, role: str) -> Reject:
+    return understood(
+        Reject,
+        "PlanningEventRequest",
+        {
+            "event": name,
+            "actor": caller().actor,
+            "role": role,
+            "reason": event.metadata.get("reason", ""),
+        },
+        {"reason": "metadata.reason"},
+    )
+
+
+def _approval(event: Happened, name: str, role: str) -> Approve:
+    return understood(
+        Approve,
+        "PlanningEventRequest",
+        {
+            "gate": name,
+            "actor": caller().actor,
+            "role": role,
+            "comment": event.metadata.get("comment", ""),
+            "revision": event.metadata.get("revision") or None,
+        },
+        {"comment": "metadata.comment", "revision": "metadata.revision"},
+    )
+
+
+def _update_id(event: Happened, context: Context) -> str | None:
+    """The same request of the same caller is applied once."""
+    given = said(context).get(REQUEST_ID, "")
+    return f"grpc-{derived_id(caller().actor, given, event.event_type)}" if given else None
+
+
+def _not_understood(event: Happened, legal: Sequence[Move]) -> wire.PlanningEventResponse:
+    events = [*dict.fromkeys([*(move.event for move in legal), *MOVES]), PREFIX + PLAN_APPROVED]
+    return wire.PlanningEventResponse(
+        processed=False,
+        message=f"{event.event_type[:100]} is not understood; understood are {', '.join(events)}",
+    )
+
+
+def _refuse_other_states(event: Happened, view: StoryView, move: Move | None) -> None:
+    """An event that tells of another move than the story would make is not this story's."""
+    if event.from_state and event.from_state != view.state:
+        raise refused(
+            ILLEGAL_MOVE, f"from_state: {event.from_state}, but {event.case_id} is in {view.state}"
+        )
+    if move and event.to_state and event.to_state != move.to:
+        raise refused(ILLEGAL_MOVE, f"to_state: {event.to_state}, but {move.event} is to {move.to}")
