@@ -92,8 +92,10 @@ def invalid_input(what: str, error: ValidationError) -> InvalidInput:
     problems = []
     for problem in error.errors(include_url=False, include_input=False):
         field = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
-        remedy = _REMEDIES.get(problem["type"], problem["msg"])
-        problems.append((field, remedy.format(**problem.get("ctx", {}))))
+        # Only our own words are a template: a message of pydantic's holds what was sent.
+        remedy = _REMEDIES.get(problem["type"])
+        rule = remedy.format(**problem.get("ctx", {})) if remedy else problem["msg"]
+        problems.append((field, rule))
     return InvalidInput(what, problems)
 
 

@@ -38,6 +38,11 @@ CANCELLED = "Cancelled"
 DOMAIN = "swe-ai-fleet"
 """Of ErrorInfo: whose `reason` it is."""
 
+MESSAGE_BYTES = 500
+VIOLATIONS = 20
+VIOLATION_CHARACTERS = 120
+"""A status goes out in the trailers, twice: beyond 8 KiB clients lose it at random."""
+
 RETRY_AFTER = timedelta(seconds=1)
 """What a client is told to wait where a server is away."""
 
@@ -134,8 +139,6 @@ def status_of(error: BaseException) -> Status:
     match cause:
         case ApplicationError(type=str(kind)) if kind in STATUS:
             return _status(STATUS[kind], cause.message, kind, cause)
-        case ApplicationError():
-            return _status(StatusCode.INTERNAL, cause.message, cause.type or "", cause)
         case CancelledError():
             return _status(StatusCode.CANCELLED, "it was cancelled", CANCELLED, cause)
         case TerminatedError():
@@ -169,8 +172,10 @@ def _status(code: StatusCode, message: str, reason: str, cause: BaseException) -
         details.append(
             BadRequest(
                 field_violations=[
-                    BadRequest.FieldViolation(field=field, description=rule)
-                    for field, rule in cause.problems
+                    BadRequest.FieldViolation(
+                        field=field[:VIOLATION_CHARACTERS], description=rule[:VIOLATION_CHARACTERS]
+                    )
+                    for field, rule in cause.problems[:VIOLATIONS]
                 ]
             )
         )
@@ -178,7 +183,8 @@ def _status(code: StatusCode, message: str, reason: str, cause: BaseException) -
         wait = Duration()
         wait.FromTimedelta(RETRY_AFTER)
         details.append(RetryInfo(retry_delay=wait))
-    return Status(code=code.value[0], message=message[:2_000], details=[_any(d) for d in details])
+    words = message.encode()[:MESSAGE_BYTES].decode(errors="ignore")
+    return Status(code=code.value[0], message=words, details=[_any(d) for d in details])
 
 
 def _any(detail: Message) -> Any:

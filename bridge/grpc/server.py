@@ -25,6 +25,9 @@ from prometheus_client import Counter, Gauge, Histogram
 from bridge.grpc.access import OPEN, Access
 from bridge.grpc.errors import code_of, status_of
 
+CALLS_AT_ONCE = 4_000
+"""Of all callers together, the ones that wait for councils too; more are RESOURCE_EXHAUSTED."""
+
 LARGEST_MESSAGE = 4 * 1024 * 1024
 """Bytes of a request, and of an answer."""
 
@@ -91,12 +94,16 @@ class GrpcServer:
         self._stopping = asyncio.Event()
         self._running = False
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[Guarded(access)], options=OPTIONS)
+        self._server = grpc.aio.server(
+            interceptors=[Guarded(access)],
+            options=OPTIONS,
+            maximum_concurrent_rpcs=CALLS_AT_ONCE,
+        )
         served.add(served.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (served.name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        address = f"{host}:{port}"
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if credentials is None:
                 self.port = self._server.add_insecure_port(address)

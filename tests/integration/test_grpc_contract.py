@@ -161,11 +161,19 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     return folder / "cert", folder / "key"
 
 
-async def test_half_of_a_certificate_is_refused(environment: Environment, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [(None, b"go together"), ("cert", b"are no certificate and its key")],
+)
+async def test_what_is_no_certificate_and_key_is_refused(
+    environment: Environment, tmp_path: Path, key: str | None, words: bytes
+) -> None:
     certificate, _ = self_signed(tmp_path)
-    process = await launch("grpc", environment | {"GRPC_TLS_CERT": str(certificate)})
+    half = {"GRPC_TLS_CERT": str(certificate)}
+    other = {"GRPC_TLS_KEY": str(tmp_path / key)} if key else {}
+    process = await launch("grpc", environment | half | other)
 
     _, told = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 1
-    assert b"GRPC_TLS_CERT and GRPC_TLS_KEY go together" in told
+    assert words in told

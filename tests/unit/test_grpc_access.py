@@ -38,7 +38,7 @@ def refusal(key: str | None, token: str) -> str:
 
 
 def test_a_token_of_another_key_an_old_one_and_an_unsigned_one_are_none() -> None:
-    old = create_token(KEY, ANA, timedelta(seconds=-1))
+    old = create_token(KEY, ANA, timedelta(seconds=-10))
     claims = jwt.decode(create_token(KEY, ANA, HOUR), options={"verify_signature": False})
 
     assert "Signature" in refusal(KEY, create_token(KEY[::-1], ANA, HOUR))
@@ -92,3 +92,7 @@ def test_one_actor_is_limited_and_another_is_not(monkeypatch: pytest.MonkeyPatch
     access.admit(ana)
 
     assert refused.value.type == "RateLimit"
+
+
+def test_whoever_may_call_at_all_may_call_once() -> None:
+    Access(KEY, 0.1).admit(bearer(create_token(KEY, ANA, HOUR)))

@@ -9,6 +9,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
+from pydantic import ValidationError
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutType
 from temporalio.exceptions import TimeoutError as TimedOut
@@ -18,7 +19,7 @@ from activities.graph.errors import TABLE
 from bridge.grpc.errors import STATUS, code_of, refused, status_of
 from bridge.mirror import REFUSALS
 from workers.settings import ROOT
-from workflows.models import StoryInput
+from workflows.models import StoryInput, invalid_input
 
 TIMED_OUT = TimedOut("x", type=TimeoutType.START_TO_CLOSE, last_heartbeat_details=[])
 MAKERS = ("ApplicationError", "refusal", "refused")
@@ -105,7 +106,11 @@ def test_what_is_away_says_when_to_come_back(kind: str) -> None:
         (WorkflowFailureError(cause=TerminatedError("x")), "ABORTED", "terminated"),
         (WorkflowFailureError(cause=TIMED_OUT), "DEADLINE_EXCEEDED", "may still be done"),
         (TimeoutError(), "DEADLINE_EXCEEDED", "may still be done"),
-        (ApplicationError("odd", type="NobodyKnows"), "INTERNAL", "odd"),
+        (
+            ApplicationError("secret", type="KeyError"),
+            "INTERNAL",
+            "an internal error; it is logged",
+        ),
         (KeyError("secret"), "INTERNAL", "an internal error; it is logged"),
     ],
 )
@@ -116,3 +121,23 @@ def test_what_a_call_raises_becomes_a_status(error: Exception, code: str, words:
     assert words in status.message
     assert "secret" not in status.message
     assert isinstance(details(status)["ErrorInfo"], ErrorInfo)
+
+
+def test_a_status_stays_small_enough_for_trailers() -> None:
+    wrong = StoryInput.model_fields | {f"{number}-{'é' * 300}": "x" for number in range(500)}
+    with pytest.raises(ApplicationError) as refusal:
+        StoryInput.model_validate(wrong)
+
+    status = status_of(refusal.value)
+
+    assert status.ByteSize() < 8_000
+    assert status_of(refused("UnknownStory", "世" * 5_000)).ByteSize() < 1_000
+
+
+def test_what_was_sent_is_no_template() -> None:
+    """A message of pydantic's holds what was sent: braces in it mean nothing."""
+    for text in ('{"story_id": "US-1" "title": "x"}', '{"title": "{0.__class__}"}', '{"a": }'):
+        with pytest.raises((ApplicationError, ValidationError)) as refusal:
+            StoryInput.model_validate_json(text)
+        if isinstance(refusal.value, ValidationError):
+            assert invalid_input("story", refusal.value).problems

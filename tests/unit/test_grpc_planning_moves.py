@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
+from bridge.grpc.calls import derived_id
 from bridge.grpc.planning import (
     Listing,
     legal_move,
@@ -83,3 +84,19 @@ def test_a_request_id_makes_an_id_that_a_story_may_have(actor: str, request_id: 
 
     assert StoryInput(story_id=story_id, title="Undo").story_id == story_id
     assert (new_story_id(actor, request_id) == story_id) == bool(request_id)
+
+
+@given(st.text(max_size=40))
+def test_a_page_token_that_somebody_made_is_refused(text: str) -> None:
+    for token in (text or "x", f"{derived_id('query', text)}.{text}"):
+        try:
+            read = page_read(token, "query")
+        except InvalidInput as error:
+            assert error.problems[0][0] == "x-page-token"  # noqa: PT017 - or it is a page's
+        else:
+            assert page_token(read or b"", "query") == token
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_a_page_token_of_ours_is_read(token: bytes) -> None:
+    assert page_read(page_token(token, "query"), "query") == token

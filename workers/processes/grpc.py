@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from bridge.grpc.workspace import WorkspaceServicer
-from workers.clients import StartError, plain
+from workers.clients import StartError, plain, words
 from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.health import Check
 from workers.processes import Base, Running, valid_config
@@ -159,6 +160,13 @@ def tls(settings: Settings) -> grpc.ServerCredentials | None:
                 "the network in the clear: set GRPC_TLS_CERT and GRPC_TLS_KEY"
             )
         return None
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(
+            f"GRPC_TLS_CERT {cert} and GRPC_TLS_KEY {key} are no certificate and its key: "
+            f"{words(error)}"
+        ) from error
     return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
 
 
