@@ -120,6 +120,7 @@ class ContextUpdateWorkflow:
             StoryWorkflow.run, story_workflow_id(self.input.story_id)
         )
         try:
+            await story.signal(StoryWorkflow.context_updated, answer.version)
             for decision in answer.decisions:
                 await story.signal(StoryWorkflow.add_decision, decision)
             for milestone in answer.milestones:

@@ -311,6 +311,11 @@ class StoryWorkflow:
         except FailureError:
             return  # It has ended meanwhile; the next one reads it in the graph.
 
+    @workflow.signal
+    def context_updated(self, version: int) -> None:
+        """Others have changed what agents are told: the story counts on from their version."""
+        self.story.context_version = max(self.story.context_version, version)
+
     # --- queries --------------------------------------------------------------------------------
 
     @workflow.query

@@ -39,7 +39,7 @@ def seconds_left(context: Context, at_most: float = ANSWERED_WITHIN_S) -> float:
 
 
 def in_time(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
-    """Raises TimeoutError in the block when the call's time is over, or `unless_told` has passed."""
+    """Raises TimeoutError in the block when the call's time, or `unless_told`, is over."""
     left: float | None = context.time_remaining()
     return asyncio.timeout(unless_told if left is None else left)
 

@@ -233,6 +233,21 @@ async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
     assert "context.updated" in world.subjects()
 
 
+async def test_the_context_versions_of_a_story_go_on_from_those_of_others(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    for version in (5, 3):
+        await story.handle.signal("context_updated", version)
+
+    await story.update("amend", title="Shorten all links")
+
+    await story.until(gate="approve_scope")
+    told = [entry.body for entry in world.published if entry.subject == "context.updated"]
+    assert [body["version"] for body in told] == [6]
+
+
 async def test_an_amendment_that_changes_nothing_changes_nothing(start_story: StartStory) -> None:
     story = await start_story()
     await story.to("DESIGN")
