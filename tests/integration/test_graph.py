@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -572,10 +573,16 @@ async def test_a_plan_without_tasks_gives_its_storys_text_and_an_unknown_story_n
 
 
 @pytest.fixture
-async def councils(driver: neo4j.AsyncDriver) -> None:
-    """The councils of deploy/config, as at a first start."""
-    await rows(driver, "MATCH (c:Council) DETACH DELETE c")
-    await asyncio.gather(*(seed_councils(driver, CONFIG / "councils.yaml") for _ in range(4)))
+async def councils(driver: neo4j.AsyncDriver) -> AsyncIterator[None]:
+    """The councils of deploy/config, as at a first start; so they are left to others, too."""
+
+    async def begin() -> None:
+        await rows(driver, "MATCH (c:Council) DETACH DELETE c")
+        await asyncio.gather(*(seed_councils(driver, CONFIG / "councils.yaml") for _ in range(4)))
+
+    await begin()
+    yield
+    await begin()
 
 
 @pytest.mark.usefixtures("councils")
