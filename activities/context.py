@@ -47,6 +47,9 @@ Scope = Literal[
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+DONE = ["DONE", "COMPLETED"]
+"""Statuses of a subtask that is done: ours, and others'."""
+
 
 class Scopes(Part):
     """scopes.yaml. token_budget: tokens of a pack by default. relevance: most relevant first."""
@@ -98,6 +101,11 @@ def scopes_for(config: Scopes, role: str, phase: str) -> list[Scope]:
     """The scopes of a role in a phase; for an unknown role or phase, the headers."""
     table = config.scopes.get(phase.strip().upper(), {})
     return [*config.headers, *table.get(config.role(role), [])]
+
+
+def has_scopes(config: Scopes, role: str, phase: str) -> bool:
+    """Whether the file has that role in that phase; where not, the headers are all there is."""
+    return config.role(role) in config.scopes.get(phase.strip().upper(), {})
 
 
 def check_scopes(
@@ -155,7 +163,7 @@ _TASK_FIELDS: LiteralString = """
 RETURN t.id AS id, coalesce(t.title, '') AS title, coalesce(t.description, '') AS description,
        coalesce(t.role, '') AS role, t.status AS status,
        COLLECT { MATCH (t)-[:DEPENDS_ON]->(d:Subtask) RETURN d.id ORDER BY d.id } AS needs
-ORDER BY t.id <> $subtask, t.status = 'DONE', coalesce(t.priority, 1), size(t.id), t.id
+ORDER BY t.id <> $subtask, t.status IN $done, coalesce(t.priority, 1), size(t.id), t.id
 """
 
 _DECISIONS: LiteralString = """
@@ -243,7 +251,7 @@ READS: dict[Scope, Read] = {
         + """
         OPTIONAL MATCH (p)-[:HAS_SUBTASK]->(t:Subtask) WHERE t.status <> 'DELETED'
         RETURN p.id AS id, coalesce(p.version, 1) AS version, p.status AS status,
-               count(t) AS total, count(CASE t.status WHEN 'DONE' THEN 1 END) AS done
+               count(t) AS total, count(CASE WHEN t.status IN $done THEN 1 END) AS done
         """,
         _plan,
         none="There is no plan yet.",
@@ -280,7 +288,7 @@ READS: dict[Scope, Read] = {
         MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE d.status <> 'DELETED'
         RETURN t.id AS id, d.id AS on, coalesce(d.title, '') AS title, d.status AS status,
                coalesce(d.role, '') AS role
-        ORDER BY t.id <> $subtask, d.status = 'DONE', coalesce(t.priority, 1), t.id, d.id
+        ORDER BY t.id <> $subtask, d.status IN $done, coalesce(t.priority, 1), t.id, d.id
         """,
         _task_dependency,
     ),
@@ -337,6 +345,7 @@ async def read_sections(
             role=config.role(query.role),
             subtask=query.subtask_id,
             noise=NOISE,
+            done=DONE,
         )
         rows = await result.data()
         lines = [line for row in rows for line in read.lines(row)]

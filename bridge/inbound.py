@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.statements import Change, change, describe, moment
+from activities.graph.statements import AHEAD_AT_MOST, Change, change, describe, moment
 from bridge.dead_letters import identity
 from bridge.mirror import SOURCE_PREFIX
 from workflows.events import (
@@ -27,9 +27,6 @@ from workflows.models import DecisionAdded, Id, LongId, MilestoneReached, invali
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_ID_CHARACTERS = 200
-
-AHEAD_AT_MOST = timedelta(minutes=5)
-"""How far a sender's clock may be before JetStream's: what comes later in time wins."""
 
 UNTOLD: dict[type[EventBody], dict[str, Any]] = {
     PlanApproved: {"approved_by": "unknown"},

@@ -115,7 +115,11 @@ class ContextUpdateWorkflow:
         return self.answer
 
     async def tell_story(self, answer: ContextAnswer) -> None:
-        """Agents of a story that runs hear of what is new at their next wave."""
+        """Agents of a story that runs hear of what is new at their next wave.
+
+        What it has been told stays said, though it be changed or deleted later: the next council
+        reads the graph.
+        """
         story = workflow.get_external_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(self.input.story_id)
         )

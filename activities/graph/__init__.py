@@ -63,7 +63,7 @@ from activities.cache import (
     session_key,
     spec_key,
 )
-from activities.context import READS, Scopes, Section, assemble, read_sections
+from activities.context import READS, Scopes, Section, assemble, has_scopes, read_sections
 from activities.graph.councils import COUNCILS, seat, seed_councils
 from activities.graph.errors import store_errors
 from activities.graph.sessions import Session, read_session
@@ -233,13 +233,18 @@ class Graph(GraphStub):
         return self._scopes
 
     async def _pack(self, query: PackQuery) -> tuple[ContextPack, bool]:
-        """The pack, and whether its story is known; one of an unknown story is never kept."""
+        """The pack, and whether its story is known.
+
+        Kept are those of a known story, for a role and a phase that the scopes file has: others
+        are the headers only, and there is no end to the names that callers may make up.
+        """
         role = self._scopes.role(query.role)
         budget = query.token_budget or self._scopes.token_budget
         if not query.story_id:
             return assemble(self._scopes, query, budget, []), False
         variant = pack_variant(query.subtask_id, query.token_budget)
         key = pack_key(query.story_id, role, query.phase, variant)
+        lasting = has_scopes(self._scopes, query.role, query.phase)
         with store_errors():
             kept, generation = await self._cache.find_pack(
                 query.story_id, key, self._scopes.version
@@ -249,7 +254,7 @@ class Graph(GraphStub):
             async with self._driver.session() as session:
                 sections, known = await session.execute_read(_read_sections, self._scopes, query)
             pack = assemble(self._scopes, query, budget, sections)
-            if known:
+            if known and lasting:
                 await self._cache.keep_pack(
                     query.story_id, key, self._scopes.version, generation, pack
                 )

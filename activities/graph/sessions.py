@@ -9,7 +9,7 @@ from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncManagedTransaction
 
-from activities.context import NOISE, READS, Scopes
+from activities.context import DONE, NOISE, READS, Scopes
 
 Row = dict[str, Any]
 
@@ -134,7 +134,7 @@ async def read_session(
         last = await (await tx.run(READS["SUMMARY_LAST"].cypher, story=story_id)).single()
     if plan is not None:
         planned = [row["task"]["status"] for row in tasks if row["planned"]]
-        done = sum(status in ("DONE", "COMPLETED") for status in planned)
+        done = sum(status in DONE for status in planned)
         plan = plan | {"total_subtasks": len(planned), "completed_subtasks": done}
     return Session(
         case=found["case"],

@@ -46,6 +46,12 @@ from workflows.events import (
 )
 from workflows.models import DeliberationRecord, RankedProposal, RecordedDecision, invalid_input
 
+AHEAD_AT_MOST = timedelta(minutes=5)
+"""How far a sender's clock may be before ours: what comes later in time wins."""
+
+LAST_VERSION = 2**31 - 2**20
+"""The last context version that is taken over from others: ours go on from it by ones, as int32."""
+
 INVALID_ENTRY = "InvalidEntry"
 UNKNOWN_KIND = "UnknownKind"
 
@@ -520,6 +526,8 @@ def writes(change: Change) -> list[Write]:
             ]
         case ContextMilestoneReached() as body:
             return [event(body.milestone_id)]
+        case ContextUpdated(version=version) if version > LAST_VERSION:
+            return [event()]
         case ContextUpdated(version=version):
             return [event(), Write(CONTEXT_VERSION, {"story_id": story, "version": version})]
         case (

@@ -1,7 +1,8 @@
 """An update of a story's context: each change is judged by itself, all are stored as one.
 
 A change that breaks a rule is refused with one warning, and the others are stored. What a payload
-lacks is left as it is; nothing is invented for it. An older change never replaces what is newer:
+lacks is left as it is; nothing is invented for it. What was deleted and is created again begins
+anew: no field of the deleted one comes back. An older change never replaces what is newer:
 every text and status carries the order key of `statements`, and the story's lock is held from
 before the first comparison to the commit.
 """
@@ -9,23 +10,37 @@ before the first comparison to the commit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, LiteralString, NamedTuple, get_args
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    LiteralString,
+    NamedTuple,
+    TypeVar,
+    get_args,
+)
 
 from neo4j import AsyncManagedTransaction
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
     ValidationError,
-    model_validator,
+    ValidationInfo,
 )
+from pydantic.alias_generators import to_camel
+from pydantic_core import from_json
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.statements import (
+    AHEAD_AT_MOST,
     DECISION_LINKS,
     TASK_LINKS,
     Row,
@@ -33,6 +48,7 @@ from activities.graph.statements import (
     moment,
     order_key,
 )
+from workflows.clock import iso
 from workflows.models import (
     REQUEST_REUSED,
     UNKNOWN_STORY,
@@ -74,12 +90,33 @@ def _live(status: str) -> str:
     return status
 
 
-def _iso(text: str) -> str:
+def _joined(status: Any) -> Any:
+    return status.strip().replace("-", "_").replace(" ", "_") if isinstance(status, str) else status
+
+
+def _or_absent(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _utc(text: str, info: ValidationInfo) -> str:
+    """The time as all of the graph's own are written: they are sorted as text."""
     try:
-        moment(text, "time")
-    except ApplicationError as error:
-        raise ValueError(error.message) from None
-    return text
+        at = moment(text, "time")
+    except ApplicationError:
+        raise ValueError("is not ISO 8601, as in 2026-01-31T12:00:00Z") from None
+    _require_come(at, info)
+    return iso(at)
+
+
+def _utc_ms(ms: int, info: ValidationInfo) -> int:
+    _require_come(datetime.fromtimestamp(ms / 1000, UTC), info)
+    return ms
+
+
+def _require_come(at: datetime, info: ValidationInfo) -> None:
+    assert info.context
+    if at > info.context["now"] + AHEAD_AT_MOST:
+        raise ValueError("is later than now; set your clock, or leave it out")
 
 
 Word = Annotated[
@@ -88,13 +125,23 @@ Word = Annotated[
         strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
     ),
 ]
-Status = Annotated[Word, AfterValidator(_live)]
+Status = Annotated[Word, BeforeValidator(_joined), AfterValidator(_live)]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
-Time = Annotated[str, StringConstraints(max_length=100), AfterValidator(_iso)]
+Time = Annotated[str, StringConstraints(max_length=100), AfterValidator(_utc)]
+Millis = Annotated[int, Field(ge=0, le=10**14), AfterValidator(_utc_ms)]
+Number = Annotated[int, Field(ge=0, le=1_000_000)]
+"""It goes out again as an int32."""
+
+T = TypeVar("T")
+Maybe = Annotated[T | None, BeforeValidator(_or_absent)]
+"""An empty text is as none."""
 
 
 class Payload(BaseModel):
-    """What a change says of its entity. Fields that are not ours are other people's: left out."""
+    """What a change says of its entity, by our names. Validated with the context {"now": datetime}.
+
+    Its fields are its node's properties, but for a subtask's `plan_id` and `depends_on`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -103,13 +150,6 @@ class Payload(BaseModel):
 
     ALSO: ClassVar[dict[str, str]] = {}
     """Names that others use for our fields."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_our_names(cls, told: Any) -> Any:
-        if not isinstance(told, dict):
-            return told
-        return {cls.ALSO.get(name, name): value for name, value in told.items()}
 
 
 class CasePayload(Payload):
@@ -121,17 +161,17 @@ class CasePayload(Payload):
     title: Title | None = None
     description: Text | None = None
     acceptance_criteria: list[Line] | None = Field(None, max_length=100)
-    rigor: Rigor | None = None
-    status: Status | None = None
-    created_by: Actor | None = None
-    created_at: Time | None = None
+    rigor: Maybe[Rigor] = None
+    status: Maybe[Status] = None
+    created_by: Maybe[Actor] = None
+    created_at: Maybe[Time] = None
 
 
 class PlanPayload(Payload):
     """A plan; a new one without a version is the story's next."""
 
-    version: int | None = Field(None, ge=1, le=1_000_000)
-    status: Status | None = None
+    version: Annotated[Number, Field(ge=1)] | None = None
+    status: Maybe[Status] = None
 
 
 class SubtaskPayload(Payload):
@@ -141,11 +181,11 @@ class SubtaskPayload(Payload):
 
     title: Title | None = None
     description: Text | None = None
-    role: Word | None = None
-    status: Status | None = None
-    priority: int | None = Field(None, ge=0, le=1_000_000)
-    assignee: Actor | None = None
-    plan_id: LongId | None = None
+    role: Maybe[Word] = None
+    status: Maybe[Status] = None
+    priority: Number | None = None
+    assignee: Maybe[Actor] = None
+    plan_id: Maybe[LongId] = None
     depends_on: list[LongId] | None = Field(None, max_length=100)
 
 
@@ -156,11 +196,11 @@ class DecisionPayload(Payload):
 
     title: Title | None = None
     rationale: Text | None = None
-    type: Word | None = None
-    status: Status | None = None
-    role: Word | None = None
-    decided_by: Actor | None = None
-    decided_at: Time | None = None
+    type: Maybe[Word] = None
+    status: Maybe[Status] = None
+    role: Maybe[Word] = None
+    decided_by: Maybe[Actor] = None
+    decided_at: Maybe[Time] = None
     affects: list[Line] | None = Field(None, max_length=100)
 
 
@@ -172,8 +212,8 @@ class MilestonePayload(Payload):
 
     event_type: Annotated[Line, StringConstraints(max_length=200)] | None = None
     description: Annotated[str, StringConstraints(max_length=2_000)] | None = None
-    actor: Actor | None = None
-    timestamp_ms: int | None = Field(None, ge=0, le=10**14)
+    actor: Maybe[Actor] = None
+    timestamp_ms: Millis | None = None
 
 
 PAYLOADS: dict[EntityType, type[Payload]] = {
@@ -183,6 +223,15 @@ PAYLOADS: dict[EntityType, type[Payload]] = {
     "DECISION": DecisionPayload,
     "MILESTONE": MilestonePayload,
 }
+
+
+def _names(kind: type[Payload]) -> dict[str, str]:
+    plain = {name: name for name in kind.model_fields} | kind.ALSO
+    return plain | {to_camel(name): ours for name, ours in plain.items()}
+
+
+NAMES: dict[type[Payload], dict[str, str]] = {kind: _names(kind) for kind in PAYLOADS.values()}
+"""Every name of a field -> ours: its own, others', and each as protobuf writes it in JSON."""
 
 
 # --- reading a change -----------------------------------------------------------------------------
@@ -214,11 +263,12 @@ class Asked:
         return f"{self.operation} {self.entity_type} {self.entity_id}"
 
 
-def read_change(number: int, change: ContextChange, story_id: str) -> Asked:
+def read_change(number: int, change: ContextChange, story_id: str, now: datetime) -> Asked:
     """The change, understood.
 
     Raises:
-        Refused: an unknown operation or type, an id that is none, a payload that breaks a rule.
+        Refused: an unknown operation or type, an id that is none, a payload that breaks a rule or
+            is about something else.
     """
     operation = change.operation.strip().upper()
     entity_type = change.entity_type.strip().upper()
@@ -235,19 +285,46 @@ def read_change(number: int, change: ContextChange, story_id: str) -> Asked:
         _ENTITY_ID.validate_python(entity_id)
     except ValidationError as error:
         raise Refused(f"entity_id: {entity_id[:60]!r}: {error.errors()[0]['msg']}") from None
-    if len(change.payload.encode()) > PAYLOAD_BYTES:
-        raise Refused(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
-    payload: Payload | None = None
-    if operation != "DELETE":
-        payload = _payload(PAYLOADS[entity_type], change.payload)
-    elif change.payload.strip():
-        _payload(Payload, change.payload)
+    told = _told(change.payload)
+    own = {"id": entity_id, f"{entity_type.lower()}_id": entity_id, "case_id": story_id}
+    _require_ids(told, own)
+    payload = None if operation == "DELETE" else _payload(PAYLOADS[entity_type], told, now)
     return Asked(number, operation, entity_type, entity_id, payload, change.reason.strip()[:500])
 
 
-def _payload(kind: type[Payload], text: str) -> Payload:
+def _told(text: str) -> Row:
+    """The payload's object; an empty text says nothing."""
+    if len(text.encode()) > PAYLOAD_BYTES:
+        raise Refused(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
     try:
-        return kind.model_validate_json(text)
+        told = from_json(text, allow_inf_nan=False) if text.strip() else {}
+    except ValueError as error:
+        raise Refused(f"payload: is no JSON ({error})") from None
+    if not isinstance(told, dict):
+        raise Refused("payload: is JSON, but no object")
+    return told
+
+
+def _require_ids(told: Row, own: dict[str, str]) -> None:
+    for name, right in own.items():
+        for said in (told.get(name), told.get(to_camel(name))):
+            if said not in (None, "", right):
+                raise Refused(
+                    f"payload.{name}: {str(said)[:60]!r} is not {right}, which this is about"
+                )
+
+
+def _payload(kind: type[Payload], told: Row, now: datetime) -> Payload:
+    """Of what is told, what is ours; fields that are not are other people's, and left out."""
+    ours: Row = {}
+    for said, value in told.items():
+        name = NAMES[kind].get(said)
+        if name is None or value is None:
+            continue
+        if ours.setdefault(name, value) != value:
+            raise Refused(f"payload.{name}: is said under two names, and differently")
+    try:
+        return kind.model_validate(ours, context={"now": now})
     except ValidationError as error:
         raise Refused(invalid_input("payload", error).message) from None
 
@@ -255,7 +332,7 @@ def _payload(kind: type[Payload], text: str) -> Payload:
 # --- judging them against the graph ---------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class Known:
     """An entity as the graph has it, or as the changes before have left it."""
 
@@ -273,6 +350,12 @@ class Found:
     plans: dict[str, int] = field(default_factory=dict)
     """The versions of the plans that are not deleted."""
     entities: dict[Entity, Known] = field(default_factory=dict)
+    needs: dict[str, list[str]] = field(default_factory=dict)
+    """What each subtask waits for; where no change says anything of it, empty."""
+    created: Row = field(default_factory=dict)
+    """The case's created_at and created_by, as far as there are any."""
+    closed: bool = False
+    """A change before has deleted the case."""
 
     @property
     def last_plan(self) -> str:
@@ -282,7 +365,7 @@ class Found:
 
 @dataclass
 class Judged:
-    """What is stored and what is refused."""
+    """What is stored and what is refused. A change that is stored in part has a warning too."""
 
     writes: list[Write] = field(default_factory=list)
     applied: list[Asked] = field(default_factory=list)
@@ -292,14 +375,18 @@ class Judged:
 Read = Sequence[Asked | Refused]
 
 
-def read_changes(changes: Sequence[ContextChange], story_id: str) -> list[Asked | Refused]:
+def read_changes(write: ContextWrite) -> list[Asked | Refused]:
     """Every change, understood or refused."""
     found: list[Asked | Refused] = []
-    for number, change in enumerate(changes):
+    now = datetime.fromtimestamp(write.started_ms / 1000, UTC)
+    for number, change in enumerate(write.update.changes):
         try:
-            found.append(read_change(number, change, story_id))
+            found.append(read_change(number, change, write.update.story_id, now))
         except Refused as refusal:
             found.append(refusal)
+        except Exception as error:
+            # A change that cannot be read now never can: a retry would come to this for ever.
+            found.append(Refused(f"cannot be read ({type(error).__name__}); write it otherwise"))
     return found
 
 
@@ -309,71 +396,149 @@ def judge(
     """Which changes are stored, and what is written for them. `found` is left as they leave it."""
     judged = Judged()
     at = moment(write.at, "timestamp")
+    write = write.model_copy(update={"at": iso(at)})
     for number, asked in enumerate(read):
         change = write.update.changes[number]
         try:
             if isinstance(asked, Refused):
                 raise asked
+            fixed = _fixed(asked, found)
             order = order_key(at, write.started_ms, number)
-            judged.writes += _writes(write, asked, found, order, role_of)
+            judged.writes += _writes(write, asked, fixed, found, order, role_of)
         except Refused as refusal:
-            named = " ".join((change.operation[:20], change.entity_type[:20], change.entity_id))
-            words = f"change {number} ({named[:120]}): {refusal}"
-            judged.warnings.append(" ".join(words.split())[:WARNING_CHARACTERS])
+            judged.warnings.append(_warning(number, change, str(refusal)))
         else:
             judged.applied.append(asked)
+            if fixed:
+                judged.warnings.append(_warning(number, change, _never(fixed)))
     return judged
 
 
+def _warning(number: int, change: ContextChange, why: str) -> str:
+    named = " ".join((change.operation[:20], change.entity_type[:20], change.entity_id))
+    words = f"change {number} ({named[:120]}): {why}"
+    return " ".join(words.split())[:WARNING_CHARACTERS]
+
+
+def _fixed(asked: Asked, found: Found) -> list[str]:
+    """What the change says of a case otherwise than it is, and that never changes."""
+    if not isinstance(asked.payload, CasePayload) or not found.created:
+        return []
+    told = asked.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
+    return [
+        name for name, value in told.items() if not _same(found.created.get(name, value), value)
+    ]
+
+
+def _same(stored: str, told: str) -> bool:
+    """Whether they are one text, or one time."""
+    try:
+        return stored == told or moment(stored, "stored") == moment(told, "told")
+    except ApplicationError:
+        return False
+
+
+def _never(fixed: Sequence[str]) -> str:
+    return f"payload.{', payload.'.join(fixed)}: never changes; it is left out"
+
+
 def _writes(
-    write: ContextWrite, asked: Asked, found: Found, order: str, role_of: Callable[[str], str]
+    write: ContextWrite,
+    asked: Asked,
+    fixed: Sequence[str],
+    found: Found,
+    order: str,
+    role_of: Callable[[str], str],
 ) -> list[Write]:
     """What one change writes.
 
     Raises:
         Refused: it is about what is not there, is too old, or lacks what a new one needs.
     """
+    if found.closed and (asked.operation, asked.entity_type) != ("CREATE", "CASE"):
+        raise Refused("a change before this one has deleted the case; create it first")
     known = found.entities.setdefault(asked.entity, Known(live=False))
     if asked.operation != "CREATE" and not known.live:
         raise Refused(f"this story has no {asked.entity_type} {asked.entity_id}")
     row: Row = {"story_id": write.update.story_id, "id": asked.entity_id}
     if asked.operation == "DELETE":
         _require_newer(known.status_order, order, write.at)
-        known.live, known.status_order = False, order
-        if asked.entity_type == "PLAN":
-            found.plans.pop(asked.entity_id, None)
+        found.entities[asked.entity] = replace(known, live=False, status_order=order)
+        match asked.entity_type:
+            case "CASE":
+                found.closed, found.created = True, {}
+            case "PLAN":
+                found.plans.pop(asked.entity_id, None)
+            case "SUBTASK":
+                found.needs.pop(asked.entity_id, None)
         node = {"status": "DELETED", "status_order": order}
         return [Write(DELETE[asked.entity_type], row | {"node": node})]
 
     assert asked.payload is not None
-    given = asked.payload.model_dump(exclude_none=True)
+    given = asked.payload.model_dump(exclude_none=True, exclude=set(fixed))
     if not known.live:
         lacking = [name for name in asked.payload.NEEDED if name not in given]
         if lacking:
             raise Refused(f"payload.{lacking[0]}: required; add it")
     elif not given:
-        raise Refused("payload: names nothing to change")
+        raise Refused(_never(fixed) if fixed else "payload: names nothing to change")
     if plan_id := given.get("plan_id"):
         plan = found.entities.get(("PLAN", plan_id))
         if plan is None or not plan.live:
             raise Refused(f"payload.plan_id: this story has no plan {plan_id}")
     if asked.entity_id in given.get("depends_on", []):
         raise Refused("payload.depends_on: a subtask cannot wait for itself")
+    if asked.entity_id in _waits_for(given.get("depends_on", []), found.needs):
+        raise Refused("payload.depends_on: closes a ring of subtasks that wait for each other")
     if "role" in given:
         given["role"] = role_of(given["role"])
 
-    if "status" in given or not known.live:
+    if not known.live:
+        given = _begun(write, asked, found) | given
+    orders: Row = {}
+    if "status" in given:
         _require_newer(known.status_order, order, write.at)
+        orders["status_order"] = order
     if given.keys() - {"status"}:
         _require_newer(known.text_order, order, write.at)
-    made = _ENTITY[asked.entity_type](write, asked, found, known, given, row)
-    node = made[0].row["node"]
-    if "status" in node:
-        node["status_order"] = known.status_order = order
-    if given.keys() - {"status"}:
-        node["text_order"] = known.text_order = order
-    known.live = True
+        orders["text_order"] = order
+    made = _ENTITY[asked.entity_type](asked, found, given, row | {"fresh": not known.live})
+    made[0].row["node"].update(orders)
+    found.entities[asked.entity] = replace(known, live=True, **orders)
     return made
+
+
+def _begun(write: ContextWrite, asked: Asked, found: Found) -> Row:
+    """What a new one is where its change does not say; None takes what a deleted one has left."""
+    begun: Row = dict.fromkeys(PAYLOADS[asked.entity_type].model_fields)
+    match asked.entity_type:
+        case "CASE":
+            begun |= {"status": "DRAFT", "revision": None}
+            begun |= {"created_at": write.at, "created_by": write.update.actor}
+        case "PLAN":
+            begun |= {"status": "DRAFT", "version": max(found.plans.values(), default=0) + 1}
+        case "SUBTASK":
+            begun |= {"status": "PENDING", "plan_id": found.last_plan, "depends_on": []}
+        case "DECISION":
+            begun |= {"status": "ACCEPTED", "type": "CONTEXT", "role": "", "rationale": ""}
+            begun |= {"affects": [], "decided_by": write.update.actor, "decided_at": write.at}
+        case "MILESTONE":
+            begun |= {"status": "REACHED", "description": "", "actor": write.update.actor}
+            at_ms = int(moment(write.at, "timestamp").timestamp() * 1000)
+            begun |= {"timestamp_ms": at_ms, "entry_id": None}
+    return begun
+
+
+def _waits_for(needed: Sequence[str], needs: dict[str, list[str]]) -> set[str]:
+    """What must be done before these, in turn; themselves included."""
+    found: set[str] = set()
+    left = list(needed)
+    while left:
+        subtask = left.pop()
+        if subtask not in found:
+            found.add(subtask)
+            left += needs.get(subtask, [])
+    return found
 
 
 def _require_newer(stored: str, order: str, at: str) -> None:
@@ -381,78 +546,37 @@ def _require_newer(stored: str, order: str, at: str) -> None:
         raise Refused(f"what is stored is newer than {at}; it is kept")
 
 
-def _case(
-    write: ContextWrite, asked: Asked, found: Found, known: Known, given: Row, row: Row
-) -> list[Write]:
-    if not known.live:
-        given.setdefault("status", "DRAFT")
-    begun = {
-        "created_at": given.pop("created_at", write.at),
-        "created_by": given.pop("created_by", write.update.actor),
-    }
-    return [Write(CASE, row | {"node": given, "begun": begun})]
+def _case(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+    found.closed = False
+    found.created |= {name: given[name] for name in ("created_at", "created_by") if name in given}
+    return [Write(CASE, row | {"node": given})]
 
 
-def _plan(
-    write: ContextWrite, asked: Asked, found: Found, known: Known, given: Row, row: Row
-) -> list[Write]:
-    if not known.live:
-        given.setdefault("status", "DRAFT")
-        given.setdefault("version", max(found.plans.values(), default=0) + 1)
+def _plan(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
     found.plans[asked.entity_id] = given.get("version", found.plans.get(asked.entity_id, 0))
     return [Write(PLAN_CHANGED, row | {"node": given})]
 
 
-def _subtask(
-    write: ContextWrite, asked: Asked, found: Found, known: Known, given: Row, row: Row
-) -> list[Write]:
-    plan_id = given.pop("plan_id", "")
-    needs = given.pop("depends_on", None)
-    if not known.live:
-        given.setdefault("status", "PENDING")
-        plan_id = plan_id or found.last_plan
+def _subtask(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+    plan_id, needs = given.pop("plan_id", ""), given.pop("depends_on", None)
+    if needs is not None:
+        found.needs[asked.entity_id] = needs
     row = row | {"node": given, "plan_id": plan_id, "needs": needs}
     links = {"story_id": row["story_id"], "ids": [asked.entity_id]}
     return [Write(SUBTASK, row), Write(TASK_LINKS, links)]
 
 
-def _decision(
-    write: ContextWrite, asked: Asked, found: Found, known: Known, given: Row, row: Row
-) -> list[Write]:
-    if not known.live:
-        given.setdefault("status", "ACCEPTED")
-    begun = {
-        "type": "CONTEXT",
-        "role": "",
-        "rationale": "",
-        "affects": [],
-        "decided_by": write.update.actor,
-        "decided_at": write.at,
-    }
-    row = row | {
-        "node": given,
-        "begun": begun,
-        "plan_id": found.last_plan,
-        "anew": "affects" in given,
-    }
+def _decision(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+    row = row | {"node": given, "plan_id": found.last_plan, "anew": "affects" in given}
     links = {"story_id": row["story_id"], "id": asked.entity_id}
     return [Write(DECISION_CHANGED, row), Write(DECISION_LINKS, links)]
 
 
-def _milestone(
-    write: ContextWrite, asked: Asked, found: Found, known: Known, given: Row, row: Row
-) -> list[Write]:
-    begun = {
-        "description": "",
-        "actor": write.update.actor,
-        "timestamp_ms": int(moment(write.at, "timestamp").timestamp() * 1000),
-    }
-    if not known.live:
-        given["status"] = "REACHED"
-    return [Write(MILESTONE, row | {"node": given, "begun": begun})]
+def _milestone(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+    return [Write(MILESTONE, row | {"node": given})]
 
 
-_ENTITY: dict[EntityType, Callable[[ContextWrite, Asked, Found, Known, Row, Row], list[Write]]] = {
+_ENTITY: dict[EntityType, Callable[[Asked, Found, Row, Row], list[Write]]] = {
     "CASE": _case,
     "PLAN": _plan,
     "SUBTASK": _subtask,
@@ -467,7 +591,8 @@ FOUND: LiteralString = """
 MERGE (s:Story {id: $story_id}) ON CREATE SET s.status = 'UNKNOWN'
 SET s:Case, s.case_id = $story_id
 WITH s
-RETURN s {.status, .status_order, .text_order, .context_version} AS story,
+RETURN s {.status, .status_order, .text_order, .context_version, .created_at, .created_by}
+    AS story,
   COLLECT {
     MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE p.status <> 'DELETED'
     RETURN p {.id, version: coalesce(p.version, 0)}
@@ -490,16 +615,19 @@ RETURN s {.status, .status_order, .text_order, .context_version} AS story,
     MATCH (n:Event {case_id: $story_id}) WHERE n.id IN $ids.MILESTONE
     RETURN n {.id, .status, .status_order, .text_order}
   } AS milestone,
+  COLLECT {
+    MATCH (t:Subtask {case_id: $story_id})-[:DEPENDS_ON]->(d:Subtask)
+    WHERE $linked AND t.status <> 'DELETED'
+    WITH t.id AS id, collect(d.id) AS needed
+    RETURN {id: id, needed: needed}
+  } AS needs,
   [update IN COLLECT { MATCH (u:ContextUpdate {id: $update_id}) RETURN u } | properties(update)]
     AS kept
 """
 """Takes the story's lock before it looks; a story that is made here and refused is rolled back."""
 
 CASE: LiteralString = """
-MATCH (n:Story {id: row.story_id})
-SET n.created_at = coalesce(n.created_at, row.begun.created_at),
-    n.created_by = coalesce(n.created_by, row.begun.created_by)
-SET n += row.node
+MATCH (n:Story {id: row.story_id}) SET n += row.node
 """
 
 PLAN_CHANGED: LiteralString = """
@@ -518,6 +646,11 @@ MATCH (s:Story {id: row.story_id})
 MERGE (n:Subtask {case_id: row.story_id, id: row.id})
 SET n += row.node
 WITH s, n, row
+CALL (n, row) {
+  WITH n, row WHERE row.fresh
+  MATCH (n)-[old:OF|HAS_SUBTASK|AFFECTS]-()
+  DELETE old
+}
 CALL (s, n, row) {
   WITH s, n, row WHERE row.plan_id = '' AND NOT EXISTS { (n)<-[:HAS_SUBTASK]-(:PlanVersion) }
   MERGE (n)-[:OF]->(s)
@@ -540,10 +673,15 @@ CALL (n, row) {
 
 DECISION_CHANGED: LiteralString = """
 MATCH (s:Story {id: row.story_id})
-MERGE (n:Decision {case_id: row.story_id, id: row.id}) ON CREATE SET n += row.begun
+MERGE (n:Decision {case_id: row.story_id, id: row.id})
 MERGE (n)-[:OF]->(s)
 SET n += row.node
 WITH n, row
+CALL (n, row) {
+  WITH n, row WHERE row.fresh
+  MATCH (n)-[old:AFFECTS|DEPENDS_ON|CONTAINS_DECISION|FROM]-()
+  DELETE old
+}
 CALL (n, row) {
   MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})
   WHERE NOT EXISTS { (n)<-[:CONTAINS_DECISION]-(:PlanVersion) }
@@ -558,7 +696,7 @@ CALL (n, row) {
 
 MILESTONE: LiteralString = """
 MATCH (s:Story {id: row.story_id})
-MERGE (n:Event {case_id: row.story_id, id: row.id}) ON CREATE SET n += row.begun
+MERGE (n:Event {case_id: row.story_id, id: row.id})
 MERGE (n)-[:OF]->(s)
 SET n += row.node
 """
@@ -600,9 +738,19 @@ async def judge_update(
             was stored under its id.
     """
     update = write.update
-    read = read_changes(update.changes, update.story_id)
+    read = read_changes(write)
+    linked = any(
+        isinstance(asked, Asked)
+        and isinstance(asked.payload, SubtaskPayload)
+        and bool(asked.payload.depends_on)
+        for asked in read
+    )
     looked = await tx.run(
-        FOUND, story_id=update.story_id, update_id=write.update_id, ids=_looked_for(read)
+        FOUND,
+        story_id=update.story_id,
+        update_id=write.update_id,
+        ids=_looked_for(read),
+        linked=linked,
     )
     row = await looked.single(strict=True)
     request = content_hash(update.model_dump())
@@ -628,7 +776,7 @@ async def judge_update(
         "actor": update.actor,
         "role": update.role,
         "task_id": update.task_id or "",
-        "at": write.at,
+        "at": iso(moment(write.at, "timestamp")),
     }
     kept = Write(KEPT, {"story_id": update.story_id, "id": write.update_id, "node": node})
     return Update(_as_kept(node, request, read), [*judged.writes, kept])
@@ -665,6 +813,10 @@ def _found(row: Row, story_id: str) -> Found:
         version=story["context_version"] or 0,
         plans={plan["id"]: plan["version"] for plan in row["plans"]},
         entities=entities,
+        needs={each["id"]: each["needed"] for each in row["needs"]},
+        created={name: story[name] for name in ("created_at", "created_by") if story[name]}
+        if case.live
+        else {},
     )
 
 

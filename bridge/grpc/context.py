@@ -12,16 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
 from pydantic import Field, StringConstraints
 from temporalio.client import Client, WithStartWorkflowOperation
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.context import SCOPES, Scopes, check_scopes
 from activities.graph import Graph
-from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
-from activities.graph.statements import moment
+from activities.graph.sessions import RoleShare, Row, Session, known_role, known_roles, share_of
+from activities.graph.statements import AHEAD_AT_MOST, moment
 from bridge.grpc.access import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -35,7 +36,6 @@ from bridge.grpc.calls import (
 from bridge.grpc.errors import TOO_LARGE, refused
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
-from bridge.inbound import AHEAD_AT_MOST
 from workflows.context_update import REUSED, ContextUpdateWorkflow, request_hash
 from workflows.models import (
     REQUEST_REUSED,
@@ -58,6 +58,9 @@ EVENTS = 50
 EVENTS_AT_MOST = 500
 KEPT_S = 3_600
 KEPT_AT_MOST_S = 7 * 24 * 3_600
+TOKENS_AT_MOST = 100_000
+ROLES_AT_MOST = 20
+INT32 = (-(2**31), 2**31 - 1)
 
 Word = Annotated[
     str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
@@ -72,14 +75,14 @@ class PackAsked(Request):
     role: Word
     phase: Annotated[Word, StringConstraints(to_upper=True)]
     subtask_id: LongId | None = None
-    token_budget: int = Field(ge=0)
+    token_budget: int = Field(ge=0, le=TOKENS_AT_MOST)
 
 
 class SessionAsked(Request):
     """A RehydrateSessionRequest. roles empty: all of scopes.yaml."""
 
     case_id: Id
-    roles: list[Word] = Field(max_length=50)
+    roles: list[Word] = Field(max_length=ROLES_AT_MOST)
     timeline_events: int = Field(ge=0, le=EVENTS_AT_MOST)
     ttl_seconds: int = Field(ge=0, le=KEPT_AT_MOST_S)
 
@@ -128,13 +131,15 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         blocks = context_pb2.PromptBlocks(
             system=pack.system, context=pack.context, tools=pack.tools
         )
-        return context_pb2.GetContextResponse(
+        answer = context_pb2.GetContextResponse(
             context="\n\n".join(filter(None, (pack.system, pack.context, pack.tools))),
             token_count=pack.token_count,
             scopes=pack.scopes,
             version=pack.version,
             blocks=blocks,
         )
+        require_size(answer, f"the pack of {asked.story_id}", "a smaller token_budget")
+        return answer
 
     async def UpdateContext(  # noqa: N802
         self, request: context_pb2.UpdateContextRequest, context: Context
@@ -196,12 +201,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 asked.case_id, events, request.include_summaries
             )
             answer = rehydrated(session, self._graph.scopes, asked.roles)
-            if answer.ByteSize() > LARGEST_MESSAGE:
-                raise refused(
-                    TOO_LARGE,
-                    f"the session of {asked.case_id} has {answer.ByteSize()} bytes, more than "
-                    f"{LARGEST_MESSAGE}: ask for fewer roles, or fewer timeline_events",
-                )
+            require_size(
+                answer, f"the session of {asked.case_id}", "fewer roles, or fewer timeline_events"
+            )
             if request.persist_bundle:
                 told = content_hash(MessageToJson(answer, preserving_proto_field_name=True))
                 answer.generated_at_ms = int(time.time() * 1000)
@@ -279,8 +281,9 @@ def _require_time(timestamp: str) -> None:
         return
     try:
         at = moment(timestamp, "timestamp")
-    except Exception as error:
-        raise InvalidInput("UpdateContextRequest", [("timestamp", str(error))]) from None
+    except ApplicationError as error:
+        rule = error.message.removeprefix("timestamp: ")
+        raise InvalidInput("UpdateContextRequest", [("timestamp", rule)]) from None
     now = datetime.now(UTC)
     if at > now + AHEAD_AT_MOST:
         rule = f"is later than now ({now:%Y-%m-%dT%H:%M:%SZ}); set your clock, or leave it out"
@@ -294,25 +297,35 @@ def _require_time(timestamp: str) -> None:
 # --- models to messages ---------------------------------------------------------------------------
 
 
+def require_size(answer: Message, what: str, instead: str) -> None:
+    """Refuse what no client could read.
+
+    Raises:
+        ApplicationError: TOO_LARGE. instead: what to ask for.
+    """
+    if (size := answer.ByteSize()) > LARGEST_MESSAGE:
+        words = f"{what} has {size} bytes, more than {LARGEST_MESSAGE}: ask for {instead}"
+        raise refused(TOO_LARGE, words)
+
+
 def rehydrated(
     session: Session, scopes: Scopes, roles: list[str]
 ) -> context_pb2.RehydrateSessionResponse:
     """The packs, each under the role as it was asked for; none asked for: all there are.
 
     `token_budget_hint` is scopes.yaml's `token_budget`: what a pack of this fleet's may take of a
-    model's window. `stats` count what is in any of the packs, each thing once.
+    model's window. `stats` count what is in any of the packs, each thing once. A number of
+    somebody else's that an int32 cannot hold is shown as the last that it can.
     """
-    shares = {
-        asked: share_of(session, scopes, scopes.role(asked))
-        for asked in roles or known_roles(scopes)
+    meant = {asked: scopes.role(asked) for asked in roles or known_roles(scopes)}
+    shares = {role: share_of(session, scopes, role) for role in sorted(set(meant.values()))}
+    known = {role for role in shares if known_role(scopes, role)}
+    packs = {
+        role: _pack(session, scopes, role, share, role in known) for role, share in shares.items()
     }
-    known = {asked for asked in shares if known_role(scopes, scopes.role(asked))}
     return context_pb2.RehydrateSessionResponse(
         case_id=session.case["case_id"],
-        packs={
-            asked: _pack(session, scopes, scopes.role(asked), share, asked in known)
-            for asked, share in shares.items()
-        },
+        packs={asked: packs[role] for asked, role in meant.items()},
         stats=context_pb2.RehydrationStats(
             decisions=len({row["id"] for share in shares.values() for row in share.decisions}),
             decision_edges=len({edge for share in shares.values() for edge in share.edges}),
@@ -324,7 +337,7 @@ def rehydrated(
                 }
             ),
             events=len(session.milestones) if known else 0,
-            roles=sorted(shares),
+            roles=sorted(meant),
         ),
     )
 
@@ -335,8 +348,10 @@ def _pack(
     return context_pb2.RoleContextPack(
         role=role,
         case_header=context_pb2.CaseHeader(**session.case),
-        plan_header=context_pb2.PlanHeader(**session.plan) if session.plan else None,
-        subtasks=[context_pb2.Subtask(**task) for task in share.tasks],
+        plan_header=context_pb2.PlanHeader(**_bounded(session.plan, "version"))
+        if session.plan
+        else None,
+        subtasks=[context_pb2.Subtask(**_bounded(task, "priority")) for task in share.tasks],
         decisions=[context_pb2.Decision(**decision) for decision in share.decisions],
         decision_deps=[
             context_pb2.DecisionRelation(src_id=src, dst_id=dst, relation_type="DEPENDS_ON")
@@ -352,6 +367,11 @@ def _pack(
         last_summary=session.summary if known else "",
         token_budget_hint=scopes.token_budget,
     )
+
+
+def _bounded(row: Row, name: str) -> Row:
+    low, high = INT32
+    return row | {name: min(max(row[name], low), high)}
 
 
 def verdict(scopes: Scopes, role: str, phase: str, missing: list[str], extra: list[str]) -> str:

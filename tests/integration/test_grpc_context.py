@@ -246,6 +246,9 @@ async def test_a_version_grows_with_every_update_and_with_the_workflows_own(
     await graph.record(
         batch(story, ContextUpdated(story_id=story, version=7, changed=["CASE"], timestamp=NOW))
     )
+    await graph.record(
+        batch(story, ContextUpdated(story_id=story, version=2**40, changed=[], timestamp=NOW))
+    )
     third = await service.update(story, change("UPDATE", "CASE", title="Sign on"))
 
     assert [first.version, second.version, third.version] == [1, 2, 8]
@@ -279,6 +282,9 @@ NOW = "2026-01-01T00:00:00Z"
         (change("CREATE", "SUBTASK", "t-9", title="x", depends_on=["t-9"]), "itself"),
         (change("UPDATE", "CASE"), "nothing to change"),
         (change("CREATE", "MILESTONE", "m-9", event_type="x", timestamp_ms=2**70), "timestamp_ms"),
+        (pb.ContextChange(operation="CREATE", entity_type="DECISION", entity_id="d-9",
+                          payload='{"title": "a" "b"}'), "payload: is no JSON"),
+        (change("CREATE", "DECISION", "d-9", title="x", decided_at="{error}"), "ISO 8601"),
     ],
 )  # fmt: skip
 async def test_a_bad_change_is_one_warning_and_the_others_are_stored(
@@ -352,6 +358,7 @@ async def test_a_request_that_breaks_a_rule_is_refused_whole(
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     (violation,) = problem(error)[1][1].field_violations
     assert violation.field == field
+    assert "InvalidEntry" not in violation.description
     assert await nodes(driver, story) == 0
 
 
@@ -432,6 +439,71 @@ async def test_a_delete_is_soft_and_a_create_brings_it_back(
     assert back.stats.decisions == 3
     assert back.packs["DEV"].milestones[0].event_type == "DEMO"
     assert await entities(driver, story) == stored == sorted(name for _, name in EACH)
+
+
+async def test_what_is_created_anew_has_nothing_of_what_was_deleted(
+    service: Service, driver: AsyncDriver, story: str
+) -> None:
+    await service.update(story, created(acceptance_criteria=["It works"]), *planned())
+    await service.update(story, change("CREATE", "PLAN", "plan-2"))
+    gone = [("SUBTASK", "t-2"), ("DECISION", "d-1"), ("DECISION", "d-3"), ("MILESTONE", "m-1")]
+    await service.update(story, *(change("DELETE", *each) for each in [*gone, ("CASE", "")]))
+
+    answer = await service.update(
+        story,
+        change("CREATE", "CASE", title="Anew"),
+        change("CREATE", "SUBTASK", "t-2"),
+        change("CREATE", "DECISION", "d-1", title="New"),
+        change("CREATE", "DECISION", "d-3", title="New too"),
+        change("CREATE", "MILESTONE", "m-1", event_type="END"),
+    )
+
+    assert list(answer.warnings) == []
+    left = await rows(
+        driver,
+        "MATCH (n {case_id: $story}) WHERE n.id IN $ids RETURN n.id, [key IN keys(n) "
+        "WHERE n[key] IN ['The form', 'DEV', 'Enough', 'Shown', 'bo', ['t-1']]], "
+        "COLLECT { MATCH (n)-[e]-(o) WHERE NOT o:ContextUpdate RETURN type(e) + ' ' + o.id "
+        "ORDER BY type(e), o.id } ORDER BY n.id",
+        story=story,
+        ids=["t-2", "d-1", "d-3", "m-1"],
+    )
+    assert left == [
+        ["d-1", [], ["CONTAINS_DECISION plan-2", f"OF {story}"]],
+        ["d-3", [], ["CONTAINS_DECISION plan-2", f"OF {story}"]],
+        ["m-1", [], [f"OF {story}"]],
+        ["t-2", [], ["HAS_SUBTASK plan-2"]],
+    ]
+    header = (await service.rehydrate(story, "DEV")).packs["DEV"].case_header
+    assert (header.title, header.description) == ("Anew", "")
+
+
+async def test_a_ring_of_subtasks_is_not_closed_by_a_later_request_either(
+    service: Service, story: str
+) -> None:
+    await service.update(story, created(), *planned())  # t-2 waits for t-1
+
+    ring = await service.update(story, change("UPDATE", "SUBTASK", "t-1", depends_on=["t-2"]))
+    await service.update(story, change("DELETE", "SUBTASK", "t-2"))
+    line = await service.update(story, change("UPDATE", "SUBTASK", "t-1", depends_on=["t-2"]))
+
+    assert "ring" in ring.warnings[0]
+    assert list(line.warnings) == []
+
+
+async def test_who_made_a_case_never_changes_and_the_rest_of_the_change_is_stored(
+    service: Service, story: str
+) -> None:
+    await service.update(story, created())
+
+    answer = await service.update(
+        story, change("UPDATE", "CASE", title="Sign in", createdBy="eve", createdAt="2026-01-01")
+    )
+
+    (warning,) = answer.warnings
+    assert "payload.created_by, payload.created_at: never changes" in warning
+    header = (await service.rehydrate(story, "DEV")).packs["DEV"].case_header
+    assert (header.title, header.created_by) == ("Sign in", "ana")
 
 
 EACH = [
@@ -544,9 +616,9 @@ async def test_a_running_story_hears_of_new_decisions_and_milestones(
         ]
 
     async with asyncio.timeout(WITHIN_S):
-        while len(await signals()) < 4:
+        while len(await signals()) < 5:
             await asyncio.sleep(0.1)
-    assert await signals() == ["add_decision"] * 3 + ["add_milestone"]
+    assert await signals() == ["context_updated"] + ["add_decision"] * 3 + ["add_milestone"]
 
 
 # --- GetContext -----------------------------------------------------------------------------------
@@ -606,6 +678,20 @@ async def test_an_unknown_or_placeholder_story_has_no_context(
     assert not await client.exists(pack_key(story, "DEV", "BUILD"))
 
 
+async def test_only_packs_of_roles_and_phases_that_there_are_are_kept(
+    service: Service, client: Redis, story: str
+) -> None:
+    await service.update(story, created())
+    await settled(client, story, updates=1)
+
+    for role, phase in (("COOK", "BUILD"), ("DEV", "LUNCH"), ("developer", "BUILD")):
+        assert "**Log in**" in (await service.get(story, role, phase)).context
+
+    assert await client.smembers(f"context:{story}:packs") == {
+        pack_key(story, "DEV", "BUILD").encode()
+    }
+
+
 def query_of(story: str) -> PackQuery:
     return PackQuery(story_id=story, role="DEV", phase="BUILD")
 
@@ -619,6 +705,7 @@ def query_of(story: str) -> PackQuery:
         ({"phase": " "}, "phase"),
         ({"subtask_id": "a b"}, "subtask_id"),
         ({"token_budget": -1}, "token_budget"),
+        ({"token_budget": 100_001}, "token_budget"),
     ],
 )
 async def test_a_pack_asked_for_wrongly_is_refused(
@@ -695,6 +782,29 @@ async def test_a_decision_that_affects_only_others_is_not_a_roles_but_what_it_bu
         "DEVOPS": {"d-2"},
         "QA": {"d-1", "d-2", "d-3"},
     }
+
+
+async def test_packs_and_sessions_count_the_same_subtasks_as_done(
+    service: Service, story: str
+) -> None:
+    await service.update(story, created(), *planned())
+    await service.update(story, change("UPDATE", "SUBTASK", "t-1", status="completed"))
+
+    header = (await service.rehydrate(story, "DEV")).packs["DEV"].plan_header
+
+    assert (header.completed_subtasks, header.total_subtasks) == (1, 2)
+    assert "1 of 2 tasks done" in (await service.get(story)).context
+
+
+async def test_roles_are_at_most_twenty(service: Service, story: str) -> None:
+    await service.update(story, created())
+
+    answer = await service.rehydrate(story, *(f"R{n}" for n in range(20)))
+    error = await refusal(service.rehydrate(story, *(f"R{n}" for n in range(21))))
+
+    assert len(answer.packs) == 20
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert [each.field for each in problem(error)[1][1].field_violations] == ["roles"]
 
 
 async def test_no_roles_are_all_of_them(service: Service, story: str) -> None:
@@ -854,7 +964,7 @@ async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 INT32 = st.integers(-(2**31), 2**31 - 1)
 KNOWN = "US-known"
-"""A story that there is, once an example has created it."""
+"""A story that there is, with a plan."""
 STORIES = st.one_of(TEXT, st.just(KNOWN), st.builds(lambda: f"US-{uuid.uuid4().hex[:8]}"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
@@ -909,11 +1019,6 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
         provided_scopes=st.lists(st.one_of(TEXT, st.just("CASE_HEADER")), max_size=5),
     ),
 }
-EXPECTED = {
-    grpc.StatusCode.OK,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-}
 
 
 @pytest.mark.parametrize("method", REQUESTS)
@@ -928,7 +1033,11 @@ async def test_whatever_comes_is_answered_or_refused_and_nothing_is_half_written
 ) -> None:
     request = data.draw(REQUESTS[method])
     story_id = request.story_id if method == "UpdateContext" else KNOWN
+    status = "MATCH (s:Story {id: $story}) WHERE s.status <> 'DELETED' RETURN s.status"
+    if not await rows(driver, status, story=KNOWN):
+        await service.update(KNOWN, created(), *planned())
     before = await updates(driver, story_id)
+    all_before = await whole(driver, KNOWN)
 
     call = getattr(service.stub, method)(request, metadata=service.metadata)
     code = await call.code()
@@ -936,14 +1045,33 @@ async def test_whatever_comes_is_answered_or_refused_and_nothing_is_half_written
     if code is not grpc.StatusCode.OK:
         assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
         assert await updates(driver, story_id) == before
+        assert await whole(driver, KNOWN) == all_before
         assert not story_id or before != (0, 0) or await nodes(driver, story_id) == 0
     elif method == "UpdateContext":
         answer = await call
         assert answer.version == before[1] + 1
         assert await updates(driver, story_id) == (before[0] + 1, answer.version)
-        assert len(answer.warnings) <= len(request.changes)
+        refused = {warning.split(" ")[1] for warning in answer.warnings}
+        assert len(refused) <= len(request.changes)
+        if story_id != KNOWN or len(refused) == len(request.changes):
+            in_part = any("never changes" in warning for warning in answer.warnings)
+            assert in_part or await whole(driver, KNOWN) == all_before
     else:
         assert await updates(driver, story_id) == before
+        assert await whole(driver, KNOWN) == all_before
+
+
+async def whole(driver: AsyncDriver, story_id: str) -> list[Any]:
+    """Everything that changes of the story may write: nodes and edges, not what counts updates."""
+    return await rows(
+        driver,
+        "MATCH (n:Story|PlanVersion|Subtask|Decision|Event {case_id: $story}) "
+        "WHERE coalesce(n.event_type, '') <> 'context.updated' "
+        "RETURN labels(n), n {.*, context_version: null}, "
+        "COLLECT { MATCH (n)-[e]->(o) RETURN type(e) + ' ' + o.id ORDER BY type(e), o.id } "
+        "ORDER BY labels(n), n.id",
+        story=story_id,
+    )
 
 
 async def updates(driver: AsyncDriver, story_id: str) -> tuple[int, int]:

@@ -1,17 +1,26 @@
 """What of a session is a role's, which changes are stored, and scopes in words."""
 
+import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
 
-from activities.context import Scopes, load_scopes
-from activities.graph.sessions import Decided, Session, share_of
+from activities.context import Scopes, has_scopes, load_scopes
+from activities.graph import updates
+from activities.graph.sessions import Decided, RoleShare, Session, share_of
+from activities.graph.statements import CONTEXT_VERSION, LAST_VERSION
+from activities.graph.statements import change as entry_change
+from activities.graph.statements import writes as entry_writes
 from activities.graph.updates import (
     ENTITY_TYPES,
     OPERATIONS,
+    PAYLOADS,
     Asked,
+    EntityType,
     Found,
     Judged,
     Known,
@@ -20,8 +29,12 @@ from activities.graph.updates import (
     read_change,
     read_changes,
 )
-from bridge.grpc.context import rehydrated, verdict
+from bridge.grpc import context as service
+from bridge.grpc.context import rehydrated, require_size, verdict
+from bridge.grpc.server import LARGEST_MESSAGE
+from bridge.grpc.wire import context_pb2
 from tests.unit.conftest import CONFIG
+from workflows.events import ContextUpdated, Entry
 from workflows.models import ContextChange, ContextUpdate, ContextWrite
 
 STORY = "US-1"
@@ -46,7 +59,9 @@ def decided(
 
 
 def session(*decisions: Decided) -> Session:
-    tasks = [{"subtask_id": f"t-{role}", "role": role} for role in ("DEV", "QA", "DATA")]
+    tasks = [
+        {"subtask_id": f"t-{role}", "role": role, "priority": 1} for role in ("DEV", "QA", "DATA")
+    ]
     return Session({"case_id": STORY}, None, tasks, list(decisions), [], "")
 
 
@@ -106,6 +121,71 @@ def test_stats_count_what_two_roles_share_once(scopes: Scopes) -> None:
     assert list(stats.roles) == ["DATA", "DEV", "dev"]
 
 
+def test_roles_that_are_one_are_packed_once_and_answered_under_each_name(
+    scopes: Scopes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[str] = []
+
+    def counted(session: Session, scopes: Scopes, role: str) -> RoleShare:
+        packed.append(role)
+        return share_of(session, scopes, role)
+
+    monkeypatch.setattr(service, "share_of", counted)
+
+    answer = rehydrated(session(decided("d")), scopes, ["DEV", "developer", "dev", "QA"])
+
+    assert sorted(packed) == ["DEV", "QA"]
+    assert answer.packs["developer"] == answer.packs["dev"] == answer.packs["DEV"]
+    assert answer.packs["dev"].role == "DEV"
+
+
+def test_numbers_that_no_int32_holds_are_shown_as_the_last_that_one_does(scopes: Scopes) -> None:
+    header = {"plan_id": "p", "version": 2**40, "status": "DRAFT"}
+    tasks = [{"subtask_id": "t", "role": "DEV", "priority": -(2**40)}]
+
+    answer = rehydrated(Session({"case_id": STORY}, header, tasks, [], [], ""), scopes, ["DEV"])
+
+    assert answer.packs["DEV"].plan_header.version == 2**31 - 1
+    assert answer.packs["DEV"].subtasks[0].priority == -(2**31)
+
+
+def test_an_answer_that_no_client_could_read_is_refused() -> None:
+    fits = context_pb2.GetContextResponse(context="x" * (LARGEST_MESSAGE - 100))
+    large = context_pb2.GetContextResponse(context="x" * LARGEST_MESSAGE)
+
+    require_size(fits, "the pack of US-1", "less")
+    with pytest.raises(ApplicationError, match=r"the pack of US-1 has .* ask for less") as caught:
+        require_size(large, "the pack of US-1", "less")
+
+    assert caught.value.type == "TooLarge"
+
+
+@pytest.mark.parametrize(
+    ("role", "phase", "has"),
+    [
+        ("developer", "build", True),
+        ("DATA", "TEST", True),
+        ("COOK", "BUILD", False),
+        ("DEV", "LUNCH", False),
+    ],
+)
+def test_the_scopes_file_knows_a_role_in_a_phase_or_not(
+    scopes: Scopes, role: str, phase: str, has: bool
+) -> None:
+    assert has_scopes(scopes, role, phase) == has
+
+
+@pytest.mark.parametrize(("version", "taken"), [(7, True), (LAST_VERSION, True), (2**31, False)])
+def test_a_version_from_others_leaves_room_for_ours(version: int, taken: bool) -> None:
+    body = ContextUpdated(story_id=STORY, version=version, changed=[], timestamp="2026-03-01")
+    fields = body.model_dump(mode="json")
+    entry = Entry(id="e", kind="ContextUpdated", source="s", time=body.timestamp, body=fields)
+
+    written = entry_writes(entry_change(entry, 1, 0))
+
+    assert (CONTEXT_VERSION in [write.cypher for write in written]) == taken
+
+
 def test_scopes_are_judged_in_words(scopes: Scopes) -> None:
     assert verdict(scopes, "dev", "build", [], []) == "these are the scopes of DEV in BUILD"
     assert verdict(scopes, "DEV", "LUNCH", ["PLAN_HEADER"], ["MILESTONES"]) == (
@@ -123,10 +203,34 @@ def change(operation: str, entity_type: str, entity_id: str, payload: str = "{}"
     )
 
 
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
 def judged(*changes: ContextChange, found: Found | None = None, at: str = "2026-03-01") -> Judged:
     update = ContextUpdate(story_id=STORY, actor="ana", changes=list(changes))
-    write = ContextWrite(update_id="u", at=at, started_ms=1, update=update)
-    return judge(write, read_changes(changes, STORY), found or Found(story_live=True))
+    started_ms = int(NOW.timestamp() * 1000)
+    write = ContextWrite(update_id="u", at=at, started_ms=started_ms, update=update)
+    return judge(write, read_changes(write), found or Found(story_live=True))
+
+
+def told(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[str, Any]:
+    """What is read of a payload."""
+    name = STORY if entity_type == "CASE" else "t"
+    read = read_change(0, change(operation, entity_type, name, json.dumps(payload)), STORY, NOW)
+    assert read.payload
+    return read.payload.model_dump(exclude_none=True)
+
+
+def nodes(outcome: Judged) -> list[dict[str, Any]]:
+    """The properties that are written, entity by entity."""
+    return [write.row["node"] for write in outcome.writes if "node" in write.row]
+
+
+def there(*entities: tuple[str, str]) -> Found:
+    """A story that has these."""
+    found = Found(story_live=True)
+    found.entities = {entity: Known(live=True) for entity in [("CASE", STORY), *entities]}
+    return found
 
 
 TITLED = '{"title": "x"}'
@@ -177,27 +281,243 @@ def test_a_subtask_hangs_on_the_newest_plan_that_is_left() -> None:
 
 
 def test_others_names_for_our_fields_are_understood() -> None:
-    read = read_change(
-        0,
-        change("CREATE", "SUBTASK", "t", '{"dependencies": ["a"], "role": "dev", "colour": 1}'),
-        STORY,
+    assert told("SUBTASK", dependencies=["a"], role="dev", colour=1) == {
+        "depends_on": ["a"],
+        "role": "DEV",
+    }
+
+
+def test_names_as_protobuf_writes_them_in_json_are_understood() -> None:
+    decision = told("DECISION", title="x", decidedBy="bo", decidedAt="2026-02-01", id="t")
+    milestone = told("MILESTONE", eventType="DEMO", tsMs="1000")
+    case = told("CASE", caseId=STORY, createdBy="bo", createdAt="2026-02-01", title="x")
+
+    assert decision == {
+        "title": "x",
+        "decided_by": "bo",
+        "decided_at": "2026-02-01T00:00:00.000Z",
+    }
+    assert milestone == {"event_type": "DEMO", "timestamp_ms": 1000}
+    assert case == {"title": "x", "created_by": "bo", "created_at": "2026-02-01T00:00:00.000Z"}
+    assert told("SUBTASK", subtaskId="t", planId="p-1", dependsOn=["a"]) == {
+        "plan_id": "p-1",
+        "depends_on": ["a"],
+    }
+
+
+def test_an_empty_word_time_or_actor_is_as_none() -> None:
+    empty = {"decided_by": "", "decidedAt": " ", "role": "", "type": "", "status": ""}
+
+    assert told("DECISION", title="x", **empty) == {"title": "x"}
+    assert told("CASE", title="x", rigor="", created_by="", created_at="") == {"title": "x"}
+    assert told("SUBTASK", assignee="", plan_id="", description="") == {"description": ""}
+
+
+@pytest.mark.parametrize("status", ["in-progress", " In Progress ", "IN_PROGRESS"])
+def test_a_status_is_one_word_in_capitals(status: str) -> None:
+    assert told("SUBTASK", status=status) == {"status": "IN_PROGRESS"}
+
+
+def test_an_empty_payload_says_nothing_and_is_enough_where_nothing_is_needed() -> None:
+    outcome = judged(
+        change("CREATE", "PLAN", "p", ""),
+        change("CREATE", "SUBTASK", "t", " "),
+        change("UPDATE", "PLAN", "p", ""),
+        change("CREATE", "DECISION", "d", ""),
     )
 
-    assert read.payload
-    assert read.payload.model_dump(exclude_none=True) == {"depends_on": ["a"], "role": "DEV"}
+    assert [asked.number for asked in outcome.applied] == [0, 1]
+    assert "names nothing to change" in outcome.warnings[0]
+    assert "payload.title: required" in outcome.warnings[1]
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2026-02-01T12:00:00+02:00",
+        "2026-02-01T10:00:00Z",
+        "2026-02-01T10:00:00",
+        "20260201T100000",
+    ],
+)
+def test_times_are_stored_in_utc_and_in_one_form_for_they_are_sorted_as_text(time: str) -> None:
+    outcome = judged(
+        change("CREATE", "CASE", "", '{"title": "x"}'),
+        change("CREATE", "DECISION", "d", json.dumps({"title": "x", "decided_at": time})),
+        at=time,
+    )
+
+    case, decision = nodes(outcome)
+    one = "2026-02-01T10:00:00.000Z"
+    assert (case["created_at"], decision["decided_at"]) == (one, one)
+
+
+@pytest.mark.parametrize(
+    ("entity_type", "payload"),
+    [
+        ("DECISION", {"title": "x", "decided_at": "2026-03-01T12:05:01Z"}),
+        ("DECISION", {"title": "x", "decided_at": "2026-03-01T11:05:01-01:00"}),
+        ("CASE", {"title": "x", "created_at": "2999-01-01"}),
+        ("MILESTONE", {"event_type": "x", "ts_ms": int(NOW.timestamp() * 1000) + 300_001}),
+    ],
+)
+def test_a_time_that_has_not_come_is_refused(entity_type: str, payload: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="later than now"):
+        told(entity_type, **payload)
+
+
+@pytest.mark.parametrize(
+    ("entity_type", "payload"),
+    [
+        ("SUBTASK", {"priority": 1_000_001}),
+        ("SUBTASK", {"priority": 2**31}),
+        ("PLAN", {"version": 1_000_001}),
+    ],
+)
+def test_a_number_that_goes_out_as_int32_is_bounded(
+    entity_type: str, payload: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused, match="1000000"):
+        told(entity_type, **payload)
+
+
+@pytest.mark.parametrize(
+    ("entity_type", "payload"),
+    [
+        ("DECISION", {"id": "d-2", "title": "x"}),
+        ("SUBTASK", {"subtask_id": "t-2"}),
+        ("SUBTASK", {"subtaskId": "t-2"}),
+        ("SUBTASK", {"case_id": "US-2"}),
+        ("PLAN", {"plan_id": "p-2"}),
+        ("MILESTONE", {"id": 7, "event_type": "x"}),
+    ],
+)
+@pytest.mark.parametrize("operation", ["CREATE", "DELETE"])
+def test_a_payload_of_another_id_is_refused(
+    operation: str, entity_type: str, payload: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused, match="is not"):
+        told(entity_type, operation, **payload)
+
+
+def test_two_names_of_one_field_must_say_the_same() -> None:
+    assert told("SUBTASK", depends_on=["a"], dependencies=["a"]) == {"depends_on": ["a"]}
+    with pytest.raises(Refused, match="under two names"):
+        told("SUBTASK", depends_on=["a"], dependencies=["b"])
+
+
+def test_when_and_by_whom_a_case_was_made_never_changes_and_the_rest_is_stored() -> None:
+    found = there()
+    found.created = {"created_at": "2026-01-01T00:00:00Z", "created_by": "bo"}
+    same = '{"title": "x", "created_by": "bo", "created_at": "2026-01-01T01:00:00+01:00"}'
+
+    outcome = judged(
+        change("UPDATE", "CASE", "", '{"title": "x", "created_by": "eve"}'),
+        change("UPDATE", "CASE", "", '{"created_at": "2026-01-02"}'),
+        change("UPDATE", "CASE", "", same),
+        found=found,
+    )
+
+    assert [asked.number for asked in outcome.applied] == [0, 2]
+    assert [warning[:8] for warning in outcome.warnings] == ["change 0", "change 1"]
+    assert all("never changes" in warning for warning in outcome.warnings)
+    assert "created_by" not in nodes(outcome)[0]
+    assert nodes(outcome)[0]["title"] == "x"
+
+
+def test_after_a_case_is_deleted_nothing_is_stored_until_it_is_created() -> None:
+    outcome = judged(
+        change("DELETE", "CASE", ""),
+        change("CREATE", "DECISION", "d", TITLED),
+        change("UPDATE", "CASE", "", TITLED),
+        change("CREATE", "CASE", "", "{}"),
+        change("CREATE", "PLAN", "p"),
+        change("CREATE", "CASE", "", TITLED),
+        change("CREATE", "DECISION", "d", TITLED),
+        found=there(),
+    )
+
+    assert [asked.number for asked in outcome.applied] == [0, 5, 6]
+    assert len(outcome.warnings) == 4
+
+
+@pytest.mark.parametrize("entity_type", ENTITY_TYPES)
+def test_what_is_created_anew_has_nothing_of_what_was_deleted(entity_type: EntityType) -> None:
+    needed = json.dumps({"title": "x", "event_type": "x"})
+
+    outcome = judged(change("CREATE", entity_type, STORY, needed))
+
+    properties = set(PAYLOADS[entity_type].model_fields) - {"plan_id", "depends_on"}
+    assert properties <= set(nodes(outcome)[0])
+    assert outcome.writes[0].row["fresh"]
+
+
+def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
+    found = there(("SUBTASK", "t-3"))
+    found.needs = {"t-2": ["t-3"], "t-9": ["t-8"]}
+
+    outcome = judged(
+        change("CREATE", "SUBTASK", "t-1", '{"depends_on": ["t-2"]}'),
+        change("UPDATE", "SUBTASK", "t-3", '{"depends_on": ["t-9", "t-1"]}'),
+        change("UPDATE", "SUBTASK", "t-1", '{"depends_on": ["t-9"]}'),
+        change("UPDATE", "SUBTASK", "t-3", '{"depends_on": ["t-9", "t-1"]}'),
+        found=found,
+    )
+
+    assert [asked.number for asked in outcome.applied] == [0, 2, 3]
+    assert "ring" in outcome.warnings[0]
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        *("", "null", "[]", "{", '{"title": NaN}', '{"title": "\\ud800"}', "[" * 10_000),
+        *("null", "[]", "{", '{"title": NaN}', '{"title": "\\ud800"}', "[" * 10_000),
         '{"priority": 1e99}',
         '{"title": "' + "x" * 70_000 + '"}',
     ],
 )
 def test_a_payload_that_is_none_is_refused(payload: str) -> None:
     with pytest.raises(Refused, match="payload"):
-        read_change(0, change("CREATE", "SUBTASK", "t", payload), STORY)
+        read_change(0, change("CREATE", "SUBTASK", "t", payload), STORY, NOW)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        '{"title": "a" "b"}',
+        '{"title": "a", "decided_at": "{x}"}',
+        "{0}",
+        "}",
+        '{"decided_at": "{error.__traceback__}"}',
+        '{"title": "a", "status": "{error.__class__.__init__.__globals__}"}',
+    ],
+)
+def test_no_text_from_outside_is_a_template(payload: str) -> None:
+    outcome = judged(change("CREATE", "DECISION", "d", payload))
+
+    (warning,) = outcome.warnings
+    assert warning.startswith("change 0 (CREATE DECISION d): payload")
+    assert not any(word in warning for word in ("traceback", "object at", "globals", "/work"))
+
+
+def test_whatever_fails_while_a_change_is_read_is_that_changes_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(what: str, error: Exception) -> Exception:
+        raise ValueError(f"{error.__traceback__}")
+
+    monkeypatch.setattr(updates, "invalid_input", broken)
+
+    outcome = judged(
+        change("CREATE", "DECISION", "d", '{"title": 7}'),
+        change("CREATE", "DECISION", "e", TITLED),
+    )
+
+    assert [asked.number for asked in outcome.applied] == [1]
+    (warning,) = outcome.warnings
+    assert warning == (
+        "change 0 (CREATE DECISION d): cannot be read (ValueError); write it otherwise"
+    )
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
