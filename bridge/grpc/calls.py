@@ -32,16 +32,15 @@ def said(context: Context) -> dict[str, str]:
     return {key: value for key, value in metadata if isinstance(value, str)}
 
 
-def seconds_left(context: Context, at_most: float = ANSWERED_WITHIN_S) -> float:
-    """Until the call's deadline; `at_most` where that is later, or there is none."""
+def seconds_left(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> float:
+    """Until the call's deadline; `unless_told` where it names none."""
     left: float | None = context.time_remaining()
-    return at_most if left is None else min(left, at_most)
+    return unless_told if left is None else left
 
 
 def in_time(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
     """Raises TimeoutError in the block when the call's time, or `unless_told`, is over."""
-    left: float | None = context.time_remaining()
-    return asyncio.timeout(unless_told if left is None else left)
+    return asyncio.timeout(seconds_left(context, unless_told))
 
 
 def derived_id(*parts: str) -> str:

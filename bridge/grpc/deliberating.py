@@ -89,7 +89,8 @@ class Deliberations:
         rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
         if asked.constraints.max_iterations:
             rounds = min(rounds, asked.constraints.max_iterations)
-        timeout = seconds_left(context, asked.constraints.timeout_seconds or DEFAULT_TIMEOUT_S)
+        wanted = asked.constraints.timeout_seconds or DEFAULT_TIMEOUT_S
+        timeout = min(wanted, seconds_left(context, wanted))
         task = DeliberationInput(
             task_id=task_id,
             story_id=asked.story_id or asked.case_id or None,

@@ -39,7 +39,7 @@ from workflows.models import ContextChange, ContextUpdate, ContextWrite, PackQue
 from workflows.story import StoryWorkflow
 from workflows.stubs import BRIDGE_QUEUE, CONTEXT_QUEUE, STORY_QUEUE
 
-WITHIN_S = 60
+WITHIN_S = 200
 
 
 class Service:

@@ -48,7 +48,7 @@ from workers.external_storage import data_converter
 from workers.settings import ROOT
 
 SERVICE = "orchestrator.v1.OrchestratorService"
-WITHIN_S = 60
+WITHIN_S = 200
 TASK = "Write a function that adds two numbers"
 
 SEATED = "MATCH (c:Council)-[:HAS_AGENT]->(a:Agent) RETURN c.id, a.id"

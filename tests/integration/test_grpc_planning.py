@@ -26,7 +26,7 @@ from tests.messages import messages
 from workflows.models import StoryInput
 from workflows.story import StoryWorkflow
 
-WITHIN_S = 60
+WITHIN_S = 200
 PROCESSES = ("story", "context", "agents", "bridge")
 
 ANA = bearer("ana", "PO")

@@ -25,7 +25,7 @@ from tests.messages import messages
 from workflows.models import StoryText
 from workflows.readiness import score_story
 
-WITHIN_S = 60
+WITHIN_S = 200
 PROCESSES = ("story", "context", "agents")
 ANA = bearer("ana")
 
