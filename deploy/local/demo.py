@@ -209,6 +209,11 @@ async def tell(settings: Settings, story_id: str) -> None:
         ("why a decision", f"fleet why {first}"),
         ("Neo4j", f"{settings.neo4j_uri}, credentials in {folder}/env"),
         ("NATS", f"{settings.nats_url}, subjects planning.> orchestration.> context.>"),
+        (
+            "gRPC",
+            f"{settings.grpc_host}, ports {settings.grpc_workspace_port} to "
+            f"{settings.grpc_orchestrator_port}; FLEET_TOKEN in {folder}/env",
+        ),
         ("logs", f"make logs, or {folder}/logs"),
         (
             "the next story",
