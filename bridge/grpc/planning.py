@@ -35,6 +35,7 @@ from bridge.grpc.calls import (
     in_time,
     said,
     seconds_left,
+    summary,
     understood,
 )
 from bridge.grpc.errors import NOT_FOUND, refused
@@ -73,8 +74,6 @@ SCORED_WITHIN_S = 5.0
 SCORED_EVERY_S = 0.05
 ANSWER_TAKES_S = 0.5
 """CreateStory waits so long for the story's first score, and leaves this much of its deadline."""
-
-SUMMARY_BYTES = 200
 
 Story = WorkflowHandle[StoryWorkflow, StoryResult]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
@@ -146,7 +145,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                     task_queue=STORY_QUEUE,
                     # A request that is repeated after its story's end does not begin it anew.
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    static_summary=story.title.encode()[:SUMMARY_BYTES].decode(errors="ignore"),
+                    static_summary=summary(story.title),
                     memo={TITLE_MEMO: story.title},
                 )
         patience = min(SCORED_WITHIN_S, seconds_left(context) - ANSWER_TAKES_S)

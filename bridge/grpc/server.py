@@ -187,9 +187,7 @@ class Guarded(grpc.aio.ServerInterceptor):
                 actor = self._access.admit(metadata).actor
                 yield
         except asyncio.CancelledError:
-            code = (
-                grpc.StatusCode.CANCELLED
-            )  # by the client, by its deadline, or at the drain's end
+            code = grpc.StatusCode.CANCELLED  # by client, deadline, or the drain's end
             raise
         except grpc.aio.AbortError:
             code = grpc.StatusCode(context.code())

@@ -26,6 +26,7 @@ from bridge.grpc.calls import (
     in_time,
     said,
     seconds_left,
+    summary,
     understood,
 )
 from bridge.grpc.wire import storycoach_pb2 as wire
@@ -50,7 +51,6 @@ OUTLIVES_S = 5.0
 """How long the workflow may go on after its call's deadline, where nobody is left to cancel it."""
 
 CANCELLED_WITHIN_S = 5.0
-SUMMARY_BYTES = 200
 
 
 class Refine(Request):
@@ -154,7 +154,7 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
                 execution_timeout=timedelta(seconds=within_s + OUTLIVES_S),
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                static_summary=title.encode()[:SUMMARY_BYTES].decode(errors="ignore"),
+                static_summary=summary(title),
             )
         return self._temporal.get_workflow_handle_for(CoachWorkflow.run, workflow_id)
 

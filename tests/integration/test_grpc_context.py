@@ -926,7 +926,7 @@ async def test_scopes_of_nobody_or_never_are_refused(
 
 
 async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a_restart(
-    temporal_client: Client, graph: Graph, driver: AsyncDriver, client: Redis, story: str
+    temporal_client: Client, graph: Graph, client: Redis, servers: Servers, story: str
 ) -> None:
     roles = ("ARCHITECT", "DEV", "QA", "DATA")
     workers = storing(temporal_client, graph)
@@ -939,7 +939,10 @@ async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a
         after = await service.rehydrate(story, *roles)
         pack = await service.get(story, "ARCHITECT", "BUILD")
 
-    # Everything is started anew: the server, the workers, and a cache that was emptied.
+    # Everything is started anew: service, workers and servers, and packs that were lost.
+    stores = (servers.temporal, servers.neo4j, servers.valkey, servers.nats)
+    await asyncio.gather(*(store.kill() for store in stores))
+    await asyncio.gather(*(store.start() for store in stores))
     async for key in client.scan_iter(f"context:{story}:*"):
         await client.delete(key)
     workers = storing(temporal_client, graph)
