@@ -3,8 +3,9 @@
     swe:case:{id}:spec             JSON: a StorySpec, with `order` first
     swe:case:{id}:planning:draft   JSON: a PlanDerived, with `order` first
     swe:case:{id}:planning:stream  stream: one line for each entry, fields by LINE
-    context:{story}:{role}:{phase} JSON: a ContextPack, with `config`; kept for PACK_TTL_S. That of
-                                   a subtask or another budget has `:{subtask}:{budget}` at the end
+    context:{story}:{role}:{phase} JSON: a ContextPack, with `config`; kept for CONTEXT_CACHE_TTL
+                                   seconds. That of a subtask or another budget has
+                                   `:{subtask}:{budget}` at the end
     context:{story}:packs          set: the keys of the story's packs, so that they can be dropped
     context:{story}:generation     counter: grows with every change of the story
     swe:case:{id}:planning:late    set: ids of the timeline's lines that came late (see TIMELINE)
@@ -150,8 +151,10 @@ class Cache:
         redis.exceptions.RedisError: in every method, where Valkey did not do it.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, pack_ttl_s: int = PACK_TTL_S) -> None:
+        """pack_ttl_s: how long a context pack is kept."""
         self.client = client
+        self._pack_ttl_s = pack_ttl_s
         self._timeline = client.register_script(TIMELINE)
         self._newest = client.register_script(NEWEST)
         self._drop_packs = client.register_script(DROP_PACKS)
@@ -195,7 +198,7 @@ class Cache:
         """Keep a pack, unless the story has changed since `generation`: then False."""
         text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
         keys = [_generation_key(story_id), _packs_key(story_id), key]
-        return bool(await self._keep_pack(keys, [generation, text, PACK_TTL_S]))
+        return bool(await self._keep_pack(keys, [generation, text, self._pack_ttl_s]))
 
     async def keep(self, key: str, text: str, seconds: int) -> None:
         """Keep a text so long."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,8 +76,12 @@ def load_config(directory: Path = CONFIG) -> ProcessConfig:
 class Planning(PlanningStub):
     """Implements PlanningStub over the files of a directory."""
 
-    def __init__(self, directory: Path = CONFIG) -> None:
+    def __init__(
+        self, directory: Path = CONFIG, deliberation_timeout: timedelta | None = None
+    ) -> None:
+        """deliberation_timeout: what each deliberation of a story gets; None: an hour."""
         self._directory = directory
+        self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
 
     @activity.defn
     async def load_process(self, rigor: str) -> Process:
@@ -96,7 +101,12 @@ class Planning(PlanningStub):
                 type=INVALID_INPUT,
                 non_retryable=True,
             )
-        return Process(machine=config.machine, rigor=config.rigor[rigor], version=config.version)
+        return Process(
+            machine=config.machine,
+            rigor=config.rigor[rigor],
+            version=config.version,
+            deliberation_timeout=self._timeout_s,
+        )
 
     @activity.defn
     async def score_story(self, text: StoryText) -> Readiness:

@@ -131,7 +131,16 @@ class Held:
 class Inbox:
     """The job of the process `inbox`; any number of them share the consumers."""
 
-    def __init__(self, nats: Nats, graph: Graph, temporal: Client, nats_replicas: int) -> None:
+    def __init__(
+        self,
+        nats: Nats,
+        graph: Graph,
+        temporal: Client,
+        nats_replicas: int,
+        deliberation_timeout: timedelta | None = None,
+    ) -> None:
+        """deliberation_timeout: of each task of a plan that it starts; None: an hour."""
+        self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._jetstream = nats.jetstream()
         self._graph = graph
         self._temporal = temporal
@@ -361,7 +370,7 @@ class Inbox:
         with suppress(WorkflowAlreadyStartedError):  # by an earlier message, or delivery
             await self._temporal.start_workflow(
                 PlanWorkflow.run,
-                PlanInput(story_id=story_id, plan_id=plan_id),
+                PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s),
                 id=plan_workflow_id(story_id, plan_id),
                 task_queue=STORY_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,

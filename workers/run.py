@@ -17,7 +17,7 @@ from workers.clients.valkey import open_valkey
 from workers.external_storage import data_converter
 from workers.health import Check
 from workers.processes import PROCESSES, Base, Job, load_process
-from workers.settings import Settings
+from workers.settings import Settings, slips, variables
 
 ALL = "all"
 
@@ -73,6 +73,8 @@ async def run(name: str, settings: Settings, service: str = "") -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runtime, plugins = telemetry.start(settings, name)
+    for variable, meant in slips(variables()).items():
+        log.warning("unknown variable", variable=variable, did_you_mean=meant)
     async with ready(name, settings, runtime, plugins, service) as process:
         with (
             health.serve(settings.health_host, settings.health_port, process.checks)

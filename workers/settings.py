@@ -1,14 +1,19 @@
 """Every setting of the fleet's processes: environment variables, or lines of `.fleet/env`.
 
 The environment wins over the file. The README's table is made from this page by
-`python -m workers settings`.
+`python -m workers settings`. `ALIASES` are the predecessor's names of the same settings.
 """
 
 import os
+import re
+from collections.abc import Collection, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     BeforeValidator,
     DirectoryPath,
@@ -18,6 +23,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticUndefined
 from pydantic_settings import (
@@ -36,6 +42,34 @@ SERVICES = ("orchestrator", "context", "planning", "storycoach", "workspace")
 MOCK_REFUSED = "Mock agents not allowed in production"
 """The words that a request for a mock agent gets everywhere (design section 3)."""
 
+ALIASES = {f"grpc_port_{name}": f"grpc_{name}_port" for name in SERVICES}
+"""The predecessor's name of a setting -> its own."""
+
+OF_OTHER_PROCESSES = frozenset(
+    {
+        # deploy.local: the stack on one machine, and its set-up
+        *("fleet_home", "fleet_serve", "temporal_port", "temporal_ui_port", "nats_port"),
+        *("valkey_port", "neo4j_port"),
+        # workers.serve: the LLM
+        *("vllm_model_source", "vllm_device", "vllm_max_model_len", "vllm_max_num_seqs"),
+        *("vllm_kv_cache_gib", "vllm_threads", "vllm_gpu_memory_utilization"),
+        *("serve_host", "serve_port", "ray_temp_dir"),
+    }
+)
+"""Settings that other parts of the fleet read."""
+
+FOREIGN = re.compile(
+    # Temporal's own command and environment configuration, OpenTelemetry's, Ray's, gRPC's
+    r"(temporal_(cli|codec|grpc_meta)|otel|ray|nats_box|nats_context|grpc_(trace|verbosity|dns))_.*"
+    r"|temporal_tls_(client_(cert|key)|server_ca_cert)_data|temporal_tls_server_name|nats_box"
+    # what Kubernetes sets for each Service
+    r"|.*_service_(host|port)(_.*)?|.*_port_\d+_(tcp|udp)(_.*)?"
+)
+"""Variables that belong to other software, however much they look like ours."""
+
+ALIKE = 0.81
+"""How alike (difflib's ratio) an unknown name has to be to be taken for a slip."""
+
 
 def _seconds(value: Any) -> timedelta:
     try:
@@ -50,11 +84,27 @@ def _seconds(value: Any) -> timedelta:
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 """A duration, written as a number of seconds."""
 
+DeliberationSeconds = Annotated[
+    timedelta, Field(gt=timedelta(), le=timedelta(days=1)), BeforeValidator(_seconds)
+]
+"""As DeliberationInput takes it."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 HostPort = Annotated[
     str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
 ]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
+
+
+def api_url(url: Any) -> Any:
+    """The base URL of an OpenAI-compatible API: with `/v1` where its path names no version."""
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        return url  # the pattern refuses it
+    base = url.rstrip("/")
+    return base if re.search(r"/v\d", urlsplit(base).path) else f"{base}/v1"
+
+
+ApiUrl = Annotated[HttpUrl, BeforeValidator(api_url)]
 
 
 def home() -> Path:
@@ -64,6 +114,42 @@ def home() -> Path:
 
 class InvalidSettings(Exception):
     """One line for each wrong setting: its name, the rule, the remedy."""
+
+
+class _Renamed(EnvSettingsSource):
+    """Variables under their settings' own names."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return own_names(super()._load_env_vars())
+
+
+class Environment(_Renamed):
+    """The environment, aliases included."""
+
+
+class EnvironmentFile(_Renamed, DotEnvSettingsSource):
+    """A file of variables, aliases included."""
+
+
+def own_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The variables, each alias under the name of its setting.
+
+    Raises:
+        InvalidSettings: an alias and its setting differ.
+    """
+    renamed = {name: value for name, value in variables.items() if name not in ALIASES}
+    problems = []
+    for alias, name in ALIASES.items():
+        if not (value := variables.get(alias)):
+            continue
+        if renamed.get(name) not in (None, "", value):
+            problems.append(
+                f"{alias.upper()} and {name.upper()} are the same setting and differ; unset one"
+            )
+        renamed[name] = value
+    if problems:
+        raise InvalidSettings("\n".join(problems))
+    return renamed
 
 
 class Settings(BaseSettings):
@@ -118,19 +204,35 @@ class Settings(BaseSettings):
     external_window: Annotated[int, Field(ge=1_024)] = Field(
         8_192, description="tokens that prompt and answer may have together in external agents"
     )
-    vllm_url: HttpUrl = Field(
-        "http://127.0.0.1:8000/v1", description="the LLM's OpenAI-compatible API, with `/v1`"
+    vllm_url: ApiUrl = Field(
+        "http://127.0.0.1:8000/v1",
+        description="the LLM's OpenAI-compatible API, with or without `/v1`",
     )
     vllm_model: str | None = Field(
         None, description="model of agents that name none; else the one that is served"
     )
     vllm_api_key: SecretStr | None = Field(None, description="key for the LLM's API")
+    ray_address: str | None = Field(
+        None,
+        description="Ray cluster that hosts the LLM; its host is VLLM_URL's where that is unset",
+    )
     llm_concurrency: Annotated[int, Field(ge=1, le=10_000)] = Field(
         8, description="LLM calls and checks in flight in one worker: what the engine can run"
     )
     fleet_config: DirectoryPath = Field(
         ROOT / "deploy" / "config",
         description="folder of the process, rigor, councils, scopes, checks and prompts",
+    )
+    deliberation_timeout: DeliberationSeconds | None = Field(
+        None,
+        description="seconds that a deliberation gets where who asks for it names none; unset: "
+        "300 by gRPC, 3,600 in a story or plan",
+    )
+    context_cache_ttl: Annotated[int, Field(ge=1)] = Field(
+        3600, description="seconds that a built context pack is kept in Valkey"
+    )
+    enable_nats: bool = Field(
+        True, description="only `true`: events leave through the outbox, which publishes to NATS"
     )
     drain_seconds: Seconds = Field(
         timedelta(seconds=30),
@@ -170,6 +272,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least level that is logged"
     )
+    log_format: Literal["json", "console"] = Field(
+        "json", description="`json`: an object a line; `console`: for a person at a terminal"
+    )
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
         None, description="where traces go by OTLP over gRPC; unset: nowhere"
     )
@@ -178,9 +283,39 @@ class Settings(BaseSettings):
     @classmethod
     def _no_mock(cls, value: Any) -> Any:
         """Design section 3: there is no mock agent."""
-        if str(value).strip().upper() == "MOCK":
+        agent_type = value.strip().upper() if isinstance(value, str) else value
+        if agent_type == "MOCK":
             raise MockRefused(MOCK_REFUSED)
+        return agent_type
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _level(cls, value: Any) -> Any:
+        level = value.strip().upper() if isinstance(value, str) else value
+        return "WARNING" if level == "WARN" else level
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _format(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("enable_nats")
+    @classmethod
+    def _needs_nats(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("must be true: events leave through the outbox, which needs NATS")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _llm_on_ray(cls, given: Any) -> Any:
+        """An LLM on a Ray cluster answers on the port of Ray Serve there."""
+        address = str(given.get("ray_address") or "").rpartition("//")[2]
+        host = urlsplit(f"//{address}").hostname
+        if given.get("vllm_url") or not host or host in ("auto", "local"):
+            return given
+        host = f"[{host}]" if ":" in host else host
+        return given | {"vllm_url": f"http://{host}:8000/v1"}
 
     @classmethod
     def settings_customise_sources(
@@ -194,8 +329,8 @@ class Settings(BaseSettings):
         """The environment, then the local stack's file."""
         return (
             init_settings,
-            EnvSettingsSource(settings_cls),
-            DotEnvSettingsSource(settings_cls, env_file=home() / "env"),
+            Environment(settings_cls),
+            EnvironmentFile(settings_cls, env_file=home() / "env"),
         )
 
 
@@ -217,6 +352,24 @@ def load() -> Settings:
         raise InvalidSettings("\n".join(_line(problem) for problem in problems)) from None
 
 
+def slips(names: Collection[str]) -> dict[str, str]:
+    """Unknown variables that resemble a setting -> the setting's name, both in capitals."""
+    known = {*Settings.model_fields, *ALIASES, *OF_OTHER_PROCESSES}
+    unknown = {name.lower() for name in names} - known
+    found = {}
+    for name in sorted(name for name in unknown if not FOREIGN.fullmatch(name)):
+        ours = {*Settings.model_fields, *ALIASES}
+        alike = [each for each in sorted(ours) if each[:3] == name[:3]]
+        for meant in get_close_matches(name, alike, n=1, cutoff=ALIKE):
+            found[name.upper()] = meant.upper()
+    return found
+
+
+def variables() -> set[str]:
+    """The names in the environment and in the stack's file."""
+    return {*os.environ, *dotenv_values(home() / "env")}
+
+
 _RULES = {
     "temporal_address": "must be host:port, such as 127.0.0.1:7233",
     "nats_url": "must be a URL such as nats://127.0.0.1:4222 or tls://nats:4222",
@@ -234,7 +387,7 @@ def _line(problem: Any) -> str:
     said = (rule or problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     return (
         f"{name.upper()} ({Settings.model_fields[name].description}): {said}; "
-        f"mend or unset it in the environment or in {home() / 'env'}"
+        f"fix or unset it in the environment or in {home() / 'env'}"
     )
 
 
@@ -242,7 +395,9 @@ def table() -> str:
     """Every setting as a Markdown table: variable, default, meaning."""
     rows = ["| variable | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        rows.append(f"| `{name.upper()}` | {_default(field.default)} | {field.description} |")
+        names = [name, *(alias for alias, own in ALIASES.items() if own == name)]
+        variable = " or ".join(f"`{each.upper()}`" for each in names)
+        rows.append(f"| {variable} | {_default(field.default)} | {field.description} |")
     return "\n".join(rows)
 
 

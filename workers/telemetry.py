@@ -38,12 +38,12 @@ QUIET = ("httpx", "httpx2", "httpcore", "openai")
 
 def start(settings: Settings, process: str) -> tuple[Runtime, list[Plugin]]:
     """Set logging and tracing up; the Temporal client's runtime and plugins."""
-    configure_logs(settings.log_level, process)
+    configure_logs(settings.log_level, process, settings.log_format)
     return _runtime(settings), _tracing(settings, process)
 
 
-def configure_logs(level: str, process: str) -> None:
-    """Every log of the process as one JSON object a line, whoever writes it."""
+def configure_logs(level: str, process: str, form: str = "json") -> None:
+    """Every log of the process on stdout, whoever writes it: JSON lines, or for a `console`."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -65,13 +65,21 @@ def configure_logs(level: str, process: str) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,  # no local variables: they hold secrets
-                structlog.processors.JSONRenderer(default=str),
+                _renderer(form),
             ],
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _renderer(form: str) -> Processor:
+    if form == "console":
+        return structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    return structlog.processors.JSONRenderer(default=str)
 
 
 def bind_execution(_: Any, __: str, event: EventDict) -> EventDict:

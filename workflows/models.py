@@ -409,6 +409,8 @@ class Process(Wire):
     rigor: RigorLevel
     version: str
     """Content hash of the configuration files."""
+    deliberation_timeout: float | None = None
+    """Seconds that each of its deliberations gets; None: an hour."""
 
 
 # --- readiness and report -----------------------------------------------------------------------
@@ -820,7 +822,10 @@ class Plan(Wire):
 
 
 class PlanInput(Request):
-    """The input of PlanWorkflow. `tasks` None: taken from the graph, else derived."""
+    """The input of PlanWorkflow. `tasks` None: taken from the graph, else derived.
+
+    task_timeout: seconds that each task's deliberation gets; None: an hour.
+    """
 
     story_id: Id
     plan_id: LongId
@@ -830,6 +835,7 @@ class PlanInput(Request):
     outbox_workflow_id: str = ""
     ask_for_budget: bool = False
     decisions: list[DecisionAdded] = []
+    task_timeout: float | None = Field(default=None, gt=0, le=86_400)
 
 
 class TaskOutcome(Wire):

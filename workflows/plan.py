@@ -189,7 +189,7 @@ class PlanWorkflow:
                     phase=self.input.phase,
                     feedback=self.input.feedback,
                     plan_id=self.input.plan_id,
-                    timeout=TASK_TIMEOUT_S,
+                    timeout=self.input.task_timeout or TASK_TIMEOUT_S,
                     outbox_workflow_id=self.input.outbox_workflow_id,
                     ask_for_budget=self.input.ask_for_budget,
                     decisions=self.decisions,

@@ -441,6 +441,10 @@ class StoryWorkflow:
             case "none":
                 pass
 
+    def deliberation_timeout(self) -> float | None:
+        """Seconds that a deliberation gets, as the process that this story is pinned to has it."""
+        return self.story.process.deliberation_timeout if self.story.process else None
+
     def require_visit(self, visit: int) -> None:
         """Stop work that a person's move has made stale: its answer came in the same task."""
         if self.story.visit != visit:
@@ -483,7 +487,7 @@ class StoryWorkflow:
                     requirements=story.text.acceptance_criteria,
                     phase=story.state,
                     feedback=story.feedback[-FEEDBACK_SHOWN:],
-                    timeout=COUNCIL_TIMEOUT_S,
+                    timeout=self.deliberation_timeout() or COUNCIL_TIMEOUT_S,
                     outbox_workflow_id=workflow.info().workflow_id,
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,
@@ -591,6 +595,7 @@ class StoryWorkflow:
                 outbox_workflow_id=workflow.info().workflow_id,
                 ask_for_budget=story.token_budget is not None,
                 decisions=story.told,
+                task_timeout=self.deliberation_timeout(),
             ),
             id=self.child,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from neo4j import AsyncDriver
 from temporalio.api.history.v1 import HistoryEvent
@@ -43,7 +43,7 @@ from workflows.models import (
 )
 from workflows.stubs import STORY_QUEUE
 
-DEFAULT_TIMEOUT_S = 300
+DEFAULT_TIMEOUT = timedelta(seconds=300)
 
 TASK_ID = "x-task-id"
 ORCHESTRATED = "task-"
@@ -65,7 +65,15 @@ class Call:
 class Deliberations:
     """The deliberations of this service's calls; what they leave is cancelled."""
 
-    def __init__(self, temporal: Client, graph: Graph, driver: AsyncDriver) -> None:
+    def __init__(
+        self,
+        temporal: Client,
+        graph: Graph,
+        driver: AsyncDriver,
+        timeout: timedelta | None = None,
+    ) -> None:
+        """timeout: of a deliberation whose caller names none; None: DEFAULT_TIMEOUT."""
+        self._timeout_s = (timeout or DEFAULT_TIMEOUT).total_seconds()
         self._temporal = temporal
         self._graph = graph
         self._driver = driver
@@ -89,7 +97,7 @@ class Deliberations:
         rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
         if asked.constraints.max_iterations:
             rounds = min(rounds, asked.constraints.max_iterations)
-        wanted = asked.constraints.timeout_seconds or DEFAULT_TIMEOUT_S
+        wanted = asked.constraints.timeout_seconds or self._timeout_s
         timeout = min(wanted, seconds_left(context, wanted))
         task = DeliberationInput(
             task_id=task_id,

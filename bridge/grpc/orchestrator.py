@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from neo4j import AsyncDriver
 from temporalio.client import Client
@@ -65,15 +65,20 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """
 
     def __init__(
-        self, temporal: Client, graph: Graph, driver: AsyncDriver, agent_type: AgentType
+        self,
+        temporal: Client,
+        graph: Graph,
+        driver: AsyncDriver,
+        agent_type: AgentType,
+        deliberation_timeout: timedelta | None = None,
     ) -> None:
-        """agent_type: of agents for whom nobody names one."""
+        """agent_type: of agents for whom none is named; deliberation_timeout: the setting."""
         self._graph = graph
         self._driver = driver
         self._agent_type = agent_type
         self._figures = Figures(temporal)
-        self._deliberations = Deliberations(temporal, graph, driver)
-        self._plans = Plans(temporal, graph, driver)
+        self._deliberations = Deliberations(temporal, graph, driver, deliberation_timeout)
+        self._plans = Plans(temporal, graph, driver, deliberation_timeout)
 
     # --- deliberations --------------------------------------------------------------------------
 

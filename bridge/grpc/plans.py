@@ -76,8 +76,16 @@ PREFIX = "planning."
 class Plans:
     """Stories that planning events move; plans that are run, and derived."""
 
-    def __init__(self, temporal: Client, graph: Graph, driver: AsyncDriver) -> None:
+    def __init__(
+        self,
+        temporal: Client,
+        graph: Graph,
+        driver: AsyncDriver,
+        deliberation_timeout: timedelta | None = None,
+    ) -> None:
+        """deliberation_timeout: of each task of a plan that it runs; None: an hour."""
         self._temporal = temporal
+        self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._graph = graph
         self._driver = driver
 
@@ -203,7 +211,7 @@ class Plans:
                 derived_task_ids=tasks,
             )
         if not await self._is_known(plan_workflow_id(story_id, plan_id)):
-            run = PlanInput(story_id=story_id, plan_id=plan_id)
+            run = PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s)
             await self._store_approval(event)
             with suppress(WorkflowAlreadyStartedError):  # by another call, or from the bus
                 await self._temporal.start_workflow(

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deploy.local.process import free_ports
 from deploy.local.servers import DEFAULT_MODEL, ROOT
-from workers.settings import SERVICES
+from workers.settings import ALIASES, SERVICES, Environment, InvalidSettings, api_url
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -64,7 +64,9 @@ class StackSettings(BaseSettings):
     redis_host: str | None = Field(None, description="a Valkey that runs elsewhere")
     redis_port: Port = Field(6379, description="port of it")
     redis_password: SecretStr | None = Field(None, description="its password")
-    vllm_url: str | None = Field(None, description="an LLM's API that runs elsewhere, with /v1")
+    vllm_url: Annotated[str | None, BeforeValidator(api_url)] = Field(
+        None, description="an LLM's API that runs elsewhere"
+    )
     vllm_api_key: SecretStr | None = Field(None, description="its key")
     vllm_model: str | None = Field(None, description="the model to serve, or the one served there")
     ray_address: str | None = Field(
@@ -87,6 +89,18 @@ class StackSettings(BaseSettings):
         return self.vllm_model or DEFAULT_MODEL
 
     @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What `load` is given, then the environment."""
+        return (init_settings, Environment(settings_cls))
+
+    @classmethod
     def load(cls, *, home: Path | None = None, pick_free_ports: bool = False) -> Self:
         """Read the environment, with `home` instead of FLEET_HOME where it is given.
 
@@ -96,14 +110,18 @@ class StackSettings(BaseSettings):
         try:
             said = cls(fleet_home=home) if home else cls()
         except ValidationError as error:
-            raise InvalidStackSettings(error) from None
+            raise InvalidStackSettings(_lines(error)) from None
+        except InvalidSettings as error:
+            raise InvalidStackSettings(str(error)) from None
         kept = said.home / "ports.json"
         ports: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
         if pick_free_ports and not ports:
             ports = dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True))
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(ports, indent=1) + "\n")
-        in_environment = {name for name in ports if os.environ.get(name.upper())}
+        in_environment = {
+            ALIASES.get(name, name) for name in (*ports, *ALIASES) if os.environ.get(name.upper())
+        }
         return said.model_copy(
             update={name: port for name, port in ports.items() if name not in in_environment}
         )
@@ -112,10 +130,9 @@ class StackSettings(BaseSettings):
 class InvalidStackSettings(Exception):
     """One line for each wrong variable: its name, the rule, the remedy."""
 
-    def __init__(self, error: ValidationError) -> None:
-        super().__init__(
-            "\n".join(
-                f"{str(problem['loc'][0]).upper()}: {problem['msg']}; mend or unset it"
-                for problem in error.errors(include_url=False, include_input=False)
-            )
-        )
+
+def _lines(error: ValidationError) -> str:
+    return "\n".join(
+        f"{str(problem['loc'][0]).upper()}: {problem['msg']}; fix or unset it"
+        for problem in error.errors(include_url=False, include_input=False)
+    )

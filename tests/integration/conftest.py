@@ -39,7 +39,7 @@ from tests.integration.stories import batch, deliberation, new_story, one_of_eac
 from tests.llm_server import LlmServer
 from tests.site import TOKEN_KEY
 from workers.clients.nats import open_nats
-from workers.settings import ROOT, Settings
+from workers.settings import ALIASES, ROOT, Settings
 
 Environment = dict[str, str]
 Metadata = tuple[tuple[str, str], ...]
@@ -123,7 +123,7 @@ def variables(servers: Servers, llm: LlmServer) -> Environment:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name.lower() not in Settings.model_fields
+        if name.lower() not in {*Settings.model_fields, *ALIASES}
     }
     return kept | {
         "TEMPORAL_ADDRESS": servers.temporal.address,

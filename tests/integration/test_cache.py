@@ -174,3 +174,12 @@ PARTS = st.tuples(*[st.text(":%a", max_size=3)] * 3)
 @given(one=PARTS, two=PARTS)
 def test_two_packs_never_share_a_key(one: tuple[str, str, str], two: tuple[str, str, str]) -> None:
     assert (pack_key(*one) == pack_key(*two)) == (one == two)
+
+
+async def test_a_pack_is_kept_as_long_as_the_setting_says(client: Redis) -> None:
+    story, cache = new_story(), Cache(client, pack_ttl_s=90)
+    key = pack_key(story, "DEV", "BUILD")
+
+    assert await cache.keep_pack(story, key, "config", "0", ContextPack(context="x"))
+
+    assert 80 < await client.ttl(key) <= 90

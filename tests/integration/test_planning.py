@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,10 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 async def test_a_story_gets_the_machine_and_the_level_of_its_rigor() -> None:
-    process = await ActivityEnvironment().run(Planning().load_process, "L2")
+    planning = Planning(deliberation_timeout=timedelta(seconds=45))
+    process = await ActivityEnvironment().run(planning.load_process, "L2")
 
+    assert process.deliberation_timeout == 45
     assert process.rigor.dor_threshold == 85
     assert process.machine.final == "DONE"
     assert process.version == load_config().version

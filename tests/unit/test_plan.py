@@ -25,11 +25,13 @@ def task(world: World, name: str, *depends_on: str, role: str = "DEV") -> Planne
     )
 
 
-async def start(fleet: Client, world: World, tasks: list[PlannedTask] | None) -> PlanHandle:
+async def start(
+    fleet: Client, world: World, tasks: list[PlannedTask] | None, **more: Any
+) -> PlanHandle:
     story_id, plan_id = f"US-{world.key}", "plan-1"
     return await fleet.start_workflow(
         "PlanWorkflow",
-        {"story_id": story_id, "plan_id": plan_id, "tasks": tasks},
+        {"story_id": story_id, "plan_id": plan_id, "tasks": tasks} | more,
         id=f"plan-{story_id}-{plan_id}",
         task_queue="story",
         result_type=PlanResult,
@@ -70,6 +72,14 @@ async def test_a_failed_task_stops_only_what_depends_on_it(fleet: Client, world:
         "done",
     ]
     assert "no model" in result.outcomes[0].error
+
+
+async def test_a_task_gets_the_time_that_its_plan_was_given(fleet: Client, world: World) -> None:
+    world.hold["propose"] = asyncio.Event()
+
+    handle = await start(fleet, world, [task(world, "a")], task_timeout=0.3)
+
+    assert "not done after 0.3 s" in (await handle.result()).outcomes[0].error
 
 
 async def test_a_decision_of_one_task_reaches_the_next(fleet: Client, world: World) -> None:

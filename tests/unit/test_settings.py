@@ -1,6 +1,7 @@
 """Settings: read from the environment or the stack's file, refused with name, rule and remedy."""
 
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -10,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.settings import InvalidSettings, MockRefused, Settings, load, table
+from deploy.local.settings import StackSettings
+from workers.settings import (
+    ALIASES,
+    OF_OTHER_PROCESSES,
+    ROOT,
+    InvalidSettings,
+    MockRefused,
+    Settings,
+    load,
+    slips,
+    table,
+)
 
 SECRETS = ("temporal_api_key", "nats_password", "neo4j_password", "redis_password", "vllm_api_key")
 
@@ -18,7 +30,7 @@ SECRETS = ("temporal_api_key", "nats_password", "neo4j_password", "redis_passwor
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No setting but the test's own; FLEET_HOME is an empty folder."""
-    for name in Settings.model_fields:
+    for name in (*Settings.model_fields, *ALIASES):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("FLEET_HOME", str(tmp_path))
     return tmp_path
@@ -70,6 +82,11 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("DRAIN_SECONDS", "-1", "must be a number of seconds, 0 or more"),
         ("DRAIN_SECONDS", "soon", "must be a number of seconds, 0 or more"),
         ("DRAIN_SECONDS", "inf", "must be a number of seconds, 0 or more"),
+        ("DELIBERATION_TIMEOUT", "0", "greater than 0"),
+        ("DELIBERATION_TIMEOUT", "86401", "less than or equal to 1 day"),
+        ("CONTEXT_CACHE_TTL", "0", "greater than or equal to 1"),
+        ("ENABLE_NATS", "false", "must be true: events leave through the outbox, which needs NATS"),
+        ("LOG_FORMAT", "xml", "must be 'json' or 'console'"),
         ("LOG_LEVEL", "LOUD", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector", "must be a URL such as http://"),
     ],
@@ -85,7 +102,94 @@ def test_a_wrong_value_is_refused_with_its_name_the_rule_and_the_remedy(
     (line,) = str(refused.value).splitlines()
     assert line.startswith(f"{name} (")
     assert rule in line
-    assert f"mend or unset it in the environment or in {no_environment / 'env'}" in line
+    assert f"fix or unset it in the environment or in {no_environment / 'env'}" in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "setting", "meant"),
+    [
+        ("AGENT_TYPE", "vllm", "agent_type", "VLLM"),
+        ("AGENT_TYPE", "ray_vllm", "agent_type", "RAY_VLLM"),
+        ("VLLM_URL", "http://gpu:8000", "vllm_url", "http://gpu:8000/v1"),
+        ("VLLM_URL", "http://gpu:8000/v1/", "vllm_url", "http://gpu:8000/v1"),
+        ("VLLM_URL", "http://gpu:8000/agents/", "vllm_url", "http://gpu:8000/agents/v1"),
+        ("VLLM_URL", "https://gpu/v1beta/openai", "vllm_url", "https://gpu/v1beta/openai"),
+        ("RAY_ADDRESS", "ray://head:10001", "vllm_url", "http://head:8000/v1"),
+        ("RAY_ADDRESS", "auto", "vllm_url", "http://127.0.0.1:8000/v1"),
+        ("GRPC_PORT_ORCHESTRATOR", "6055", "grpc_orchestrator_port", 6055),
+        ("GRPC_PORT_CONTEXT", "6054", "grpc_context_port", 6054),
+        ("GRPC_PORT_PLANNING", "6053", "grpc_planning_port", 6053),
+        ("GRPC_PORT_STORYCOACH", "6052", "grpc_storycoach_port", 6052),
+        ("GRPC_PORT_WORKSPACE", "6051", "grpc_workspace_port", 6051),
+        ("DELIBERATION_TIMEOUT", "45", "deliberation_timeout", timedelta(seconds=45)),
+        ("CONTEXT_CACHE_TTL", "60", "context_cache_ttl", 60),
+        ("LOG_LEVEL", "warn", "log_level", "WARNING"),
+        ("LOG_FORMAT", "CONSOLE", "log_format", "console"),
+        ("ENABLE_NATS", "true", "enable_nats", True),
+    ],
+)
+def test_the_predecessors_settings_are_understood(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, setting: str, meant: object
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    assert getattr(load(), setting) == meant
+
+
+def test_an_alias_in_the_environment_wins_over_the_stacks_file(
+    monkeypatch: pytest.MonkeyPatch, no_environment: Path
+) -> None:
+    (no_environment / "env").write_text("GRPC_CONTEXT_PORT=50054\nVLLM_URL=http://file:1/v1\n")
+    monkeypatch.setenv("GRPC_PORT_CONTEXT", "6054")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+
+    settings = load()
+
+    assert (settings.grpc_context_port, settings.vllm_url) == (6054, "http://file:1/v1")
+    assert StackSettings.load(home=no_environment).grpc_context_port == 6054
+
+
+def test_an_alias_and_its_setting_may_not_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPC_PORT_CONTEXT", "6054")
+    monkeypatch.setenv("GRPC_CONTEXT_PORT", "6054")
+    assert load().grpc_context_port == 6054
+
+    monkeypatch.setenv("GRPC_CONTEXT_PORT", "7054")
+    with pytest.raises(InvalidSettings) as refused:
+        load()
+
+    expected = "GRPC_PORT_CONTEXT and GRPC_CONTEXT_PORT are the same setting and differ; unset one"
+    assert str(refused.value) == expected
+
+
+def test_a_slip_is_named_with_the_right_variable_and_nothing_else_is() -> None:
+    wrong = {
+        "VLLM_URI": "VLLM_URL",
+        "NEO4J_PASWORD": "NEO4J_PASSWORD",
+        "NEO4J_USERNAME": "NEO4J_USER",
+        "NATS_PASS": "NATS_PASSWORD",
+        "LOGLEVEL": "LOG_LEVEL",
+        "GRPC_PORTS_CONTEXT": "GRPC_PORT_CONTEXT",
+        "DELIBERATION_TIMEOUT_SECONDS": "DELIBERATION_TIMEOUT",
+    }
+    right = [
+        *(name.upper() for name in (*Settings.model_fields, *ALIASES, *OF_OTHER_PROCESSES)),
+        *("PATH", "HOME", "LOG_DIR", "NATS_BOX", "NEO4J_HOME", "NEO4J_AUTH", "TEMPORAL_HOST"),
+        *("TEMPORAL_CLI_ADDRESS", "TEMPORAL_TLS_CLIENT_CERT_DATA", "REDIS_SERVICE_HOST"),
+        *("REDIS_PORT_6379_TCP", "OTEL_EXPORTER_OTLP_PROTOCOL", "RAY_ADDRESS", "VLLM_USE_V1"),
+    ]
+
+    assert slips([*wrong, *right]) == wrong
+
+
+def test_the_settings_of_other_parts_are_known() -> None:
+    serve = (ROOT / "workers" / "serve.py").read_text()
+    _, _, fields = serve.partition("class ServeSettings(")
+    served = set(re.findall(r"^    (\w+): ", fields.partition("@property")[0], re.MULTILINE))
+
+    others = {*served, *StackSettings.model_fields} - set(Settings.model_fields)
+    assert others <= OF_OTHER_PROCESSES
+    assert "vllm_device" in served
 
 
 def test_every_wrong_value_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

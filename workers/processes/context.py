@@ -28,8 +28,9 @@ def context_worker(
     client: Client, settings: Settings, driver: AsyncDriver, valkey: Redis
 ) -> Worker:
     """Reads and writes the graph and the cache, and reads the process's configuration."""
-    graph = Graph(driver, Cache(valkey), load_scopes(settings.fleet_config / "scopes.yaml"))
-    planning = Planning(settings.fleet_config)
+    scopes = load_scopes(settings.fleet_config / "scopes.yaml")
+    graph = Graph(driver, Cache(valkey, settings.context_cache_ttl), scopes)
+    planning = Planning(settings.fleet_config, settings.deliberation_timeout)
     return Worker(
         client,
         task_queue=CONTEXT_QUEUE,

@@ -67,7 +67,8 @@ async def process(base: Base) -> AsyncIterator[Running]:
             checks["neo4j"] = driver.verify_connectivity
             with valid_config():
                 scopes = load_scopes(settings.fleet_config / "scopes.yaml")
-            stores = Stores(driver, Graph(driver, Cache(base.valkey), scopes))
+            cache = Cache(base.valkey, settings.context_cache_ttl)
+            stores = Stores(driver, Graph(driver, cache, scopes))
         jobs = {}
         for name in names:
             port = getattr(settings, f"grpc_{name}_port")
@@ -99,7 +100,11 @@ def served(name: str, base: Base, stores: Stores | None) -> Served:
             return Served(
                 "orchestrator.v1.OrchestratorService",
                 OrchestratorServicer(
-                    base.temporal, stores.graph, stores.driver, base.settings.agent_type
+                    base.temporal,
+                    stores.graph,
+                    stores.driver,
+                    base.settings.agent_type,
+                    base.settings.deliberation_timeout,
                 ),
                 orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
             )

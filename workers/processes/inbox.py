@@ -25,9 +25,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 def inbox(base: Base, nats: Nats, driver: AsyncDriver) -> Inbox:
     """Stores what comes as the workflows' own outbox does, and tells the stories."""
-    scopes = load_scopes(base.settings.fleet_config / "scopes.yaml")
-    graph = Graph(driver, Cache(base.valkey), scopes)
-    return Inbox(nats, graph, base.temporal, base.settings.nats_replicas)
+    settings = base.settings
+    scopes = load_scopes(settings.fleet_config / "scopes.yaml")
+    graph = Graph(driver, Cache(base.valkey, settings.context_cache_ttl), scopes)
+    timeout = settings.deliberation_timeout
+    return Inbox(nats, graph, base.temporal, settings.nats_replicas, timeout)
 
 
 @asynccontextmanager
