@@ -366,7 +366,8 @@ async def _pending_gate(story: Story) -> str:
 
 def _read_story(file: Path) -> StoryInput:
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"STORY.json: {error}") from None
     try:

@@ -14,6 +14,7 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import Info
 
+from workers.payloads import Payloads
 from workflows.models import run_after_reset
 
 PASSED_THROUGH = (
@@ -37,7 +38,7 @@ PASSED_THROUGH = (
 
 
 class ResetFirst(WorkflowInstance):
-    """Tells a workflow that it was reset before it is given the signals that came after that.
+    """Refuses what cannot be read; tells of a reset before the signals that came after it.
 
     After a reset one activation holds both, and the SDK gives signals and updates first: what
     they append to the outbox would be taken for what the run before had appended in that place.
@@ -50,9 +51,22 @@ class ResetFirst(WorkflowInstance):
         make: Callable[[WorkflowInstanceDetails], WorkflowInstance],
     ) -> None:
         self._details, self._make = details, make
+        self._payloads = Payloads(details)
         self._inner = make(details)
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        act, answers = self._payloads.judge(act)
+        if act.jobs and not answers:
+            return self._activated(act)
+        completion = WorkflowActivationCompletion()
+        completion.successful.SetInParent()
+        if act.jobs:
+            completion = self._activated(act)
+        if not completion.HasField("failed"):
+            completion.successful.commands.extend(answers)
+        return completion
+
+    def _activated(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
         reset = [job for job in act.jobs if job.HasField("update_random_seed")]
         others = [job for job in act.jobs if not job.HasField("update_random_seed")]
         begins = any(job.HasField("initialize_workflow") for job in others)

@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         DeliberationCompleted,
         DeliberationFailed,
         DeliberationStarted,
+        RequestRefused,
         RoundCompleted,
     )
     from workflows.models import (
@@ -158,6 +159,19 @@ class DeliberationWorkflow:
     def grant_wave(self, wave: str) -> None:
         """The story's leave to start a wave, where it has a token budget."""
         self.granted.add(wave)
+
+    @workflow.signal
+    def not_understood(self, name: str, reason: str) -> None:
+        """A signal that is unknown or malformed is recorded (workers/payloads.py)."""
+        if workflow.patched("signals-not-understood"):
+            self.outbox.append(
+                RequestRefused(
+                    story_id=self.input.story_id or "",
+                    request=name,
+                    reason=reason,
+                    timestamp=timestamp(),
+                )
+            )
 
     @workflow.query
     def progress(self) -> Progress:

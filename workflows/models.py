@@ -12,6 +12,7 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,6 +24,9 @@ from pydantic import (
 from temporalio.exceptions import ApplicationError
 
 INVALID_INPUT = "InvalidInput"
+
+NOT_UNDERSTOOD = "not_understood"
+"""The signal in whose place an unknown or malformed one comes, with its name and the reason."""
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
 ID_RULE = "1 to 100 letters, digits, '-' or '_', beginning with a letter or digit"
@@ -72,7 +76,9 @@ class Request(Part):
 
 
 _REMEDIES = {
-    "extra_forbidden": "unknown field; remove it or mend its name",
+    "extra_forbidden": "unknown field; remove it or correct its name",
+    "json_invalid": "is not JSON ({error}); send one JSON value in UTF-8",
+    "model_type": "must be a JSON object; send {{...}}",
     "missing": "required; add it",
     "string_pattern_mismatch": f"must match {{pattern}}; an id is {ID_RULE}",
 }
@@ -216,7 +222,9 @@ class Approve(Request):
     actor: Actor
     role: Role
     comment: str = Field(default="", max_length=4_000)
-    revision: str | None = None
+    revision: Annotated[str | None, AfterValidator(lambda text: (text or "").strip() or None)] = (
+        None
+    )
 
 
 class Reject(Request):

@@ -27,7 +27,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows import dag
     from workflows.clock import timestamp
     from workflows.details import plan_details
-    from workflows.events import PlanDerived, PlanFinished, TaskDispatched, TaskFinished
+    from workflows.events import (
+        PlanDerived,
+        PlanFinished,
+        RequestRefused,
+        TaskDispatched,
+        TaskFinished,
+    )
     from workflows.models import (
         INVALID_INPUT,
         DecisionAdded,
@@ -96,6 +102,19 @@ class PlanWorkflow:
                 await deliberation.signal(DeliberationWorkflow.add_milestone, milestone)
             except FailureError:
                 continue  # It has ended meanwhile: it needs no more news.
+
+    @workflow.signal
+    def not_understood(self, name: str, reason: str) -> None:
+        """A signal that is unknown or malformed is recorded (workers/payloads.py)."""
+        if workflow.patched("signals-not-understood"):
+            self.outbox.append(
+                RequestRefused(
+                    story_id=self.input.story_id,
+                    request=name,
+                    reason=reason,
+                    timestamp=timestamp(),
+                )
+            )
 
     @workflow.query
     def plan(self) -> list[PlannedTask]:

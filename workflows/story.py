@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
+from pydantic import Field
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import (
@@ -257,6 +258,14 @@ class StoryWorkflow:
         except ApplicationError as error:
             self.emit(RequestRefused(request=model.__name__, reason=error.message, **self.stamp()))
 
+    @workflow.signal
+    async def not_understood(self, name: str, reason: str) -> None:
+        """A signal that is unknown or malformed leaves a line (workers/payloads.py)."""
+        if not workflow.patched("signals-not-understood"):
+            return
+        await self.ready()
+        self.emit(RequestRefused(request=name, reason=reason, **self.stamp()))
+
     # --- signals from the fleet itself ----------------------------------------------------------
 
     @workflow.signal
@@ -312,7 +321,7 @@ class StoryWorkflow:
             return  # It has ended meanwhile; the next one reads it in the graph.
 
     @workflow.signal
-    def context_updated(self, version: int) -> None:
+    def context_updated(self, version: Annotated[int, Field(ge=0, lt=2**31)]) -> None:
         """Others have changed what agents are told: the story counts on from their version."""
         self.story.context_version = max(self.story.context_version, version)
 

@@ -123,7 +123,7 @@ async def test_start_answers_the_ids_and_a_running_story_is_not_started_again(
     ("text", "words"),
     [
         (json.dumps(a_story(title="")), "title: String should have at least 1 character"),
-        (json.dumps(a_story(titel="x")), "titel: unknown field; remove it or mend its name"),
+        (json.dumps(a_story(titel="x")), "titel: unknown field; remove it or correct its name"),
         (json.dumps(a_story(story_id="a/b")), "story_id: must match"),
         (json.dumps(a_story(story_id="planning.>")), "story_id: must match"),
         (json.dumps(a_story(story_id="x" * 10_000)), "story_id: must match"),
