@@ -37,6 +37,35 @@ FIELDS: dict[str, Field] = {
     "TaskCreated.task_id": Field("The task", "US-101-plan-1-t2"),
     "TaskDispatched.task_id": Field("The task", "US-101-plan-1-t2"),
     "depends_on": Field("The tasks that must be done before it", ["US-101-plan-1-t1"]),
+    "TaskCompleted.role": Field("The role of the council that worked on it", "DEV"),
+    "TaskCompleted.task_id": Field("The task", "US-101-plan-1-t2"),
+    "TaskCompleted.status": Field("Always `done`", "done"),
+    "TaskCompleted.assignee": Field("The agent whose proposal won", "agent-dev-2"),
+    "TaskFailed.role": Field("The role of the council that it was for", "DEV"),
+    "TaskFailed.task_id": Field("The task", "US-101-plan-1-t2"),
+    "TaskFailed.status": Field(
+        "`failed`; `not_run`: a task that it depends on failed; `cancelled`: its plan was stopped",
+        "failed",
+    ),
+    "TaskFailed.assignee": Field("Empty: no proposal won", ""),
+    "TaskFailed.error": Field(
+        "Every cause of the failure; else empty", "QuorumLost: 2 of 3 agents failed"
+    ),
+    "PlanFinished.status": Field(
+        "`COMPLETED`; `PARTIAL`: some tasks were not done; `NOTHING_TO_RUN`; `FAILED`; `CANCELLED`",
+        "PARTIAL",
+    ),
+    "PlanFinished.done": Field("The tasks that were done", ["US-101-plan-1-t1"]),
+    "PlanFinished.failed": Field("The tasks that failed", ["US-101-plan-1-t2"]),
+    "GateApproved.id": Field("The approval", "US-101-approve_scope-1-PO-6f1d2c9a"),
+    "GateApproved.role": Field("The role that it was approved as", "PO"),
+    "GateApproved.revision": Field(
+        "The content hash of what was approved; empty where none was shown", "3f2a9c1e5b7d8042"
+    ),
+    "GateApproved.comment": Field("What the person said about it; else empty", ""),
+    "GateApproved.via": Field(
+        "How the actor is known: `claim`, the actor and role as the caller named them", "claim"
+    ),
     "TaskDispatched.agent_id": Field("The council that it was given to", "council-DEV"),
     "winner_id": Field("The agent whose proposal won", "agent-architect-2"),
     "score": Field("The winner's score: 0 to 1", 0.95),

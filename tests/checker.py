@@ -28,7 +28,10 @@ NODES = {
     "planning.story.created": ("Story", "story_id"),
     "planning.story.transitioned": ("PhaseTransition", None),
     "planning.plan.approved": ("PlanApproval", None),
+    "planning.gate.approved": ("GateApproval", "id"),
     "planning.task.created": ("Subtask", "task_id"),
+    "orchestration.task.completed": ("Subtask", "task_id"),
+    "orchestration.task.failed": ("Subtask", "task_id"),
     "orchestration.task.dispatched": ("TaskDispatch", None),
     "context.decision.added": ("Decision", "decision_id"),
     "context.milestone.reached": ("Event", "milestone_id"),
@@ -36,7 +39,7 @@ NODES = {
 """Subject -> the node that stores it, and the field of the body that is its id; None: the event's.
 Every other event is an `Event` under its own id."""
 
-FINAL_TASK = {"DONE", "FAILED", "NOT_RUN", "DELETED"}
+FINAL_TASK = {"DONE", "FAILED", "NOT_RUN", "CANCELLED", "DELETED"}
 
 
 @dataclass(frozen=True)

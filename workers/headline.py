@@ -55,6 +55,23 @@ def _task_created(told: Told) -> str:
     return f"task {told['task_id']} of {told['plan_id']} for {told['role']}{behind}"
 
 
+def _task_failed(told: Told) -> str:
+    error = told.get("error")
+    cause = f": {error}" if error not in ("", None, "?") else ""
+    return f"task {told['task_id']} {told['status']}{cause}"
+
+
+def _plan_completed(told: Told) -> str:
+    counts = [
+        f"{len(ids)} {name}"
+        for name in ("done", "failed")
+        if isinstance(ids := told.get(name), list)
+    ]
+    return f"plan {told['plan_id']} ended {told['status']}" + "".join(
+        f", {each}" for each in counts
+    )
+
+
 def _deliberation_completed(told: Told) -> str:
     decisions = told["decisions"]
     count = len(decisions) if isinstance(decisions, list) else 0
@@ -79,7 +96,17 @@ LINES: dict[str, tuple[str, Callable[[Told], str]]] = {
         GOOD,
         lambda told: f"plan {told['plan_id']} approved by {told['approved_by']}",
     ),
+    "planning.gate.approved": (
+        GOOD,
+        lambda told: f"gate {told['gate']} approved by {told['actor']} as {told['role']}",
+    ),
+    "planning.plan.completed": (WORK, _plan_completed),
     "planning.task.created": (WORK, _task_created),
+    "orchestration.task.completed": (
+        GOOD,
+        lambda told: f"task {told['task_id']} is done, by {told['assignee']}",
+    ),
+    "orchestration.task.failed": (BAD, _task_failed),
     "orchestration.task.dispatched": (
         WORK,
         lambda told: f"task {told['task_id']} given to {told['agent_id']}",

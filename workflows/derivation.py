@@ -13,7 +13,7 @@ from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 with workflow.unsafe.imports_passed_through():
     from workflows import dag
     from workflows.clock import timestamp
-    from workflows.events import PlanDerived, TaskCreated
+    from workflows.events import EventBody, PlanDerived, TaskCreated
     from workflows.models import (
         ContextPack,
         CouncilQuery,
@@ -65,6 +65,42 @@ async def derive_tasks(
     return dag.number_tasks(plan_id, answer.tasks), council.roles
 
 
+def require_plan(tasks: list[PlannedTask], roles: list[str]) -> None:
+    """Check a derived plan by the DAG's rules.
+
+    Raises:
+        ApplicationError: `InvalidPlan`, not retryable, names the task and the rule.
+    """
+    try:
+        dag.validate(tasks, roles)
+    except dag.InvalidPlan as error:
+        raise ApplicationError(
+            f"plan: {error}"[:2000], type=INVALID_PLAN, non_retryable=True
+        ) from error
+
+
+def plan_derived(story_id: str, plan_id: str, version: int, tasks: list[PlannedTask]) -> EventBody:
+    """The record of a plan's tasks, for the graph."""
+    return PlanDerived(
+        story_id=story_id, plan_id=plan_id, version=version, tasks=tasks, timestamp=timestamp()
+    )
+
+
+def tasks_created(story_id: str, plan_id: str, tasks: list[PlannedTask]) -> list[EventBody]:
+    """The events that announce a plan's tasks, in the plan's order."""
+    return [
+        TaskCreated(
+            story_id=story_id,
+            plan_id=plan_id,
+            task_id=task.task_id,
+            role=task.role,
+            depends_on=task.depends_on,
+            timestamp=timestamp(),
+        )
+        for task in tasks
+    ]
+
+
 @workflow.defn
 class DerivationWorkflow:
     """A plan's tasks: those that the graph has, else derived from the story's node and recorded."""
@@ -98,29 +134,7 @@ class DerivationWorkflow:
 
     def record(self, input: DerivationInput, tasks: list[PlannedTask], roles: list[str]) -> None:
         """The plan in the graph; where it is asked for, each task on the bus."""
-        try:
-            dag.validate(tasks, roles)
-        except dag.InvalidPlan as error:
-            raise ApplicationError(
-                f"plan: {error}"[:2000], type=INVALID_PLAN, non_retryable=True
-            ) from error
-        self.outbox.append(
-            PlanDerived(
-                story_id=input.story_id,
-                plan_id=input.plan_id,
-                version=1,
-                tasks=tasks,
-                timestamp=timestamp(),
-            )
-        )
-        for task in tasks if input.announce else []:
-            self.outbox.append(
-                TaskCreated(
-                    story_id=input.story_id,
-                    plan_id=input.plan_id,
-                    task_id=task.task_id,
-                    role=task.role,
-                    depends_on=task.depends_on,
-                    timestamp=timestamp(),
-                )
-            )
+        require_plan(tasks, roles)
+        self.outbox.append(plan_derived(input.story_id, input.plan_id, 1, tasks))
+        for body in tasks_created(input.story_id, input.plan_id, tasks) if input.announce else []:
+            self.outbox.append(body)

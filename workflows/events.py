@@ -6,6 +6,7 @@ empty SUBJECT are recorded in the graph and cache and not published.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from workflows.models import PlannedTask, RecordedDecision, Wire
@@ -65,6 +66,19 @@ class GateClosed(EventBody):
     actor: str | None = None
 
 
+class GateApproved(EventBody):
+    """A person, or the story's policy, approved what a gate shows."""
+
+    SUBJECT: ClassVar[str] = "planning.gate.approved"
+    id: str
+    gate: str
+    actor: str
+    role: str
+    revision: str
+    comment: str = ""
+    via: str = "claim"
+
+
 class PlanApproved(EventBody):
     """A plan was approved: it may be run."""
 
@@ -81,6 +95,39 @@ class TaskCreated(EventBody):
     task_id: str
     role: str
     depends_on: list[str] = []
+
+
+class TaskFinished(EventBody):
+    """How a task of a plan ended. Histories of older releases hold it; see its two subclasses."""
+
+    plan_id: str
+    task_id: str
+    role: str = ""
+    status: Literal["done", "failed", "not_run", "cancelled"]
+    assignee: str = ""
+
+
+class TaskCompleted(TaskFinished):
+    """A task of a plan is done."""
+
+    SUBJECT: ClassVar[str] = "orchestration.task.completed"
+
+
+class TaskFailed(TaskFinished):
+    """A task of a plan ended without a result: it failed, or was not run, or was cancelled."""
+
+    SUBJECT: ClassVar[str] = "orchestration.task.failed"
+    error: str = ""
+
+
+class PlanFinished(EventBody):
+    """A plan ended. Tasks in neither list were not run."""
+
+    SUBJECT: ClassVar[str] = "planning.plan.completed"
+    plan_id: str
+    status: str
+    done: list[str] = []
+    failed: list[str] = []
 
 
 class TaskDispatched(EventBody):
@@ -181,33 +228,6 @@ class PlanDerived(EventBody):
     tasks: list[PlannedTask]
 
 
-class TaskFinished(EventBody):
-    """How a task of a plan ended."""
-
-    plan_id: str
-    task_id: str
-    status: Literal["done", "failed", "not_run"]
-    assignee: str = ""
-
-
-class PlanFinished(EventBody):
-    """How a plan ended."""
-
-    plan_id: str
-    status: str
-
-
-class GateApproved(EventBody):
-    """`id` is the approval's own id; `plan_id` is set where the gate approved a plan."""
-
-    id: str
-    gate: str
-    actor: str
-    role: str
-    revision: str
-    comment: str = ""
-
-
 class RequestRefused(EventBody):
     """A signal that could not be obeyed, with the reason that an update would have answered."""
 
@@ -274,13 +294,24 @@ class AgentResponse(Wire):
     tokens_out: int = 0
 
 
-BODIES: dict[str, type[EventBody]] = {body.__name__: body for body in EventBody.__subclasses__()}
+def _bodies(base: type[EventBody]) -> Iterator[type[EventBody]]:
+    for body in base.__subclasses__():
+        yield body
+        yield from _bodies(body)
+
+
+BODIES: dict[str, type[EventBody]] = {body.__name__: body for body in _bodies(EventBody)}
 """Class name -> class, for every event and record."""
 
 PUBLISHED: dict[str, type[EventBody]] = {
     body.SUBJECT: body for body in BODIES.values() if body.SUBJECT
 }
 """Subject -> class, for what goes to the bus."""
+
+LATER_PUBLISHED = frozenset(
+    body.SUBJECT for body in (TaskCompleted, TaskFailed, PlanFinished, GateApproved)
+)
+"""Subjects of what was recorded only in the first release: its histories do not publish them."""
 
 
 class RecordBatch(Wire):

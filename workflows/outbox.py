@@ -14,7 +14,7 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, FailureError
 
-from workflows.events import Entry, EventBody, PublishBatch, RecordBatch
+from workflows.events import LATER_PUBLISHED, Entry, EventBody, PublishBatch, RecordBatch
 from workflows.models import event_id, run_after_reset
 from workflows.outbox_state import OutboxState
 from workflows.stubs import MIRROR, STORE, GraphStub, MirrorStub
@@ -58,7 +58,7 @@ class Outbox:
         entry = Entry(
             id=event_id(workflow_id, self.run, self.state.end),
             kind=type(body).__name__,
-            subject=body.SUBJECT,
+            subject=self._subject(body),
             source=workflow_id,
             story_id=body.story_id,
             time=body.timestamp,
@@ -66,6 +66,11 @@ class Outbox:
         )
         self.extend([entry])
         return entry
+
+    def _subject(self, body: EventBody) -> str:
+        if body.SUBJECT in LATER_PUBLISHED and not workflow.patched("ends-and-approvals-published"):
+            return ""
+        return body.SUBJECT
 
     def extend(self, entries: list[Entry]) -> None:
         """Take entries that a child handed on; they keep their ids."""

@@ -18,7 +18,7 @@ from workflows.deliberation import (
     failed_deliberation,
     require_id,
 )
-from workflows.derivation import derive_tasks
+from workflows.derivation import derive_tasks, plan_derived, require_plan, tasks_created
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
 from workflows.stubs import STORE, GraphStub
@@ -28,11 +28,11 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clock import timestamp
     from workflows.details import plan_details
     from workflows.events import (
-        PlanDerived,
         PlanFinished,
         RequestRefused,
+        TaskCompleted,
         TaskDispatched,
-        TaskFinished,
+        TaskFailed,
     )
     from workflows.models import (
         INVALID_INPUT,
@@ -134,23 +134,21 @@ class PlanWorkflow:
         stored = await workflow.execute_activity_method(
             GraphStub.load_plan, query, **(STORE | {"summary": "the plan's tasks in the graph"})
         )
-        if stored.tasks or stored.story is None:
-            return stored.tasks
-        return await self.derive(stored.story)
+        tasks = stored.tasks
+        if not tasks and stored.story is not None:
+            tasks = await self.derive(stored.story)
+        if workflow.patched("announce-tasks-of-plans-from-the-bus"):
+            for body in tasks_created(self.input.story_id, self.input.plan_id, tasks):
+                self.outbox.append(body)
+        return tasks
 
     async def derive(self, story: StoryText) -> list[PlannedTask]:
-        tasks, _ = await derive_tasks(
+        tasks, roles = await derive_tasks(
             self.input.story_id, self.input.plan_id, self.input.phase, story
         )
-        self.outbox.append(
-            PlanDerived(
-                story_id=self.input.story_id,
-                plan_id=self.input.plan_id,
-                version=1,
-                tasks=tasks,
-                timestamp=timestamp(),
-            )
-        )
+        if workflow.patched("plan-from-the-bus-names-known-roles"):
+            require_plan(tasks, roles)
+        self.outbox.append(plan_derived(self.input.story_id, self.input.plan_id, 1, tasks))
         return tasks
 
     def refuse_faults(self) -> None:
@@ -246,24 +244,37 @@ class PlanWorkflow:
 
     def settle(self, task: PlannedTask, outcome: TaskOutcome) -> None:
         self.outcomes[task.task_id] = outcome
-        self.outbox.append(
-            TaskFinished(
-                story_id=self.input.story_id,
-                plan_id=self.input.plan_id,
-                task_id=task.task_id,
-                status=outcome.status,
-                assignee=outcome.winner_id,
-                timestamp=timestamp(),
-            )
-        )
+        self.announce_end(task, outcome.status, outcome.winner_id, outcome.error)
         self.show()
 
+    def announce_end(self, task: PlannedTask, status: str, winner: str, error: str) -> None:
+        body = {
+            "story_id": self.input.story_id,
+            "plan_id": self.input.plan_id,
+            "task_id": task.task_id,
+            "role": task.role,
+            "status": status,
+            "assignee": winner,
+            "timestamp": timestamp(),
+        }
+        self.outbox.append(
+            TaskCompleted.model_validate(body)
+            if status == "done"
+            else TaskFailed.model_validate(body | {"error": error})
+        )
+
     def finish(self, status: str) -> None:
+        """Announce the plan's end; where it was stopped, first that of each task without one."""
+        for task in self.tasks:
+            if task.task_id not in self.outcomes and status in ("CANCELLED", "FAILED"):
+                self.announce_end(task, "cancelled", "", "")
         self.outbox.append(
             PlanFinished(
                 story_id=self.input.story_id,
                 plan_id=self.input.plan_id,
                 status=status,
+                done=self.with_status("done"),
+                failed=self.with_status("failed"),
                 timestamp=timestamp(),
             )
         )

@@ -24,6 +24,7 @@ from workflows.deliberation import (
     require_id,
     stopped,
 )
+from workflows.derivation import plan_derived, tasks_created
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import (
@@ -49,13 +50,11 @@ with workflow.unsafe.imports_passed_through():
         GateClosed,
         GateOpened,
         PlanApproved,
-        PlanDerived,
         RequestRefused,
         StoryCancelled,
         StoryCreated,
         StorySpec,
         StoryTransitioned,
-        TaskCreated,
     )
     from workflows.models import (
         INVALID_INPUT,
@@ -567,17 +566,9 @@ class StoryWorkflow:
         except dag.InvalidPlan as error:
             raise ApplicationError(f"plan: {error}", type="InvalidPlan") from error
         story.plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
-        self.emit(PlanDerived(plan_id=plan_id, version=version, tasks=tasks, **self.stamp()))
-        for task in tasks:
-            self.emit(
-                TaskCreated(
-                    plan_id=plan_id,
-                    task_id=task.task_id,
-                    role=task.role,
-                    depends_on=task.depends_on,
-                    **self.stamp(),
-                )
-            )
+        self.emit(plan_derived(story.story_id, plan_id, version, tasks))
+        for created in tasks_created(story.story_id, plan_id, tasks):
+            self.emit(created)
 
     async def build(self) -> None:
         """Run the plan's tasks that are not done yet, as a child."""

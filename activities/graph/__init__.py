@@ -10,7 +10,7 @@ Everything that belongs to a story is one step from it::
            status: DRAFT, APPROVED, then COMPLETED, PARTIAL, FAILED, CANCELLED, NOTHING_TO_RUN
     (PlanVersion)-[:HAS_SUBTASK]->(:Subtask {id, case_id, title, description, role, status,
                   priority, assignee})-[:DEPENDS_ON]->(Subtask)
-           status: PENDING, IN_PROGRESS, DONE, FAILED, NOT_RUN
+           status: PENDING, IN_PROGRESS, DONE, FAILED, NOT_RUN, CANCELLED
            one that comes before any plan is -[:OF]->(Story) until there is one
     (PlanVersion)-[:CONTAINS_DECISION]->(Decision)
     (:Decision {id, case_id, title, rationale, type, status, role, decided_by, decided_at,

@@ -445,7 +445,7 @@ def writes(change: Change) -> list[Write]:
             row = event().row | {"status": "CANCELLED", "order": change.order}
             return [Write(CANCELLED, row)]
         case GateApproved() as body:
-            node = body.model_dump(include={"gate", "actor", "role", "revision", "comment"})
+            node = body.model_dump(include={"gate", "actor", "role", "revision", "comment", "via"})
             node |= {"at": at, "story_id": story}
             row = {"id": _key("id", body.id), "story_id": story, "node": node}
             return [Write(GATE_APPROVAL, row)]

@@ -28,6 +28,11 @@ RECORDED = {
     "from_phase: $from_phase, to_phase: $to_phase}) RETURN count(n) AS n",
     "planning.plan.approved": "MATCH (n:PlanApproval {plan_id: $plan_id}) RETURN count(n) AS n",
     "planning.task.created": "MATCH (n:Subtask {id: $task_id}) RETURN count(n) AS n",
+    "planning.gate.approved": "MATCH (n:GateApproval {id: $id}) RETURN count(n) AS n",
+    "planning.plan.completed": "MATCH (n:PlanVersion {id: $plan_id, status: $status}) "
+    "RETURN count(n) AS n",
+    "orchestration.task.completed": "MATCH (n:Subtask {id: $task_id, status: 'DONE'}) "
+    "RETURN count(n) AS n",
     "orchestration.task.dispatched": "MATCH (n:TaskDispatch {task_id: $task_id}) "
     "RETURN count(n) AS n",
     "context.decision.added": "MATCH (n:Decision {id: $decision_id}) RETURN count(n) AS n",

@@ -31,8 +31,10 @@ from workflows.events import (
     StoryCreated,
     StorySpec,
     StoryTransitioned,
+    TaskCompleted,
     TaskCreated,
     TaskDispatched,
+    TaskFailed,
     TaskFinished,
 )
 from workflows.models import (
@@ -182,6 +184,23 @@ def one_of_each(story: str) -> list[EventBody]:
             timestamp=at(16),
         ),
         ContextUpdated(story_id=story, version=2, changed=["D-7"], timestamp=at(17)),
+        TaskFailed(
+            story_id=story,
+            plan_id="plan-1",
+            task_id=f"{story}-t2",
+            role="DATA",
+            status="cancelled",
+            timestamp=at(17),
+        ),
+        TaskCompleted(
+            story_id=story,
+            plan_id="plan-1",
+            task_id=f"{story}-t2",
+            role="DATA",
+            status="done",
+            assignee="agent-data-1",
+            timestamp=at(18),
+        ),
         PlanFinished(story_id=story, plan_id="plan-1", status="COMPLETED", timestamp=at(18)),
         StoryCancelled(story_id=story, actor="ana", timestamp=at(19)),
     ]

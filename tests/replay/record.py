@@ -44,6 +44,7 @@ from workflows.models import (
     ContextChange,
     ContextUpdate,
     DerivationInput,
+    PlanInput,
     StoredPlan,
     StoryText,
     coach_workflow_id,
@@ -51,6 +52,7 @@ from workflows.models import (
     derivation_workflow_id,
     plan_workflow_id,
 )
+from workflows.plan import PlanWorkflow
 
 HISTORIES = Path(__file__).parent / "histories"
 WIRE = Path(__file__).parent / "wire.json"
@@ -209,6 +211,15 @@ async def retitled(start: StartStory, _: World) -> RunningStory:
     return await _finish(story)
 
 
+async def announced(start: StartStory, world: World) -> RunningStory:
+    """Approvals, and the ends of tasks and plans, are published."""
+    return await approved(start, world)
+
+
+async def failures_announced(start: StartStory, world: World) -> RunningStory:
+    return await failed_task(start, world)
+
+
 async def _signals(client: Client, workflow_id: str) -> list[str]:
     history = await client.get_workflow_handle(workflow_id).fetch_history()
     return [
@@ -255,6 +266,8 @@ PATHS: dict[str, Path_] = {
         cancelled,
         auto_approved,
         retitled,
+        announced,
+        failures_announced,
     )
 }
 
@@ -321,6 +334,25 @@ async def derived(client: Client, world: World) -> dict[str, str]:
     return await _derived(client, world)
 
 
+async def plan_from_the_bus(client: Client, world: World) -> dict[str, str]:
+    """The graph has the story's text: the plan's tasks are derived, announced and run."""
+    world.stored = StoredPlan(story=StoryText(title="Shorten links", brief="They are long."))
+    return await _run_plan(client, world)
+
+
+async def plan_of_nobody(client: Client, world: World) -> dict[str, str]:
+    """The graph has neither tasks nor story."""
+    return await _run_plan(client, world)
+
+
+async def _run_plan(client: Client, world: World) -> dict[str, str]:
+    story_id, plan_id = f"US-{world.key}", f"p-{world.key}"
+    workflow_id = plan_workflow_id(story_id, plan_id)
+    request = PlanInput(story_id=story_id, plan_id=plan_id)
+    await client.execute_workflow(PlanWorkflow.run, request, id=workflow_id, task_queue="story")
+    return {"plan": workflow_id}
+
+
 async def derived_of_nobody(client: Client, world: World) -> dict[str, str]:
     """The graph has no such story."""
     with suppress(WorkflowFailureError):
@@ -344,6 +376,8 @@ CALLS: dict[str, Call_] = {
         context_refused,
         derived,
         derived_of_nobody,
+        plan_from_the_bus,
+        plan_of_nobody,
     )
 }
 

@@ -38,6 +38,11 @@ async def start(
     )
 
 
+def created(world: World) -> list[str]:
+    """The tasks that were announced, in order."""
+    return [e.body["task_id"] for e in world.published if e.subject == "planning.task.created"]
+
+
 async def until_asked(world: World, count: int) -> None:
     async with asyncio.timeout(30):
         while len(world.calls) < count:
@@ -72,6 +77,25 @@ async def test_a_failed_task_stops_only_what_depends_on_it(fleet: Client, world:
         "done",
     ]
     assert "no model" in result.outcomes[0].error
+    ends = {
+        e.body["task_id"].removeprefix(f"{world.key}-"): (e.subject, e.body["status"])
+        for e in world.published
+        if e.subject.startswith("orchestration.task.") and "status" in e.body
+    }
+    failed = "orchestration.task.failed"
+    assert ends == {
+        "a": (failed, "failed"),
+        "b": (failed, "not_run"),
+        "c": (failed, "not_run"),
+        "d": ("orchestration.task.completed", "done"),
+    }
+    (first,) = [e.body for e in world.published if e.body.get("status") == "failed"]
+    assert (first["plan_id"], first["role"]) == ("plan-1", "DEV")
+    assert "no model" in first["error"]
+    (plan,) = [e.body for e in world.published if e.subject == "planning.plan.completed"]
+    assert plan["status"] == "PARTIAL"
+    assert (plan["done"], plan["failed"]) == ([f"{world.key}-d"], [f"{world.key}-a"])
+    assert [e.subject for e in world.published][-1] == "planning.plan.completed"
 
 
 async def test_a_task_gets_the_time_that_its_plan_was_given(fleet: Client, world: World) -> None:
@@ -121,6 +145,7 @@ async def test_a_plan_from_the_bus_takes_its_tasks_from_the_graph(
     result = await (await start(fleet, world, None)).result()
 
     assert [outcome.task_id for outcome in result.outcomes] == [f"{world.key}-a"]
+    assert created(world) == [f"{world.key}-a"]
 
 
 async def test_a_plan_without_tasks_is_derived_from_its_storys_node(
@@ -141,6 +166,20 @@ async def test_a_plan_without_tasks_is_derived_from_its_storys_node(
 
     assert result.status == "COMPLETED"
     assert world.recorded[0].kind == "PlanDerived"
+    assert created(world) == [f"{plan_id}-t1"]
+
+
+async def test_a_derived_plan_names_only_roles_that_have_a_council(
+    fleet: Client, world: World
+) -> None:
+    world.stored = StoredPlan(story=StoryText(title="Shorten links"))
+    world.drafts = [DraftTask(role="PLUMBER", title="Build", description="Do.")]
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await (await start(fleet, world, None)).result()
+
+    assert "PLUMBER" in str(failed.value.cause)
+    assert created(world) == []
 
 
 async def test_a_cancelled_plan_cancels_its_deliberations(fleet: Client, world: World) -> None:
@@ -158,3 +197,8 @@ async def test_a_cancelled_plan_cancels_its_deliberations(fleet: Client, world: 
         assert description.status is not None
         assert description.status.name == "CANCELED"
     assert [e.body["status"] for e in world.recorded if e.kind == "PlanFinished"] == ["CANCELLED"]
+    ends = [e.body for e in world.published if e.subject == "orchestration.task.failed"]
+    assert [(end["task_id"], end["status"]) for end in ends] == [
+        (f"{world.key}-a", "cancelled"),
+        (f"{world.key}-b", "cancelled"),
+    ]

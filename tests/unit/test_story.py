@@ -71,7 +71,7 @@ async def test_auto_approval_opens_the_gates_by_policy(
     await story.report()
     await story.handle.result()
 
-    approvals = [e.body for e in world.recorded if e.kind == "GateApproved"]
+    approvals = [e.body for e in world.published if e.subject == "planning.gate.approved"]
     assert {a["actor"] for a in approvals} == {"policy:auto"}
     assert [a["gate"] for a in approvals] == [
         "approve_scope",
@@ -179,13 +179,9 @@ async def test_an_approval_records_person_role_and_revision(
     await story.approve("approve_scope", comment="fine")
     await story.until(gate="approve_design")
 
-    approval = next(e.body for e in world.recorded if e.kind == "GateApproved")
-    assert (approval["actor"], approval["role"], approval["revision"], approval["comment"]) == (
-        "ana",
-        "PO",
-        shown,
-        "fine",
-    )
+    approval = next(e.body for e in world.published if e.subject == "planning.gate.approved")
+    named = ("actor", "role", "revision", "comment", "via")
+    assert [approval[name] for name in named] == ["ana", "PO", shown, "fine", "claim"]
 
 
 @pytest.mark.parametrize(
@@ -487,7 +483,9 @@ async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
         while "WORK_FAILED" not in str([e.body for e in world.recorded]):
             await asyncio.sleep(0.02)
     statuses = {
-        e.body["task_id"]: e.body["status"] for e in world.recorded if e.kind == "TaskFinished"
+        e.body["task_id"]: e.body["status"]
+        for e in world.recorded
+        if e.kind in ("TaskCompleted", "TaskFailed")
     }
     assert statuses == {first.task_id: "failed", second.task_id: "not_run"}
 
