@@ -21,8 +21,9 @@ from activities.answers import (
     story_form,
     verdict_form,
 )
-from activities.llm import LONGEST_MESSAGE
-from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts, Values
+from activities.llm import BYTES_PER_TOKEN
+from activities.llm_errors import LONGEST_MESSAGE
+from activities.prompts import Prompt, Prompts, Values
 from workflows.models import (
     AgentCall,
     CallUsage,
@@ -162,6 +163,17 @@ def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
         case "write_story":
             return write_story(WriteStoryInput.model_validate(request))
     raise ValueError(f"no act is named {act!r}")
+
+
+def charged(error: ApplicationError, usage: CallUsage) -> ApplicationError:
+    """The same failure with what the failed call has cost: workflows count it."""
+    return ApplicationError(
+        error.message,
+        usage,
+        type=error.type,
+        non_retryable=error.non_retryable,
+        next_retry_delay=error.next_retry_delay,
+    )
 
 
 def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:

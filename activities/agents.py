@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
-from openai import AsyncOpenAI
+import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from temporalio import activity
@@ -23,8 +23,17 @@ from temporalio.exceptions import ApplicationError
 from activities import acts
 from activities.acts import ASKS, AnswerT, Question
 from activities.kept import KEPT_FOR, answer_key, kept_answer
-from activities.llm import PROMPT_TOO_LONG, Reply, model_window, stream_reply
-from activities.prompts import BYTES_PER_TOKEN, Prompt, Prompts
+from activities.llm import (
+    BYTES_PER_TOKEN,
+    AnswerBroken,
+    Reply,
+    not_served,
+    served_models,
+    sole_model,
+    stream_reply,
+)
+from activities.llm_errors import LLM_REFUSED, PROMPT_TOO_LONG, CallFailed
+from activities.prompts import Prompt, Prompts
 from workflows.models import (
     Agent,
     CallUsage,
@@ -112,112 +121,173 @@ class Agents(AgentStub):
 
 @dataclass
 class CallProgress:
-    """What a heartbeat says of a call under way."""
+    """What a heartbeat says of a call under way, and what its asks have cost so far.
+
+    The next attempt begins with the costs of the one before: the engine was paid for both.
+    """
 
     act: str
     agent_id: str
     tokens: int = 0
     state: str = "asking"
+    model: str = ""
+    seed: int = 0
+    prompt_hash: str = ""
+    asks: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached_tokens: int = 0
+    estimated: bool = False
+
+    @classmethod
+    def after(cls, act: str, agent_id: str, heartbeats: Sequence[Any]) -> CallProgress:
+        """The progress of a new attempt. heartbeats: details of the last one's heartbeat."""
+        before = heartbeats[0] if heartbeats and isinstance(heartbeats[0], dict) else {}
+        costs = {each.name: before[each.name] for each in fields(cls) if each.name in before}
+        return cls(**(costs | {"act": act, "agent_id": agent_id, "tokens": 0, "state": "asking"}))
 
     def count(self) -> None:
         self.tokens += 1
+
+    def pay(self, reply: Reply) -> None:
+        """Add what a reply has cost, whether it can be used or not."""
+        self.asks += 1
+        self.tokens_in += reply.tokens_in
+        self.tokens_out += reply.tokens_out
+        self.cached_tokens += reply.cached_tokens
+        self.estimated = self.estimated or reply.estimated
+
+    def usage(self, agent: Agent, began: float) -> CallUsage:
+        """began: by `time.monotonic`."""
+        return CallUsage(
+            act=self.act,
+            agent_id=self.agent_id,
+            role=agent.role,
+            model=self.model,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            cached_tokens=self.cached_tokens,
+            latency_ms=round((time.monotonic() - began) * 1000),
+            seed=self.seed,
+            asks=self.asks,
+            prompt_hash=self.prompt_hash,
+            estimated=self.estimated,
+        )
 
 
 class VllmAgents:
     """Agents hosted by vLLM, behind Ray Serve or alone."""
 
     def __init__(
-        self, client: AsyncOpenAI, valkey: Redis, default_model: str, prompts: Prompts
+        self, client: httpx.AsyncClient, valkey: Redis, default_model: str, prompts: Prompts
     ) -> None:
-        """client: made by `activities.llm.connect`."""
+        """client: made by `activities.llm.connect`. default_model: empty: the one served."""
         self._client = client
         self._valkey = valkey
         self._default_model = default_model
         self._prompts = prompts
-        self._windows: dict[str, int] = {}
+        self._served: dict[str, int] = {}
 
     async def answer(self, question: Question[AnswerT]) -> AnswerT:
         """The answer that is kept already; where there is none, the engine's.
 
         Raises:
-            ApplicationError: the types of `activities.llm.failure`, `BadAnswer` (not retryable)
+            ApplicationError: the types of `activities.llm_errors`, `BadAnswer` (not retryable)
                 where no ask brought a usable answer, `StoreUnreachable` where Valkey cannot be
-                asked for a kept answer.
+                asked for a kept answer. Its detail is a CallUsage where the call has cost tokens.
         """
         call = question.call
-        key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
-        progress = CallProgress(question.act, call.agent.agent_id)
+        info = activity.info()
+        key = answer_key(info, call.wave, question.act, call.agent.agent_id)
+        progress = CallProgress.after(question.act, call.agent.agent_id, info.heartbeat_details)
+        began = time.monotonic()
         async with heartbeats(progress):
             if (kept := await kept_answer(self._valkey, key)) is not None:
                 return question.answer_type.model_validate_json(kept)
-            answer = await self._write(question, progress)
+            try:
+                fields = await self._write(question, progress)
+            except ApplicationError as error:
+                if not progress.asks:
+                    raise
+                activity.heartbeat(asdict(progress))  # for the next attempt
+                raise acts.charged(error, progress.usage(call.agent, began)) from None
+            answer = question.answer(fields, progress.usage(call.agent, began))
             await self._keep(key, answer.model_dump_json(), progress)
         return answer
 
-    async def _write(self, question: Question[AnswerT], progress: CallProgress) -> AnswerT:
+    async def _write(self, question: Question[Any], progress: CallProgress) -> Mapping[str, Any]:
+        """An answer; where the model was renamed behind the endpoint, from the new one."""
+        try:
+            return await self._write_within_window(question, progress)
+        except CallFailed as error:
+            is_renamed = error.is_unknown_model and error.type == LLM_REFUSED
+            if not is_renamed or question.call.agent.model or self._default_model:
+                raise
+            self._served = {}
+        return await self._write_within_window(question, progress)
+
+    async def _write_within_window(
+        self, question: Question[Any], progress: CallProgress
+    ) -> Mapping[str, Any]:
         """An answer to the prompt, which is cut further where the engine finds it too long."""
-        model = question.call.agent.model or self._default_model
         for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
-            window = await self._window(model)
+            model, window = await self._model(question.call.agent)
             prompt = question.prompt(self._prompts, window, bytes_per_token)
+            progress.model, progress.prompt_hash = model, prompt.hash
             try:
-                return await self._ask(question, model, prompt, progress)
+                return await self._ask(question, prompt, progress)
             except ApplicationError as error:
                 if error.type != PROMPT_TOO_LONG:
                     raise
                 refusal = error
-                self._windows.pop(model, None)  # the engine may be back with a shorter one
+                self._served.pop(model, None)  # the engine may be back with a shorter one
         raise refusal
 
     async def _ask(
-        self, question: Question[AnswerT], model: str, prompt: Prompt, progress: CallProgress
-    ) -> AnswerT:
+        self, question: Question[Any], prompt: Prompt, progress: CallProgress
+    ) -> Mapping[str, Any]:
         """Ask until an answer is whole and valid, at most ASKS times."""
         wanted = question.form(prompt.max_tokens)
-        agent = question.call.agent
-        started = time.monotonic()
-        replies: list[Reply] = []
         asked = prompt
         for ask in range(1, ASKS + 1):
-            seed = question.seed(ask)
-            reply = await stream_reply(
-                self._client,
-                model=model,
-                messages=asked.messages,
-                schema_name=question.act,
-                schema=wanted.schema,
-                temperature=asked.temperature,
-                max_tokens=asked.max_tokens,
-                seed=seed,
-                on_token=progress.count,
-            )
-            replies.append(reply)
+            progress.seed = question.seed(ask)
             try:
-                fields = wanted.read(whole(reply))
+                reply = await stream_reply(
+                    self._client,
+                    model=progress.model,
+                    messages=asked.messages,
+                    schema_name=question.act,
+                    schema=wanted.schema,
+                    temperature=asked.temperature,
+                    max_tokens=asked.max_tokens,
+                    seed=progress.seed,
+                    on_token=progress.count,
+                    is_whole=lambda text: is_read(wanted.read, text),
+                )
+            except AnswerBroken as broken:
+                progress.pay(broken.reply)
+                raise
+            progress.pay(reply)
+            try:
+                return wanted.read(reply.text)
             except ValueError as error:
-                problem = str(error)
+                problem = flaw(reply) or str(error)
                 asked = self._prompts.ask_again(prompt, reply.text, problem)
-                continue
-            usage = CallUsage(
-                act=question.act,
-                agent_id=agent.agent_id,
-                role=agent.role,
-                model=model,
-                tokens_in=sum(reply.tokens_in for reply in replies),
-                tokens_out=sum(reply.tokens_out for reply in replies),
-                cached_tokens=sum(reply.cached_tokens for reply in replies),
-                latency_ms=round((time.monotonic() - started) * 1000),
-                seed=seed,
-                asks=ask,
-                prompt_hash=prompt.hash,
-            )
-            return question.answer(fields, usage)
-        raise question.unanswered(model, problem)
+        raise question.unanswered(progress.model, problem)
 
-    async def _window(self, model: str) -> int:
-        if model not in self._windows:
-            self._windows[model] = await model_window(self._client, model)
-        return self._windows[model]
+    async def _model(self, agent: Agent) -> tuple[str, int]:
+        """The agent's model and its window in tokens.
+
+        Raises:
+            CallFailed: `LlmRefused` where it is not served.
+        """
+        wanted = agent.model or self._default_model
+        if not self._served or (wanted and wanted not in self._served):
+            self._served = await served_models(self._client)
+        model = wanted or sole_model(self._client, self._served)
+        if model not in self._served:
+            raise not_served(self._client, model, self._served)
+        return model, self._served[model]
 
     async def _keep(self, key: str, answer: str, progress: CallProgress) -> None:
         """Store the answer however long it takes, for it is paid for: the time-out ends it."""
@@ -233,7 +303,7 @@ class VllmAgents:
 
 @asynccontextmanager
 async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
-    """Heartbeat with the progress, thrice in every heartbeat time-out."""
+    """Heartbeat with the progress, three times in every heartbeat time-out."""
     every = (activity.info().heartbeat_timeout or UNTOLD_HEARTBEAT_TIMEOUT) / 3
 
     async def beat() -> None:
@@ -248,10 +318,22 @@ async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
         beating.cancel()
 
 
-def whole(reply: Reply) -> str:
-    """The reply's text. Raises ValueError where there is none, or not all of it."""
-    if reply.cut_off:
-        raise ValueError("it was cut off because it was too long")
-    if not reply.text.strip():
-        raise ValueError("it was empty")
-    return reply.text
+def is_read(read: Callable[[str], object], text: str) -> bool:
+    """Whether a form reads the text as an answer."""
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
+
+
+def flaw(reply: Reply) -> str:
+    """What the engine itself says is wrong with its reply; empty where it says nothing."""
+    match reply.finish_reason:
+        case "length" | "max_tokens" | "model_length":
+            return "it was cut off because it was too long"
+        case "content_filter":
+            return "the engine's content filter stopped it (finish_reason content_filter)"
+        case "tool_calls" | "function_call":
+            return f"it called a tool instead of answering (finish_reason {reply.finish_reason})"
+    return "" if reply.text.strip() else "it was empty"

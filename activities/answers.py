@@ -2,16 +2,23 @@
 
 A string's `maxLength` is a share of the characters that the answer's tokens hold, so that even a
 small model, which writes until it is stopped, closes its document in time; with a longer window,
-or more `max_tokens` in the prompt's front matter, every field grows alike (design section 3).
+or more `max_tokens` in the prompt's front matter, every field grows alike, up to what the graph and
+the wire take (design section 3).
+
+Not every endpoint holds a model to the schema, so an answer is validated by the same rules that the
+schema states. A document may stand within other text, such as thoughts or a fence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import Field, StringConstraints, ValidationError, create_model
 
 from workflows.dag import MAX_TASKS, number_tasks, plan_schema, validate
@@ -36,8 +43,21 @@ LONGEST_TASK_TITLE = 80
 LONGEST_STORY_TITLE = 120
 LEAST_CRITERIA, MOST_CRITERIA = 2, 6
 
+LONGEST_TITLE = 300
+LONGEST_LINE = 4_000
+LONGEST_TEXT = 64_000
+"""Characters, whatever the answer's tokens: what a Title, a Line and a text of the wire take."""
+
+CANDIDATES = 64
+"""How many opening braces of an answer are tried as the beginning of its document."""
+
+_THOUGHTS = re.compile(r"\A.*</think(ing)?>", re.DOTALL | re.IGNORECASE)
+_DECODER = json.JSONDecoder(strict=False, parse_constant=lambda name: _not_json(name))
+"""Lenient where models err: a line break within a string is one."""
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 PartT = TypeVar("PartT", bound=Part)
+FieldsT = TypeVar("FieldsT", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
@@ -55,9 +75,11 @@ def proposal_form(tokens: int) -> Form:
     size = _Sizes(tokens)
 
     class Decision(Part):
-        title: Annotated[str, size.text(0.03)]
-        rationale: Annotated[str, size.text(0.08)]
-        affects: Annotated[list[Annotated[str, size.text(0.02)]], Field(max_length=2)]
+        title: Annotated[str, size.text(0.03, LONGEST_TITLE)]
+        rationale: Annotated[str, size.text(0.08, LONGEST_LINE)]
+        affects: Annotated[
+            list[Annotated[str, size.text(0.02, LONGEST_TITLE)]], Field(max_length=2)
+        ]
 
     class Written(Part):
         approach: Annotated[str, size.text(0.12)]
@@ -106,14 +128,18 @@ def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
         most = min(MAX_TASKS, max(1, characters // SHORTEST_TASK))
         words = max(characters // most - AROUND_A_TASK, AROUND_A_TASK)
         title = min(words // 4, LONGEST_TASK_TITLE)
+        schema = plan_schema(roles, most, title, min(words - title, LONGEST_TEXT))
+        rules = Draft202012Validator(schema)
 
-        def read(text: str) -> dict[str, list[DraftTask]]:
-            plan = _validated(_WrittenPlan, text)
+        def plan_of(document: Any) -> dict[str, list[DraftTask]]:
+            if faults := [_fault(error) for error in rules.iter_errors(document)]:
+                raise ValueError("; ".join(faults))
+            plan = _validated(_WrittenPlan, document)
             drafts = [DraftTask.model_validate(task.model_dump()) for task in plan.tasks]
             validate(number_tasks("plan", drafts), roles, most)
             return {"tasks": drafts}
 
-        return Form(plan_schema(roles, most, title, words - title), read)
+        return Form(schema, lambda text: _read(text, plan_of))
 
     return form
 
@@ -132,19 +158,19 @@ def story_form(tokens: int) -> Form:
         title: Annotated[str, title]
         description: Annotated[str, size.text(0.3)]
         ac: Annotated[
-            list[Annotated[str, size.text(0.09)]],
+            list[Annotated[str, size.text(0.09, LONGEST_LINE)]],
             Field(min_length=LEAST_CRITERIA, max_length=MOST_CRITERIA),
         ]
 
-    def read(text: str) -> dict[str, StoryText]:
-        story = _validated(Written, text)
+    def story_of(document: Any) -> dict[str, StoryText]:
+        story = _validated(Written, document)
         return {
             "story": StoryText(
                 title=story.title, brief=story.description, acceptance_criteria=story.ac
             )
         }
 
-    return Form(Written.model_json_schema(), read)
+    return Form(Written.model_json_schema(), lambda text: _read(text, story_of))
 
 
 class _WrittenTask(DraftTask):
@@ -157,27 +183,104 @@ class _WrittenPlan(Part):
 
 
 def _form(written: type[Part], field: str, wire: type[Wire]) -> Form:
-    def read(text: str) -> dict[str, Wire]:
-        return {field: wire.model_validate(_validated(written, text).model_dump())}
+    def fields_of(document: Any) -> dict[str, Wire]:
+        return {field: wire.model_validate(_validated(written, document).model_dump())}
 
-    return Form(written.model_json_schema(), read)
+    return Form(written.model_json_schema(), lambda text: _read(text, fields_of))
 
 
-def _validated(written: type[PartT], text: str) -> PartT:
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
+    """What `fields_of` makes of the text's last document that it accepts.
+
+    Raises:
+        ValueError: what is wrong with the document, or with the JSON where the text has none.
+    """
+    answer = _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
+    problem: ValueError | None = None
+    accepted: list[FieldsT] = []
+    for document, size in _documents(answer):
+        try:
+            accepted.append(fields_of(document))
+        except ValueError as error:
+            if 2 * size > len(answer):  # else a part of a document that is cut off
+                problem = error
+    if not accepted:
+        raise problem or ValueError(_json_problem(answer))
+    return accepted[-1]
+
+
+def _documents(text: str) -> Iterator[tuple[Any, int]]:
+    """The JSON objects that stand in the text, in order, with their length there."""
+    place = text.find("{")
+    for _ in range(CANDIDATES):
+        if place < 0:
+            return
+        try:
+            document, end = _DECODER.raw_decode(text, place)
+            document = cleaned(document)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            yield document, end - place
+        place = text.find("{", end)
+
+
+def _json_problem(answer: str) -> str:
+    """Why the text is not a JSON object."""
     try:
-        return written.model_validate_json(text)
+        _DECODER.decode(answer)
+    except json.JSONDecodeError as error:
+        return f"Invalid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        return f"Invalid JSON: {error}"
+    return "Invalid JSON: not an object"
+
+
+def _not_json(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def cleaned(value: Any) -> Any:
+    """The value without what no store takes: U+0000 is removed, half a character is U+FFFD."""
+    match value:
+        case str():
+            return (
+                value.replace("\0", "")
+                .encode("utf-16-le", "surrogatepass")
+                .decode("utf-16-le", "replace")
+            )
+        case dict():
+            return {cleaned(key): cleaned(each) for key, each in value.items()}
+        case list():
+            return [cleaned(each) for each in value]
+    return value
+
+
+def _validated(written: type[PartT], document: Any) -> PartT:
+    try:
+        return written.model_validate(document)
     except ValidationError as error:
         raise ValueError(_problems(error)) from error
+
+
+def _fault(error: Any) -> str:
+    """A rule of a JSON schema that is broken, with its field."""
+    place = ".".join(map(str, error.absolute_path)) or "the document"
+    rule = f"must keep {error.validator} {error.validator_value}"[:300]
+    return f"{place}: {error.message if len(error.message) <= 200 else rule}"
 
 
 @dataclass(frozen=True)
 class _Sizes:
     tokens: int
 
-    def text(self, share: float) -> StringConstraints:
-        """Text that is not blank and takes at most `share` of the answer's characters."""
+    def text(self, share: float, most: int = LONGEST_TEXT) -> StringConstraints:
+        """Text that is not blank, of at most `share` of the answer's characters and `most`."""
         return StringConstraints(
-            strip_whitespace=True, min_length=1, max_length=self.longest(share)
+            strip_whitespace=True, min_length=1, max_length=min(self.longest(share), most)
         )
 
     def longest(self, share: float) -> int:

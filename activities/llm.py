@@ -1,305 +1,503 @@
-"""The client of an OpenAI-compatible endpoint: one streamed answer, its errors, a model's window.
+"""The client of an OpenAI-compatible endpoint: one streamed answer, and the models it serves.
 
-Every foreign error leaves this module as an ApplicationError of the table in `failure`: its type
-says what happened, `non_retryable` whether asking again can help (design section 3, Agents).
+An answer that is whole is taken, however its stream ends; what is not an answer leaves this module
+as a `CallFailed` of the table in `activities.llm_errors` (design section 3, Agents).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-from openai import (
-    APIConnectionError,
-    APIError,
-    APIResponseValidationError,
-    APIStatusError,
-    APITimeoutError,
-    AsyncOpenAI,
-    AsyncStream,
-    Timeout,
+import httpx
+
+from activities.llm_errors import (
+    LLM_PROTOCOL,
+    LLM_REFUSED,
+    LLM_SERVER_ERROR,
+    LLM_UNREACHABLE,
+    LONGEST_MESSAGE,
+    CallFailed,
+    place_of,
+    problem_in,
+    problem_of,
+    stated_failure,
+    status_failure,
+    transport_failure,
 )
-from openai.types.chat import ChatCompletionMessageParam
-from pydantic import ValidationError
-from temporalio.exceptions import ApplicationError
+from activities.sse import DocumentParser, Event, EventParser, LineTooLong
 
-from workflows.models import Wire
-
-LLM_UNREACHABLE = "LlmUnreachable"
-LLM_TIMEOUT = "LlmTimeout"
-LLM_OVERLOADED = "LlmOverloaded"
-LLM_SERVER_ERROR = "LlmServerError"
-LLM_PROTOCOL = "LlmProtocol"
-LLM_REFUSED = "LlmRefused"
-PROMPT_TOO_LONG = "PromptTooLong"
+Message = dict[str, str]
+"""A chat message: `role` and `content`."""
 
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 60.0
 """How long an engine may be silent, before its first chunk or between two."""
 
-LONGEST_RETRY_AFTER = timedelta(seconds=60)
-LONGEST_MESSAGE = 500
-UNTOLD_WINDOW = 8_192
-"""Tokens; taken where an endpoint does not tell a model's window."""
+QUIET_SECONDS = 2.0
+"""How long to wait for more (the usage, mostly) after the last word of an answer that is whole."""
+AFTER_DONE_SECONDS = 0.1
+"""How long to wait for the end of the body after [DONE], so that the connection can be reused."""
+TICK_SECONDS = 0.25
+
+ERROR_BODY_SECONDS = 5.0
+LONGEST_ERROR_BODY = 64 * 1024
+
+BYTES_PER_TOKEN = 3.0
+"""UTF-8 bytes that a token stands for, at least: 3 holds for prose and code in Latin script. An
+engine that counts more refuses the prompt, and it is cut further."""
+
+LARGEST_FIGURE = 10**9
+"""Tokens; more is not the usage of one call."""
+
+DEFAULT_WINDOW = 8_192
+"""Tokens; taken when an endpoint does not state a model's window."""
+
+_WINDOW_FIELDS = (
+    ("max_model_len",),  # vLLM, SGLang
+    ("metadata", "max_request_context_length"),  # Ray Serve
+    ("context_length",),
+    ("context_window",),
+    ("meta", "n_ctx"),  # llama.cpp
+)
 
 
-def connect(base_url: str, api_key: str, idle_seconds: float = IDLE_SECONDS) -> AsyncOpenAI:
+def connect(base_url: str, api_key: str, idle_seconds: float = IDLE_SECONDS) -> httpx.AsyncClient:
     """A client that never retries by itself: Temporal does. base_url: up to and with `/v1`."""
-    timeout = Timeout(idle_seconds, connect=min(CONNECT_SECONDS, idle_seconds))
-    return AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
+    return httpx.AsyncClient(
+        base_url=base_url,
+        headers={"Authorization": f"Bearer {api_key}"},
+        timeout=httpx.Timeout(idle_seconds, connect=min(CONNECT_SECONDS, idle_seconds)),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+    )
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One streamed answer, whole or cut off. Tokens as the engine counted them."""
+    """One answer as it came, or what came of it.
+
+    `finish_reason` is the engine's, or empty. `estimated`: a figure that the engine did not state
+    is computed from the text.
+    """
 
     text: str
-    cut_off: bool
+    finish_reason: str
     tokens_in: int
     tokens_out: int
-    cached_tokens: int
+    cached_tokens: int = 0
+    estimated: bool = False
 
 
-class _Delta(Wire):
-    content: str | None = None
+class AnswerBroken(CallFailed):
+    """A call that failed after some of its answer had come: `reply` has been paid for."""
 
-
-class _Choice(Wire):
-    delta: _Delta = _Delta()
-    finish_reason: str | None = None
-
-
-class _PromptDetails(Wire):
-    cached_tokens: int | None = None
-
-
-class _Usage(Wire):
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: _PromptDetails | None = None
-
-
-class _Chunk(Wire):
-    """What is read of an event. The client's own model of it takes ten times as long to make."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
+    def __init__(self, failed: CallFailed, reply: Reply) -> None:
+        super().__init__(
+            failed.message,
+            type=failed.type or LLM_UNREACHABLE,
+            status=failed.status,
+            is_unknown_model=failed.is_unknown_model,
+            next_retry_delay=failed.next_retry_delay,
+        )
+        self.reply = reply
 
 
 async def stream_reply(
-    client: AsyncOpenAI,
+    client: httpx.AsyncClient,
     *,
     model: str,
-    messages: list[ChatCompletionMessageParam],
+    messages: Sequence[Message],
     schema_name: str,
     schema: dict[str, Any],
     temperature: float,
     max_tokens: int,
     seed: int,
     on_token: Callable[[], None],
+    is_whole: Callable[[str], bool],
 ) -> Reply:
-    """Ask once; `on_token` is called for every chunk that brings text.
+    """Ask once.
 
-    A cancellation closes the connection, at which the engine stops generating.
+    The answer stands when a finish_reason or `[DONE]` has come, or when `is_whole(text)` and the
+    stream ends, breaks or falls quiet. A cancellation closes the connection, at which the engine
+    stops generating.
+
+    Args:
+        on_token: called for every chunk that brings text.
+        is_whole: whether a text is a whole answer.
 
     Raises:
-        ApplicationError: see `failure`.
+        CallFailed: see `activities.llm_errors`; AnswerBroken when part of the answer had come.
     """
-    text: list[str] = []
-    finish_reason = None
-    usage = None
-    try:
-        stream = await client.post(
-            "/chat/completions",
-            body={
-                "model": model,
-                "messages": messages,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": schema_name, "strict": True, "schema": schema},
-                },
-                "temperature": temperature,
-                "max_tokens": max_tokens,
-                "seed": seed,
+    request = client.build_request(
+        "POST",
+        "/chat/completions",
+        headers={"Accept": "text/event-stream, application/json"},
+        json={
+            "model": model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": schema_name, "strict": True, "schema": schema},
             },
-            cast_to=object,
-            stream=True,
-            stream_cls=AsyncStream[object],
-        )
-        async with stream:
-            content_type = stream.response.headers.get("content-type", "nothing")
-            if not content_type.startswith("text/event-stream"):
-                raise _protocol(client, f"answered a stream's request with {content_type}")
-            async for event in stream:
-                chunk = _Chunk.model_validate(event)
-                usage = chunk.usage or usage
-                for choice in chunk.choices:
-                    finish_reason = choice.finish_reason or finish_reason
-                    if choice.delta.content:
-                        text.append(choice.delta.content)
-                        on_token()
-    except (APIError, json.JSONDecodeError) as error:
-        raise failure(client, error) from None  # its words are in the failure; a chain is too long
-    except ValidationError as error:
-        raise _protocol(
-            client, f"sent an event that is no chunk: {error.errors()[0]['msg']}"
-        ) from None
-    if finish_reason is None:
-        raise ApplicationError(
-            f"{_place(client)} ended the stream before its answer was finished",
-            type=LLM_UNREACHABLE,
-        )
-    details = usage.prompt_tokens_details if usage else None
-    return Reply(
-        text="".join(text),
-        cut_off=finish_reason == "length",
-        tokens_in=usage.prompt_tokens if usage else 0,
-        tokens_out=usage.completion_tokens if usage else len(text),
-        cached_tokens=(details.cached_tokens or 0) if details else 0,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        },
     )
+    answer = _Answer(place_of(client.base_url), messages, on_token, is_whole)
+    failed: CallFailed | None = None
+    try:
+        async with _sent(client, request) as response:
+            await _read(response, answer)
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        failed = transport_failure(answer.place, error)
+    except LineTooLong as error:
+        failed = CallFailed(f"{answer.place} sent no chunks: {error}", type=LLM_PROTOCOL)
+    except CallFailed as error:
+        failed = error
+    return answer.reply_or_raise(failed)
 
 
-class _Model(Wire):
-    """One model of GET /v1/models: vLLM tells `max_model_len`, Ray Serve tells in `metadata`."""
+async def _read(response: httpx.Response, answer: _Answer) -> None:
+    """Give the answer its events, until the body ends or nothing more is worth waiting for."""
+    if not response.is_success:
+        raise status_failure(answer.place, response, await _error_body(response))
+    parser: EventParser | DocumentParser | None = None
+    try:
+        async with aclosing(_ticking(response)) as chunks:
+            async for chunk in chunks:
+                if chunk and (parser or chunk.strip()):
+                    parser = parser or _parser_for(chunk, response, answer.place)
+                    answer.take(parser.feed(chunk))
+                if answer.is_over():
+                    return
+    finally:
+        if parser:
+            answer.take(parser.close())
 
-    id: str
-    max_model_len: int | None = None
-    metadata: dict[str, Any] | None = None
+
+def _parser_for(chunk: bytes, response: httpx.Response, place: str) -> EventParser | DocumentParser:
+    """By what the body begins with: the content type says nothing reliable."""
+    match chunk.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]:
+        case b"{" | b"[":
+            return DocumentParser()
+        case b"<":
+            content_type = response.headers.get("content-type", "a page")
+            raise CallFailed(
+                f"{place} answered a stream's request with {content_type}", type=LLM_PROTOCOL
+            )
+    return EventParser()
+
+
+async def _ticking(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body's chunks; an empty one after each TICK_SECONDS without any."""
+    body = response.aiter_bytes()
+    reading: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            reading = reading or asyncio.ensure_future(anext(body))
+            await asyncio.wait({reading}, timeout=TICK_SECONDS)
+            if not reading.done():
+                yield b""
+                continue
+            try:
+                chunk = reading.result()
+            except StopAsyncIteration:
+                return
+            reading = None
+            yield chunk
+    finally:
+        if reading:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+@dataclass
+class _Answer:
+    """What has come of an answer so far."""
+
+    place: str
+    messages: Sequence[Message]
+    on_token: Callable[[], None]
+    is_whole: Callable[[str], bool]
+    parts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    message: str = ""
+    """The text of a whole message, as endpoints that do not stream send it."""
+    finish_reason: str = ""
+    is_done: bool = False
+    figures: dict[str, int] = field(default_factory=dict)
+    error: CallFailed | None = None
+    unread: str = ""
+    """The first event that is not a chunk."""
+    last_word: float = field(default_factory=time.monotonic)
+    judged: int = -1
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def take(self, events: Iterator[Event]) -> None:
+        for event in events:
+            if event.name == "error":
+                self._fail(stated_failure(self.place, problem_of(event.data)))
+                continue
+            for value in self._values(event.data):
+                self._take_value(value)
+
+    def _values(self, data: str) -> Iterator[Any]:
+        """The JSON values of an event: one, or one for each line where no blank line is sent."""
+        text = data.strip()
+        if text == "[DONE]":
+            self.is_done = True
+            self.last_word = time.monotonic()
+            return
+        try:
+            yield json.loads(text)
+        except (ValueError, RecursionError):
+            if "\n" not in text:
+                self.unread = self.unread or text[:100]
+                return
+            for line in text.split("\n"):
+                yield from self._values(line.removeprefix("data:"))
+
+    def _take_value(self, value: Any) -> None:
+        if problem := problem_in(value):
+            self._fail(stated_failure(self.place, problem))
+            return
+        chunk = _object(value)
+        if value is not None and "choices" not in chunk and "usage" not in chunk:
+            self.unread = self.unread or json.dumps(value)[:100]
+        self._count(_object(chunk.get("usage")))
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else [choices]:
+            self._take_choice(_object(choice))
+
+    def _take_choice(self, choice: dict[str, Any]) -> None:
+        if choice.get("index") not in (None, 0):
+            return
+        delta, message = _object(choice.get("delta")), _object(choice.get("message"))
+        said = _text(delta.get("content"))
+        thought = _text(delta.get("reasoning_content") or delta.get("reasoning"))
+        if said or thought:
+            self.parts.append(said)
+            self.thoughts.append(thought)
+            self.on_token()
+        if whole := _text(message.get("content") or choice.get("text")):
+            self.message = whole
+            self.on_token()
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason not in ("", "null"):
+            self.finish_reason = reason
+        if said or thought or whole or reason:
+            self.last_word = time.monotonic()
+
+    def _count(self, usage: dict[str, Any]) -> None:
+        """The larger of several figures holds: some endpoints count on, some count again."""
+        details = _object(usage.get("prompt_tokens_details"))
+        for name, value in (
+            ("in", usage.get("prompt_tokens", usage.get("input_tokens"))),
+            ("out", usage.get("completion_tokens", usage.get("output_tokens"))),
+            ("cached", details.get("cached_tokens")),
+        ):
+            self.figures[name] = max(self.figures.get(name, 0), figure(value))
+
+    def _fail(self, error: CallFailed) -> None:
+        self.error = self.error or error
+
+    # --- the end ----------------------------------------------------------------------------------
 
     @property
-    def window(self) -> int:
-        told = self.max_model_len or (self.metadata or {}).get("max_request_context_length")
-        return told if isinstance(told, int) else UNTOLD_WINDOW
+    def text(self) -> str:
+        """The text; that of a message, or of thoughts that are an answer, where no other came."""
+        said = _joined(self.parts)
+        if not said.strip():
+            said = _joined([self.message])
+        if not said.strip() and self.thoughts and self.finish_reason != "length":
+            thought = _joined(self.thoughts)
+            said = thought if self.is_whole(thought) else said
+        return said
+
+    def is_over(self) -> bool:
+        """Whether nothing more is worth waiting for."""
+        if self.error:
+            return True
+        silent = time.monotonic() - self.last_word
+        if self.is_done:
+            return silent >= AFTER_DONE_SECONDS
+        if silent < QUIET_SECONDS:
+            return False
+        if self.finish_reason:
+            return True
+        size = len(self.parts) + bool(self.message)
+        if not size or self.judged == size:
+            return False
+        self.judged = size
+        return self.is_whole(self.text)
+
+    def reply_or_raise(self, failed: CallFailed | None) -> Reply:
+        """The reply, if it stands; failed: how the call ended otherwise."""
+        reply = self._reply()
+        has_ended = bool(self.finish_reason or self.is_done) and self.error is None
+        if has_ended and self.finish_reason not in ("abort", "error"):
+            return reply
+        if self.is_whole(reply.text):
+            return reply
+        error = self.error or failed or self._unfinished()
+        paid = reply.text or any(self.thoughts) or any(self.figures.values())
+        raise AnswerBroken(error, reply) if paid else error
+
+    def _unfinished(self) -> CallFailed:
+        if self.finish_reason:
+            return CallFailed(
+                f"{self.place} gave up generating (finish_reason {self.finish_reason})",
+                type=LLM_SERVER_ERROR,
+            )
+        if self.unread and not self.parts:
+            return CallFailed(
+                f"{self.place} sent what is not a chunk: {self.unread!r}", type=LLM_PROTOCOL
+            )
+        return CallFailed(
+            f"{self.place} ended the stream before its answer was finished", type=LLM_UNREACHABLE
+        )
+
+    def _reply(self) -> Reply:
+        text = self.text
+        read = sum(len(message["content"].encode()) for message in self.messages)
+        written = len(text.encode()) + len(_joined(self.thoughts).encode())
+        tokens_in, tokens_out = self.figures.get("in", 0), self.figures.get("out", 0)
+        return Reply(
+            text=text,
+            finish_reason=self.finish_reason,
+            tokens_in=tokens_in or round(read / BYTES_PER_TOKEN),
+            tokens_out=tokens_out or round(written / BYTES_PER_TOKEN),
+            cached_tokens=self.figures.get("cached", 0),
+            estimated=not tokens_in or (bool(written) and not tokens_out),
+        )
 
 
-class _ModelList(Wire):
-    data: list[_Model]
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-async def model_window(client: AsyncOpenAI, model: str) -> int:
-    """The tokens that a prompt and its answer may have together.
+def _text(value: Any) -> str:
+    """A message's content: a string, or parts with texts."""
+    if isinstance(value, list):
+        return "".join(_text(_object(part).get("text")) for part in value)
+    return value if isinstance(value, str) else ""
+
+
+def figure(value: Any) -> int:
+    """A count of tokens: an integer, or what stands for one; 0 for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return 0
+    try:
+        figure = int(float(value))
+    except (ValueError, OverflowError):
+        return 0
+    return figure if 0 < figure <= LARGEST_FIGURE else 0
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """The parts as one text; halves of a character are joined, a lone half becomes U+FFFD."""
+    text = "".join(parts)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+async def served_models(client: httpx.AsyncClient) -> dict[str, int]:
+    """The models served: name -> the tokens that a prompt and its answer may have together.
 
     Raises:
-        ApplicationError: `LlmRefused` where no such model is served; else see `failure`.
+        CallFailed: see `activities.llm_errors`.
     """
+    place = place_of(client.base_url)
     try:
-        response = await client.models.with_raw_response.list()
-        served = _ModelList.model_validate_json(response.content).data
-    except APIError as error:
-        raise failure(client, error) from None  # its words are in the failure; a chain is too long
-    except ValidationError:
-        raise _protocol(client, "answered /models with something else than models") from None
-    for candidate in served:
-        if candidate.id == model:
-            return candidate.window
-    names = ", ".join(candidate.id for candidate in served)[:LONGEST_MESSAGE]
-    raise ApplicationError(
-        f"{_place(client)} does not serve the model '{model}'; it serves: {names or 'none'}",
+        async with _sent(client, client.build_request("GET", "/models")) as response:
+            if not response.is_success:
+                raise status_failure(place, response, await _error_body(response))
+            listed = json.loads(await response.aread())
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        raise transport_failure(place, error) from None
+    except (ValueError, RecursionError):
+        listed = None
+    models = _object(listed).get("data")
+    if not isinstance(models, list):
+        raise CallFailed(
+            f"{place} answered /models with something else than models", type=LLM_PROTOCOL
+        )
+    return {model["id"]: _window(model) for model in map(_object, models) if _text(model.get("id"))}
+
+
+def not_served(client: httpx.AsyncClient, model: str, served: Mapping[str, int]) -> CallFailed:
+    """The refusal of a model that the endpoint does not serve."""
+    names = ", ".join(served)[:LONGEST_MESSAGE]
+    return CallFailed(
+        f"{place_of(client.base_url)} does not serve the model '{model}'; "
+        f"it serves: {names or 'none'}",
         type=LLM_REFUSED,
-        non_retryable=True,
+        is_unknown_model=True,
     )
 
 
-# --- errors ---------------------------------------------------------------------------------------
+def sole_model(client: httpx.AsyncClient, served: Mapping[str, int]) -> str:
+    """The model for agents that name none, where VLLM_MODEL is unset.
 
-
-def failure(client: AsyncOpenAI, error: Exception) -> ApplicationError:
-    """The one table from a client's error to what Temporal is told.
-
-    | what happened                                    | type           | retried |
-    |--------------------------------------------------|----------------|---------|
-    | no connection, one that broke, a path not yet up | LlmUnreachable | yes     |
-    | silence, 408                                     | LlmTimeout     | yes     |
-    | 409, 429                                         | LlmOverloaded  | yes     |
-    | 5xx, an error event in a stream                  | LlmServerError | yes     |
-    | what is not JSON or an event stream              | LlmProtocol    | yes     |
-    | the prompt does not fit the window               | PromptTooLong  | no      |
-    | any other status                                 | LlmRefused     | no      |
-
-    `Retry-After`, in seconds or as a date, is the next attempt's delay, at most 60 s.
+    Raises:
+        CallFailed: it is not exactly one that is served.
     """
-    place = _place(client)
-    match error:
-        case APITimeoutError():
-            return ApplicationError(f"{place} was silent for too long", type=LLM_TIMEOUT)
-        case APIConnectionError():
-            cause = str(error.__cause__ or error)[:LONGEST_MESSAGE]
-            return ApplicationError(f"{place} cannot be reached: {cause}", type=LLM_UNREACHABLE)
-        case APIStatusError():
-            return _status_failure(place, error)
-        case APIResponseValidationError() | json.JSONDecodeError():
-            return _protocol(client, "answered with something that is not JSON")
-        case APIError() if _too_long(error):
-            return ApplicationError(_told(place, error), type=PROMPT_TOO_LONG, non_retryable=True)
-        case APIError():
-            return ApplicationError(_told(place, error), type=LLM_SERVER_ERROR)
-        case _:
-            raise error
+    if len(served) == 1:
+        return next(iter(served))
+    names = ", ".join(served)[:LONGEST_MESSAGE]
+    raise CallFailed(
+        f"{place_of(client.base_url)} serves {names or 'nothing'}. "
+        "Set VLLM_MODEL to the one for the agents",
+        type=LLM_REFUSED,
+    )
 
 
-def _status_failure(place: str, error: APIStatusError) -> ApplicationError:
-    status = error.status_code
-    message = f"{_told(place, error)} (HTTP {status})"
-    retry: Literal["LlmTimeout", "LlmOverloaded", "LlmServerError", "LlmUnreachable"]
-    if status == 408:
-        retry = "LlmTimeout"
-    elif status in (409, 429):
-        retry = "LlmOverloaded"
-    elif status >= 500:
-        retry = "LlmServerError"
-    elif status == 404 and not isinstance(error.body, dict):
-        # Ray's proxy answers in plain text until the application behind it is up again.
-        retry = "LlmUnreachable"
-    else:
-        kind = PROMPT_TOO_LONG if _too_long(error) else LLM_REFUSED
-        return ApplicationError(message, type=kind, non_retryable=True)
-    after = retry_after(error.response.headers.get("retry-after"), datetime.now(UTC))
-    return ApplicationError(message, type=retry, next_retry_delay=after)
+def _window(model: dict[str, Any]) -> int:
+    for path in _WINDOW_FIELDS:
+        value: Any = model
+        for key in path:
+            value = _object(value).get(key)
+        if window := figure(value):
+            return window
+    return DEFAULT_WINDOW
 
 
-def retry_after(header: str | None, now: datetime) -> timedelta | None:
-    """The delay a `Retry-After` header asks for, at most 60 s; None: it asks for none."""
-    if not header:
-        return None
+# --- HTTP ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _sent(client: httpx.AsyncClient, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+    """The response, its body unread. A redirect that keeps the method is followed once."""
+    response = await client.send(request, stream=True)
+    if response.status_code in (307, 308) and response.next_request:
+        await response.aclose()
+        response = await client.send(response.next_request, stream=True)
     try:
-        delay = timedelta(seconds=min(float(header), LONGEST_RETRY_AFTER.total_seconds()))
-    except ValueError:
-        try:
-            until = parsedate_to_datetime(header)
-        except ValueError:
-            return None
-        delay = until.replace(tzinfo=until.tzinfo or UTC) - now
-    return min(delay, LONGEST_RETRY_AFTER) if delay > timedelta() else None
+        yield response
+    finally:
+        await response.aclose()
 
 
-def _protocol(client: AsyncOpenAI, what: str) -> ApplicationError:
-    """Most often a proxy's page where the engine should have spoken: it passes."""
-    return ApplicationError(f"{_place(client)} {what}", type=LLM_PROTOCOL)
-
-
-def _place(client: AsyncOpenAI) -> str:
-    url = client.base_url
-    return f"The LLM at {url.scheme}://{url.host}:{url.port or ''}".rstrip(":")
-
-
-def _told(place: str, error: APIError) -> str:
-    return f"{place} said: {_words(error)[:LONGEST_MESSAGE]}"
-
-
-def _words(error: APIError) -> str:
-    body = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or body.get("detail") or body)
-    return str(body or error.message)
-
-
-def _too_long(error: APIError) -> bool:
-    """The engines have no common code for it, but these words."""
-    words = _words(error)
-    return "context length" in words or "maximum model length" in words
+async def _error_body(response: httpx.Response) -> bytes:
+    """As much of an error's body as comes in time."""
+    body = b""
+    try:
+        async with asyncio.timeout(ERROR_BODY_SECONDS):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > LONGEST_ERROR_BODY:
+                    break
+    except (httpx.HTTPError, httpx.StreamError, TimeoutError):
+        pass  # the status says enough
+    return body

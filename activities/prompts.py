@@ -16,11 +16,11 @@ from pathlib import Path
 import yaml
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from openai.types.chat import ChatCompletionMessageParam
 from pydantic import Field, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.llm import PROMPT_TOO_LONG
+from activities.llm import BYTES_PER_TOKEN, Message
+from activities.llm_errors import PROMPT_TOO_LONG
 from workflows.models import Part, content_hash
 
 Values = Mapping[str, str | Sequence[str]]
@@ -44,10 +44,6 @@ ACTS = {
 ASK_AGAIN = {"again": {"problem"}}
 """Each file's name and the variables it must use, all of them."""
 
-BYTES_PER_TOKEN = 3.0
-"""UTF-8 bytes that a token stands for, at least: 3 holds for prose and code in Latin script. An
-engine that counts more refuses the prompt, and it is cut further."""
-
 _GAP = "\n\n"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
 _FENCE = re.compile(r"<(?=/?data\b|\|\w+\|>)", re.IGNORECASE)
@@ -69,7 +65,7 @@ class WritingSettings(Part):
 class Prompt:
     """What one call sends. max_tokens: of the answer; window: of the model, in tokens."""
 
-    messages: list[ChatCompletionMessageParam]
+    messages: list[Message]
     temperature: float
     max_tokens: int
     window: int
@@ -151,7 +147,7 @@ class Prompts:
         """The prompt once more, with the answer that cannot be used and what was wrong."""
         size = int(prompt.window // 10 * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
-        more: list[ChatCompletionMessageParam] = [
+        more: list[Message] = [
             {"role": "assistant", "content": cut(answer, size - len(request.encode()))},
             {"role": "user", "content": request},
         ]

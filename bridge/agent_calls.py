@@ -21,7 +21,7 @@ from activities.acts import Question, question
 from activities.kept import KEPT_FOR
 from activities.prompts import Prompt
 from workflows.events import AgentCommand
-from workflows.models import Wire
+from workflows.models import CallUsage, Wire
 
 STAYS_FOR = timedelta(hours=1)
 """Beyond the activity's start-to-close: the age that AGENT_RESPONSES keeps a message."""
@@ -89,7 +89,7 @@ Outcome = Literal["answered", "asked_again", "failed", "given_up"]
 
 
 class SettledCall(_Call):
-    """A call that is over. error, error_type, final: of the failure where it failed."""
+    """A call that is over. error, error_type, final, usage: of the failure where it failed."""
 
     state: Literal["settled"] = "settled"
     outcome: Outcome
@@ -99,6 +99,7 @@ class SettledCall(_Call):
     error: str = ""
     error_type: str = ""
     final: bool = False
+    usage: CallUsage | None = None
 
 
 _STATES: TypeAdapter[OpenCall | SettledCall] = TypeAdapter(

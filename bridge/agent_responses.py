@@ -29,7 +29,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.acts import ANSWERS, ASKS
 from activities.kept import kept_answer
-from activities.llm import LONGEST_MESSAGE
+from activities.llm import figure
+from activities.llm_errors import LONGEST_MESSAGE
 from activities.prompts import Prompts
 from bridge import consumers, streams
 from bridge.agent_calls import AgentCalls, Found, OpenCall, SettledCall, new_call_id
@@ -252,28 +253,16 @@ class AgentResponses:
                 by,
                 error=f"Agent {call.agent_id} failed: {words}",
                 error_type=AGENT_FAILED,
+                usage=usage_of(call, response),
             )
             return settled if await self._calls.settle(found, settled) else None
         asked = call.question
-        prompt = call.first_prompt
         try:
-            fields = asked.form(prompt.max_tokens).read(written(response))
+            fields = asked.form(call.first_prompt.max_tokens).read(written(response))
         except ValueError as error:
             return await self._ask_again(found, call, response, by, str(error))
-        usage = CallUsage(
-            act=call.act,
-            agent_id=call.agent_id,
-            role=asked.call.agent.role,
-            model=response.model or asked.call.agent.model or "unknown",
-            tokens_in=call.tokens_in + response.tokens_in,
-            tokens_out=call.tokens_out + response.tokens_out,
-            latency_ms=max(time.time_ns() // 1_000_000 - call.began_ms, 0),
-            seed=call.command.seed,
-            asks=call.ask,
-            prompt_hash=prompt.hash,
-        )
         settled = call.settled("answered", by)
-        answer = asked.answer(fields, usage).model_dump_json()
+        answer = asked.answer(fields, usage_of(call, response)).model_dump_json()
         return settled if await self._calls.answer(found, settled, answer) else None
 
     async def _ask_again(
@@ -283,7 +272,12 @@ class AgentResponses:
         if call.ask == ASKS:
             bad = call.question.unanswered(f"Agent {call.agent_id}", problem)
             settled = call.settled(
-                "failed", by, error=bad.message, error_type=bad.type, final=bad.non_retryable
+                "failed",
+                by,
+                error=bad.message,
+                error_type=bad.type,
+                final=bad.non_retryable,
+                usage=usage_of(call, response),
             )
             return settled if await self._calls.settle(found, settled) else None
         prompt = self._prompts.ask_again(call.first_prompt, response.content or "", problem)
@@ -293,8 +287,8 @@ class AgentResponses:
                 "call_id": call_id,
                 "command": command(call.question, prompt, call_id, call.ask + 1),
                 "ask": call.ask + 1,
-                "tokens_in": call.tokens_in + response.tokens_in,
-                "tokens_out": call.tokens_out + response.tokens_out,
+                "tokens_in": call.tokens_in + figure(response.tokens_in),
+                "tokens_out": call.tokens_out + figure(response.tokens_out),
             }
         )
         settled = call.settled("asked_again", by, next_call_id=call_id)
@@ -315,8 +309,9 @@ class AgentResponses:
                 if found and isinstance(found.call, OpenCall):
                     await self._commands.publish(found.call)
             case "failed":
+                costs = [call.usage] if call.usage and call.usage.tokens else []
                 failure = ApplicationError(
-                    call.error, type=call.error_type, non_retryable=call.final
+                    call.error, *costs, type=call.error_type, non_retryable=call.final
                 )
                 await unless_gone(handle.fail(failure, rpc_timeout=TEMPORAL_WITHIN))
 
@@ -362,6 +357,22 @@ def understood(subject: str, data: bytes) -> AgentResponse:
             "forged: the subject is another task's", f"the body's task is {response.task_id[:200]}"
         )
     return response
+
+
+def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:
+    """What a call has cost with this response, as its agent states it."""
+    return CallUsage(
+        act=call.act,
+        agent_id=call.agent_id,
+        role=call.question.call.agent.role,
+        model=response.model or call.question.call.agent.model or "unknown",
+        tokens_in=call.tokens_in + figure(response.tokens_in),
+        tokens_out=call.tokens_out + figure(response.tokens_out),
+        latency_ms=max(time.time_ns() // 1_000_000 - call.began_ms, 0),
+        seed=call.command.seed,
+        asks=call.ask,
+        prompt_hash=call.first_prompt.hash,
+    )
 
 
 def written(response: AgentResponse) -> str:

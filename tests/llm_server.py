@@ -305,7 +305,9 @@ def _written(call: Call, schema: dict[str, Any], kind: str) -> str:
         return '{"answer": 42}'
     seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()
     document = json.dumps(document_of(schema, random.Random(seed)))
-    return document + " " * (call.max_tokens * BYTES_PER_TOKEN) if kind == "long" else document
+    if kind == "long":  # cut off in the document's middle
+        return " " * (call.max_tokens * BYTES_PER_TOKEN - len(document) // 2) + document
+    return document
 
 
 def document_of(schema: dict[str, Any], choose: random.Random) -> Any:

@@ -210,8 +210,8 @@ def page(shown: StoryPage) -> RenderableType:
                     use.role,
                     use.model,
                     use.calls,
-                    f"{use.tokens_in:,}",
-                    f"{use.tokens_out:,}",
+                    f"{'~' if use.estimated else ''}{use.tokens_in:,}",
+                    f"{'~' if use.estimated else ''}{use.tokens_out:,}",
                     f"{use.cached_tokens:,}",
                     f"{use.seconds:.1f}",
                 )

@@ -26,6 +26,8 @@ from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import CHECK, STORE, AgentStub, CheckStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
     from workflows import ranking
     from workflows.clock import timestamp
     from workflows.details import deliberation_details
@@ -561,7 +563,11 @@ class DeliberationWorkflow:
     ) -> Answer:
         summary = f"{agent.agent_id} {self.wave_name}s"
         options = agent_call(agent) | {"summary": summary, "priority": self.priority()}
-        return await workflow.execute_activity_method(act, request, **options)
+        try:
+            return await workflow.execute_activity_method(act, request, **options)
+        except ActivityError as error:
+            self.usage += failed_call(error)
+            raise
 
     def call_fields(self, agent: Agent) -> dict[str, Any]:
         task = self.input
@@ -683,6 +689,17 @@ def cause_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__)[:1000]
+
+
+def failed_call(error: ActivityError) -> list[CallUsage]:
+    """What an agent's call had cost when it failed; empty where it cost nothing."""
+    cause = error.cause
+    if not isinstance(cause, ApplicationError) or not cause.details:
+        return []
+    try:
+        return [CallUsage.model_validate(cause.details[0])]
+    except ValidationError:
+        return []  # the details of something else
 
 
 def failed_deliberation(error: BaseException) -> DeliberationResult | None:

@@ -156,7 +156,7 @@ def run_after_reset(run_id: str, seed: int) -> str:
 
 
 class CallUsage(Wire):
-    """What one answered LLM call cost."""
+    """What one LLM call cost, answered or failed."""
 
     act: str
     agent_id: str
@@ -170,6 +170,8 @@ class CallUsage(Wire):
     asks: int = 1
     """How often the model was asked: 1, or more where an answer was cut off or did not parse."""
     prompt_hash: str = ""
+    estimated: bool = False
+    """Whether tokens that the endpoint did not state are computed from the text."""
 
     @property
     def tokens(self) -> int:
@@ -177,7 +179,7 @@ class CallUsage(Wire):
 
 
 class UsageLine(Wire):
-    """Calls, tokens and seconds of one phase, role and model."""
+    """Calls, tokens and seconds of one phase, role and model; estimated: some of the tokens."""
 
     phase: str
     role: str
@@ -187,6 +189,7 @@ class UsageLine(Wire):
     tokens_out: int = 0
     cached_tokens: int = 0
     seconds: float = 0.0
+    estimated: bool = False
 
 
 # --- the story's requests -----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from temporalio.exceptions import (
 from workflows.deliberation import (
     DeliberationWorkflow,
     cause_of,
+    failed_call,
     failed_deliberation,
     require_id,
     stopped,
@@ -536,26 +537,30 @@ class StoryWorkflow:
         )
         story.derivations += 1
         planner = council.agents[0]
-        answer = await workflow.execute_activity_method(
-            AgentStub.derive_plan,
-            DerivePlanInput(
-                task=Task(
-                    task_id=f"{story.story_id}-plan",
-                    story_id=story.story_id,
-                    role=spec.role,
-                    phase=story.state,
-                    description=story.text.title,
-                    requirements=story.text.acceptance_criteria,
-                    feedback=story.feedback[-FEEDBACK_SHOWN:],
+        try:
+            answer = await workflow.execute_activity_method(
+                AgentStub.derive_plan,
+                DerivePlanInput(
+                    task=Task(
+                        task_id=f"{story.story_id}-plan",
+                        story_id=story.story_id,
+                        role=spec.role,
+                        phase=story.state,
+                        description=story.text.title,
+                        requirements=story.text.acceptance_criteria,
+                        feedback=story.feedback[-FEEDBACK_SHOWN:],
+                    ),
+                    agent=planner,
+                    pack=ContextPack(),
+                    wave=story.derivations,
+                    design=design,
+                    roles=council.roles,
                 ),
-                agent=planner,
-                pack=ContextPack(),
-                wave=story.derivations,
-                design=design,
-                roles=council.roles,
-            ),
-            **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
-        )
+                **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
+            )
+        except ActivityError as error:
+            story.used(f"derive-{story.derivations}", failed_call(error))
+            raise
         story.used(f"derive-{story.derivations}", [answer.usage])
         self.require_visit(visit)
         version = story.visited(story.state)

@@ -486,6 +486,7 @@ def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
             tokens_out=call.tokens_out,
             cached_tokens=call.cached_tokens,
             seconds=call.latency_ms / 1000,
+            estimated=call.estimated,
         )
         key = (call.role, call.model)
         lines[key] = added(lines[key], line) if key in lines else line
@@ -498,4 +499,5 @@ def added(one: UsageLine, other: UsageLine) -> UsageLine:
             field: round(getattr(one, field) + getattr(other, field), 3)
             for field in ("calls", "tokens_in", "tokens_out", "cached_tokens", "seconds")
         }
+        | {"estimated": one.estimated or other.estimated}
     )

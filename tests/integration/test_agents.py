@@ -9,8 +9,7 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import openai
+import httpx
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -21,7 +20,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import llm as llm_client
 from activities.agents import MOCK_REFUSED, Agents, VllmAgents
 from activities.kept import KEPT_FOR, answer_key
-from activities.llm import failure, retry_after
+from activities.llm_errors import retry_after, status_failure
 from activities.prompts import Prompts
 from tests.conftest import RunningServer
 from tests.llm_server import LlmServer
@@ -68,13 +67,13 @@ async def store(valkey: RunningServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def client(llm: LlmServer) -> AsyncIterator[openai.AsyncOpenAI]:
+async def client(llm: LlmServer) -> AsyncIterator[httpx.AsyncClient]:
     async with llm_client.connect(llm.url, "none", IDLE_SECONDS) as client:
         yield client
 
 
 @pytest.fixture
-def agents(client: openai.AsyncOpenAI, llm: LlmServer, store: Redis) -> Agents:
+def agents(client: httpx.AsyncClient, llm: LlmServer, store: Redis) -> Agents:
     llms = VllmAgents(client, store, llm.model, PROMPTS)
     return Agents({"RAY_VLLM": llms, "VLLM": llms})
 
@@ -266,7 +265,13 @@ async def test_a_misbehaving_engine_is_retried_where_that_can_help(
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7), ("0.5", 0.5), ("3600", 60), ("soon", None), ("-1", None)]
+    ("header", "seconds"),
+    [
+        *(("7", 7), ("0.5", 0.5), ("3600", 60), ("1e400", 60), ("inf", 60)),
+        *(("soon", None), ("-1", None), ("-inf", None), ("nan", None), ("9" * 400, 60)),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 60),
+        ("Fri, 31 Dec 99999 23:59:59 +9999", None),
+    ],
 )
 async def test_retry_after_is_the_next_attempts_delay(
     agents: Agents,
@@ -290,15 +295,10 @@ def test_retry_after_may_be_a_date() -> None:
     assert retry_after("1e400", now) == timedelta(seconds=60)
 
 
-def test_every_status_has_its_place_in_the_table(client: openai.AsyncOpenAI) -> None:
-    request = httpx2.Request("POST", "http://127.0.0.1")
+def test_every_status_has_its_place_in_the_table() -> None:
+    body = b'{"error": {"message": "no", "type": "Error"}}'
     errors = {
-        status: failure(
-            client,
-            openai.APIStatusError(
-                "told", response=httpx2.Response(status, request=request), body={}
-            ),
-        )
+        status: status_failure("The LLM", httpx.Response(status), body)
         for status in range(300, 600)
     }
 

@@ -31,6 +31,7 @@ from workflows.models import (
     DecisionAdded,
     Proposal,
     ProposeInput,
+    StoryInput,
     Task,
     Verdict,
 )
@@ -176,6 +177,19 @@ def test_a_cut_text_fits_and_keeps_its_head(text: str, size: int) -> None:
 # --- what is asked for ----------------------------------------------------------------------------
 
 
+PROPOSED = {
+    "approach": "an outbox",
+    "content": "Append, then publish.",
+    "decisions": [{"title": "Outbox", "rationale": "durable", "affects": []}],
+}
+TASK: dict[str, Any] = {
+    "role": "DEV",
+    "title": "Store events",
+    "description": "In order.",
+    "depends_on": [],
+    "priority": 1,
+}
+
 FORMS: dict[str, Callable[[int], Form]] = {
     "proposal": proposal_form,
     "critique": critique_form,
@@ -239,17 +253,32 @@ def test_a_longer_answer_gives_every_field_more_room() -> None:
         (proposal_form(400), '{"approach": " ", "content": "c", "decisions": []}', "approach"),
         (critique_form(400), '{"points": [], "suggestion": "s", "verdict": "maybe"}', "verdict"),
         (FORMS["verdict"](400), '{"reason": "r", "winner_id": "agent-z"}', "winner_id"),
-        (FORMS["plan"](400), '{"tasks": []}', "at least 1 task"),
-        (
-            FORMS["plan"](400),
-            '{"tasks": [{"role": "CEO", "title": "t", "description": "d"}]}',
-            "unknown role 'CEO'",
+        (FORMS["plan"](400), '{"tasks": []}', "tasks: .* non-empty"),
+        *(
+            (FORMS["plan"](400), json.dumps({"tasks": [TASK | change]}), named)
+            for change, named in (
+                ({"role": "CEO"}, "tasks.0.role: 'CEO' is not one of"),
+                ({"depends_on": [1]}, "tasks.0.depends_on: .* to be empty"),
+                ({"priority": 2**40}, "tasks.0.priority: 1099511627776 is not one of"),
+                ({"priority": "high"}, "tasks.0.priority"),
+                ({"title": "t" * 81}, "tasks.0.title: .* too long"),
+                ({"title": " \0"}, "tasks.0.title: String should have at least 1"),
+                ({"description": "d" * 100_000}, "tasks.0.description: must keep maxLength"),
+                ({"owner": "me"}, "'owner' was unexpected"),
+            )
         ),
         (
             FORMS["plan"](400),
-            '{"tasks": [{"role": "DEV", "title": "t", "description": "d", "depends_on": [1]}]}',
-            "waits for the next",
+            json.dumps({"tasks": [{key: TASK[key] for key in ("role", "title")}]}),
+            "'description' is a required property",
         ),
+        (FORMS["plan"](200), json.dumps({"tasks": [TASK] * 13}), "tasks: "),
+        (proposal_form(400), json.dumps(PROPOSED | {"content": "c" * 9_000}), "content: .* most"),
+        (proposal_form(400), json.dumps(PROPOSED | {"decisions": []}), "decisions: .* at least 1"),
+        (proposal_form(400), json.dumps(PROPOSED | {"score": 1}), "score: Extra inputs"),
+        (proposal_form(400), '{"approach": NaN}', "NaN is not a JSON number"),
+        (proposal_form(400), '{"a":' * 5_000, "JSON"),
+        (proposal_form(400), "[1, 2]", "not an object"),
     ],
 )
 def test_an_answer_that_breaks_its_schema_is_refused_by_field(
@@ -257,6 +286,53 @@ def test_an_answer_that_breaks_its_schema_is_refused_by_field(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         form.read(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff {document}\n",
+        "<think>First {{a draft}}: {{}}</think>\n{document}",
+        "A thought whose tag the template has opened.</think>{document}",
+        "```json\n{document}\n```",
+        "Here is the proposal:\n\n{document}\n\nLet me know if {{that}} helps.",
+        'For example {{"approach": "x"}}. Now:\n{document}',
+        "{document}{{",
+    ],
+)
+def test_a_document_is_found_within_what_a_model_writes_around_it(text: str) -> None:
+    document = PROPOSED | {"content": "Run:\n\n```json\n{}\n```\nor `{`"}
+
+    read = proposal_form(400).read(text.format(document=json.dumps(document)))
+
+    assert read == {"proposal": Proposal.model_validate(document)}
+
+
+def test_what_no_store_takes_is_cleaned_from_an_answer() -> None:
+    document = json.dumps(PROPOSED | {"content": "a\0b\ud83d", "approach": "\ud83d\ude00"})
+
+    read = proposal_form(400).read(document.replace("Outbox", "Out\tbox\n2"))
+
+    proposal = read["proposal"]
+    assert isinstance(proposal, Proposal)
+    assert (proposal.content, proposal.approach) == ("ab\ufffd", "\U0001f600")
+    assert proposal.decisions[0].title == "Out\tbox\n2"
+
+
+@pytest.mark.parametrize("tokens", [200, 8_192, 1_000_000])
+def test_however_long_an_answer_may_be_its_fields_fit_the_wire(tokens: int) -> None:
+    proposal = json.loads(longest_document(proposal_form(tokens)))
+    story = json.loads(longest_document(story_form(tokens)))
+
+    for decision in proposal["decisions"]:
+        fields = {key: decision[key] for key in ("title", "rationale")}
+        DecisionAdded(decision_id="d", **fields)
+    StoryInput(
+        story_id="s",
+        title=story["title"],
+        brief=story["description"],
+        acceptance_criteria=story["ac"],
+    )
 
 
 def test_what_is_read_is_what_was_written() -> None:

@@ -1,22 +1,23 @@
 """The LLM: any OpenAI-compatible vLLM."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import openai
+import httpx
 
 from activities import llm
+from activities.llm_errors import CallFailed
 from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
 from workers.settings import Settings
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The LLM's client, and the model for agents that name none."""
+    """The LLM's client, and the model for agents that name none; empty: the one it serves."""
 
-    client: openai.AsyncOpenAI
+    client: httpx.AsyncClient
     model: str
 
 
@@ -32,36 +33,36 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     async with client:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                served = [model.id async for model in client.models.list()]
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise StartError(f"{where} does not let us in. Mend VLLM_API_KEY") from error
-        except openai.APIStatusError as error:
-            raise StartError(
-                f"{where} answers {error.status_code} to /models. Set VLLM_URL to an "
+                served = await llm.served_models(client)
+        except (TimeoutError, CallFailed) as error:
+            raise StartError(f"{where} {_refusal(error)}") from error
+        _require_model(settings, where, served)
+        yield Engine(client, settings.vllm_model or "")
+
+
+def _refusal(error: TimeoutError | CallFailed) -> str:
+    match error:
+        case CallFailed(status=401 | 403):
+            return "does not let us in. Mend VLLM_API_KEY"
+        case CallFailed(status=int(status)):
+            return (
+                f"answers {status} to /models. Set VLLM_URL to an "
                 "OpenAI-compatible API: it ends in /v1"
-            ) from error
-        except (TimeoutError, openai.APIConnectionError) as error:
-            raise StartError(
-                f"{where} is not reachable. Start it (loading a model takes minutes), "
-                "or set VLLM_URL"
-            ) from error
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
-            raise StartError(
-                f"{where} does not answer /models as an OpenAI-compatible API does. "
-                "Set VLLM_URL to one: it ends in /v1"
-            ) from error
-        yield Engine(client, _model(settings, where, served))
+            )
+        case TimeoutError() | CallFailed(type="LlmUnreachable" | "LlmTimeout"):
+            return "is not reachable. Start it (loading a model takes minutes), or set VLLM_URL"
+    return (
+        "does not answer /models as an OpenAI-compatible API does. "
+        "Set VLLM_URL to one: it ends in /v1"
+    )
 
 
-def _model(settings: Settings, where: str, served: list[str]) -> str:
+def _require_model(settings: Settings, where: str, served: Mapping[str, int]) -> None:
     wanted = settings.vllm_model
     names = ", ".join(served) or "nothing"
-    if wanted is None and len(served) == 1:
-        return served[0]
-    if wanted is None:
+    if wanted is None and len(served) != 1:
         raise StartError(f"{where} serves {names}. Set VLLM_MODEL to the one for the agents")
-    if wanted not in served:
+    if wanted and wanted not in served:
         raise StartError(
             f"{where} does not serve the model {wanted}, but {names}. Mend VLLM_MODEL or serve it"
         )
-    return wanted

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 from nats.aio.client import Client as Nats
 from redis.asyncio import Redis
@@ -11,6 +12,7 @@ from temporalio.worker import Worker
 
 from activities.agents import Agents, VllmAgents
 from activities.checks import Checks
+from activities.llm import served_models
 from activities.planning import InvalidConfig
 from activities.prompts import InvalidPrompt, Prompts
 from bridge.agent_responses import AgentResponses
@@ -71,5 +73,6 @@ async def process(base: Base) -> AsyncIterator[Running]:
             nats, settings.nats_replicas, base.temporal, base.valkey, prompts
         )
         yield Running(
-            {AGENTS_QUEUE: worker, RESPONSES: responses}, {"llm": engine.client.models.list}
+            {AGENTS_QUEUE: worker, RESPONSES: responses},
+            {"llm": partial(served_models, engine.client)},
         )

@@ -1,0 +1,280 @@
+"""What can go wrong at an OpenAI-compatible endpoint: one table of types, retryable or not.
+
+| what happened                                         | type           | retried |
+|-------------------------------------------------------|----------------|---------|
+| no connection, one that broke, a proxy's 404          | LlmUnreachable | yes     |
+| silence, 408                                          | LlmTimeout     | yes     |
+| 409, 429, 529, an error event that says so            | LlmOverloaded  | yes     |
+| 5xx, any other error event, finish_reason abort       | LlmServerError | yes     |
+| what is neither JSON nor an event stream              | LlmProtocol    | yes     |
+| the prompt does not fit the window, 413               | PromptTooLong  | no      |
+| any other status; an error event that says so         | LlmRefused     | no      |
+
+`Retry-After`, in seconds or as a date, is the next attempt's delay, at most 60 s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+from temporalio.exceptions import ApplicationError
+
+LLM_UNREACHABLE = "LlmUnreachable"
+LLM_TIMEOUT = "LlmTimeout"
+LLM_OVERLOADED = "LlmOverloaded"
+LLM_SERVER_ERROR = "LlmServerError"
+LLM_PROTOCOL = "LlmProtocol"
+LLM_REFUSED = "LlmRefused"
+PROMPT_TOO_LONG = "PromptTooLong"
+
+FINAL = frozenset({PROMPT_TOO_LONG, LLM_REFUSED})
+"""The types that asking again cannot help; all others are retried."""
+
+LONGEST_RETRY_AFTER = timedelta(seconds=60)
+LONGEST_MESSAGE = 500
+
+_TOO_LONG_CODE = re.compile(
+    r"context_length_exceeded|exceed_context_size|context_?window_?exceeded|prompt_too_long"
+    r"|string_above_max_length|request_too_large",
+    re.IGNORECASE,
+)
+_TOO_LONG_WORDS = re.compile(
+    r"context (length|size|window|limit)"  # vLLM, llama.cpp, Ollama, SGLang, LM Studio
+    r"|max(imum)? (model|context|input|allowed|sequence) length"  # vLLM, SGLang, TensorRT-LLM
+    r"|max_new_tokens\W+must be <=|must have less than \d+ tokens"  # TGI
+    r"|(prompt|input|request)( is)? too (long|large)"
+    r"|token count exceeds|exceeds? the maximum number of tokens",
+    re.IGNORECASE,
+)
+_UNKNOWN_MODEL = re.compile(
+    r"model_?not_?found"
+    r"|(model|deployment)\b.{0,200}(does not exist|not found|is not (served|loaded))"
+    r"|(unknown|no such|could not find|cannot find)( the)? (model|deployment)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NAMED_OVERLOADED = re.compile(
+    r"overload|rate.?limit|too.?many|capacity|exhausted|busy|unavailable", re.IGNORECASE
+)
+_NAMED_TIMEOUT = re.compile(r"time.?out|timed.?out|deadline", re.IGNORECASE)
+_NAMED_REFUSED = re.compile(
+    r"invalid|bad.?request|auth|permission|forbidden|not.?found|unsupported|unprocessable"
+    r"|validation|content.?(filter|policy)|quota",
+    re.IGNORECASE,
+)
+
+
+class CallFailed(ApplicationError):
+    """A call that brought no answer.
+
+    Attributes:
+        status: the HTTP status; None when there was none.
+        is_unknown_model: whether the endpoint does not serve the model it was asked for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        type: str,
+        status: int | None = None,
+        is_unknown_model: bool = False,
+        next_retry_delay: timedelta | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            type=type,
+            non_retryable=type in FINAL,
+            next_retry_delay=None if type in FINAL else next_retry_delay,
+        )
+        self.status = status
+        self.is_unknown_model = is_unknown_model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as an endpoint states it. names: its type and code; code: a status among them."""
+
+    words: str
+    names: tuple[str, ...] = ()
+    code: int | None = None
+    is_engines: bool = field(default=False)
+    """Whether it has the shape of an OpenAI-compatible engine's own error."""
+
+    @property
+    def is_too_long(self) -> bool:
+        """The engines have no common code for it, but these words."""
+        return any(map(_TOO_LONG_CODE.search, self.names)) or bool(
+            _TOO_LONG_WORDS.search(self.words)
+        )
+
+    @property
+    def is_unknown_model(self) -> bool:
+        return any(map(_UNKNOWN_MODEL.search, (*self.names, self.words)))
+
+    def is_named(self, pattern: re.Pattern[str]) -> bool:
+        return any(map(pattern.search, self.names))
+
+
+def place_of(url: httpx.URL) -> str:
+    """How an endpoint is named in errors: without path and credentials."""
+    return f"The LLM at {url.scheme}://{url.host}:{url.port or ''}".rstrip(":")
+
+
+def problem_in(value: Any) -> Problem | None:
+    """The error that a JSON value states: nested, flat, or as a string; None if it states none."""
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    if isinstance(error, dict) and error:
+        return _stated(error, is_engines=True)
+    if isinstance(error, str) and error:
+        return _stated({**value, "message": error}, is_engines=False)
+    if value.get("object") == "error" or value.get("type") == "error":
+        return _stated(value, is_engines=True)
+    return None
+
+
+def problem_of(data: str) -> Problem:
+    """The error that a text states: an error's body, or the data of an `event: error`."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return Problem(data.strip())
+    if problem := problem_in(value):
+        return problem
+    if isinstance(value, dict):
+        return _stated(value, is_engines=False)
+    return Problem(value if isinstance(value, str) else data.strip())
+
+
+def _stated(error: dict[str, Any], is_engines: bool) -> Problem:
+    words = next(
+        (error[key] for key in ("message", "detail", "error_message") if error.get(key)), error
+    )
+    names = [error.get(key) for key in ("type", "code", "error_type", "status")]
+    codes = (_status(name) for name in names)
+    return Problem(
+        words=words if isinstance(words, str) else json.dumps(words, ensure_ascii=False),
+        names=tuple(name for name in names if isinstance(name, str)),
+        code=next((code for code in codes if code), None),
+        is_engines=is_engines,
+    )
+
+
+def _status(value: Any) -> int | None:
+    """An error's code as an HTTP status; None if it is something else."""
+    if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value):
+        return int(value)
+    return value if type(value) is int and 400 <= value < 600 else None
+
+
+def stated_failure(place: str, problem: Problem) -> CallFailed:
+    """The failure for an error within a stream or a body of status 200."""
+    words = _shown(problem)
+    return CallFailed(
+        f"{place} reported: {words}",
+        type=_type_of(problem.code, problem),
+        status=problem.code,
+        is_unknown_model=problem.is_unknown_model,
+    )
+
+
+def status_failure(place: str, response: httpx.Response, body: bytes) -> CallFailed:
+    """The failure for any status but 2xx. body: of the response, or what came of it."""
+    status = response.status_code
+    problem = problem_of(body.decode(errors="replace"))
+    words = _shown(problem) or "nothing"
+    if location := response.headers.get("location"):
+        words = f"go to {location}; set VLLM_URL to the address that answers"
+    return CallFailed(
+        f"{place} said: {words[:LONGEST_MESSAGE]} (HTTP {status})",
+        type=_type_of(status, problem),
+        status=status,
+        is_unknown_model=problem.is_unknown_model,
+        next_retry_delay=retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
+    )
+
+
+def _type_of(status: int | None, problem: Problem) -> str:
+    if status == 413 or (problem.is_too_long and not _is_other_than_too_long(status, problem)):
+        return PROMPT_TOO_LONG
+    if status is None:
+        return _named_type(problem)
+    if status == 408:
+        return LLM_TIMEOUT
+    if status in (409, 429, 529):
+        return LLM_OVERLOADED
+    if status >= 500:
+        return LLM_SERVER_ERROR
+    if status == 404 and not (problem.is_engines or problem.is_unknown_model):
+        # A proxy answers so, in text or JSON, until the engine behind it is up again.
+        return LLM_UNREACHABLE
+    return LLM_REFUSED
+
+
+def _is_other_than_too_long(status: int | None, problem: Problem) -> bool:
+    """A rate limit counts tokens too, and says so in similar words."""
+    return status in (401, 403, 429) or problem.is_named(_NAMED_OVERLOADED)
+
+
+def _named_type(problem: Problem) -> str:
+    """An error event without a status: by the names in it."""
+    for pattern, kind in (
+        (_NAMED_OVERLOADED, LLM_OVERLOADED),
+        (_NAMED_TIMEOUT, LLM_TIMEOUT),
+        (_NAMED_REFUSED, LLM_REFUSED),
+    ):
+        if problem.is_named(pattern):
+            return kind
+    return LLM_REFUSED if problem.is_unknown_model else LLM_SERVER_ERROR
+
+
+def _shown(problem: Problem) -> str:
+    """The words with the names that they do not contain, on one line."""
+    names: Iterable[str] = (name for name in problem.names if name and name not in problem.words)
+    more = ", ".join(names)
+    words = " ".join(problem.words.split())[:LONGEST_MESSAGE]
+    return f"{words} ({more[:100]})" if more else words
+
+
+def transport_failure(place: str, error: httpx.HTTPError | httpx.StreamError) -> CallFailed:
+    """The failure for what the HTTP client raises."""
+    match error:
+        case httpx.ConnectTimeout() | httpx.ConnectError():
+            kind, what = LLM_UNREACHABLE, f"cannot be reached: {_cause(error)}"
+        case httpx.TimeoutException():
+            kind, what = LLM_TIMEOUT, "was silent for too long"
+        case httpx.DecodingError():
+            kind, what = LLM_PROTOCOL, f"sent what cannot be decompressed: {_cause(error)}"
+        case _:
+            kind, what = LLM_UNREACHABLE, f"broke the connection: {_cause(error)}"
+    return CallFailed(f"{place} {what}", type=kind)
+
+
+def _cause(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:LONGEST_MESSAGE]
+
+
+def retry_after(header: str | None, now: datetime) -> timedelta | None:
+    """The delay a `Retry-After` header asks for, at most 60 s; None: it asks for none."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            until = parsedate_to_datetime(header)
+            seconds = (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+    if math.isnan(seconds) or seconds <= 0:
+        return None
+    return timedelta(seconds=min(seconds, LONGEST_RETRY_AFTER.total_seconds()))
