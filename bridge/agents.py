@@ -24,7 +24,8 @@ from activities.acts import AnswerT, Question
 from activities.kept import STORE_UNREACHABLE, answer_key, kept_answer
 from activities.prompts import Prompt, Prompts
 from bridge.agent_calls import STAYS_FOR, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
-from bridge.mirror import ACK_WITHIN_S, SOURCE_PREFIX, refused
+from bridge.mirror import ACK_WITHIN_S, refused
+from bridge.source import Source
 from workflows.clock import iso
 from workflows.events import AgentCommand
 from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
@@ -45,14 +46,14 @@ class NatsAgents:
     """
 
     def __init__(
-        self, nats: Nats, valkey: Redis, prompts: Prompts, namespace: str, window: int
+        self, nats: Nats, valkey: Redis, prompts: Prompts, source: Source, window: int
     ) -> None:
         """window: the tokens that prompt and answer may have together in the agents' models."""
         self._commands = Commands(nats)
         self._valkey = valkey
         self._calls = AgentCalls(valkey)
         self._prompts = prompts
-        self._source = f"{SOURCE_PREFIX}{namespace}/"
+        self._source = source
         self._window = window
 
     async def answer(self, question: Question[AnswerT]) -> AnswerT:
@@ -96,7 +97,7 @@ class NatsAgents:
             answer_key=key,
             command=command(question, prompt, call_id),
             subject=command_subject(question.call.agent.role),
-            source=f"{self._source}{info.workflow_id}",
+            source=self._source.of(info.workflow_id or ""),
             request=question.call.model_dump(mode="json"),
             prompt=prompt_fields(prompt),
             stays_ms=stays // timedelta(milliseconds=1),

@@ -17,7 +17,7 @@ from bridge.consumers import CONSUMERS
 from bridge.dead_letters import ORIGINAL, PREFIX
 from bridge.fields import words
 from bridge.inbound import UNTOLD
-from bridge.mirror import SOURCE_PREFIX
+from bridge.source import SOURCE_PREFIX
 from bridge.streams import Stream, stream_of
 from workflows.events import PUBLISHED, AgentCommand, AgentResponse, EventBody
 
@@ -61,7 +61,7 @@ EVENT_HEADERS: Json = {
         "ce-source": {
             "type": "string",
             "description": f"Where it happened. The fleet's own: `{SOURCE_PREFIX}"
-            "{namespace}/{workflow id}`",
+            "{cluster id}/{namespace}/{workflow id}`",
         },
         "ce-type": {"type": "string", "description": "The subject"},
         "ce-time": {"type": "string", "format": "date-time", "description": "When it happened"},

@@ -13,7 +13,6 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.statements import AHEAD_AT_MOST, Change, change, describe, moment
 from bridge.dead_letters import identity
-from bridge.mirror import SOURCE_PREFIX
 from workflows.events import (
     PUBLISHED,
     ContextDecisionAdded,
@@ -67,11 +66,6 @@ class Received:
     def identity(self) -> str:
         """See `dead_letters.identity`."""
         return identity(self.headers, self.stream, self.sequence, self.time)
-
-
-def is_own(headers: Mapping[str, str], namespace: str) -> bool:
-    """Whether the fleet itself mirrored it: then graph and workflow have it already."""
-    return headers.get("ce-source", "").startswith(f"{SOURCE_PREFIX}{namespace}/")
 
 
 def understand(received: Received) -> Change:

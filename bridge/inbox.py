@@ -13,7 +13,7 @@ the story's workflow; what no `context-*` stores (milestones, decisions), it sto
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,7 +38,8 @@ from activities.graph.statements import Change
 from bridge import consumers, streams
 from bridge.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
 from bridge.dead_letters import DeadLetters
-from bridge.inbound import NotUnderstood, Received, is_own, news, understand
+from bridge.inbound import NotUnderstood, Received, news, understand
+from bridge.source import has_sent, read_source
 from workflows.events import PlanApproved
 from workflows.models import (
     DecisionAdded,
@@ -159,6 +160,7 @@ class Inbox:
         Raises:
             StreamError, ConsumerError: a stream or consumer was removed and cannot be made again.
         """
+        self._source = await read_source(self._temporal)
         self._running = True
         watching = asyncio.create_task(self._watch_lag())
         consuming = [
@@ -232,7 +234,7 @@ class Inbox:
     async def _read(self, consumer: Consumer, message: Msg) -> Held | None:
         """The message, understood; None where it is settled already."""
         about, headers = message.metadata, message.headers or {}
-        if is_own(headers, self._temporal.namespace):
+        if await self._is_own(consumer, headers):
             await message.ack()
             HANDLED.labels(consumer.name, "own").inc()
             return None
@@ -254,6 +256,12 @@ class Inbox:
         except Exception as error:  # a fault of ours: one message's matter, not the inbox's end
             await self._failed(consumer, message, Failed(repr(error), final=False))
         return None
+
+    async def _is_own(self, consumer: Consumer, headers: Mapping[str, str]) -> bool:
+        """Whether this fleet mirrored it; an older release named no cluster: Temporal is asked."""
+        if self._source.may_own(headers):
+            return await self._patiently(consumer, partial(has_sent, self._temporal, headers))
+        return self._source.owns(headers)
 
     async def _done(self, consumer: Consumer, held: Held, outcome: str) -> None:
         await held.message.ack()

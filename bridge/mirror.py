@@ -15,12 +15,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from bridge.source import Source
 from bridge.streams import stream_of
 from workflows.events import Entry, PublishBatch
 from workflows.stubs import MirrorStub
-
-SOURCE_PREFIX = "/swe-ai-fleet/temporal/"
-"""What every `ce-source` of the fleet's own events begins with: an inbox knows them by it."""
 
 ACK_WITHIN_S = 5.0
 """How long to wait for one acknowledgement, in seconds."""
@@ -47,10 +45,10 @@ REFUSALS: tuple[tuple[type[Exception], str, str, bool], ...] = (
 class Mirror(MirrorStub):
     """Publishes outbox entries. `nats` must buffer nothing: see `workers.clients.nats`."""
 
-    def __init__(self, nats: Nats, namespace: str) -> None:
+    def __init__(self, nats: Nats, source: Source) -> None:
         self._nats = nats
         self._jetstream = nats.jetstream(timeout=ACK_WITHIN_S)
-        self._source = f"{SOURCE_PREFIX}{namespace}/"
+        self._source = source
 
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
@@ -98,7 +96,7 @@ class Mirror(MirrorStub):
             "Content-Type": "application/json",
             "ce-specversion": "1.0",
             "ce-id": entry.id,
-            "ce-source": self._source + entry.source,
+            "ce-source": self._source.of(entry.source),
             "ce-type": entry.subject,
             "ce-time": entry.time,
             "ce-subject": entry.story_id,

@@ -17,6 +17,7 @@ from nats.js import JetStreamContext
 from typer.testing import CliRunner
 
 from bridge.mirror import Mirror
+from bridge.source import Source
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
 from tests.integration.conftest import Environment
@@ -47,7 +48,7 @@ def an_entry(subject: str, story: str = "US-1", **body: Any) -> Entry:
 @pytest.fixture
 async def mirror(nats_client: Nats, jetstream: JetStreamContext) -> Mirror:
     await reconcile(jetstream, replicas=1)
-    return Mirror(nats_client, "default")
+    return Mirror(nats_client, Source("c-1", "default"))
 
 
 @pytest.fixture

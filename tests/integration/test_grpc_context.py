@@ -27,6 +27,7 @@ from bridge.grpc.server import Served
 from bridge.grpc.wire import context_pb2 as pb
 from bridge.grpc.wire import context_pb2_grpc
 from bridge.mirror import Mirror
+from bridge.source import Source
 from bridge.streams import reconcile
 from tests.conftest import Servers
 from tests.integration.conftest import bearer, problem, serving
@@ -139,7 +140,7 @@ def mirroring(temporal: Client, nats: Nats) -> Worker:
     return Worker(
         temporal,
         task_queue=BRIDGE_QUEUE,
-        activities=[Mirror(nats, temporal.namespace).publish],
+        activities=[Mirror(nats, Source("c-1", temporal.namespace)).publish],
         interceptors=[Heartbeats()],
     )
 

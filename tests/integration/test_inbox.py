@@ -23,7 +23,7 @@ from bridge import consumers, streams
 from bridge.consumers import CONSUMERS
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.inbox import LAST_DELIVERY, Inbox
-from bridge.mirror import SOURCE_PREFIX
+from bridge.source import read_source
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, running
 
@@ -122,6 +122,52 @@ async def dead(nats: Nats) -> list[DeadLetter]:
     return [letter async for letter in DeadLetters(nats).list()]
 
 
+async def test_only_what_this_fleet_sent_is_taken_for_its_own(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+) -> None:
+    """Another fleet's namespace may have the same name, and its stories the same ids."""
+    known = await temporal_client.start_workflow(
+        "Idle", id=f"idle-{uuid.uuid4()}", task_queue="none"
+    )
+    run = known.first_execution_run_id
+    space = temporal_client.namespace
+    cases = {
+        "another cluster's": (f"/swe-ai-fleet/{uuid.uuid4()}/{space}/story-1", "story-1/run/1", 1),
+        "another namespace's": (
+            (await read_source(temporal_client)).of("x").replace(f"/{space}/", "/other/"),
+            "story-1/run/2",
+            1,
+        ),
+        "an older release's": (f"/swe-ai-fleet/temporal/{space}/x", f"{known.id}/{run}/1", 0),
+        "the same after a reset": (
+            f"/swe-ai-fleet/temporal/{space}/x",
+            f"{known.id}/{run}-00000000000000ff/1",
+            0,
+        ),
+        "an older release's of another fleet": (
+            f"/swe-ai-fleet/temporal/{space}/x",
+            f"{known.id}/{uuid.uuid4()}/1",
+            1,
+        ),
+        "an older release's without a run": (f"/swe-ai-fleet/temporal/{space}/x", "odd", 1),
+    }
+    stories = {name: a_story() for name in cases}
+    for name, (source, event_id, _) in cases.items():
+        headers = {"ce-source": source, "ce-id": event_id}
+        await send(bus, TRANSITIONED, moved(stories[name]), **headers)
+
+    async with consuming(nats_client, graph, temporal_client):
+        await settled(bus)
+
+    for name, (_, _, stored) in cases.items():
+        assert await count(driver, "PhaseTransition", stories[name]) == stored, name
+    await known.terminate()
+
+
 async def test_what_comes_is_stored_and_what_the_fleet_sent_itself_is_not_stored_again(
     bus: JetStreamContext,
     nats_client: Nats,
@@ -130,7 +176,7 @@ async def test_what_comes_is_stored_and_what_the_fleet_sent_itself_is_not_stored
     temporal_client: Client,
 ) -> None:
     story, own = a_story(), a_story()
-    source = f"{SOURCE_PREFIX}{temporal_client.namespace}/story-{own}"
+    source = (await read_source(temporal_client)).of(f"story-{own}")
     await send(bus, TRANSITIONED, moved(story))
     await send(bus, APPROVED, {"story_id": story, "plan_id": "plan-1"})
     decision = {"id": "d-1", "type": "DESIGN", "title": "Use a queue", "rationale": "order"}

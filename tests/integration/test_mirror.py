@@ -17,7 +17,8 @@ from nats.js.errors import APIError, NoStreamResponseError
 from opentelemetry.sdk.trace import TracerProvider
 from temporalio.exceptions import ApplicationError
 
-from bridge.mirror import SOURCE_PREFIX, Mirror, refusal
+from bridge.mirror import Mirror, refusal
+from bridge.source import Source
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
 from workflows.events import Entry, PublishBatch
@@ -45,7 +46,7 @@ def entries(*subjects: str) -> list[Entry]:
 @pytest.fixture
 async def mirror(nats_client: Nats, jetstream: JetStreamContext) -> Mirror:
     await reconcile(jetstream, replicas=1)
-    return Mirror(nats_client, "default")
+    return Mirror(nats_client, Source("c-1", "default"))
 
 
 async def stored(jetstream: JetStreamContext, stream: str) -> list[Msg]:
@@ -77,7 +78,7 @@ async def test_an_event_is_flat_json_with_its_cloud_event_in_the_headers(
         "Content-Type": "application/json",
         "ce-specversion": "1.0",
         "ce-id": entry.id,
-        "ce-source": f"{SOURCE_PREFIX}default/story-US-1",
+        "ce-source": "/swe-ai-fleet/c-1/default/story-US-1",
         "ce-type": "planning.story.created",
         "ce-time": "2026-03-01T10:00:00+00:00",
         "ce-subject": "US-1",

@@ -12,6 +12,7 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.common import Priority
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from bridge.source import read_source
 from tests.conftest import RunningServer
 
 
@@ -21,12 +22,16 @@ async def test_a_started_workflow_survives_a_crash(temporal: RunningServer) -> N
         "NobodyRunsThis", id=f"crash-{uuid.uuid4()}", task_queue="nobody"
     )
 
+    source = await read_source(client)
+
     await temporal.kill()
     await temporal.start()
 
     again = await Client.connect(temporal.address)
     description = await again.get_workflow_handle(started.id).describe()
     assert description.run_id == started.result_run_id
+    assert await read_source(again) == source  # the fleet's identity on the bus
+    assert str(uuid.UUID(source.cluster_id)) == source.cluster_id
     await again.get_workflow_handle(started.id).terminate()
 
 

@@ -115,7 +115,7 @@ GOOD = Sent(
         "Content-Type": "application/json",
         "ce-specversion": "1.0",
         "ce-id": "story-US-1/run/1",
-        "ce-source": "/swe-ai-fleet/temporal/default/story-US-1",
+        "ce-source": "/swe-ai-fleet/c-1/default/story-US-1",
         "ce-type": "planning.gate.closed",
         "ce-time": "2026-03-01T10:00:00+00:00",
     },

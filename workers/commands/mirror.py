@@ -19,6 +19,7 @@ from bridge.histories import Found, read
 from bridge.mirror import Mirror
 from bridge.replay import in_order, unrecorded
 from bridge.republish import Count, republish, there
+from bridge.source import read_source
 from bridge.streams import StreamError, reconcile
 from workers import view
 from workers.clients import place
@@ -114,7 +115,7 @@ async def _replay(
         known = await there(jetstream, story_id, entries)
         step = progress.add_task("events", total=len(entries))
         counts = await republish(
-            Mirror(nats, client.namespace),
+            Mirror(nats, await read_source(client)),
             entries,
             known,
             everything,

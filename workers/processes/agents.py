@@ -17,6 +17,7 @@ from activities.planning import InvalidConfig
 from activities.prompts import InvalidPrompt, Prompts
 from bridge.agent_responses import AgentResponses
 from bridge.agents import NatsAgents
+from bridge.source import Source, read_source
 from workers.clients.engine import Engine, open_engine
 from workers.clients.nats import open_nats
 from workers.processes import Base, Running, options, valid_config
@@ -32,12 +33,12 @@ RESPONSES = "agent-responses"
 
 
 def agents_worker(
-    client: Client, settings: Settings, engine: Engine, valkey: Redis, nats: Nats
+    client: Client, settings: Settings, engine: Engine, valkey: Redis, nats: Nats, source: Source
 ) -> Worker:
     """Runs calls to agents and checks, no more at once than the engine can."""
     prompts = Prompts.load(settings.fleet_config / "prompts")
     llms = VllmAgents(engine.client, valkey, engine.model, prompts)
-    external = NatsAgents(nats, valkey, prompts, client.namespace, settings.external_window)
+    external = NatsAgents(nats, valkey, prompts, source, settings.external_window)
     agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
     checks = Checks(settings.fleet_config)
     return Worker(
@@ -66,8 +67,9 @@ async def process(base: Base) -> AsyncIterator[Running]:
         open_engine(settings) as engine,
         open_nats(settings, base.lost, at_once=False) as nats,
     ):
+        source = await read_source(base.temporal)
         with valid_config(InvalidConfig, InvalidPrompt):
-            worker = agents_worker(base.temporal, settings, engine, base.valkey, nats)
+            worker = agents_worker(base.temporal, settings, engine, base.valkey, nats, source)
             prompts = Prompts.load(settings.fleet_config / "prompts")
         responses = AgentResponses(
             nats, settings.nats_replicas, base.temporal, base.valkey, prompts

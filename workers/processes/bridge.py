@@ -10,6 +10,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from bridge.mirror import Mirror
+from bridge.source import Source, read_source
 from bridge.streams import StreamError, reconcile
 from workers.clients import StartError
 from workers.clients.nats import open_nats
@@ -21,9 +22,9 @@ from workflows.stubs import BRIDGE_QUEUE
 log = structlog.stdlib.get_logger(__name__)
 
 
-def bridge_worker(client: Client, settings: Settings, nats: Nats) -> Worker:
+def bridge_worker(client: Client, settings: Settings, nats: Nats, source: Source) -> Worker:
     """Publishes events."""
-    mirror = Mirror(nats, client.namespace)
+    mirror = Mirror(nats, source)
     return Worker(
         client,
         task_queue=BRIDGE_QUEUE,
@@ -47,6 +48,6 @@ async def process(base: Base) -> AsyncIterator[Running]:
                 raise ConnectionReconnectingError
             await nats.jetstream().account_info()
 
-        yield Running(
-            {BRIDGE_QUEUE: bridge_worker(base.temporal, base.settings, nats)}, {"nats": connected}
-        )
+        source = await read_source(base.temporal)
+        worker = bridge_worker(base.temporal, base.settings, nats, source)
+        yield Running({BRIDGE_QUEUE: worker}, {"nats": connected})
