@@ -223,7 +223,9 @@ class VllmAgents:
             is_renamed = error.is_unknown_model and error.type == LLM_REFUSED
             if not is_renamed or question.call.agent.model or self._default_model:
                 raise
-            self._served = {}
+            self._served = await served_models(self._client)
+            if progress.model in self._served:
+                raise
         return await self._write_within_window(question, progress)
 
     async def _write_within_window(

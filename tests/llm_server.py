@@ -13,9 +13,12 @@ import asyncio
 import hashlib
 import json
 import random
+import re
+import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -379,6 +382,111 @@ def _text(shortest: int, longest: int, choose: random.Random, name: str) -> str:
     if name == "content" and len(text) + len(CODE) + 2 <= longest:
         text += f"\n\n{CODE}"
     return text
+
+
+# --- habits of other servers ----------------------------------------------------------------------
+
+
+Step = bytes | float | Literal["hang", "reset"]
+"""Bytes to send, seconds to wait, silence until the client leaves, or a connection reset."""
+
+Script = Callable[[dict[str, Any]], Iterable[Step]]
+"""The body of a chat request -> the raw HTTP response to it."""
+
+
+class ScriptedLlm:
+    """A TCP server that answers byte by byte as its scripts say: one under each path `/{name}/v1`.
+
+    The last of a name's scripts answers all further calls.
+    """
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, list[Script]] = {}
+        self.models: dict[str, str] = {}
+        """Name -> the model that its `/models` lists; `test-model` where it has none."""
+        self.listings: dict[str, Any] = {}
+        """Name -> what its `/models` answers instead."""
+        self.asked: dict[str, list[dict[str, Any]]] = {}
+        self.left: set[str] = set()
+        """Names whose client has left while they hung."""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._talk, "127.0.0.1", limit=2**24)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.close()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self._port}/{name}/v1"
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+            body = await reader.readexactly(int(length[1])) if length else b""
+            name, _, path = head.split()[1].removeprefix("/").partition("/v1")
+            if path == "/models":
+                card = {"id": self.models.get(name, "test-model"), "max_model_len": 8_192}
+                listing = self.listings.get(name, {"data": [card]})
+                writer.write(raw_response(json.dumps(listing).encode()))
+            else:
+                await self._play(name, json.loads(body or b"{}"), reader, writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has left
+        finally:
+            writer.close()
+
+    async def _play(
+        self,
+        name: str,
+        request: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        asked = self.asked.setdefault(name, [])
+        asked.append(request)
+        scripts = self.scripts[name]
+        for step in scripts[min(len(asked), len(scripts)) - 1](request):
+            match step:
+                case bytes():
+                    writer.write(step)
+                    await writer.drain()
+                case "hang":
+                    await reader.read()
+                    self.left.add(name)
+                case "reset":
+                    await asyncio.sleep(0.05)  # else it overtakes what was sent
+                    linger = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, linger
+                    )
+                    writer.transport.abort()
+                    return
+                case float():
+                    await asyncio.sleep(step)
+
+
+def raw_response(
+    body: bytes | None,
+    status: str = "200 OK",
+    content_type: str = "application/json",
+    **headers: str,
+) -> bytes:
+    """An HTTP response; body None: its head alone, and the body is what follows until the end."""
+    fields = {"Content-Type": content_type, "Connection": "close"}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None:
+        fields["Content-Length"] = str(len(body))
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields.items() if value)]
+    return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 
 async def _serve(port: int, server: LlmServer) -> None:
