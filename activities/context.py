@@ -149,13 +149,23 @@ class Read(NamedTuple):
 
 
 _LAST_PLAN: LiteralString = """
-MATCH (:Story {id: $story})-[:HAS_PLAN]->(p:PlanVersion) WHERE p.status <> 'DELETED'
+MATCH (s:Case {id: $story})-[:HAS_PLAN]->(p:PlanVersion)
+WHERE coalesce(p.status, '') <> 'DELETED'
 WITH p ORDER BY coalesce(p.version, 0) DESC, p.id DESC LIMIT 1
 """
 
 _TASKS: LiteralString = (
-    _LAST_PLAN + "MATCH (p)-[:HAS_SUBTASK]->(t:Subtask) WHERE t.status <> 'DELETED'"
+    "CALL () {"
+    + _LAST_PLAN
+    + """
+MATCH (p)-[:HAS_SUBTASK]->(t:Subtask) RETURN t
+UNION
+MATCH (:Case {id: $story})<-[:OF]-(t:Subtask)
+WHERE NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) } RETURN t
+}
+WITH t WHERE coalesce(t.status, '') <> 'DELETED'"""
 )
+"""The last plan's tasks, and those that are in no plan."""
 
 _OWN: LiteralString = " AND (t.role = $role OR t.id = $subtask)"
 
@@ -163,11 +173,12 @@ _TASK_FIELDS: LiteralString = """
 RETURN t.id AS id, coalesce(t.title, '') AS title, coalesce(t.description, '') AS description,
        coalesce(t.role, '') AS role, t.status AS status,
        COLLECT { MATCH (t)-[:DEPENDS_ON]->(d:Subtask) RETURN d.id ORDER BY d.id } AS needs
-ORDER BY t.id <> $subtask, t.status IN $done, coalesce(t.priority, 1), size(t.id), t.id
+ORDER BY t.id <> $subtask, t.status IN $done, coalesce(t.priority, 1),
+         size(toStringOrNull(t.id)), t.id
 """
 
 _DECISIONS: LiteralString = """
-MATCH (d:Decision {case_id: $story}) WHERE d.status <> 'DELETED'
+MATCH (d:Decision {case_id: $story}) WHERE coalesce(d.status, '') <> 'DELETED'
 """
 
 # What people and architects decided binds the whole story: the decisions of single tasks, which
@@ -237,7 +248,7 @@ READS: dict[Scope, Read] = {
         "Story",
         """
         MATCH (s:Story {id: $story})
-        WHERE s.title IS NOT NULL AND NOT s.status IN ['UNKNOWN', 'DELETED']
+        WHERE s.title IS NOT NULL AND NOT coalesce(s.status, '') IN ['UNKNOWN', 'DELETED']
         RETURN s.id AS id, s.title AS title, s.status AS status,
                coalesce(s.rigor, 'unknown') AS rigor, coalesce(s.description, '') AS brief,
                coalesce(s.acceptance_criteria, []) AS criteria
@@ -249,7 +260,7 @@ READS: dict[Scope, Read] = {
         "Plan",
         _LAST_PLAN
         + """
-        OPTIONAL MATCH (p)-[:HAS_SUBTASK]->(t:Subtask) WHERE t.status <> 'DELETED'
+        OPTIONAL MATCH (p)-[:HAS_SUBTASK]->(t:Subtask) WHERE coalesce(t.status, '') <> 'DELETED'
         RETURN p.id AS id, coalesce(p.version, 1) AS version, p.status AS status,
                count(t) AS total, count(CASE WHEN t.status IN $done THEN 1 END) AS done
         """,
@@ -275,7 +286,7 @@ READS: dict[Scope, Read] = {
         "How decisions depend on each other",
         _DECISIONS
         + """
-        MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE o.status <> 'DELETED'
+        MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE coalesce(o.status, '') <> 'DELETED'
         RETURN d.title AS title, o.title AS on ORDER BY d.decided_at DESC, d.id, o.id
         """,
         _decision_dependency,
@@ -285,7 +296,7 @@ READS: dict[Scope, Read] = {
         _TASKS
         + _OWN
         + """
-        MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE d.status <> 'DELETED'
+        MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE coalesce(d.status, '') <> 'DELETED'
         RETURN t.id AS id, d.id AS on, coalesce(d.title, '') AS title, d.status AS status,
                coalesce(d.role, '') AS role
         ORDER BY t.id <> $subtask, d.status IN $done, coalesce(t.priority, 1), t.id, d.id

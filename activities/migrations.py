@@ -1,28 +1,120 @@
 """The graph's schema, in versions that every worker applies at its start.
 
-A version, once released, never changes: a later one mends it. Applying is repeatable and safe for
-any number of workers at once: each statement says IF NOT EXISTS, and a version is noted as a
-`(:Migration {version})` node when all of it is there. Neo4j Community has all that is used.
+A version, once released, never changes: a later one corrects it. Applying is repeatable and safe
+for any number of workers at once: each schema statement says IF NOT EXISTS, each repair finds
+nothing when it runs again, and a version is noted as a `(:Migration {version})` node when all of it
+is there. Neo4j Community has all that is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple, TypeVar
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, AsyncSession
 from neo4j.exceptions import ClientError
+
+from activities.graph.stories import LABELS, MERGE_NODES, READERS, adopt_all, all_unadopted
+from activities.graph.values import instant
+from workflows.clock import iso
+
+T = TypeVar("T")
 
 MADE_MEANWHILE = "Neo.ClientError.Schema.EquivalentSchemaRuleAlreadyExists"
 
 
 class Migration(NamedTuple):
-    """Schema statements. Each one must be repeatable: IF NOT EXISTS."""
+    """Schema statements, then a repair of the data. Both must be repeatable."""
 
     version: int
     name: str
     statements: tuple[LiteralString, ...]
+    repair: Callable[[AsyncSession], Awaitable[None]] | None = None
+
+
+AT_ONCE = 1_000
+"""Nodes that a repair changes in one transaction."""
+
+OTHER_KEYS: LiteralString = """
+SHOW CONSTRAINTS YIELD name, type, labelsOrTypes, properties
+WHERE type = 'UNIQUENESS' AND properties = ['id'] AND labelsOrTypes[0] IN $labels
+RETURN name
+"""
+
+TIMES: tuple[tuple[str, str], ...] = (
+    ("Case", "created_at"),
+    ("Decision", "decided_at"),
+    ("PhaseTransition", "timestamp"),
+    ("PlanApproval", "timestamp"),
+    ("TaskDispatch", "timestamp"),
+    ("GateApproval", "at"),
+    ("Proposal", "recorded_at"),
+    ("ContextUpdate", "at"),
+)
+"""Labels and properties that hold a time as text."""
+
+UTC_TEXT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+async def _remove_what_constraints_refuse(session: AsyncSession) -> None:
+    """Make the first constraints possible on a graph that another system wrote.
+
+    Such a system may have made ids unique by themselves, which are unique within their story
+    here, and may have created one node twice.
+    """
+    names = await session.execute_read(_column, OTHER_KEYS, labels=list(LABELS))
+    for name in names:
+        await session.execute_write(_column, "DROP CONSTRAINT $name IF EXISTS", name=name)
+    for label in ("Case", "Story", *LABELS):
+        case_id = "" if label in ("Case", "Story") else "n.case_id"
+        duplicates = (
+            f"MATCH (n:{label}) WITH [{case_id or 'n.id'}, n.id] AS key, n ORDER BY elementId(n) "
+            "WHERE all(part IN key WHERE part IS NOT NULL) "
+            "WITH key, collect(n) AS nodes WHERE size(nodes) > 1 "
+        )
+        await session.execute_write(_column, duplicates + MERGE_NODES)
+
+
+async def _adopt_everything(session: AsyncSession) -> None:
+    """Adopt every story that others wrote, and complete what older versions of ours wrote."""
+    unadopted = await session.execute_read(all_unadopted)
+    for some in _chunks(sorted(unadopted), 100):
+        await session.execute_write(adopt_all, some)
+    for statement in READERS:
+        counted = f"{statement} RETURN count(*) AS changed"
+        while await session.execute_write(_column, counted, limit=AT_ONCE) != [0]:
+            pass
+    for label, name in TIMES:
+        await _store_in_utc(session, label, name)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+async def _store_in_utc(session: AsyncSession, label: str, name: str) -> None:
+    """Rewrite the label's times that are not UTC in milliseconds; what is no time stays."""
+    found = await session.execute_read(
+        _rows,
+        f"MATCH (n:{label}) WHERE n[$name] IS :: STRING NOT NULL AND NOT n[$name] =~ $utc "
+        "RETURN elementId(n) AS node, n[$name] AS text",
+        name=name,
+        utc=UTC_TEXT,
+    )
+    times = [
+        {"node": row["node"], "text": row["text"], "time": iso(at)}
+        for row in found
+        if (at := instant(row["text"])) is not None
+    ]
+    for some in _chunks(times, AT_ONCE):
+        await session.execute_write(
+            _column,
+            f"UNWIND $times AS row MATCH (n:{label}) "
+            "WHERE elementId(n) = row.node AND n[$name] = row.text SET n[$name] = row.time",
+            name=name,
+            times=some,
+        )
 
 
 NOTES_ARE_UNIQUE: LiteralString = (
@@ -31,6 +123,7 @@ NOTES_ARE_UNIQUE: LiteralString = (
 )
 
 MIGRATIONS = (
+    Migration(0, "what the constraints would refuse", (), _remove_what_constraints_refuse),
     Migration(
         1,
         "uniqueness of ids, and the indexes that reads use",
@@ -76,6 +169,18 @@ MIGRATIONS = (
             "FOR (n:ContextUpdate) REQUIRE n.id IS UNIQUE",
         ),
     ),
+    Migration(
+        3,
+        "stories that others wrote, times in UTC, decisions' revisions",
+        (
+            "CREATE INDEX case_by_case_id IF NOT EXISTS FOR (n:Case) ON (n.case_id)",
+            "CREATE INDEX story_by_case_id IF NOT EXISTS FOR (n:Story) ON (n.case_id)",
+            "CREATE INDEX story_by_story_id IF NOT EXISTS FOR (n:Story) ON (n.story_id)",
+            "CREATE CONSTRAINT decision_revision_key IF NOT EXISTS "
+            "FOR (n:DecisionRevision) REQUIRE (n.case_id, n.decision_id, n.order) IS UNIQUE",
+        ),
+        _adopt_everything,
+    ),
 )
 
 
@@ -94,6 +199,8 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
         for migration in new:
             for statement in migration.statements:
                 await _make(session, statement)
+            if migration.repair is not None:
+                await migration.repair(session)
             await session.execute_write(_note, migration)
     return [migration.version for migration in new]
 
@@ -125,3 +232,12 @@ async def _note(tx: AsyncManagedTransaction, migration: Migration) -> None:
         at=datetime.now(UTC).isoformat(),
     )
     await result.consume()
+
+
+async def _column(tx: AsyncManagedTransaction, /, cypher: str, **parameters: Any) -> list[Any]:
+    """The first value of each row."""
+    return [record[0] async for record in await tx.run(cypher, parameters)]
+
+
+async def _rows(tx: AsyncManagedTransaction, /, cypher: str, **parameters: Any) -> list[Any]:
+    return await (await tx.run(cypher, parameters)).data()

@@ -46,11 +46,12 @@ A delete is soft: status DELETED.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
+from neo4j.exceptions import ConstraintError
 from temporalio import activity
 
 from activities.cache import (
@@ -75,7 +76,9 @@ from activities.graph.statements import (
     describe,
     writes,
 )
+from activities.graph.stories import adopt
 from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
+from workflows.clock import iso
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
     ContextAnswer,
@@ -94,28 +97,30 @@ from workflows.stubs import GraphStub
 
 __all__ = ["Graph", "seed_councils", "store_errors"]
 
+T = TypeVar("T")
+
 TRANSACTION_S = 20.0
 """A transaction ends before the activity that runs it does (stubs.STORE)."""
 
 PLAN_TASKS = """
 MATCH (p:PlanVersion {case_id: $story_id, id: $plan_id})-[:HAS_SUBTASK]->(t:Subtask)
-WHERE p.status <> 'DELETED' AND t.status <> 'DELETED'
+WHERE coalesce(p.status, '') <> 'DELETED' AND coalesce(t.status, '') <> 'DELETED'
 RETURN t.id AS task_id, coalesce(t.role, '') AS role, coalesce(t.title, t.id) AS title,
        coalesce(t.description, '') AS description, coalesce(t.priority, 1) AS priority,
        COLLECT {
          MATCH (t)-[:DEPENDS_ON]->(d:Subtask)<-[:HAS_SUBTASK]-(p)
-         WHERE d.status <> 'DELETED' RETURN d.id ORDER BY d.id
+         WHERE coalesce(d.status, '') <> 'DELETED' RETURN d.id ORDER BY d.id
        } AS depends_on
-ORDER BY priority, size(task_id), task_id
+ORDER BY priority, size(toStringOrNull(task_id)), task_id
 """
 
 STORY_TEXT = """
-MATCH (s:Story {id: $story_id}) WHERE s.status <> 'DELETED' AND s.title IS NOT NULL
+MATCH (s:Story {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' AND s.title IS NOT NULL
 RETURN s.title AS title, coalesce(s.description, '') AS brief,
        coalesce(s.acceptance_criteria, []) AS acceptance_criteria
 """
 
-STORY_STATUS = "MATCH (s:Story {id: $story_id}) RETURN s.status AS status"
+STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
 
 
 class Graph(GraphStub):
@@ -173,6 +178,7 @@ class Graph(GraphStub):
     async def load_plan(self, query: PlanQuery) -> StoredPlan:
         """A plan's tasks; where it has none, its story's text; or neither."""
         with store_errors():
+            await adopt(self._driver, [query.story_id])
             tasks = await self._read(PLAN_TASKS, story_id=query.story_id, plan_id=query.plan_id)
             if tasks:
                 return StoredPlan(tasks=[PlannedTask.model_validate(task) for task in tasks])
@@ -204,8 +210,8 @@ class Graph(GraphStub):
                 was stored under its id. Nothing is stored then.
         """
         with store_errors():
-            async with self._driver.session() as session:
-                answer = await session.execute_write(_update, write, self._scopes)
+            await adopt(self._driver, [write.update.story_id])
+            answer = await self._in_write([write.update.story_id], _update, write, self._scopes)
             await self._cache.drop_packs([write.update.story_id])
         return answer
 
@@ -216,6 +222,7 @@ class Graph(GraphStub):
             ApplicationError: `UnknownStory`, not retryable.
         """
         with store_errors():
+            await adopt(self._driver, [story_id])
             async with self._driver.session() as session:
                 found = await session.execute_read(_read_session, story_id, events, summary)
         if found is None:
@@ -251,6 +258,7 @@ class Graph(GraphStub):
             )
             if kept is not None:
                 return kept, True
+            await adopt(self._driver, [query.story_id])
             async with self._driver.session() as session:
                 sections, known = await session.execute_read(_read_sections, self._scopes, query)
             pack = assemble(self._scopes, query, budget, sections)
@@ -262,8 +270,26 @@ class Graph(GraphStub):
 
     async def _write(self, found: list[Write]) -> None:
         if found:
-            async with self._driver.session() as session:
-                await session.execute_write(_apply, found)
+            stories = {write.row["story_id"] for write in found if write.row.get("story_id")}
+            await self._in_write(stories, _apply, found)
+
+    async def _in_write(
+        self,
+        stories: Collection[str],
+        work: Callable[..., Awaitable[T]],
+        *arguments: Any,
+    ) -> T:
+        """Run a transaction; where nodes of others are in its way, adopt them and run it again.
+
+        Raises:
+            ConstraintError: the graph refuses it even so.
+        """
+        async with self._driver.session() as session:
+            try:
+                return await session.execute_write(work, *arguments)
+            except ConstraintError:
+                await adopt(self._driver, stories)
+                return await session.execute_write(work, *arguments)
 
     async def _read(self, cypher: LiteralString, **parameters: Any) -> list[dict[str, Any]]:
         async with self._driver.session() as session:
@@ -335,7 +361,7 @@ def _lines(known: Iterable[Change]) -> Iterator[Line]:
         entry, said = change.entry, describe(change)
         values = (
             *(entry.id, entry.kind, said.event_type, said.description, said.actor),
-            *(change.body.timestamp, entry.source),
+            *(iso(change.at), entry.source),
         )
         yield Line(change.story_id, change.line, values)
 

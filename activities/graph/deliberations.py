@@ -30,7 +30,9 @@ MATCH (p:Proposal {deliberation_id: $deliberation_id, run_id: last.run_id})
 RETURN p {.*} AS proposal,
   COLLECT { MATCH (c:Critique)-[:OF]->(p) RETURN c {.*} ORDER BY c.round, c.id } AS critiques,
   COLLECT { MATCH (k:Check)-[:OF]->(p) RETURN k {.*} ORDER BY k.id } AS checks,
-  COLLECT { MATCH (d:Decision)-[:FROM]->(p) RETURN d {.*} ORDER BY size(d.id), d.id } AS decisions
+  COLLECT {
+    MATCH (d:Decision)-[:FROM]->(p) RETURN d {.*} ORDER BY size(toStringOrNull(d.id)), d.id
+  } AS decisions
 ORDER BY p.rank
 """
 
@@ -39,7 +41,8 @@ MATCH (s:Story {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' RETURN
 """
 
 LAST_PLAN = """
-MATCH (:Story {id: $story_id})-[:HAS_PLAN]->(p:PlanVersion) WHERE p.status <> 'DELETED'
+MATCH (:Case {id: $story_id})-[:HAS_PLAN]->(p:PlanVersion)
+WHERE coalesce(p.status, '') <> 'DELETED'
 RETURN p.id AS id ORDER BY coalesce(p.version, 0) DESC, p.id DESC LIMIT 1
 """
 

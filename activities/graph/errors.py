@@ -17,6 +17,7 @@ TABLE: tuple[tuple[type[BaseException], str, str, bool], ...] = (
     # error, type, what it means and what mends it, retryable; the first that fits counts
     (neo4j.AuthError, "GraphCredentials", "Neo4j refused NEO4J_USER or NEO4J_PASSWORD", True),
     (neo4j.TransientError, "GraphBusy", "Neo4j could not do it now", True),
+    (neo4j.ConstraintError, "GraphConstraint", "the graph's constraints refuse it", False),
     (neo4j.CypherSyntaxError, "GraphStatement", "Neo4j cannot read the statement", False),
     (neo4j.CypherTypeError, "GraphValue", "Neo4j cannot hold the value", False),
     (neo4j.ConfigurationError, "GraphSettings", "NEO4J_URI does not fit the server", True),

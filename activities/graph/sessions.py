@@ -16,12 +16,12 @@ Row = dict[str, Any]
 ALL_DECISIONS = frozenset({"DECISIONS_GLOBAL", "DECISIONS_GLOBAL_MIN"})
 
 CASE: LiteralString = """
-MATCH (s:Story {id: $story}) WHERE NOT s.status IN ['UNKNOWN', 'DELETED']
+MATCH (s:Story {id: $story}) WHERE NOT coalesce(s.status, '') IN ['UNKNOWN', 'DELETED']
 RETURN s {case_id: s.id, title: coalesce(s.title, ''), description: coalesce(s.description, ''),
           .status, created_at: coalesce(s.created_at, ''), created_by: coalesce(s.created_by, '')}
          AS case,
   COLLECT {
-    MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE p.status <> 'DELETED'
+    MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE coalesce(p.status, '') <> 'DELETED'
     RETURN p {plan_id: p.id, version: coalesce(p.version, 1), .status}
     ORDER BY coalesce(p.version, 0) DESC, p.id DESC LIMIT 1
   } AS plan
@@ -36,30 +36,30 @@ CALL (s) {
   MATCH (s)<-[:OF]-(t:Subtask) WHERE NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) }
   RETURN t, false AS planned
 }
-WITH t, planned WHERE t.status <> 'DELETED'
+WITH t, planned WHERE coalesce(t.status, '') <> 'DELETED'
 RETURN planned, t {
     subtask_id: t.id, title: coalesce(t.title, ''), description: coalesce(t.description, ''),
     role: coalesce(t.role, ''), .status, priority: coalesce(t.priority, 1),
     dependencies: COLLECT {
-      MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE d.status <> 'DELETED'
+      MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE coalesce(d.status, '') <> 'DELETED'
       RETURN d.id ORDER BY d.id
     }
   } AS task
-ORDER BY coalesce(t.priority, 1), size(t.id), t.id
+ORDER BY coalesce(t.priority, 1), size(toStringOrNull(t.id)), t.id
 """
 
 DECISIONS: LiteralString = """
-MATCH (d:Decision {case_id: $story}) WHERE d.status <> 'DELETED'
+MATCH (d:Decision {case_id: $story}) WHERE coalesce(d.status, '') <> 'DELETED'
 RETURN coalesce(d.role, '') AS role, EXISTS { (d)-[:AFFECTS]->(:Subtask) } AS bound,
   d {.id, title: coalesce(d.title, ''), rationale: coalesce(d.rationale, ''), .status,
      decided_by: coalesce(d.decided_by, ''), decided_at: coalesce(d.decided_at, '')} AS decision,
   COLLECT {
-    MATCH (d)-[:AFFECTS]->(t:Subtask) WHERE t.status <> 'DELETED'
+    MATCH (d)-[:AFFECTS]->(t:Subtask) WHERE coalesce(t.status, '') <> 'DELETED'
     RETURN t {subtask_id: t.id, title: coalesce(t.title, ''), role: coalesce(t.role, '')}
     ORDER BY t.id
   } AS affects,
   COLLECT {
-    MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE o.status <> 'DELETED'
+    MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE coalesce(o.status, '') <> 'DELETED'
     RETURN o.id ORDER BY o.id
   } AS depends_on
 ORDER BY coalesce(d.role, '') IN ['', 'ARCHITECT'] DESC, d.decided_at DESC, d.id

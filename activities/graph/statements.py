@@ -12,11 +12,13 @@ else there is: that takes the node's lock, and two writers on one story follow e
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 from pydantic import ValidationError
 from temporalio.exceptions import ApplicationError
 
+from activities.graph.stories import STORY
+from workflows.clock import iso
 from workflows.events import (
     BODIES,
     ContextDecisionAdded,
@@ -77,7 +79,8 @@ class Change(NamedTuple):
     """An entry that was understood: its body, its story, and where it stands in time.
 
     `order` sorts as text: by the body's time, then by the outbox and the place in it. `line`: its
-    id in the timeline's stream, `{start of its outbox in ms}-{place in it}`.
+    id in the timeline's stream, `{start of its outbox in ms}-{place in it}`. `workflow`: the id of
+    the workflow whose outbox it comes from; empty if it came over the bus.
     """
 
     entry: Entry
@@ -86,6 +89,7 @@ class Change(NamedTuple):
     at: datetime
     order: str
     line: str
+    workflow: str = ""
 
 
 def changes(batch: RecordBatch) -> list[Change]:
@@ -96,13 +100,15 @@ def changes(batch: RecordBatch) -> list[Change]:
             `UnknownKind` (retryable) where a newer workflow writes what this worker cannot store.
     """
     return [
-        change(entry, batch.owner_started_ms, number)
+        change(entry, batch.owner_started_ms, number, batch.owner)
         for number, entry in enumerate(batch.entries, batch.first)
     ]
 
 
-def change(entry: Entry, started_ms: int, number: int) -> Change:
+def change(entry: Entry, started_ms: int, number: int, workflow: str = "") -> Change:
     """One entry, understood: the `number`th of an outbox, or stream, that began at `started_ms`.
+
+    workflow: the id of the outbox's workflow; empty for a stream.
 
     Raises:
         ApplicationError: as `changes`.
@@ -121,7 +127,7 @@ def change(entry: Entry, started_ms: int, number: int) -> Change:
     at = moment(body.timestamp, f"entry {entry.id}: timestamp")
     order = order_key(at, started_ms, number)
     line = f"{started_ms}-{number}"
-    return Change(entry, body, body.story_id or entry.story_id, at, order, line)
+    return Change(entry, body, body.story_id or entry.story_id, at, order, line, workflow)
 
 
 def moment(text: str, field: str) -> datetime:
@@ -147,26 +153,32 @@ def order_key(at: datetime, owner_started_ms: int, number: int) -> str:
 
 # --- statements -----------------------------------------------------------------------------------
 
-_STORY = """
-WITH n, row WHERE row.story_id <> ''
-MERGE (s:Story {id: row.story_id}) ON CREATE SET s.status = 'UNKNOWN'
-SET s:Case, s.case_id = row.story_id
-"""
+_STORY = "\nWITH n, row WHERE row.story_id <> ''" + STORY
 _OF_STORY = _STORY + "MERGE (n)-[:OF]->(s)\n"
 
+# The state of a story that a workflow runs is the workflow's: its first status marks the node, and
+# from then on no status from outside is taken. One that came before it is replaced.
 _STORY_STATUS = """
 WITH s, row
 CALL (s, row) {
-  WITH s, row WHERE row.order > coalesce(s.status_order, '')
+  WITH s, row, row.order > coalesce(s.status_order, '') AS newer
+  WHERE CASE row.workflow WHEN '' THEN s.workflow_id IS NULL AND newer
+        ELSE s.workflow_id IS NULL OR newer END
   SET s.status = row.status, s.status_order = row.order
+}
+CALL (s, row) {
+  WITH s, row WHERE row.workflow <> '' SET s.workflow_id = row.workflow
 }
 """
 
-_BEGUN = """
-MERGE (s:Story {id: row.story_id}) ON CREATE SET s.status = 'UNKNOWN'
-SET s:Case, s.case_id = row.story_id
-SET s.created_at = CASE WHEN s.created_at < row.timestamp THEN s.created_at ELSE row.timestamp END
+# Two times of one kind are compared; one of another kind, which others wrote, is left as it is.
+_BEGUN = (
+    STORY
+    + """
+SET s.created_at = CASE WHEN coalesce(s.created_at <= row.timestamp, s.created_at IS NOT NULL)
+  THEN s.created_at ELSE row.timestamp END
 """
+)
 
 CREATED = (
     _BEGUN
@@ -197,7 +209,7 @@ EVENT = (
 CANCELLED = EVENT + _STORY_STATUS
 
 CONTEXT_VERSION = """
-MATCH (s:Story {id: row.story_id}) WHERE coalesce(s.context_version, 0) < row.version
+MATCH (s:Case {id: row.story_id}) WHERE coalesce(s.context_version, 0) < row.version
 SET s.context_version = row.version
 """
 
@@ -211,33 +223,59 @@ CALL (p, row) {
 }
 """
 
+TAKE_UNPLANNED: LiteralString = """
+CALL (s, p) {
+  MATCH (s)<-[:OF]-(t:Subtask) WHERE NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) }
+  MERGE (p)-[:HAS_SUBTASK]->(t) SET t.plan_id = p.id
+}
+"""
+"""Subtasks that came before any plan are the first plan's."""
+
+READ_AS_SUBTASK: LiteralString = """
+  SET t.sub_id = t.id, t.type = coalesce(t.type, 'task'), t.last_status = t.status
+"""
+"""Properties of a subtask `t` that other systems' readers look for."""
+
+PLACEHOLDER: LiteralString = """
+  MERGE (d:Subtask {case_id: row.story_id, id: needed})
+    ON CREATE SET d.status = 'PENDING', d.last_status = 'PENDING', d.sub_id = needed,
+                  d.type = 'task'
+"""
+"""A subtask `d` that another one needs, and of which nothing else has come yet."""
+
 PLAN_APPROVAL = (
     "MERGE (n:PlanApproval {id: row.id}) ON CREATE SET n += row.node"
     + _OF_STORY
     + """
 MERGE (p:PlanVersion {case_id: row.story_id, id: row.plan_id}) ON CREATE SET p.status = 'DRAFT'
+SET p.plan_id = p.id
 MERGE (s)-[:HAS_PLAN]->(p)
 MERGE (n)-[:APPROVES]->(p)
+WITH s, p, row
 """
+    + TAKE_UNPLANNED
     + _PLAN_STATUS
 )
 
 PLAN = (
     """
 MERGE (n:PlanVersion {case_id: row.story_id, id: row.plan_id}) ON CREATE SET n.status = 'DRAFT'
-SET n.version = coalesce(row.version, n.version)
+SET n.plan_id = n.id, n.version = coalesce(row.version, n.version)
 """
     + _STORY
     + """
 MERGE (s)-[:HAS_PLAN]->(n)
 WITH n, row UNWIND row.tasks AS task
 MERGE (t:Subtask {case_id: row.story_id, id: task.id}) ON CREATE SET t.status = 'PENDING'
-SET t += task.node
+SET t += task.node, t.plan_id = n.id
+"""
+    + READ_AS_SUBTASK
+    + """
 MERGE (n)-[:HAS_SUBTASK]->(t)
 WITH row, t, task UNWIND task.depends_on AS needed
-MERGE (d:Subtask {case_id: row.story_id, id: needed}) ON CREATE SET d.status = 'PENDING'
-MERGE (t)-[:DEPENDS_ON]->(d)
 """
+    + PLACEHOLDER
+    + "MERGE (t)-[:DEPENDS_ON]->(d)"
 )
 
 PLAN_STATUS = "MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})" + _PLAN_STATUS
@@ -245,7 +283,7 @@ PLAN_STATUS = "MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})" +
 TASK_STATUS = """
 MATCH (t:Subtask {case_id: row.story_id, id: row.task_id})
 WHERE row.order > coalesce(t.status_order, '')
-SET t.status = row.status, t.status_order = row.order,
+SET t.status = row.status, t.last_status = row.status, t.status_order = row.order,
     t.assignee = CASE row.assignee WHEN '' THEN t.assignee ELSE row.assignee END
 """
 
@@ -256,40 +294,117 @@ DISPATCH = (
     + TASK_STATUS
 )
 
+KEEP_REVISION: LiteralString = """
+  MERGE (r:DecisionRevision {case_id: n.case_id, decision_id: n.id, order: kept.order})
+    ON CREATE SET r += kept {.title, .rationale, .decided_by, .decided_at}
+  MERGE (n)-[:HAS_REVISION]->(r)
+"""
+"""Keep `kept`, an earlier text of the decision `n` with the order key that it came with."""
+
+# The same text that comes again, as a deliberation's record and its event do, changes nothing.
 DECISION = (
-    "MERGE (n:Decision {case_id: row.story_id, id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
+    """
+MERGE (n:Decision {case_id: row.story_id, id: row.id})
+  ON CREATE SET n += row.node, n.text_order = row.order
+WITH n, row, row.order > coalesce(n.text_order, '') AS newer,
+     coalesce(n.title <> row.node.title OR n.rationale <> row.node.rationale, true) AS other
+CALL (n, row, newer, other) {
+  WITH n, row, row.node AS node, newer, other
+  WITH n, row, other, CASE WHEN newer
+         THEN n {.title, .rationale, .decided_by, .decided_at, order: coalesce(n.text_order, '')}
+         ELSE node {.title, .rationale, .decided_by, .decided_at, order: row.order} END AS kept
+  WHERE other AND kept.title IS NOT NULL
+"""
+    + KEEP_REVISION
+    + """
+}
+CALL (n, row, newer, other) {
+  WITH n, row.node AS node, newer, other WHERE newer AND other
+  SET n += node {.title, .rationale, .decided_by, .approved_by, .decided_at}
+}
+CALL (n, row, newer) {
+  WITH n, row WHERE newer
+  SET n.text_order = row.order
+  WITH n, row WHERE size(row.node.affects) > 0 AND coalesce(n.affects <> row.node.affects, true)
+  SET n.affects = row.node.affects
+  WITH n MATCH (n)-[old:AFFECTS|DEPENDS_ON]->() DELETE old
+}
+"""
+    + _OF_STORY
 )
 
-DECISION_LINKS = """
+
+def _names(decision: LiteralString) -> LiteralString:
+    """The names in the decision's `affects`, in small letters: of a list, or of one text."""
+    return (
+        "[name IN CASE WHEN "
+        + decision
+        + ".affects IS :: LIST<ANY> THEN "
+        + decision
+        + ".affects ELSE ["
+        + decision
+        + ".affects] END | toLower(trim(toStringOrNull(name)))]"
+    )
+
+
+def _is_named(node: LiteralString) -> LiteralString:
+    """Whether `names` has the node's id or title, which others may have written as a number."""
+    return (
+        "(toLower(toStringOrNull("
+        + node
+        + ".id)) IN names OR toLower(toStringOrNull("
+        + node
+        + ".title)) IN names)"
+    )
+
+
+DECISION_LINKS: LiteralString = (
+    """
 MATCH (d:Decision {case_id: row.story_id, id: row.id})
 CALL (d) {
-  WITH d, [name IN d.affects | toLower(trim(name))] AS names
-  MATCH (t:Subtask {case_id: d.case_id})
-  WHERE toLower(t.id) IN names OR toLower(t.title) IN names
+  WITH d, """
+    + _names("d")
+    + """ AS names
+  MATCH (t:Subtask {case_id: d.case_id}) WHERE """
+    + _is_named("t")
+    + """
   MERGE (d)-[:AFFECTS]->(t)
 }
 CALL (d) {
-  WITH d, [name IN d.affects | toLower(trim(name))] AS names
-  MATCH (o:Decision {case_id: d.case_id})
-  WHERE o <> d AND (toLower(o.id) IN names OR toLower(o.title) IN names)
+  WITH d, """
+    + _names("d")
+    + """ AS names
+  MATCH (o:Decision {case_id: d.case_id}) WHERE o <> d AND """
+    + _is_named("o")
+    + """
   MERGE (d)-[:DEPENDS_ON]->(o)
 }
 CALL (d) {
   MATCH (o:Decision {case_id: d.case_id})
-  WITH d, o, [name IN o.affects | toLower(trim(name))] AS names
-  WHERE o <> d AND (toLower(d.id) IN names OR toLower(d.title) IN names)
+  WITH d, o, """
+    + _names("o")
+    + """ AS names
+  WHERE o <> d AND """
+    + _is_named("d")
+    + """
   MERGE (o)-[:DEPENDS_ON]->(d)
 }
 """
+)
 
-TASK_LINKS = """
+TASK_LINKS: LiteralString = (
+    """
 MATCH (d:Decision {case_id: row.story_id})
-WITH row, d, [name IN d.affects | toLower(trim(name))] AS names WHERE size(names) > 0
+WITH row, d, """
+    + _names("d")
+    + """ AS names WHERE size(names) > 0
 UNWIND row.ids AS id
-MATCH (t:Subtask {case_id: row.story_id, id: id})
-WHERE toLower(t.id) IN names OR toLower(t.title) IN names
+MATCH (t:Subtask {case_id: row.story_id, id: id}) WHERE """
+    + _is_named("t")
+    + """
 MERGE (d)-[:AFFECTS]->(t)
 """
+)
 
 PROPOSAL = (
     """
@@ -397,7 +512,8 @@ def writes(change: Change) -> list[Write]:
             entry has no story.
     """
     entry, story = change.entry, _key("story_id", change.story_id)
-    at = change.body.timestamp
+    at = iso(change.at)
+    status_of = {"order": change.order, "workflow": change.workflow}
     key = {"id": _key("entry id", entry.id), "story_id": story}
     begun = {"story_id": story, "timestamp": at}
     if isinstance(change.body, OF_A_STORY) and not story:
@@ -428,7 +544,7 @@ def writes(change: Change) -> list[Write]:
     match change.body:
         case StoryCreated() as body:
             text = body.model_dump(include={"title", "rigor", "created_by"})
-            return [Write(CREATED, begun | text | {"status": "DRAFT", "order": change.order})]
+            return [Write(CREATED, begun | text | {"status": "DRAFT"} | status_of)]
         case StorySpec() as body:
             text = body.model_dump(
                 include={"title", "acceptance_criteria", "rigor", "created_by", "revision"}
@@ -437,13 +553,13 @@ def writes(change: Change) -> list[Write]:
         case StoryTransitioned() as body:
             node = body.model_dump(exclude={"story_id"}) | {
                 "story_id": story,
+                "timestamp": at,
                 "timestamp_ms": int(change.at.timestamp() * 1000),
             }
-            row = {"node": node, "status": body.to_phase, "order": change.order}
-            return [Write(TRANSITION, key | row)]
+            row = {"node": node, "status": body.to_phase}
+            return [Write(TRANSITION, key | row | status_of)]
         case StoryCancelled():
-            row = event().row | {"status": "CANCELLED", "order": change.order}
-            return [Write(CANCELLED, row)]
+            return [Write(CANCELLED, event().row | {"status": "CANCELLED"} | status_of)]
         case GateApproved() as body:
             node = body.model_dump(include={"gate", "actor", "role", "revision", "comment", "via"})
             node |= {"at": at, "story_id": story}
@@ -482,7 +598,7 @@ def writes(change: Change) -> list[Write]:
             }
             return [Write(PLAN_APPROVAL, key | row)]
         case TaskDispatched() as body:
-            node = body.model_dump(include={"task_id", "agent_id", "role", "timestamp"})
+            node = body.model_dump(include={"task_id", "agent_id", "role"}) | {"timestamp": at}
             row = {
                 "node": node | {"story_id": story, "status": "DISPATCHED"},
                 "task_id": body.task_id,
@@ -512,7 +628,7 @@ def writes(change: Change) -> list[Write]:
             ]
         case DeliberationCompleted() as body:
             decided = [
-                _decision(story, decision, role=body.role, decided_by=body.winner_id, decided_at=at)
+                _decision(story, decision, body.role, body.winner_id, at, change.order)
                 for decision in body.decisions
             ]
             return [event(), *decided, *_decision_links(story, body.decisions)]
@@ -521,7 +637,7 @@ def writes(change: Change) -> list[Write]:
                 id=body.decision_id, type="CONTEXT", title=body.title, rationale=body.rationale
             )
             return [
-                _decision(story, added, role="", decided_by=body.decided_by, decided_at=at),
+                _decision(story, added, "", body.decided_by, at, change.order),
                 *_decision_links(story, [added]),
             ]
         case ContextMilestoneReached() as body:
@@ -552,7 +668,12 @@ def _task_row(task_id: str, depends_on: list[str], node: Row) -> Row:
 
 
 def _decision(
-    story: str, decision: RecordedDecision, *, role: str, decided_by: str, decided_at: str
+    story: str,
+    decision: RecordedDecision,
+    role: str,
+    decided_by: str,
+    decided_at: str,
+    order: str,
 ) -> Write:
     affects = [decision.affected_subtask] if decision.affected_subtask else []
     node = {
@@ -562,11 +683,12 @@ def _decision(
         "status": "ACCEPTED",
         "role": role,
         "decided_by": decided_by,
+        "approved_by": decided_by,
         "decided_at": decided_at,
         "affects": list(dict.fromkeys(affects + decision.affects)),
     }
     key = {"id": _key("decision id", decision.id), "story_id": story}
-    return Write(DECISION, key | {"node": node})
+    return Write(DECISION, key | {"node": node, "order": order})
 
 
 def _decision_links(story: str, decisions: list[RecordedDecision]) -> list[Write]:
@@ -586,7 +708,7 @@ def deliberation_writes(record: DeliberationRecord) -> list[Write]:
     for each other's.
     """
     story = _key("story_id", record.story_id)
-    moment(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
+    at = moment(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
     ranked = sorted(record.ranked, key=lambda each: each.agent_id)
     winner = next((each.proposal_id for each in record.ranked if each.rank == 1), "")
     found = [_proposal(record, each) for each in ranked]
@@ -600,13 +722,7 @@ def deliberation_writes(record: DeliberationRecord) -> list[Write]:
     for decision in record.decisions:
         row = {"story_id": story, "id": decision.id}
         found.append(
-            _decision(
-                story,
-                decision,
-                role=record.role,
-                decided_by=record.winner_id,
-                decided_at=record.timestamp,
-            )
+            _decision(story, decision, record.role, record.winner_id, iso(at), order_key(at, 0, 0))
         )
         found.append(Write(DECISION_FROM, row | {"proposal_id": winner}))
         if plan_id:
@@ -627,7 +743,7 @@ def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:
         "approach": ranked.proposal.approach,
         "content": ranked.proposal.content,
         "judged": record.judged if ranked.rank == 1 else "",
-        "recorded_at": record.timestamp,
+        "recorded_at": iso(moment(record.timestamp, "timestamp")),
     }
     row = {
         "id": _key("proposal_id", ranked.proposal_id),

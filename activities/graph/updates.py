@@ -42,12 +42,17 @@ from temporalio.exceptions import ApplicationError
 from activities.graph.statements import (
     AHEAD_AT_MOST,
     DECISION_LINKS,
+    KEEP_REVISION,
+    PLACEHOLDER,
+    READ_AS_SUBTASK,
+    TAKE_UNPLANNED,
     TASK_LINKS,
     Row,
     Write,
     moment,
     order_key,
 )
+from activities.graph.stories import STORY
 from workflows.clock import iso
 from workflows.models import (
     REQUEST_REUSED,
@@ -587,14 +592,15 @@ _ENTITY: dict[EntityType, Callable[[Asked, Found, Row, Row], list[Write]]] = {
 
 # --- statements -----------------------------------------------------------------------------------
 
-FOUND: LiteralString = """
-MERGE (s:Story {id: $story_id}) ON CREATE SET s.status = 'UNKNOWN'
-SET s:Case, s.case_id = $story_id
+FOUND: LiteralString = (
+    "WITH {story_id: $story_id} AS row "
+    + STORY
+    + """
 WITH s
 RETURN s {.status, .status_order, .text_order, .context_version, .created_at, .created_by}
     AS story,
   COLLECT {
-    MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE p.status <> 'DELETED'
+    MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE coalesce(p.status, '') <> 'DELETED'
     RETURN p {.id, version: coalesce(p.version, 0)}
   } AS plans,
   COLLECT {
@@ -604,7 +610,7 @@ RETURN s {.status, .status_order, .text_order, .context_version, .created_at, .c
   COLLECT {
     MATCH (n:Subtask {case_id: $story_id})
     WHERE n.id IN $ids.SUBTASK
-      AND (EXISTS { (n)<-[:HAS_SUBTASK]-(:PlanVersion) } OR EXISTS { (n)-[:OF]->(s) })
+      AND (EXISTS { (n)<-[:HAS_SUBTASK]-(:PlanVersion) } OR EXISTS { (n)--(s) })
     RETURN n {.id, .status, .status_order, .text_order}
   } AS subtask,
   COLLECT {
@@ -617,32 +623,34 @@ RETURN s {.status, .status_order, .text_order, .context_version, .created_at, .c
   } AS milestone,
   COLLECT {
     MATCH (t:Subtask {case_id: $story_id})-[:DEPENDS_ON]->(d:Subtask)
-    WHERE $linked AND t.status <> 'DELETED'
+    WHERE $linked AND coalesce(t.status, '') <> 'DELETED'
     WITH t.id AS id, collect(d.id) AS needed
     RETURN {id: id, needed: needed}
   } AS needs,
   [update IN COLLECT { MATCH (u:ContextUpdate {id: $update_id}) RETURN u } | properties(update)]
     AS kept
 """
+)
 """Takes the story's lock before it looks; a story that is made here and refused is rolled back."""
 
 CASE: LiteralString = """
-MATCH (n:Story {id: row.story_id}) SET n += row.node
+MATCH (n:Case {id: row.story_id}) SET n += row.node
 """
 
-PLAN_CHANGED: LiteralString = """
-MATCH (s:Story {id: row.story_id})
-MERGE (n:PlanVersion {case_id: row.story_id, id: row.id})
-MERGE (s)-[:HAS_PLAN]->(n)
-SET n += row.node
-WITH s, n
-MATCH (s)<-[:OF]-(t:Subtask) WHERE NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) }
-MERGE (n)-[:HAS_SUBTASK]->(t)
+PLAN_CHANGED: LiteralString = (
+    """
+MATCH (s:Case {id: row.story_id})
+MERGE (p:PlanVersion {case_id: row.story_id, id: row.id})
+MERGE (s)-[:HAS_PLAN]->(p)
+SET p += row.node, p.plan_id = p.id
+WITH s, p
 """
-"""Subtasks that came before any plan are the first plan's."""
+    + TAKE_UNPLANNED
+)
 
-SUBTASK: LiteralString = """
-MATCH (s:Story {id: row.story_id})
+SUBTASK: LiteralString = (
+    """
+MATCH (s:Case {id: row.story_id})
 MERGE (n:Subtask {case_id: row.story_id, id: row.id})
 SET n += row.node
 WITH s, n, row
@@ -658,6 +666,13 @@ CALL (s, n, row) {
 CALL (n, row) {
   MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})
   MERGE (p)-[:HAS_SUBTASK]->(n)
+  SET n.plan_id = p.id
+}
+CALL (n) {
+  WITH n AS t
+"""
+    + READ_AS_SUBTASK
+    + """
 }
 CALL (n, row) {
   WITH n, row WHERE row.needs IS NOT NULL
@@ -666,16 +681,29 @@ CALL (n, row) {
 }
 CALL (n, row) {
   UNWIND coalesce(row.needs, []) AS needed
-  MERGE (d:Subtask {case_id: row.story_id, id: needed}) ON CREATE SET d.status = 'PENDING'
+"""
+    + PLACEHOLDER
+    + """
   MERGE (n)-[:DEPENDS_ON]->(d)
 }
 """
+)
 
-DECISION_CHANGED: LiteralString = """
-MATCH (s:Story {id: row.story_id})
+DECISION_CHANGED: LiteralString = (
+    """
+MATCH (s:Case {id: row.story_id})
 MERGE (n:Decision {case_id: row.story_id, id: row.id})
 MERGE (n)-[:OF]->(s)
-SET n += row.node
+WITH n, row
+CALL (n, row) {
+  WITH n, row, n {.title, .rationale, .decided_by, .decided_at,
+                  order: coalesce(n.text_order, '')} AS kept
+  WHERE NOT row.fresh AND (row.node.title <> n.title OR row.node.rationale <> n.rationale)
+"""
+    + KEEP_REVISION
+    + """
+}
+SET n += row.node, n.approved_by = coalesce(row.node.decided_by, n.approved_by, n.decided_by)
 WITH n, row
 CALL (n, row) {
   WITH n, row WHERE row.fresh
@@ -693,25 +721,27 @@ CALL (n, row) {
   DELETE old
 }
 """
+)
 
 MILESTONE: LiteralString = """
-MATCH (s:Story {id: row.story_id})
+MATCH (s:Case {id: row.story_id})
 MERGE (n:Event {case_id: row.story_id, id: row.id})
 MERGE (n)-[:OF]->(s)
 SET n += row.node
 """
 
 DELETE: dict[EntityType, LiteralString] = {
-    "CASE": "MATCH (n:Story {id: row.story_id}) SET n += row.node",
+    "CASE": "MATCH (n:Case {id: row.story_id}) SET n += row.node",
     "PLAN": "MATCH (n:PlanVersion {case_id: row.story_id, id: row.id}) SET n += row.node",
-    "SUBTASK": "MATCH (n:Subtask {case_id: row.story_id, id: row.id}) SET n += row.node",
+    "SUBTASK": "MATCH (n:Subtask {case_id: row.story_id, id: row.id}) "
+    "SET n += row.node, n.last_status = row.node.status",
     "DECISION": "MATCH (n:Decision {case_id: row.story_id, id: row.id}) SET n += row.node",
     "MILESTONE": "MATCH (n:Event {case_id: row.story_id, id: row.id}) SET n += row.node",
 }
 """Soft: the node stays, with status DELETED."""
 
 KEPT: LiteralString = """
-MATCH (s:Story {id: row.story_id}) SET s.context_version = row.node.version
+MATCH (s:Case {id: row.story_id}) SET s.context_version = row.node.version
 MERGE (n:ContextUpdate {id: row.id}) SET n += row.node
 MERGE (n)-[:OF]->(s)
 """

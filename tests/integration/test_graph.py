@@ -742,5 +742,6 @@ async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
         {label: ["id"] for label in alone}
         | {label: ["case_id", "id"] for label in ("PlanVersion", "Subtask", "Decision", "Event")}
         | {"Council": ["role"], "Migration": ["version"]}
+        | {"DecisionRevision": ["case_id", "decision_id", "order"]}
     )
     assert {kind for *_, kind in constraints} == {"UNIQUENESS"}
