@@ -37,8 +37,12 @@ _NAMES = ", ".join(f"'{name}'" for name in LINE)
 TIMELINE = f"""
 -- KEYS: stream, late. ARGV, for each line: its stream id, then its field values, id first.
 -- A line has its own stream id, so it is there once. Where a line of another outbox has passed that
--- id, it goes to the end instead, and the set of late ones knows it.
+-- id, it goes to the end instead, and the set of late ones knows it. A stream that was lost is
+-- written again, its late lines too.
 local names = {{{_NAMES}}}
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('DEL', KEYS[2])
+end
 for first = 1, #ARGV, #names + 1 do
   local at, id, line = ARGV[first], ARGV[first + 1], {{}}
   for place, name in ipairs(names) do

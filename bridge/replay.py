@@ -1,19 +1,30 @@
-"""What a story's histories say that is, or should be, on the bus; in order. Pure."""
+"""What a story's histories say that belongs on the bus and in the graph; in order. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 
 from workflows.events import Entry, RecordBatch
+from workflows.models import ContextWrite, DeliberationRecord
 from workflows.outbox import HAND_ON
 from workflows.outbox_state import OutboxState
+
+GraphWrite = RecordBatch | DeliberationRecord | ContextWrite
+"""What an activity that writes to the graph was given."""
+
+WRITES: dict[str, type[GraphWrite]] = {
+    "record": RecordBatch,
+    "record_deliberation": DeliberationRecord,
+    "update_context": ContextWrite,
+}
+"""Activity -> its input: every activity that writes a story's part of the graph."""
 
 
 class RunId(NamedTuple):
@@ -27,12 +38,12 @@ class RunId(NamedTuple):
 class Given:
     """Entries in a history, not decoded yet.
 
-    what: `record` and `publish` for what those activities were given, `hand_on` for what a child
+    what: an activity of WRITES, or `publish`, for what it was given; `hand_on` for what a child
     handed over. done: when the entries were known to be recorded; None: the history does not say
     that they are.
     """
 
-    what: Literal["record", "publish", "hand_on"]
+    what: str
     payload: Payload
     done: datetime | None
 
@@ -47,17 +58,18 @@ def given(history: Iterable[HistoryEvent]) -> list[Given]:
         match event.event_type:
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
                 asked = event.activity_task_scheduled_event_attributes
-                if asked.activity_type.name == "record":
-                    found[event.event_id] = Given("record", asked.input.payloads[0], None)
+                if asked.activity_type.name in WRITES:
+                    name = asked.activity_type.name
+                    found[event.event_id] = Given(name, asked.input.payloads[0], None)
                 elif asked.activity_type.name == "publish":
                     at = event.event_time.ToDatetime(UTC)
                     found[event.event_id] = Given("publish", asked.input.payloads[0], at)
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                 number = event.activity_task_completed_event_attributes.scheduled_event_id
                 batch = found.get(number)
-                if batch and batch.what == "record":
+                if batch and batch.what in WRITES:
                     at = event.event_time.ToDatetime(UTC)
-                    found[number] = Given("record", batch.payload, at)
+                    found[number] = Given(batch.what, batch.payload, at)
             case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                 signal = event.workflow_execution_signaled_event_attributes
                 if signal.signal_name == HAND_ON:
@@ -86,18 +98,22 @@ def related(workflow_id: str, history: Sequence[HistoryEvent]) -> Iterator[RunId
 
 @dataclass(frozen=True)
 class Told:
-    """What one run says. recorded: in order, and since when at the latest; left: not recorded."""
+    """What one run says. recorded: in order, and since when at the latest; left: not recorded.
+
+    writes: what was written to the graph, and when it was known to be there.
+    """
 
     run: RunId
     started: datetime
     recorded: list[tuple[datetime, Entry]] = field(default_factory=list)
     left: list[RecordBatch] = field(default_factory=list)
+    writes: list[tuple[datetime, GraphWrite]] = field(default_factory=list)
 
 
 def told(
     run: RunId,
     started: datetime,
-    decoded: Iterable[tuple[Given, RecordBatch | list[Entry]]],
+    decoded: Iterable[tuple[Given, GraphWrite | list[Entry]]],
     state: OutboxState | None = None,
 ) -> Told:
     """What a run says, by what its outbox was given and, where it ended early, the outbox itself.
@@ -107,8 +123,13 @@ def told(
     recorded: list[tuple[datetime, Entry]] = []
     batches: list[RecordBatch] = []
     handed: list[Entry] = []
+    writes: list[tuple[datetime, GraphWrite]] = []
     owner_started_ms, end = round(started.timestamp() * 1000), 0
     for batch, what in decoded:
+        if batch.done is not None and not isinstance(what, list):
+            writes.append((batch.done, what))
+        if isinstance(what, DeliberationRecord | ContextWrite):
+            continue
         if isinstance(what, RecordBatch):
             owner_started_ms, end = what.owner_started_ms, what.first + len(what.entries)
             if batch.done is None:
@@ -140,7 +161,7 @@ def told(
             owner=run.workflow_id, owner_started_ms=owner_started_ms, first=end, entries=waiting
         )
     )
-    return Told(run, started, recorded, batches)
+    return Told(run, started, recorded, batches, writes)
 
 
 def in_order(runs: Iterable[Told], story_id: str) -> list[Entry]:
@@ -170,6 +191,36 @@ def unrecorded(runs: Sequence[Told], story_id: str) -> list[RecordBatch]:
                 for number, entry in numbered
             ]
     return batches
+
+
+def graph_writes(runs: Sequence[Told], story_id: str) -> list[GraphWrite]:
+    """The story's writes to the graph, in the order in which they were made; then what is left.
+
+    A reset run repeats the writes of the run before: what is written again changes nothing.
+    """
+    made = [pair for run in sorted(runs, key=lambda each: each.started) for pair in run.writes]
+    made.sort(key=lambda pair: pair[0])
+    found: list[GraphWrite] = []
+    for _, write in made:
+        match write:
+            case RecordBatch():
+                found += _of_story(write, story_id)
+            case DeliberationRecord() if write.story_id == story_id:
+                found.append(write)
+            case ContextWrite() if write.update.story_id == story_id:
+                found.append(write)
+    return [*found, *unrecorded(runs, story_id)]
+
+
+def _of_story(batch: RecordBatch, story_id: str) -> list[RecordBatch]:
+    """The story's entries of the batch, each at its place in the outbox."""
+    if all(entry.story_id == story_id for entry in batch.entries):
+        return [batch]
+    return [
+        batch.model_copy(update={"first": number, "entries": [entry]})
+        for number, entry in enumerate(batch.entries, batch.first)
+        if entry.story_id == story_id
+    ]
 
 
 def _once(entries: Iterable[Entry]) -> list[Entry]:

@@ -164,14 +164,18 @@ class Site:
             finally:
                 await connection.close()
 
-    async def kept_answers(self, workflow_id: str) -> list[str]:
-        """The keys in Valkey under which a deliberation's answers are kept."""
-        async with Redis(
+    def valkey_client(self) -> Redis:
+        """A client of Valkey that gives text back."""
+        return Redis(
             host=self.valkey.host,
             port=self.valkey.port,
             password=self.valkey.password,
             decode_responses=True,
-        ) as valkey:
+        )
+
+    async def kept_answers(self, workflow_id: str) -> list[str]:
+        """The keys in Valkey under which a deliberation's answers are kept."""
+        async with self.valkey_client() as valkey:
             return [key async for key in valkey.scan_iter(f"swe:answer:{workflow_id}:*")]
 
     # --- stories ----------------------------------------------------------------------------------

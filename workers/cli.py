@@ -40,6 +40,7 @@ from workers.commands import (
     temporal,
 )
 from workers.commands.events import events
+from workers.commands.graph import app as graph_app
 from workers.commands.mirror import app as mirror_app
 from workers.commands.token import app as token_app
 from workers.exit import leave
@@ -77,6 +78,7 @@ app.command(
     "events", epilog="Examples:  fleet events --story US-101 --since 2h  ·  fleet events --json"
 )(events)
 app.add_typer(mirror_app, name="mirror")
+app.add_typer(graph_app, name="graph")
 app.add_typer(token_app, name="token")
 
 

@@ -215,6 +215,104 @@ async def test_a_story_that_is_unknown_is_refused_with_the_remedy(site: Site) ->
     assert "is no story id" in malformed[2]
 
 
+# --- a graph that is lost -------------------------------------------------------------------------
+
+GRAPH = """
+MATCH (n) WHERE NOT n:Migration
+RETURN labels(n) AS labels, n {.*} AS node,
+  COLLECT { MATCH (n)-[r]->(m) RETURN [type(r), labels(m), m.id, m.case_id, r {.*}] } AS links
+"""
+
+
+async def whole_graph(site: Site) -> list[str]:
+    """Every node with its properties and relationships, each as a text."""
+    async with site.clients() as (_, driver):
+        rows, _, _ = await driver.execute_query(GRAPH)
+    nodes = [
+        {"labels": sorted(row["labels"]), "node": row["node"]}
+        | {"links": sorted(row["links"], key=lambda link: json.dumps(link, sort_keys=True))}
+        for row in rows
+    ]
+    return sorted(json.dumps(node, sort_keys=True, default=str) for node in nodes)
+
+
+async def timelines(site: Site) -> dict[str, list[str]]:
+    """Story's key -> the ids of the events in its timeline, in order."""
+    async with site.valkey_client() as valkey:
+        keys = [key async for key in valkey.scan_iter("swe:case:*:planning:stream")]
+        found: dict[str, Any] = {key: await valkey.xrange(key) for key in sorted(keys)}
+    return {key: [line["id"] for _, line in lines] for key, lines in found.items()}
+
+
+async def rebuilt(site: Site, *arguments: str) -> dict[str, Any]:
+    code, out, err = await fleet(site, "graph", "rebuild", "--json", *arguments)
+    assert (code, err) == (0, ""), out
+    return {each["story_id"]: each for each in json.loads(out)}
+
+
+async def other_workflows_of(site: Site, story_id: str) -> None:
+    """An update of its context, a derived plan, and councils that are not named after it."""
+    change = {
+        "operation": "CREATE",
+        "entity_type": "DECISION",
+        "entity_id": "D-7",
+        "payload": json.dumps({"title": "No cookies", "rationale": "the law"}),
+    }
+    update = {"story_id": story_id, "actor": "ana", "changes": [change]}
+    plan = {"story_id": story_id, "plan_id": f"{story_id}-other", "announce": True}
+    council = {"story_id": story_id, "task_id": "t-elsewhere", "role": "QA", "description": "Look."}
+    alone = {"task_id": "t-alone", "role": "QA", "description": "Look."}
+    for kind, workflow_id, request in (
+        ("ContextUpdateWorkflow", f"context-{story_id}-1", update),
+        ("DerivationWorkflow", f"derivation-{story_id}-{story_id}-other", plan),
+        ("DeliberationWorkflow", "deliberation-t-elsewhere", council),
+        ("DeliberationWorkflow", "deliberation-t-alone", alone),
+    ):
+        await site.client.execute_workflow(kind, request, id=workflow_id, task_queue="story")
+
+
+async def test_a_graph_and_timelines_that_were_lost_are_rebuilt_from_the_histories(
+    site: Site,
+) -> None:
+    await site.begin("US-graph")
+    assert await site.finish("US-graph") == "DONE"
+    await other_workflows_of(site, "US-graph")
+    open_story = await site.begin("US-open", approvals="human")
+    await until(site, "US-open", gate="approve_scope")
+    await settled(site, open_story)
+    graph, lines = await whole_graph(site), await timelines(site)
+    on_bus = await on_streams(site, "US-graph")
+    replay = await replayed(site, "US-graph")
+
+    async with site.clients() as (_, driver):
+        await driver.execute_query(
+            "MATCH (n) WHERE n.story_id = 'US-graph' OR n.case_id = 'US-graph' "
+            "OPTIONAL MATCH (part:Critique|Check)-[:OF]->(n) DETACH DELETE part, n"
+        )
+        assert len(await whole_graph(site)) < len(graph)
+        one = await rebuilt(site, "US-graph")
+        assert await whole_graph(site) == graph
+        await driver.execute_query(
+            "MATCH (n) WHERE NOT n:Migration AND NOT n:Council AND NOT n:Agent DETACH DELETE n"
+        )
+    async with site.valkey_client() as valkey:
+        for key in lines:
+            await valkey.delete(key)
+    everything_again = await rebuilt(site)
+    after = await whole_graph(site), await timelines(site)
+    await rebuilt(site)
+    repeated = await whole_graph(site), await timelines(site)
+
+    assert one["US-graph"]["writes"] == everything_again["US-graph"]["writes"] > 0
+    assert {"", "US-graph", "US-open"} <= set(everything_again)
+    assert after == (graph, lines)
+    assert (count(replay, "events"), count(replay, "published")) == (len(on_bus), 0)
+    assert repeated == after
+    code, _, err = await fleet(site, "graph", "rebuild", "US-nobody")
+    assert (code, "There is no story US-nobody" in err) == (1, True)
+    await open_story.terminate("enough")
+
+
 # --- stories that end before their outbox does ----------------------------------------------------
 
 

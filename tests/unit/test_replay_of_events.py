@@ -13,9 +13,10 @@ from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.follow import Seen, Source, due
-from bridge.replay import Given, RunId, in_order, related, told, unrecorded
+from bridge.replay import Given, RunId, graph_writes, in_order, related, told, unrecorded
 from bridge.replay import given as given_in
 from workflows.events import Entry, RecordBatch
+from workflows.models import ContextUpdate, ContextWrite, DeliberationRecord
 from workflows.outbox_state import OutboxState
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC)
@@ -54,6 +55,44 @@ def ids(entries: list[Entry]) -> list[str]:
 
 def left(batches: list[RecordBatch]) -> list[tuple[str, int]]:
     return [(each.id, each_batch.first) for each_batch in batches for each in each_batch.entries]
+
+
+def test_what_was_written_to_the_graph_is_written_again_in_the_order_of_its_time() -> None:
+    update = ContextWrite(
+        update_id="context-US-1-1",
+        at=START.isoformat(),
+        started_ms=1,
+        update=ContextUpdate(story_id="US-1", actor="ana"),
+    )
+    council = DeliberationRecord(
+        story_id="US-2",
+        task_id="t",
+        deliberation_id="deliberation-t",
+        run_id="r",
+        role="QA",
+        phase="",
+        ranked=[],
+        winner_id="",
+        timestamp=START.isoformat(),
+    )
+    first, mixed = batch(0, entry(1)), batch(1, entry(2, story="US-2"), entry(3))
+    story = told(RUN, at(0), [(recorded(at(2)), first), (recorded(at(4)), mixed)])
+    other = told(
+        RunId("context-US-1-1", "r2"),
+        at(1),
+        [
+            (Given("update_context", Payload(), at(3)), update),
+            (Given("record_deliberation", Payload(), None), council),
+            (recorded(None), batch(9, entry(4))),
+        ],
+    )
+    of_two = told(RUN, at(0), [(Given("record_deliberation", Payload(), at(1)), council)])
+
+    writes = graph_writes([other, story, of_two], "US-1")
+
+    alone = mixed.model_copy(update={"first": 2, "entries": [entry(3)]})
+    assert writes == [first, update, alone, batch(9, entry(4))]
+    assert graph_writes([of_two], "US-2") == [council]
 
 
 # --- one run --------------------------------------------------------------------------------------

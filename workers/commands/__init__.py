@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import getpass
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -11,6 +11,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from temporalio.client import (
     Client,
     WorkflowQueryFailedError,
@@ -204,6 +205,20 @@ def checked(story_id: str) -> str:
         return TypeAdapter(Id).validate_python(story_id)
     except ValidationError:
         raise Refused(f"STORY: {story_id[:60]!r} is no story id: it is {ID_RULE}") from None
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Bars on stderr, where that is a terminal; they go when the work is done."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as progress:
+        yield progress
 
 
 def emit(value: object, shown: RenderableType, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -12,7 +12,6 @@ from nats import errors as nats_errors
 from nats.aio.client import Client as Nats
 from nats.js import errors as js_errors
 from rich.console import Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from temporalio.client import Client
 
 from bridge.histories import Found, read
@@ -24,10 +23,19 @@ from bridge.streams import StreamError, reconcile
 from workers import view
 from workers.clients import place
 from workers.clients.nats import open_nats
-from workers.clients.valkey import valkey_client
-from workers.commands import Json, Refused, StoryId, checked, emit, err, refusals, run, temporal
+from workers.commands import (
+    Json,
+    Refused,
+    StoryId,
+    checked,
+    emit,
+    progress_bar,
+    refusals,
+    run,
+    temporal,
+)
+from workers.commands.graph import open_graph
 from workers.settings import Settings, load
-from workflows.events import RecordBatch
 from workflows.models import Wire
 
 app = typer.Typer(help="Put the streams right from what Temporal holds.", no_args_is_help=True)
@@ -95,7 +103,7 @@ async def _replay(
     settings: Settings, client: Client, nats: Nats, story_id: str, everything: bool
 ) -> Replayed:
     jetstream = nats.jetstream()
-    with _progress() as progress:
+    with progress_bar() as progress:
         step = progress.add_task("histories", total=None)
         found = await read(
             client,
@@ -107,7 +115,9 @@ async def _replay(
             raise _unknown(story_id, client, found)
         await reconcile(jetstream, settings.nats_replicas)
         if left:
-            await _record(settings, left)
+            async with open_graph(settings) as graph:  # an event is announced once it is stored
+                for batch in left:
+                    await graph.record(batch)
         entries = [
             *in_order(found.runs, story_id),
             *(entry for batch in left for entry in batch.entries if entry.subject),
@@ -128,25 +138,6 @@ async def _replay(
         recorded=len(left),
         unanswered=[f"{each.workflow_id} {each.run_id}" for each in found.unanswered],
     )
-
-
-async def _record(settings: Settings, left: Sequence[RecordBatch]) -> None:
-    """Store what no run has recorded: an event is announced only then."""
-    # The driver is slow to import, and seldom needed.
-    from activities.cache import Cache
-    from activities.context import load_scopes
-    from activities.graph import Graph
-    from workers.clients.neo4j import open_neo4j
-
-    valkey = valkey_client(settings)
-    try:
-        async with open_neo4j(settings) as driver:
-            scopes = load_scopes(settings.fleet_config / "scopes.yaml")
-            graph = Graph(driver, Cache(valkey), scopes)
-            for batch in left:
-                await graph.record(batch)
-    finally:
-        await valkey.aclose()
 
 
 def _unknown(story_id: str, client: Client, found: Found) -> Refused:
@@ -171,19 +162,6 @@ def _nats_errors(settings: Settings) -> Iterator[None]:
             f"{where} failed: {type(error).__name__} {error}. Run the command again: what is "
             "on the streams is not published twice"
         ) from None
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
-        yield progress
 
 
 def _on_stream(name: str, count: Count) -> OnStream:
