@@ -12,7 +12,7 @@
     swe:case:{id}:session:{hash}   JSON: what agents were told as they took the story up again; for
                                    as long as they asked
 
-Parts of a key that come from outside are percent-encoded, so none can name another key.
+Parts of a key that come from outside are encoded (`workflows.ids`), so none can name another key.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from redis.asyncio import Redis
 
+from workflows.ids import encode_id
 from workflows.models import ContextPack
 
 PACK_TTL_S = 3600
@@ -115,37 +115,33 @@ class Document(NamedTuple):
 
 def spec_key(story_id: str) -> str:
     """Where the story's text is kept."""
-    return f"swe:case:{_part(story_id)}:spec"
+    return f"swe:case:{encode_id(story_id)}:spec"
 
 
 def draft_key(story_id: str) -> str:
     """Where the story's last derived plan is kept."""
-    return f"swe:case:{_part(story_id)}:planning:draft"
+    return f"swe:case:{encode_id(story_id)}:planning:draft"
 
 
 def timeline_key(story_id: str) -> str:
     """The stream of the story's timeline."""
-    return f"swe:case:{_part(story_id)}:planning:stream"
+    return f"swe:case:{encode_id(story_id)}:planning:stream"
 
 
 def session_key(story_id: str, content: str) -> str:
     """Where a session is kept. content: the hash of what it tells."""
-    return f"swe:case:{_part(story_id)}:session:{_part(content)}"
+    return f"swe:case:{encode_id(story_id)}:session:{encode_id(content)}"
 
 
 def pack_key(story_id: str, role: str, phase: str, variant: str = "") -> str:
     """Where a context pack is kept. variant: of a subtask or budget, or empty."""
-    key = ":".join(_part(part) for part in (story_id, role, phase))
+    key = ":".join(encode_id(part) for part in (story_id, role, phase))
     return f"context:{key}:{variant}" if variant else f"context:{key}"
 
 
 def pack_variant(subtask_id: str, token_budget: int) -> str:
     """The suffix of a pack that is not the default one; token_budget 0: the default."""
-    return f"{_part(subtask_id)}:{token_budget}" if subtask_id or token_budget else ""
-
-
-def _part(text: str) -> str:
-    return quote(text, safe="")
+    return f"{encode_id(subtask_id)}:{token_budget}" if subtask_id or token_budget else ""
 
 
 class Cache:
@@ -171,7 +167,7 @@ class Cache:
             by_story.setdefault(line.story_id, []).extend((line.stream_id, *line.values))
         async with self.client.pipeline(transaction=False) as pipe:
             for story_id, values in by_story.items():
-                late = f"swe:case:{_part(story_id)}:planning:late"
+                late = f"swe:case:{encode_id(story_id)}:planning:late"
                 await self._timeline([timeline_key(story_id), late], values, client=pipe)
             for document in documents:
                 text = json.dumps({"order": document.order} | document.content, ensure_ascii=False)
@@ -210,8 +206,8 @@ class Cache:
 
 
 def _packs_key(story_id: str) -> str:
-    return f"context:{_part(story_id)}:packs"
+    return f"context:{encode_id(story_id)}:packs"
 
 
 def _generation_key(story_id: str) -> str:
-    return f"context:{_part(story_id)}:generation"
+    return f"context:{encode_id(story_id)}:generation"

@@ -19,7 +19,8 @@ from neo4j import AsyncManagedTransaction
 from pydantic import Field, ValidationError, model_validator
 from temporalio.exceptions import ApplicationError
 
-from workflows.models import ContextPack, PackQuery, Part, Role, content_hash, invalid_input
+from workflows.ids import Role
+from workflows.models import ContextPack, PackQuery, Part, content_hash, invalid_input
 
 INVALID_CONFIG = "InvalidConfig"
 

@@ -9,6 +9,8 @@ from redis.exceptions import RedisError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from workflows.ids import encode_id
+
 KEPT_FOR = timedelta(days=7)
 """Longer than a call is ever retried."""
 
@@ -17,7 +19,9 @@ STORE_UNREACHABLE = "StoreUnreachable"
 
 def answer_key(info: activity.Info, wave: int, act: str, agent_id: str) -> str:
     """Valkey's key of a call's answer: workflow, run, wave, act, agent."""
-    return f"swe:answer:{info.workflow_id}:{info.workflow_run_id}:{wave}:{act}:{agent_id}"
+    return (
+        f"swe:answer:{info.workflow_id}:{info.workflow_run_id}:{wave}:{act}:{encode_id(agent_id)}"
+    )
 
 
 async def kept_answer(valkey: Redis, key: str) -> bytes | str | None:

@@ -39,6 +39,7 @@ from bridge.consumers import AGENTS_RESPONSES, ConsumerError
 from bridge.dead_letters import DeadLetters
 from bridge.streams import StreamError
 from workflows.events import AgentResponse
+from workflows.ids import encode_id
 from workflows.models import CallUsage, invalid_input
 
 SUBJECT = "agent.response."
@@ -352,7 +353,7 @@ def understood(subject: str, data: bytes) -> AgentResponse:
             raise Refused("malformed: not JSON", error.errors()[0]["msg"]) from None
         what = invalid_input("AgentResponse", error).message
         raise Refused("malformed: not an agent's response", what) from None
-    if subject != f"{SUBJECT}{response.task_id}":
+    if subject not in (response_subject(response.task_id), f"{SUBJECT}{response.task_id}"):
         raise Refused(
             "forged: the subject is another task's", f"the body's task is {response.task_id[:200]}"
         )
@@ -373,6 +374,11 @@ def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:
         asks=call.ask,
         prompt_hash=call.first_prompt.hash,
     )
+
+
+def response_subject(task_id: str) -> str:
+    """Where a task's answers are put. One whose id has dots or colons may also come as it is."""
+    return f"{SUBJECT}{encode_id(task_id)}"
 
 
 def written(response: AgentResponse) -> str:

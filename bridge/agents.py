@@ -36,7 +36,7 @@ EXPIRY = "ce-expirytime"
 """Header of a command: after this time the fleet asks another, and an agent need not begin."""
 
 INVALID_AGENT = "InvalidAgent"
-ROLE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 
 
 class NatsAgents:

@@ -216,7 +216,11 @@ def _agent_responses() -> Json:
     return {
         "address": "agent.response.{task_id}",
         "description": _meaning(AgentResponse),
-        "parameters": {"task_id": {"description": "The task of the command that is answered"}},
+        "parameters": {
+            "task_id": {
+                "description": "The task of the command that is answered; its id percent-encoded"
+            }
+        },
         "messages": {"AgentResponse": _ref("messages", "AgentResponse")},
         **_stored("agent.response.US-101-design-1"),
     }

@@ -22,7 +22,8 @@ from workflows.events import (
     EventBody,
     PlanApproved,
 )
-from workflows.models import DecisionAdded, Id, LongId, MilestoneReached, invalid_input
+from workflows.ids import Id, LongId
+from workflows.models import DecisionAdded, MilestoneReached, invalid_input
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_ID_CHARACTERS = 200

@@ -8,6 +8,7 @@ stderr; 2 where the command is not understood.
 import asyncio
 import json
 import re
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -55,13 +56,14 @@ from workflows.models import (
     StoryInput,
     StoryView,
     invalid_input,
+    story_of,
     story_workflow_id,
 )
 from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
-WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 """What may stand between quotes in a visibility query."""
 
 app = typer.Typer(
@@ -123,7 +125,11 @@ def start(
         if as_json:
             print(json.dumps(started))
         else:
-            out.print(view.text(f"Started {handle.id}.  Follow it: fleet watch {story.story_id}"))
+            out.print(
+                view.text(
+                    f"Started {handle.id}.  Follow it: fleet watch {shlex.quote(story.story_id)}"
+                )
+            )
 
     run(work())
 
@@ -361,7 +367,7 @@ async def _pending_gate(story: Story) -> str:
     if not now.pending_gate:
         raise Refused(
             f"Story {now.story_id} is in {now.state} and waits at no gate. "
-            f"`fleet show {now.story_id}` says what may happen now"
+            f"`fleet show {shlex.quote(now.story_id)}` says what may happen now"
         )
     return now.pending_gate
 
@@ -402,7 +408,7 @@ def _query(
         if value is None:
             continue
         if not WORD.fullmatch(value):
-            raise Refused(f"{name}: must be letters, digits and '_', such as PO or DESIGN")
+            raise Refused(f"{name}: must be letters, digits, '_' or '-', such as PO or DESIGN")
         terms.append(f"{key.name} = '{value}'")
     return " AND ".join(terms)
 
@@ -410,7 +416,7 @@ def _query(
 def _row(execution: WorkflowExecution) -> view.StoryRow:
     known = execution.typed_search_attributes
     return view.StoryRow(
-        story_id=execution.id.removeprefix("story-"),
+        story_id=story_of(execution.id),
         state=known.get(STORY_STATE, ""),
         pending_gate=known.get(PENDING_GATE, ""),
         gate_role=known.get(STORY_ROLE, ""),

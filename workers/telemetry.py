@@ -29,6 +29,7 @@ from temporalio.worker import (
 )
 
 from workers.settings import Settings
+from workflows.models import story_of
 
 LOOPBACK = "127.0.0.1"
 STORY_WORKFLOW_PREFIX = "story-"
@@ -110,7 +111,7 @@ def _workflow_ids(workflow_id: str, run_id: str) -> Iterator[tuple[str, str]]:
 
 def _story_id(workflow_id: str) -> Iterator[tuple[str, str]]:
     if workflow_id.startswith(STORY_WORKFLOW_PREFIX):
-        yield "story_id", workflow_id.removeprefix(STORY_WORKFLOW_PREFIX)
+        yield "story_id", story_of(workflow_id)
 
 
 class LogContext(Interceptor):

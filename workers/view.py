@@ -1,5 +1,6 @@
 """How the CLI shows things: models in, rich renderables out. Text from outside is never markup."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -96,9 +97,10 @@ def moment(at: str) -> str:
 
 def how_to_open(view: StoryView) -> str:
     """The command that opens the gate the story waits at."""
+    story_id = shlex.quote(view.story_id)
     if view.pending_gate == "budget":
-        return f"fleet raise-budget {view.story_id} TOKENS --role {view.gate_role}"
-    return f"fleet approve {view.story_id} {view.pending_gate} --role {view.gate_role}"
+        return f"fleet raise-budget {story_id} TOKENS --role {view.gate_role}"
+    return f"fleet approve {story_id} {view.pending_gate} --role {view.gate_role}"
 
 
 def story(view: StoryView) -> RenderableType:

@@ -8,7 +8,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.deliberation import DeliberationWorkflow
-from workflows.models import Progress, StoryResult, StoryView, Wire, story_workflow_id
+from workflows.models import Progress, StoryResult, StoryView, Wire, story_workflow_id, task_of
 from workflows.story import StoryWorkflow
 
 LOOK_EVERY_S = 1.0
@@ -70,7 +70,7 @@ async def _progress(client: Client, workflow_id: str) -> Council | None:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None  # it ended meanwhile
         raise
-    return Council(task_id=workflow_id.removeprefix("deliberation-"), progress=progress)
+    return Council(task_id=task_of(workflow_id), progress=progress)
 
 
 async def follow(client: Client, story_id: str) -> AsyncIterator[Snapshot | str]:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from workflows.models import ID_PATTERN, ID_RULE, DraftTask, PlannedTask
+from workflows.ids import ID_PATTERN, ID_RULE, LONG_ID_CHARACTERS
+from workflows.models import DraftTask, PlannedTask
 
 MAX_TASKS = 12
 """Tasks of a derived plan, at most."""
@@ -128,7 +129,7 @@ def _faults(
     if max_tasks is not None and len(tasks) > max_tasks:
         yield f"{len(tasks)} tasks; at most {max_tasks}: join some, or split the story"
     for task_id, times in Counter(task.task_id for task in tasks).items():
-        if not re.fullmatch(ID_PATTERN, task_id):
+        if not re.fullmatch(ID_PATTERN, task_id) or len(task_id) > LONG_ID_CHARACTERS:
             yield f"task {task_id[:120]!r}: an id is {ID_RULE}"
         if times > 1:
             yield f"task {task_id!r}: there {times} times; give each its own id"

@@ -33,8 +33,8 @@ _DELIBERATING = ("design", "deliberation")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _NAME_RULE = "a name is 1 to 64 letters, digits or '_', beginning with a letter"
-_ROLE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
-_ROLE_RULE = "a role is 1 to 32 capitals, digits or '_', beginning with a capital"
+_ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+_ROLE_RULE = "a role is 1 to 32 capitals, digits, '_' or '-', beginning with a capital"
 
 
 class InvalidMachine(ValueError):

@@ -23,22 +23,12 @@ from pydantic import (
 )
 from temporalio.exceptions import ApplicationError
 
+from workflows.ids import ID_RULE, Id, LongId, Role, decode_id, encode_id
+
 INVALID_INPUT = "InvalidInput"
 
 NOT_UNDERSTOOD = "not_understood"
 """The signal in whose place an unknown or malformed one comes, with its name and the reason."""
-
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
-ID_RULE = "1 to 100 letters, digits, '-' or '_', beginning with a letter or digit"
-
-Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
-"""An id that is safe as a NATS subject token, a workflow id and a key: see ID_RULE."""
-
-LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN.replace("0,99", "0,199"))]
-"""The id of a plan or a task: it may begin with a story's."""
-
-Role = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
-"""A council's role (DEV, QA, ARCHITECT, DEVOPS, DATA) or a person's (PO, QA)."""
 
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4_000)]
@@ -114,28 +104,41 @@ def content_hash(content: Any) -> str:
 # --- ids ----------------------------------------------------------------------------------------
 
 
+# What comes from outside is encoded in them: see `workflows.ids`.
+
+
 def story_workflow_id(story_id: str) -> str:
-    return f"story-{story_id}"
+    return f"story-{encode_id(story_id)}"
+
+
+def story_of(workflow_id: str) -> str:
+    """The story's id in its workflow's."""
+    return decode_id(workflow_id.removeprefix("story-"))
 
 
 def plan_workflow_id(story_id: str, plan_id: str) -> str:
-    return f"plan-{story_id}-{plan_id}"
+    return f"plan-{encode_id(story_id)}-{encode_id(plan_id)}"
 
 
 def coach_workflow_id(request_id: str) -> str:
-    return f"coach-{request_id}"
+    return f"coach-{encode_id(request_id)}"
 
 
 def deliberation_workflow_id(task_id: str) -> str:
-    return f"deliberation-{task_id}"
+    return f"deliberation-{encode_id(task_id)}"
+
+
+def task_of(workflow_id: str) -> str:
+    """The task's id in its deliberation's workflow id."""
+    return decode_id(workflow_id.removeprefix("deliberation-"))
 
 
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:
-    return f"derivation-{story_id}-{plan_id}"
+    return f"derivation-{encode_id(story_id)}-{encode_id(plan_id)}"
 
 
 def context_workflow_id(story_id: str, request_id: str) -> str:
-    return f"context-{story_id}-{request_id}"
+    return f"context-{encode_id(story_id)}-{encode_id(request_id)}"
 
 
 def event_id(workflow_id: str, run_id: str, sequence: int) -> str:

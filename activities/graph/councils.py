@@ -20,17 +20,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.errors import store_errors
-from workflows.models import (
-    Agent,
-    AgentType,
-    Council,
-    CouncilQuery,
-    Id,
-    Part,
-    Role,
-    Wire,
-    invalid_input,
-)
+from workflows.ids import Id, Role
+from workflows.models import Agent, AgentType, Council, CouncilQuery, Part, Wire, invalid_input
 
 MOCK_REFUSED = "Mock agents not allowed in production"
 MOCK_AGENT = "MockAgent"

@@ -54,6 +54,7 @@ from activities.graph.statements import (
 )
 from activities.graph.stories import STORY
 from workflows.clock import iso
+from workflows.ids import LongId
 from workflows.models import (
     REQUEST_REUSED,
     UNKNOWN_STORY,
@@ -63,7 +64,6 @@ from workflows.models import (
     ContextWrite,
     DecisionAdded,
     Line,
-    LongId,
     MilestoneReached,
     Rigor,
     Title,

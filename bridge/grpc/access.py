@@ -17,7 +17,8 @@ import jwt
 from temporalio.exceptions import ApplicationError
 
 from bridge.grpc.errors import PERMISSION, RATE, UNAUTHENTICATED, refused
-from workflows.models import Actor, Request, Role
+from workflows.ids import Role
+from workflows.models import Actor, Request
 
 ALGORITHM = "HS256"
 ISSUER = "swe-ai-fleet"

@@ -37,13 +37,12 @@ from bridge.grpc.errors import TOO_LARGE, refused
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from workflows.context_update import REUSED, ContextUpdateWorkflow, request_hash
+from workflows.ids import Id, LongId
 from workflows.models import (
     REQUEST_REUSED,
     ContextAnswer,
     ContextUpdate,
-    Id,
     InvalidInput,
-    LongId,
     PackQuery,
     Request,
     content_hash,

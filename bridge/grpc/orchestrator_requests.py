@@ -13,14 +13,17 @@ from activities.context import Scope
 from activities.graph.councils import MOST_AGENTS, refuse_mock
 from bridge.grpc.calls import understood
 from bridge.grpc.wire import orchestrator_pb2 as wire
-from workflows.models import Id, Line, LongId, Part, Request, Role
+from workflows.ids import ID_CHARACTERS, ID_PATTERN, LONG_ID_CHARACTERS, Id, LongId, Role
+from workflows.models import Line, Part, Request
 
 LONGEST_TEXT = 100_000
 
 Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
 Word = Annotated[str, StringConstraints(max_length=100)]
-MaybeId = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,99})?$")]
-MaybeLongId = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,199})?$")]
+MaybeId = Annotated[str, StringConstraints(pattern=rf"^$|{ID_PATTERN}", max_length=ID_CHARACTERS)]
+MaybeLongId = Annotated[
+    str, StringConstraints(pattern=rf"^$|{ID_PATTERN}", max_length=LONG_ID_CHARACTERS)
+]
 AskedType = Literal["", "RAY_VLLM", "VLLM", "NATS"]
 """Empty: the default."""
 

@@ -41,9 +41,9 @@ from bridge.grpc.calls import (
 from bridge.grpc.errors import NOT_FOUND, refused
 from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
+from workflows.ids import Id
 from workflows.models import (
     Approve,
-    Id,
     InvalidInput,
     Line,
     Move,
@@ -52,6 +52,7 @@ from workflows.models import (
     StoryInput,
     StoryResult,
     StoryView,
+    story_of,
     story_workflow_id,
 )
 from workflows.search_attributes import (
@@ -433,7 +434,7 @@ async def row(execution: WorkflowExecution) -> wire.Story:
     """A story as visibility has it; one that began before titles were kept there has none."""
     found = execution.typed_search_attributes
     return wire.Story(
-        story_id=execution.id.removeprefix(story_workflow_id("")),
+        story_id=story_of(execution.id),
         title=await execution.memo_value(TITLE_MEMO, default="", type_hint=str),
         state=found.get(STORY_STATE) or NOT_BEGUN,
         dor_score=found.get(DOR_SCORE) or 0,

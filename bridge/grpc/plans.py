@@ -105,7 +105,7 @@ class Plans:
 
     async def newest(self, story_id: str) -> str:
         """The id of the story's newest plan; where it has none, of its first."""
-        return await last_plan(self._driver, story_id) or f"{story_id}-plan-1"[:96]
+        return await last_plan(self._driver, story_id) or f"{story_id}-plan-1"[:96].strip()
 
     async def derive(
         self, story_id: str, plan_id: str, announce: bool, context: Context

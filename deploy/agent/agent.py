@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import nats
 from nats.aio.client import Client as Nats
@@ -180,8 +181,15 @@ class Agent:
         if fields["status"] != "working":  # sent again after a lost acknowledgement: stored once
             headers = {"Nats-Msg-Id": f"{self._name}/{command['call_id']}"}
         await self._jetstream.publish(
-            f"agent.response.{command['task_id']}", json.dumps(body).encode(), headers=headers
+            f"agent.response.{token(command['task_id'])}",
+            json.dumps(body).encode(),
+            headers=headers,
         )
+
+
+def token(task_id: str) -> str:
+    """The task's id as one token of a subject: all but letters, digits, `-` and `_` encoded."""
+    return quote(task_id, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
 def expired(message: Msg) -> bool:

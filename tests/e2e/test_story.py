@@ -243,7 +243,7 @@ async def test_a_wrong_update_ends_with_1_and_changes_nothing(
         ({"titel": "x"}, ["titel"]),
         ({"title": ""}, ["title"]),
         ({"acceptance_criteria": 3}, ["acceptance_criteria"]),
-        ({"story_id": "a b"}, ["story_id"]),
+        ({"story_id": "a  b"}, ["story_id"]),
         ({"story_id": "a/b"}, ["story_id"]),
         ({"story_id": "a.*.>"}, ["story_id"]),
         ({"story_id": "'}) DETACH DELETE n //"}, ["story_id"]),

@@ -679,7 +679,7 @@ async def test_agents_without_a_type_are_of_the_fleets_own(
         ({"agent_type": "mock"}, "MockAgent", "Mock agents not allowed in production"),
         ({"agent_type": "GPT"}, "InvalidConfig", "councils.DEV.0.agent_type"),
         ({"colour": "red"}, "InvalidConfig", "councils.DEV.0.colour: unknown field"),
-        ({"agent_id": "a b"}, "InvalidConfig", "councils.DEV.0.agent_id: must match"),
+        ({"agent_id": "a  b"}, "InvalidConfig", "councils.DEV.0.agent_id: must match"),
         ({"persona": ""}, "InvalidConfig", "councils.DEV.0.persona"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import getpass
+import shlex
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -28,7 +29,8 @@ from workers.clients.valkey import valkey_client
 from workers.external_storage import data_converter
 from workers.settings import InvalidSettings, MockRefused, Settings, load
 from workers.watch import AWAY, Story
-from workflows.models import ID_RULE, Id, story_workflow_id
+from workflows.ids import ID_RULE, Id
+from workflows.models import story_of, story_workflow_id
 from workflows.story import StoryWorkflow
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def complete_story(incomplete: str) -> list[str]:
     async def ids() -> list[str]:
         async with asyncio.timeout(COMPLETE_WITHIN_S), temporal(load()) as client:
             found = [each.id async for each in client.list_workflows(RUNNING_STORIES)]
-        stories = [workflow_id.removeprefix(story_workflow_id("")) for workflow_id in found]
+        stories = [story_of(workflow_id) for workflow_id in found]
         return [story_id for story_id in stories if story_id.startswith(incomplete)]
 
     # A shell that completes has no place for an error: nothing is offered then.
@@ -154,6 +156,7 @@ async def handle(story_id: str) -> AsyncIterator[Story]:
 @asynccontextmanager
 async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
     """What Temporal answers, as one line that names the rule and the remedy."""
+    quoted = shlex.quote(story_id)
     try:
         yield
     except WorkflowUpdateFailedError as error:
@@ -163,14 +166,14 @@ async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
         ) from None
     except WorkflowAlreadyStartedError:
         raise Refused(
-            f"Story {story_id} runs already: look at it with `fleet show {story_id}`, change it "
-            f"with `fleet amend {story_id}`, or give the new one another story_id"
+            f"Story {story_id} runs already: look at it with `fleet show {quoted}`, change "
+            f"it with `fleet amend {quoted}`, or give the new one another story_id"
         ) from None
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
         raise Refused(
             f"Story {story_id} does not answer in {UPDATE_WITHIN_S:.0f} s. Is a story worker "
             "running? `python -m workers story` starts one. The request may still be carried "
-            f"out then: look with `fleet show {story_id}` before you repeat it"
+            f"out then: look with `fleet show {quoted}` before you repeat it"
         ) from None
     except WorkflowQueryFailedError as error:
         raise Refused(f"Story {story_id} cannot tell: {error}") from None
@@ -183,9 +186,8 @@ def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
     if error.status == RPCStatusCode.NOT_FOUND and "workflow execution already completed" in (
         error.message
     ):
-        return (
-            f"Story {story_id} has ended: nothing can change it any more. `fleet show {story_id}`"
-        )
+        shown = shlex.quote(story_id)
+        return f"Story {story_id} has ended: nothing can change it any more. `fleet show {shown}`"
     if error.status == RPCStatusCode.NOT_FOUND:
         return (
             f"There is no story {story_id} in namespace {client.namespace} at {where}. "

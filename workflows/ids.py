@@ -1,0 +1,45 @@
+"""Ids from outside, and their encoded form in workflow ids, NATS subjects and Valkey keys. Pure.
+
+Models, the graph and event bodies carry an id as it was given. Only the builders of workflow ids
+(`workflows.models`), subjects (`bridge`) and keys (`activities.cache`) encode it: everything but
+letters, digits, `-` and `_` is percent-encoded, so that `US-101` stays as it is and `Story 12.3:a`
+becomes `Story%2012%2E3%3Aa`. An encoded id is at most three times as long: a plan's workflow id
+has at most 906 characters, and Temporal's limit is 1,000; NATS allows 4,096 in a subject.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+from urllib.parse import unquote
+
+from pydantic import StringConstraints
+
+ID_PATTERN = r"^[A-Za-z0-9](?: ?[A-Za-z0-9_.:-])*$"
+ID_CHARACTERS = 100
+LONG_ID_CHARACTERS = 200
+ID_RULE = (
+    "1 to 100 letters, digits, '-', '_', '.', ':' or single inner spaces, beginning with a letter "
+    "or digit (a plan's, task's or decision's: up to 200)"
+)
+
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
+"""A story's id: see ID_RULE."""
+
+LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=LONG_ID_CHARACTERS)]
+"""The id of a plan, a task or a decision: it may begin with a story's."""
+
+Role = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_-]{0,31}$")]
+"""A council's role (DEV, QA, ARCHITECT, DEVOPS, DATA) or a person's (PO, QA)."""
+
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
+
+
+def encode_id(text: str) -> str:
+    """The id as one token of a subject, a workflow id or a key; `decode_id` gives it back."""
+    return _UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], text.encode()).decode("ascii")
+
+
+def decode_id(token: str) -> str:
+    """The id that `encode_id` made the token of."""
+    return unquote(token, errors="strict")
