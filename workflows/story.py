@@ -423,6 +423,8 @@ class StoryWorkflow:
                 self.child = ""
                 if story.visit != visit or story.cancelled:
                     raise
+                if workflow.patched("usage-of-every-try"):
+                    story.keep_usage()
                 story.working_on = ""
                 story.work_failed = f"{story.state} failed: {cause_of(error)}"
                 self.milestone("WORK_FAILED", story.work_failed)

@@ -426,13 +426,15 @@ class Story(BaseModel):
         """Note what one run of a deliberation has used so far; a later note replaces this one."""
         self.usage[f"{self.visit}/{run}"] = summed(self.state, calls)
 
+    def keep_usage(self) -> None:
+        """Keep what a failed try has used: the next one notes its own under the same names."""
+        runs = [run for run in self.usage if run.startswith(f"{self.visit}/")]
+        lines = [line for run in runs for line in self.usage.pop(run)]
+        self.usage[f"{self.visit}/earlier tries"] = merged(lines)
+
     def usage_lines(self) -> list[UsageLine]:
         """By phase, role and model."""
-        lines: dict[tuple[str, str, str], UsageLine] = {}
-        for line in (line for lines in self.usage.values() for line in lines):
-            key = (line.phase, line.role, line.model)
-            lines[key] = added(lines[key], line) if key in lines else line
-        return [lines[key] for key in sorted(lines)]
+        return merged(line for lines in self.usage.values() for line in lines)
 
     # --- what people see ------------------------------------------------------------------------
 
@@ -475,9 +477,8 @@ def refusal(kind: str, message: str) -> ApplicationError:
 
 
 def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
-    lines: dict[tuple[str, str], UsageLine] = {}
-    for call in calls:
-        line = UsageLine(
+    return merged(
+        UsageLine(
             phase=phase,
             role=call.role,
             model=call.model,
@@ -488,9 +489,17 @@ def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
             seconds=call.latency_ms / 1000,
             estimated=call.estimated,
         )
-        key = (call.role, call.model)
-        lines[key] = added(lines[key], line) if key in lines else line
-    return [lines[key] for key in sorted(lines)]
+        for call in calls
+    )
+
+
+def merged(lines: Iterable[UsageLine]) -> list[UsageLine]:
+    """One line for each phase, role and model."""
+    by_kind: dict[tuple[str, str, str], UsageLine] = {}
+    for line in lines:
+        kind = (line.phase, line.role, line.model)
+        by_kind[kind] = added(by_kind[kind], line) if kind in by_kind else line
+    return [by_kind[kind] for kind in sorted(by_kind)]
 
 
 def added(one: UsageLine, other: UsageLine) -> UsageLine:

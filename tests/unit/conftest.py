@@ -115,6 +115,8 @@ class World:
     blocking: set[str] = field(default_factory=set)
     failing: dict[str, str] = field(default_factory=dict)
     """Agent id, `act/agent id`, task id or activity name -> the error it raises for good."""
+    failures_cost: bool = False
+    """Whether a failed call has cost tokens, as an answered one has."""
     judge: bool = True
     stored: StoredPlan = field(default_factory=StoredPlan)
     machine: dict[str, Any] = field(default_factory=machine_document)
@@ -170,10 +172,7 @@ class InstantAgents(InWorld, AgentStub):
                 await self.world.hold[act].wait()
             finally:
                 heartbeat.cancel()
-        for key in (call.agent.agent_id, f"{act}/{call.agent.agent_id}", call.task.task_id, act):
-            if cause := self.world.failing.get(key):
-                raise ApplicationError(cause, type="LlmRefused", non_retryable=True)
-        return CallUsage(
+        usage = CallUsage(
             act=act,
             agent_id=call.agent.agent_id,
             role=call.agent.role,
@@ -183,6 +182,11 @@ class InstantAgents(InWorld, AgentStub):
             latency_ms=5,
             prompt_hash="p" * 8,
         )
+        for key in (call.agent.agent_id, f"{act}/{call.agent.agent_id}", call.task.task_id, act):
+            if cause := self.world.failing.get(key):
+                costs = [usage] if self.world.failures_cost else []
+                raise ApplicationError(cause, *costs, type="LlmRefused", non_retryable=True)
+        return usage
 
     async def beat(self) -> None:
         while True:

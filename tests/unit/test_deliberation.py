@@ -100,6 +100,21 @@ async def test_a_failed_agent_is_left_out_and_named(fleet: Client, world: World)
     assert {r.agent_id for r in result.ranked} == {"agent-dev-1", "agent-dev-3"}
 
 
+@pytest.mark.parametrize("failing", ["propose", "criticise", "revise", "judge"])
+async def test_a_failed_call_is_counted_with_what_it_has_cost(
+    fleet: Client, world: World, failing: str
+) -> None:
+    world.failures_cost = True
+    agent_id = "agent-architect-9" if failing == "judge" else "agent-dev-2"
+    world.failing = {f"{failing}/{agent_id}": "the model said no"}
+
+    result = await (await start(fleet, world)).result()
+
+    assert [failed.act for failed in result.failed_agents] == [failing]
+    assert len(result.usage) == len(world.calls)
+    assert f"{failing}/{agent_id}" in {f"{each.act}/{each.agent_id}" for each in result.usage}
+
+
 async def test_below_a_quorum_it_fails_with_every_cause(fleet: Client, world: World) -> None:
     world.failing = {"agent-dev-1": "out of memory", "agent-dev-2": "no such model"}
 

@@ -494,10 +494,12 @@ async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
     await story.until(state="TEST")
 
 
-async def test_a_failed_council_is_tried_again_and_shown_meanwhile(
-    start_skipping_story: StartStory, world: World
+@pytest.mark.parametrize("act", ["propose", "derive_plan"])
+async def test_a_failed_council_is_tried_again_and_shown_and_counted_meanwhile(
+    start_skipping_story: StartStory, world: World, act: str
 ) -> None:
-    world.failing = {"propose": "the engine is down"}
+    world.failures_cost = True
+    world.failing = {act: "the engine is down"}
     story = await start_skipping_story()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
@@ -506,7 +508,8 @@ async def test_a_failed_council_is_tried_again_and_shown_meanwhile(
         while "the engine is down" not in (await story.state()).working_on:
             await asyncio.sleep(0.02)
     world.failing = {}
-    await story.until(gate="approve_design")
+    view = await story.until(gate="approve_design")
+    assert view.tokens_used == 2 * world.tokens * len(world.calls)
 
 
 async def test_a_second_start_of_a_running_story_is_refused(start_story: StartStory) -> None:
