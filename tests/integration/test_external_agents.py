@@ -47,6 +47,7 @@ from workers.workflow_runner import workflow_runner
 from workflows.events import AgentCommand
 from workflows.models import (
     Agent,
+    CallUsage,
     ContextPack,
     DeliberationInput,
     DeliberationResult,
@@ -402,6 +403,22 @@ async def test_a_failed_agent_fails_the_attempt_in_its_own_words_and_another_is_
     assert second.call_id != first.call_id
     error = await failure(handle)
     assert (error.type, error.message) == ("AgentFailed", "Agent dev-7 failed: out of memory again")
+    usage = CallUsage.model_validate(error.details[0])
+    assert (usage.tokens_in, usage.tokens_out, usage.model) == (11, 7, "outside-model")
+
+
+async def test_an_attempt_that_broke_off_is_counted_with_the_next(
+    fleet: Outside, llm: LlmServer
+) -> None:
+    """Temporal hands the next attempt the last heartbeat: what the engine was paid for already."""
+    llm.fail("drop")
+
+    answer = await (await fleet.ask(proposing(agent_type="VLLM"), attempts=2)).result()
+
+    broken, whole = llm.calls
+    assert answer.usage.asks == 2
+    assert answer.usage.estimated
+    assert answer.usage.tokens_out > whole.tokens + broken.tokens // 2
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -132,6 +132,20 @@ async def failed_quorum(start: StartStory, world: World) -> RunningStory:
     return await _given_up(story)
 
 
+async def paid_failures(start: StartStory, world: World) -> RunningStory:
+    """Failed calls have cost tokens, and the council's next try counts on from them."""
+    world.failures_cost = True
+    world.failing = {f"propose/agent-architect-{n}": "the engine is down" for n in (1, 2)}
+    story = await start(token_budget=1_000_000)
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    async with asyncio.timeout(30):
+        while not (await story.state()).working_on.startswith("DESIGN failed"):
+            await asyncio.sleep(0.02)
+    world.failing = {"revise/agent-architect-2": "the engine is down"}
+    return await _finish(story)
+
+
 async def failed_task(start: StartStory, world: World) -> RunningStory:
     story = await start()
     await story.to("DESIGN")
@@ -258,6 +272,7 @@ PATHS: dict[str, Path_] = {
         amended,
         stale_approval,
         failed_quorum,
+        paid_failures,
         failed_task,
         late_decision,
         continued,
