@@ -181,6 +181,15 @@ MIGRATIONS = (
         ),
         _adopt_everything,
     ),
+    Migration(
+        4,
+        "deliberations, and the ids of what came on the bus",
+        (
+            "CREATE CONSTRAINT deliberation_id IF NOT EXISTS "
+            "FOR (n:Deliberation) REQUIRE n.id IS UNIQUE",
+            "CREATE CONSTRAINT received_id IF NOT EXISTS FOR (n:Received) REQUIRE n.id IS UNIQUE",
+        ),
+    ),
 )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from bridge.agents import EXPIRY
 from bridge.consumers import CONSUMERS
 from bridge.dead_letters import ORIGINAL, PREFIX
 from bridge.fields import words
-from bridge.inbound import UNTOLD
+from bridge.inbound import DECISION, IDS_OF, READING, Reading
 from bridge.source import SOURCE_PREFIX
 from bridge.streams import Stream, stream_of
 from workflows.events import PUBLISHED, AgentCommand, AgentResponse, EventBody
@@ -31,6 +32,13 @@ INFO = (
     "body with CloudEvents 1.0 attributes in the headers. One story's events are in order, and "
     "each is on its stream once within the stream's duplicate window; after it, one that comes "
     "again has the same `ce-id`. An event is on the bus only once the graph holds it."
+    "\n\nFrom outside are read: a flat body with or without CloudEvents headers (names in any "
+    "case), CloudEvents structured mode (`application/cloudevents+json`), and the envelope "
+    "`{event_type, payload, idempotency_key, timestamp, producer}`. Times are ISO 8601 (UTC where "
+    "there is no offset), or seconds or milliseconds since 1970, as a number or a text. An "
+    "event's identity is its `ce-id`, else `idempotency_key`, else its stream and sequence; a "
+    "second message with a used identity and another body is a dead letter. Unknown fields are "
+    "ignored. U+0000 and numbers out of range are refused."
 )
 
 TRACE = {
@@ -306,15 +314,34 @@ def _operation(action: str, channel: str, summary: str, description: str = "") -
 
 
 def _may_lack(body: type[EventBody]) -> str:
-    lacks = [
-        f"`{name}` (then {value!r})" if value or value == 0 else f"`{name}`"
-        for name, value in UNTOLD.get(body, {}).items()
+    reading = READING[body]
+    needed = [*IDS_OF[body], *(["to_phase"] if "to_phase" in body.model_fields else [])]
+    said = [
+        f"From outside, only {_names(needed)} must be there.",
+        f"Taken for what is missing, null or blank: `timestamp` (JetStream's own), "
+        f"{_defaults(reading)}.",
     ]
-    return (
-        "From outside, it may lack "
-        + ", ".join(["`timestamp` (then JetStream's own)", *lacks])
-        + ". What the fleet itself mirrored is known by its `ce-source`, and not applied twice."
+    if "decisions" in body.model_fields:
+        said.append(f"In each of `decisions`: {_defaults(DECISION)}.")
+    spelled = [f"{_names(others)} for `{name}`" for name, others in reading.spellings.items()]
+    said.append(f"Also read: {', '.join(spelled)}.")
+    said.append("The fleet's own events are known by their `ce-source`, and not applied twice.")
+    return " ".join(said)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _defaults(reading: Reading) -> str:
+    return ", ".join(
+        f"`{name}` ({reading.words.get(name) or _shown(value)})"
+        for name, value in reading.defaults.items()
     )
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value == "" or value == [] else repr(value)
 
 
 # --- messages -------------------------------------------------------------------------------------

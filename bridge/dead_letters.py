@@ -15,10 +15,17 @@ from nats.aio.msg import Msg
 from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import NotFoundError
 
+from bridge.envelopes import in_lower_case, stated_identity
+
 STREAM = "DEAD_LETTERS"
 PREFIX = "deadletter."
 ORIGINAL = "Original-"
 CE_ID = "ce-id"
+
+CONTROL = "nats-"
+"""Begins the names of the headers that NATS itself obeys: what the sender asked of the server for
+the first publication (a deduplication id, an expected sequence, a time to live, a roll-up, a
+schedule) must not be asked again for the replay."""
 
 LONGEST_TEXT = 1_000
 NEXT_WITHIN_S = 10.0
@@ -31,12 +38,12 @@ class NoSuchLetter(LookupError):
     """There is no dead letter of that number; or not its whole body any more."""
 
 
-def identity(headers: Mapping[str, str], stream: str, sequence: int, time: datetime) -> str:
-    """A message's `ce-id`; without one, its stream and sequence (design section 5).
+def place(stream: str, sequence: int, time: datetime) -> str:
+    """The identity of a message whose sender gave none: its place in its stream.
 
-    With the time at which JetStream stored it: a stream that is made anew counts from 1 again.
+    With the time at which JetStream stored it: a stream that is recreated counts from 1 again.
     """
-    return headers.get(CE_ID) or f"{stream}/{sequence}/{int(time.timestamp() * 1_000_000)}"
+    return f"{stream}/{sequence}/{int(time.timestamp() * 1_000_000)}"
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,9 @@ class DeadLetter:
         return len(self.body) == self.size
 
     @property
-    def identity(self) -> str:
-        """The original's own id, under which it is known once it is back."""
-        received = datetime.fromisoformat(self.received)
-        return identity(self.headers, self.stream, self.sequence, received)
+    def place(self) -> str:
+        """The original's place, under which it is known once it is back, if by nothing else."""
+        return place(self.stream, self.sequence, datetime.fromisoformat(self.received))
 
 
 class DeadLetters:
@@ -146,10 +152,17 @@ class DeadLetters:
             NoSuchLetter: there is none of that number, or the whole original is gone.
         """
         letter = await self.get(number)
-        headers = {**letter.headers, CE_ID: letter.identity}
+        headers = {
+            name: value
+            for name, value in letter.headers.items()
+            if not name.lower().startswith(CONTROL)
+        }
+        body = await self._body(letter)
+        if not stated_identity(in_lower_case(headers), body):
+            headers[CE_ID] = letter.place
         # Its own id may still be in the duplicate window: the stream would drop it.
         headers[Header.MSG_ID.value] = f"replay/{STREAM}/{number}"
-        await self._jetstream.publish(letter.subject, await self._body(letter), headers=headers)
+        await self._jetstream.publish(letter.subject, body, headers=headers)
         await self.drop(number)
         return letter
 

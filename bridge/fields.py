@@ -32,6 +32,7 @@ FIELDS: dict[str, Field] = {
     "revision": Field("The content hash of what the gate shows", "3f2a9c1e5b7d8042"),
     "GateClosed.actor": Field("Who passed it; absent where it closed without a person", "ana"),
     "plan_id": Field("The plan", "US-101-plan-1"),
+    "roles": Field("The councils that deliberate where no one knows the story; else empty", []),
     "approved_by": Field("Who approved it", "ana"),
     "task_id": Field("The task, or the phase's work, that the council has", "US-101-design-1"),
     "TaskCreated.task_id": Field("The task", "US-101-plan-1-t2"),

@@ -18,6 +18,7 @@ from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from bridge.envelopes import in_lower_case
 from bridge.streams import STREAMS, Stream
 
 EVENT_STREAMS = tuple(
@@ -75,6 +76,7 @@ def seen(message: Msg) -> Seen:
     """What a stream's message says; it need not be one of the fleet's own."""
     about = message.metadata
     headers = dict(message.headers or {})
+    named = in_lower_case(headers)
     text = message.data.decode(errors="replace")
     try:
         body = json.loads(text)
@@ -85,9 +87,9 @@ def seen(message: Msg) -> Seen:
         stream=about.stream,
         sequence=about.sequence.stream,
         subject=message.subject,
-        id=headers.get("ce-id") or f"{about.stream}/{about.sequence.stream}",
-        time=str(headers.get("ce-time") or told.get("timestamp") or about.timestamp.isoformat()),
-        story=str(headers.get("ce-subject") or told.get("story_id") or ""),
+        id=named.get("ce-id") or f"{about.stream}/{about.sequence.stream}",
+        time=str(named.get("ce-time") or told.get("timestamp") or about.timestamp.isoformat()),
+        story=str(named.get("ce-subject") or told.get("story_id") or ""),
         body=body,
         stored=about.timestamp,
         headers=headers,

@@ -1,60 +1,156 @@
-"""What a message from outside says, understood or refused with its reason. Pure."""
+"""What a message from outside says, understood or refused with its reason. Pure.
+
+`bridge.envelopes` takes the fields out of their wrapping; here they become the body of an event.
+Only the ids that give an event its meaning, and a transition's `to_phase`, are required: READING
+says what is taken for everything else.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.statements import AHEAD_AT_MOST, Change, change, describe, moment
-from bridge.dead_letters import identity
+from activities.graph.statements import AHEAD_AT_MOST, Change, change, describe
+from activities.graph.values import instant
+from bridge.dead_letters import place
+from bridge.envelopes import Json, NotUnderstood, Sent, unwrap
 from workflows.events import (
     PUBLISHED,
     ContextDecisionAdded,
     ContextMilestoneReached,
+    ContextUpdated,
     DeliberationCompleted,
     Entry,
     EventBody,
     PlanApproved,
+    StoryTransitioned,
+    TaskDispatched,
 )
-from workflows.ids import Id, LongId
-from workflows.models import DecisionAdded, MilestoneReached, invalid_input
+from workflows.ids import ID_RULE, Id, LongId, Role
+from workflows.models import DecisionAdded, MilestoneReached, content_hash, invalid_input
 
-MAX_BODY_BYTES = 1024 * 1024
-MAX_ID_CHARACTERS = 200
+MAX_ID_CHARACTERS = 1_000
+MAX_DECISIONS = 500
+"""Decisions in one message: what the graph links in one transaction."""
 
-UNTOLD: dict[type[EventBody], dict[str, Any]] = {
-    PlanApproved: {"approved_by": "unknown"},
-    DeliberationCompleted: {"winner_id": "", "score": 0.0, "duration_ms": 0},
+MAX_VERSION = 2**31
+MAX_TITLE = 300
+UNKNOWN = "unknown"
+
+Default = Any | Callable[[Json], Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a body from outside is read.
+
+    spellings: other names of a field, the first that is there counts. defaults: what is taken for
+    a field that is missing, null or blank; a function makes it of the fields that are there.
+    words: what such a function takes, for docs/events.md.
+    """
+
+    defaults: Mapping[str, Default]
+    spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+def _first_line(text: Any) -> str:
+    lines = str(text or "").strip().splitlines()
+    return lines[0].strip()[:MAX_TITLE] if lines else ""
+
+
+def _title_of(fields: Json) -> str:
+    return _first_line(fields.get("rationale")) or str(fields.get("decision_id", ""))
+
+
+READING: dict[type[EventBody], Reading] = {
+    StoryTransitioned: Reading(
+        defaults={"from_phase": UNKNOWN, "event": "", "actor": UNKNOWN, "reason": ""},
+        spellings={
+            "from_phase": ("from_state",),
+            "to_phase": ("to_state",),
+            "actor": ("transitioned_by",),
+            "timestamp": ("transitioned_at",),
+        },
+    ),
+    PlanApproved: Reading(
+        defaults={"approved_by": UNKNOWN, "roles": []}, spellings={"timestamp": ("approved_at",)}
+    ),
+    DeliberationCompleted: Reading(
+        defaults={
+            "role": UNKNOWN,
+            "winner_id": "",
+            "score": 0.0,
+            "decisions": [],
+            "duration_ms": 0,
+        },
+        spellings={"timestamp": ("completed_at",)},
+    ),
+    TaskDispatched: Reading(
+        defaults={"agent_id": UNKNOWN, "role": UNKNOWN},
+        spellings={"timestamp": ("dispatched_at",)},
+    ),
+    ContextUpdated: Reading(
+        defaults={"version": 0, "changed": []}, spellings={"timestamp": ("updated_at",)}
+    ),
+    ContextDecisionAdded: Reading(
+        defaults={"title": _title_of, "rationale": "", "decided_by": UNKNOWN},
+        spellings={"decision_id": ("id",), "timestamp": ("decided_at",)},
+        words={"title": "the first line of `rationale`, else the decision's id"},
+    ),
+    ContextMilestoneReached: Reading(
+        defaults={
+            "event_type": "MILESTONE",
+            "description": lambda fields: fields.get("event_type", "MILESTONE"),
+        },
+        spellings={
+            "milestone_id": ("id",),
+            "event_type": ("type", "event"),
+            "description": ("title",),
+            "timestamp": ("reached_at",),
+        },
+        words={"description": "`event_type`"},
+    ),
 }
-"""What a body may lack, and what is then taken; a missing `timestamp` is the message's own."""
+"""The one table of what a body may lack and what is taken then, by kind."""
+
+DECISION = Reading(
+    defaults={
+        "id": lambda fields: f"{fields['task_id']}-{content_hash(fields)}",
+        "title": lambda fields: _first_line(fields.get("rationale")) or str(fields["id"]),
+        "type": "DESIGN",
+        "rationale": "",
+        "affected_subtask": "",
+        "affects": [],
+    },
+    words={
+        "id": "the task's id and the hash of the decision",
+        "title": "the first line of `rationale`, else the decision's id",
+    },
+)
+"""The same for each of a deliberation's decisions."""
 
 IDS: dict[str, TypeAdapter[str]] = {
     "story_id": TypeAdapter(Id),
-    **{
-        name: TypeAdapter(LongId)
-        for name in ("plan_id", "task_id", "decision_id", "milestone_id", "decisions.id")
-    },
+    **{name: TypeAdapter(LongId) for name in ("plan_id", "task_id", "decision_id", "milestone_id")},
 }
-
 
 IDS_OF: dict[type[EventBody], tuple[str, ...]] = {
     kind: tuple(name for name in kind.model_fields if name in IDS) for kind in PUBLISHED.values()
 }
 
-
-class NotUnderstood(ValueError):
-    """A message that no retry mends; the words name the field, the rule and the remedy."""
+_LONG_ID: TypeAdapter[str] = TypeAdapter(LongId)
+_ROLE: TypeAdapter[str] = TypeAdapter(Role)
 
 
 @dataclass(frozen=True)
 class Received:
-    """A message as it came. time: when JetStream stored it."""
+    """A message as it came. time: when JetStream stored it. headers: in lower case."""
 
     subject: str
     stream: str
@@ -63,34 +159,35 @@ class Received:
     headers: Mapping[str, str]
     data: bytes
 
-    @property
-    def identity(self) -> str:
-        """See `dead_letters.identity`."""
-        return identity(self.headers, self.stream, self.sequence, self.time)
+
+@dataclass(frozen=True)
+class Understood:
+    """A change that a message brings, and by what a second message of one identity is known.
+
+    content: the hash of what the sender wrote; empty where the sender gave no identity.
+    """
+
+    change: Change
+    content: str
 
 
-def understand(received: Received) -> Change:
-    """The change that a message tells of.
+def understand(received: Received) -> Understood:
+    """The change that a message brings.
 
     Raises:
-        NotUnderstood: it is no JSON object, lacks what nobody can know, or breaks a rule.
+        NotUnderstood: it is not a JSON object, lacks what no one can know, or breaks a rule.
     """
     kind = PUBLISHED[received.subject]
-    if len(received.identity) > MAX_ID_CHARACTERS:
+    sent = unwrap(received.subject, received.headers, received.data, IDS_OF[kind])
+    identity = sent.identity or place(received.stream, received.sequence, received.time)
+    if len(identity) > MAX_ID_CHARACTERS:
         raise NotUnderstood(f"ce-id: longer than {MAX_ID_CHARACTERS} characters; shorten it")
-    told = {**UNTOLD.get(kind, {}), "timestamp": received.time.astimezone(UTC).isoformat()}
-    given = {name: value for name, value in _object(received.data).items() if value is not None}
-    try:
-        body = kind.model_validate(told | given)
-    except ValidationError as error:
-        raise NotUnderstood(invalid_input(received.subject, error).message) from None
-    _require_ids(body)
-    _require_time(body.timestamp, received.time)
+    body, given = _body(kind, sent, received.time)
     entry = Entry(
-        id=received.identity,
+        id=identity,
         kind=kind.__name__,
         subject=received.subject,
-        source=received.headers.get("ce-source") or f"/nats/{received.stream}",
+        source=sent.source or f"/nats/{received.stream}",
         story_id=body.story_id,
         time=body.timestamp,
         body=body.model_dump(mode="json", exclude_none=True),
@@ -98,10 +195,11 @@ def understand(received: Received) -> Change:
     try:
         found = change(entry, int(received.time.timestamp() * 1000), received.sequence)
         if isinstance(body, ContextDecisionAdded | ContextMilestoneReached):
-            news(found)  # stored only if the story can be told of it
+            news(found)  # stored only if the story can take it
     except ApplicationError as error:
         raise NotUnderstood(error.message) from None
-    return found
+    content = content_hash([received.subject, given]) if sent.identity else ""
+    return Understood(found, content)
 
 
 def news(told: Change) -> DecisionAdded | MilestoneReached:
@@ -120,52 +218,137 @@ def news(told: Change) -> DecisionAdded | MilestoneReached:
     )
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_BODY_BYTES:
-        raise NotUnderstood(
-            f"body: {len(data)} bytes; at most {MAX_BODY_BYTES}: leave out what is not asked for"
-        )
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventBody, Json]:
+    """The body, and the fields of it that the sender gave."""
+    reading = READING[kind]
+    given = _given(kind.model_fields, reading, sent.fields)
+    if "story_id" not in given and sent.story_id:
+        given["story_id"] = sent.story_id
+    fields = {name: _plain(name, value) for name, value in given.items()}
+    for name in IDS_OF[kind]:
+        fields[name] = _id(name, fields.get(name), IDS[name])
+    fields["timestamp"] = _time(fields.get("timestamp") or sent.time, received)
+    match kind.__name__:
+        case DeliberationCompleted.__name__:
+            fields["decisions"] = _decisions(fields.get("decisions") or [], fields["task_id"])
+        case PlanApproved.__name__:
+            fields["roles"] = _roles(fields.get("roles") or [])
+        case ContextUpdated.__name__:
+            _require_version(fields.get("version", 0))
+    if isinstance(role := fields.get("role"), str):
+        fields["role"] = role.strip().upper()
     try:
-        found = json.loads(data, parse_constant=_no_constant)
-    except RecursionError:
-        raise NotUnderstood("body: nested too deeply; an event is a flat JSON object") from None
-    except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
-        raise NotUnderstood(f"body: is no JSON ({error}); send a flat JSON object") from None
-    if not isinstance(found, dict):
-        raise NotUnderstood("body: is JSON, but no object; send a flat JSON object")
+        return kind.model_validate(_complete(reading, fields)), given
+    except ValidationError as error:
+        raise NotUnderstood(invalid_input(kind.SUBJECT, error).message) from None
+
+
+def _given(names: Mapping[str, Any], reading: Reading, fields: Json) -> Json:
+    """The fields that are there, by our names; what is null or blank counts as missing."""
+    found = {}
+    for name in names:
+        for spelling in (name, *reading.spellings.get(name, ())):
+            value = fields.get(spelling)
+            if value is not None and not (isinstance(value, str) and not value.strip()):
+                found[name] = value
+                break
     return found
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _complete(reading: Reading, fields: Json) -> Json:
+    complete = dict(fields)
+    for name, default in reading.defaults.items():
+        if name not in complete:
+            complete[name] = default(complete) if callable(default) else default
+    return complete
 
 
-def _require_ids(body: EventBody) -> None:
-    """Ids become workflow ids, subjects and keys: nothing else may be in them."""
-    ids = [(name, getattr(body, name)) for name in IDS_OF[type(body)]]
-    if isinstance(body, DeliberationCompleted):
-        ids += [("decisions.id", decision.id) for decision in body.decisions]
-    for name, value in ids:
-        if not value:
-            raise NotUnderstood(f"{name}: required; add it")
+def _plain(name: str, value: Any) -> Any:
+    """A whole number is a text where a text is asked for; a truth value is never one of ours."""
+    if isinstance(value, bool):
+        raise NotUnderstood(f"{name}: is {str(value).lower()}; send a text or a number")
+    numbers = ("timestamp", "version", "score", "duration_ms")
+    return str(value) if isinstance(value, int) and name not in numbers else value
+
+
+def _id(name: str, value: Any, rule: TypeAdapter[str]) -> str:
+    if value is None:
+        raise NotUnderstood(f"{name}: required; add it")
+    try:
+        return rule.validate_python(value.strip() if isinstance(value, str) else value)
+    except ValidationError:
+        raise NotUnderstood(
+            f"{name}: {str(value)[:60]!r} is not an id: {ID_RULE}; rename it"
+        ) from None
+
+
+def _decisions(given: Any, task_id: str) -> list[Json]:
+    if not isinstance(given, list):
+        raise NotUnderstood("decisions: must be a list; send a list of objects")
+    if len(given) > MAX_DECISIONS:
+        raise NotUnderstood(
+            f"decisions: {len(given)} in one message; at most {MAX_DECISIONS}: send several"
+        )
+    found = []
+    for number, each in enumerate(given):
+        where = f"decisions.{number}"
+        if not isinstance(each, dict):
+            raise NotUnderstood(f"{where}: must be an object; send id, type, title, rationale")
+        names = dict.fromkeys((*DECISION.defaults, "affects"))
+        fields = _given(names, DECISION, each)
+        fields = {name: _plain(f"{where}.{name}", value) for name, value in fields.items()}
+        made = _complete(DECISION, fields | {"task_id": task_id})
+        made["id"] = _id(f"{where}.id", made["id"], _LONG_ID)
+        found.append(made)
+    return found
+
+
+def _roles(given: Any) -> list[str]:
+    """Each role once, in capitals."""
+    if not isinstance(given, list):
+        raise NotUnderstood("roles: must be a list; send a list of roles, such as DEV")
+    found = []
+    for number, role in enumerate(given):
         try:
-            IDS[name].validate_python(value)
+            found.append(
+                _ROLE.validate_python(role.strip().upper() if isinstance(role, str) else role)
+            )
         except ValidationError:
             raise NotUnderstood(
-                f"{name}: {value[:60]!r} is no id: letters, digits, '-' or '_', beginning with a "
-                "letter or digit; rename it"
+                f"roles.{number}: {str(role)[:60]!r} is not a role; send one such as DEV"
             ) from None
+    return list(dict.fromkeys(found))
 
 
-def _require_time(timestamp: str, received: datetime) -> None:
+def _require_version(version: Any) -> None:
     try:
-        at = moment(timestamp, "timestamp")
-    except ApplicationError as error:
-        raise NotUnderstood(error.message) from None
+        number = float(version)
+    except (TypeError, ValueError):
+        return  # the model names the rule
+    if not 0 <= number <= MAX_VERSION:
+        raise NotUnderstood(
+            f"version: {str(version)[:40]} is not from 0 to {MAX_VERSION}; send the story's version"
+        )
+
+
+def _time(given: Any, received: datetime) -> str:
+    """ISO 8601 in UTC; the message's own time where none is given."""
+    if given in (None, ""):
+        return received.astimezone(UTC).isoformat()
+    at, shown = instant(given), str(given)[:60]
+    if at is None:
+        raise NotUnderstood(
+            f"timestamp: {shown!r} is not a time; send ISO 8601, as in 2026-01-31T12:00:00Z, or "
+            "seconds or milliseconds since 1970"
+        )
     if at > received + AHEAD_AT_MOST:
         raise NotUnderstood(
-            f"timestamp: {timestamp[:40]} is later than the message itself; set the sender's "
-            "clock, or leave it out"
+            f"timestamp: {shown} is later than the message itself; set the sender's clock, or "
+            "leave it out"
         )
     if at.year < 1970:
-        raise NotUnderstood(f"timestamp: {timestamp[:40]} is before 1970; leave it out")
+        raise NotUnderstood(f"timestamp: {shown} is before 1970; leave it out")
+    return at.isoformat()

@@ -13,7 +13,7 @@ the story's workflow; what no `context-*` stores (milestones, decisions), it sto
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,13 +34,14 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph import Graph
-from activities.graph.statements import Change
+from activities.graph.statements import Change, Claim
 from bridge import consumers, streams
 from bridge.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
 from bridge.dead_letters import DeadLetters
-from bridge.inbound import NotUnderstood, Received, news, understand
+from bridge.envelopes import NotUnderstood, in_lower_case
+from bridge.inbound import MAX_DECISIONS, Received, news, understand
 from bridge.source import has_sent, read_source
-from workflows.events import PlanApproved
+from workflows.events import DeliberationCompleted, PlanApproved
 from workflows.models import (
     DecisionAdded,
     MilestoneReached,
@@ -123,10 +124,20 @@ class Stopping(Exception):
 
 @dataclass(frozen=True)
 class Held:
-    """A message that is not settled yet, and the change that it tells of."""
+    """A message that is not settled yet, and the change that it brings.
+
+    content: the hash of what its sender wrote; empty where the sender gave it no id.
+    """
 
     message: Msg
     change: Change
+    content: str = ""
+
+    @property
+    def claim(self) -> Claim:
+        """The id that the message has, and what for."""
+        entry = self.change.entry
+        return Claim(entry.id, self.content, self.change.story_id, entry.time)
 
 
 class Inbox:
@@ -219,13 +230,15 @@ class Inbox:
     async def _settle(self, consumer: Consumer, messages: Sequence[Msg]) -> None:
         async with _in_progress(messages, consumer.ack_wait):
             held = [each for message in messages if (each := await self._read(consumer, message))]
+            held = await self._with_own_ids(consumer, held)
             # In the order of the stories: two replicas then take their nodes' locks alike.
             held.sort(key=lambda each: each.change.story_id)
             if consumer.subject == UPDATED:
                 await self._forget_packs(consumer, held)
             elif consumer.name.startswith("context-"):
-                for each in await self._stored(consumer, held):
-                    await self._done(consumer, each, "stored")
+                for some in _transactions(held):
+                    for each in await self._stored(consumer, some):
+                        await self._done(consumer, each, "stored")
             else:
                 if consumer.subject in (MILESTONE, DECISION):  # no `context-*` stores these
                     held = await self._stored(consumer, held)
@@ -233,7 +246,7 @@ class Inbox:
 
     async def _read(self, consumer: Consumer, message: Msg) -> Held | None:
         """The message, understood; None where it is settled already."""
-        about, headers = message.metadata, message.headers or {}
+        about, headers = message.metadata, in_lower_case(message.headers)
         if await self._is_own(consumer, headers):
             await message.ack()
             HANDLED.labels(consumer.name, "own").inc()
@@ -250,7 +263,8 @@ class Inbox:
             data=message.data,
         )
         try:
-            return Held(message, understand(received))
+            understood = understand(received)
+            return Held(message, understood.change, understood.content)
         except NotUnderstood as error:
             await self._bury(consumer, message, str(error))
         except Exception as error:  # a fault of ours: one message's matter, not the inbox's end
@@ -284,6 +298,25 @@ class Inbox:
         HANDLED.labels(consumer.name, "buried").inc()
 
     # --- graph and cache ----------------------------------------------------------------------
+
+    async def _with_own_ids(self, consumer: Consumer, held: Sequence[Held]) -> list[Held]:
+        """Those whose id no other message has; the others are settled."""
+        claims = [each.claim for each in held if each.content]
+        try:
+            refused = await self._patiently(consumer, lambda: self._graph.claim(claims))
+        except Failed as failure:
+            for each in held:
+                await self._failed(consumer, each.message, failure)
+            return []
+        taken = set(refused)
+        for each in held:
+            if each.content and each.claim in taken:
+                reason = (
+                    f"ce-id: {each.change.entry.id[:80]!r} was used for another body; give every "
+                    "event an id (ce-id, or idempotency_key) that no other has"
+                )
+                await self._bury(consumer, each.message, reason)
+        return [each for each in held if not (each.content and each.claim in taken)]
 
     async def _stored(self, consumer: Consumer, held: Sequence[Held]) -> list[Held]:
         """Store in one transaction; where that fails, in halves, until the faulty one is alone.
@@ -437,6 +470,22 @@ class Inbox:
                     REDELIVERED.labels(consumer.name).set(told.num_redelivered or 0)
             if await self._wait(LAG_EVERY_S):
                 return
+
+
+def _transactions(held: Sequence[Held]) -> Iterator[list[Held]]:
+    """The messages in parts that one transaction can store: by how many decisions they hold."""
+    part: list[Held] = []
+    decisions = 0
+    for each in held:
+        body = each.change.body
+        more = len(body.decisions) if isinstance(body, DeliberationCompleted) else 0
+        if part and decisions + more > MAX_DECISIONS:
+            yield part
+            part, decisions = [], 0
+        part.append(each)
+        decisions += more
+    if part:
+        yield part
 
 
 async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:

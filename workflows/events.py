@@ -85,6 +85,8 @@ class PlanApproved(EventBody):
     SUBJECT: ClassVar[str] = "planning.plan.approved"
     plan_id: str
     approved_by: str
+    roles: list[str] = []
+    """Where no one knows the story: the councils that deliberate, once each."""
 
 
 class TaskCreated(EventBody):

@@ -707,7 +707,12 @@ class StoryWorkflow:
             return
         if story.spec.work == "design" and story.plan:
             self.emit(
-                PlanApproved(plan_id=story.plan.plan_id, approved_by=request.actor, **self.stamp())
+                PlanApproved(
+                    plan_id=story.plan.plan_id,
+                    approved_by=request.actor,
+                    roles=[],
+                    **self.stamp(),
+                )
             )
         self.move(transition, request.actor)
 

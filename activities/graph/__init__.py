@@ -28,8 +28,12 @@ Everything that belongs to a story is one step from it::
     (:PhaseTransition {id, story_id, from_phase, to_phase, event, actor, reason, timestamp})
            -[:OF]->(Story)
     (:GateApproval {id, story_id, gate, actor, role, revision, comment, at})-[:OF]->(Story)
-    (:PlanApproval {id, story_id, plan_id, approved_by, timestamp})-[:OF]->(Story),
+    (:PlanApproval {id, story_id, plan_id, approved_by, roles[], timestamp})-[:OF]->(Story),
            -[:APPROVES]->(PlanVersion)
+    (:Deliberation {id, story_id, task_id, role, winner_id, score, decisions, duration_ms,
+                timestamp})-[:OF]->(Story): one that has ended; decisions: how many it made
+    (:Received {id, content, story_id, at}): an id that a sender gave a message on the bus, and the
+           hash of the message's fields: another message may not have it
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
     (:Council {role, id, rounds, custom_params})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
                 persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
@@ -69,7 +73,9 @@ from activities.graph.councils import COUNCILS, seat, seed_councils
 from activities.graph.errors import store_errors
 from activities.graph.sessions import Session, read_session
 from activities.graph.statements import (
+    CLAIM,
     Change,
+    Claim,
     Write,
     changes,
     deliberation_writes,
@@ -154,6 +160,17 @@ class Graph(GraphStub):
             await self._write(_in_statements(changes))
             await self._cache.store(_lines(changes), _documents(changes))
             await self._cache.drop_packs({each.story_id for each in changes if each.story_id})
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Note whose ids messages have; those whose id another content has are given back."""
+        if not claims:
+            return []
+        # In the order of their ids: two replicas then take their locks alike.
+        rows = sorted((claim._asdict() for claim in claims), key=lambda row: row["id"])
+        with store_errors():
+            async with self._driver.session() as session:
+                found = await session.execute_write(_rows, CLAIM, {"rows": rows})
+        return [Claim(**row["claim"]) for row in found]
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
         """Drop the stories' context packs: what they were built from has changed."""

@@ -75,6 +75,15 @@ class Write(NamedTuple):
     row: Row
 
 
+class Claim(NamedTuple):
+    """An id that a sender gave a message, and the hash of what the message says."""
+
+    id: str
+    content: str
+    story_id: str
+    at: str
+
+
 class Change(NamedTuple):
     """An entry that was understood: its body, its story, and where it stands in time.
 
@@ -415,6 +424,16 @@ MERGE (n)-[:BY]->(a)
     + _OF_STORY
 )
 
+CLAIM: LiteralString = """
+UNWIND $rows AS row
+MERGE (n:Received {id: row.id})
+  ON CREATE SET n.content = row.content, n.story_id = row.story_id, n.at = row.at
+WITH n, row WHERE n.content <> row.content
+RETURN row AS claim
+"""
+
+DELIBERATION = "MERGE (n:Deliberation {id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
+
 CRITIQUE = """
 MATCH (p:Proposal {id: row.proposal_id})
 MERGE (n:Critique {id: row.id}) ON CREATE SET n += row.node
@@ -588,6 +607,7 @@ def writes(change: Change) -> list[Write]:
                 "story_id": story,
                 "plan_id": body.plan_id,
                 "approved_by": body.approved_by,
+                "roles": body.roles,
                 "timestamp": at,
             }
             row = {
@@ -631,7 +651,11 @@ def writes(change: Change) -> list[Write]:
                 _decision(story, decision, body.role, body.winner_id, at, change.order)
                 for decision in body.decisions
             ]
-            return [event(), *decided, *_decision_links(story, body.decisions)]
+            node = body.model_dump(
+                include={"task_id", "role", "winner_id", "score", "duration_ms"}
+            ) | {"story_id": story, "decisions": len(decided), "timestamp": at}
+            deliberation = Write(DELIBERATION, key | {"node": node})
+            return [event(), deliberation, *decided, *_decision_links(story, body.decisions)]
         case ContextDecisionAdded() as body:
             added = RecordedDecision(
                 id=body.decision_id, type="CONTEXT", title=body.title, rationale=body.rationale

@@ -59,7 +59,12 @@ async def test_a_dead_letter_keeps_body_headers_and_what_happened(
 async def test_a_replayed_letter_is_the_original_again_even_within_the_duplicate_window(
     letters: DeadLetters, jetstream: JetStreamContext
 ) -> None:
-    sent = {"Nats-Msg-Id": "s/1", "ce-id": "s/1", "X-Sender": "us"}
+    asked = {
+        "Nats-Msg-Id": "s/1",
+        "Nats-Expected-Last-Sequence": "0",
+        "nats-expected-stream": "PLANNING_EVENTS",
+    }
+    sent = asked | {"ce-id": "s/1", "X-Sender": "us"}
     message = await received(jetstream, b"{}", **sent)
     await letters.bury(message, consumer=CONSUMER, reason="r")
 
@@ -72,7 +77,20 @@ async def test_a_replayed_letter_is_the_original_again_even_within_the_duplicate
         "ce-id": "s/1",
         "X-Sender": "us",
     }
+    kept = {name.lower() for name in again.headers or {}}
+    assert {name for name in kept if name.startswith("nats-")} == {"nats-msg-id"}
     assert [each async for each in letters.list()] == []
+
+
+async def test_a_letter_of_an_envelope_is_known_by_its_own_key_once_it_is_back(
+    letters: DeadLetters, jetstream: JetStreamContext
+) -> None:
+    message = await received(jetstream, b'{"payload": {}, "idempotency_key": "k-1"}')
+    await letters.bury(message, consumer=CONSUMER, reason="r")
+
+    await letters.replay(1)
+
+    assert "ce-id" not in ((await newest(jetstream)).headers or {})
 
 
 async def test_a_letter_without_an_id_keeps_its_place_as_one(
