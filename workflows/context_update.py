@@ -1,12 +1,18 @@
-"""ContextUpdateWorkflow: an update of a story's context from outside, stored and then announced.
+"""ContextUpdateWorkflow: an update of a story's context, stored and then announced.
 
 It is a workflow so that the announcement is never lost: `context.updated` goes through the outbox,
 after the commit, however long NATS is away. Who asked waits for the commit alone.
+
+A story's versions are given in one place, the graph, under the story's lock, and are announced in
+their order: each update waits for the one before it. A story that runs publishes for its updates,
+and sends what it changes itself through an update as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
@@ -18,15 +24,20 @@ from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.clock import timestamp
-    from workflows.events import ContextUpdated
+    from workflows.events import ContextUpdated, StoryTransitioned
     from workflows.models import (
         REQUEST_REUSED,
         ContextAnswer,
         ContextUpdate,
         ContextWrite,
-        content_hash,
+        request_hash,
         story_workflow_id,
     )
+
+__all__ = ["REUSED", "ContextUpdateWorkflow", "request_hash"]
+
+ASK_AGAIN_AFTER = timedelta(minutes=1)
+"""How often an update asks whether the one before it is still there: it may be terminated."""
 
 GIVEN_UP = "Cancelled"
 REUSED = "another update was sent with this x-request-id; send this one with its own"
@@ -42,6 +53,8 @@ class ContextUpdateWorkflow:
         self.outbox = Outbox(OutboxState())
         self.answer: ContextAnswer | None = None
         self.refusal: ApplicationError | None = None
+        self.followers: list[str] = []
+        self.preceded = False
 
     @workflow.run
     async def run(self, input: ContextUpdate) -> ContextAnswer:
@@ -70,23 +83,77 @@ class ContextUpdateWorkflow:
             raise self.refusal
         return self.answer
 
+    @workflow.signal
+    def follow(self, workflow_id: str) -> None:
+        """The update with the next version: it waits until this one is announced."""
+        self.followers.append(workflow_id)
+
+    @workflow.signal
+    def precede(self) -> None:
+        """The update with the version before is announced."""
+        self.preceded = True
+
     # --- the steps, in order --------------------------------------------------------------------
 
     async def carry_out(self) -> ContextAnswer:
         self.outbox.start()
         answer = await self.store()
+        if self.input.if_absent and not answer.changed:
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            return answer
+        if workflow.patched("context-versions-in-order"):
+            if await self.notify_story(answer):
+                self.outbox.through = story_workflow_id(self.input.story_id)
+            await self.wait_for(answer.after)
+            self.announce(answer)
+        else:
+            self.announce(answer)
+            await self.notify_story(answer)
+        await self.outbox.drained()
+        while self.followers:
+            await self.release(self.followers.pop(0))
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return answer
+
+    def announce(self, answer: ContextAnswer) -> None:
+        story_id, move = self.input.story_id, self.input.phase_change
+        if move and answer.changed:
+            self.outbox.append(
+                StoryTransitioned(
+                    story_id=story_id,
+                    actor=self.input.actor,
+                    timestamp=timestamp(),
+                    **move.model_dump(),
+                )
+            )
         self.outbox.append(
             ContextUpdated(
-                story_id=self.input.story_id,
+                story_id=story_id,
                 version=answer.version,
                 changed=list(answer.changed),
                 timestamp=timestamp(),
             )
         )
-        await self.tell_story(answer)
-        await self.outbox.drained()
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        return answer
+
+    async def wait_for(self, predecessor: str) -> None:
+        """Return when the version before is announced, or its update has ended."""
+        if not predecessor:
+            return
+        handle = workflow.get_external_workflow_handle_for(ContextUpdateWorkflow.run, predecessor)
+        while not self.preceded:
+            try:
+                await handle.signal(ContextUpdateWorkflow.follow, workflow.info().workflow_id)
+            except FailureError:
+                return  # It has ended: it has announced what it had to.
+            with suppress(TimeoutError):
+                await workflow.wait_condition(lambda: self.preceded, timeout=ASK_AGAIN_AFTER)
+
+    async def release(self, follower: str) -> None:
+        handle = workflow.get_external_workflow_handle_for(ContextUpdateWorkflow.run, follower)
+        try:
+            await handle.signal(ContextUpdateWorkflow.precede)
+        except FailureError:
+            return  # It asks again each minute, and no longer waits for this one.
 
     async def store(self) -> ContextAnswer:
         write = ContextWrite(
@@ -114,8 +181,8 @@ class ContextUpdateWorkflow:
             raise
         return self.answer
 
-    async def tell_story(self, answer: ContextAnswer) -> None:
-        """Agents of a story that runs hear of what is new at their next wave.
+    async def notify_story(self, answer: ContextAnswer) -> bool:
+        """Agents of a story that runs get what is new at their next wave. Whether it runs.
 
         What it has been told stays said, though it be changed or deleted later: the next council
         reads the graph.
@@ -130,9 +197,5 @@ class ContextUpdateWorkflow:
             for milestone in answer.milestones:
                 await story.signal(StoryWorkflow.add_milestone, milestone)
         except FailureError:
-            return  # It does not run: whoever takes it up reads them in the graph.
-
-
-def request_hash(update: ContextUpdate) -> str:
-    """Tells a request that comes again from another one."""
-    return content_hash(update.model_dump())
+            return False  # It does not run: whoever takes it up reads them in the graph.
+        return True

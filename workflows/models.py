@@ -931,6 +931,15 @@ class ContextChange(Wire):
     reason: str = ""
 
 
+class PhaseChange(Wire):
+    """A story's move from phase to phase, made outside of any workflow."""
+
+    from_phase: str
+    to_phase: str
+    event: str
+    reason: str = ""
+
+
 class ContextUpdate(Request):
     """The input of ContextUpdateWorkflow. `actor`: who asks. `timestamp` empty: now."""
 
@@ -940,6 +949,24 @@ class ContextUpdate(Request):
     actor: Actor
     changes: list[ContextChange] = Field(default=[], max_length=1_000)
     timestamp: str = Field(default="", max_length=100)
+    if_absent: bool = False
+    """Nothing is stored or announced where the graph knows the story."""
+    phase_change: PhaseChange | None = None
+    """Announced with the changes, if they are stored."""
+    changed: list[str] = []
+    """Entity types that the story's workflow itself has changed: the update announces them."""
+
+
+def request_hash(update: ContextUpdate) -> str:
+    """Tells a request that comes again from another one.
+
+    Fields that came later are left out where they say nothing: histories hold hashes without them.
+    """
+    later = {"if_absent", "phase_change", "changed"}
+    said = update.model_dump(exclude=later) | update.model_dump(
+        include=later, exclude_defaults=True
+    )
+    return content_hash(said)
 
 
 class ContextWrite(Wire):
@@ -963,6 +990,8 @@ class ContextAnswer(Wire):
     changed: list[str] = []
     decisions: list[DecisionAdded] = []
     milestones: list[MilestoneReached] = []
+    after: str = ""
+    """The workflow that announces the version before this one; empty where none is known."""
 
 
 # --- coaching -----------------------------------------------------------------------------------

@@ -1,14 +1,19 @@
 """An update of a story's context: each change is judged by itself, all are stored as one.
 
 A change that breaks a rule is refused with one warning, and the others are stored. What a payload
-lacks is left as it is; nothing is invented for it. What was deleted and is created again begins
-anew: no field of the deleted one comes back. An older change never replaces what is newer:
-every text and status carries the order key of `statements`, and the story's lock is held from
-before the first comparison to the commit.
+lacks is left as it is; nothing is invented for it. An UPDATE of a plan, subtask or decision that
+is not there creates it, and a subtask creates the plan that it names. What was deleted comes back
+by CREATE alone, without any field of the deleted one. Fields that we do not know are kept as
+properties with the prefix `x_`. An older change never replaces what is newer: every text and
+status carries the order key of `statements`, and the story's lock is held from before the first
+comparison to the commit.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -69,6 +74,7 @@ from workflows.models import (
     Title,
     content_hash,
     invalid_input,
+    request_hash,
 )
 
 PAYLOAD_BYTES = 64 * 1024
@@ -156,6 +162,9 @@ class Payload(BaseModel):
     ALSO: ClassVar[dict[str, str]] = {}
     """Names that others use for our fields."""
 
+    INSTEAD: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Names that are read in turn for a field which is absent; else they are others' fields."""
+
 
 class CasePayload(Payload):
     """The story's text and status."""
@@ -183,6 +192,7 @@ class SubtaskPayload(Payload):
     """A task of `plan_id`, or of the story's last plan."""
 
     ALSO = {"dependencies": "depends_on"}
+    INSTEAD = {"status": ("last_status",)}
 
     title: Title | None = None
     description: Text | None = None
@@ -190,6 +200,7 @@ class SubtaskPayload(Payload):
     status: Maybe[Status] = None
     priority: Number | None = None
     assignee: Maybe[Actor] = None
+    type: Maybe[Word] = None
     plan_id: Maybe[LongId] = None
     depends_on: list[LongId] | None = Field(None, max_length=100)
 
@@ -198,6 +209,7 @@ class DecisionPayload(Payload):
     """A decision. affects: ids or titles of the subtasks and decisions that it touches."""
 
     NEEDED = ("title",)
+    INSTEAD = {"rationale": ("description",)}
 
     title: Title | None = None
     rationale: Text | None = None
@@ -214,6 +226,7 @@ class MilestonePayload(Payload):
 
     NEEDED = ("event_type",)
     ALSO = {"ts_ms": "timestamp_ms"}
+    INSTEAD = {"event_type": ("type", "event"), "description": ("title",)}
 
     event_type: Annotated[Line, StringConstraints(max_length=200)] | None = None
     description: Annotated[str, StringConstraints(max_length=2_000)] | None = None
@@ -239,6 +252,53 @@ NAMES: dict[type[Payload], dict[str, str]] = {kind: _names(kind) for kind in PAY
 """Every name of a field -> ours: its own, others', and each as protobuf writes it in JSON."""
 
 
+# --- fields of others -----------------------------------------------------------------------------
+
+EXTRA_PREFIX = "x_"
+"""Of the properties that hold fields which we do not know: none is taken for one of ours."""
+
+EXTRAS_AT_MOST = 50
+_EXTRA_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_INT64 = range(-(2**63), 2**63)
+
+
+def _extras(others: Row) -> tuple[Row, list[str]]:
+    """Others' fields as properties of a node, and the names of those that cannot be kept.
+
+    Letters, digits and `_` of a name stay, anything else becomes `_`. A value that no property
+    holds (an object, a mixed list) is kept as JSON.
+    """
+    kept: Row = {}
+    left_out = []
+    for name, value in others.items():
+        key = re.sub(r"[^A-Za-z0-9_]", "_", name)
+        fits = _EXTRA_NAME.fullmatch(key) and EXTRA_PREFIX + key not in kept
+        if fits and len(kept) < EXTRAS_AT_MOST:
+            kept[EXTRA_PREFIX + key] = _property(value)
+        else:
+            left_out.append(name[:40])
+    return kept, left_out
+
+
+def _property(value: Any) -> Any:
+    if _is_plain(value):
+        return value
+    if isinstance(value, list) and all(map(_is_plain, value)) and len(set(map(type, value))) == 1:
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _is_plain(value: Any) -> bool:
+    match value:
+        case bool() | str():
+            return True
+        case int():
+            return value in _INT64
+        case float():
+            return math.isfinite(value)
+    return False
+
+
 # --- reading a change -----------------------------------------------------------------------------
 
 _ENTITY_ID: TypeAdapter[str] = TypeAdapter(LongId)
@@ -250,7 +310,10 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A change that can be read. `number`: its place in the request. DELETE has no payload."""
+    """A change that can be read. `number`: its place in the request. DELETE has no payload.
+
+    `extras`: others' fields as properties; `left_out`: names of those that cannot be kept.
+    """
 
     number: int
     operation: Operation
@@ -258,6 +321,8 @@ class Asked:
     entity_id: str
     payload: Payload | None
     reason: str
+    extras: Row = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     @property
     def entity(self) -> Entity:
@@ -281,20 +346,27 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
         raise Refused(f"operation: {operation[:40]!r} is none of {', '.join(OPERATIONS)}")
     if entity_type not in ENTITY_TYPES:
         raise Refused(f"entity_type: {entity_type[:40]!r} is none of {', '.join(ENTITY_TYPES)}")
-    entity_id = change.entity_id
-    if entity_type == "CASE":
-        if entity_id not in ("", story_id):
-            raise Refused(f"entity_id: {entity_id[:60]!r} is another case; this one is {story_id}")
-        entity_id = story_id
+    entity_id = change.entity_id or (story_id if entity_type == "CASE" else "")
     try:
         _ENTITY_ID.validate_python(entity_id)
     except ValidationError as error:
         raise Refused(f"entity_id: {entity_id[:60]!r}: {error.errors()[0]['msg']}") from None
     told = _told(change.payload)
-    own = {"id": entity_id, f"{entity_type.lower()}_id": entity_id, "case_id": story_id}
-    _require_ids(told, own)
-    payload = None if operation == "DELETE" else _payload(PAYLOADS[entity_type], told, now)
-    return Asked(number, operation, entity_type, entity_id, payload, change.reason.strip()[:500])
+    own: dict[str, tuple[str, ...]] = dict.fromkeys(
+        ("id", f"{entity_type.lower()}_id"), (entity_id,)
+    )
+    own["case_id"] = (story_id, entity_id) if entity_type == "CASE" else (story_id,)
+    others = _without_ids(told, own)
+    reason = change.reason.replace("\0", "").strip()[:500]
+    if entity_type == "CASE" and entity_id != story_id:
+        # A story is one case, whatever name its sender has for it.
+        others |= {"entity_id": entity_id}
+        entity_id = story_id
+    if operation == "DELETE":
+        return Asked(number, operation, entity_type, entity_id, None, reason)
+    payload, others = _payload(PAYLOADS[entity_type], others, now)
+    extras, left_out = _extras(others)
+    return Asked(number, operation, entity_type, entity_id, payload, reason, extras, left_out)
 
 
 def _told(text: str) -> Row:
@@ -306,30 +378,54 @@ def _told(text: str) -> Row:
     except ValueError as error:
         raise Refused(f"payload: is no JSON ({error})") from None
     if not isinstance(told, dict):
-        raise Refused("payload: is JSON, but no object")
+        raise Refused("payload: is JSON, but not an object")
+    if _has_null_character(told):
+        raise Refused("payload: a text contains U+0000; remove it")
     return told
 
 
-def _require_ids(told: Row, own: dict[str, str]) -> None:
+def _has_null_character(value: Any) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case list():
+            return any(map(_has_null_character, value))
+        case dict():
+            return any(map(_has_null_character, (*value, *value.values())))
+    return False
+
+
+def _without_ids(told: Row, own: dict[str, tuple[str, ...]]) -> Row:
+    """What is told but the ids of what it is about, which must be right."""
     for name, right in own.items():
         for said in (told.get(name), told.get(to_camel(name))):
-            if said not in (None, "", right):
+            if said not in (None, "", *right):
                 raise Refused(
-                    f"payload.{name}: {str(said)[:60]!r} is not {right}, which this is about"
+                    f"payload.{name}: {str(said)[:60]!r} is not {right[0]}, which this is about"
                 )
+    names = {*own, *map(to_camel, own)}
+    return {said: value for said, value in told.items() if said not in names}
 
 
-def _payload(kind: type[Payload], told: Row, now: datetime) -> Payload:
-    """Of what is told, what is ours; fields that are not are other people's, and left out."""
+def _payload(kind: type[Payload], told: Row, now: datetime) -> tuple[Payload, Row]:
+    """What is told, as ours; and the fields that are not ours."""
     ours: Row = {}
+    others: Row = {}
     for said, value in told.items():
         name = NAMES[kind].get(said)
-        if name is None or value is None:
+        if value is None:
             continue
-        if ours.setdefault(name, value) != value:
+        if name is None:
+            others[said] = value
+        elif ours.setdefault(name, value) != value:
             raise Refused(f"payload.{name}: is said under two names, and differently")
+    for name, instead in kind.INSTEAD.items():
+        for said in instead:
+            found = next((each for each in (said, to_camel(said)) if each in others), None)
+            if found and ours.get(name) in (None, ""):
+                ours[name] = others.pop(found)
     try:
-        return kind.model_validate(ours, context={"now": now})
+        return kind.model_validate(ours, context={"now": now}), others
     except ValidationError as error:
         raise Refused(invalid_input("payload", error).message) from None
 
@@ -344,6 +440,8 @@ class Known:
     live: bool
     status_order: str = ""
     text_order: str = ""
+    extras: Sequence[str] = ()
+    """The properties that hold others' fields."""
 
 
 @dataclass
@@ -351,7 +449,10 @@ class Found:
     """What the graph has of a story, under its lock."""
 
     story_live: bool
+    story_deleted: bool = False
     version: int = 0
+    version_by: str = ""
+    """The update that took that version: its workflow's id."""
     plans: dict[str, int] = field(default_factory=dict)
     """The versions of the plans that are not deleted."""
     entities: dict[Entity, Known] = field(default_factory=dict)
@@ -414,8 +515,11 @@ def judge(
             judged.warnings.append(_warning(number, change, str(refusal)))
         else:
             judged.applied.append(asked)
-            if fixed:
-                judged.warnings.append(_warning(number, change, _never(fixed)))
+            left_out = [_never(fixed)] if fixed else []
+            if asked.left_out:
+                left_out.append(f"payload.{', payload.'.join(asked.left_out)}: {_TOO_MANY}")
+            if left_out:
+                judged.warnings.append(_warning(number, change, "; ".join(left_out)))
     return judged
 
 
@@ -443,6 +547,12 @@ def _same(stored: str, told: str) -> bool:
         return False
 
 
+_TOO_MANY = (
+    f"is left out: at most {EXTRAS_AT_MOST} unknown fields are kept, with names of up to "
+    "64 characters"
+)
+
+
 def _never(fixed: Sequence[str]) -> str:
     return f"payload.{', payload.'.join(fixed)}: never changes; it is left out"
 
@@ -462,9 +572,8 @@ def _writes(
     """
     if found.closed and (asked.operation, asked.entity_type) != ("CREATE", "CASE"):
         raise Refused("a change before this one has deleted the case; create it first")
-    known = found.entities.setdefault(asked.entity, Known(live=False))
-    if asked.operation != "CREATE" and not known.live:
-        raise Refused(f"this story has no {asked.entity_type} {asked.entity_id}")
+    _require_there(asked, found)
+    known = found.entities.get(asked.entity, Known(live=False))
     row: Row = {"story_id": write.update.story_id, "id": asked.entity_id}
     if asked.operation == "DELETE":
         _require_newer(known.status_order, order, write.at)
@@ -482,15 +591,16 @@ def _writes(
     assert asked.payload is not None
     given = asked.payload.model_dump(exclude_none=True, exclude=set(fixed))
     if not known.live:
+        given = _titled(asked, given)
         lacking = [name for name in asked.payload.NEEDED if name not in given]
         if lacking:
             raise Refused(f"payload.{lacking[0]}: required; add it")
-    elif not given:
+    elif not given and not asked.extras:
         raise Refused(_never(fixed) if fixed else "payload: names nothing to change")
     if plan_id := given.get("plan_id"):
         plan = found.entities.get(("PLAN", plan_id))
-        if plan is None or not plan.live:
-            raise Refused(f"payload.plan_id: this story has no plan {plan_id}")
+        if plan and not plan.live:
+            raise Refused(f"payload.plan_id: plan {plan_id} is deleted; create it first")
     if asked.entity_id in given.get("depends_on", []):
         raise Refused("payload.depends_on: a subtask cannot wait for itself")
     if asked.entity_id in _waits_for(given.get("depends_on", []), found.needs):
@@ -499,18 +609,55 @@ def _writes(
         given["role"] = role_of(given["role"])
 
     if not known.live:
-        given = _begun(write, asked, found) | given
+        given = dict.fromkeys(known.extras) | _begun(write, asked, found) | given
+    if given.get("decided_by") or given.get("actor"):
+        given["recorded_by"] = write.update.actor
     orders: Row = {}
     if "status" in given:
         _require_newer(known.status_order, order, write.at)
         orders["status_order"] = order
+    given |= asked.extras
     if given.keys() - {"status"}:
         _require_newer(known.text_order, order, write.at)
         orders["text_order"] = order
+    before = _named_plan(write, plan_id, found) if plan_id else []
     made = _ENTITY[asked.entity_type](asked, found, given, row | {"fresh": not known.live})
     made[0].row["node"].update(orders)
-    found.entities[asked.entity] = replace(known, live=True, **orders)
-    return made
+    extras = tuple(dict.fromkeys((*known.extras, *asked.extras)))
+    found.entities[asked.entity] = replace(known, live=True, extras=extras, **orders)
+    return before + made
+
+
+def _require_there(asked: Asked, found: Found) -> None:
+    """Refuse what is about nothing. UPDATE makes a plan, subtask or decision, but revives none."""
+    known = found.entities.get(asked.entity)
+    if asked.operation == "CREATE" or (known and known.live):
+        return
+    if known and asked.operation == "UPDATE":
+        raise Refused(f"{asked.entity_type} {asked.entity_id} is deleted; create it first")
+    if asked.operation == "UPDATE" and asked.entity_type in ("PLAN", "SUBTASK", "DECISION"):
+        return
+    raise Refused(f"this story has no {asked.entity_type} {asked.entity_id}")
+
+
+def _titled(asked: Asked, given: Row) -> Row:
+    """A new decision without a title has its rationale's first line; by UPDATE, else its id."""
+    if asked.entity_type != "DECISION" or given.get("title"):
+        return given
+    first_line = next(iter(given.get("rationale", "").strip().splitlines()), "")[:300].strip()
+    title = first_line or (asked.entity_id if asked.operation == "UPDATE" else "")
+    return given | {"title": title} if title else given
+
+
+def _named_plan(write: ContextWrite, plan_id: str, found: Found) -> list[Write]:
+    """Make the plan that a subtask names before anyone has created it."""
+    if ("PLAN", plan_id) in found.entities:
+        return []
+    version = max(found.plans.values(), default=0) + 1
+    found.plans[plan_id] = version
+    found.entities["PLAN", plan_id] = Known(live=True)
+    node = {"status": "DRAFT", "version": version}
+    return [Write(PLAN_CHANGED, {"story_id": write.update.story_id, "id": plan_id, "node": node})]
 
 
 def _begun(write: ContextWrite, asked: Asked, found: Found) -> Row:
@@ -597,29 +744,34 @@ FOUND: LiteralString = (
     + STORY
     + """
 WITH s
-RETURN s {.status, .status_order, .text_order, .context_version, .created_at, .created_by}
-    AS story,
+RETURN s {.status, .status_order, .text_order, .context_version, .context_by,
+    .created_at, .created_by,
+    extras: [key IN keys(s) WHERE key STARTS WITH 'x_']} AS story,
   COLLECT {
     MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE coalesce(p.status, '') <> 'DELETED'
     RETURN p {.id, version: coalesce(p.version, 0)}
   } AS plans,
   COLLECT {
     MATCH (n:PlanVersion {case_id: $story_id}) WHERE n.id IN $ids.PLAN
-    RETURN n {.id, .status, .status_order, .text_order}
+    RETURN n {.id, .status, .status_order, .text_order,
+      extras: [key IN keys(n) WHERE key STARTS WITH 'x_']}
   } AS plan,
   COLLECT {
     MATCH (n:Subtask {case_id: $story_id})
     WHERE n.id IN $ids.SUBTASK
       AND (EXISTS { (n)<-[:HAS_SUBTASK]-(:PlanVersion) } OR EXISTS { (n)--(s) })
-    RETURN n {.id, .status, .status_order, .text_order}
+    RETURN n {.id, .status, .status_order, .text_order,
+      extras: [key IN keys(n) WHERE key STARTS WITH 'x_']}
   } AS subtask,
   COLLECT {
     MATCH (n:Decision {case_id: $story_id}) WHERE n.id IN $ids.DECISION
-    RETURN n {.id, .status, .status_order, .text_order}
+    RETURN n {.id, .status, .status_order, .text_order,
+      extras: [key IN keys(n) WHERE key STARTS WITH 'x_']}
   } AS decision,
   COLLECT {
     MATCH (n:Event {case_id: $story_id}) WHERE n.id IN $ids.MILESTONE
-    RETURN n {.id, .status, .status_order, .text_order}
+    RETURN n {.id, .status, .status_order, .text_order,
+      extras: [key IN keys(n) WHERE key STARTS WITH 'x_']}
   } AS milestone,
   COLLECT {
     MATCH (t:Subtask {case_id: $story_id})-[:DEPENDS_ON]->(d:Subtask)
@@ -741,11 +893,13 @@ DELETE: dict[EntityType, LiteralString] = {
 """Soft: the node stays, with status DELETED."""
 
 KEPT: LiteralString = """
-MATCH (s:Case {id: row.story_id}) SET s.context_version = row.node.version
+MATCH (s:Case {id: row.story_id})
+SET s.context_version = row.node.version, s.context_by = row.id
 MERGE (n:ContextUpdate {id: row.id}) SET n += row.node
 MERGE (n)-[:OF]->(s)
 """
-"""The update itself: a retry after the commit finds its answer here."""
+"""The update itself: a retry after the commit finds its answer here, and the next update whose
+announcement it follows."""
 
 
 # --- in one transaction ---------------------------------------------------------------------------
@@ -783,14 +937,18 @@ async def judge_update(
         linked=linked,
     )
     row = await looked.single(strict=True)
-    request = content_hash(update.model_dump())
+    request = request_hash(update)
     if row["kept"]:
         return Update(_as_kept(row["kept"][0], request, read), [])
     found = _found(row.data(), update.story_id)
-    known = found.story_live
+    if update.if_absent and found.story_live:
+        return Update(ContextAnswer(version=found.version, hash=""), [])
+    known = found.story_live or (bool(found.plans) and not found.story_deleted)
     judged = judge(write, read, found, role_of)
-    if not known and all(
-        (asked.operation, asked.entity_type) != ("CREATE", "CASE") for asked in judged.applied
+    if (
+        not known
+        and not update.changed
+        and not any(_makes_story(asked, found) for asked in judged.applied)
     ):
         raise unknown_story(update.story_id, judged.warnings)
     version = found.version + 1
@@ -806,10 +964,19 @@ async def judge_update(
         "actor": update.actor,
         "role": update.role,
         "task_id": update.task_id or "",
+        "after": found.version_by,
+        "changed": update.changed,
         "at": iso(moment(write.at, "timestamp")),
     }
     kept = Write(KEPT, {"story_id": update.story_id, "id": write.update_id, "node": node})
     return Update(_as_kept(node, request, read), [*judged.writes, kept])
+
+
+def _makes_story(asked: Asked, found: Found) -> bool:
+    """Whether the change makes a story that the graph does not know: plans and subtasks do."""
+    if asked.entity_type == "CASE":
+        return asked.operation == "CREATE"
+    return asked.entity_type in ("PLAN", "SUBTASK") and not found.story_deleted
 
 
 def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationError:
@@ -840,7 +1007,9 @@ def _found(row: Row, story_id: str) -> Found:
             entities[entity_type, node["id"]] = _known(node)
     return Found(
         story_live=case.live,
+        story_deleted=story["status"] == "DELETED",
         version=story["context_version"] or 0,
+        version_by=story["context_by"] or "",
         plans={plan["id"]: plan["version"] for plan in row["plans"]},
         entities=entities,
         needs={each["id"]: each["needed"] for each in row["needs"]},
@@ -855,12 +1024,16 @@ def _known(node: Row) -> Known:
         live=node["status"] not in NOT_LIVE,
         status_order=node["status_order"] or "",
         text_order=node["text_order"] or "",
+        extras=node["extras"],
     )
 
 
 def _content(applied: Sequence[Asked]) -> list[Any]:
     return [
-        [str(asked), asked.payload.model_dump(exclude_none=True) if asked.payload else None]
+        [
+            str(asked),
+            (asked.payload.model_dump(exclude_none=True) | asked.extras) if asked.payload else None,
+        ]
         for asked in applied
     ]
 
@@ -878,16 +1051,20 @@ def _as_kept(node: Row, request: str, read: Read) -> ContextAnswer:
         version=node["version"],
         hash=node["hash"],
         warnings=node["warnings"],
-        changed=list(dict.fromkeys(asked.entity_type for asked in applied)),
+        changed=list(
+            dict.fromkeys((*(asked.entity_type for asked in applied), *node.get("changed", [])))
+        ),
+        after=node.get("after", ""),
         decisions=[
             DecisionAdded(
                 decision_id=asked.entity_id,
-                title=asked.payload.title,
+                title=title,
                 rationale=asked.payload.rationale or "",
                 decided_by=asked.payload.decided_by or node["actor"],
             )
             for asked in made
-            if isinstance(asked.payload, DecisionPayload) and asked.payload.title
+            if isinstance(asked.payload, DecisionPayload)
+            and (title := _titled(asked, asked.payload.model_dump(exclude_none=True)).get("title"))
         ],
         milestones=[
             MilestoneReached(

@@ -24,8 +24,8 @@ Health: Any = health_pb2_grpc.HealthStub
 Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
 
 PROTOS = ROOT / "bridge" / "grpc" / "protos"
-SHARED = ROOT.parent / "shared" / "contracts"
-"""Where the other side keeps them; beside this checkout in its home, and not in every clone."""
+AGREED = ROOT / "tests" / "contracts"
+"""The contracts as they were agreed with the clients: a copy, to compare and to make clients of."""
 
 FULL_NAMES = {
     "orchestrator": "orchestrator.v1.OrchestratorService",
@@ -45,9 +45,13 @@ def compiled(folder: Path, into: Path) -> Wire:
     return {name: members for file in files for name, members in wire_of(file).items()}
 
 
-@pytest.mark.parametrize("folder", [each for each in (PROTOS, SHARED) if each.exists()])
+@pytest.mark.parametrize("folder", [PROTOS, AGREED], ids=["served", "agreed"])
 def test_the_contracts_say_what_was_agreed(folder: Path, tmp_path: Path) -> None:
     assert breaks(agreed(), compiled(folder, tmp_path / "set")) == []
+
+
+def test_what_is_served_has_every_field_of_the_contracts_and_no_other(tmp_path: Path) -> None:
+    assert compiled(PROTOS, tmp_path / "ours") == compiled(AGREED, tmp_path / "theirs")
 
 
 def test_a_changed_contract_is_noticed() -> None:

@@ -1,6 +1,7 @@
 """What of a session is a role's, which changes are stored, and scopes in words."""
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -238,7 +239,7 @@ TITLED = '{"title": "x"}'
 
 def test_a_change_sees_what_those_before_it_have_done() -> None:
     outcome = judged(
-        change("UPDATE", "DECISION", "d", TITLED),
+        change("DELETE", "DECISION", "d", ""),
         change("CREATE", "DECISION", "d", TITLED),
         change("UPDATE", "DECISION", "d", TITLED),
         change("DELETE", "DECISION", "d", ""),
@@ -249,6 +250,188 @@ def test_a_change_sees_what_those_before_it_have_done() -> None:
 
     assert [asked.number for asked in outcome.applied] == [1, 2, 3, 6]
     assert [warning.split(" ")[1] for warning in outcome.warnings] == ["0", "4", "5"]
+
+
+def properties(node: dict[str, Any]) -> dict[str, Any]:
+    """What is set of a new node's properties."""
+    orders = ("status_order", "text_order")
+    return {name: value for name, value in node.items() if value and name not in orders}
+
+
+@pytest.mark.parametrize(
+    ("entity_type", "payload", "stored"),
+    [
+        ("PLAN", {}, {"status": "DRAFT", "version": 1}),
+        ("SUBTASK", {"last_status": "in progress"}, {"status": "IN_PROGRESS"}),
+        ("SUBTASK", {"status": "DONE", "lastStatus": "x"}, {"status": "DONE", "x_lastStatus": "x"}),
+        ("DECISION", {"status": "approved"}, {"status": "APPROVED", "title": "e"}),
+        (
+            "DECISION",
+            {"description": "One table\nis enough"},
+            {"title": "One table", "rationale": "One table\nis enough"},
+        ),
+    ],
+)
+def test_an_update_of_what_is_not_there_creates_it(
+    entity_type: str, payload: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    outcome = judged(change("UPDATE", entity_type, "e", json.dumps(payload)))
+
+    assert outcome.warnings == []
+    assert stored.items() <= properties(nodes(outcome)[0]).items()
+
+
+@pytest.mark.parametrize("entity_type", ["PLAN", "SUBTASK", "DECISION", "MILESTONE"])
+def test_an_update_does_not_bring_back_what_was_deleted(entity_type: str) -> None:
+    needed = '{"title": "x", "event_type": "x"}'
+    outcome = judged(
+        change("CREATE", entity_type, "e", needed),
+        change("DELETE", entity_type, "e"),
+        change("UPDATE", entity_type, "e", needed),
+    )
+
+    assert [asked.number for asked in outcome.applied] == [0, 1]
+    assert "is deleted; create it first" in outcome.warnings[0]
+
+
+def test_a_subtask_makes_the_plan_that_it_names_but_revives_none() -> None:
+    found = Found(story_live=True, plans={"p-1": 1})
+    found.entities["PLAN", "gone"] = Known(live=False)
+
+    outcome = judged(
+        change("CREATE", "SUBTASK", "t-1", '{"plan_id": "p-2"}'),
+        change("UPDATE", "SUBTASK", "t-2", '{"plan_id": "p-2"}'),
+        change("CREATE", "SUBTASK", "t-3", '{"plan_id": "gone"}'),
+        found=found,
+    )
+
+    rows = [write.row for write in outcome.writes if "node" in write.row]
+    assert [(row["id"], row.get("plan_id")) for row in rows] == [
+        ("p-2", None),
+        ("t-1", "p-2"),
+        ("t-2", "p-2"),
+    ]
+    assert properties(rows[0]["node"]) == {"status": "DRAFT", "version": 2}
+    assert "gone is deleted" in outcome.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("payload", "event_type", "description"),
+    [
+        ({"event_type": "DEMO", "type": "x", "title": "Shown"}, "DEMO", "Shown"),
+        ({"type": "DEMO", "event": "x"}, "DEMO", ""),
+        ({"event": "DEMO", "description": "Seen", "title": "Shown"}, "DEMO", "Seen"),
+    ],
+)
+def test_a_milestone_is_read_by_the_names_that_others_have_for_it(
+    payload: dict[str, Any], event_type: str, description: str
+) -> None:
+    outcome = judged(change("CREATE", "MILESTONE", "m", json.dumps(payload)))
+
+    (node,) = nodes(outcome)
+    assert (node["event_type"], node["description"]) == (event_type, description)
+    assert outcome.warnings == []
+
+
+def test_a_case_has_the_storys_id_whatever_its_sender_calls_it() -> None:
+    payload = json.dumps({"title": "x", "case_id": "CASE-7"})
+
+    outcome = judged(change("CREATE", "CASE", "CASE-7", payload))
+
+    assert outcome.warnings == []
+    assert outcome.writes[0].row["id"] == STORY
+    assert nodes(outcome)[0]["x_entity_id"] == "CASE-7"
+
+
+def test_who_decided_is_as_the_payload_says_and_who_recorded_it_is_the_caller() -> None:
+    outcome = judged(
+        change("CREATE", "DECISION", "d", '{"title": "x", "decided_by": "bo"}'),
+        change("CREATE", "MILESTONE", "m", '{"type": "x", "recorded_by": "bo"}'),
+    )
+
+    decision, milestone = nodes(outcome)
+    assert (decision["decided_by"], decision["recorded_by"]) == ("bo", "ana")
+    assert (milestone["actor"], milestone["recorded_by"]) == ("ana", "ana")
+
+
+OTHERS = {
+    "colour": "red",
+    "hours": 3,
+    "done?": True,
+    "ratio": 0.5,
+    "tags": ["a", "b"],
+    "mixed": [1, "b"],
+    "nested": {"a": [1]},
+    "huge": 2**80,
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("entity_type", ENTITY_TYPES)
+def test_fields_that_are_not_ours_are_kept_as_properties_with_a_prefix(
+    entity_type: EntityType,
+) -> None:
+    needed = {"title": "x", "event_type": "x", "status_order": "z"}
+
+    outcome = judged(change("CREATE", entity_type, STORY, json.dumps(needed | OTHERS)))
+
+    assert outcome.warnings == []
+    kept = {name: value for name, value in nodes(outcome)[0].items() if name.startswith("x_")}
+    assert {
+        "x_colour": "red",
+        "x_hours": 3,
+        "x_done_": True,
+        "x_ratio": 0.5,
+        "x_tags": ["a", "b"],
+        "x_mixed": '[1, "b"]',
+        "x_nested": '{"a": [1]}',
+        "x_huge": str(2**80),
+        "x_status_order": "z",
+    }.items() <= kept.items()
+    assert nodes(outcome)[0].get("status_order") != "z"
+
+
+def test_a_field_of_others_alone_is_a_change_and_what_is_not_kept_is_named() -> None:
+    outcome = judged(
+        change("CREATE", "PLAN", "p"),
+        change("UPDATE", "PLAN", "p", '{"colour": "red"}'),
+        change("UPDATE", "PLAN", "p", json.dumps({f"n{n}": n for n in range(51)})),
+        change("UPDATE", "PLAN", "p", json.dumps({"x" * 65: 1, "a b": 1, "a-b": 2})),
+        change("DELETE", "PLAN", "p"),
+        change("CREATE", "PLAN", "p"),
+    )
+
+    assert [asked.number for asked in outcome.applied] == [0, 1, 2, 3, 4, 5]
+    assert ["n50" in outcome.warnings[0], "a-b" in outcome.warnings[1]] == [True, True]
+    assert "x" * 40 in outcome.warnings[1]
+    anew = nodes(outcome)[-1]
+    assert anew["x_colour"] is None
+    assert anew["x_n1"] is None
+
+
+NAMES_AND_VALUES = st.dictionaries(
+    st.text(max_size=80),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=60,
+)
+
+
+@given(others=NAMES_AND_VALUES)
+def test_no_name_or_value_of_others_makes_a_property_that_the_graph_cannot_hold(
+    others: dict[str, Any],
+) -> None:
+    kept, left_out = updates._extras(others)
+
+    assert len(kept) + len(left_out) == len(others)
+    for name, value in kept.items():
+        assert re.fullmatch(r"x_[A-Za-z0-9_]{1,64}", name)
+        values = value if isinstance(value, list) else [value]
+        assert all(isinstance(each, bool | int | float | str) for each in values)
+        assert len({type(each) for each in values}) <= 1
 
 
 def test_what_is_newer_in_the_graph_is_kept() -> None:
@@ -473,6 +656,7 @@ def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
     [
         *("null", "[]", "{", '{"title": NaN}', '{"title": "\\ud800"}', "[" * 10_000),
         '{"priority": 1e99}',
+        '{"colour": {"deep": ["a\\u0000b"]}}',
         '{"title": "' + "x" * 70_000 + '"}',
     ],
 )
