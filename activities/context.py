@@ -369,9 +369,15 @@ async def read_sections(
 
 
 def assemble(
-    config: Scopes, query: PackQuery, token_budget: int, sections: Sequence[Section]
+    config: Scopes,
+    query: PackQuery,
+    token_budget: int,
+    sections: Sequence[Section],
+    redact: Callable[[str], str] = str,
 ) -> ContextPack:
     """The pack of these sections, most relevant first, that the budget holds.
+
+    `redact` takes secrets out of each line, before it is cut: half of a secret is none by any rule.
 
     The system block is always there, so a budget smaller than it is exceeded. `scopes` are those
     that kept a line, or had none to lose.
@@ -385,7 +391,9 @@ def assemble(
         tools = ""
     room = token_budget - count_tokens(system) - count_tokens(tools)
     longest = int(token_budget * BYTES_PER_TOKEN / LONGEST_SHARE)
-    lines = [(section, _cut(line, longest)) for section in sections for line in section.lines]
+    lines = [
+        (section, _cut(redact(line), longest)) for section in sections for line in section.lines
+    ]
     kept = bisect_right(
         range(1, len(lines) + 1), room, key=lambda count: count_tokens(_render(lines[:count]))
     )

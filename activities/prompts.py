@@ -21,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.llm import BYTES_PER_TOKEN, Message
 from activities.llm_errors import PROMPT_TOO_LONG
+from activities.redaction import Redact, load_redaction
 from workflows.models import Part, content_hash
 
 Values = Mapping[str, str | Sequence[str]]
@@ -81,10 +82,15 @@ class Prompts:
 
     templates: dict[str, Template]
     settings: dict[str, WritingSettings]
+    redact: Redact
 
     @classmethod
-    def load(cls, folder: Path) -> Prompts:
+    def load(cls, folder: Path, redact: Redact | None = None) -> Prompts:
         """Read `{name}.md` for every act and shared part.
+
+        Args:
+            folder: of the prompt files.
+            redact: takes secrets out of every value; None: by the policy that ships.
 
         Raises:
             InvalidPrompt: a file is missing, its front matter is wrong, or it does not use
@@ -108,7 +114,7 @@ class Prompts:
                 templates[name].render(dict.fromkeys(variables, "x"))
             except (OSError, TemplateError, yaml.YAMLError, ValueError, TypeError) as error:
                 raise InvalidPrompt(f"{path}: {error}") from error
-        return cls(templates, settings)
+        return cls(templates, settings, redact or load_redaction())
 
     def render(
         self,
@@ -148,14 +154,18 @@ class Prompts:
         size = int(prompt.window // 10 * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
         more: list[Message] = [
-            {"role": "assistant", "content": cut(answer, size - len(request.encode()))},
+            {
+                "role": "assistant",
+                "content": cut(self.redact(answer), size - len(request.encode())),
+            },
             {"role": "user", "content": request},
         ]
         return replace(prompt, messages=prompt.messages + more)
 
     def _fit(self, names: Sequence[str], values: Values, size: int) -> list[str]:
         """The templates rendered to at most `size` bytes, long values cut, short ones whole."""
-        texts = {name: _each(value, _unfenced) for name, value in values.items()}
+        # Secrets first: half of one that was cut is none by any rule.
+        texts = {name: _each(value, self._safe) for name, value in values.items()}
         lengths = [len(text.encode()) for value in texts.values() for text in _flat(value)]
         words = self._render(names, {name: _each(text, _trace) for name, text in texts.items()})
         room = size - len("".join(words).encode())
@@ -172,6 +182,9 @@ class Prompts:
             names,
             {name: _each(text, lambda text: cut(text, cap)) for name, text in texts.items()},
         )
+
+    def _safe(self, text: str) -> str:
+        return _unfenced(self.redact(text))
 
     def _render(self, names: Sequence[str], values: Values) -> list[str]:
         return [self.templates[name].render(values).strip() for name in names]

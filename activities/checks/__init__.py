@@ -59,7 +59,7 @@ class Checks(CheckStub):
     """
 
     def __init__(self, directory: Path = CONFIG, sandbox: Sandbox | None = None) -> None:
-        self._policy = Policy(_load(directory / POLICY_FILE, PolicyRules))
+        self._policy = Policy(load_policy(directory))
         self._weights = _load_weights(directory / CHECKS_FILE)
         self._sandbox = sandbox or Sandbox()
 
@@ -190,6 +190,15 @@ async def _heartbeats() -> AsyncIterator[None]:
         yield
     finally:
         beating.cancel()
+
+
+def load_policy(directory: Path = CONFIG) -> PolicyRules:
+    """The rules of a directory's policy.yaml.
+
+    Raises:
+        InvalidConfig: the file is missing, is not YAML, or does not hold together.
+    """
+    return _load(directory / POLICY_FILE, PolicyRules)
 
 
 def _load_weights(file: Path) -> dict[str, float]:

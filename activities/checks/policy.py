@@ -41,9 +41,10 @@ class PatternRule(_Part):
     pattern: str
     unless: str = ""
     min_entropy: float = Field(default=0.0, ge=0, le=8)
+    covers: str = ""
     reason: str = Field(min_length=1)
 
-    @field_validator("pattern", "unless")
+    @field_validator("pattern", "unless", "covers")
     @classmethod
     def _is_re2(cls, pattern: str) -> str:
         _compile(pattern)
@@ -151,15 +152,57 @@ class Policy:
                     )
 
 
+class SecretPatterns:
+    """The rules on secrets, compiled to say where in a text the secrets are."""
+
+    def __init__(self, rules: PatternRules) -> None:
+        self.rules = rules
+        self._patterns = [
+            (
+                rule,
+                _compile(rule.pattern),
+                [_compile(unless) for unless in (rules.unless, rule.unless) if unless],
+                _compile(rule.covers) if rule.covers else None,
+            )
+            for rule in rules.rules
+        ]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """(start, end) of every secret, in order and apart; of all rules, wherever they hold."""
+        found = []
+        for rule, pattern, unless, covers in self._patterns:
+            for match in _found(rule, pattern, unless, text):
+                whole = covers.search(text, match.start()) if covers else None
+                span = whole.span() if whole else match.span(_secret(pattern))
+                found.append(span)
+        apart: list[tuple[int, int]] = []
+        for start, end in sorted(found):
+            if apart and start <= apart[-1][1]:
+                apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
+            else:
+                apart.append((start, end))
+        return apart
+
+
+def _secret(pattern: Any) -> str | int:
+    """The group of a match that is the secret."""
+    return "value" if "value" in pattern.groupindex else 0
+
+
 def _matches(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Iterator[int]:
     """Where the rule's matches begin. The text is read at most once for each match."""
-    has_value = "value" in pattern.groupindex
+    return (match.start() for match in _found(rule, pattern, unless, text))
+
+
+def _found(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Iterator[Any]:
+    """The rule's matches that no exception takes back."""
+    secret = _secret(pattern)
     for match in pattern.finditer(text):
-        value = match.group("value" if has_value else 0)
+        value = match.group(secret)
         if value is None or any(exception.search(value) for exception in unless):
             continue
         if entropy(value) >= rule.min_entropy:
-            yield match.start()
+            yield match
 
 
 def entropy(text: str) -> float:

@@ -71,7 +71,8 @@ from activities.cache import (
 from activities.context import READS, Scopes, Section, assemble, has_scopes, read_sections
 from activities.graph.councils import COUNCILS, seat, seed_councils
 from activities.graph.errors import store_errors
-from activities.graph.sessions import Session, read_session
+from activities.graph.relationships import Neighbourhood, read_neighbourhood
+from activities.graph.sessions import Session, read_session, redacted
 from activities.graph.statements import (
     CLAIM,
     Change,
@@ -85,6 +86,7 @@ from activities.graph.statements import (
 from activities.graph.stories import adopt
 from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from workflows.clock import iso
+from activities.redaction import Redaction, load_redaction
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
     ContextAnswer,
@@ -98,6 +100,7 @@ from workflows.models import (
     PlanQuery,
     StoredPlan,
     StoryText,
+    content_hash,
 )
 from workflows.stubs import GraphStub
 
@@ -126,6 +129,10 @@ RETURN s.title AS title, coalesce(s.description, '') AS brief,
        coalesce(s.acceptance_criteria, []) AS acceptance_criteria
 """
 
+TASK_STATUS = """
+MATCH (t:Subtask {case_id: $story_id, id: $task_id}) RETURN t.status AS status
+"""
+
 STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
 
 
@@ -140,10 +147,19 @@ class Graph(GraphStub):
             understood is refused as `statements.changes` and `councils.seat` say.
     """
 
-    def __init__(self, driver: AsyncDriver, cache: Cache, scopes: Scopes) -> None:
+    def __init__(
+        self,
+        driver: AsyncDriver,
+        cache: Cache,
+        scopes: Scopes,
+        redaction: Redaction | None = None,
+    ) -> None:
+        """redaction: takes secrets out of packs and sessions; None: by the policy that ships."""
         self._driver = driver
         self._cache = cache
         self._scopes = scopes
+        self._redact = redaction or load_redaction()
+        self._pack_config = content_hash([scopes.version, self._redact.version])
 
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
@@ -244,12 +260,34 @@ class Graph(GraphStub):
                 found = await session.execute_read(_read_session, story_id, events, summary)
         if found is None:
             raise unknown_story(story_id)
-        return found
+        return redacted(found, self._redact)
 
     async def keep_session(self, story_id: str, content: str, text: str, seconds: int) -> None:
         """Keep a session's text in Valkey so long. content: the hash of what it tells."""
         with store_errors():
             await self._cache.keep(session_key(story_id, content), text, seconds)
+
+    async def story_status(self, story_id: str) -> str | None:
+        """The status of a story, empty where it has none; None where the graph does not know it."""
+        with store_errors():
+            rows = await self._read(STORY_STATUS, story_id=story_id)
+        if not rows or rows[0]["status"] in NOT_LIVE:
+            return None
+        return str(rows[0]["status"] or "")
+
+    async def task_status(self, story_id: str, task_id: str) -> str:
+        """The status of a story's subtask, else empty."""
+        with store_errors():
+            rows = await self._read(TASK_STATUS, story_id=story_id, task_id=task_id)
+        return str(rows[0]["status"] or "") if rows else ""
+
+    async def neighbourhood(self, node_type: str, node_id: str, depth: int) -> Neighbourhood | None:
+        """A node and what is near it: `relationships.read_neighbourhood`."""
+        with store_errors():
+            async with self._driver.session() as session:
+                return await session.execute_read(
+                    _read_neighbourhood, node_type, node_id, depth, self._redact
+                )
 
     @property
     def scopes(self) -> Scopes:
@@ -270,18 +308,16 @@ class Graph(GraphStub):
         key = pack_key(query.story_id, role, query.phase, variant)
         lasting = has_scopes(self._scopes, query.role, query.phase)
         with store_errors():
-            kept, generation = await self._cache.find_pack(
-                query.story_id, key, self._scopes.version
-            )
+            kept, generation = await self._cache.find_pack(query.story_id, key, self._pack_config)
             if kept is not None:
                 return kept, True
             await adopt(self._driver, [query.story_id])
             async with self._driver.session() as session:
                 sections, known = await session.execute_read(_read_sections, self._scopes, query)
-            pack = assemble(self._scopes, query, budget, sections)
+            pack = assemble(self._scopes, query, budget, sections, self._redact)
             if known and lasting:
                 await self._cache.keep_pack(
-                    query.story_id, key, self._scopes.version, generation, pack
+                    query.story_id, key, self._pack_config, generation, pack
                 )
         return pack, known
 
@@ -349,6 +385,17 @@ async def _update(
     update = await judge_update(tx, write, scopes.role)
     await _apply(tx, update.writes)
     return update.answer
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _read_neighbourhood(
+    tx: AsyncManagedTransaction,
+    node_type: str,
+    node_id: str,
+    depth: int,
+    redact: Callable[[str], str],
+) -> Neighbourhood | None:
+    return await read_neighbourhood(tx, node_type, node_id, depth, redact)
 
 
 @unit_of_work(timeout=TRANSACTION_S)

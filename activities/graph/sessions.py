@@ -5,6 +5,7 @@ The graph is read once, in one transaction, for all roles; what of it is a role'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncManagedTransaction
@@ -143,6 +144,32 @@ async def read_session(
         decisions=[Decided(**row) for row in decisions],
         milestones=milestones,
         summary=last["approach"] if last else "",
+    )
+
+
+def redacted(session: Session, redact: Callable[[str], str]) -> Session:
+    """The session without the secrets that its texts hold."""
+
+    def safe(value: Any) -> Any:
+        match value:
+            case str():
+                return redact(value)
+            case list():
+                return [safe(each) for each in value]
+            case dict():
+                return {name: safe(each) for name, each in value.items()}
+        return value
+
+    return Session(
+        case=safe(session.case),
+        plan=safe(session.plan),
+        tasks=safe(session.tasks),
+        decisions=[
+            each._replace(decision=safe(each.decision), affects=safe(each.affects))
+            for each in session.decisions
+        ],
+        milestones=safe(session.milestones),
+        summary=redact(session.summary),
     )
 
 

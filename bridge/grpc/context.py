@@ -6,52 +6,56 @@ its transaction has committed, and announced on the bus whatever happens here me
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from pydantic import Field, StringConstraints
-from temporalio.client import Client, WithStartWorkflowOperation
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from pydantic import BeforeValidator, Field, StringConstraints
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 
 from activities.context import SCOPES, Scopes, check_scopes
 from activities.graph import Graph
 from activities.graph.sessions import RoleShare, Row, Session, known_role, known_roles, share_of
 from activities.graph.statements import AHEAD_AT_MOST, moment
 from bridge.grpc.access import caller
-from bridge.grpc.calls import (
-    REQUEST_ID,
-    Context,
-    derived_id,
-    in_time,
-    said,
-    seconds_left,
-    understood,
+from bridge.grpc.calls import REQUEST_ID, Context, derived_id, in_time, said, understood
+from bridge.grpc.context_updates import (
+    ANSWERED_WITHIN_S,
+    OPERATOR,
+    PO,
+    WRITERS,
+    Updates,
+    about_case,
+    require_roles,
 )
-from bridge.grpc.errors import TOO_LARGE, refused
+from bridge.grpc.errors import NOT_FOUND, TOO_LARGE, refused
+from bridge.grpc.planning import NOT_BEGUN, known, legal_move, take
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
-from workflows.context_update import REUSED, ContextUpdateWorkflow, request_hash
+from workflows.clock import iso
 from workflows.ids import Id, LongId
 from workflows.models import (
-    REQUEST_REUSED,
-    ContextAnswer,
+    Actor,
+    ContextChange,
     ContextUpdate,
     InvalidInput,
+    Move,
     PackQuery,
+    PhaseChange,
     Request,
+    StoryView,
+    Title,
     content_hash,
-    context_workflow_id,
+    story_workflow_id,
 )
-from workflows.stubs import STORY_QUEUE
-
-ANSWERED_WITHIN_S = 60.0
-"""How long a call without a deadline may take: the stores may be away meanwhile."""
+from workflows.story import StoryWorkflow
+from workflows.story_state import ILLEGAL_MOVE
 
 EVENTS = 50
 EVENTS_AT_MOST = 500
@@ -65,6 +69,24 @@ Word = Annotated[
     str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
 ]
 """A role or a phase, known or not."""
+
+
+Text = Annotated[str, StringConstraints(max_length=20_000)]
+Phase = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
+    ),
+]
+
+FIRST_PHASE = "DESIGN"
+DEPTH = 2
+
+
+def node_type_of(name: object) -> object:
+    """A node's type in capitals, whatever its label is here."""
+    word = name.strip().upper() if isinstance(name, str) else name
+    return {"CASE": "STORY", "SUBTASK": "TASK"}.get(str(word), word)
 
 
 class PackAsked(Request):
@@ -96,12 +118,64 @@ class ScopesAsked(Request):
     )
 
 
+class CaseAsked(Request):
+    """An InitializeProjectContextRequest or a CreateStoryRequest."""
+
+    story_id: Id
+    title: Title
+    description: Text
+    initial_phase: Phase
+
+
+class TaskAsked(Request):
+    """A CreateTaskRequest. Texts that are empty and numbers that are 0 say nothing."""
+
+    story_id: Id
+    task_id: LongId
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
+    description: Text
+    role: Word | Literal[""]
+    dependencies: list[LongId] = Field(max_length=100)
+    priority: int = Field(ge=0, le=1_000_000)
+    estimated_hours: int = Field(ge=0)
+
+
+class DecisionAsked(Request):
+    """An AddProjectDecisionRequest. decision_type None: as a decision without a type."""
+
+    story_id: Id
+    decision_type: Phase | None = None
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
+    rationale: Text
+    alternatives_considered: Text
+    decided_by: Actor
+    metadata: dict[str, Text] = Field(max_length=100)
+
+
+class PhaseAsked(Request):
+    """A TransitionPhaseRequest."""
+
+    story_id: Id
+    from_phase: Phase
+    to_phase: Phase
+    rationale: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_000)]
+
+
+class NodeAsked(Request):
+    """A GetGraphRelationshipsRequest."""
+
+    node_id: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    node_type: Annotated[Literal["PROJECT", "EPIC", "STORY", "TASK"], BeforeValidator(node_type_of)]
+    depth: int = Field(ge=1, le=3)
+
+
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     """The context service; it has no state."""
 
     def __init__(self, temporal: Client, graph: Graph) -> None:
         self._temporal = temporal
         self._graph = graph
+        self._updates = Updates(temporal)
 
     async def GetContext(  # noqa: N802
         self, request: context_pb2.GetContextRequest, context: Context
@@ -145,7 +219,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.UpdateContextResponse:
         """Store changes in one transaction; a bad one is a warning, and the others are stored.
 
-        A request that comes again with its `x-request-id` gets the answer that it got.
+        A request that comes again with its `x-request-id` gets the answer that it got. Where the
+        token lacks the role for one change, nothing is stored.
         """
         update = understood(
             ContextUpdate,
@@ -169,13 +244,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         _require_time(update.timestamp)
-        request_id = said(context).get(REQUEST_ID) or uuid.uuid4().hex
         async with in_time(context, ANSWERED_WITHIN_S):
-            answer = await self._stored(
-                update,
-                context_workflow_id(update.story_id, derived_id(update.actor, request_id)),
-                timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S)),
-            )
+            runs = about_case(update) and await self._updates.story_runs(update.story_id)
+        require_roles(caller(), update, runs)
+        answer = await self._updates.store(context, update)
         return context_pb2.UpdateContextResponse(
             version=answer.version, hash=answer.hash, warnings=answer.warnings
         )
@@ -236,38 +308,229 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             reason=verdict(scopes, asked.role, asked.phase, missing, extra),
         )
 
-    async def _stored(
-        self, update: ContextUpdate, workflow_id: str, within: timedelta
-    ) -> ContextAnswer:
-        """Start the update's workflow, or find it, and wait until the update is stored."""
-        request = request_hash(update)
-        start = WithStartWorkflowOperation(
-            ContextUpdateWorkflow.run,
-            update,
-            id=workflow_id,
-            task_queue=STORY_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-            static_summary=f"{len(update.changes)} changes of {update.story_id}'s context",
+    async def InitializeProjectContext(  # noqa: N802
+        self, request: context_pb2.InitializeProjectContextRequest, context: Context
+    ) -> context_pb2.InitializeProjectContextResponse:
+        """Record a case without a workflow; of a story that is known, nothing is changed."""
+        asked, phase = await self._case(request, "InitializeProjectContextRequest", context)
+        return context_pb2.InitializeProjectContextResponse(
+            context_id=context_id(asked.story_id), story_id=asked.story_id, current_phase=phase
         )
-        try:
-            return await self._temporal.execute_update_with_start_workflow(
-                ContextUpdateWorkflow.stored,
-                request,
-                id=request,
-                start_workflow_operation=start,
-                rpc_timeout=within,
-            )
-        except WorkflowAlreadyStartedError:  # and it has ended
-            ended = self._temporal.get_workflow_handle_for(ContextUpdateWorkflow.run, workflow_id)
-        try:
-            return await ended.get_update_handle_for(ContextUpdateWorkflow.stored, request).result(
-                rpc_timeout=within
-            )
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            raise refused(REQUEST_REUSED, REUSED) from None
+
+    async def CreateStory(  # noqa: N802
+        self, request: context_pb2.CreateStoryRequest, context: Context
+    ) -> context_pb2.CreateStoryResponse:
+        """The same as InitializeProjectContext, under its later name."""
+        asked, phase = await self._case(request, "CreateStoryRequest", context)
+        return context_pb2.CreateStoryResponse(
+            context_id=context_id(asked.story_id), story_id=asked.story_id, current_phase=phase
+        )
+
+    async def _case(
+        self,
+        request: context_pb2.InitializeProjectContextRequest | context_pb2.CreateStoryRequest,
+        name: str,
+        context: Context,
+    ) -> tuple[CaseAsked, str]:
+        caller().acting_as(PO)
+        asked = understood(
+            CaseAsked,
+            name,
+            {
+                "story_id": request.story_id,
+                "title": request.title,
+                "description": request.description,
+                "initial_phase": request.initial_phase or FIRST_PHASE,
+            },
+        )
+        payload = {
+            "title": asked.title,
+            "description": asked.description,
+            "status": asked.initial_phase,
+        }
+        change = created("CASE", asked.story_id, payload, "recorded without a workflow")
+        await self._store_one(name, asked.story_id, change, context, if_absent=True)
+        async with in_time(context, ANSWERED_WITHIN_S):
+            phase = await self._graph.story_status(asked.story_id)
+        return asked, phase or asked.initial_phase
+
+    async def CreateTask(  # noqa: N802
+        self, request: context_pb2.CreateTaskRequest, context: Context
+    ) -> context_pb2.CreateTaskResponse:
+        """Store a subtask of the story's current plan; without a plan, it waits for one."""
+        caller().acting_as(*WRITERS)
+        name = "CreateTaskRequest"
+        asked = understood(
+            TaskAsked,
+            name,
+            {
+                "story_id": request.story_id,
+                "task_id": request.task_id,
+                "title": request.title,
+                "description": request.description,
+                "role": request.role,
+                "dependencies": list(request.dependencies),
+                "priority": request.priority,
+                "estimated_hours": request.estimated_hours,
+            },
+        )
+        payload = asked.model_dump(exclude={"story_id", "task_id"})
+        change = created(
+            "SUBTASK", asked.task_id, {key: value for key, value in payload.items() if value}
+        )
+        await self._store_one(name, asked.story_id, change, context)
+        async with in_time(context, ANSWERED_WITHIN_S):
+            status = await self._graph.task_status(asked.story_id, asked.task_id)
+        return context_pb2.CreateTaskResponse(
+            task_id=asked.task_id, story_id=asked.story_id, status=status
+        )
+
+    async def AddProjectDecision(  # noqa: N802
+        self, request: context_pb2.AddProjectDecisionRequest, context: Context
+    ) -> context_pb2.AddProjectDecisionResponse:
+        """Store a decision under a new id; the same `x-request-id` is the same decision.
+
+        `decided_by` in the metadata is who decided, for the role OPERATOR; else the caller did.
+        """
+        caller().acting_as(*WRITERS)
+        name = "AddProjectDecisionRequest"
+        metadata = dict(request.metadata)
+        asked = understood(
+            DecisionAsked,
+            name,
+            {
+                "story_id": request.story_id,
+                "decision_type": request.decision_type or None,
+                "title": request.title,
+                "rationale": request.rationale,
+                "alternatives_considered": request.alternatives_considered,
+                "decided_by": metadata.pop("decided_by", "") or caller().actor,
+                "metadata": metadata,
+            },
+            {"decided_by": "metadata.decided_by"},
+        )
+        if asked.decided_by != caller().actor:
+            caller().acting_as(OPERATOR)
+        payload = {
+            "type": asked.decision_type,
+            "title": asked.title,
+            "rationale": asked.rationale,
+            "alternatives_considered": asked.alternatives_considered,
+            "decided_by": asked.decided_by,
+            "metadata": asked.metadata,
+        }
+        request_id = said(context).get(REQUEST_ID) or uuid.uuid4().hex
+        decision_id = f"decision-{derived_id(caller().actor, asked.story_id, request_id)}"
+        change = created(
+            "DECISION", decision_id, {key: value for key, value in payload.items() if value}
+        )
+        await self._store_one(name, asked.story_id, change, context)
+        return context_pb2.AddProjectDecisionResponse(decision_id=decision_id)
+
+    async def TransitionPhase(  # noqa: N802
+        self, request: context_pb2.TransitionPhaseRequest, context: Context
+    ) -> context_pb2.TransitionPhaseResponse:
+        """Move a story: by its workflow's own move where one runs, else in the graph.
+
+        Raises:
+            ApplicationError: `UnknownStory`; `Permission`: the move's own role, or PO where no
+                workflow runs; `IllegalMove` names the moves that are legal.
+        """
+        name = "TransitionPhaseRequest"
+        asked = understood(
+            PhaseAsked,
+            name,
+            {
+                "story_id": request.story_id,
+                "from_phase": request.from_phase,
+                "to_phase": request.to_phase,
+                "rationale": request.rationale,
+            },
+        )
+        async with in_time(context, ANSWERED_WITHIN_S):
+            if await self._updates.story_runs(asked.story_id):
+                phase = await self._move(asked, said(context))
+                return phase_answer(asked, phase)
+        caller().acting_as(PO)
+        change = ContextChange(
+            operation="UPDATE",
+            entity_type="CASE",
+            payload=json.dumps({"status": asked.to_phase}),
+            reason=asked.rationale,
+        )
+        moved = PhaseChange(
+            from_phase=asked.from_phase,
+            to_phase=asked.to_phase,
+            event="transition_phase",
+            reason=asked.rationale,
+        )
+        await self._store_one(name, asked.story_id, change, context, phase_change=moved)
+        return phase_answer(asked, asked.to_phase)
+
+    async def _move(self, asked: PhaseAsked, metadata: Mapping[str, str]) -> str:
+        """Make the move of a running story that leads from phase to phase; its new state."""
+        story = self._temporal.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(asked.story_id)
+        )
+        async with known(asked.story_id):
+            now = await story.query(StoryWorkflow.state)
+            moves = await story.query(StoryWorkflow.transitions)
+            move = move_between(asked.from_phase, asked.to_phase, now, moves, caller().roles)
+            words = {"x-reason": asked.rationale, "x-comment": asked.rationale}
+            more = {**metadata, **(words if asked.rationale else {})}
+            return (await take(story, move, now, more)).state
+
+    async def GetGraphRelationships(  # noqa: N802
+        self, request: context_pb2.GetGraphRelationshipsRequest, context: Context
+    ) -> context_pb2.GetGraphRelationshipsResponse:
+        """A node and its neighbours, at most 200; `message` says where there are more."""
+        asked = understood(
+            NodeAsked,
+            "GetGraphRelationshipsRequest",
+            {
+                "node_id": request.node_id,
+                "node_type": request.node_type,
+                "depth": request.depth or DEPTH,
+            },
+        )
+        async with in_time(context, ANSWERED_WITHIN_S):
+            found = await self._graph.neighbourhood(asked.node_type, asked.node_id, asked.depth)
+        if found is None:
+            kind = asked.node_type.capitalize()
+            raise refused(NOT_FOUND, f"node not found: {kind} {asked.node_id}")
+        answer = context_pb2.GetGraphRelationshipsResponse(
+            node=context_pb2.GraphNode(**found.node._asdict()),
+            neighbors=[context_pb2.GraphNode(**each._asdict()) for each in found.neighbours],
+            relationships=[
+                context_pb2.GraphRelationship(
+                    from_node_id=edge.source,
+                    to_node_id=edge.target,
+                    type=edge.type,
+                    properties=edge.properties,
+                )
+                for edge in found.edges
+            ],
+            success=True,
+            message=f"{len(found.neighbours)} neighbours"
+            + (": the nearest ones, for there are more" if found.cut else ""),
+        )
+        require_size(answer, f"what is near {asked.node_id}", "a smaller depth")
+        return answer
+
+    async def _store_one(
+        self, name: str, story_id: str, change: ContextChange, context: Context, **more: Any
+    ) -> None:
+        """Store one change.
+
+        Raises:
+            InvalidInput: the change breaks a rule.
+            ApplicationError: as `Updates.store`.
+        """
+        update = ContextUpdate(story_id=story_id, actor=caller().actor, changes=[change], **more)
+        answer = await self._updates.store(context, update)
+        if answer.warnings and not answer.changed:
+            rule = answer.warnings[0].partition("): ")[2]
+            raise InvalidInput(name, [("(the whole)", rule)])
 
 
 def _require_time(timestamp: str) -> None:
@@ -291,6 +554,57 @@ def _require_time(timestamp: str) -> None:
     else:
         return
     raise InvalidInput("UpdateContextRequest", [("timestamp", rule)])
+
+
+# --- stories --------------------------------------------------------------------------------------
+
+
+def context_id(story_id: str) -> str:
+    """The id that clients know a story's context by."""
+    return f"ctx-{story_id}"
+
+
+def created(
+    entity_type: str, entity_id: str, payload: Mapping[str, Any], reason: str = ""
+) -> ContextChange:
+    """The change that creates an entity."""
+    return ContextChange(
+        operation="CREATE",
+        entity_type=entity_type,
+        entity_id=entity_id,
+        payload=json.dumps(payload),
+        reason=reason,
+    )
+
+
+def move_between(
+    source: str, target: str, now: StoryView, moves: Sequence[Move], roles: Collection[str]
+) -> Move:
+    """The move of a running story from one phase to another; of several, one that roles may make.
+
+    Raises:
+        ApplicationError: `IllegalMove` names the moves that are legal.
+    """
+    leading = [move for move in moves if move.to == target and source == now.state]
+    by_hand = [move for move in leading if move.kind != "automatic"]
+    by_hand.sort(key=lambda move: not set(move.roles).intersection(roles))
+    if by_hand:
+        return by_hand[0]
+    if leading:
+        return legal_move(leading[0].event, now, list(moves))
+    legal = ", ".join(f"{move.event} to {move.to}" for move in moves) or "none"
+    raise refused(
+        ILLEGAL_MOVE,
+        f"no move leads from {source} to {target}; the story is in {now.state or NOT_BEGUN}; "
+        f"legal now: {legal}",
+    )
+
+
+def phase_answer(asked: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
+    """Where the story is, as of now."""
+    return context_pb2.TransitionPhaseResponse(
+        story_id=asked.story_id, current_phase=phase, transitioned_at=iso(datetime.now(UTC))
+    )
 
 
 # --- models to messages ---------------------------------------------------------------------------

@@ -33,6 +33,7 @@ UNAUTHENTICATED = "Unauthenticated"
 PERMISSION = "Permission"
 RATE = "RateLimit"
 TOO_LARGE = "TooLarge"
+STORY_RUNS = "StoryRuns"
 CANCELLED = "Cancelled"
 
 DOMAIN = "swe-ai-fleet"
@@ -71,6 +72,7 @@ STATUS: dict[str, StatusCode] = {
     "GuardBlocked": StatusCode.FAILED_PRECONDITION,
     "StaleRevision": StatusCode.FAILED_PRECONDITION,
     "IllegalMove": StatusCode.FAILED_PRECONDITION,
+    STORY_RUNS: StatusCode.FAILED_PRECONDITION,
     "NoBudget": StatusCode.FAILED_PRECONDITION,
     "StoryUnreadable": StatusCode.FAILED_PRECONDITION,
     "MockAgent": StatusCode.FAILED_PRECONDITION,

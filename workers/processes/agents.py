@@ -15,6 +15,7 @@ from activities.checks import Checks
 from activities.llm import served_models
 from activities.planning import InvalidConfig
 from activities.prompts import InvalidPrompt, Prompts
+from activities.redaction import load_redaction
 from bridge.agent_responses import AgentResponses
 from bridge.agents import NatsAgents
 from bridge.source import Source, read_source
@@ -36,7 +37,7 @@ def agents_worker(
     client: Client, settings: Settings, engine: Engine, valkey: Redis, nats: Nats, source: Source
 ) -> Worker:
     """Runs calls to agents and checks, no more at once than the engine can."""
-    prompts = Prompts.load(settings.fleet_config / "prompts")
+    prompts = Prompts.load(settings.fleet_config / "prompts", load_redaction(settings.fleet_config))
     llms = VllmAgents(engine.client, valkey, engine.model, prompts)
     external = NatsAgents(nats, valkey, prompts, source, settings.external_window)
     agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
@@ -70,7 +71,9 @@ async def process(base: Base) -> AsyncIterator[Running]:
         source = await read_source(base.temporal)
         with valid_config(InvalidConfig, InvalidPrompt):
             worker = agents_worker(base.temporal, settings, engine, base.valkey, nats, source)
-            prompts = Prompts.load(settings.fleet_config / "prompts")
+            prompts = Prompts.load(
+                settings.fleet_config / "prompts", load_redaction(settings.fleet_config)
+            )
         responses = AgentResponses(
             nats, settings.nats_replicas, base.temporal, base.valkey, prompts
         )

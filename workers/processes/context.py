@@ -15,6 +15,7 @@ from activities.graph import Graph, seed_councils
 from activities.graph.councils import load_councils
 from activities.migrations import migrate
 from activities.planning import InvalidConfig, Planning, load_config
+from activities.redaction import load_redaction
 from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options, valid_config
@@ -29,7 +30,12 @@ def context_worker(
 ) -> Worker:
     """Reads and writes the graph and the cache, and reads the process's configuration."""
     scopes = load_scopes(settings.fleet_config / "scopes.yaml")
-    graph = Graph(driver, Cache(valkey, settings.context_cache_ttl), scopes)
+    graph = Graph(
+        driver,
+        Cache(valkey, settings.context_cache_ttl),
+        scopes,
+        load_redaction(settings.fleet_config),
+    )
     planning = Planning(settings.fleet_config, settings.deliberation_timeout)
     return Worker(
         client,
@@ -56,7 +62,7 @@ async def process(base: Base) -> AsyncIterator[Running]:
         load_config(config)
         load_councils(config / "councils.yaml")
     async with open_neo4j(base.settings) as driver:
-        with valid_config():
+        with valid_config(InvalidConfig):
             worker = context_worker(base.temporal, base.settings, driver, base.valkey)
         with takes_schema(base.settings):
             versions = await migrate(driver)

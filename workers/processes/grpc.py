@@ -17,6 +17,7 @@ from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
 from activities.planning import InvalidConfig, load_config
+from activities.redaction import load_redaction
 from bridge.grpc.access import Access
 from bridge.grpc.context import ContextServicer
 from bridge.grpc.orchestrator import OrchestratorServicer
@@ -65,10 +66,11 @@ async def process(base: Base) -> AsyncIterator[Running]:
             with takes_schema(settings):
                 await migrate(driver)
             checks["neo4j"] = driver.verify_connectivity
-            with valid_config():
+            with valid_config(InvalidConfig):
                 scopes = load_scopes(settings.fleet_config / "scopes.yaml")
+                redaction = load_redaction(settings.fleet_config)
             cache = Cache(base.valkey, settings.context_cache_ttl)
-            stores = Stores(driver, Graph(driver, cache, scopes))
+            stores = Stores(driver, Graph(driver, cache, scopes, redaction))
         jobs = {}
         for name in names:
             port = getattr(settings, f"grpc_{name}_port")

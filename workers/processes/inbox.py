@@ -11,6 +11,8 @@ from activities.cache import Cache
 from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
+from activities.planning import InvalidConfig
+from activities.redaction import load_redaction
 from bridge import consumers, streams
 from bridge.consumers import ConsumerError
 from bridge.inbox import Inbox
@@ -27,7 +29,12 @@ def inbox(base: Base, nats: Nats, driver: AsyncDriver) -> Inbox:
     """Stores what comes as the workflows' own outbox does, and tells the stories."""
     settings = base.settings
     scopes = load_scopes(settings.fleet_config / "scopes.yaml")
-    graph = Graph(driver, Cache(base.valkey, settings.context_cache_ttl), scopes)
+    graph = Graph(
+        driver,
+        Cache(base.valkey, settings.context_cache_ttl),
+        scopes,
+        load_redaction(settings.fleet_config),
+    )
     timeout = settings.deliberation_timeout
     return Inbox(nats, graph, base.temporal, settings.nats_replicas, timeout)
 
@@ -36,7 +43,7 @@ def inbox(base: Base, nats: Nats, driver: AsyncDriver) -> Inbox:
 async def process(base: Base) -> AsyncIterator[Running]:
     """Bring graph, streams and consumers up to date, then run."""
     async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
-        with valid_config():
+        with valid_config(InvalidConfig):
             job = inbox(base, nats, driver)
         with takes_schema(base.settings):
             await migrate(driver)

@@ -1,0 +1,55 @@
+"""Secrets are taken out of what agents are told, by the policy's rules on secrets.
+
+It is applied at the edges: where a context pack or a session is assembled, and where a prompt is
+rendered. The graph keeps the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from activities.checks import load_policy
+from activities.checks.policy import SecretPatterns
+from activities.planning import CONFIG
+from workflows.models import content_hash
+
+REDACTED = "[REDACTED]"
+
+PASSES = 5
+"""What is taken out may uncover a neighbour; a text is read again until nothing is found."""
+
+
+class Redaction:
+    """Takes the secrets out of a text. `version`: the hash of the rules."""
+
+    def __init__(self, secrets: SecretPatterns) -> None:
+        self._secrets = secrets
+        self.version = content_hash(secrets.rules.model_dump())
+
+    def __call__(self, text: str) -> str:
+        """The text with `[REDACTED]` in the place of each secret; the rest is as it was."""
+        for _ in range(PASSES):
+            spans = self._secrets.spans(text)
+            if not spans:
+                break
+            parts, end = [], 0
+            for start, stop in spans:
+                parts += [text[end:start], REDACTED]
+                end = stop
+            text = "".join(parts) + text[end:]
+        return text
+
+
+Redact = Callable[[str], str]
+
+
+@cache
+def load_redaction(directory: Path = CONFIG) -> Redaction:
+    """The redaction by a directory's policy.yaml.
+
+    Raises:
+        InvalidConfig: the file is missing, is not YAML, or does not hold together.
+    """
+    return Redaction(SecretPatterns(load_policy(directory).secrets))

@@ -1,0 +1,202 @@
+"""How the context service writes: who may change what, and the one workflow that stores it.
+
+Every write is a ContextUpdateWorkflow: it is answered when its transaction has committed, and
+announced on the bus whatever happens here meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.graph.updates import (
+    Asked,
+    CasePayload,
+    DecisionPayload,
+    MilestonePayload,
+    PlanPayload,
+    read_changes,
+)
+from bridge.grpc.access import Caller
+from bridge.grpc.calls import (
+    REQUEST_ID,
+    Context,
+    derived_id,
+    in_time,
+    said,
+    seconds_left,
+)
+from bridge.grpc.errors import PERMISSION, STORY_RUNS, refused
+from workflows.clock import iso
+from workflows.context_update import REUSED, ContextUpdateWorkflow
+from workflows.models import (
+    REQUEST_REUSED,
+    ContextAnswer,
+    ContextUpdate,
+    ContextWrite,
+    context_workflow_id,
+    request_hash,
+    story_workflow_id,
+)
+from workflows.story import StoryWorkflow
+from workflows.stubs import STORY_QUEUE
+
+ANSWERED_WITHIN_S = 60.0
+"""How long a call without a deadline may take: the stores may be away meanwhile."""
+
+OPERATOR = "OPERATOR"
+PO = "PO"
+WRITERS = ("DEV", "QA", "ARCHITECT", "DEVOPS", "DATA", PO, OPERATOR)
+"""Who writes decisions, milestones, subtasks and draft plans in their own name."""
+
+
+# --- who may change what (design section 10) ------------------------------------------------------
+
+
+def about_case(update: ContextUpdate) -> bool:
+    """Whether a change is about the case itself: then it matters whether the story runs."""
+    return any(change.entity_type.strip().upper() == "CASE" for change in update.changes)
+
+
+def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> None:
+    """Refuse the whole update where the caller may not make one of its changes.
+
+    A change that cannot be read is not judged here: it is refused where it is stored.
+
+    Raises:
+        ApplicationError: `Permission` names the change and the roles that may make it; `StoryRuns`
+            where a workflow holds what the change is about.
+    """
+    for asked in _read(update):
+        if asked.entity_type == "CASE" and story_runs and _about_our_fields(asked):
+            raise refused(
+                STORY_RUNS,
+                f"change {asked.number} ({asked}): story {update.story_id} is run by its workflow, "
+                "which holds its text and its state. Change the text with the update `amend` "
+                "(fleet amend, role PO), the state with Transition or TransitionPhase",
+            )
+        roles = roles_for(asked, caller.actor)
+        if not caller.roles.intersection(roles):
+            has = ", ".join(sorted(caller.roles)) or "none"
+            raise refused(
+                PERMISSION,
+                f"change {asked.number} ({asked}) needs the role {' or '.join(roles)}"
+                f"{_why(asked, caller.actor)}; the token of {caller.actor} has {has}",
+            )
+
+
+def roles_for(asked: Asked, actor: str) -> tuple[str, ...]:
+    """The roles of which one may make the change."""
+    if asked.operation == "DELETE":
+        return (PO,)
+    if asked.entity_type == "CASE" or _other_name(asked, actor):
+        return (OPERATOR,)
+    if isinstance(asked.payload, PlanPayload) and asked.payload.status not in (None, "DRAFT"):
+        return (PO,)
+    return WRITERS
+
+
+def _read(update: ContextUpdate) -> Iterable[Asked]:
+    now = datetime.now(UTC)
+    write = ContextWrite(
+        update_id="", at=iso(now), started_ms=int(time.time() * 1000), update=update
+    )
+    return (asked for asked in read_changes(write) if isinstance(asked, Asked))
+
+
+def _about_our_fields(asked: Asked) -> bool:
+    """Others' fields of a case belong to no workflow."""
+    payload = asked.payload
+    return asked.operation != "UPDATE" or bool(payload and payload.model_dump(exclude_none=True))
+
+
+def _other_name(asked: Asked, actor: str) -> str:
+    """The name that the change speaks in, where it is not the caller's."""
+    match asked.payload:
+        case DecisionPayload(decided_by=str(name)) | MilestonePayload(actor=str(name)):
+            return name if name != actor else ""
+        case CasePayload(created_by=str(name)):
+            return name if name != actor else ""
+    return ""
+
+
+def _why(asked: Asked, actor: str) -> str:
+    name = _other_name(asked, actor) if asked.operation != "DELETE" else ""
+    return f", for it speaks in the name of {name[:60]}" if name else ""
+
+
+# --- the workflow ---------------------------------------------------------------------------------
+
+
+class Updates:
+    """Starts updates and waits until they are stored."""
+
+    def __init__(self, temporal: Client) -> None:
+        self._temporal = temporal
+
+    async def story_runs(self, story_id: str) -> bool:
+        """Whether a workflow runs the story.
+
+        Raises:
+            RPCError: Temporal is away.
+        """
+        story = self._temporal.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(story_id)
+        )
+        try:
+            return (await story.describe()).status == WorkflowExecutionStatus.RUNNING
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+
+    async def store(self, context: Context, update: ContextUpdate) -> ContextAnswer:
+        """Store the update; one that comes again with its `x-request-id` gets the answer it got.
+
+        Raises:
+            ApplicationError: `RequestReused`; as `GraphStub.update_context`.
+        """
+        request_id = said(context).get(REQUEST_ID) or uuid.uuid4().hex
+        workflow_id = context_workflow_id(update.story_id, derived_id(update.actor, request_id))
+        async with in_time(context, ANSWERED_WITHIN_S):
+            within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))
+            return await self._stored(update, workflow_id, within)
+
+    async def _stored(
+        self, update: ContextUpdate, workflow_id: str, within: timedelta
+    ) -> ContextAnswer:
+        request = request_hash(update)
+        start = WithStartWorkflowOperation(
+            ContextUpdateWorkflow.run,
+            update,
+            id=workflow_id,
+            task_queue=STORY_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            static_summary=f"{len(update.changes)} changes of {update.story_id}'s context",
+        )
+        try:
+            return await self._temporal.execute_update_with_start_workflow(
+                ContextUpdateWorkflow.stored,
+                request,
+                id=request,
+                start_workflow_operation=start,
+                rpc_timeout=within,
+            )
+        except WorkflowAlreadyStartedError:  # and it has ended
+            ended = self._temporal.get_workflow_handle_for(ContextUpdateWorkflow.run, workflow_id)
+        try:
+            return await ended.get_update_handle_for(ContextUpdateWorkflow.stored, request).result(
+                rpc_timeout=within
+            )
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            raise refused(REQUEST_REUSED, REUSED) from None
