@@ -85,8 +85,8 @@ from activities.graph.statements import (
 )
 from activities.graph.stories import adopt
 from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
-from workflows.clock import iso
 from activities.redaction import Redaction, load_redaction
+from workflows.clock import iso
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
     ContextAnswer,
