@@ -62,6 +62,7 @@ with workflow.unsafe.imports_passed_through():
         Amend,
         Approve,
         ContextPack,
+        ContextUpdate,
         CouncilQuery,
         DecisionAdded,
         DeliberationInput,
@@ -87,6 +88,7 @@ with workflow.unsafe.imports_passed_through():
         WaveRequest,
         WorkspaceReport,
         content_hash,
+        context_workflow_id,
         deliberation_workflow_id,
         plan_workflow_id,
         story_workflow_id,
@@ -100,6 +102,9 @@ WORK_PAUSES = tuple(timedelta(seconds=s) for s in (15, 60, 300, 600))
 """Pauses before a state's failed work is begun again; after the last, a person has to move."""
 
 FEEDBACK_SHOWN = 5
+
+CONTEXT_UPDATE = "ContextUpdateWorkflow"
+"""By its name: it knows the story's workflow, which it signals."""
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -212,7 +217,10 @@ class StoryWorkflow:
         way = self.story.require_amend(request)
         changed = self.story.amended(request)
         if changed:
-            self.amended(request, changed, way)
+            through_update = workflow.patched("amendment-announced-by-an-update")
+            self.amended(request, changed, way, announce=not through_update)
+            if through_update:
+                await self.update_context(request.actor)
         return self.story.view()
 
     @amend.validator
@@ -723,12 +731,28 @@ class StoryWorkflow:
         self.story.change = f"{transition.event} by {actor}: {reason}"
         self.move(transition, actor, reason)
 
-    def amended(self, request: Amend, changed: list[str], way: list[Transition]) -> None:
+    async def update_context(self, actor: str) -> None:
+        """Announce the story's own change as every update of its context: versions are one row."""
+        story_id = self.story.story_id
+        await workflow.start_child_workflow(
+            CONTEXT_UPDATE,
+            ContextUpdate(story_id=story_id, actor=actor, changed=["CASE"]),
+            id=context_workflow_id(story_id, workflow.uuid4().hex[:16]),
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            static_summary=f"announce what was amended of {story_id}",
+        )
+
+    def amended(
+        self, request: Amend, changed: list[str], way: list[Transition], announce: bool
+    ) -> None:
         """Record the new text; go back to where it is approved, by the machine's own rejections."""
         story = self.story
         self.save_spec()
-        story.context_version += 1
-        self.emit(ContextUpdated(version=story.context_version, changed=["CASE"], **self.stamp()))
+        if announce:
+            story.context_version += 1
+            self.emit(
+                ContextUpdated(version=story.context_version, changed=["CASE"], **self.stamp())
+            )
         reason = f"{', '.join(changed)} amended"
         for transition in way:
             self.move(transition, request.actor, reason)

@@ -52,6 +52,7 @@ STATUS: dict[str, StatusCode] = {
     "InvalidInput": StatusCode.INVALID_ARGUMENT,
     "InvalidEntry": StatusCode.INVALID_ARGUMENT,
     "GraphValue": StatusCode.INVALID_ARGUMENT,
+    "GraphConstraint": StatusCode.FAILED_PRECONDITION,
     "CacheValue": StatusCode.INVALID_ARGUMENT,
     "PromptTooLong": StatusCode.INVALID_ARGUMENT,
     # who asks

@@ -340,8 +340,8 @@ async def test_the_case_may_come_after_what_belongs_to_it(
     ("more", "field"),
     [
         ({"story_id": ""}, "story_id"),
-        ({"story_id": "a story"}, "story_id"),
-        ({"task_id": "no id"}, "task_id"),
+        ({"story_id": "a/story"}, "story_id"),
+        ({"task_id": "no/id"}, "task_id"),
         ({"timestamp": "yesterday"}, "timestamp"),
         ({"timestamp": "2999-01-01T00:00:00Z"}, "timestamp"),
         ({"timestamp": "1066-01-01T00:00:00Z"}, "timestamp"),

@@ -230,6 +230,11 @@ async def announced(start: StartStory, world: World) -> RunningStory:
     return await approved(start, world)
 
 
+async def amended_in_order(start: StartStory, world: World) -> RunningStory:
+    """What is amended is announced by an update of the story's context."""
+    return await amended(start, world)
+
+
 async def failures_announced(start: StartStory, world: World) -> RunningStory:
     return await failed_task(start, world)
 
@@ -282,6 +287,7 @@ PATHS: dict[str, Path_] = {
         auto_approved,
         retitled,
         announced,
+        amended_in_order,
         failures_announced,
     )
 }
@@ -315,6 +321,32 @@ async def context_of_nobody_updated(client: Client, world: World) -> dict[str, s
     return {"context": workflow_id}
 
 
+async def context_in_order(client: Client, world: World) -> dict[str, str]:
+    """A story runs and publishes for both updates; the second waits for the first."""
+    story = await StartStory(client, world)()
+    await story.until(gate="approve_scope")
+    world.bus_open.clear()
+    await _context_updated(client, story.story_id)
+    workflow_id = await _context_updated(client, story.story_id, "2")
+    await client.get_workflow_handle(workflow_id).result()
+    world.bus_open.set()
+    await _given_up(story)
+    return {"context": workflow_id}
+
+
+async def context_of_nobody_in_order(client: Client, world: World) -> dict[str, str]:
+    """No story runs: the second update waits until the first is on the bus."""
+    world.bus_open.clear()
+    story_id = f"US-{world.key}"
+    first = await _context_updated(client, story_id)
+    second = await _context_updated(client, story_id, "2")
+    while "follow" not in await _signals(client, first):
+        await asyncio.sleep(0.02)
+    world.bus_open.set()
+    await client.get_workflow_handle(second).result()
+    return {"context": second}
+
+
 async def context_refused(client: Client, world: World) -> dict[str, str]:
     world.failing = {"update_context": "case not found"}
     with suppress(WorkflowUpdateFailedError):
@@ -325,8 +357,8 @@ async def context_refused(client: Client, world: World) -> dict[str, str]:
     return {"context": workflow_id}
 
 
-async def _context_updated(client: Client, story_id: str) -> str:
-    workflow_id = context_workflow_id(story_id, "1")
+async def _context_updated(client: Client, story_id: str, request_id: str = "1") -> str:
+    workflow_id = context_workflow_id(story_id, request_id)
     change = ContextChange(operation="CREATE", entity_type="DECISION", entity_id="D-1")
     update = ContextUpdate(story_id=story_id, actor="ana", changes=[change])
     await client.execute_update_with_start_workflow(
@@ -388,6 +420,8 @@ CALLS: dict[str, Call_] = {
         coached,
         context_updated,
         context_of_nobody_updated,
+        context_in_order,
+        context_of_nobody_in_order,
         context_refused,
         derived,
         derived_of_nobody,

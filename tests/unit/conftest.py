@@ -135,6 +135,8 @@ class World:
     deliberations: list[DeliberationRecord] = field(default_factory=list)
     packs: list[PackQuery] = field(default_factory=list)
     updates: list[ContextWrite] = field(default_factory=list)
+    known: bool = False
+    """Whether the graph knows the story already."""
 
     def __post_init__(self) -> None:
         self.bus_open.set()
@@ -296,13 +298,22 @@ class InstantGraph(InWorld, GraphStub):
         await self.world.graph_open.wait()
         if cause := self.world.failing.get("update_context"):
             raise ApplicationError(cause, type=UNKNOWN_STORY, non_retryable=True)
+        if write.update.if_absent and self.world.known:
+            return ContextAnswer(version=2, hash="")
+        after = self.world.updates[-1].update_id if self.world.updates else ""
         self.world.updates.append(write)
+        version = 2 + len(self.world.updates)
+        if write.update.changed:
+            return ContextAnswer(
+                version=version, hash="h" * 16, changed=write.update.changed, after=after
+            )
         decision = DecisionAdded(decision_id="D-1", title="No SMS", decided_by=write.update.actor)
         milestone = MilestoneReached(milestone_id="M-1", event_type="DEMO", description="Shown")
         return ContextAnswer(
-            version=3,
+            version=version,
             hash="h" * 16,
             changed=["DECISION", "MILESTONE"],
+            after=after,
             decisions=[decision],
             milestones=[milestone],
         )

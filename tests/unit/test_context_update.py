@@ -1,6 +1,7 @@
 """An update of the context: stored once, answered at once, announced whatever happens."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from temporalio.client import (
@@ -14,11 +15,20 @@ from temporalio.exceptions import ApplicationError
 
 from tests.unit.conftest import StartStory, World
 from workflows.context_update import ContextUpdateWorkflow, request_hash
-from workflows.models import ContextAnswer, ContextUpdate, context_workflow_id
+from workflows.events import Entry
+from workflows.models import (
+    ContextAnswer,
+    ContextUpdate,
+    PhaseChange,
+    content_hash,
+    context_workflow_id,
+)
 from workflows.models import TimelineEntry as Line
 
 
-async def ask(client: Client, update: ContextUpdate, as_of: str = "") -> ContextAnswer:
+async def ask(
+    client: Client, update: ContextUpdate, as_of: str = "", request_id: str = "1"
+) -> ContextAnswer:
     """As the service asks. as_of: the hash of another request under the same id."""
     return await client.execute_update_with_start_workflow(
         ContextUpdateWorkflow.stored,
@@ -26,7 +36,7 @@ async def ask(client: Client, update: ContextUpdate, as_of: str = "") -> Context
         start_workflow_operation=WithStartWorkflowOperation(
             ContextUpdateWorkflow.run,
             update,
-            id=context_workflow_id(update.story_id, "1"),
+            id=context_workflow_id(update.story_id, request_id),
             task_queue="story",
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         ),
@@ -111,6 +121,121 @@ async def test_a_story_that_runs_hears_of_decisions_and_milestones(
 
     lines = await story.handle.query("timeline", result_type=list[Line])
     assert "DEMO" in [line.event for line in lines]
+
+
+def versions(entries: list[Entry]) -> list[int]:
+    """The versions of a story's context that these announce."""
+    return [entry.body["version"] for entry in entries if entry.subject == "context.updated"]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+async def signalled(client: Client, workflow_id: str, signal: str) -> None:
+    """Wait until the workflow has that signal."""
+    async with asyncio.timeout(30):
+        while True:
+            history = await client.get_workflow_handle(workflow_id).fetch_history()
+            names = [
+                event.workflow_execution_signaled_event_attributes.signal_name
+                for event in history.events
+            ]
+            if signal in names:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_updates_are_announced_in_the_order_of_their_versions(
+    fleet: Client, world: World, update: ContextUpdate
+) -> None:
+    world.bus_open.clear()
+    ids = [context_workflow_id(update.story_id, str(number)) for number in (1, 2, 3)]
+    await ask(fleet, update, request_id="1")
+    await ask(fleet, update, request_id="2")
+    await ask(fleet, update, request_id="3")
+    for preceding in ids[:2]:
+        await signalled(fleet, preceding, "follow")
+
+    before = versions(world.recorded)
+    world.bus_open.set()
+    for each in ids:
+        await fleet.get_workflow_handle(each).result()
+
+    assert before == [3]
+    assert versions(world.recorded) == versions(world.published) == [3, 4, 5]
+
+
+async def test_an_update_whose_predecessor_was_terminated_is_announced(
+    fleet: Client, world: World, update: ContextUpdate
+) -> None:
+    world.bus_open.clear()
+    await ask(fleet, update, request_id="1")
+    await fleet.get_workflow_handle(context_workflow_id(update.story_id, "1")).terminate()
+    await ask(fleet, update, request_id="2")
+
+    world.bus_open.set()
+    await fleet.get_workflow_handle(context_workflow_id(update.story_id, "2")).result()
+
+    assert versions(world.published)[-1] == 4
+
+
+async def test_an_amendment_and_updates_have_versions_of_one_row_and_leave_in_order(
+    fleet: Client, world: World, start_story: StartStory, update: ContextUpdate
+) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    world.bus_open.clear()
+
+    await ask(fleet, update, request_id="1")
+    await story.update("amend", title="Shorten all links")
+    await until(lambda: len(world.updates) == 2)
+    await ask(fleet, update, request_id="2")
+    await until(lambda: len(versions(world.recorded)) == 3)
+    world.bus_open.set()
+    await until(lambda: len(versions(world.published)) == 3)
+
+    assert versions(world.published) == [3, 4, 5]
+    announced = [entry for entry in world.published if entry.subject == "context.updated"]
+    assert [entry.body["changed"] for entry in announced][1] == ["CASE"]
+    recorded = [entry.kind for entry in world.recorded]
+    assert recorded.index("StorySpec", 2) < max(
+        place for place, entry in enumerate(world.recorded) if entry.body.get("changed") == ["CASE"]
+    )
+
+
+async def test_what_was_there_already_is_neither_stored_nor_announced(
+    fleet: Client, world: World, update: ContextUpdate
+) -> None:
+    world.known = True
+
+    answer = await ask(fleet, update.model_copy(update={"if_absent": True}))
+    await fleet.get_workflow_handle(context_workflow_id(update.story_id, "1")).result()
+
+    assert (answer.version, answer.changed) == (2, [])
+    assert world.recorded == []
+
+
+async def test_a_change_of_phase_is_announced_before_the_version_that_has_it(
+    fleet: Client, world: World, update: ContextUpdate
+) -> None:
+    moved = PhaseChange(from_phase="DESIGN", to_phase="BUILD", event="transition_phase")
+
+    await ask(fleet, update.model_copy(update={"phase_change": moved}))
+    await fleet.get_workflow_handle(context_workflow_id(update.story_id, "1")).result()
+
+    assert world.subjects() == ["planning.story.transitioned", "context.updated"]
+    assert world.transitions() == [("DESIGN", "transition_phase", "BUILD")]
+
+
+def test_a_requests_hash_is_as_histories_hold_it_where_later_fields_say_nothing() -> None:
+    update = ContextUpdate(story_id="US-1", actor="ana")
+    before = {"story_id", "task_id", "role", "actor", "changes", "timestamp"}
+
+    assert request_hash(update) == content_hash(update.model_dump(include=before))
+    assert request_hash(update) != request_hash(update.model_copy(update={"if_absent": True}))
 
 
 async def test_without_a_time_of_its_own_an_update_is_of_now(

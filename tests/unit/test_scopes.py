@@ -219,7 +219,10 @@ def test_every_error_of_the_stores_is_classed(error: type[Exception]) -> None:
     assert issubclass(error, tuple(row[0] for row in TABLE))
 
 
-FINAL = {"CypherSyntaxError", "CypherTypeError", "DataError", "UnicodeEncodeError", "OverflowError"}
+FINAL = {
+    *("CypherSyntaxError", "CypherTypeError", "DataError", "ConstraintError"),
+    *("UnicodeEncodeError", "OverflowError"),
+}
 
 
 def test_only_what_can_never_be_stored_is_final() -> None:
