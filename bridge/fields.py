@@ -90,6 +90,11 @@ FIELDS: dict[str, Field] = {
     "affected_subtask": Field("The task that it is about, where there is one; else empty", ""),
     "affects": Field("What it touches, in the agent's words", ["the store of notes"]),
     "duration_ms": Field("How long it took, in milliseconds", 41_250),
+    "error_type": Field(
+        "What it failed of: `QuorumLost`, `DeliberationTimeout`, `AllBarred`, `Cancelled` or the "
+        "type of the error",
+        "QuorumLost",
+    ),
     "error": Field("Every cause of the failure", "QuorumLost: 2 of 3 agents failed"),
     "round": Field("Which round, from 1", 1),
     "version": Field("Grows with every change of the story's context", 3),

@@ -76,6 +76,7 @@ with workflow.unsafe.imports_passed_through():
 QUORUM_LOST = "QuorumLost"
 TIMED_OUT = "DeliberationTimeout"
 ALL_BARRED = "AllBarred"
+CANCELLED = "Cancelled"
 REQUEST_WAVE = "request_wave"
 
 Answer = TypeVar("Answer")
@@ -136,8 +137,10 @@ class DeliberationWorkflow:
         try:
             await self.deliberate()
         except (asyncio.CancelledError, FailureError) as error:
-            cancelled = is_cancelled_exception(error)
-            await self.announce_failure("cancelled" if cancelled else cause_of(error))
+            if is_cancelled_exception(error):
+                await self.announce_failure("cancelled", CANCELLED)
+            else:
+                await self.announce_failure(cause_of(error), type_of(error))
             raise
         assert self.outcome is not None
         await self.outbox.drained()
@@ -241,6 +244,9 @@ class DeliberationWorkflow:
                 **(STORE | {"summary": f"context pack {task.role} {task.phase}"}),
             ),
         )
+        if task.background:
+            context = "\n\n".join(filter(None, (self.pack.context, task.background)))
+            self.pack = self.pack.model_copy(update={"context": context})
         self.seats = [Seat(agent) for agent in council.agents]
         self.size = len(self.seats)
         return council
@@ -388,7 +394,7 @@ class DeliberationWorkflow:
             [candidate for s in self.seats if (candidate := s.candidate)], tied
         )
         rule = Verdict(winner_id=by_rule, reason="near tie: fewest open critique points, then id")
-        if council.judge is None:
+        if council.judge is None or not self.input.judged:
             return rule
         judge = council.judge
         await self.begin_wave("judge")
@@ -467,7 +473,7 @@ class DeliberationWorkflow:
                 )
             )
 
-    async def announce_failure(self, cause: str) -> None:
+    async def announce_failure(self, cause: str, error_type: str) -> None:
         self.status = "failed"
         self.name_wave(cause[:200])
         self.outbox.append(
@@ -476,6 +482,7 @@ class DeliberationWorkflow:
                 task_id=self.input.task_id,
                 role=self.input.role,
                 error=cause,
+                error_type=error_type,
                 duration_ms=self.duration_ms(),
                 timestamp=timestamp(),
             )
@@ -700,6 +707,13 @@ def failed_call(error: ActivityError) -> list[CallUsage]:
         return [CallUsage.model_validate(cause.details[0])]
     except ValidationError:
         return []  # the details of something else
+
+
+def type_of(error: BaseException) -> str:
+    """The type of the innermost error that has one; else its class."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (error.type if isinstance(error, ApplicationError) else "") or type(error).__name__
 
 
 def failed_deliberation(error: BaseException) -> DeliberationResult | None:

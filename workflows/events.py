@@ -170,6 +170,7 @@ class DeliberationFailed(EventBody):
     role: str
     error: str
     duration_ms: int
+    error_type: str = ""
 
 
 class RoundCompleted(EventBody):

@@ -760,6 +760,10 @@ class DeliberationInput(Request):
     ask_for_budget: bool = False
     """True where the story has a token budget: each wave then waits for the story's leave."""
     decisions: list[DecisionAdded] = []
+    judged: bool = True
+    """False: near ties go by the rule, without an architect."""
+    background: str = ""
+    """What the agents are given after their context pack."""
 
 
 class RecordedDecision(Wire):

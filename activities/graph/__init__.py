@@ -35,6 +35,8 @@ Everything that belongs to a story is one step from it::
     (:Received {id, content, story_id, at}): an id that a sender gave a message on the bus, and the
            hash of the message's fields: another message may not have it
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
+    (:Deliberation {id, story_id, task_id, role, status, error, error_type, duration_ms, ended_at})
+           -[:OF]->(Story): one that failed (status FAILED); id: of its workflow
     (:Council {role, id, rounds, custom_params})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
                 persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
            rounds 0: the default; custom_params and metadata: JSON; an agent sits in one council

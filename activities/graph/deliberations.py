@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 
-from activities.context import NOISE, READS, Scope
+from activities.context import DONE, NOISE, READS, Scope
 from activities.graph.errors import store_errors
 from workflows.models import (
     Check,
     Critique,
     CritiquePoint,
     DeliberationResult,
+    PackQuery,
+    Plan,
     Proposal,
     RankedProposal,
     RecordedDecision,
@@ -46,8 +48,67 @@ WHERE coalesce(p.status, '') <> 'DELETED'
 RETURN p.id AS id ORDER BY coalesce(p.version, 0) DESC, p.id DESC LIMIT 1
 """
 
+# The tasks as the story's workflow numbers them, whatever became of them since.
+STORYS_PLAN = """
+MATCH (:Story {id: $story_id})-[:HAS_PLAN]->(p:PlanVersion)
+WHERE p.id STARTS WITH $prefix AND p.status <> 'DELETED'
+WITH p ORDER BY coalesce(p.version, 0) DESC LIMIT 1
+RETURN p.id AS plan_id, $story_id AS story_id, coalesce(p.version, 1) AS version,
+  COLLECT {
+    MATCH (p)-[:HAS_SUBTASK]->(t:Subtask)
+    WHERE t.id STARTS WITH p.id + '-t' AND t.status <> 'DELETED'
+    RETURN {
+      task_id: t.id, role: coalesce(t.role, ''), title: coalesce(t.title, t.id),
+      description: coalesce(t.description, ''), priority: coalesce(t.priority, 1),
+      depends_on: COLLECT {
+        MATCH (t)-[:DEPENDS_ON]->(d:Subtask)<-[:HAS_SUBTASK]-(p)
+        RETURN d.id ORDER BY size(d.id), d.id
+      }
+    } ORDER BY size(t.id), t.id
+  } AS tasks
+"""
+
+FAILED = """
+MATCH (d:Deliberation {id: $deliberation_id}) WHERE d.status = 'FAILED' RETURN d {.*} AS node
+"""
+
 CHECKS = ("policy", "lint", "dry_run")
 """In the order that they are made in."""
+
+
+class Ended(NamedTuple):
+    """A deliberation that the graph knows. ended_ms: when. error_type: what it failed of."""
+
+    result: DeliberationResult
+    ended_ms: int
+    error_type: str = ""
+
+
+async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
+    """A deliberation that was completed, or else that failed; None: the graph knows none.
+
+    Of one that failed: its causes, as `error`.
+
+    Raises:
+        ApplicationError: by `errors.TABLE`.
+    """
+    if found := await find_deliberation(driver, deliberation_id):
+        return Ended(found, max(each.created_at_ms for each in found.ranked))
+    rows = await _read(driver, FAILED, deliberation_id=deliberation_id)
+    if not rows:
+        return None
+    node = rows[0]["node"]
+    failed = DeliberationResult(
+        task_id=node["task_id"],
+        deliberation_id=deliberation_id,
+        story_id=node.get("story_id") or "",
+        role=node["role"],
+        status="failed",
+        error=node["error"],
+        duration_ms=node["duration_ms"],
+    )
+    ended = datetime.fromisoformat(node["ended_at"])
+    return Ended(failed, int(ended.timestamp() * 1000), node["error_type"])
 
 
 async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> DeliberationResult | None:
@@ -80,6 +141,12 @@ async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> Delibe
     )
 
 
+async def find_plan(driver: AsyncDriver, story_id: str) -> Plan | None:
+    """The last plan that the story's workflow derived, as it derived it; None: it has none."""
+    rows = await _read(driver, STORYS_PLAN, story_id=story_id, prefix=f"{story_id}-plan-")
+    return Plan.model_validate(rows[0]) if rows and rows[0]["tasks"] else None
+
+
 async def has_story(driver: AsyncDriver, story_id: str) -> bool:
     """Whether the graph knows the story."""
     return bool(await _read(driver, STORY, story_id=story_id))
@@ -92,13 +159,21 @@ async def last_plan(driver: AsyncDriver, story_id: str) -> str:
 
 
 async def history(
-    driver: AsyncDriver, story_id: str, scopes: Sequence[Scope], most_events: int
+    driver: AsyncDriver, query: PackQuery, scopes: Sequence[Scope], most_events: int
 ) -> str:
     """The scopes of a story as Markdown, newest first; `most_events`: lines of MILESTONES."""
     parts = []
     for scope in scopes:
         read = READS[scope]
-        rows = await _read(driver, read.cypher, story=story_id, noise=NOISE)
+        rows = await _read(
+            driver,
+            read.cypher,
+            story=query.story_id,
+            role=query.role,
+            subtask=query.subtask_id,
+            noise=NOISE,
+            done=DONE,
+        )
         if scope == "MILESTONES":
             rows = rows[:most_events]
         if lines := [line for row in rows for line in read.lines(row)]:

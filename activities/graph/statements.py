@@ -46,7 +46,13 @@ from workflows.events import (
     TaskDispatched,
     TaskFinished,
 )
-from workflows.models import DeliberationRecord, RankedProposal, RecordedDecision, invalid_input
+from workflows.models import (
+    DeliberationRecord,
+    RankedProposal,
+    RecordedDecision,
+    deliberation_workflow_id,
+    invalid_input,
+)
 
 AHEAD_AT_MOST = timedelta(minutes=5)
 """How far a sender's clock may be before ours: what comes later in time wins."""
@@ -216,6 +222,18 @@ EVENT = (
 )
 
 CANCELLED = EVENT + _STORY_STATUS
+
+FAILED_DELIBERATION = (
+    """
+MERGE (n:Deliberation {id: row.id})
+WITH n, row
+CALL (n, row) {
+  WITH n, row WHERE row.order > coalesce(n.status_order, '')
+  SET n += row.node, n.status_order = row.order
+}
+"""
+    + _OF_STORY
+)
 
 CONTEXT_VERSION = """
 MATCH (s:Case {id: row.story_id}) WHERE coalesce(s.context_version, 0) < row.version
@@ -670,11 +688,19 @@ def writes(change: Change) -> list[Write]:
             return [event()]
         case ContextUpdated(version=version):
             return [event(), Write(CONTEXT_VERSION, {"story_id": story, "version": version})]
+        case DeliberationFailed() as body:
+            node = body.model_dump(include={"task_id", "role", "error", "error_type"}) | {
+                "story_id": story,
+                "duration_ms": body.duration_ms,
+                "status": "FAILED",
+                "ended_at": at,
+            }
+            row = {"id": deliberation_workflow_id(body.task_id), "story_id": story, "node": node}
+            return [event(), Write(FAILED_DELIBERATION, row | {"order": change.order})]
         case (
             GateOpened()
             | GateClosed()
             | DeliberationStarted()
-            | DeliberationFailed()
             | RoundCompleted()
             | RequestRefused()
         ):

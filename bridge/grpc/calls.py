@@ -20,6 +20,9 @@ ANSWERED_WITHIN_S = 10.0
 REQUEST_ID = "x-request-id"
 """Metadata: the same id from the same caller asks for the same thing, once."""
 
+IN_WORDS = ("x-reason", "x-comment")
+"""Metadata that people write: what is not ASCII comes as UTF-8 under the key with `-bin`."""
+
 SUMMARY_BYTES = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,9 +30,22 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 
 def said(context: Context) -> dict[str, str]:
-    """The call's metadata that is text; of a key that comes twice, the last."""
+    """The call's metadata that is text; of a key that comes twice, the last.
+
+    `x-reason-bin` stands for `x-reason`, and holds where both are there; so with IN_WORDS.
+
+    Raises:
+        InvalidInput: a `-bin` value is not UTF-8.
+    """
     metadata = context.invocation_metadata() or ()
-    return {key: value for key, value in metadata if isinstance(value, str)}
+    texts = {key: value for key, value in metadata if isinstance(value, str)}
+    for key, value in metadata:
+        if isinstance(value, bytes) and (name := key.removesuffix("-bin")) in IN_WORDS:
+            try:
+                texts[name] = value.decode()
+            except UnicodeDecodeError:
+                raise InvalidInput("metadata", [(key, "must be UTF-8")]) from None
+    return texts
 
 
 def seconds_left(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> float:

@@ -25,27 +25,34 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.context import scopes_for
 from activities.graph import Graph
-from activities.graph.deliberations import find_deliberation
+from activities.graph.deliberations import find_ended, history
 from bridge.grpc.access import caller
 from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left, summary
 from bridge.grpc.deliberations import Updates, metadata, results
 from bridge.grpc.errors import NOT_FOUND, refused, status_of
 from bridge.grpc.figures import CALLED
-from bridge.grpc.orchestrator_requests import Deliberating
+from bridge.grpc.orchestrator_requests import TIMELINE_EVENTS, Deliberating
 from bridge.grpc.wire import orchestrator_pb2 as wire
 from workflows.deliberation import TIMED_OUT, DeliberationWorkflow
 from workflows.models import (
     CouncilQuery,
     DeliberationInput,
     DeliberationResult,
+    InvalidInput,
+    PackQuery,
     deliberation_workflow_id,
 )
 from workflows.stubs import STORY_QUEUE
 
+PHASE: str = DeliberationInput.model_fields["phase"].default
 DEFAULT_TIMEOUT = timedelta(seconds=300)
 
 TASK_ID = "x-task-id"
+AGENTS = "x-agents"
+"""Trailing metadata: `3 of 5`, where more agents were asked for than the council has."""
+
 ORCHESTRATED = "task-"
 """Begins the task ids that Orchestrate makes."""
 
@@ -54,11 +61,15 @@ Deliberation = WorkflowHandle[DeliberationWorkflow, DeliberationResult]
 
 @dataclass
 class Call:
-    """A call that waits for a deliberation. own: nobody else can wait for it."""
+    """A call that waits for a deliberation.
+
+    own: no one else can wait for it. agents: see AGENTS; empty where as many deliberate as asked.
+    """
 
     handle: Deliberation
     rounds: int
     own: bool
+    agents: str = ""
     answered: bool = False
 
 
@@ -84,17 +95,23 @@ class Deliberations:
 
         Its task_id goes out at once, in the initial metadata TASK_ID. A call that ends before it is
         answered takes with it what only it waits for. prefix: of the task's id, where it has none.
+        Of a council with fewer agents than are asked for, all take part.
 
         Raises:
-            ApplicationError: `UnknownCouncil` names the roles there are; `CouncilTooSmall`.
+            ApplicationError: `UnknownCouncil` names the roles there are.
+            InvalidInput: `context_options` without a story.
         """
-        council = await self._graph.load_council(
-            CouncilQuery(role=asked.role, size=asked.num_agents or None)
-        )
+        council = await self._graph.load_council(CouncilQuery(role=asked.role))
+        seats = len(council.agents)
+        agents = f"{seats} of {asked.num_agents}" if asked.num_agents > seats else ""
+        if agents:
+            context.set_trailing_metadata(((AGENTS, agents),))
         given = said(context).get(REQUEST_ID, "")
         own = not (asked.task_id or given)
         task_id = asked.task_id or prefix + _task_id(asked, given)
         rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
+        if not asked.options.peer_review:
+            rounds = 0
         if asked.constraints.max_iterations:
             rounds = min(rounds, asked.constraints.max_iterations)
         wanted = asked.constraints.timeout_seconds or self._timeout_s
@@ -107,11 +124,13 @@ class Deliberations:
             rubric=asked.constraints.rubric,
             requirements=asked.constraints.requirements,
             rounds=rounds,
-            agents=asked.num_agents or None,
+            agents=None if agents else asked.num_agents or None,
             timeout=max(timeout, 0.001),
             plan_id=asked.plan_id,
+            judged=asked.options.architect_selection,
+            background=await self._background(asked),
         )
-        call = Call(self._handle(task_id), rounds, own)
+        call = Call(self._handle(task_id), rounds, own, agents)
         starting = asyncio.ensure_future(self._start(task))
 
         def ended(_: Context) -> None:
@@ -163,6 +182,21 @@ class Deliberations:
             return await self._recorded(task_id)
         return await _told(task_id, handle, described)
 
+    async def _background(self, asked: Deliberating) -> str:
+        """What `context_options` ask for beyond the context pack that every agent gets."""
+        wanted = asked.context_options.wanted
+        story_id = asked.story_id or asked.case_id
+        if wanted and not story_id:
+            rule = "need a story_id or case_id; name one, or leave them out"
+            raise InvalidInput("OrchestrateRequest", [("context_options", rule)])
+        there = scopes_for(self._graph.scopes, asked.role, PHASE)
+        return await history(
+            self._driver,
+            PackQuery(story_id=story_id, role=asked.role, phase=PHASE, subtask_id=asked.task_id),
+            [scope for scope in wanted if scope not in there],
+            asked.context_options.max_events or TIMELINE_EVENTS,
+        )
+
     def _handle(self, task_id: str) -> Deliberation:
         return self._temporal.get_workflow_handle_for(
             DeliberationWorkflow.run, deliberation_workflow_id(task_id)
@@ -204,11 +238,20 @@ class Deliberations:
 
     async def _recorded(self, task_id: str) -> wire.GetDeliberationResultResponse:
         deliberation_id = deliberation_workflow_id(task_id)
-        found = await find_deliberation(self._driver, deliberation_id)
-        if found is None:
-            raise refused(NOT_FOUND, f"no deliberation of task {task_id} found")
-        ended_ms = max(each.created_at_ms for each in found.ranked)
-        return _completed(task_id, found, ended_ms)
+        ended = await find_ended(self._driver, deliberation_id)
+        if ended is None:
+            raise refused(NOT_FOUND, f"deliberation of task {task_id} not found")
+        found = ended.result
+        if found.status == "completed":
+            return _completed(task_id, found, ended.ended_ms)
+        late = ended.error_type == TIMED_OUT
+        return wire.GetDeliberationResultResponse(
+            task_id=task_id,
+            status=wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED,
+            error_message=found.error,
+            duration_ms=found.duration_ms,
+            metadata=metadata(found, deliberation_id, ended.ended_ms),
+        )
 
 
 def _task_id(asked: Deliberating, request_id: str) -> str:

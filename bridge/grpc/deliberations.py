@@ -51,9 +51,12 @@ def results(found: DeliberationResult) -> list[wire.DeliberationResult]:
 
 
 def metadata(
-    found: DeliberationResult, execution_id: str, timestamp_ms: int
+    found: DeliberationResult, execution_id: str, timestamp_ms: int, agents: str = ""
 ) -> wire.OrchestratorMetadata:
-    """tags: role, task_id, story_id, judged (why a near tie went so), failed_agents, models."""
+    """tags: role, task_id, story_id, judged (why a near tie went so), failed_agents, models.
+
+    And `agents`, such as `3 of 5`: where more were asked for than the council has.
+    """
     failed = "; ".join(
         f"{each.agent_id} ({each.act}): {each.cause}" for each in found.failed_agents
     )
@@ -63,6 +66,7 @@ def metadata(
         "story_id": found.story_id,
         "judged": found.judged,
         "failed_agents": failed,
+        "agents": agents,
         "models": ", ".join(sorted({each.model for each in found.ranked if each.model})),
     }
     return wire.OrchestratorMetadata(

@@ -36,6 +36,9 @@ TOO_LARGE = "TooLarge"
 STORY_RUNS = "StoryRuns"
 CANCELLED = "Cancelled"
 
+NOT_FOUND_WORDS = "not found"
+"""Clients look for these words in the details of every NOT_FOUND."""
+
 DOMAIN = "swe-ai-fleet"
 """Of ErrorInfo: whose `reason` it is."""
 
@@ -186,6 +189,8 @@ def _status(code: StatusCode, message: str, reason: str, cause: BaseException) -
         wait = Duration()
         wait.FromTimedelta(RETRY_AFTER)
         details.append(RetryInfo(retry_delay=wait))
+    if code is StatusCode.NOT_FOUND and NOT_FOUND_WORDS not in message:
+        message = f"{NOT_FOUND_WORDS}: {message}"
     words = message.encode()[:MESSAGE_BYTES].decode(errors="ignore")
     return Status(code=code.value[0], message=words, details=[_any(d) for d in details])
 

@@ -133,15 +133,18 @@ class Figures:
         )
 
     async def shown(
-        self, councils: Sequence[StandingCouncil], with_agents: bool
+        self, councils: Sequence[StandingCouncil], with_agents: bool, default_model: str
     ) -> list[wire.CouncilInfo]:
-        """The councils at this moment, and their agents where they are asked for."""
+        """The councils at this moment, and their agents where they are asked for.
+
+        default_model: of agents of the fleet that name none; empty where it is not known.
+        """
         running = await asyncio.gather(*(self._deliberates(each.role) for each in councils))
         status: Mapping[str, str] = {}
         if with_agents:
             status = await self.statuses(councils)
         return [
-            _council_info(council, busy, status)
+            _council_info(council, busy, status, default_model)
             for council, busy in zip(councils, running, strict=True)
         ]
 
@@ -261,10 +264,14 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def _council_info(
-    council: StandingCouncil, busy: bool, status: Mapping[str, str]
+    council: StandingCouncil, busy: bool, status: Mapping[str, str], default_model: str
 ) -> wire.CouncilInfo:
     """Where `status` is empty, the agents are not shown."""
-    models = sorted({agent.model for agent in council.agents if agent.model})
+    # What an external agent that names no model runs on is not known here.
+    models = {
+        agent.model or ("" if agent.agent_type == "NATS" else default_model)
+        for agent in council.agents
+    }
     return wire.CouncilInfo(
         council_id=council.council_id,
         role=council.role,
@@ -273,7 +280,7 @@ def _council_info(
         if status
         else [],
         status="busy" if busy else "idle",
-        model=", ".join(models),
+        model=", ".join(sorted(filter(None, models))),
     )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from neo4j import AsyncDriver
 from temporalio.client import Client
 
-from activities.context import Scope, count_tokens
+from activities.context import count_tokens
 from activities.graph import Graph
 from activities.graph.councils import (
     NewAgent,
@@ -34,6 +34,8 @@ from bridge.grpc.deliberating import ORCHESTRATED, Deliberations
 from bridge.grpc.deliberations import metadata, results
 from bridge.grpc.figures import COMPLETED, ENDED, Figures, since
 from bridge.grpc.orchestrator_requests import (
+    FLAGS,
+    TIMELINE_EVENTS,
     by_task,
     creating,
     deliberating,
@@ -45,7 +47,7 @@ from bridge.grpc.orchestrator_requests import (
     task_context,
     unregistering,
 )
-from bridge.grpc.plans import Plans, refuse_more
+from bridge.grpc.plans import Plans, in_waves, refuse_more
 from bridge.grpc.wire import orchestrator_pb2 as wire
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from workflows.models import AgentType, PackQuery, content_hash, derivation_workflow_id
@@ -54,7 +56,6 @@ COUNCIL_ROLES = ("OPERATOR", "PO")
 """Who may change councils: those who run the fleet, or the product's owner."""
 
 DEFAULT_AGENTS = 3
-TIMELINE_EVENTS = 50
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -71,8 +72,19 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         driver: AsyncDriver,
         agent_type: AgentType,
         deliberation_timeout: timedelta | None = None,
+        default_model: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
-        """agent_type: of agents for whom none is named; deliberation_timeout: the setting."""
+        """Serve from Temporal and the graph.
+
+        Args:
+            temporal: The client that starts and follows workflows.
+            graph: Councils, plans and context packs.
+            driver: Neo4j's, for what only this service reads.
+            agent_type: Of agents for whom none is named.
+            deliberation_timeout: The setting DELIBERATION_TIMEOUT.
+            default_model: Answers with the model of agents that name none; None: not known.
+        """
+        self._default_model = default_model
         self._graph = graph
         self._driver = driver
         self._agent_type = agent_type
@@ -88,10 +100,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Wait for a new deliberation's result.
 
         A call that ends before takes its deliberation with it, unless it has an `x-request-id`.
+        Where more agents are asked for than the council has, all of them deliberate, and the
+        trailing metadata `x-agents` and the answer's tag `agents` say so: `3 of 5`.
 
         Raises:
-            ApplicationError: `InvalidInput`; `UnknownCouncil` names the roles there are;
-                `CouncilTooSmall`; what the deliberation failed of.
+            ApplicationError: `InvalidInput`; `UnknownCouncil` names the roles there are; what the
+                deliberation failed of.
         """
         call = await self._deliberations.begin(deliberating(request), context)
         found = await self._deliberations.result(call)
@@ -99,7 +113,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             results=results(found),
             winner_id=found.winner_id,
             duration_ms=found.duration_ms,
-            metadata=metadata(found, found.deliberation_id, _now_ms()),
+            metadata=metadata(found, found.deliberation_id, _now_ms(), call.agents),
         )
 
     async def Orchestrate(  # noqa: N802
@@ -108,9 +122,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Deliberate on a task and select; tags.judged is the architect's reason for a near tie.
 
         A task_id that has been deliberated, or is, is joined: its result is the answer. One that
-        failed is begun anew. Proposals are always reviewed and near ties always judged, so
-        `enable_peer_review` and `enable_architect_selection` say nothing; the context comes by role
-        and phase, not by `context_options`.
+        failed is begun again.
+
+        `options`: where one of `enable_peer_review` and `enable_architect_selection` is true, the
+        other one, if false, switches its part off: no rounds, or near ties decided by the rule.
+        Both false is what a client sends that sets neither: both take place. `context_options` add
+        to the agents' context what they name: timeline, decisions, summaries, further scopes.
 
         Raises:
             ApplicationError: as Deliberate.
@@ -123,7 +140,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             candidates=ranked,
             execution_id=found.deliberation_id,
             duration_ms=found.duration_ms,
-            metadata=metadata(found, found.deliberation_id, _now_ms()),
+            metadata=metadata(found, found.deliberation_id, _now_ms(), call.agents),
         )
 
     async def StreamDeliberation(  # noqa: N802
@@ -186,15 +203,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.ListCouncilsResponse:
         """The councils; of one role, where it is given, and none where that has none.
 
-        A council is busy while a deliberation of its role runs. An agent is busy while a
-        deliberation waits for its answer; offline while no worker has asked for agents' calls in
-        the last five minutes; else ready. Whether an agent on the bus listens is known only when
-        it is called.
+        model: those in use in the council, an agent's own or the one that is served; empty where
+        the LLM's endpoint does not say. A council is busy while a deliberation of its role runs. An
+        agent is busy while a deliberation waits for its answer; offline while no worker has asked
+        for agents' calls in the last five minutes; else ready. Whether an agent on the bus listens
+        is known only when it is called.
         """
         councils = await find_councils(self._driver)
         shown = [each for each in councils if request.role_filter in ("", each.role)]
+        model = await self._default_model() if self._default_model else ""
         return wire.ListCouncilsResponse(
-            councils=await self._figures.shown(shown, request.include_agents)
+            councils=await self._figures.shown(shown, request.include_agents, model)
         )
 
     async def RegisterAgent(  # noqa: N802
@@ -254,6 +273,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.PlanningEventResponse:
         """Move a story by an event of its machine, or run a plan that was approved outside.
 
+        TRANSITION makes the story's move to `to_state`; that of a case without a workflow is
+        stored. CASE_CREATED stores a case that is not known (metadata `title`, `description`).
         The caller's token is who moves it. metadata: `reason` of a rejection, `comment` and
         `revision` of an approval. from_state and to_state, where given, must be the story's.
 
@@ -267,10 +288,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.DeriveSubtasksResponse:
         """A plan's tasks: those that there are, else derived once from the story.
 
-        roles: only these are shown. Tasks run in parallel as their dependencies allow, whatever
-        `parallel_execution` says; `dependency_order` orders the answer by role. A plan with more
-        tasks for a role than `max_tasks_per_role` is refused, not cut: what is left would be no
-        plan. `auto_publish_to_nats`: tasks that are derived now are announced on the bus.
+        roles: only these are shown. `dependency_order` orders the answer by role;
+        `parallel_execution` puts together what may run at once, what depends on nothing first. A
+        plan that is run runs so in any case. A plan with more tasks for a role than
+        `max_tasks_per_role` is refused, not cut: what is left would not be a plan.
+        `auto_publish_to_nats`: tasks that are derived now are announced on the bus.
 
         Raises:
             ApplicationError: `InvalidInput`; `NotFound`; `InvalidPlan`.
@@ -283,6 +305,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         shown = [task for task in tasks if not asked.roles or task.role in asked.roles]
         order = list(request.strategy.dependency_order)
         shown.sort(key=lambda task: order.index(task.role) if task.role in order else len(order))
+        if request.strategy.parallel_execution:
+            shown = in_waves(shown)
         return wire.DeriveSubtasksResponse(
             tasks=[
                 wire.AtomicTask(
@@ -305,31 +329,21 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.GetTaskContextResponse:
         """A context pack. history: what the options ask for, newest first; else empty.
 
-        The pack's scopes are those of role and phase (deploy/config/scopes.yaml); `options.scopes`
-        are checked, and change nothing. max_events: 50 when 0, and at most.
+        The pack's scopes are those of role and phase (deploy/config/scopes.yaml); those of
+        `options.scopes` that it lacks are in history too. max_events: 50 when 0.
 
         Raises:
             ApplicationError: `InvalidInput`; `UnknownStory`.
         """
-        options = request.options
         asked = task_context(request)
-        pack = await self._graph.known_pack(
-            PackQuery(
-                story_id=asked.story_id,
-                role=asked.role,
-                phase=asked.phase,
-                subtask_id=asked.task_id,
-            )
+        query = PackQuery(
+            story_id=asked.story_id, role=asked.role, phase=asked.phase, subtask_id=asked.task_id
         )
-        wanted: list[tuple[bool, Scope]] = [
-            (options.include_timeline, "MILESTONES"),
-            (options.include_decisions, "DECISIONS_GLOBAL"),
-            (options.include_summaries, "SUMMARY_LAST"),
-        ]
+        pack = await self._graph.known_pack(query)
         past = await history(
             self._driver,
-            asked.story_id,
-            [scope for asks, scope in wanted if asks],
+            query.model_copy(update={"role": self._graph.scopes.role(query.role)}),
+            [scope for scope in asked.options.wanted if scope not in pack.scopes or scope in FLAGS],
             asked.options.max_events or TIMELINE_EVENTS,
         )
         blocks = [pack.system, pack.context, pack.tools, past]

@@ -14,7 +14,7 @@ from activities.graph.councils import MOST_AGENTS, refuse_mock
 from bridge.grpc.calls import understood
 from bridge.grpc.wire import orchestrator_pb2 as wire
 from workflows.ids import ID_CHARACTERS, ID_PATTERN, LONG_ID_CHARACTERS, Id, LongId, Role
-from workflows.models import Line, Part, Request
+from workflows.models import InvalidInput, Line, Part, Request
 
 LONGEST_TEXT = 100_000
 
@@ -42,9 +42,38 @@ class Constraints(Part):
 
 
 class Options(Part):
-    """OrchestratorOptions."""
+    """OrchestratorOptions, as they are meant: see `_options`."""
 
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
+    peer_review: bool = True
+    architect_selection: bool = True
+
+
+FLAGS: dict[Scope, str] = {
+    "MILESTONES": "include_timeline",
+    "DECISIONS_GLOBAL": "include_decisions",
+    "SUMMARY_LAST": "include_summaries",
+}
+"""A scope -> the field of ContextOptions that asks for it."""
+
+TIMELINE_EVENTS = 50
+"""Of ContextOptions whose max_events is 0."""
+
+
+class OfContext(Part):
+    """ContextOptions."""
+
+    include_timeline: bool = False
+    include_decisions: bool = False
+    include_summaries: bool = False
+    max_events: int = Field(default=0, ge=0)
+    scopes: list[Scope] = []
+
+    @property
+    def wanted(self) -> list[Scope]:
+        """The scopes that are asked for, each once."""
+        flagged = [scope for scope, name in FLAGS.items() if getattr(self, name)]
+        return list(dict.fromkeys([*flagged, *self.scopes]))
 
 
 class Deliberating(Request):
@@ -56,6 +85,7 @@ class Deliberating(Request):
     rounds: int = Field(default=0, ge=0, le=10)
     num_agents: int = Field(default=0, ge=0, le=MOST_AGENTS)
     options: Options = Options()
+    context_options: OfContext = OfContext()
     task_id: MaybeLongId = ""
     case_id: MaybeId = ""
     story_id: MaybeId = ""
@@ -153,13 +183,6 @@ class Deriving(Request):
     max_tasks_per_role: int = Field(default=0, ge=0)
 
 
-class OfContext(Part):
-    """ContextOptions."""
-
-    max_events: int = Field(default=0, ge=0)
-    scopes: list[Scope] = []
-
-
 class TaskContext(Request):
     """GetTaskContextRequest."""
 
@@ -204,7 +227,8 @@ def orchestrating(request: wire.OrchestrateRequest) -> Deliberating:
             "task_description": request.task_description,
             "role": request.role,
             "constraints": _constraints(request.constraints),
-            "options": {"deliberation_rounds": request.options.deliberation_rounds},
+            "options": _options(request.options),
+            "context_options": _context_options(request.context_options),
             "task_id": request.task_id,
             "case_id": request.case_id,
             "story_id": request.story_id,
@@ -301,7 +325,6 @@ def deriving(request: wire.DeriveSubtasksRequest) -> Deriving:
 
 def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
     """Raises InvalidInput, by field."""
-    options = request.options
     return understood(
         TaskContext,
         "GetTaskContextRequest",
@@ -310,7 +333,7 @@ def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
             "story_id": request.story_id or request.case_id,
             "role": request.role,
             "phase": request.phase,
-            "options": {"max_events": options.max_events, "scopes": list(options.scopes)},
+            "options": _context_options(request.options),
         },
     )
 
@@ -330,6 +353,37 @@ def _constraints(told: wire.TaskConstraints) -> dict[str, Any]:
         "requirements": list(told.requirements),
         "timeout_seconds": told.timeout_seconds,
         "max_iterations": told.max_iterations,
+    }
+
+
+def _options(told: wire.OrchestratorOptions) -> dict[str, Any]:
+    """Whether proposals are reviewed, and near ties judged.
+
+    A client that sets neither flag gets both: false is what is sent by those who know none. Of one
+    that sets one of them, the other one's false is meant.
+
+    Raises:
+        InvalidInput: rounds of a review that is switched off.
+    """
+    review, architect = told.enable_peer_review, told.enable_architect_selection
+    if architect and not review and told.deliberation_rounds:
+        rule = (
+            f"is false, and deliberation_rounds asks for {told.deliberation_rounds} rounds of it; "
+            "set it, or leave deliberation_rounds 0"
+        )
+        raise InvalidInput("OrchestrateRequest", [("options.enable_peer_review", rule)])
+    return {
+        "deliberation_rounds": told.deliberation_rounds,
+        "peer_review": review or not architect,
+        "architect_selection": architect or not review,
+    }
+
+
+def _context_options(told: wire.ContextOptions) -> dict[str, Any]:
+    return {
+        **{name: getattr(told, name) for name in FLAGS.values()},
+        "max_events": told.max_events,
+        "scopes": list(told.scopes),
     }
 
 

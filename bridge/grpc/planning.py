@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
+from neo4j import AsyncDriver
 from pydantic import Field, StringConstraints
 from temporalio.client import (
     Client,
     WorkflowExecution,
+    WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
@@ -27,6 +29,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.graph.deliberations import find_plan
 from bridge.grpc.access import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -71,6 +74,15 @@ UNREADABLE = "StoryUnreadable"
 NOT_BEGUN = "BACKLOG"
 """A story that no worker has taken up yet."""
 
+ALL_RECORDED = frozenset(
+    {
+        WorkflowExecutionStatus.COMPLETED,
+        WorkflowExecutionStatus.FAILED,
+        WorkflowExecutionStatus.CANCELED,
+    }
+)
+"""A story that ends so has emptied its outbox before: the graph has all of it."""
+
 SCORED_WITHIN_S = 5.0
 SCORED_EVERY_S = 0.05
 ANSWER_TAKES_S = 0.5
@@ -110,8 +122,10 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     ends early takes nothing back: what it asked for may have been done.
     """
 
-    def __init__(self, temporal: Client) -> None:
+    def __init__(self, temporal: Client, driver: AsyncDriver) -> None:
+        """driver: Neo4j's, for the plans of stories that have ended."""
         self._temporal = temporal
+        self._driver = driver
 
     async def CreateStory(  # noqa: N802
         self, request: wire.CreateStoryRequest, context: Context
@@ -249,12 +263,19 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     ) -> wire.GetPlanResponse:
         """The story's plan as JSON: plan_id, story_id, version, tasks; `{}` before there is one.
 
+        That of a story that has ended is in the graph: its workflow would have to be replayed.
+
         Raises:
             ApplicationError: as GetStory.
         """
         asked = understood(Named, "GetPlanRequest", {"story_id": request.story_id})
+        story = self._story(asked.story_id)
         async with in_time(context), known(asked.story_id):
-            plan = await self._story(asked.story_id).query(StoryWorkflow.plan)
+            described = await story.describe()
+            plan = None
+            if described.status in ALL_RECORDED:
+                plan = await find_plan(self._driver, asked.story_id)
+            plan = plan or await story.query(StoryWorkflow.plan)
         return wire.GetPlanResponse(json=plan.model_dump_json() if plan else "{}")
 
     def _story(self, story_id: str) -> Story:

@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph import Graph
-from activities.graph.deliberations import last_plan
+from activities.graph.deliberations import has_story, last_plan
 from activities.graph.statements import change
 from bridge.grpc.access import caller
 from bridge.grpc.calls import (
@@ -30,18 +30,28 @@ from bridge.grpc.errors import NOT_FOUND, refused
 from bridge.grpc.orchestrator_requests import Happened
 from bridge.grpc.planning import known
 from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.plan_runs import require_plan
 from workflows.clock import iso
 from workflows.derivation import DerivationWorkflow
-from workflows.events import Entry, PlanApproved
+from workflows.events import (
+    Entry,
+    EventBody,
+    PlanApproved,
+    StoryCreated,
+    StorySpec,
+    StoryTransitioned,
+)
 from workflows.models import (
     Approve,
     DerivationInput,
     DerivationResult,
+    InvalidInput,
     Move,
     PlanInput,
     PlannedTask,
     PlanQuery,
     Reject,
+    StoryInput,
     StoryView,
     derivation_workflow_id,
     plan_workflow_id,
@@ -57,6 +67,9 @@ STORY_WITHIN_S = 30.0
 
 DERIVED_WITHIN_S = 600.0
 
+LAST_MS = 253_402_300_800_000
+"""The end of the year 9999: times in ms that a timestamp can hold are before it."""
+
 MOVES = {
     "approve_scope": ("PO",),
     "approve_design": ("PO",),
@@ -70,7 +83,12 @@ MOVES = {
 """Events of the machine that ships, and the roles they ask for; a team's own are the story's."""
 
 PLAN_APPROVED = "plan.approved"
+TRANSITION = "TRANSITION"
+CASE_CREATED = "CASE_CREATED"
 PREFIX = "planning."
+
+CREATORS = ("PO", "OPERATOR", "DEV")
+"""The roles that may tell of a new case."""
 
 
 class Plans:
@@ -101,6 +119,10 @@ class Plans:
         name = event.event_type.removeprefix(PREFIX)
         if name == PLAN_APPROVED:
             return await self._run(event)
+        if name.upper() == CASE_CREATED:
+            return await self._keep_case(event)
+        if name.upper() == TRANSITION:
+            return await self._transition(event, context)
         return await self._move(event, name, context)
 
     async def newest(self, story_id: str) -> str:
@@ -148,13 +170,112 @@ class Plans:
             found: DerivationResult = await handle.result()
         return found.tasks
 
+    async def _keep_case(self, event: Happened) -> wire.PlanningEventResponse:
+        """A case from outside: the graph has it from now on. Nothing is started."""
+        actor = caller()
+        actor.acting_as(*CREATORS)
+        story_id, told = event.case_id, event.metadata
+        if await self._is_known(story_workflow_id(story_id)):
+            words = f"story {story_id} has a workflow already"
+        elif await has_story(self._driver, story_id):
+            words = f"case {story_id} is known already"
+        else:
+            text = understood(
+                StoryInput,
+                "PlanningEventRequest",
+                {
+                    "story_id": story_id,
+                    "title": told.get("title") or story_id,
+                    "brief": told.get("description", ""),
+                    "created_by": actor.actor,
+                },
+                {"story_id": "case_id", "title": "metadata.title"},
+            )
+            when = iso(datetime.now(UTC))
+            created = StoryCreated(
+                story_id=story_id,
+                title=text.title,
+                rigor=text.rigor,
+                created_by=text.created_by,
+                timestamp=when,
+            )
+            spec = StorySpec(
+                story_id=story_id,
+                title=text.title,
+                brief=text.brief,
+                acceptance_criteria=[],
+                rigor=text.rigor,
+                revision="",
+                created_by=text.created_by,
+                timestamp=when,
+            )
+            await self._store(story_id, f"grpc/{story_id}/created", created, spec)
+            words = f"case {story_id} is stored"
+        return wire.PlanningEventResponse(processed=True, message=words)
+
+    async def _transition(self, event: Happened, context: Context) -> wire.PlanningEventResponse:
+        """Make the story's move to `to_state`; of a story without a workflow, it is stored.
+
+        Raises:
+            ApplicationError: `IllegalMove` names the moves that are legal; as `hear`.
+        """
+        if not event.to_state:
+            raise InvalidInput("PlanningEventRequest", [("to_state", "required; add it")])
+        if not await self._is_known(story_workflow_id(event.case_id)):
+            return await self._keep_transition(event)
+        story = self._temporal.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(event.case_id)
+        )
+        within = _within(context)
+        async with known(event.case_id):
+            view = await story.query(StoryWorkflow.state, rpc_timeout=within)
+            legal = await story.query(StoryWorkflow.transitions, rpc_timeout=within)
+        if view.state == event.to_state and event.from_state != view.state:
+            return await self._moved(event, view)
+        for move in legal:
+            if move.to == event.to_state:
+                return await self._move(event, move.event, context)
+        targets = ", ".join(f"{move.to} by {move.event}" for move in legal) or "none"
+        raise refused(
+            ILLEGAL_MOVE,
+            f"to_state: {event.case_id} is in {view.state}, and does not go to "
+            f"{event.to_state}; legal now: {targets}",
+        )
+
+    async def _keep_transition(self, event: Happened) -> wire.PlanningEventResponse:
+        """As the inbox does with `planning.story.transitioned`."""
+        actor = caller()
+        actor.acting_as("PO")
+        story_id = event.case_id
+        if not await has_story(self._driver, story_id):
+            raise refused(NOT_FOUND, f"case {story_id} not found")
+        at = (
+            datetime.fromtimestamp(event.timestamp_ms / 1000, UTC)
+            if 0 < event.timestamp_ms < LAST_MS
+            else datetime.now(UTC)
+        )
+        body = StoryTransitioned(
+            story_id=story_id,
+            from_phase=event.from_state or "unknown",
+            to_phase=event.to_state,
+            event=TRANSITION,
+            actor=actor.actor,
+            reason=event.metadata.get("reason", ""),
+            timestamp=iso(at),
+        )
+        what = derived_id(event.from_state, event.to_state, body.timestamp)
+        await self._store(story_id, f"grpc/{story_id}/{what}", body)
+        return wire.PlanningEventResponse(
+            processed=True, message=f"case {story_id} has no workflow: its transition is stored"
+        )
+
     async def _move(
         self, event: Happened, name: str, context: Context
     ) -> wire.PlanningEventResponse:
         story = self._temporal.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(event.case_id)
         )
-        within = timedelta(seconds=max(seconds_left(context, STORY_WITHIN_S), 0.001))
+        within = _within(context)
         try:
             async with known(event.case_id):
                 view = await story.query(StoryWorkflow.state, rpc_timeout=within)
@@ -210,7 +331,9 @@ class Plans:
                 "approve_design",
                 derived_task_ids=tasks,
             )
-        if not await self._is_known(plan_workflow_id(story_id, plan_id)):
+        if await self._is_known(plan_workflow_id(story_id, plan_id)):
+            await require_plan(self._temporal, story_id, plan_id)
+        else:
             run = PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s)
             await self._store_approval(event)
             with suppress(WorkflowAlreadyStartedError):  # by another call, or from the bus
@@ -229,23 +352,33 @@ class Plans:
         )
 
     async def _store_approval(self, event: Happened) -> None:
-        now = datetime.now(UTC)
         body = PlanApproved(
             story_id=event.case_id,
             plan_id=event.plan_id,
             approved_by=caller().actor,
-            timestamp=iso(now),
+            timestamp=iso(datetime.now(UTC)),
         )
-        entry = Entry(
-            id=f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved",
-            kind=type(body).__name__,
-            subject=body.SUBJECT,
-            source="/grpc/orchestrator",
-            story_id=event.case_id,
-            time=body.timestamp,
-            body=body.model_dump(mode="json"),
+        entry_id = f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved"
+        await self._store(event.case_id, entry_id, body)
+
+    async def _store(self, story_id: str, entry_id: str, *bodies: EventBody) -> None:
+        """In the graph, as what a story's own outbox holds."""
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        entries = [
+            Entry(
+                id=entry_id if number == 1 else f"{entry_id}/{number}",
+                kind=type(body).__name__,
+                subject=body.SUBJECT,
+                source="/grpc/orchestrator",
+                story_id=story_id,
+                time=body.timestamp,
+                body=body.model_dump(mode="json"),
+            )
+            for number, body in enumerate(bodies, start=1)
+        ]
+        await self._graph.store(
+            [change(entry, now_ms, number) for number, entry in enumerate(entries, start=1)]
         )
-        await self._graph.store([change(entry, int(now.timestamp() * 1000), 1)])
 
     async def _is_known(self, workflow_id: str) -> bool:
         try:
@@ -276,6 +409,24 @@ def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
                 f"max_tasks_per_role: the plan has {number} tasks for {role}, at most {most} were "
                 "asked for; ask for more, or plan anew",
             )
+
+
+def _within(context: Context) -> timedelta:
+    """How long a story's workflow has to answer."""
+    return timedelta(seconds=max(seconds_left(context, STORY_WITHIN_S), 0.001))
+
+
+def in_waves(tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
+    """What may run at once, one group after the other: first what depends on nothing."""
+    left, done, waves = list(tasks), set[str](), list[PlannedTask]()
+    ids = {task.task_id for task in tasks}
+    while left:
+        wave = [task for task in left if not (ids.intersection(task.depends_on) - done)]
+        wave = wave or left  # a cycle, which someone else has put in the graph
+        waves += wave
+        done |= {task.task_id for task in wave}
+        left = [task for task in left if task.task_id not in done]
+    return waves
 
 
 def _rejection(event: Happened, name: str, role: str) -> Reject:
@@ -314,7 +465,8 @@ def _update_id(event: Happened, context: Context) -> str | None:
 
 
 def _not_understood(event: Happened, legal: Sequence[Move]) -> wire.PlanningEventResponse:
-    events = [*dict.fromkeys([*(move.event for move in legal), *MOVES]), PREFIX + PLAN_APPROVED]
+    moves = dict.fromkeys([*(move.event for move in legal), *MOVES])
+    events = [*moves, PREFIX + PLAN_APPROVED, TRANSITION, CASE_CREATED]
     return wire.PlanningEventResponse(
         processed=False,
         message=f"{event.event_type[:100]} is not understood; understood are {', '.join(events)}",

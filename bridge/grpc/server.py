@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from bridge.grpc.access import OPEN, Access
 from bridge.grpc.errors import code_of, status_of
+from bridge.grpc.requests import Requests
 
 CALLS_AT_ONCE = 4_000
 """Of all callers together, the ones that wait for councils too; more are RESOURCE_EXHAUSTED."""
@@ -41,7 +42,9 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A client's pings: more than two that come faster than this end its connection.
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 2),
     # Clients come back by the load balancer now and then, and so reach new replicas too.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),  # a council may take so long
@@ -83,8 +86,11 @@ class GrpcServer:
         access: Access,
         drain: timedelta,
         credentials: grpc.ServerCredentials | None = None,
+        requests: Requests | None = None,
     ) -> None:
         """Port 0: any free one. drain: how long calls under way get at the end.
+
+        requests: keeps request ids; None: a service that takes none.
 
         Raises:
             CannotListen: somebody else listens there.
@@ -95,7 +101,7 @@ class GrpcServer:
         self._running = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Guarded(access)],
+            interceptors=[Guarded(access, requests)],
             options=OPTIONS,
             maximum_concurrent_rpcs=CALLS_AT_ONCE,
         )
@@ -138,8 +144,9 @@ class GrpcServer:
 class Guarded(grpc.aio.ServerInterceptor):
     """Lets a call in or refuses it, and makes a status of what it raises."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, requests: Requests | None = None) -> None:
         self._access = access
+        self._requests = requests
 
     async def intercept_service(
         self,
@@ -156,7 +163,7 @@ class Guarded(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
 
             async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-                async with self._guard(method, metadata, context):
+                async with self._guard(method, metadata, request, context):
                     return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(
@@ -166,7 +173,7 @@ class Guarded(grpc.aio.ServerInterceptor):
         async def stream(
             request: Any, context: grpc.aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
-            async with self._guard(method, metadata, context):
+            async with self._guard(method, metadata, request, context):
                 async for each in handler.unary_stream(request, context):
                     yield each
 
@@ -176,7 +183,11 @@ class Guarded(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _guard(
-        self, method: str, metadata: Any, context: grpc.aio.ServicerContext[Any, Any]
+        self,
+        method: str,
+        metadata: Any,
+        request: Any,
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[None]:
         began = time.monotonic()
         code, actor = grpc.StatusCode.OK, ""
@@ -185,7 +196,11 @@ class Guarded(grpc.aio.ServerInterceptor):
         try:
             with tracer.start_as_current_span(method, parent, kind=trace.SpanKind.SERVER):
                 actor = self._access.admit(metadata).actor
-                yield
+                if self._requests is None:
+                    yield
+                else:
+                    async with self._requests.claim(actor, method, metadata, request):
+                        yield
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED  # by client, deadline, or the drain's end
             raise

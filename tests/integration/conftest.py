@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -30,6 +30,7 @@ from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
 from bridge.grpc.access import Access, Caller, create_token
+from bridge.grpc.requests import Requests
 from bridge.grpc.server import GrpcServer, Served
 from bridge.streams import STREAMS
 from deploy.local.process import free_ports
@@ -220,14 +221,21 @@ def bearer(actor: str = "ana", *roles: str, valid_for: timedelta = timedelta(hou
 
 @asynccontextmanager
 async def serving(
-    served: Served, calls_per_second: float = 10_000, port: int = 0
+    served: Served,
+    calls_per_second: float = 10_000,
+    port: int = 0,
+    requests: Requests | None = None,
+    options: Sequence[tuple[str, int]] = (),
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to the service, which runs until the block ends."""
+    """A channel to the service, which runs until the block ends. options: the channel's."""
     access = Access(TOKEN_KEY, calls_per_second)
-    server = GrpcServer(served, "127.0.0.1", port, access, drain=timedelta(seconds=5))
+    server = GrpcServer(
+        served, "127.0.0.1", port, access, drain=timedelta(seconds=5), requests=requests
+    )
     runs = asyncio.create_task(server.run())
+    address = f"127.0.0.1:{server.port}"
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
             yield channel
     finally:
         await server.shutdown()

@@ -1,6 +1,7 @@
 """What every gRPC service has: tokens, statuses, limits, deadlines, health, reflection, drain."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -10,20 +11,25 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
+from redis.asyncio import Redis
 
 from bridge.grpc.access import Access, Caller, caller
+from bridge.grpc.calls import said
 from bridge.grpc.errors import refused
+from bridge.grpc.requests import Requests
 from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.integration.conftest import bearer, problem, serving
 from tests.site import TOKEN_KEY
+from workflows.models import InvalidInput
 
 # Their stubs are typed for channels that are not asynchronous.
 Health: Any = health_pb2_grpc.HealthStub
 Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
 
 NAME = "orchestrator.v1.OrchestratorService"
+TASK = orchestrator.DeliberateRequest(task_description="x", role="DEV")
 STATUS = f"/{NAME}/GetStatus"
 
 
@@ -37,9 +43,17 @@ class Behaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.callers: list[Caller] = []
+        self.told: dict[str, str] = {}
+
+    async def ProcessPlanningEvent(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.callers.append(caller())
+        if self.raises:
+            raise self.raises
+        return orchestrator.PlanningEventResponse(processed=True)
 
     async def GetStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.callers.append(caller())
+        self.told = said(context)
         self.began.set()
         try:
             await self.stays.wait()
@@ -188,6 +202,101 @@ async def test_one_actor_that_calls_too_often_is_told_to_wait(served: Served) ->
     assert len(told) < len(answers)
     assert {each.code() for each in told} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert {problem(each)[0] for each in told} == {"RateLimit"}
+
+
+async def test_a_silent_call_outlives_the_pings_of_its_client(
+    served: Served, service: Behaving
+) -> None:
+    """A client that pings every 10 s gets its answer; faster ones do too, down to one a second."""
+    service.stays.clear()
+    pings = (
+        ("grpc.keepalive_time_ms", 1_200),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+    async with serving(served, options=pings) as channel:
+        call = stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+        answer = asyncio.ensure_future(call)
+        await service.began.wait()
+
+        ended, _ = await asyncio.wait([answer], timeout=6)  # five pings: strikes are counted to two
+        service.stays.set()
+
+        assert not ended, answer.exception()
+        assert (await answer).status == "here"
+
+
+async def test_a_request_id_stands_for_one_request_of_its_caller(
+    served: Served, service: Behaving, client: Redis
+) -> None:
+    mine = (("x-request-id", uuid.uuid4().hex),)
+    event = orchestrator.PlanningEventRequest(event_type="a", case_id="US-1")
+    another = orchestrator.PlanningEventRequest(event_type="a", case_id="US-2")
+    async with serving(served, requests=Requests(client)) as channel:
+        moves = stub(channel).ProcessPlanningEvent
+        for _ in range(2):
+            assert (await moves(event, metadata=bearer() + mine)).processed
+
+        reused = [
+            await failure(moves(another, metadata=bearer() + mine)),
+            await failure(stub(channel).Deliberate(TASK, metadata=bearer() + mine)),
+            await failure(stub(channel).StreamDeliberation(TASK, metadata=bearer() + mine).read()),
+        ]
+
+        assert {each.code() for each in reused} == {grpc.StatusCode.ALREADY_EXISTS}
+        assert {problem(each)[0] for each in reused} == {"RequestReused"}
+        assert len(service.callers) == 2
+        # Another caller's id is another one; what only reads takes none.
+        assert (await moves(another, metadata=bearer("bo") + mine)).processed
+        await stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer() + mine)
+
+
+async def test_a_request_that_was_refused_may_be_corrected_under_its_id(
+    served: Served, service: Behaving, client: Redis
+) -> None:
+    mine = (("x-request-id", uuid.uuid4().hex),)
+    wrong = orchestrator.PlanningEventRequest(event_type="a", case_id="US 1")
+    right = orchestrator.PlanningEventRequest(event_type="a", case_id="US-1")
+    async with serving(served, requests=Requests(client)) as channel:
+        service.raises = InvalidInput("PlanningEventRequest", [("case_id", "is wrong")])
+        moves = stub(channel).ProcessPlanningEvent
+        first = await failure(moves(wrong, metadata=bearer() + mine))
+        service.raises = refused("GuardBlocked", "no")
+        second = await failure(moves(right, metadata=bearer() + mine))
+        third = await failure(moves(wrong, metadata=bearer() + mine))
+
+    assert [each.code().name for each in (first, second, third)] == [
+        "INVALID_ARGUMENT",
+        "FAILED_PRECONDITION",
+        "ALREADY_EXISTS",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ((("x-reason", "too big"),), "too big"),
+        ((("x-reason-bin", "zu groß".encode()), ("x-reason", "ignored")), "zu groß"),
+    ],
+)
+async def test_what_people_write_may_be_utf_8(
+    channel: grpc.aio.Channel, service: Behaving, metadata: Any, words: str
+) -> None:
+    await stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer() + metadata)
+
+    assert service.told["x-reason"] == words
+
+
+async def test_what_is_not_utf_8_is_refused(channel: grpc.aio.Channel) -> None:
+    broken = (("x-comment-bin", b"\xff\xfe"),)
+
+    error = await failure(
+        stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer() + broken)
+    )
+
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "x-comment-bin: must be UTF-8" in (error.details() or "")
 
 
 async def test_a_message_that_is_too_large_is_refused(channel: grpc.aio.Channel) -> None:

@@ -85,6 +85,22 @@ def test_a_wrong_field_is_a_field_violation_with_its_rule() -> None:
     assert "1 to 100 letters" in bad.field_violations[0].description
 
 
+NOT_FOUND = [
+    *(refused(kind, "no such thing") for kind, code in STATUS.items() if code.name == "NOT_FOUND"),
+    RPCError("workflow execution is gone", RPCStatusCode.NOT_FOUND, b""),
+    refused("NotFound", "x" * 10_000),
+]
+
+
+@pytest.mark.parametrize("error", NOT_FOUND)
+def test_the_words_not_found_are_in_every_not_found(error: Exception) -> None:
+    status = status_of(error)
+
+    assert code_of(status) == StatusCode.NOT_FOUND
+    assert "not found" in status.message
+    assert status_of(refused("NotFound", "story x not found")).message == "story x not found"
+
+
 @pytest.mark.parametrize("kind", [k for k, code in STATUS.items() if code.name == "UNAVAILABLE"])
 def test_what_is_away_says_when_to_come_back(kind: str) -> None:
     retry = details(status_of(refused(kind, "away")))["RetryInfo"]

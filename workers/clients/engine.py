@@ -1,6 +1,7 @@
 """The LLM: any OpenAI-compatible vLLM."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from activities import llm
 from activities.llm_errors import CallFailed
 from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
 from workers.settings import Settings
+
+LOOKED_UP_EVERY_S = 30.0
+LOOKED_UP_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,39 @@ def _refusal(error: TimeoutError | CallFailed) -> str:
         "does not answer /models as an OpenAI-compatible API does. "
         "Set VLLM_URL to one: it ends in /v1"
     )
+
+
+class DefaultModel:
+    """The model of agents that name none, for those who only show it.
+
+    VLLM_MODEL where it is set; else the one that the endpoint serves, asked at most every
+    LOOKED_UP_EVERY_S; empty while the endpoint does not answer, or serves several.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._model = ""
+        self._looked_up_at = -LOOKED_UP_EVERY_S
+
+    async def __call__(self) -> str:
+        if self._settings.vllm_model:
+            return self._settings.vllm_model
+        if time.monotonic() - self._looked_up_at >= LOOKED_UP_EVERY_S:
+            self._model = await self._served()
+            self._looked_up_at = time.monotonic()
+        return self._model
+
+    async def _served(self) -> str:
+        key = plain(self._settings.vllm_api_key) or "none"
+        try:
+            async with (
+                asyncio.timeout(LOOKED_UP_WITHIN_S),
+                llm.connect(self._settings.vllm_url, key) as client,
+            ):
+                served = await llm.served_models(client)
+        except (TimeoutError, CallFailed):
+            return ""  # What is away, or speaks otherwise, fails the agents' own calls, visibly.
+        return next(iter(served)) if len(served) == 1 else ""
 
 
 def _require_model(settings: Settings, where: str, served: Mapping[str, int]) -> None:

@@ -22,6 +22,7 @@ from bridge.grpc.access import Access
 from bridge.grpc.context import ContextServicer
 from bridge.grpc.orchestrator import OrchestratorServicer
 from bridge.grpc.planning import PlanningServicer
+from bridge.grpc.requests import Requests
 from bridge.grpc.server import CannotListen, GrpcServer, Served
 from bridge.grpc.storycoach import StoryCoachServicer
 from bridge.grpc.wire import (
@@ -33,6 +34,7 @@ from bridge.grpc.wire import (
 )
 from bridge.grpc.workspace import WorkspaceServicer
 from workers.clients import StartError, plain, words
+from workers.clients.engine import DefaultModel
 from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.health import Check
 from workers.processes import Base, Running, valid_config
@@ -41,7 +43,7 @@ from workers.settings import SERVICES, Settings
 log = structlog.stdlib.get_logger(__name__)
 
 
-WITH_GRAPH = frozenset({"orchestrator", "context"})
+WITH_GRAPH = frozenset({"orchestrator", "context", "planning"})
 
 
 class Stores(NamedTuple):
@@ -82,6 +84,7 @@ async def process(base: Base) -> AsyncIterator[Running]:
                     access,
                     settings.drain_seconds,
                     credentials,
+                    Requests(base.valkey),
                 )
             except CannotListen as error:
                 raise StartError(f"{error}: set GRPC_HOST and GRPC_{name.upper()}_PORT") from error
@@ -107,6 +110,7 @@ def served(name: str, base: Base, stores: Stores | None) -> Served:
                     stores.driver,
                     base.settings.agent_type,
                     base.settings.deliberation_timeout,
+                    DefaultModel(base.settings),
                 ),
                 orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
             )
@@ -118,9 +122,10 @@ def served(name: str, base: Base, stores: Stores | None) -> Served:
                 context_pb2_grpc.add_ContextServiceServicer_to_server,
             )
         case "planning":
+            assert stores
             return Served(
                 "fleet.planning.v1.PlanningService",
-                PlanningServicer(base.temporal),
+                PlanningServicer(base.temporal, stores.driver),
                 planning_pb2_grpc.add_PlanningServiceServicer_to_server,
             )
         case "storycoach":

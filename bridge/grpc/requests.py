@@ -1,0 +1,87 @@
+"""Requests that carry `x-request-id`: an id stands for one request of its caller.
+
+What a request id was first used for is kept in Valkey for REMEMBERED_S. A repeat of that request
+goes on to its service, which answers it as the first; the id on anything else is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from google.protobuf.message import Message
+from grpc import StatusCode
+from redis.asyncio import Redis
+from temporalio.exceptions import ApplicationError
+
+from activities.graph.errors import store_errors
+from bridge.grpc.calls import REQUEST_ID, derived_id
+from bridge.grpc.errors import STATUS, refused
+from workflows.models import REQUEST_REUSED
+
+REMEMBERED_S = 7 * 24 * 3_600
+"""Longer than any client repeats a request."""
+
+READS = ("Get", "List", "Score", "Validate", "Rehydrate")
+"""Beginnings of the names of methods that change nothing: they take no request id."""
+
+SAME = {"StreamDeliberation": "Deliberate"}
+"""A method that asks for the same thing as another."""
+
+NOTHING_DONE = frozenset(
+    {StatusCode.INVALID_ARGUMENT, StatusCode.PERMISSION_DENIED, StatusCode.NOT_FOUND}
+)
+"""A request that is refused so may be corrected and sent again under its id."""
+
+
+class Requests:
+    """The request ids of all callers; shared by all replicas."""
+
+    def __init__(self, valkey: Redis) -> None:
+        self._valkey = valkey
+
+    @asynccontextmanager
+    async def claim(
+        self, actor: str, method: str, metadata: Iterable[tuple[str, str | bytes]], request: Message
+    ) -> AsyncIterator[None]:
+        """Keep the id of the request that is carried out in the block.
+
+        Args:
+            actor: The caller.
+            method: The full name, `/package.Service/Method`.
+            metadata: The call's; without an `x-request-id` nothing is kept.
+            request: The message, as it came.
+
+        Raises:
+            ApplicationError: `RequestReused`: the caller used the id for another request; or by
+                `activities.graph.errors.TABLE`, where Valkey does not answer.
+        """
+        given = dict(metadata).get(REQUEST_ID)
+        name = method.rpartition("/")[2]
+        if not isinstance(given, str) or not given or name.startswith(READS):
+            yield
+            return
+        key, content = f"swe:request:{derived_id(actor, given)}", content_of(name, request)
+        with store_errors():
+            before = await self._valkey.set(key, content, nx=True, get=True, ex=REMEMBERED_S)
+        if before is not None and before != content.encode():
+            raise refused(
+                REQUEST_REUSED,
+                f"x-request-id {given[:100]} was used for another request; send this one with "
+                "its own",
+            )
+        try:
+            yield
+        except ApplicationError as error:
+            if before is None and STATUS.get(error.type or "") in NOTHING_DONE:
+                with store_errors():
+                    await self._valkey.delete(key)
+            raise
+
+
+def content_of(name: str, request: Message) -> str:
+    """The hash of what a method is asked."""
+    digest = hashlib.sha256(f"{SAME.get(name, name)}\n".encode())
+    digest.update(request.SerializeToString(deterministic=True))
+    return digest.hexdigest()
