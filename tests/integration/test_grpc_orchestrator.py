@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -44,11 +45,16 @@ from tests.integration.stories import batch, new_story, one_of_each, rows, spec
 from tests.integration.stories import plan as a_plan
 from tests.llm_server import LlmServer
 from tests.site import SAMPLE_STORY
+from workers.clients.engine import DefaultModel
 from workers.external_storage import data_converter
-from workers.settings import ROOT
+from workers.settings import ROOT, Settings
+from workflows.models import DeliberationInput
 
 SERVICE = "orchestrator.v1.OrchestratorService"
 WITHIN_S = 200
+TIMEOUT = timedelta(seconds=150)
+"""The setting DELIBERATION_TIMEOUT."""
+
 TASK = "Write a function that adds two numbers"
 
 SEATED = "MATCH (c:Council)-[:HAS_AGENT]->(a:Agent) RETURN c.id, a.id"
@@ -69,9 +75,12 @@ class Fleet:
     driver: AsyncDriver
     llm: LlmServer
     environment: Environment
+    default_model: DefaultModel
 
     def served(self) -> Served:
-        servicer = OrchestratorServicer(self.temporal, self.graph, self.driver, "RAY_VLLM")
+        servicer = OrchestratorServicer(
+            self.temporal, self.graph, self.driver, "RAY_VLLM", TIMEOUT, self.default_model
+        )
         add = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
         return Served(SERVICE, servicer, add)
 
@@ -127,7 +136,8 @@ async def whole(
                 data_converter=data_converter(client),
             )
             there = await rows(driver, SEATED)
-            yield Fleet(temporal, graph, driver, llm, environment)
+            url = Settings.model_validate({"vllm_url": llm.url})
+            yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
             # Neo4j is every test's: the councils are again what they were.
             await rows(driver, LEAVE_ONLY, ids=[each for seat in there for each in seat])
             reader.cancel()
@@ -259,11 +269,90 @@ async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do
             pass
 
 
-async def test_more_agents_than_the_council_has_are_refused(stub: Any) -> None:
-    request = wire.DeliberateRequest(task_description=TASK, role="DEV", num_agents=40)
+async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_is_told(
+    fleet: Fleet, stub: Any
+) -> None:
+    request = wire.DeliberateRequest(task_description=TASK, role="DEV", num_agents=5)
 
-    with fails(StatusCode.FAILED_PRECONDITION, "40 were asked for"):
-        await stub.Deliberate(request, metadata=ANA)
+    call = stub.Deliberate(request, metadata=ANA, timeout=WITHIN_S)
+    answer = await call
+    stream = stub.StreamDeliberation(request, metadata=ANA, timeout=WITHIN_S)
+    updates = [update async for update in stream]
+
+    assert len(answer.results) == 3
+    assert answer.metadata.tags["agents"] == "3 of 5"
+    assert dict(await call.trailing_metadata())["x-agents"] == "3 of 5"
+    assert updates[-1].status == "complete"
+    assert dict(await stream.trailing_metadata())["x-agents"] == "3 of 5"
+    started = await begun_with(fleet, answer.metadata.execution_id)
+    assert started.timeout == TIMEOUT.total_seconds()
+
+
+async def begun_with(fleet: Fleet, workflow_id: str) -> DeliberationInput:
+    """What a deliberation was started with."""
+    async for event in fleet.temporal.get_workflow_handle(workflow_id).fetch_history_events():
+        payloads = event.workflow_execution_started_event_attributes.input.payloads
+        (begun,) = await fleet.temporal.data_converter.decode(payloads, [DeliberationInput])
+        assert isinstance(begun, DeliberationInput)
+        return begun
+    raise AssertionError(workflow_id)
+
+
+async def test_the_options_of_orchestrate_do_what_they_say(fleet: Fleet, stub: Any) -> None:
+    story = new_story()
+    await fleet.graph.record(batch(story, *one_of_each(story)))
+    ask: dict[str, Any] = {"task_description": TASK, "role": "DEV", "story_id": story}
+
+    unreviewed = await stub.Orchestrate(
+        wire.OrchestrateRequest(
+            **ask,
+            options=wire.OrchestratorOptions(enable_architect_selection=True),
+            context_options=wire.ContextOptions(include_timeline=True, scopes=["SUBTASKS_ALL"]),
+        ),
+        metadata=ANA,
+        timeout=WITHIN_S,
+    )
+
+    begun = await begun_with(fleet, unreviewed.execution_id)
+    assert (begun.rounds, begun.judged) == (0, True)
+    assert {call.act for call in fleet.llm.calls} <= {"propose", "judge"}
+    prompts = [str(call.messages) for call in fleet.llm.calls if call.act == "propose"]
+    assert len(prompts) == 3
+    assert all("What happened, newest first" in prompt for prompt in prompts)
+    assert all("## Tasks" in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        (
+            {"options": {"enable_architect_selection": True, "deliberation_rounds": 2}},
+            "options.enable_peer_review",
+        ),
+        ({"context_options": {"include_timeline": True}}, "context_options"),
+        ({"context_options": {"scopes": ["GOSSIP"]}}, "context_options.scopes.0"),
+        ({"context_options": {"max_events": -1}}, "context_options.max_events"),
+    ],
+)
+async def test_an_option_that_cannot_be_met_is_refused_by_its_name(
+    stub: Any, wrong: dict[str, Any], field: str
+) -> None:
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.Orchestrate(
+            wire.OrchestrateRequest(task_description=TASK, role="DEV", **wrong), metadata=ANA
+        )
+
+    assert violated(caught) == [field]
+
+
+async def test_the_councils_name_the_model_that_is_served(fleet: Fleet, stub: Any) -> None:
+    listed = await stub.ListCouncils(wire.ListCouncilsRequest(role_filter="DEV"), metadata=ANA)
+    named = Settings.model_validate({"vllm_url": "http://127.0.0.1:1", "vllm_model": "mine"})
+    away = Settings.model_validate({"vllm_url": "http://127.0.0.1:1"})
+
+    assert [each.model for each in listed.councils] == ["test-model"]
+    assert await DefaultModel(named)() == "mine"
+    assert await DefaultModel(away)() == ""
 
 
 async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub: Any) -> None:
@@ -310,6 +399,71 @@ async def test_one_that_failed_is_begun_anew(fleet: Fleet, stub: Any) -> None:
     assert again.winner.rank == 1
 
 
+@pytest.mark.parametrize("story", ["", "of a story"])
+async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_it(
+    fleet: Fleet, stub: Any, story: str
+) -> None:
+    late, lost = a_task(), a_task()
+    story_id = new_story() if story else ""
+    fleet.llm.fail("status", times=3, status=400, text="no such thing")
+    with fails(StatusCode.ABORTED):
+        await stub.Orchestrate(
+            wire.OrchestrateRequest(
+                task_id=lost, task_description=TASK, role="QA", story_id=story_id
+            ),
+            metadata=ANA,
+            timeout=WITHIN_S,
+        )
+    fleet.llm.delay_ms = 3_000
+    with fails(StatusCode.DEADLINE_EXCEEDED):
+        await stub.Orchestrate(
+            wire.OrchestrateRequest(
+                task_id=late,
+                task_description=TASK,
+                role="QA",
+                constraints=wire.TaskConstraints(timeout_seconds=1),
+            ),
+            metadata=ANA,
+            timeout=WITHIN_S,
+        )
+    await forget(fleet, lost)
+    await forget(fleet, late)
+
+    found = await stub.GetDeliberationResult(
+        wire.GetDeliberationResultRequest(task_id=lost), metadata=ANA
+    )
+    timed_out = await stub.GetDeliberationResult(
+        wire.GetDeliberationResultRequest(task_id=late), metadata=ANA
+    )
+
+    assert found.status == wire.DELIBERATION_STATUS_FAILED
+    assert "a quorum is more than half" in found.error_message
+    assert "no such thing" in found.error_message
+    assert (found.metadata.tags["role"], found.metadata.tags["task_id"]) == ("QA", lost)
+    assert found.metadata.tags.get("story_id", "") == story_id
+    assert timed_out.status == wire.DELIBERATION_STATUS_TIMEOUT
+    assert timed_out.duration_ms >= 1000
+
+
+async def forget(fleet: Fleet, task_id: str) -> None:
+    """Let Temporal forget a deliberation, as it does after its retention."""
+    await fleet.temporal.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=fleet.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=f"deliberation-{task_id}"),
+        )
+    )
+
+    async def forgotten() -> bool:
+        try:
+            await fleet.status(task_id)
+        except RPCError:
+            return True
+        return False
+
+    await until(forgotten)
+
+
 async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_graph(
     fleet: Fleet, stub: Any
 ) -> None:
@@ -339,21 +493,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     meanwhile = await until(begun)
     answered = await asking
     told = await stub.GetDeliberationResult(ask, metadata=ANA)
-    await fleet.temporal.workflow_service.delete_workflow_execution(
-        DeleteWorkflowExecutionRequest(
-            namespace=fleet.temporal.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=f"deliberation-{task_id}"),
-        )
-    )
-
-    async def forgotten() -> bool:
-        try:
-            await fleet.status(task_id)
-        except RPCError:
-            return True
-        return False
-
-    await until(forgotten)
+    await forget(fleet, task_id)
     kept = await stub.GetDeliberationResult(ask, metadata=ANA)
 
     assert meanwhile.status == wire.DELIBERATION_STATUS_IN_PROGRESS
@@ -734,10 +874,15 @@ async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, 
     unknown = await stub.ProcessPlanningEvent(
         wire.PlanningEventRequest(event_type="story.sneezed", case_id=story), metadata=PO
     )
-    mine = (*PO, ("x-request-id", "once"))
+    mine = (*PO, ("x-request-id", uuid.uuid4().hex))
+    with fails(StatusCode.FAILED_PRECONDITION, "legal now: DESIGN by approve_scope"):
+        await stub.ProcessPlanningEvent(
+            wire.PlanningEventRequest(event_type="TRANSITION", case_id=story, to_state="DOCS"),
+            metadata=PO,
+        )
     moved = await stub.ProcessPlanningEvent(
         wire.PlanningEventRequest(
-            event_type="approve_scope",
+            event_type="TRANSITION",
             case_id=story,
             from_state="DRAFT",
             to_state="DESIGN",
@@ -763,7 +908,9 @@ async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, 
     assert violated(caught) == ["metadata.reason"]
     assert back.message == f"story {story} is in DRAFT"
     timeline = await fleet.temporal.get_workflow_handle(f"story-{story}").query("timeline")
-    assert [line["actor"] for line in timeline if line["event"] == "GateApproved"] == ["paula"]
+    assert [line["actor"] for line in timeline if line["event"] == "planning.gate.approved"] == [
+        "paula"
+    ]
     await fleet.temporal.get_workflow_handle(f"story-{story}").terminate()
 
 
@@ -778,6 +925,56 @@ async def test_an_event_of_a_story_that_nobody_knows_is_not_found(stub: Any) -> 
         await stub.ProcessPlanningEvent(wire.PlanningEventRequest(case_id=story), metadata=PO)
 
     assert violated(caught) == ["event_type"]
+
+
+async def test_a_case_and_its_transitions_from_outside_are_stored(
+    fleet: Fleet, stub: Any, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    create = wire.PlanningEventRequest(
+        event_type="CASE_CREATED", case_id=story, metadata={"title": "Log in", "description": "d"}
+    )
+    move = wire.PlanningEventRequest(
+        event_type="TRANSITION", case_id=story, from_state="DRAFT", to_state="DESIGN"
+    )
+
+    with fails(StatusCode.NOT_FOUND, "not found"):
+        await stub.ProcessPlanningEvent(move, metadata=PO)
+    with fails(StatusCode.PERMISSION_DENIED):
+        await stub.ProcessPlanningEvent(create, metadata=bearer("quinn", "QA"))
+    made = await stub.ProcessPlanningEvent(create, metadata=PO)
+    again = await stub.ProcessPlanningEvent(create, metadata=PO)
+    with fails(StatusCode.INVALID_ARGUMENT) as caught:
+        await stub.ProcessPlanningEvent(
+            wire.PlanningEventRequest(event_type="TRANSITION", case_id=story), metadata=PO
+        )
+    moved = await stub.ProcessPlanningEvent(move, metadata=PO)
+
+    assert made.processed
+    assert made.message == f"case {story} is stored"
+    assert again.processed
+    assert "known already" in again.message
+    assert violated(caught) == ["to_state"]
+    assert moved.processed
+    found = await rows(
+        driver, "MATCH (s:Story {id: $id}) RETURN s.title, s.description, s.status", id=story
+    )
+    assert found == [["Log in", "d", "DESIGN"]]
+
+
+async def test_two_stories_whose_plans_have_one_workflow_id_are_told_apart(
+    fleet: Fleet, stub: Any
+) -> None:
+    story = new_story()
+    for story_id in (story, f"{story}-b"):
+        await fleet.graph.record(batch(story_id, spec(story_id)))
+    approved: dict[str, Any] = {"event_type": "planning.plan.approved"}
+    first = wire.PlanningEventRequest(**approved, case_id=story, plan_id="b-c")
+    second = wire.PlanningEventRequest(**approved, case_id=f"{story}-b", plan_id="c")
+
+    assert (await stub.ProcessPlanningEvent(first, metadata=PO)).processed
+    with fails(StatusCode.ALREADY_EXISTS, f"is the workflow of plan b-c of {story}"):
+        await stub.ProcessPlanningEvent(second, metadata=PO)
 
 
 async def test_a_plan_that_was_approved_outside_is_stored_and_run_once(
@@ -848,6 +1045,8 @@ async def test_the_tasks_that_a_plan_has_are_its_tasks(fleet: Fleet, stub: Any) 
     found = await stub.DeriveSubtasks(request, metadata=ANA)
     request.strategy.dependency_order.extend(["DEV"])
     ordered = await stub.DeriveSubtasks(request, metadata=ANA)
+    request.strategy.parallel_execution = True
+    in_waves = await stub.DeriveSubtasks(request, metadata=ANA)
     request.strategy.max_tasks_per_role = 1
     assert (await stub.DeriveSubtasks(request, metadata=ANA)).total_tasks == 2
 
@@ -857,6 +1056,7 @@ async def test_the_tasks_that_a_plan_has_are_its_tasks(fleet: Fleet, stub: Any) 
     ]
     assert found.tasks[1].description == "The form\n\nHTML"
     assert [each.role for each in ordered.tasks] == ["DEV", "DATA"]
+    assert [each.role for each in in_waves.tasks] == ["DATA", "DEV"]
     assert not fleet.llm.calls
 
 
@@ -872,6 +1072,10 @@ async def test_a_task_has_the_context_of_its_story(fleet: Fleet, stub: Any) -> N
     full = await stub.GetTaskContext(
         wire.GetTaskContextRequest(**ask, task_id=f"{story}-t2", options=options), metadata=ANA
     )
+    scoped = await stub.GetTaskContext(
+        wire.GetTaskContextRequest(**ask, options=wire.ContextOptions(scopes=["SUBTASKS_ALL"])),
+        metadata=ANA,
+    )
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.GetTaskContext(
             wire.GetTaskContextRequest(**ask, options=wire.ContextOptions(scopes=["GOSSIP"])),
@@ -883,6 +1087,7 @@ async def test_a_task_has_the_context_of_its_story(fleet: Fleet, stub: Any) -> N
     assert plain.context_text.startswith(plain.blocks.system)
     assert plain.token_count > 0
     assert not plain.blocks.history
+    assert "## Tasks" in scoped.blocks.history
     assert plain.version_hash != full.version_hash
     timeline, _, decisions = full.blocks.history.partition("\n\n")
     assert len(timeline.splitlines()) == 6  # a heading, and the five that were asked for

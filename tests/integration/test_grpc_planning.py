@@ -12,15 +12,19 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from temporalio.client import Client
+from neo4j import AsyncDriver
+from redis.asyncio import Redis
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from bridge.grpc.planning import PlanningServicer
+from bridge.grpc.requests import Requests
 from bridge.grpc.server import Served
 from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
+from tests.integration.stories import rows
 from tests.llm_server import LlmServer
 from tests.messages import messages
 from workflows.models import StoryInput
@@ -45,10 +49,10 @@ READY: dict[str, Any] = {
 Stub: Any = planning_pb2_grpc.PlanningServiceStub
 
 
-def served(client: Client) -> Served:
+def served(client: Client, driver: AsyncDriver) -> Served:
     return Served(
         "fleet.planning.v1.PlanningService",
-        PlanningServicer(client),
+        PlanningServicer(client, driver),
         planning_pb2_grpc.add_PlanningServiceServicer_to_server,
     )
 
@@ -75,8 +79,8 @@ async def stories(servers: Servers) -> AsyncIterator[Client]:
 
 
 @pytest.fixture(scope="module")
-async def planning(stories: Client) -> AsyncIterator[Any]:
-    async with serving(served(stories)) as channel:
+async def planning(stories: Client, driver: AsyncDriver, client: Redis) -> AsyncIterator[Any]:
+    async with serving(served(stories, driver), requests=Requests(client)) as channel:
         yield Stub(channel)
 
 
@@ -165,7 +169,10 @@ async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: A
     again = await planning.CreateStory(asked, metadata=ANA + key)
     anothers = await planning.CreateStory(asked, metadata=BO + key)
     without = await planning.CreateStory(asked, metadata=ANA)
+    other = wire.CreateStoryRequest(**READY | {"title": "Redo it"})
+    reused = await refusal(planning.CreateStory(other, metadata=ANA + key))
 
+    assert reused.code() == grpc.StatusCode.ALREADY_EXISTS
     assert first.story_id == second.story_id == again.story_id
     assert len({first.story_id, anothers.story_id, without.story_id}) == 3
 
@@ -182,9 +189,11 @@ async def test_a_story_that_is_none_is_refused_by_the_contracts_fields(planning:
     assert set(after) == set(before)
 
 
-async def test_a_story_is_started_though_no_worker_runs(servers: Servers) -> None:
+async def test_a_story_is_started_though_no_worker_runs(
+    servers: Servers, driver: AsyncDriver
+) -> None:
     alone = await connected(servers, await a_namespace(servers))
-    async with serving(served(alone)) as channel:
+    async with serving(served(alone, driver)) as channel:
         story = await Stub(channel).CreateStory(
             wire.CreateStoryRequest(**READY), metadata=ANA, timeout=5
         )
@@ -237,7 +246,7 @@ async def test_a_story_that_is_not_there_is_not_found(planning: Any, method: str
 
 
 async def test_a_plan_is_empty_until_the_design_is_done_and_then_has_its_tasks(
-    planning: Any,
+    planning: Any, stories: Client, driver: AsyncDriver
 ) -> None:
     story_id = (await created(planning)).story_id
     asked = wire.GetPlanRequest(story_id=story_id)
@@ -246,8 +255,18 @@ async def test_a_plan_is_empty_until_the_design_is_done_and_then_has_its_tasks(
 
     await transition(planning, story_id, "approve_scope")
     await at_gate(planning, story_id, "approve_design")
-    plan = json.loads((await planning.GetPlan(asked, metadata=ANA)).json)
+    live = (await planning.GetPlan(asked, metadata=ANA)).json
+    plan = json.loads(live)
+    handle = stories.get_workflow_handle(f"story-{story_id}")
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+    ended = (await planning.GetPlan(asked, metadata=ANA)).json
+    await rows(driver, "MATCH (t:Subtask {case_id: $id}) SET t.title = 'graph'", id=story_id)
+    read = json.loads((await planning.GetPlan(asked, metadata=ANA)).json)
 
+    assert ended == live
+    assert {task["title"] for task in read["tasks"]} == {"graph"}, "it is read in the graph"
     assert before.json == "{}"
     assert plan["story_id"] == story_id
     assert plan["tasks"][0]["task_id"] == f"{plan['plan_id']}-t1"
