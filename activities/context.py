@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -19,6 +20,7 @@ from neo4j import AsyncManagedTransaction
 from pydantic import Field, ValidationError, model_validator
 from temporalio.exceptions import ApplicationError
 
+from activities.values import Flag, Instant, Real, Row, Text, Texts
 from workflows.ids import Role
 from workflows.models import ContextPack, PackQuery, Part, content_hash, invalid_input
 
@@ -130,8 +132,6 @@ def count_tokens(text: str) -> int:
 
 # --- reading --------------------------------------------------------------------------------------
 
-Row = dict[str, Any]
-
 
 class Section(NamedTuple):
     """A scope's lines, what matters most first."""
@@ -141,12 +141,24 @@ class Section(NamedTuple):
 
 
 class Read(NamedTuple):
-    """How a scope is read and shown. `none`: said where there is nothing."""
+    """How a scope is read, converted, sorted and shown. `none`: said where there is nothing.
+
+    by: sorts the rows where times decide, which the graph cannot compare as instants; at_most: so
+    many of them are shown.
+    """
 
     heading: str
     cypher: LiteralString
-    lines: Callable[[Row], list[str]]
+    row: type[Row]
+    lines: Callable[[Any], list[str]]
     none: str = ""
+    by: Callable[[Any], tuple[Any, ...]] | None = None
+    at_most: int | None = None
+
+    def rows(self, found: Sequence[dict[str, Any]]) -> list[Any]:
+        """The rows of a result, whatever their properties' types are."""
+        rows = [self.row.model_validate(each) for each in found]
+        return (sorted(rows, key=self.by) if self.by else rows)[: self.at_most]
 
 
 _LAST_PLAN: LiteralString = """
@@ -182,78 +194,200 @@ _DECISIONS: LiteralString = """
 MATCH (d:Decision {case_id: $story}) WHERE coalesce(d.status, '') <> 'DELETED'
 """
 
-# What people and architects decided binds the whole story: the decisions of single tasks, which
-# come later and are many, do not push it out of a pack.
-_DECISION_FIELDS: LiteralString = """
-RETURN d.title AS title, d.rationale AS rationale, d.decided_by AS decided_by
-ORDER BY coalesce(d.role, '') IN ['', 'ARCHITECT'] DESC, d.decided_at DESC, d.id
+DECIDED_AT: LiteralString = "coalesce(d.decided_at, d.created_at_ms, d.created_at)"
+DECIDED_BY: LiteralString = "coalesce(d.decided_by, d.approved_by, d.author_id)"
+"""Who decided and when, also where others wrote it."""
+
+_DECISION_FIELDS: LiteralString = (
+    """
+RETURN d.id AS id, d.title AS title, d.rationale AS rationale,
+       coalesce(d.role, '') IN ['', 'ARCHITECT'] AS binding, """
+    + f"{DECIDED_BY} AS decided_by, {DECIDED_AT} AS decided_at"
+)
+
+
+class _CaseRow(Row):
+    id: Text
+    title: Text
+    status: Text
+    rigor: Text
+    brief: Text
+    criteria: Texts
+
+
+class _PlanRow(Row):
+    id: Text
+    version: Text
+    status: Text
+    total: int
+    done: int
+
+
+class _DecisionRow(Row):
+    id: Text
+    title: Text
+    rationale: Text = ""
+    decided_by: Text = ""
+    decided_at: Instant = None
+    binding: bool = False
+    on_this: Flag = False
+    on_role: Flag = False
+    on: Text = ""
+    on_id: Text = ""
+
+    @property
+    def relevance(self) -> tuple[Any, ...]:
+        """What people and architects decided binds the whole story: the decisions of single tasks,
+        which come later and are many, do not push it out of a pack. Then the newest first.
+        """
+        return (not self.binding, *newest(self.decided_at), self.id, self.on_id)
+
+    @property
+    def relevance_to_role(self) -> tuple[Any, ...]:
+        """What bears on the task first, then what bears on its role."""
+        return (not self.on_this, not self.on_role, *newest(self.decided_at), self.id)
+
+
+class _TaskRow(Row):
+    id: Text
+    title: Text
+    role: Text
+    status: Text
+    description: Text = ""
+    needs: Texts = []
+    on: Text = ""
+
+
+class MilestoneRow(Row):
+    """What happened to a story: an event, or a transition of its machine."""
+
+    id: Text
+    event_type: Text = ""
+    description: Text = ""
+    actor: Text = ""
+    from_phase: Text = ""
+    to_phase: Text = ""
+    reason: Text = ""
+    at: Instant = None
+
+    @property
+    def kind(self) -> str:
+        """The event's type, or the phases of the transition."""
+        return self.event_type or f"{self.from_phase} -> {self.to_phase}"
+
+    @property
+    def said(self) -> str:
+        """The description, with the reason if there is one."""
+        return f"{self.description}: {self.reason}" if self.reason else self.description
+
+    @property
+    def recency(self) -> tuple[Any, ...]:
+        """Sorts the newest first; of one instant, the last id."""
+        return (*newest(self.at), *newest_text(self.id))
+
+
+class SummaryRow(Row):
+    """The proposal that won the last deliberation."""
+
+    role: Text
+    phase: Text
+    agent: Text
+    score: Real
+    approach: Text
+
+
+def newest(at: datetime | None) -> tuple[bool, float]:
+    """Sorts later times first, and what has no time last."""
+    return (at is None, -at.timestamp() if at else 0.0)
+
+
+def newest_text(text: str) -> tuple[int, ...]:
+    """Sorts texts in the opposite order."""
+    return (*(-ord(character) for character in text), 1)
+
+
+def _case(row: _CaseRow) -> list[str]:
+    criteria = [f"- must hold: {criterion}" for criterion in row.criteria]
+    about = ", ".join(each for each in (row.id, row.status, f"rigor {row.rigor}") if each)
+    return [f"**{row.title}** ({about})", *criteria, *([row.brief] if row.brief else [])]
+
+
+def _plan(row: _PlanRow) -> list[str]:
+    return [
+        f"Plan {row.id} version {row.version}: {row.status}, {row.done} of {row.total} tasks done"
+    ]
+
+
+def _decision(row: _DecisionRow) -> list[str]:
+    by = f" ({row.decided_by})" if row.decided_by else ""
+    why = f": {row.rationale}" if row.rationale else ""
+    return [f"- **{row.title}**{by}{why}"]
+
+
+def _decision_min(row: _DecisionRow) -> list[str]:
+    return [f"- {row.title}"]
+
+
+def _decision_dependency(row: _DecisionRow) -> list[str]:
+    return [f"- {row.title} depends on {row.on}"]
+
+
+def _about(row: _TaskRow) -> str:
+    return ", ".join(each for each in (row.role, row.status) if each)
+
+
+def _task(row: _TaskRow) -> list[str]:
+    needs = f" (after {', '.join(row.needs)})" if row.needs else ""
+    said = f": {row.description}" if row.description else ""
+    return [f"- {row.id} [{_about(row)}] **{row.title}**{needs}{said}"]
+
+
+def _task_min(row: _TaskRow) -> list[str]:
+    return [f"- {row.id} [{_about(row)}] {row.title}"]
+
+
+def _task_dependency(row: _TaskRow) -> list[str]:
+    return [f"- {row.id} comes after {row.on} [{_about(row)}] {row.title}"]
+
+
+def _milestone(row: MilestoneRow) -> list[str]:
+    by = f" ({row.actor})" if row.actor else ""
+    return [f"- {row.kind}: {row.said}{by}"]
+
+
+def _summary(row: SummaryRow) -> list[str]:
+    return [f"{row.role} in {row.phase}, by {row.agent} (score {row.score:.2f}): {row.approach}"]
+
+
+MILESTONES: LiteralString = """
+CALL (s) {
+  MATCH (s)<-[:OF]-(e:Event)
+  WHERE coalesce(e.status, '') <> 'DELETED' AND NOT coalesce(e.event_type, '') IN $noise
+  RETURN e {.id, .event_type, .description, .actor,
+            at: coalesce(e.timestamp_ms, e.timestamp, e.created_at)} AS row
+  UNION ALL
+  MATCH (s)<-[:OF]-(t:PhaseTransition)
+  RETURN t {.id, .from_phase, .to_phase, description: t.event, .actor, .reason,
+            at: coalesce(t.timestamp_ms, t.timestamp)} AS row
+}
+WITH row ORDER BY row.at IS :: INTEGER NOT NULL, row.at DESC, row.id DESC LIMIT 200
+RETURN row.id AS id, row.event_type AS event_type, row.description AS description,
+       row.actor AS actor, row.from_phase AS from_phase, row.to_phase AS to_phase,
+       row.reason AS reason, row.at AS at
 """
-
-
-def _case(row: Row) -> list[str]:
-    criteria = [f"- must hold: {criterion}" for criterion in row["criteria"]]
-    title = f"**{row['title']}** ({row['id']}, {row['status']}, rigor {row['rigor']})"
-    return [title, *criteria, *([row["brief"]] if row["brief"] else [])]
-
-
-def _plan(row: Row) -> list[str]:
-    return [
-        f"Plan {row['id']} version {row['version']}: {row['status']}, "
-        f"{row['done']} of {row['total']} tasks done"
-    ]
-
-
-def _decision(row: Row) -> list[str]:
-    why = f": {row['rationale']}" if row["rationale"] else ""
-    return [f"- **{row['title']}** ({row['decided_by']}){why}"]
-
-
-def _decision_min(row: Row) -> list[str]:
-    return [f"- {row['title']}"]
-
-
-def _decision_dependency(row: Row) -> list[str]:
-    return [f"- {row['title']} depends on {row['on']}"]
-
-
-def _task(row: Row) -> list[str]:
-    needs = f" (after {', '.join(row['needs'])})" if row["needs"] else ""
-    said = f": {row['description']}" if row["description"] else ""
-    return [f"- {row['id']} [{row['role']}, {row['status']}] **{row['title']}**{needs}{said}"]
-
-
-def _task_min(row: Row) -> list[str]:
-    return [f"- {row['id']} [{row['role']}, {row['status']}] {row['title']}"]
-
-
-def _task_dependency(row: Row) -> list[str]:
-    return [
-        f"- {row['id']} comes after {row['on']} [{row['role']}, {row['status']}] {row['title']}"
-    ]
-
-
-def _milestone(row: Row) -> list[str]:
-    by = f" ({row['actor']})" if row["actor"] else ""
-    return [f"- {row['event_type']}: {row['description']}{by}"]
-
-
-def _summary(row: Row) -> list[str]:
-    return [
-        f"{row['role']} in {row['phase']}, by {row['agent']} (score {row['score']:.2f}): "
-        f"{row['approach']}"
-    ]
-
+"""What happened to the story `s`: the newest of ours, and what others wrote with other times."""
 
 READS: dict[Scope, Read] = {
     "CASE_HEADER": Read(
         "Story",
         """
-        MATCH (s:Story {id: $story})
+        MATCH (s:Case {id: $story})
         WHERE s.title IS NOT NULL AND NOT coalesce(s.status, '') IN ['UNKNOWN', 'DELETED']
         RETURN s.id AS id, s.title AS title, s.status AS status,
                coalesce(s.rigor, 'unknown') AS rigor, coalesce(s.description, '') AS brief,
                coalesce(s.acceptance_criteria, []) AS criteria
         """,
+        _CaseRow,
         _case,
         none="Nothing is recorded of this story.",
     ),
@@ -265,11 +399,24 @@ READS: dict[Scope, Read] = {
         RETURN p.id AS id, coalesce(p.version, 1) AS version, p.status AS status,
                count(t) AS total, count(CASE WHEN t.status IN $done THEN 1 END) AS done
         """,
+        _PlanRow,
         _plan,
         none="There is no plan yet.",
     ),
-    "DECISIONS_GLOBAL": Read("Decisions", _DECISIONS + _DECISION_FIELDS, _decision),
-    "DECISIONS_GLOBAL_MIN": Read("Decisions", _DECISIONS + _DECISION_FIELDS, _decision_min),
+    "DECISIONS_GLOBAL": Read(
+        "Decisions",
+        _DECISIONS + _DECISION_FIELDS,
+        _DecisionRow,
+        _decision,
+        by=lambda row: row.relevance,
+    ),
+    "DECISIONS_GLOBAL_MIN": Read(
+        "Decisions",
+        _DECISIONS + _DECISION_FIELDS,
+        _DecisionRow,
+        _decision_min,
+        by=lambda row: row.relevance,
+    ),
     "DECISIONS_RELEVANT_ROLE": Read(
         "Decisions that bear on your work",
         _DECISIONS
@@ -278,19 +425,24 @@ READS: dict[Scope, Read] = {
              EXISTS { (d)-[:AFFECTS]->(:Subtask {role: $role}) } OR d.role = $role AS on_role,
              NOT EXISTS { (d)-[:AFFECTS]->(:Subtask) } AS on_all
         WHERE on_this OR on_role OR on_all
-        RETURN d.title AS title, d.rationale AS rationale, d.decided_by AS decided_by
-        ORDER BY on_this DESC, on_role DESC, d.decided_at DESC, d.id
-        """,
+        """
+        + _DECISION_FIELDS
+        + ", on_this, on_role",
+        _DecisionRow,
         _decision,
+        by=lambda row: row.relevance_to_role,
     ),
     "DEPS_DECISIONS": Read(
         "How decisions depend on each other",
         _DECISIONS
         + """
         MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE coalesce(o.status, '') <> 'DELETED'
-        RETURN d.title AS title, o.title AS on ORDER BY d.decided_at DESC, d.id, o.id
-        """,
+        """
+        + _DECISION_FIELDS
+        + ", coalesce(o.title, o.id) AS on, o.id AS on_id",
+        _DecisionRow,
         _decision_dependency,
+        by=lambda row: (*newest(row.decided_at), row.id, row.on_id),
     ),
     "DEPS_RELEVANT": Read(
         "What your tasks wait for",
@@ -302,39 +454,33 @@ READS: dict[Scope, Read] = {
                coalesce(d.role, '') AS role
         ORDER BY t.id <> $subtask, d.status IN $done, coalesce(t.priority, 1), t.id, d.id
         """,
+        _TaskRow,
         _task_dependency,
     ),
-    "SUBTASKS_ALL": Read("Tasks", _TASKS + _TASK_FIELDS, _task),
-    "SUBTASKS_ALL_MIN": Read("Tasks", _TASKS + _TASK_FIELDS, _task_min),
-    "SUBTASKS_ROLE": Read("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _task),
-    "SUBTASKS_ROLE_MIN": Read("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _task_min),
+    "SUBTASKS_ALL": Read("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task),
+    "SUBTASKS_ALL_MIN": Read("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task_min),
+    "SUBTASKS_ROLE": Read("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task),
+    "SUBTASKS_ROLE_MIN": Read("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task_min),
     "MILESTONES": Read(
         "What happened, newest first",
         """
-        MATCH (s:Story {id: $story})
-        CALL (s) {
-          MATCH (s)<-[:OF]-(e:Event)
-          WHERE coalesce(e.status, '') <> 'DELETED' AND NOT e.event_type IN $noise
-          RETURN e.event_type AS event_type, e.description AS description, e.actor AS actor,
-                 e.timestamp_ms AS at, e.id AS id
-          UNION ALL
-          MATCH (s)<-[:OF]-(t:PhaseTransition)
-          RETURN t.from_phase + ' -> ' + t.to_phase AS event_type,
-                 t.event + CASE t.reason WHEN '' THEN '' ELSE ': ' + t.reason END AS description,
-                 t.actor AS actor, t.timestamp_ms AS at, t.id AS id
-        }
-        RETURN event_type, description, actor ORDER BY at DESC, id DESC LIMIT 50
-        """,
+        MATCH (s:Case {id: $story})
+        """
+        + MILESTONES,
+        MilestoneRow,
         _milestone,
+        by=lambda row: row.recency,
+        at_most=50,
     ),
     "SUMMARY_LAST": Read(
         "The last answer of a council",
         """
-        MATCH (:Story {id: $story})<-[:OF]-(p:Proposal {rank: 1})
+        MATCH (:Case {id: $story})<-[:OF]-(p:Proposal {rank: 1})
         RETURN p.role AS role, p.phase AS phase, p.agent_id AS agent, p.score AS score,
                p.approach AS approach
         ORDER BY p.recorded_at DESC, p.id LIMIT 1
         """,
+        SummaryRow,
         _summary,
     ),
 }
@@ -359,7 +505,7 @@ async def read_sections(
             noise=NOISE,
             done=DONE,
         )
-        rows = await result.data()
+        rows = read.rows(await result.data())
         lines = [line for row in rows for line in read.lines(row)]
         sections.append(Section(scope, lines or ([read.none] if read.none else [])))
     return sections

@@ -16,7 +16,7 @@ from neo4j import AsyncDriver, AsyncManagedTransaction, AsyncSession
 from neo4j.exceptions import ClientError
 
 from activities.graph.stories import LABELS, MERGE_NODES, READERS, adopt_all, all_unadopted
-from activities.graph.values import instant
+from activities.values import instant
 from workflows.clock import iso
 
 T = TypeVar("T")

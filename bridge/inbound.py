@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.statements import AHEAD_AT_MOST, Change, change, describe
-from activities.graph.values import instant
+from activities.values import instant
 from bridge.dead_letters import place
 from bridge.envelopes import Json, NotUnderstood, Sent, unwrap
 from workflows.events import (

@@ -672,13 +672,10 @@ class DeliberationWorkflow:
         workflow.set_current_details(deliberation_details(self.input, self.progress()))
 
 
-def require_id(expected: str, *former: str) -> None:
-    """Refuse a workflow that was started under another id: one running workflow per thing.
-
-    former: ids that it had in earlier versions.
-    """
+def require_id(expected: str) -> None:
+    """Refuse a workflow that was started under another id: one running workflow per thing."""
     actual = workflow.info().workflow_id
-    if actual not in (expected, *former):
+    if actual != expected:
         raise ApplicationError(
             f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",
             type=INVALID_INPUT,

@@ -88,6 +88,7 @@ from activities.graph.statements import (
 from activities.graph.stories import adopt
 from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from activities.redaction import Redaction, load_redaction
+from activities.values import Number, Row, Text, Texts
 from workflows.clock import iso
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
@@ -116,8 +117,8 @@ TRANSACTION_S = 20.0
 PLAN_TASKS = """
 MATCH (p:PlanVersion {case_id: $story_id, id: $plan_id})-[:HAS_SUBTASK]->(t:Subtask)
 WHERE coalesce(p.status, '') <> 'DELETED' AND coalesce(t.status, '') <> 'DELETED'
-RETURN t.id AS task_id, coalesce(t.role, '') AS role, coalesce(t.title, t.id) AS title,
-       coalesce(t.description, '') AS description, coalesce(t.priority, 1) AS priority,
+RETURN t.id AS task_id, t.role AS role, coalesce(t.title, t.id) AS title,
+       t.description AS description, coalesce(t.priority, 1) AS priority,
        COLLECT {
          MATCH (t)-[:DEPENDS_ON]->(d:Subtask)<-[:HAS_SUBTASK]-(p)
          WHERE coalesce(d.status, '') <> 'DELETED' RETURN d.id ORDER BY d.id
@@ -126,9 +127,9 @@ ORDER BY priority, size(toStringOrNull(task_id)), task_id
 """
 
 STORY_TEXT = """
-MATCH (s:Story {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' AND s.title IS NOT NULL
-RETURN s.title AS title, coalesce(s.description, '') AS brief,
-       coalesce(s.acceptance_criteria, []) AS acceptance_criteria
+MATCH (s:Case {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' AND s.title IS NOT NULL
+RETURN s.title AS title, s.description AS brief,
+       s.acceptance_criteria AS acceptance_criteria
 """
 
 TASK_STATUS = """
@@ -136,6 +137,21 @@ MATCH (t:Subtask {case_id: $story_id, id: $task_id}) RETURN t.status AS status
 """
 
 STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
+
+
+class _TaskRow(Row):
+    task_id: Text
+    role: Text
+    title: Text
+    description: Text
+    priority: Number
+    depends_on: Texts
+
+
+class _StoryRow(Row):
+    title: Text
+    brief: Text
+    acceptance_criteria: Texts
 
 
 class Graph(GraphStub):
@@ -216,9 +232,15 @@ class Graph(GraphStub):
             await adopt(self._driver, [query.story_id])
             tasks = await self._read(PLAN_TASKS, story_id=query.story_id, plan_id=query.plan_id)
             if tasks:
-                return StoredPlan(tasks=[PlannedTask.model_validate(task) for task in tasks])
+                return StoredPlan(
+                    tasks=[
+                        PlannedTask(**_TaskRow.model_validate(task).model_dump()) for task in tasks
+                    ]
+                )
             story = await self._read(STORY_TEXT, story_id=query.story_id)
-        return StoredPlan(story=StoryText.model_validate(story[0]) if story else None)
+        if not story:
+            return StoredPlan()
+        return StoredPlan(story=StoryText(**_StoryRow.model_validate(story[0]).model_dump()))
 
     @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
+from pydantic import ValidationError
 
 from activities.context import DONE, NOISE, READS, Scope
 from activities.graph.errors import store_errors
+from activities.graph.stories import adopt
+from activities.values import (
+    Flag,
+    Instant,
+    MaybeNumber,
+    MaybeReal,
+    Number,
+    Real,
+    Row,
+    Text,
+    Texts,
+    text,
+)
 from workflows.models import (
     Check,
     Critique,
-    CritiquePoint,
     DeliberationResult,
     PackQuery,
     Plan,
@@ -39,7 +51,7 @@ ORDER BY p.rank
 """
 
 STORY = """
-MATCH (s:Story {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' RETURN s.id AS id
+MATCH (s:Case {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' RETURN s.id AS id
 """
 
 LAST_PLAN = """
@@ -97,18 +109,19 @@ async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
     rows = await _read(driver, FAILED, deliberation_id=deliberation_id)
     if not rows:
         return None
-    node = rows[0]["node"]
+    node = _FailedRow.model_validate(rows[0]["node"])
     failed = DeliberationResult(
-        task_id=node["task_id"],
+        task_id=node.task_id,
         deliberation_id=deliberation_id,
-        story_id=node.get("story_id") or "",
-        role=node["role"],
+        story_id=node.story_id,
+        role=node.role,
         status="failed",
-        error=node["error"],
-        duration_ms=node["duration_ms"],
+        error=node.error,
+        duration_ms=node.duration_ms,
     )
-    ended = datetime.fromisoformat(node["ended_at"])
-    return Ended(failed, int(ended.timestamp() * 1000), node["error_type"])
+    return Ended(
+        failed, int(node.ended_at.timestamp() * 1000) if node.ended_at else 0, node.error_type
+    )
 
 
 async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> DeliberationResult | None:
@@ -120,22 +133,23 @@ async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> Delibe
     Raises:
         ApplicationError: by `errors.TABLE`, as in every function here.
     """
-    rows = await _read(driver, PROPOSALS, deliberation_id=deliberation_id)
-    if not rows:
+    found = await _read(driver, PROPOSALS, deliberation_id=deliberation_id)
+    if not found:
         return None
-    decisions = [_decision(each) for row in rows for each in row["decisions"]]
+    rows = sorted((_RankedRow.model_validate(row) for row in found), key=lambda row: row.order)
+    decisions = [_decision(each) for row in rows for each in row.decisions]
     ranked = [_ranked(row) for row in rows]
-    first = rows[0]["proposal"]
+    first = rows[0].proposal
     return DeliberationResult(
-        task_id=first["task_id"],
+        task_id=first.task_id,
         deliberation_id=deliberation_id,
-        story_id=first.get("story_id") or "",
-        role=first["role"],
+        story_id=first.story_id,
+        role=first.role,
         status="completed",
         winner_id=ranked[0].agent_id,
         score=ranked[0].score,
         winner=ranked[0].proposal,
-        judged=first.get("judged") or "",
+        judged=first.judged,
         decisions=decisions,
         ranked=ranked,
     )
@@ -155,7 +169,7 @@ async def has_story(driver: AsyncDriver, story_id: str) -> bool:
 async def last_plan(driver: AsyncDriver, story_id: str) -> str:
     """The id of the story's newest plan; empty where it has none."""
     rows = await _read(driver, LAST_PLAN, story_id=story_id)
-    return str(rows[0]["id"]) if rows else ""
+    return text(rows[0]["id"]) if rows else ""
 
 
 async def history(
@@ -165,7 +179,7 @@ async def history(
     parts = []
     for scope in scopes:
         read = READS[scope]
-        rows = await _read(
+        found = await _read(
             driver,
             read.cypher,
             story=query.story_id,
@@ -174,6 +188,7 @@ async def history(
             noise=NOISE,
             done=DONE,
         )
+        rows = read.rows(found)
         if scope == "MILESTONES":
             rows = rows[:most_events]
         if lines := [line for row in rows for line in read.lines(row)]:
@@ -181,49 +196,124 @@ async def history(
     return "\n\n".join(parts)
 
 
-def _ranked(row: dict[str, Any]) -> RankedProposal:
-    node = row["proposal"]
-    recorded_at = datetime.fromisoformat(node["recorded_at"])
+class _FailedRow(Row):
+    task_id: Text = ""
+    story_id: Text = ""
+    role: Text = ""
+    error: Text = ""
+    error_type: Text = ""
+    duration_ms: Number = 0
+    ended_at: Instant = None
+
+
+class _ProposalRow(Row):
+    id: Text
+    task_id: Text = ""
+    story_id: Text = ""
+    agent_id: Text = ""
+    role: Text = ""
+    approach: Text = ""
+    content: Text = ""
+    drafts: Texts = []
+    score: Real = 0.0
+    rank: Number = 0
+    barred: Flag = False
+    prompt_hash: Text = ""
+    model: Text = ""
+    judged: Text = ""
+    recorded_at: Instant = None
+
+
+class _CritiqueRow(Row):
+    critic: Text = ""
+    verdict: Text = ""
+    points: Texts = []
+    suggestion: Text = ""
+
+
+class _DecisionRow(Row):
+    id: Text
+    type: Text = ""
+    title: Text = ""
+    rationale: Text = ""
+    affects: Texts = []
+
+
+class _CheckRow(Row):
+    name: Text = ""
+    outcome: Text = ""
+    score: MaybeReal = None
+    blocking: Flag = False
+    findings: Texts = []
+    errors: Number = 0
+    warnings: Number = 0
+    output: Text = ""
+    exit_code: MaybeNumber = None
+
+
+class _RankedRow(Row):
+    proposal: _ProposalRow
+    critiques: list[_CritiqueRow]
+    checks: list[_CheckRow]
+    decisions: list[_DecisionRow]
+
+    @property
+    def order(self) -> int:
+        """The winner first; what has no rank last."""
+        return self.proposal.rank or 2**31
+
+
+def _ranked(row: _RankedRow) -> RankedProposal:
+    """The proposal; critiques and checks that are not as this product writes them are left out."""
+    node = row.proposal
+    critiques = [(each.critic, said) for each in row.critiques if (said := _critique(each))]
+    checks = [check for each in row.checks if (check := _check(each))]
     return RankedProposal(
-        proposal_id=node["id"],
-        agent_id=node["agent_id"],
-        role=node["role"],
-        proposal=Proposal(approach=node["approach"], content=node["content"]),
-        drafts=node.get("drafts") or [],
-        critiques=[_critique(each) for each in row["critiques"]],
-        critics=[each["critic"] for each in row["critiques"]],
-        checks=sorted(
-            (Check.model_validate(each) for each in row["checks"]),
-            key=lambda check: CHECKS.index(check.name),
-        ),
-        score=node["score"],
-        rank=node["rank"],
-        barred=node["barred"],
-        prompt_hash=node.get("prompt_hash") or "",
-        model=node.get("model") or "",
-        created_at_ms=int(recorded_at.timestamp() * 1000),
+        proposal_id=node.id,
+        agent_id=node.agent_id,
+        role=node.role,
+        proposal=Proposal(approach=node.approach, content=node.content),
+        drafts=node.drafts,
+        critiques=[critique for _, critique in critiques],
+        critics=[critic for critic, _ in critiques],
+        checks=sorted(checks, key=lambda check: CHECKS.index(check.name)),
+        score=node.score,
+        rank=node.rank,
+        barred=node.barred,
+        prompt_hash=node.prompt_hash,
+        model=node.model,
+        created_at_ms=int(node.recorded_at.timestamp() * 1000) if node.recorded_at else 0,
     )
 
 
-def _critique(node: dict[str, Any]) -> Critique:
-    points = [point.partition(": ") for point in node.get("points") or []]
-    return Critique(
-        verdict=node["verdict"],
-        points=[
-            CritiquePoint.model_validate({"severity": severity, "text": text})
-            for severity, _, text in points
-        ],
-        suggestion=node.get("suggestion") or "",
-    )
+def _critique(row: _CritiqueRow) -> Critique | None:
+    points = [point.partition(": ") for point in row.points]
+    try:
+        return Critique.model_validate(
+            {
+                "verdict": row.verdict,
+                "points": [{"severity": severity, "text": said} for severity, _, said in points],
+                "suggestion": row.suggestion,
+            }
+        )
+    except ValidationError:
+        return None
 
 
-def _decision(node: dict[str, Any]) -> RecordedDecision:
+def _check(row: _CheckRow) -> Check | None:
+    try:
+        return Check.model_validate(row.model_dump())
+    except ValidationError:
+        return None
+
+
+def _decision(row: _DecisionRow) -> RecordedDecision:
     return RecordedDecision(
-        id=node["id"],
-        type=node.get("type") or "DESIGN",
-        title=node["title"],
-        rationale=node.get("rationale") or "",
-        affects=node.get("affects") or [],
+        id=row.id,
+        type=row.type or "DESIGN",
+        title=row.title,
+        rationale=row.rationale,
+        affects=row.affects,
     )
 
 
@@ -231,6 +321,9 @@ async def _read(
     driver: AsyncDriver, cypher: LiteralString, **parameters: Any
 ) -> list[dict[str, Any]]:
     with store_errors():
+        for name in ("story", "story_id"):
+            if name in parameters:
+                await adopt(driver, [parameters[name]])
         async with driver.session() as session:
             return await session.execute_read(_rows, cypher, parameters)
 

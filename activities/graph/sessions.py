@@ -10,17 +10,25 @@ from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncManagedTransaction
 
-from activities.context import DONE, NOISE, READS, Scopes
+from activities.context import (
+    DECIDED_AT,
+    DECIDED_BY,
+    DONE,
+    NOISE,
+    READS,
+    MilestoneRow,
+    Scopes,
+    newest,
+)
+from activities.values import Number, Row, Text, Texts, TimeText, instant
 
-Row = dict[str, Any]
+Fields = dict[str, Any]
 
 ALL_DECISIONS = frozenset({"DECISIONS_GLOBAL", "DECISIONS_GLOBAL_MIN"})
 
 CASE: LiteralString = """
-MATCH (s:Story {id: $story}) WHERE NOT coalesce(s.status, '') IN ['UNKNOWN', 'DELETED']
-RETURN s {case_id: s.id, title: coalesce(s.title, ''), description: coalesce(s.description, ''),
-          .status, created_at: coalesce(s.created_at, ''), created_by: coalesce(s.created_by, '')}
-         AS case,
+MATCH (s:Case {id: $story}) WHERE NOT coalesce(s.status, '') IN ['UNKNOWN', 'DELETED']
+RETURN s {case_id: s.id, .title, .description, .status, .created_at, .created_by} AS case,
   COLLECT {
     MATCH (s)-[:HAS_PLAN]->(p:PlanVersion) WHERE coalesce(p.status, '') <> 'DELETED'
     RETURN p {plan_id: p.id, version: coalesce(p.version, 1), .status}
@@ -29,7 +37,7 @@ RETURN s {case_id: s.id, title: coalesce(s.title, ''), description: coalesce(s.d
 """
 
 TASKS: LiteralString = """
-MATCH (s:Story {id: $story})
+MATCH (s:Case {id: $story})
 CALL (s) {
   MATCH (s)-[:HAS_PLAN]->(p:PlanVersion {id: $plan})-[:HAS_SUBTASK]->(t:Subtask)
   RETURN t, true AS planned
@@ -39,8 +47,7 @@ CALL (s) {
 }
 WITH t, planned WHERE coalesce(t.status, '') <> 'DELETED'
 RETURN planned, t {
-    subtask_id: t.id, title: coalesce(t.title, ''), description: coalesce(t.description, ''),
-    role: coalesce(t.role, ''), .status, priority: coalesce(t.priority, 1),
+    subtask_id: t.id, .title, .description, .role, .status, priority: coalesce(t.priority, 1),
     dependencies: COLLECT {
       MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE coalesce(d.status, '') <> 'DELETED'
       RETURN d.id ORDER BY d.id
@@ -49,70 +56,110 @@ RETURN planned, t {
 ORDER BY coalesce(t.priority, 1), size(toStringOrNull(t.id)), t.id
 """
 
-DECISIONS: LiteralString = """
+DECISIONS: LiteralString = (
+    """
 MATCH (d:Decision {case_id: $story}) WHERE coalesce(d.status, '') <> 'DELETED'
-RETURN coalesce(d.role, '') AS role, EXISTS { (d)-[:AFFECTS]->(:Subtask) } AS bound,
-  d {.id, title: coalesce(d.title, ''), rationale: coalesce(d.rationale, ''), .status,
-     decided_by: coalesce(d.decided_by, ''), decided_at: coalesce(d.decided_at, '')} AS decision,
+RETURN d.role AS role, EXISTS { (d)-[:AFFECTS]->(:Subtask) } AS bound,
+  coalesce(d.role, '') IN ['', 'ARCHITECT'] AS binding,
+  d {.id, .title, .rationale, .status, decided_by: """
+    + f"{DECIDED_BY}, decided_at: {DECIDED_AT}"
+    + """} AS decision,
   COLLECT {
     MATCH (d)-[:AFFECTS]->(t:Subtask) WHERE coalesce(t.status, '') <> 'DELETED'
-    RETURN t {subtask_id: t.id, title: coalesce(t.title, ''), role: coalesce(t.role, '')}
-    ORDER BY t.id
+    RETURN t {subtask_id: t.id, .title, .role} ORDER BY t.id
   } AS affects,
   COLLECT {
     MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE coalesce(o.status, '') <> 'DELETED'
     RETURN o.id ORDER BY o.id
   } AS depends_on
-ORDER BY coalesce(d.role, '') IN ['', 'ARCHITECT'] DESC, d.decided_at DESC, d.id
 """
+)
 
-MILESTONES: LiteralString = """
-MATCH (s:Story {id: $story})
-CALL (s) {
-  MATCH (s)<-[:OF]-(e:Event)
-  WHERE coalesce(e.status, '') <> 'DELETED' AND NOT e.event_type IN $noise
-  RETURN e.event_type AS event_type, coalesce(e.description, '') AS description,
-         coalesce(e.actor, '') AS actor, coalesce(e.timestamp_ms, 0) AS ts_ms, e.id AS id
-  UNION ALL
-  MATCH (s)<-[:OF]-(t:PhaseTransition)
-  RETURN t.from_phase + ' -> ' + t.to_phase AS event_type,
-         t.event + CASE coalesce(t.reason, '') WHEN '' THEN '' ELSE ': ' + t.reason END
-           AS description,
-         coalesce(t.actor, '') AS actor, coalesce(t.timestamp_ms, 0) AS ts_ms, t.id AS id
-}
-RETURN event_type, description, actor, ts_ms ORDER BY ts_ms DESC, id DESC LIMIT $limit
-"""
+
+class _CaseRow(Row):
+    case_id: Text
+    title: Text
+    description: Text
+    status: Text
+    created_at: TimeText
+    created_by: Text
+
+
+class _PlanRow(Row):
+    plan_id: Text
+    version: Number
+    status: Text
+
+
+class _TaskRow(Row):
+    subtask_id: Text
+    title: Text
+    description: Text
+    role: Text
+    status: Text
+    priority: Number
+    dependencies: Texts
+
+
+class _AffectedRow(Row):
+    subtask_id: Text
+    title: Text
+    role: Text
+
+
+class _DecisionRow(Row):
+    id: Text
+    title: Text
+    rationale: Text
+    status: Text
+    decided_by: Text
+    decided_at: TimeText
+
+
+class _DecidedRow(Row):
+    decision: _DecisionRow
+    role: Text
+    bound: bool
+    binding: bool
+    affects: list[_AffectedRow]
+    depends_on: Texts
+
+    @property
+    def relevance(self) -> tuple[Any, ...]:
+        """As in context packs: what binds the whole story first, then the newest."""
+        decided_at = instant(self.decision.decided_at)
+        return (not self.binding, *newest(decided_at), self.decision.id)
 
 
 class Decided(NamedTuple):
     """A decision and what hangs on it. `bound`: it affects subtasks, if only deleted ones."""
 
-    decision: Row
+    decision: Fields
     role: str
     bound: bool
-    affects: list[Row]
+    affects: list[Fields]
     depends_on: list[str]
 
 
 class Session(NamedTuple):
-    """A story as the graph has it. Rows bear the names of the wire; milestones: newest first."""
+    """A story as the graph has it. Fields have the names of the wire; milestones: newest first."""
 
-    case: Row
-    plan: Row | None
-    tasks: list[Row]
+    case: Fields
+    plan: Fields | None
+    tasks: list[Fields]
     decisions: list[Decided]
-    milestones: list[Row]
+    milestones: list[Fields]
     summary: str
 
 
 class RoleShare(NamedTuple):
     """What of a session is one role's."""
 
-    tasks: list[Row]
-    decisions: list[Row]
+    tasks: list[Fields]
+    decisions: list[Fields]
     edges: list[tuple[str, str]]
     """(decision, the decision that it depends on)"""
-    impacts: list[tuple[str, Row]]
+    impacts: list[tuple[str, Fields]]
     """(decision, a subtask that it affects)"""
 
 
@@ -123,27 +170,44 @@ async def read_session(
     found = await (await tx.run(CASE, story=story_id)).single()
     if found is None:
         return None
-    plan = found["plan"][0] if found["plan"] else None
-    tasks = await (await tx.run(TASKS, story=story_id, plan=plan["plan_id"] if plan else "")).data()
-    decisions = await (await tx.run(DECISIONS, story=story_id)).data()
-    milestones: list[Row] = []
+    case = _CaseRow.model_validate(found["case"]).model_dump()
+    plan = _PlanRow.model_validate(found["plan"][0]).model_dump() if found["plan"] else None
+    key = found["plan"][0]["plan_id"] if plan else ""
+    rows = await (await tx.run(TASKS, story=story_id, plan=key)).data()
+    tasks = [_TaskRow.model_validate(row["task"]).model_dump() for row in rows]
+    decided = [
+        _DecidedRow.model_validate(row)
+        for row in await (await tx.run(DECISIONS, story=story_id)).data()
+    ]
+    milestones: list[Fields] = []
     if events:
-        result = await tx.run(MILESTONES, story=story_id, noise=NOISE, limit=events)
-        milestones = await result.data()
-    last = None
+        read = READS["MILESTONES"]
+        result = await tx.run(read.cypher, story=story_id, noise=NOISE)
+        milestones = [_milestone(row) for row in read.rows(await result.data())[:events]]
+    last = []
     if summary:
-        last = await (await tx.run(READS["SUMMARY_LAST"].cypher, story=story_id)).single()
+        read = READS["SUMMARY_LAST"]
+        last = read.rows(await (await tx.run(read.cypher, story=story_id)).data())
     if plan is not None:
-        planned = [row["task"]["status"] for row in tasks if row["planned"]]
+        planned = [task["status"] for task, row in zip(tasks, rows, strict=True) if row["planned"]]
         done = sum(status in DONE for status in planned)
-        plan = plan | {"total_subtasks": len(planned), "completed_subtasks": done}
+        plan |= {"total_subtasks": len(planned), "completed_subtasks": done}
     return Session(
-        case=found["case"],
+        case=case,
         plan=plan,
-        tasks=[row["task"] for row in tasks],
-        decisions=[Decided(**row) for row in decisions],
+        tasks=tasks,
+        decisions=[
+            Decided(
+                each.decision.model_dump(),
+                each.role,
+                each.bound,
+                [affected.model_dump() for affected in each.affects],
+                each.depends_on,
+            )
+            for each in sorted(decided, key=lambda each: each.relevance)
+        ],
         milestones=milestones,
-        summary=last["approach"] if last else "",
+        summary=last[0].approach if last else "",
     )
 
 
@@ -171,6 +235,15 @@ def redacted(session: Session, redact: Callable[[str], str]) -> Session:
         milestones=safe(session.milestones),
         summary=redact(session.summary),
     )
+
+
+def _milestone(row: MilestoneRow) -> Fields:
+    return {
+        "event_type": row.kind,
+        "description": row.said,
+        "actor": row.actor,
+        "ts_ms": int(row.at.timestamp() * 1000) if row.at else 0,
+    }
 
 
 def share_of(session: Session, config: Scopes, role: str) -> RoleShare:

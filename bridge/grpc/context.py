@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.context import SCOPES, Scopes, check_scopes
 from activities.graph import Graph
-from activities.graph.sessions import RoleShare, Row, Session, known_role, known_roles, share_of
+from activities.graph.sessions import Fields, RoleShare, Session, known_role, known_roles, share_of
 from activities.graph.statements import AHEAD_AT_MOST, moment
 from bridge.grpc.access import caller
 from bridge.grpc.calls import REQUEST_ID, Context, derived_id, in_time, said, understood
@@ -682,7 +682,7 @@ def _pack(
     )
 
 
-def _bounded(row: Row, name: str) -> Row:
+def _bounded(row: Fields, name: str) -> Fields:
     low, high = INT32
     return row | {name: min(max(row[name], low), high)}
 

@@ -96,6 +96,7 @@ async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
     )
     assert dict(labels) == {
         "Decision": 2,
+        "Deliberation": 1,
         "Event": 11,
         "GateApproval": 1,
         "PhaseTransition": 2,
@@ -126,7 +127,7 @@ async def test_statuses_follow_what_happened(
     )
     assert statuses == [
         ["COMPLETED", 1, f"{story}-t1", "DONE", "agent-data-2"],
-        ["COMPLETED", 1, f"{story}-t2", "PENDING", None],
+        ["COMPLETED", 1, f"{story}-t2", "DONE", "agent-data-1"],
     ]
 
 

@@ -107,11 +107,13 @@ def yes(value: Any) -> bool:
     return value is True or value == 1 or text(value).strip().lower() in ("true", "yes")
 
 
+Instant = Annotated[datetime | None, BeforeValidator(instant)]
 Text = Annotated[str, BeforeValidator(text)]
 Texts = Annotated[list[str], BeforeValidator(texts)]
 TimeText = Annotated[str, BeforeValidator(time_text)]
 Real = Annotated[float, BeforeValidator(lambda value: real(value) or 0.0)]
 Number = Annotated[int, BeforeValidator(lambda value: number(value) or 0)]
+MaybeNumber = Annotated[int | None, BeforeValidator(number)]
 MaybeReal = Annotated[float | None, BeforeValidator(real)]
 Flag = Annotated[bool, BeforeValidator(yes)]
 
