@@ -16,6 +16,9 @@ from temporalio.exceptions import ApplicationError
 TABLE: tuple[tuple[type[BaseException], str, str, bool], ...] = (
     # error, type, what it means and what mends it, retryable; the first that fits counts
     (neo4j.AuthError, "GraphCredentials", "Neo4j refused NEO4J_USER or NEO4J_PASSWORD", True),
+    (neo4j.NotALeader, "GraphUnavailable", "Neo4j has no leader for writes now", True),
+    (neo4j.DatabaseUnavailable, "GraphUnavailable", "Neo4j's database is not available now", True),
+    (neo4j.ForbiddenOnReadOnlyDatabase, "GraphUnavailable", "Neo4j is read-only now", True),
     (neo4j.TransientError, "GraphBusy", "Neo4j could not do it now", True),
     (neo4j.ConstraintError, "GraphConstraint", "the graph's constraints refuse it", False),
     (neo4j.CypherSyntaxError, "GraphStatement", "Neo4j cannot read the statement", False),
@@ -27,6 +30,9 @@ TABLE: tuple[tuple[type[BaseException], str, str, bool], ...] = (
     (redis.AuthorizationError, "CacheCredentials", "Valkey refused the user's rights", True),
     (redis.ConnectionError, "CacheUnavailable", "Valkey at REDIS_HOST does not answer", True),
     (redis.TimeoutError, "CacheUnavailable", "Valkey at REDIS_HOST does not answer", True),
+    (redis.ReadOnlyError, "CacheUnavailable", "Valkey is a read-only replica now", True),
+    (redis.ClusterDownError, "CacheUnavailable", "Valkey's master or cluster is down", True),
+    (redis.TryAgainError, "CacheUnavailable", "Valkey's cluster moves the keys now", True),
     (redis.OutOfMemoryError, "CacheFull", "Valkey is at its maxmemory: raise it", True),
     (redis.DataError, "CacheValue", "Valkey cannot hold the value", False),
     (redis.RedisError, "CacheError", "Valkey refused", True),
