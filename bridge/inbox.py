@@ -411,7 +411,12 @@ class Inbox:
         with suppress(WorkflowAlreadyStartedError):  # by an earlier message, or delivery
             await self._temporal.start_workflow(
                 PlanWorkflow.run,
-                PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s),
+                PlanInput(
+                    story_id=story_id,
+                    plan_id=plan_id,
+                    task_timeout=self._timeout_s,
+                    roles=[self._graph.scopes.role(role) for role in change.body.roles],
+                ),
                 id=plan_workflow_id(story_id, plan_id),
                 task_queue=STORY_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,

@@ -15,6 +15,9 @@ from typing import Any
 from workflows.ids import ID_PATTERN, ID_RULE, LONG_ID_CHARACTERS
 from workflows.models import DraftTask, PlannedTask
 
+LONGEST_PREFIX = 160
+"""Characters of a task's id before its role."""
+
 MAX_TASKS = 12
 """Tasks of a derived plan, at most."""
 
@@ -57,6 +60,24 @@ def ready(
     ]
     # Shorter ids first, so that t2 comes before t10.
     return sorted(dispatchable, key=lambda t: (t.priority, len(t.task_id), t.task_id))
+
+
+def task_of_each_role(story_id: str, plan_id: str, roles: Sequence[str]) -> list[PlannedTask]:
+    """A task for each role, at once, where nothing is known but the story's and the plan's ids."""
+    place = f"{story_id}-{plan_id}"[:LONGEST_PREFIX].rstrip()
+    return [
+        PlannedTask(
+            task_id=f"{place}-{role.lower()}",
+            role=role,
+            title=f"{role}'s part of plan {plan_id}",
+            description=(
+                f"Plan {plan_id} of story {story_id} was approved for the roles "
+                f"{', '.join(roles)}; its tasks and the story's text are not known. Deliberate "
+                f"what {role} has to do by the story's context, and name what is missing."
+            ),
+        )
+        for role in dict.fromkeys(roles)
+    ]
 
 
 def number_tasks(plan_id: str, drafts: Sequence[DraftTask]) -> list[PlannedTask]:

@@ -842,6 +842,7 @@ class Plan(Wire):
 class PlanInput(Request):
     """The input of PlanWorkflow. `tasks` None: taken from the graph, else derived.
 
+    roles: whose councils deliberate, once each, where the graph has neither tasks nor the story.
     task_timeout: seconds that each task's deliberation gets; None: an hour.
     """
 
@@ -854,6 +855,7 @@ class PlanInput(Request):
     ask_for_budget: bool = False
     decisions: list[DecisionAdded] = []
     task_timeout: float | None = Field(default=None, gt=0, le=86_400)
+    roles: list[Role] = Field(default=[], max_length=60)
 
 
 class TaskOutcome(Wire):

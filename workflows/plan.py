@@ -129,7 +129,10 @@ class PlanWorkflow:
     # --- the steps, in order --------------------------------------------------------------------
 
     async def find_tasks(self) -> list[PlannedTask]:
-        """A plan from the bus: its tasks from the graph, else derived from the story's node."""
+        """A plan from the bus: its tasks from the graph, else derived from the story's node.
+
+        Where there is neither, each of the roles that its approval names has one task.
+        """
         query = PlanQuery(story_id=self.input.story_id, plan_id=self.input.plan_id)
         stored = await workflow.execute_activity_method(
             GraphStub.load_plan, query, **(STORE | {"summary": "the plan's tasks in the graph"})
@@ -137,6 +140,9 @@ class PlanWorkflow:
         tasks = stored.tasks
         if not tasks and stored.story is not None:
             tasks = await self.derive(stored.story)
+        elif not tasks and self.input.roles:
+            tasks = dag.task_of_each_role(self.input.story_id, self.input.plan_id, self.input.roles)
+            self.outbox.append(plan_derived(self.input.story_id, self.input.plan_id, 1, tasks))
         if workflow.patched("announce-tasks-of-plans-from-the-bus"):
             for body in tasks_created(self.input.story_id, self.input.plan_id, tasks):
                 self.outbox.append(body)

@@ -17,6 +17,7 @@ from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import a_namespace, running, variables
 from tests.llm_server import LlmServer
 from tests.site import SAMPLE_STORY
+from workflows.models import plan_workflow_id
 
 WITHIN_S = 60
 APPROVED = "planning.plan.approved"
@@ -73,7 +74,7 @@ async def ended(client: Client, workflow_id: str) -> dict[str, Any]:
 async def test_a_plan_approved_outside_is_stored_and_runs_or_ends_as_nothing_to_run(
     fleet: Client, jetstream: JetStreamContext, driver: AsyncDriver
 ) -> None:
-    unknown, known = a_story(), a_story()
+    unknown, known, of_roles = a_story(), a_story(), f"{a_story()} 1.2:a"
     async with driver.session() as session:
         await session.run(
             "CREATE (:Case:Story {id: $id, case_id: $id, title: 'Undo', status: 'DESIGN'})",
@@ -83,10 +84,16 @@ async def test_a_plan_approved_outside_is_stored_and_runs_or_ends_as_nothing_to_
     await send(jetstream, APPROVED, {"story_id": unknown, "plan_id": "plan-1"})
     await send(jetstream, APPROVED, {"story_id": known, "plan_id": "plan-1", "approved_by": "ana"})
 
+    roles = ["developer", "QA"]
+    await send(jetstream, APPROVED, {"story_id": of_roles, "plan_id": "plan-1", "roles": roles})
+
     nothing = await ended(fleet, f"plan-{unknown}-plan-1")
     assert nothing["status"] == "NOTHING_TO_RUN"
     derived = await ended(fleet, f"plan-{known}-plan-1")
     assert derived["status"] == "COMPLETED"
+    deliberated = await ended(fleet, plan_workflow_id(of_roles, "plan-1"))
+    assert deliberated["status"] == "COMPLETED"
+    assert [outcome["role"] for outcome in deliberated["outcomes"]] == ["DEV", "QA"]
     async with driver.session() as session:
         found = await (
             await session.run(

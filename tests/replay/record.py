@@ -392,10 +392,15 @@ async def plan_of_nobody(client: Client, world: World) -> dict[str, str]:
     return await _run_plan(client, world)
 
 
-async def _run_plan(client: Client, world: World) -> dict[str, str]:
+async def plan_of_roles(client: Client, world: World) -> dict[str, str]:
+    """The graph knows nothing of the story; the plan's approval names two roles."""
+    return await _run_plan(client, world, roles=["DEV", "QA"])
+
+
+async def _run_plan(client: Client, world: World, **more: Any) -> dict[str, str]:
     story_id, plan_id = f"US-{world.key}", f"p-{world.key}"
     workflow_id = plan_workflow_id(story_id, plan_id)
-    request = PlanInput(story_id=story_id, plan_id=plan_id)
+    request = PlanInput(story_id=story_id, plan_id=plan_id, **more)
     await client.execute_workflow(PlanWorkflow.run, request, id=workflow_id, task_queue="story")
     return {"plan": workflow_id}
 
@@ -427,6 +432,7 @@ CALLS: dict[str, Call_] = {
         derived_of_nobody,
         plan_from_the_bus,
         plan_of_nobody,
+        plan_of_roles,
     )
 }
 

@@ -10,7 +10,14 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
 from tests.unit.conftest import World
-from workflows.models import DraftTask, PlannedTask, PlanResult, StoredPlan, StoryText
+from workflows.models import (
+    DraftTask,
+    PlannedTask,
+    PlanResult,
+    StoredPlan,
+    StoryText,
+    plan_workflow_id,
+)
 
 PlanHandle = WorkflowHandle[Any, PlanResult]
 
@@ -135,6 +142,38 @@ async def test_a_plan_that_nobody_knows_ends_as_nothing_to_run(fleet: Client, wo
     assert [e.body["status"] for e in world.recorded if e.kind == "PlanFinished"] == [
         "NOTHING_TO_RUN"
     ]
+
+
+async def test_a_plan_of_a_story_that_no_one_knows_runs_one_deliberation_for_each_of_its_roles(
+    fleet: Client, world: World
+) -> None:
+    handle = await start(fleet, world, None, roles=["DEV", "QA", "DEV"])
+
+    result = await handle.result()
+
+    assert result.status == "COMPLETED"
+    assert [outcome.role for outcome in result.outcomes] == ["DEV", "QA"]
+    ids = [f"US-{world.key}-plan-1-dev", f"US-{world.key}-plan-1-qa"]
+    assert created(world) == [outcome.task_id for outcome in result.outcomes] == ids
+    assert [e.body["plan_id"] for e in world.recorded if e.kind == "PlanDerived"] == ["plan-1"]
+
+
+async def test_a_plan_of_a_story_with_an_odd_id_runs_under_the_encoded_id(
+    fleet: Client, world: World
+) -> None:
+    story_id = f"US {world.key}.1:a"
+    handle = await fleet.start_workflow(
+        "PlanWorkflow",
+        {"story_id": story_id, "plan_id": "plan 1", "roles": ["DEV"]},
+        id=plan_workflow_id(story_id, "plan 1"),
+        task_queue="story",
+        result_type=PlanResult,
+    )
+
+    result = await handle.result()
+
+    assert result.outcomes[0].task_id == f"{story_id}-plan 1-dev"
+    assert {e.story_id for e in world.recorded} == {story_id}
 
 
 async def test_a_plan_from_the_bus_takes_its_tasks_from_the_graph(
