@@ -24,6 +24,7 @@ from workflows.models import (
     context_workflow_id,
     deliberation_workflow_id,
     derivation_workflow_id,
+    former_derivation_workflow_id,
     plan_workflow_id,
     story_workflow_id,
 )
@@ -97,6 +98,7 @@ def _names(story_id: str) -> list[Callable[[str], str]]:
     return [
         partial(plan_workflow_id, story_id),
         partial(derivation_workflow_id, story_id),
+        partial(former_derivation_workflow_id, story_id),
         partial(context_workflow_id, story_id),
         lambda rest: deliberation_workflow_id(f"{story_id}-{rest}"),
     ]

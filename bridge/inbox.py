@@ -40,6 +40,7 @@ from bridge.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
 from bridge.dead_letters import DeadLetters
 from bridge.envelopes import NotUnderstood, in_lower_case
 from bridge.inbound import MAX_DECISIONS, Received, news, understand
+from bridge.plan_runs import require_plan
 from bridge.source import has_sent, read_source
 from workflows.events import DeliberationCompleted, PlanApproved
 from workflows.models import (
@@ -408,7 +409,7 @@ class Inbox:
                 raise
         else:
             return
-        with suppress(WorkflowAlreadyStartedError):  # by an earlier message, or delivery
+        try:
             await self._temporal.start_workflow(
                 PlanWorkflow.run,
                 PlanInput(
@@ -422,6 +423,8 @@ class Inbox:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 static_summary=f"plan {plan_id} of {story_id}, approved on the bus",
             )
+        except WorkflowAlreadyStartedError:  # by an earlier message, or delivery
+            await require_plan(self._temporal, story_id, plan_id)
 
     # --- patience -----------------------------------------------------------------------------
 

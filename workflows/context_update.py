@@ -104,8 +104,10 @@ class ContextUpdateWorkflow:
         if workflow.patched("context-versions-in-order"):
             if await self.notify_story(answer):
                 self.outbox.through = story_workflow_id(self.input.story_id)
-            await self.wait_for(answer.after)
+            self.outbox.held = True
             self.announce(answer)
+            await self.wait_for(answer.after)
+            self.outbox.held = False
         else:
             self.announce(answer)
             await self.notify_story(answer)

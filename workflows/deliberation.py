@@ -672,10 +672,13 @@ class DeliberationWorkflow:
         workflow.set_current_details(deliberation_details(self.input, self.progress()))
 
 
-def require_id(expected: str) -> None:
-    """Refuse a workflow that was started under another id: one running workflow per thing."""
+def require_id(expected: str, *former: str) -> None:
+    """Refuse a workflow that was started under another id: one running workflow per thing.
+
+    former: ids that it had in earlier versions.
+    """
     actual = workflow.info().workflow_id
-    if actual != expected:
+    if actual not in (expected, *former):
         raise ApplicationError(
             f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",
             type=INVALID_INPUT,

@@ -26,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
         StoryText,
         Task,
         derivation_workflow_id,
+        former_derivation_workflow_id,
     )
 
 PLANNER = "ARCHITECT"
@@ -112,7 +113,10 @@ class DerivationWorkflow:
     @workflow.run
     async def run(self, input: DerivationInput) -> DerivationResult:
         """Derive. Raises ApplicationError NotFound or InvalidPlan."""
-        require_id(derivation_workflow_id(input.story_id, input.plan_id))
+        require_id(
+            derivation_workflow_id(input.story_id, input.plan_id),
+            former_derivation_workflow_id(input.story_id, input.plan_id),
+        )
         self.outbox.start()
         stored = await workflow.execute_activity_method(
             GraphStub.load_plan,

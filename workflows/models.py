@@ -134,6 +134,12 @@ def task_of(workflow_id: str) -> str:
 
 
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:
+    """The dot, which no encoded id has, keeps the plans of two stories apart."""
+    return f"derivation-{encode_id(story_id)}.{encode_id(plan_id)}"
+
+
+def former_derivation_workflow_id(story_id: str, plan_id: str) -> str:
+    """The form under which histories of earlier versions, and clients of theirs, start one."""
     return f"derivation-{encode_id(story_id)}-{encode_id(plan_id)}"
 
 

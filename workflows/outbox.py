@@ -43,6 +43,8 @@ class Outbox:
         what was appended before happened once, and has one id."""
         workflow.register_random_seed_callback(self._begin_anew)
         workflow.set_query_handler(LEFT, lambda: self.state)
+        self.held = False
+        """Entries are recorded, but neither published nor handed on."""
         self.stuck = ""
         """Why the last batch was refused, where one was: shown in the Web UI."""
         if not state.started_ms:
@@ -97,7 +99,9 @@ class Outbox:
     async def _record(self) -> None:
         state = self.state
         while True:
-            await workflow.wait_condition(lambda: state.recorded < state.end)
+            await workflow.wait_condition(
+                lambda: state.recorded < state.end and not (self.held and self.through)
+            )
             first = state.recorded
             start = first - state.published
             batch = state.entries[start : start + BATCH]
@@ -135,7 +139,9 @@ class Outbox:
     async def _publish(self) -> None:
         state = self.state
         while True:
-            await workflow.wait_condition(lambda: state.published < state.recorded)
+            await workflow.wait_condition(
+                lambda: state.published < state.recorded and not self.held
+            )
             batch = state.entries[: min(BATCH, state.recorded - state.published)]
             public = [entry for entry in batch if entry.subject]
             try:

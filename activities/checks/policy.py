@@ -184,9 +184,9 @@ class SecretPatterns:
         return apart
 
 
-def _secret(pattern: Any) -> str | int:
+def _secret(pattern: Any) -> int:
     """The group of a match that is the secret."""
-    return "value" if "value" in pattern.groupindex else 0
+    return int(pattern.groupindex.get("value", 0))
 
 
 def _matches(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Iterator[int]:

@@ -1025,7 +1025,7 @@ async def test_tasks_are_derived_once_and_recorded(
     assert one.total_tasks == len(one.tasks) >= 1
     assert {each.task_id for each in one.tasks} == {each.task_id for each in other.tasks}
     assert {each.task_id for each in one.tasks} == {each.task_id for each in newest.tasks}
-    assert one.derivation_id == f"derivation-{story}-plan-7"
+    assert one.derivation_id == f"derivation-{story}.plan-7"
     assert [call.act for call in fleet.llm.calls] == ["derive_plan"]
     assert {each.role for each in of_role.tasks} == {role}
     assert all((each.case_id, each.plan_id) == (story, "plan-7") for each in one.tasks)

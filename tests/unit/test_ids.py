@@ -49,11 +49,18 @@ def test_builders_encode_what_the_models_carry_as_it_is() -> None:
     assert encode_id("Story 12.3:a") == "Story%2012%2E3%3Aa"
     assert story_workflow_id("Story 12.3:a") == "story-Story%2012%2E3%3Aa"
     assert plan_workflow_id("a.b", "c:d") == "plan-a%2Eb-c%3Ad"
-    assert derivation_workflow_id("a.b", "c") == "derivation-a%2Eb-c"
+    assert derivation_workflow_id("a.b", "c") == "derivation-a%2Eb.c"
     assert context_workflow_id("a.b", "c") == "context-a%2Eb-c"
     assert response_subject("T 1.2") == "agent.response.T%201%2E2"
     assert timeline_key("a:b") == "swe:case:a%3Ab:planning:stream"
     assert pack_key("a:b", "DEV", "BUILD") == "context:a%3Ab:DEV:BUILD"
+
+
+def test_the_derivations_of_two_stories_never_have_one_id() -> None:
+    ids = ("a", "b", "a-b", "b-c", "c", "a.b", "a b", "b.c", "a-b.c")
+    made = {derivation_workflow_id(story, plan) for story in ids for plan in ids}
+
+    assert len(made) == len(ids) ** 2
 
 
 def test_the_longest_ids_fit_temporals_limit() -> None:
