@@ -15,16 +15,13 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, LiteralString, NamedTuple, Self, get_args
 
-import yaml
 from neo4j import AsyncManagedTransaction
-from pydantic import Field, ValidationError, model_validator
-from temporalio.exceptions import ApplicationError
+from pydantic import Field, model_validator
 
+from activities.config import InvalidConfig, read_config
 from activities.values import Flag, Instant, Real, Row, Text, Texts
 from workflows.ids import Role
-from workflows.models import ContextPack, PackQuery, Part, content_hash, invalid_input
-
-INVALID_CONFIG = "InvalidConfig"
+from workflows.models import ContextPack, PackQuery, Part, content_hash
 
 BYTES_PER_TOKEN = 2.5
 """See `count_tokens`."""
@@ -92,12 +89,9 @@ def load_scopes(path: Path) -> Scopes:
         ApplicationError: `InvalidConfig`, not retryable, with the file, the field and the rule.
     """
     try:
-        return Scopes.model_validate(yaml.safe_load(path.read_text()))
-    except ValidationError as error:
-        what = invalid_input(str(path), error).message
-    except (OSError, yaml.YAMLError) as error:
-        what = f"{path} cannot be read: {error}"
-    raise ApplicationError(what, type=INVALID_CONFIG, non_retryable=True)
+        return read_config(path, Scopes)
+    except InvalidConfig as error:
+        raise error.final() from error
 
 
 def scopes_for(config: Scopes, role: str, phase: str) -> list[Scope]:

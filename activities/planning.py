@@ -7,16 +7,17 @@ section 3). Workers read it at start-up too, so that a faulty edit stops them wi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.config import CONFIG, InvalidConfig, read_yaml
+from activities.graph.councils import load_councils
 from workflows.fsm import InvalidMachine, parse_machine
 from workflows.models import (
     INVALID_INPUT,
@@ -31,22 +32,11 @@ from workflows.readiness import score_story
 from workflows.rigor import InvalidRigor, parse_rigor
 from workflows.stubs import PlanningStub
 
-INVALID_CONFIG = "InvalidConfig"
-
-CONFIG = Path(__file__).parents[1] / "deploy" / "config"
 FSM_FILE = "agile.fsm.yaml"
 RIGOR_FILE = "rigor.yaml"
+COUNCILS_FILE = "councils.yaml"
 
 _T = TypeVar("_T")
-
-
-class InvalidConfig(ValueError):
-    """A configuration file does not hold together. `problems`: each names place and remedy."""
-
-    def __init__(self, file: Path, problems: list[str]) -> None:
-        super().__init__(f"{file}: " + "; ".join(problems))
-        self.file = file
-        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -59,15 +49,18 @@ class ProcessConfig:
 
 
 def load_config(directory: Path = CONFIG) -> ProcessConfig:
-    """Read agile.fsm.yaml and rigor.yaml from `directory`.
+    """Read agile.fsm.yaml and rigor.yaml from `directory`, and hold them against councils.yaml.
 
     Raises:
-        InvalidConfig: a file is missing, is no YAML, or does not hold together.
+        InvalidConfig: a file is missing, is not YAML, or does not hold together.
+        ApplicationError: as `load_councils`.
     """
-    machine_document = _read(directory / FSM_FILE)
-    rigor_document = _read(directory / RIGOR_FILE)
+    machine_document = read_yaml(directory / FSM_FILE)
+    rigor_document = read_yaml(directory / RIGOR_FILE)
+    machine = _parse(directory / FSM_FILE, parse_machine, machine_document)
+    _require_councils(directory, machine)
     return ProcessConfig(
-        machine=_parse(directory / FSM_FILE, parse_machine, machine_document),
+        machine=machine,
         rigor=_parse(directory / RIGOR_FILE, parse_rigor, rigor_document),
         version=content_hash({FSM_FILE: machine_document, RIGOR_FILE: rigor_document}),
     )
@@ -94,7 +87,7 @@ class Planning(PlanningStub):
         try:
             config = await asyncio.to_thread(load_config, self._directory)
         except InvalidConfig as error:
-            raise ApplicationError(str(error), type=INVALID_CONFIG, non_retryable=True) from error
+            raise error.final() from error
         if rigor not in config.rigor:
             raise ApplicationError(
                 f"rigor: unknown level {rigor!r}; one of {', '.join(config.rigor)}",
@@ -114,31 +107,25 @@ class Planning(PlanningStub):
         return score_story(text)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice: YAML forbids it, and PyYAML keeps the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice!r} is there twice; keep one", node.start_mark
-            )
-        return mapping
-
-
-def _read(file: Path) -> Any:
-    try:
-        return yaml.load(file.read_bytes(), Loader=_StrictLoader)  # noqa: S506  it is a SafeLoader
-    except OSError as error:
-        raise InvalidConfig(file, [f"cannot be read: {error.strerror}"]) from error
-    except yaml.YAMLError as error:
-        raise InvalidConfig(file, [f"is no YAML: {' '.join(str(error).split())}"]) from error
-
-
 def _parse(file: Path, parse: Callable[[Any], _T], document: Any) -> _T:
     try:
         return parse(document)
     except (InvalidMachine, InvalidRigor) as error:
         raise InvalidConfig(file, error.problems) from error
+
+
+def _require_councils(directory: Path, machine: Machine) -> None:
+    """Every role that a state asks has a council.
+
+    Raises:
+        InvalidConfig: one has none; its deliberations could never begin.
+    """
+    councils = load_councils(directory / COUNCILS_FILE).councils
+    missing = [
+        f"state {state.name!r}: role {state.role!r} has no council in {COUNCILS_FILE}; "
+        f"add it there, or use one of {', '.join(sorted(councils))}"
+        for state in machine.states
+        if state.role and state.role not in councils
+    ]
+    if missing:
+        raise InvalidConfig(directory / FSM_FILE, missing)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
 from temporalio.exceptions import ApplicationError
 
+from activities.config import InvalidConfig, parse_yaml, read_text
 from activities.llm import BYTES_PER_TOKEN, Message
 from activities.llm_errors import PROMPT_TOO_LONG
 from activities.redaction import Redact, load_redaction
@@ -104,15 +104,17 @@ class Prompts:
         for name, variables in (SHARED | ACTS | ASK_AGAIN).items():
             path = folder / f"{name}.md"
             try:
-                text = path.read_text(encoding="utf-8")
+                text = read_text(path)
                 if name in ACTS:
-                    settings[name], text = _front_matter(text)
+                    settings[name], text = _front_matter(path, text)
                 used = meta.find_undeclared_variables(environment.parse(text))
                 if used != variables:
                     raise InvalidPrompt(_misuse(used, variables))
                 templates[name] = environment.from_string(text)
                 templates[name].render(dict.fromkeys(variables, "x"))
-            except (OSError, TemplateError, yaml.YAMLError, ValueError, TypeError) as error:
+            except InvalidConfig as error:
+                raise InvalidPrompt(str(error)) from error
+            except (TemplateError, ValueError, TypeError) as error:
                 raise InvalidPrompt(f"{path}: {error}") from error
         return cls(templates, settings, redact or load_redaction())
 
@@ -217,12 +219,12 @@ def cut(text: str, size: int) -> str:
     )
 
 
-def _front_matter(text: str) -> tuple[WritingSettings, str]:
+def _front_matter(path: Path, text: str) -> tuple[WritingSettings, str]:
     found = _FRONT_MATTER.match(text)
     if not found:
         raise InvalidPrompt("begins with no front matter; give temperature and max_tokens in ---")
     try:
-        return WritingSettings.model_validate(yaml.safe_load(found[1])), found[2]
+        return WritingSettings.model_validate(parse_yaml(path, found[1])), found[2]
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from activities.checks import load_policy
 from activities.checks.policy import SecretPatterns
-from activities.planning import CONFIG
+from activities.config import CONFIG
 from workflows.models import content_hash
 
 REDACTED = "[REDACTED]"

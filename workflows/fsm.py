@@ -27,6 +27,9 @@ COMPUTED_GUARDS = (
 )
 """The guards that the engine computes; every other guard is a person's, and has a role."""
 
+BUDGET_GATE = "budget"
+"""The gate of a story that has used its token budget: no machine's own."""
+
 _WORK_KINDS: tuple[str, ...] = get_args(StateSpec.model_fields["work"].annotation)
 _DELIBERATING = ("design", "deliberation")
 """The kinds of work for which a council is asked: they need a role and a task."""
@@ -253,6 +256,7 @@ def parse_machine(document: dict[str, Any]) -> Machine:
         *_transition_problems(content),
         *_gate_problems(content),
         *_path_problems(content),
+        *_work_problems(content),
     ]
     if problems:
         raise InvalidMachine(problems)
@@ -316,6 +320,8 @@ def _state_problems(content: _Document) -> Iterator[str]:
             yield f"{end}: unknown state {name!r}; add it to states, or mend the name"
     if content.initial and content.initial == content.final:
         yield f"final: {content.final!r} is the initial state too; name another"
+    for names in _alike(content.states):
+        yield f"states {', '.join(names)}: differ in letter case only; give each another name"
     for name, state in content.states.items():
         if state is None:
             continue
@@ -388,6 +394,8 @@ def _transition_problems(content: _Document) -> Iterator[str]:
 def _gate_problems(content: _Document) -> Iterator[str]:
     by_state: dict[str, list[str]] = {}
     for gate in dict.fromkeys(content.gates):
+        if gate == BUDGET_GATE:
+            yield f"gate {gate!r}: is the name of the token budget's gate; choose another"
         sources = list(dict.fromkeys(t.source for t in content.transitions if t.event == gate))
         if not sources:
             yield f"gate {gate!r}: no transition has this event; add one, or remove the gate"
@@ -431,6 +439,86 @@ def _path_problems(content: _Document) -> Iterator[str]:
             f"states {around}: automatic transitions go round without end; "
             "make one of them a gate or a rejection"
         )
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """The names that are one name in lower case: ids of deliberations are made of it."""
+    by_lower: dict[str, list[str]] = {}
+    for name in names:
+        by_lower.setdefault(name.lower(), []).append(name)
+    return [names for names in by_lower.values() if len(names) > 1]
+
+
+_MADE_BY: dict[str, tuple[str, ...]] = {
+    "dor_ok": ("readiness",),
+    "all_subtasks_done": ("plan",),
+    "design_complete": ("design",),
+    "docs_complete": _DELIBERATING,
+}
+"""Computed guard -> the work that makes it hold. Reports, which others read, come from outside."""
+
+_MADE_HERE = ("design_complete", "docs_complete")
+"""Guards that speak of the present state's own work; the others hold from an earlier state on."""
+
+
+def _work_problems(content: _Document) -> Iterator[str]:
+    """Guards that no work can make hold, and plans that are run before there is one."""
+    works = {name: state.work if state else "none" for name, state in content.states.items()}
+    before = _works_before(content, works)
+    for transition in content.transitions:
+        work = works.get(transition.source)
+        if work is None:
+            continue
+        for guard in transition.guards:
+            makers = _MADE_BY.get(guard)
+            if makers is None or work in makers:
+                continue
+            if guard in _MADE_HERE:
+                yield (
+                    f"{transition.place}: guard {guard!r} is never true in a state of work "
+                    f"{work!r}; set the state's work to {' or '.join(makers)}, or remove the guard"
+                )
+            elif not before.get(transition.source, set()) & set(makers):
+                yield (
+                    f"{transition.place}: guard {guard!r} is never true: no state of work "
+                    f"{' or '.join(makers)} comes before {transition.source!r}; add one, "
+                    "or remove the guard"
+                )
+    for state in _without_a_plan(content, works):
+        yield (
+            f"state {state!r}: runs a plan, and can be entered before there is one; "
+            "let every way to it leave a state of work design, by a gate or automatically"
+        )
+
+
+def _works_before(content: _Document, works: dict[str, str]) -> dict[str, set[str]]:
+    """State -> the kinds of work of the states from which it can be reached."""
+    steps = [(t.source, t.target) for t in content.transitions]
+    before: dict[str, set[str]] = {}
+    for name in works:
+        for reached in _reached(name, steps):
+            before.setdefault(reached, set()).add(works[name])
+    return before
+
+
+def _without_a_plan(content: _Document, works: dict[str, str]) -> list[str]:
+    """The states that run a plan and can be entered without one.
+
+    A design makes a plan when it is done. A rejection leaves it earlier, and a new visit drops it.
+    """
+    start = (content.initial, False)
+    seen, waiting = {start}, [start]
+    while waiting:
+        here, planned = waiting.pop()
+        for transition in content.transitions:
+            if transition.source != here or transition.target not in works:
+                continue
+            made = not transition.roles if works.get(here) == "design" else planned
+            step = (transition.target, made and works[transition.target] != "design")
+            if step not in seen:
+                seen.add(step)
+                waiting.append(step)
+    return [name for name in works if works[name] == "plan" and (name, False) in seen]
 
 
 def _reached(start: str, steps: list[tuple[str, str]]) -> set[str]:

@@ -57,6 +57,7 @@ with workflow.unsafe.imports_passed_through():
         StorySpec,
         StoryTransitioned,
     )
+    from workflows.fsm import BUDGET_GATE
     from workflows.models import (
         INVALID_INPUT,
         Amend,
@@ -93,7 +94,7 @@ with workflow.unsafe.imports_passed_through():
         plan_workflow_id,
         story_workflow_id,
     )
-    from workflows.story_state import BUDGET_GATE, BUDGET_ROLE, POLICY_ACTOR, Story, refusal
+    from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story, refusal
 
 COUNCIL_TIMEOUT_S = 3600.0
 """A story's deliberation may wait for agents that are down; it fails when they stay so."""
@@ -588,7 +589,8 @@ class StoryWorkflow:
     async def build(self) -> None:
         """Run the plan's tasks that are not done yet, as a child."""
         story, plan = self.story, self.story.plan
-        assert plan is not None, "the machine came to a plan's state without a plan"
+        if plan is None:  # a machine that an older release took, and today's would refuse
+            raise ApplicationError(f"{story.state} runs a plan, and there is none", type="NoPlan")
         done = set(story.done_tasks)
         left = [
             task.model_copy(update={"depends_on": [d for d in task.depends_on if d not in done]})

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from temporalio.exceptions import ApplicationError
 
 from workflows import fsm, rigor
+from workflows.fsm import BUDGET_GATE
 from workflows.models import (
     Amend,
     Approve,
@@ -40,7 +41,6 @@ from workflows.models import (
 )
 from workflows.outbox_state import OutboxState
 
-BUDGET_GATE = "budget"
 BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"
 

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from temporalio import activity
 
 from activities.checks.dry_run import failure, run_code
@@ -22,7 +21,7 @@ from activities.checks.fences import Block, code_blocks
 from activities.checks.lint import LANGUAGES, lint_code
 from activities.checks.policy import Policy, PolicyRules
 from activities.checks.sandbox import CannotRun, Sandbox
-from activities.planning import CONFIG, InvalidConfig
+from activities.config import CONFIG, InvalidConfig, read_config
 from workflows.models import Check, CheckInput, CheckReport, Proposal
 from workflows.stubs import CheckStub
 
@@ -40,7 +39,6 @@ _OUTPUT = 4_000  # characters that are kept of a program's output, its beginning
 _UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
 _Name = Literal["policy", "lint", "dry_run"]
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class CheckWeights(BaseModel):
@@ -55,7 +53,7 @@ class Checks(CheckStub):
     """Implements CheckStub with the rules and weights of a directory.
 
     Raises:
-        InvalidConfig: a file is missing, is no YAML, or does not hold together.
+        InvalidConfig: a file is missing, is not YAML, or does not hold together.
     """
 
     def __init__(self, directory: Path = CONFIG, sandbox: Sandbox | None = None) -> None:
@@ -198,29 +196,14 @@ def load_policy(directory: Path = CONFIG) -> PolicyRules:
     Raises:
         InvalidConfig: the file is missing, is not YAML, or does not hold together.
     """
-    return _load(directory / POLICY_FILE, PolicyRules)
+    return read_config(directory / POLICY_FILE, PolicyRules)
 
 
 def _load_weights(file: Path) -> dict[str, float]:
-    weights = _load(file, CheckWeights).weights
+    weights = read_config(file, CheckWeights).weights
     missing = [name for name in ("policy", "lint", "dry_run") if name not in weights]
     if missing:
         raise InvalidConfig(file, [f"weights: add {', '.join(missing)}"])
     if not any(weights.values()):
         raise InvalidConfig(file, ["weights: one must be above 0"])
     return {str(name): weight for name, weight in weights.items()}
-
-
-def _load(file: Path, model: type[_Model]) -> _Model:
-    try:
-        return model.model_validate(yaml.safe_load(file.read_bytes()))
-    except OSError as error:
-        raise InvalidConfig(file, [f"cannot be read: {error.strerror}"]) from error
-    except yaml.YAMLError as error:
-        raise InvalidConfig(file, [f"is no YAML: {' '.join(str(error).split())}"]) from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}"
-            for each in error.errors(include_url=False, include_input=False)
-        ]
-        raise InvalidConfig(file, problems) from error

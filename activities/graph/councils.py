@@ -14,18 +14,17 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from neo4j import AsyncDriver, AsyncManagedTransaction
 from pydantic import Field, ValidationError, field_validator, model_validator
 from temporalio.exceptions import ApplicationError
 
+from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
 from workflows.ids import Id, Role
 from workflows.models import Agent, AgentType, Council, CouncilQuery, Part, Wire, invalid_input
 
 MOCK_REFUSED = "Mock agents not allowed in production"
 MOCK_AGENT = "MockAgent"
-INVALID_CONFIG = "InvalidConfig"
 UNKNOWN_COUNCIL = "UnknownCouncil"
 COUNCIL_TOO_SMALL = "CouncilTooSmall"
 INVALID_AGENT = "InvalidAgent"
@@ -85,12 +84,9 @@ def load_councils(path: Path) -> Councils:
         ApplicationError: `InvalidConfig` with the file, the field and the rule; `MockAgent`.
     """
     try:
-        return Councils.model_validate(yaml.safe_load(path.read_text()))
-    except ValidationError as error:
-        what = invalid_input(str(path), error).message
-    except (OSError, yaml.YAMLError) as error:
-        what = f"{path} cannot be read: {error}"
-    raise ApplicationError(what, type=INVALID_CONFIG, non_retryable=True)
+        return read_config(path, Councils)
+    except InvalidConfig as error:
+        raise error.final() from error
 
 
 class NewAgent(Part):

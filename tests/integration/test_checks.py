@@ -14,7 +14,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.checks import CHECKS_FILE, MAX_BLOCKS, MAX_CHARACTERS, POLICY_FILE, Checks
 from activities.checks.sandbox import Limits, Sandbox
-from activities.planning import CONFIG, InvalidConfig
+from activities.config import CONFIG, InvalidConfig
 from tests.integration.test_sandbox import processes_with, until_gone
 from workflows.models import Check, CheckInput, CheckReport, Decision, Proposal
 from workflows.ranking import barred, score

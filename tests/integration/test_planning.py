@@ -12,7 +12,8 @@ import yaml
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.planning import CONFIG, InvalidConfig, Planning, load_config
+from activities.config import CONFIG, InvalidConfig
+from activities.planning import Planning, load_config
 from workflows import dag
 from workflows.models import DraftTask, StoryText
 
@@ -20,7 +21,7 @@ from workflows.models import DraftTask, StoryText
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A team's own copy of the shipped files."""
-    for name in ("agile.fsm.yaml", "rigor.yaml", "checks.yaml"):
+    for name in ("agile.fsm.yaml", "rigor.yaml", "checks.yaml", "councils.yaml"):
         shutil.copy(CONFIG / name, tmp_path)
     return tmp_path
 
@@ -80,15 +81,21 @@ FAULTS = {
         "agile.fsm.yaml",
         "  DONE: {}",
         "  DONE: {}\n  DONE: {}",
-        "'DONE' is there tw",
+        "key 'DONE' is given twice",
     ),
     "an empty file": ("rigor.yaml", "*", "", "rigor.yaml: the document"),
-    "half a document": ("rigor.yaml", "*", "L0: {dor_threshold: 50", "rigor.yaml: is no YAML"),
+    "half a document": ("rigor.yaml", "*", "L0: {dor_threshold: 50", "rigor.yaml: is not YAML"),
     "a tag that makes objects": (
         "rigor.yaml",
         "*",
         "!!python/object/apply:os.getcwd []",
-        "rigor.yaml: is no YAML",
+        "rigor.yaml: is not YAML",
+    ),
+    "a role without a council": (
+        "agile.fsm.yaml",
+        "    role: QA",
+        "    role: LEGAL",
+        "state 'TEST': role 'LEGAL' has no council in councils.yaml; add it there",
     ),
     "weights that do not sum to 1": (
         "rigor.yaml",

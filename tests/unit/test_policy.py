@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from activities.checks import POLICY_FILE
 from activities.checks.fences import code_blocks
 from activities.checks.policy import Policy, PolicyRules, Violation, entropy
-from activities.planning import CONFIG
+from activities.config import CONFIG
 
 RULES = yaml.safe_load((CONFIG / POLICY_FILE).read_bytes())
 POLICY = Policy(PolicyRules.model_validate(RULES))

@@ -12,8 +12,8 @@ from temporalio.worker import Worker
 
 from activities.agents import Agents, VllmAgents
 from activities.checks import Checks
+from activities.config import InvalidConfig
 from activities.llm import served_models
-from activities.planning import InvalidConfig
 from activities.prompts import InvalidPrompt, Prompts
 from activities.redaction import load_redaction
 from bridge.agent_responses import AgentResponses

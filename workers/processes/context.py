@@ -10,11 +10,12 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.cache import Cache
+from activities.config import InvalidConfig
 from activities.context import load_scopes
 from activities.graph import Graph, seed_councils
 from activities.graph.councils import load_councils
 from activities.migrations import migrate
-from activities.planning import InvalidConfig, Planning, load_config
+from activities.planning import Planning, load_config
 from activities.redaction import load_redaction
 from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.heartbeats import Heartbeats

@@ -13,10 +13,11 @@ import structlog
 from neo4j import AsyncDriver
 
 from activities.cache import Cache
+from activities.config import InvalidConfig
 from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
-from activities.planning import InvalidConfig, load_config
+from activities.planning import load_config
 from activities.redaction import load_redaction
 from bridge.grpc.access import Access
 from bridge.grpc.context import ContextServicer

@@ -8,10 +8,10 @@ from nats.aio.client import Client as Nats
 from neo4j import AsyncDriver
 
 from activities.cache import Cache
+from activities.config import InvalidConfig
 from activities.context import load_scopes
 from activities.graph import Graph
 from activities.migrations import migrate
-from activities.planning import InvalidConfig
 from activities.redaction import load_redaction
 from bridge import consumers, streams
 from bridge.consumers import ConsumerError
