@@ -31,6 +31,12 @@ FIELDS: dict[str, Field] = {
     "TaskDispatched.role": Field("The council's role", "DEV"),
     "revision": Field("The content hash of what the gate shows", "3f2a9c1e5b7d8042"),
     "GateClosed.actor": Field("Who passed it; absent where it closed without a person", "ana"),
+    "StoryCancelled.status": Field(
+        "`CANCELLED`; `FAILED`: the workflow failed or timed out", "CANCELLED"
+    ),
+    "StoryCancelled.reason": Field(
+        "Why the workflow ended, where it was not cancelled; else empty", ""
+    ),
     "plan_id": Field("The plan", "US-101-plan-1"),
     "roles": Field("The councils that deliberate where no one knows the story; else empty", []),
     "approved_by": Field("Who approved it", "ana"),

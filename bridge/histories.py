@@ -21,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.replay import WRITES, Given, GraphWrite, RunId, Told, given, related, told
 from workflows.events import Entry, PublishBatch
 from workflows.models import (
+    closure_workflow_id,
     context_workflow_id,
     deliberation_workflow_id,
     derivation_workflow_id,
@@ -41,7 +42,7 @@ STANDALONE = "WorkflowType = 'DeliberationWorkflow'"
 
 RECORDING = (
     "WorkflowType IN ('StoryWorkflow', 'PlanWorkflow', 'DeliberationWorkflow', "
-    "'ContextUpdateWorkflow', 'DerivationWorkflow')"
+    "'ContextUpdateWorkflow', 'DerivationWorkflow', 'StoryClosureWorkflow')"
 )
 """Workflows that write to the graph; one that coaches writes nothing."""
 
@@ -100,6 +101,7 @@ def _names(story_id: str) -> list[Callable[[str], str]]:
         partial(derivation_workflow_id, story_id),
         partial(former_derivation_workflow_id, story_id),
         partial(context_workflow_id, story_id),
+        partial(closure_workflow_id, story_id),
         lambda rest: deliberation_workflow_id(f"{story_id}-{rest}"),
     ]
 

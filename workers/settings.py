@@ -238,6 +238,13 @@ class Settings(BaseSettings):
         timedelta(seconds=30),
         description="seconds that running activities get to finish after SIGTERM",
     )
+    story_sweep_seconds: Annotated[timedelta, Field(gt=timedelta()), BeforeValidator(_seconds)] = (
+        Field(
+            timedelta(seconds=60),
+            description="seconds between two looks of the inbox for stories that ended early "
+            "(terminated, timed out or failed)",
+        )
+    )
     worker_build_id: str | None = Field(
         None, description="build id; set, it switches Temporal's worker versioning on"
     )

@@ -42,10 +42,12 @@ class StoryTransitioned(EventBody):
 
 
 class StoryCancelled(EventBody):
-    """The story was cancelled; its deliberations have stopped."""
+    """The story was cancelled, or its workflow was terminated, timed out or failed."""
 
     SUBJECT: ClassVar[str] = "planning.story.cancelled"
     actor: str
+    status: Literal["CANCELLED", "FAILED"] = "CANCELLED"
+    reason: str = ""
 
 
 class GateOpened(EventBody):

@@ -147,6 +147,10 @@ def context_workflow_id(story_id: str, request_id: str) -> str:
     return f"context-{encode_id(story_id)}-{encode_id(request_id)}"
 
 
+def closure_workflow_id(story_id: str, run_id: str) -> str:
+    return f"closure-{encode_id(story_id)}-{encode_id(run_id)}"
+
+
 def event_id(workflow_id: str, run_id: str, sequence: int) -> str:
     """The CloudEvents id: a pure function of workflow id, run and sequence number."""
     return f"{workflow_id}/{run_id}/{sequence}"

@@ -35,8 +35,10 @@ LEFT = "outbox"
 class Outbox:
     """A workflow's outbox. `through`: the workflow that publishes for this one, or empty."""
 
-    def __init__(self, state: OutboxState, through: str = "") -> None:
+    def __init__(self, state: OutboxState, through: str = "", owner: str = "") -> None:
+        """owner: the workflow whose outbox `state` is; empty: this one."""
         self.state = state
+        self.owner = owner or workflow.info().workflow_id
         self.through = through
         self.first_run = self.run = workflow.info().original_execution_run_id
         """Names this run in ids. A reset run bears its first run's name up to where it was reset:
@@ -112,7 +114,7 @@ class Outbox:
                 await workflow.execute_activity_method(
                     GraphStub.record,
                     RecordBatch(
-                        owner=workflow.info().workflow_id,
+                        owner=self.owner,
                         owner_started_ms=state.started_ms,
                         first=first,
                         entries=batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from workflows.events import Entry
+from workflows.events import Entry, GateClosed, StoryCancelled
 
 
 class OutboxState(BaseModel):
@@ -21,3 +21,16 @@ class OutboxState(BaseModel):
     @property
     def end(self) -> int:
         return self.published + len(self.entries)
+
+
+class StoryClosure(BaseModel):
+    """The input of StoryClosureWorkflow. outbox: as the story's last run left it.
+
+    cancelled: None where the story had come to its end, and its outbox had not.
+    """
+
+    story_id: str
+    run_id: str
+    outbox: OutboxState
+    gate: GateClosed | None = None
+    cancelled: StoryCancelled | None = None

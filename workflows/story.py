@@ -415,7 +415,8 @@ class StoryWorkflow:
         self.story.cancelled = True
         self.story.working_on = ""
         self.close_gate(None)
-        self.emit(StoryCancelled(actor=workflow.cancellation_reason() or "unknown", **self.stamp()))
+        actor = workflow.cancellation_reason() or "unknown"
+        self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason="", **self.stamp()))
         self.show()
 
     # --- a state's work -------------------------------------------------------------------------

@@ -138,6 +138,14 @@ MATCH (t:Subtask {case_id: $story_id, id: $task_id}) RETURN t.status AS status
 
 STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
 
+OVER = ("DONE", "CANCELLED", "FAILED")
+"""Statuses of a story that has ended."""
+
+LIVE_STORIES: LiteralString = """
+MATCH (s:Case) WHERE s.id IN $ids AND NOT coalesce(s.status, 'UNKNOWN') IN $over
+RETURN s.id AS id
+"""
+
 
 class _TaskRow(Row):
     task_id: Text
@@ -205,6 +213,12 @@ class Graph(GraphStub):
             async with self._driver.session() as session:
                 found = await session.execute_write(_rows, CLAIM, {"rows": rows})
         return [Claim(**row["claim"]) for row in found]
+
+    async def live_stories(self, story_ids: Sequence[str]) -> set[str]:
+        """Those of the stories that the graph knows, and whose status says that they go on."""
+        with store_errors():
+            rows = await self._read(LIVE_STORIES, ids=list(story_ids), over=[*NOT_LIVE, *OVER])
+        return {row["id"] for row in rows}
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
         """Drop the stories' context packs: what they were built from has changed."""

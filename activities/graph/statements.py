@@ -499,8 +499,8 @@ def describe(change: Change) -> Milestone:
         case StoryTransitioned() as body:
             why = f": {body.reason}" if body.reason else ""
             said, who = f"{body.from_phase} -> {body.to_phase} by {body.event}{why}", body.actor
-        case StoryCancelled(actor=actor):
-            said, who = "cancelled", actor
+        case StoryCancelled(actor=actor, status=status, reason=reason):
+            said, who = status.lower() + (f": {reason}" if reason else ""), actor
         case GateOpened(gate=gate, role=role):
             said, who = f"{gate} waits for {role}", ""
         case GateClosed(gate=gate, actor=actor):
@@ -595,8 +595,8 @@ def writes(change: Change) -> list[Write]:
             }
             row = {"node": node, "status": body.to_phase}
             return [Write(TRANSITION, key | row | status_of)]
-        case StoryCancelled():
-            return [Write(CANCELLED, event().row | {"status": "CANCELLED"} | status_of)]
+        case StoryCancelled(status=status):
+            return [Write(CANCELLED, event().row | {"status": status} | status_of)]
         case GateApproved() as body:
             node = body.model_dump(include={"gate", "actor", "role", "revision", "comment", "via"})
             node |= {"at": at, "story_id": story}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.graph import Graph
+from bridge.story_sweep import StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import a_namespace, running, variables
 from tests.llm_server import LlmServer
@@ -30,7 +33,10 @@ async def fleet(
     """A whole fleet in one process, its inbox too, in a namespace of its own."""
     llm.delay_ms = 500
     namespace = await a_namespace(servers)
-    environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
+    environment = variables(servers, llm) | {
+        "TEMPORAL_NAMESPACE": namespace,
+        "STORY_SWEEP_SECONDS": "1",
+    }
     async with running("all", environment) as log:
         reader = asyncio.create_task(log.drain())
         yield await Client.connect(
@@ -174,3 +180,43 @@ async def test_while_temporal_is_away_nothing_is_acknowledged_nor_buried(
 
     assert (await ended(fleet, f"plan-{story}-plan-1"))["status"] == "NOTHING_TO_RUN"
     assert (await jetstream.stream_info("DEAD_LETTERS")).state.messages == 0
+
+
+async def test_a_terminated_story_is_announced_once_as_cancelled(
+    fleet: Client, jetstream: JetStreamContext, driver: AsyncDriver, graph: Graph
+) -> None:
+    story = a_story()
+    sample = json.loads(SAMPLE_STORY.read_text())
+    handle = await fleet.start_workflow(
+        "StoryWorkflow", sample | {"story_id": story}, id=f"story-{story}", task_queue="story"
+    )
+    ends = await jetstream.subscribe("planning.story.cancelled")
+
+    async def waits_and_is_published() -> bool:
+        left = await handle.query("outbox")
+        return bool((await handle.query("state"))["pending_gate"]) and not left["entries"]
+
+    await until(waits_and_is_published)
+    sweep = StorySweep(fleet, graph, timedelta(seconds=0.5))  # beside the fleet's own
+    sweeping = asyncio.create_task(sweep.run())
+    await handle.terminate(reason="no longer wanted")
+
+    async with asyncio.timeout(WITHIN_S):
+        end: dict[str, Any] = {}
+        while end.get("story_id") != story:
+            end = json.loads((await ends.next_msg(WITHIN_S)).data)
+    await sweep.shutdown()
+    await sweeping
+    assert (end["status"], end["reason"]) == ("CANCELLED", "terminated: no longer wanted")
+    async with driver.session() as session:
+        found = await session.run("MATCH (s:Story {id: $id}) RETURN s.status AS status", id=story)
+        assert (await found.single(strict=True))["status"] == "CANCELLED"
+    assert await StorySweep(fleet, graph, timedelta(seconds=1)).sweep() == 0
+    closures = f"WorkflowType = 'StoryClosureWorkflow' AND WorkflowId STARTS_WITH 'closure-{story}'"
+    assert len([each async for each in fleet.list_workflows(closures)]) == 1
+    rest = [json.loads(message.data) for message in await _waiting(ends)]
+    assert [each for each in rest if each["story_id"] == story] == []
+
+
+async def _waiting(subscription: Any) -> list[Any]:
+    return [await subscription.next_msg(1) for _ in range(subscription.pending_msgs)]

@@ -36,6 +36,7 @@ from tests.unit.test_continue_as_new import Impatient
 from workers.exit import leave
 from workers.search_attributes import register
 from workflows import events, fsm, models, outbox_state, rigor, story_state
+from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow, request_hash
 from workflows.derivation import DerivationWorkflow
@@ -47,6 +48,7 @@ from workflows.models import (
     PlanInput,
     StoredPlan,
     StoryText,
+    closure_workflow_id,
     coach_workflow_id,
     context_workflow_id,
     derivation_workflow_id,
@@ -412,6 +414,34 @@ async def derived_of_nobody(client: Client, world: World) -> dict[str, str]:
     return {"derivation": derivation_workflow_id(f"US-{world.key}", "plan-1")}
 
 
+async def closed(client: Client, world: World) -> dict[str, str]:
+    """A story was terminated while a gate waited, and an entry was not published yet."""
+    story_id = f"US-{world.key}"
+    at = {"story_id": story_id, "timestamp": "2026-03-01T10:00:00.000Z"}
+    created = events.StoryCreated(title="Undo", rigor="standard", created_by="ana", **at)
+    left = events.Entry(
+        id=f"story-{story_id}/run/0",
+        kind="StoryCreated",
+        subject=created.SUBJECT,
+        source=f"story-{story_id}",
+        story_id=story_id,
+        time=created.timestamp,
+        body=created.model_dump(mode="json"),
+    )
+    closure = outbox_state.StoryClosure(
+        story_id=story_id,
+        run_id="run",
+        outbox=outbox_state.OutboxState(started_ms=1, entries=[left]),
+        gate=events.GateClosed(gate="approve_scope", role="PO", **at),
+        cancelled=events.StoryCancelled(actor="ana", status="CANCELLED", reason="terminated", **at),
+    )
+    workflow_id = closure_workflow_id(story_id, "run")
+    await client.execute_workflow(
+        StoryClosureWorkflow.run, closure, id=workflow_id, task_queue="story"
+    )
+    return {"closure": workflow_id}
+
+
 async def _derived(client: Client, world: World) -> dict[str, str]:
     asked = DerivationInput(story_id=f"US-{world.key}", plan_id="plan-1", announce=True)
     workflow_id = derivation_workflow_id(asked.story_id, asked.plan_id)
@@ -430,6 +460,7 @@ CALLS: dict[str, Call_] = {
         context_refused,
         derived,
         derived_of_nobody,
+        closed,
         plan_from_the_bus,
         plan_of_nobody,
         plan_of_roles,

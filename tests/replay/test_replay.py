@@ -12,6 +12,7 @@ from temporalio.worker import Replayer
 
 from tests.replay.record import WIRE, portable, wire
 from workers.workflow_runner import workflow_runner
+from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
@@ -27,7 +28,10 @@ HISTORIES = {
 def test_every_workflow_has_a_history() -> None:
     kinds = {path.name.split(".")[1] for path in HISTORIES}
 
-    assert kinds == {"story", "plan", "deliberation", "coach", "context", "derivation"}
+    assert kinds == {
+        *("story", "plan", "deliberation", "coach", "context", "derivation"),
+        "closure",
+    }
 
 
 def test_a_model_that_histories_hold_loses_no_field_and_gains_none_without_a_default() -> None:
@@ -58,6 +62,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
             CoachWorkflow,
             ContextUpdateWorkflow,
             DerivationWorkflow,
+            StoryClosureWorkflow,
         ],
         workflow_runner=workflow_runner(),
         data_converter=pydantic_data_converter,

@@ -33,6 +33,7 @@ from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows import fsm, rigor
+from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
@@ -380,6 +381,7 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
                 CoachWorkflow,
                 ContextUpdateWorkflow,
                 DerivationWorkflow,
+                StoryClosureWorkflow,
             ],
             activities=activities(),
             workflow_runner=workflow_runner(),

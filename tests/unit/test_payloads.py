@@ -22,6 +22,7 @@ from temporalio.worker import Replayer
 
 from tests.unit.conftest import StartStory, World
 from workers.workflow_runner import workflow_runner
+from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
@@ -59,6 +60,7 @@ WORKFLOW_CLASSES: list[type] = [
     CoachWorkflow,
     ContextUpdateWorkflow,
     DerivationWorkflow,
+    StoryClosureWorkflow,
 ]
 
 

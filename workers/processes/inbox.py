@@ -16,6 +16,7 @@ from activities.redaction import load_redaction
 from bridge import consumers, streams
 from bridge.consumers import ConsumerError
 from bridge.inbox import Inbox
+from bridge.story_sweep import StorySweep
 from bridge.streams import StreamError
 from workers.clients import StartError
 from workers.clients.nats import open_nats
@@ -25,18 +26,21 @@ from workers.processes import Base, Running, valid_config
 log = structlog.stdlib.get_logger(__name__)
 
 
-def inbox(base: Base, nats: Nats, driver: AsyncDriver) -> Inbox:
-    """Stores what comes as the workflows' own outbox does, and tells the stories."""
+def open_graph(base: Base, driver: AsyncDriver) -> Graph:
+    """The graph and its cache."""
     settings = base.settings
-    scopes = load_scopes(settings.fleet_config / "scopes.yaml")
-    graph = Graph(
+    return Graph(
         driver,
         Cache(base.valkey, settings.context_cache_ttl),
-        scopes,
+        load_scopes(settings.fleet_config / "scopes.yaml"),
         load_redaction(settings.fleet_config),
     )
-    timeout = settings.deliberation_timeout
-    return Inbox(nats, graph, base.temporal, settings.nats_replicas, timeout)
+
+
+def inbox(base: Base, nats: Nats, graph: Graph) -> Inbox:
+    """Stores what comes as the workflows' own outbox does, and tells the stories."""
+    settings = base.settings
+    return Inbox(nats, graph, base.temporal, settings.nats_replicas, settings.deliberation_timeout)
 
 
 @asynccontextmanager
@@ -44,7 +48,9 @@ async def process(base: Base) -> AsyncIterator[Running]:
     """Bring graph, streams and consumers up to date, then run."""
     async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
         with valid_config(InvalidConfig):
-            job = inbox(base, nats, driver)
+            graph = open_graph(base, driver)
+        job = inbox(base, nats, graph)
+        sweep = StorySweep(base.temporal, graph, base.settings.story_sweep_seconds)
         with takes_schema(base.settings):
             await migrate(driver)
         jetstream = nats.jetstream()
@@ -55,6 +61,6 @@ async def process(base: Base) -> AsyncIterator[Running]:
             raise StartError(str(error)) from error
         log.info("consumers are as declared", changes=changes)
         yield Running(
-            {"inbox": job},
+            {"inbox": job, "story-sweep": sweep},
             {"neo4j": driver.verify_connectivity, "nats": jetstream.account_info},
         )

@@ -12,6 +12,7 @@ from workers import search_attributes
 from workers.processes import Base, Running, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
+from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
@@ -37,6 +38,7 @@ def story_worker(client: Client, settings: Settings) -> Worker:
             DeliberationWorkflow,
             ContextUpdateWorkflow,
             DerivationWorkflow,
+            StoryClosureWorkflow,
             CoachWorkflow,
         ],
         workflow_runner=workflow_runner(),

@@ -1,0 +1,174 @@
+"""Finds stories whose workflow ended early, and has their end recorded and published.
+
+A workflow that is terminated, times out or fails cannot say so itself. Any number of sweeps run
+side by side: the closure of a run has one workflow id, and one workflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from datetime import timedelta
+
+import structlog
+from prometheus_client import Counter
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowHistoryEventFilterType,
+)
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from activities.graph import Graph
+from workflows.clock import iso
+from workflows.closure import StoryClosureWorkflow
+from workflows.events import GateClosed, StoryCancelled
+from workflows.models import Move, StoryView, closure_workflow_id, story_of
+from workflows.outbox import LEFT
+from workflows.outbox_state import OutboxState, StoryClosure
+from workflows.stubs import STORY_QUEUE
+
+ENDED_EARLY = (
+    "WorkflowType = 'StoryWorkflow' AND ExecutionStatus IN ('Terminated', 'TimedOut', 'Failed')"
+)
+ANSWER_WITHIN = timedelta(seconds=10)
+JITTER = 0.2
+
+CLOSED = Counter("fleet_stories_closed", "Stories that ended early, and whose end was announced")
+FAILURES = Counter("fleet_story_sweep_failures", "Stories, or whole sweeps, left to the next sweep")
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class StorySweep:
+    """A job of the process `inbox`: sweeps at its start, and then again and again."""
+
+    def __init__(self, temporal: Client, graph: Graph, every: timedelta) -> None:
+        self._temporal, self._graph, self._every = temporal, graph, every
+        self._stopping = asyncio.Event()
+        self._running = False
+        self._settled: set[str] = set()
+        """Runs that need nothing more: they are not asked for again."""
+
+    @property
+    def is_running(self) -> bool:
+        return self._running
+
+    async def run(self) -> None:
+        """Sweep until `shutdown`. A server that is away is asked again at the next sweep."""
+        self._running = True
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self.sweep()
+                except Exception as error:  # the servers' matter, or one sweep's: not the job's end
+                    FAILURES.inc()
+                    log.warning("sweep for ended stories failed", error=repr(error))
+                pause_s = self._every.total_seconds() * random.uniform(1 - JITTER, 1 + JITTER)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause_s)
+        finally:
+            self._running = False
+
+    async def shutdown(self) -> None:
+        """Begin no sweep any more."""
+        self._stopping.set()
+
+    async def sweep(self) -> int:
+        """Look once; answers how many closures were started.
+
+        Raises:
+            RPCError: Temporal does not answer.
+            ApplicationError: the graph does not.
+        """
+        ended = [run async for run in self._temporal.list_workflows(ENDED_EARLY)]
+        self._settled &= {run.run_id for run in ended}
+        fresh = [run for run in ended if run.run_id not in self._settled]
+        live = await self._graph.live_stories(sorted({story_of(run.id) for run in fresh}))
+        started = 0
+        for run in fresh:
+            if self._stopping.is_set():
+                break
+            if story_of(run.id) not in live:
+                continue
+            try:
+                started += await self._close(run)
+            except Exception as error:  # one story's matter: the others are closed
+                FAILURES.inc()
+                log.warning("story not closed yet", workflow_id=run.id, error=repr(error))
+            else:
+                self._settled.add(run.run_id)
+        return started
+
+    async def _close(self, run: WorkflowExecution) -> bool:
+        """Have the story's end recorded and published; whether that was to be done."""
+        latest = await self._temporal.get_workflow_handle(run.id).describe()
+        if latest.run_id != run.run_id:
+            return False
+        handle = self._temporal.get_workflow_handle(run.id, run_id=run.run_id)
+        closure = await self._closure(run, handle)
+        if closure is None:
+            return False
+        try:
+            await self._temporal.start_workflow(
+                StoryClosureWorkflow.run,
+                closure,
+                id=closure_workflow_id(closure.story_id, run.run_id),
+                task_queue=STORY_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                static_summary=f"the end of {closure.story_id}, which ended early",
+            )
+        except WorkflowAlreadyStartedError:
+            return False
+        CLOSED.inc()
+        return True
+
+    async def _closure(
+        self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
+    ) -> StoryClosure | None:
+        """What is still to be said; None: nothing is. A story worker answers the queries."""
+        outbox = await handle.query(LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN)
+        view = await handle.query("state", result_type=StoryView, rpc_timeout=ANSWER_WITHIN)
+        moves = await handle.query("transitions", result_type=list[Move], rpc_timeout=ANSWER_WITHIN)
+        closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
+        if view.cancelled or not moves:
+            return closure if outbox.entries else None
+        actor, reason = await _why(handle)
+        terminated = run.status == WorkflowExecutionStatus.TERMINATED
+        assert run.close_time
+        at = iso(run.close_time)  # what a later run of the story says is newer
+        gate = GateClosed(
+            story_id=view.story_id, gate=view.pending_gate, role=view.gate_role, timestamp=at
+        )
+        cancelled = StoryCancelled(
+            story_id=view.story_id,
+            actor=actor,
+            status="CANCELLED" if terminated else "FAILED",
+            reason=reason,
+            timestamp=at,
+        )
+        return closure.model_copy(
+            update={"gate": gate if view.pending_gate else None, "cancelled": cancelled}
+        )
+
+
+async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:
+    """Who ended the run, and why."""
+    closing = handle.fetch_history_events(
+        event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
+    )
+    async for event in closing:
+        match event.event_type:
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
+                ended = event.workflow_execution_terminated_event_attributes
+                reason = f"terminated: {ended.reason}" if ended.reason else "terminated"
+                return ended.identity or "unknown", reason[:2_000]
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
+                failure = event.workflow_execution_failed_event_attributes.failure
+                return "temporal", f"failed: {failure.message}"[:2_000]
+    return "temporal", "timed out"

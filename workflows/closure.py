@@ -1,0 +1,32 @@
+"""StoryClosureWorkflow: says what a story could not say whose workflow ended early, once."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+
+from workflows.outbox import Outbox
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.models import story_workflow_id
+    from workflows.outbox_state import StoryClosure
+
+
+@workflow.defn
+class StoryClosureWorkflow:
+    """Goes on with the outbox of a run that was terminated, timed out or failed.
+
+    What that run left goes out first, at its place; then the open gate closes and the story ends.
+    """
+
+    @workflow.init
+    def __init__(self, input: StoryClosure) -> None:
+        self.outbox = Outbox(input.outbox, owner=story_workflow_id(input.story_id))
+
+    @workflow.run
+    async def run(self, input: StoryClosure) -> None:
+        self.outbox.start()
+        if input.gate:
+            self.outbox.append(input.gate)
+        if input.cancelled:
+            self.outbox.append(input.cancelled)
+        await self.outbox.drained()
