@@ -109,7 +109,7 @@ async def test_a_process_with_a_wrong_setting_is_refused_with_where_and_what_to_
 async def test_an_address_that_is_no_llm_is_refused(
     environment: Environment, llm: LlmServer
 ) -> None:
-    line = await refusal("agents", environment | {"VLLM_URL": llm.url.removesuffix("/v1")})
+    line = await refusal("agents", environment | {"VLLM_URL": f"{llm.url}/v2"})
 
     assert "answers 404 to /models" in line
     assert "it ends in /v1" in line
