@@ -84,6 +84,7 @@ STATUS: dict[str, StatusCode] = {
     "CouncilTooSmall": StatusCode.FAILED_PRECONDITION,
     "InvalidAgent": StatusCode.FAILED_PRECONDITION,
     "InvalidConfig": StatusCode.FAILED_PRECONDITION,
+    "NoPlan": StatusCode.FAILED_PRECONDITION,
     "InvalidPlan": StatusCode.FAILED_PRECONDITION,
     "AllBarred": StatusCode.FAILED_PRECONDITION,
     # what did not come to an end
