@@ -374,6 +374,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 "estimated_hours": request.estimated_hours,
             },
         )
+        if asked.task_id in asked.dependencies:
+            raise InvalidInput(name, [("dependencies", "a task cannot wait for itself")])
         payload = asked.model_dump(exclude={"story_id", "task_id"})
         change = created(
             "SUBTASK", asked.task_id, {key: value for key, value in payload.items() if value}
@@ -409,6 +411,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
             {"decided_by": "metadata.decided_by"},
         )
+        if not asked.title and not asked.rationale.strip():
+            raise InvalidInput(name, [("title", "required; add it")])
         if asked.decided_by != caller().actor:
             caller().acting_as(OPERATOR)
         payload = {

@@ -361,6 +361,7 @@ REFUSED: list[tuple[str, dict[str, Any], grpc.StatusCode, str]] = [
     ("CreateStory", {"initial_phase": "two words"}, grpc.StatusCode.INVALID_ARGUMENT, "phase"),
     ("CreateTask", {"task_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "task_id"),
     ("CreateTask", {"priority": -1}, grpc.StatusCode.INVALID_ARGUMENT, "priority"),
+    ("CreateTask", {"dependencies": ["t-1"]}, grpc.StatusCode.INVALID_ARGUMENT, "itself"),
     ("CreateTask", {"roles": ()}, grpc.StatusCode.PERMISSION_DENIED, "DEV"),
     ("AddProjectDecision", {"title": ""}, grpc.StatusCode.INVALID_ARGUMENT, "title"),
     ("AddProjectDecision", {"roles": ()}, grpc.StatusCode.PERMISSION_DENIED, "ARCHITECT"),
