@@ -233,6 +233,8 @@ def _why(found: Why) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
     lines.add_row("why", text(found.rationale))
     lines.add_row("proposed by", text(f"{found.proposed_by} ({found.role})"))
+    if found.recorded_by:
+        lines.add_row("recorded by", text(found.recorded_by))
     lines.add_row("on", text(f"model {found.model}, prompt {found.prompt_hash}"))
     lines.add_row("deliberation", text(found.deliberation_id))
     score = "" if found.score is None else f"score {found.score:.2f}"

@@ -62,6 +62,8 @@ class Why(Wire):
     rationale: str = ""
     decided_at: str = ""
     proposed_by: str = ""
+    recorded_by: str = ""
+    """Whose token it came with, where that is another name."""
     role: str = ""
     model: str = ""
     prompt_hash: str = ""
@@ -87,6 +89,11 @@ async def why(driver: AsyncDriver, decision_id: str, story_id: str = "") -> list
     return [_why(record.data()) for record in records]
 
 
+def _recorded_by(decision: dict[str, Any]) -> str:
+    recorded_by = decision.get("recorded_by") or ""
+    return "" if recorded_by == decision.get("decided_by") else str(recorded_by)
+
+
 def _why(row: dict[str, Any]) -> Why:
     decision, proposal, agent = row["decision"], row["proposal"] or {}, row["agent"] or {}
     decided_at = decision.get("decided_at") or ""
@@ -97,6 +104,7 @@ def _why(row: dict[str, Any]) -> Why:
         rationale=decision.get("rationale") or "",
         decided_at=decided_at,
         proposed_by=agent.get("id") or decision.get("decided_by") or "",
+        recorded_by=_recorded_by(decision),
         role=decision.get("role") or agent.get("role") or "",
         model=proposal.get("model") or "",
         prompt_hash=proposal.get("prompt_hash") or "",

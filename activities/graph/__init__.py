@@ -3,9 +3,11 @@
 Everything that belongs to a story is one step from it::
 
     (:Case:Story {id, case_id, title, description, acceptance_criteria[], rigor, revision, status,
-                  created_at, created_by, context_version})
+                  created_at, created_by, context_version, context_by})
+           context_by: the update that took that version, by its workflow's id
     (:ContextUpdate {id, story_id, version, hash, warnings[], changes[], applied[], request, actor,
-                role, task_id, at})-[:OF]->(Story): an update from outside, as `updates` stored it
+                role, task_id, at, after, changed[]})-[:OF]->(Story): an update, as `updates` stored it
+           after: the update with the version before; changed: what the story itself has changed
     (Story)-[:HAS_PLAN]->(:PlanVersion {id, case_id, version, status})
            status: DRAFT, APPROVED, then COMPLETED, PARTIAL, FAILED, CANCELLED, NOTHING_TO_RUN
     (PlanVersion)-[:HAS_SUBTASK]->(:Subtask {id, case_id, title, description, role, status,
@@ -13,8 +15,9 @@ Everything that belongs to a story is one step from it::
            status: PENDING, IN_PROGRESS, DONE, FAILED, NOT_RUN, CANCELLED
            one that comes before any plan is -[:OF]->(Story) until there is one
     (PlanVersion)-[:CONTAINS_DECISION]->(Decision)
-    (:Decision {id, case_id, title, rationale, type, status, role, decided_by, decided_at,
-                affects[]})-[:OF]->(Story)
+    (:Decision {id, case_id, title, rationale, type, status, role, decided_by, recorded_by,
+                decided_at, affects[]})-[:OF]->(Story)
+           recorded_by: whose token an update had, beside the name in its payload; events too
     (Decision)-[:AFFECTS]->(Subtask), (Decision)-[:DEPENDS_ON]->(Decision): by the ids and titles
            that `affects` names, in any letters, whichever of the two came first
     (Decision)-[:FROM]->(:Proposal {id, story_id, deliberation_id, run_id, task_id, phase, agent_id,
@@ -46,6 +49,7 @@ Keys: PlanVersion, Subtask, Decision and Event are named by people and other sys
 story: unique by (case_id, id). Every other id is unique by itself; what has no id of its own has
 its entry's. case_id and story_id are '' where there is no story. What belongs to a story that is
 not known yet hangs on a Story with its id and status UNKNOWN, until the story comes.
+Properties that begin with `x_` are fields of updates that we do not know, as they were sent.
 `status_order` and `text_order` are the keys by which a newer status or text wins.
 A delete is soft: status DELETED.
 """
