@@ -196,7 +196,7 @@ _DECISION_FIELDS: LiteralString = (
     """
 RETURN d.id AS id, d.title AS title, d.rationale AS rationale,
        coalesce(d.role, '') IN ['', 'ARCHITECT'] AS binding, """
-    + f"{DECIDED_BY} AS decided_by, {DECIDED_AT} AS decided_at"
+    + f"{DECIDED_BY} AS decided_by, {DECIDED_AT} AS decided_at, d.recorded_by AS recorded_by"
 )
 
 
@@ -222,6 +222,7 @@ class _DecisionRow(Row):
     title: Text
     rationale: Text = ""
     decided_by: Text = ""
+    recorded_by: Text = ""
     decided_at: Instant = None
     binding: bool = False
     on_this: Flag = False
@@ -313,7 +314,9 @@ def _plan(row: _PlanRow) -> list[str]:
 
 
 def _decision(row: _DecisionRow) -> list[str]:
-    by = f" ({row.decided_by})" if row.decided_by else ""
+    other = row.recorded_by if row.recorded_by != row.decided_by else ""
+    recorded = f", recorded by {other}" if other else ""
+    by = f" ({row.decided_by}{recorded})" if row.decided_by else ""
     why = f": {row.rationale}" if row.rationale else ""
     return [f"- **{row.title}**{by}{why}"]
 

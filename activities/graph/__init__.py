@@ -6,8 +6,9 @@ Everything that belongs to a story is one step from it::
                   created_at, created_by, context_version, context_by})
            context_by: the update that took that version, by its workflow's id
     (:ContextUpdate {id, story_id, version, hash, warnings[], changes[], applied[], request, actor,
-                role, task_id, at, after, changed[]})-[:OF]->(Story): an update, as `updates` stored it
-           after: the update with the version before; changed: what the story itself has changed
+                role, task_id, at, after, changed[]})-[:OF]->(Story)
+           an update, as `updates` stored it; after: the update with the version before; changed:
+           what the story itself has changed
     (Story)-[:HAS_PLAN]->(:PlanVersion {id, case_id, version, status})
            status: DRAFT, APPROVED, then COMPLETED, PARTIAL, FAILED, CANCELLED, NOTHING_TO_RUN
     (PlanVersion)-[:HAS_SUBTASK]->(:Subtask {id, case_id, title, description, role, status,

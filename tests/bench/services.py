@@ -29,6 +29,7 @@ from bridge.grpc.wire import (
     workspace_pb2,
     workspace_pb2_grpc,
 )
+from deploy.local.parts import DEVELOPER_ROLES
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Workers
 from tests.bench.figures import Figure, at_most
@@ -96,7 +97,9 @@ async def channel(site: Site, service: str) -> AsyncIterator[grpc_client.aio.Cha
 
 
 def bearer() -> tuple[tuple[str, str], ...]:
-    token = create_token(TOKEN_KEY, Caller(actor="bench"), timedelta(hours=1))
+    token = create_token(
+        TOKEN_KEY, Caller(actor="bench", roles=frozenset(DEVELOPER_ROLES)), timedelta(hours=1)
+    )
     return (("authorization", f"Bearer {token}"),)
 
 

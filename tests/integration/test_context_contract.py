@@ -169,6 +169,7 @@ SENT: list[tuple[list[dict[str, Any]], str, list[Any]]] = [
     ),
     (
         [
+            change("CREATE", "CASE", title="Log in"),
             change("CREATE", "PLAN", "p-1"),
             change("UPDATE", "DECISION", "d-1", rationale="Enough", decided_by="bo", weight=3),
         ],
@@ -208,6 +209,8 @@ async def test_what_the_predecessors_clients_send_is_stored_without_a_warning(
         )
     )
 
+    pack = await context("GetContext", story_id=stories[3], role="DEV", phase="BUILD")
+    assert "(bo, recorded by ana)" in pack["context"]
     for story, answer, (changes, query, stored) in zip(stories, answers, SENT, strict=True):
         assert (answer["version"], answer["warnings"]) == (1, []), changes
         assert await rows(driver, query, story=story) == [stored], changes
