@@ -818,6 +818,10 @@ async def test_no_roles_are_all_of_them(service: Service, story: str) -> None:
     assert sorted(answer.packs) == ["ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"]
 
 
+AT_MS = 1_767_225_600_000
+"""2026-01-01: a number that can only be milliseconds."""
+
+
 async def test_the_timeline_and_the_summary_are_told_where_they_are_asked_for(
     service: Service, graph: Graph, story: str
 ) -> None:
@@ -826,7 +830,7 @@ async def test_the_timeline_and_the_summary_are_told_where_they_are_asked_for(
         story,
         created(),
         *(
-            change("CREATE", "MILESTONE", f"m-{n}", event_type=f"E{n}", ts_ms=1000 + n, actor="bo")
+            change("CREATE", "MILESTONE", f"m-{n}", event_type=f"E{n}", ts_ms=AT_MS + n, actor="bo")
             for n in range(60)
         ),
     )
@@ -837,7 +841,7 @@ async def test_the_timeline_and_the_summary_are_told_where_they_are_asked_for(
 
     assert len(default.milestones) == 50
     told = [(m.event_type, m.ts_ms, m.actor) for m in three.packs["DEV"].milestones]
-    assert told == [("E59", 1059, "bo"), ("E58", 1058, "bo"), ("E57", 1057, "bo")]
+    assert told == [(f"E{n}", AT_MS + n, "bo") for n in (59, 58, 57)]
     assert three.stats.events == 3
     assert three.packs["DEV"].last_summary == "approach 1"
     assert not none.packs["DEV"].milestones
