@@ -280,8 +280,8 @@ async def test_cancelling_it_kills_what_runs(environment: ActivityEnvironment) -
         (CHECKS_FILE, "weights: {policy: -1, lint: 1, dry_run: 1}", "greater than or equal to 0"),
         (CHECKS_FILE, "weights: {policy: 0, lint: 0, dry_run: 0}", "one must be above 0"),
         (CHECKS_FILE, "weights: {policy: .nan, lint: 0, dry_run: 1}", "finite"),
-        (CHECKS_FILE, "weights: [", "is no YAML"),
-        (POLICY_FILE, "secrets: {}", "warning_cost: Field required"),
+        (CHECKS_FILE, "weights: [", "is not YAML"),
+        (POLICY_FILE, "secrets: {}", "warning_cost: required; add it"),
         (POLICY_FILE, None, "cannot be read"),
     ],
 )
