@@ -34,13 +34,13 @@ Everything that belongs to a story is one step from it::
     (:GateApproval {id, story_id, gate, actor, role, revision, comment, at})-[:OF]->(Story)
     (:PlanApproval {id, story_id, plan_id, approved_by, roles[], timestamp})-[:OF]->(Story),
            -[:APPROVES]->(PlanVersion)
-    (:Deliberation {id, story_id, task_id, role, winner_id, score, decisions, duration_ms,
-                timestamp})-[:OF]->(Story): one that has ended; decisions: how many it made
     (:Received {id, content, story_id, at}): an id that a sender gave a message on the bus, and the
            hash of the message's fields: another message may not have it
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
-    (:Deliberation {id, story_id, task_id, role, status, error, error_type, duration_ms, ended_at})
-           -[:OF]->(Story): one that failed (status FAILED); id: of its workflow
+    (:Deliberation {id, story_id, task_id, role, status, error, error_type, winner_id, score,
+                decisions, duration_ms, ended_at})-[:OF]->(Story)
+           status FAILED: id of its workflow, error; COMPLETED: one that was completed outside, as
+           the bus says: id of its event, winner_id, score, decisions (how many it made)
     (:Council {role, id, rounds, custom_params})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
                 persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
            rounds 0: the default; custom_params and metadata: JSON; an agent sits in one council

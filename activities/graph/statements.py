@@ -669,11 +669,17 @@ def writes(change: Change) -> list[Write]:
                 _decision(story, decision, body.role, body.winner_id, at, change.order)
                 for decision in body.decisions
             ]
-            node = body.model_dump(
-                include={"task_id", "role", "winner_id", "score", "duration_ms"}
-            ) | {"story_id": story, "decisions": len(decided), "timestamp": at}
-            deliberation = Write(DELIBERATION, key | {"node": node})
-            return [event(), deliberation, *decided, *_decision_links(story, body.decisions)]
+            found = [event(), *decided, *_decision_links(story, body.decisions)]
+            if change.workflow:  # its proposals say more
+                return found
+            told = {"task_id", "role", "winner_id", "score", "duration_ms"}
+            node = body.model_dump(include=told) | {
+                "story_id": story,
+                "decisions": len(decided),
+                "status": "COMPLETED",
+                "ended_at": at,
+            }
+            return [*found, Write(DELIBERATION, key | {"node": node})]
         case ContextDecisionAdded() as body:
             added = RecordedDecision(
                 id=body.decision_id, type="CONTEXT", title=body.title, rationale=body.rationale

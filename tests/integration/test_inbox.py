@@ -530,6 +530,7 @@ async def test_one_poison_among_ten_thousand_is_buried_and_holds_nobody_up(
         await asyncio.gather(*(bus.publish(APPROVED, body) for body in bodies))
     poisoned = Poisoned(graph._driver, graph._cache, graph._scopes)
     inbox = Inbox(nats_client, poisoned, temporal_client, 1)
+    inbox._source = await read_source(temporal_client)  # as `run` does
     name = "context-planning-plan-approved"
     only = next(each for each in CONSUMERS if each.name == name)
 
