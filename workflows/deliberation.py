@@ -339,11 +339,14 @@ class DeliberationWorkflow:
                 **(CHECK | {"summary": f"check {agent_id}", "priority": self.priority()}),
             )
             seat.checks = report.checks
+            unchecked = ranking.unchecked(report) and workflow.patched("unchecked-after-verified")
             seat.candidate = ranking.Candidate(
                 agent_id=agent_id,
                 score=ranking.score(report),
                 barred=ranking.barred(report),
                 open_points=ranking.open_points(seat.critiques),
+                verified=ranking.verified(report),
+                unchecked=unchecked,
             )
 
         await self.all_at_once("check", ask)

@@ -17,12 +17,17 @@ NEAR_TIE = 0.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checked proposal. score: 0 to 1. open_points: see `open_points`."""
+    """A checked proposal. score: 0 to 1. open_points: see `open_points`.
+
+    verified: every check that applied was made, and passed. unchecked: one was not made.
+    """
 
     agent_id: str
     score: float
     barred: bool
     open_points: int
+    verified: bool = False
+    unchecked: bool = False
 
 
 def score(report: CheckReport) -> float:
@@ -44,14 +49,35 @@ def barred(report: CheckReport) -> bool:
     return any(check.blocking and check.outcome == "failed" for check in report.checks)
 
 
+def verified(report: CheckReport) -> bool:
+    """Whether every check that applied was made, and passed."""
+    return all(check.outcome in ("passed", "not_applicable") for check in report.checks)
+
+
+def unchecked(report: CheckReport) -> bool:
+    """Whether a check that applied was not made."""
+    return any(check.outcome == "not_checked" for check in report.checks)
+
+
 def open_points(critiques: Iterable[Critique]) -> int:
     """The points held against a proposal by critics that did not accept it."""
     return sum(len(critique.points) for critique in critiques if critique.verdict != "accept")
 
 
 def order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """By score, the best first; then fewest open points; then agent id. Barred ones come last."""
-    return sorted(candidates, key=lambda c: (c.barred, -c.score, c.open_points, c.agent_id))
+    """By score, the best first; then fewest open points; then agent id. Barred ones come last.
+
+    An unchecked candidate never comes before a verified one: it counts for no more than the
+    verified one with the lowest score, and comes after it.
+    """
+    known = list(candidates)
+    limit = min((c.score for c in known if c.verified and not c.barred), default=1.0)
+
+    def key(c: Candidate) -> tuple[bool, float, bool, int, str]:
+        score = min(c.score, limit) if c.unchecked else c.score
+        return c.barred, -score, c.unchecked, c.open_points, c.agent_id
+
+    return sorted(known, key=key)
 
 
 def near_tie(candidates: Iterable[Candidate]) -> list[str]:
@@ -60,6 +86,8 @@ def near_tie(candidates: Iterable[Candidate]) -> list[str]:
     One: it has won. More: they need a judge. None: every candidate is barred.
     """
     fit = [candidate for candidate in order(candidates) if not candidate.barred]
+    if any(candidate.verified for candidate in fit):
+        fit = [candidate for candidate in fit if not candidate.unchecked]
     # Rounded, so that 1.0 and 0.95 are 0.05 apart in spite of binary fractions.
     return [c.agent_id for c in fit if round(fit[0].score - c.score, 9) <= NEAR_TIE]
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from temporalio import activity
 
 from activities.checks.dry_run import failure, run_code
-from activities.checks.fences import Block, code_blocks
+from activities.checks.fences import UNCLEAR, Block, code_blocks
 from activities.checks.lint import LANGUAGES, lint_code
 from activities.checks.policy import Policy, PolicyRules
 from activities.checks.sandbox import CannotRun, Sandbox
@@ -100,6 +100,9 @@ class Checks(CheckStub):
 
     async def _lint(self, blocks: Sequence[Block]) -> Check:
         known = [block for block in blocks if block.language in LANGUAGES]
+        unclear = [block for block in blocks if block.language == UNCLEAR]
+        if not known and unclear:
+            return _not_checked("lint", _unclear(unclear))
         if not known:
             return Check(name="lint", outcome="not_applicable")
         if len(known) > MAX_BLOCKS:
@@ -109,6 +112,8 @@ class Checks(CheckStub):
         except CannotRun as error:
             return _not_checked("lint", str(error))
         errors = sum(problem.error for problem in result.problems)
+        if unclear and not errors:
+            return _not_checked("lint", _unclear(unclear))
         return Check(
             name="lint",
             outcome="failed" if errors else "passed",
@@ -123,6 +128,9 @@ class Checks(CheckStub):
 
     async def _dry_run(self, blocks: Sequence[Block]) -> Check:
         python = [block for block in blocks if block.language == "python"]
+        unclear = [block for block in blocks if block.language == UNCLEAR]
+        if not python and unclear:
+            return _not_checked("dry_run", _unclear(unclear))
         if not python:
             return Check(name="dry_run", outcome="not_applicable")
         try:
@@ -130,6 +138,8 @@ class Checks(CheckStub):
         except CannotRun as error:
             return _not_checked("dry_run", str(error))
         passed = run.exit_code == 0
+        if unclear and passed:
+            return _not_checked("dry_run", _unclear(unclear))
         return Check(
             name="dry_run",
             outcome="passed" if passed else "failed",
@@ -139,6 +149,11 @@ class Checks(CheckStub):
             output=_kept(run.output),
             exit_code=run.exit_code,
         )
+
+
+def _unclear(blocks: Sequence[Block]) -> str:
+    lines = ", ".join(str(block.line) for block in blocks[:10])
+    return f"the language of the code at line {lines} cannot be determined; label it"
 
 
 def _texts(proposal: Proposal) -> dict[str, str]:

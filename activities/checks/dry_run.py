@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import marshal
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from activities.checks import notebook
 from activities.checks.fences import Block
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
 
-_MISSING = re.compile(r"ModuleNotFoundError: No module named '(\w+)[\w.]*'")
 _SIGNALS = {
     137: "killed, for its memory or CPU time",
     139: "crashed with a segmentation fault",
@@ -28,9 +25,12 @@ async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
     """
     cells = [(f"<code at line {block.line}>", block.text) for block in blocks]
     run = await sandbox.run(python_program(Path(notebook.__file__)), marshal.dumps(cells))
-    missing = _MISSING.match(last_line(run)) if run.exit_code == 1 else None
-    if missing and missing[1] not in sys.stdlib_module_names:
-        raise CannotRun(f"it imports {missing[1]}, and the sandbox has the standard library only")
+    if run.exit_code == notebook.MISSING:
+        raise CannotRun(
+            f"it imports {last_line(run)}, and the sandbox has the standard library only"
+        )
+    if run.exit_code == notebook.WAITS:
+        raise CannotRun(f"it waits for {last_line(run)}")
     return run
 
 
@@ -46,6 +46,8 @@ def failure(run: Run, limits: Limits) -> str:
         return f"ran for more than {limits.wall_s:g} s"
     if run.ended == "output":
         return f"wrote more than {limits.output_bytes} bytes"
+    if run.exit_code == notebook.EARLY:
+        return "ended with exit code 0 before the end of the code"
     if run.exit_code in _SIGNALS:
         return _SIGNALS[run.exit_code]
     return f"exit code {run.exit_code}: {last_line(run)}"[:500]

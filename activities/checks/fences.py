@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
@@ -46,10 +48,11 @@ def code_blocks(markdown: str) -> list[Block]:
         if token.type in ("fence", "code_block") and token.map is not None:
             first, end = token.map
             fenced = token.type == "fence"
+            text = without_prompts(token.content)
             blocks.append(
                 Block(
-                    language=_language(token.info),
-                    text=token.content,
+                    language=_language(token.info, text),
+                    text=text,
                     line=first + 1 + fenced,
                     lines=end - first - fenced,
                 )
@@ -57,7 +60,55 @@ def code_blocks(markdown: str) -> list[Block]:
     return blocks
 
 
-def _language(info: str) -> str:
-    words = info.strip().strip("{}").split()
-    name = words[0].strip("{}.,").split(":")[0].lower() if words else ""
+UNCLEAR = "unclear"
+"""The language of a block that reads like Python and cannot be parsed as such."""
+
+_PYTHON = re.compile(r"(?:i?python[\d.]*|py[\d.]*|pycon|pyi|python-repl|code-cell|doctest)$")
+_FILE = re.compile(r"[\w./-]+\.(py|pyi|json|toml|ya?ml|sql|sh)$")
+_UNNAMED = {"", "text", "txt", "plain", "plaintext", "none", "code", "console", "output"}
+_PYTHON_LINE = re.compile(
+    r"(?m)^\s*(?:import [\w.]+|from [\w.]+ import .+|(?:async )?def \w+\(.*|class \w+.*:)\s*$"
+)
+
+
+def _language(info: str, text: str) -> str:
+    """The language that the info string names, or that the text itself is in: `python` whatever
+    the label, where the text parses as Python that imports, defines or calls something.
+    """
+    named = _named(info)
+    if named == "python" or _is_python(text, named):
+        return "python"
+    if named in _CANONICAL.values() or named in ("json", "toml"):
+        return named
+    return UNCLEAR if _PYTHON_LINE.search(text) and named in _UNNAMED else named
+
+
+def _named(info: str) -> str:
+    words = re.split(r"[\s,{}=\"']+", info.strip().lower())
+    names = [word.strip(".").split(":")[0] for word in words]
+    if any(_PYTHON.match(name) for name in names[:2]):
+        return "python"
+    for name in names:
+        if file := _FILE.search(name):
+            return _CANONICAL.get(file[1], "python" if file[1] == "pyi" else file[1])
+    name = next((name for name in names if name), "")
     return _CANONICAL.get(name, name)
+
+
+def _is_python(text: str, named: str) -> bool:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    certain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    if any(isinstance(node, certain) for node in tree.body):
+        return True
+    return named in _UNNAMED and any(isinstance(node, ast.Call) for node in ast.walk(tree))
+
+
+def without_prompts(text: str) -> str:
+    """A Python session's code without its prompts; what it printed becomes empty lines."""
+    lines = text.split("\n")
+    if not any(line.startswith(">>> ") for line in lines):
+        return text
+    return "\n".join(line[4:] if line.startswith((">>> ", "... ")) else "" for line in lines)

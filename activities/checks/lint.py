@@ -25,6 +25,7 @@ LANGUAGES = frozenset(parsers.PARSERS)
 
 ERROR_COST = 0.25
 WARNING_COST = 0.05
+_FAILING = 4  # errors that take a block's score to 0
 
 PARSER_LIMITS = Limits(cpu_s=8, wall_s=25, memory_bytes=2 * 1024 * 1024 * 1024)
 _PARSERS = Path(parsers.__file__)
@@ -119,12 +120,15 @@ async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Pro
         [
             *(_RUFF, "check", "--isolated", "--no-cache", "--quiet"),
             *("--output-format", "json", "--target-version", version),
-            *("--select", _RULES, "--ignore", _NOT_IN_A_NOTEBOOK),
+            *("--select", _RULES, "--ignore", _NOT_IN_A_NOTEBOOK, "--ignore-noqa"),
             *("--stdin-filename", "proposal.ipynb", "-"),
         ],
         json.dumps(_notebook(blocks)).encode(),
         limits,
     )
+    if run.ended == "output":  # the text makes more findings than are read: it does not pass
+        why = f"more lint findings than fit in {limits.output_bytes} bytes"
+        return {block: [Problem(block.line, why, True)] * _FAILING for block in blocks}
     try:
         answer = json.loads(run.output)
     except ValueError:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import re2  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from activities.checks.fences import Block
+from activities.checks.fences import UNCLEAR, Block
 
 Severity = Literal["blocking", "warning"]
 
@@ -139,7 +139,7 @@ class Policy:
                 severity: Severity = "warning" if mention else rule.severity
                 found.add(Violation(line, rule.id, severity, rule.reason))
         for block in blocks:
-            if block.language == "python":
+            if block.language in ("python", UNCLEAR):
                 found.update(self._forbidden_imports(block))
         return sorted(found)
 
