@@ -86,7 +86,7 @@ def at_the_end(error: SystemExit, source: str) -> bool:
     import ast
 
     frame = error.__traceback__.tb_next if error.__traceback__ else None
-    return bool(frame) and frame.tb_lineno >= ast.parse(source).body[-1].lineno
+    return frame is not None and frame.tb_lineno >= ast.parse(source).body[-1].lineno
 
 
 def innermost(error: BaseException):  # type: ignore[no-untyped-def]

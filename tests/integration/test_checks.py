@@ -178,6 +178,35 @@ async def test_code_that_needs_a_package_cannot_be_dry_run(
     assert named(report, "lint").outcome == "passed"
 
 
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("raise SystemExit\nassert False", "failed"),
+        ("import os\nos._exit(0)\nassert False", "failed"),
+        ("import os\nos._exit(71)", "failed"),
+        ("print(\"ModuleNotFoundError: No module named 'x'\")\nraise SystemExit(1)", "failed"),
+        ("raise ModuleNotFoundError(\"No module named 'x'\", name='x')", "failed"),
+        ("import sys\nsys.exit(0)", "passed"),
+        ("input()", "not_checked"),
+        ("import sys\nsys.exit(2)", "failed"),
+        ("from .shop import price", "not_checked"),
+        ("from shop import price", "not_checked"),
+    ],
+)
+async def test_a_dry_run_s_verdict_is_of_how_the_code_ended(
+    environment: ActivityEnvironment, code: str, outcome: str
+) -> None:
+    report = await report_on(environment, f"```python\n{code}\n```")
+
+    assert named(report, "dry_run").outcome == outcome
+
+
+async def test_more_findings_than_are_read_fail_the_lint(environment: ActivityEnvironment) -> None:
+    report = await report_on(environment, "```python\n" + "undefined # noqa\n" * 5_000 + "```")
+
+    assert (named(report, "lint").outcome, named(report, "lint").score) == ("failed", 0)
+
+
 async def test_a_module_that_is_not_in_the_standard_library_s_package_is_a_failure(
     environment: ActivityEnvironment,
 ) -> None:

@@ -73,3 +73,22 @@ def test_a_fence_that_was_cut_off_runs_to_the_end() -> None:
 
 def test_inline_code_is_no_block() -> None:
     assert code_blocks("Call `f()` and ```g()``` now.") == []
+
+
+@pytest.mark.parametrize(
+    "info",
+    ["", "text", "python3.11", "pycon", "{code-cell} python", "app.py", "src/app.py", "rust"]
+    + ['python title="x"', "yaml", "sh"],
+)
+def test_python_is_python_whatever_its_label(info: str) -> None:
+    [block] = code_blocks(f"```{info}\nimport ctypes\n```")
+
+    assert block.language == "python"
+
+
+def test_code_that_cannot_be_parsed_under_no_label_is_unclear_and_prose_is_not() -> None:
+    texts = ["def f(:\nimport os", "Import the parts, then call them.", "a -> b"]
+
+    blocks = code_blocks("".join(f"```\n{text}\n```\n" for text in texts))
+
+    assert [block.language for block in blocks] == ["unclear", "", ""]

@@ -93,6 +93,23 @@ def test_points_of_an_accepting_critic_are_not_open() -> None:
     assert ranking.open_points([]) == 0
 
 
+@given(councils(), st.data())
+def test_an_unchecked_proposal_never_outranks_a_verified_one(
+    council: list[Candidate], data: st.DataObject
+) -> None:
+    states = st.sampled_from([(True, False), (False, True), (False, False)])
+    candidates = [
+        Candidate(c.agent_id, c.score, c.barred, c.open_points, *data.draw(states)) for c in council
+    ]
+
+    tied = ranking.near_tie(candidates)
+    ranked = ranking.rank(candidates, data.draw(st.sampled_from(tied)) if tied else None)
+
+    fit = [candidate for candidate in ranked if not candidate.barred]
+    first_unchecked = next((n for n, c in enumerate(fit) if c.unchecked), len(fit))
+    assert not any(candidate.verified for candidate in fit[first_unchecked:])
+
+
 # --- near ties ------------------------------------------------------------------------------------
 
 
