@@ -77,8 +77,7 @@ def test_inline_code_is_no_block() -> None:
 
 @pytest.mark.parametrize(
     "info",
-    ["", "text", "python3.11", "pycon", "{code-cell} python", "app.py", "src/app.py", "rust"]
-    + ['python title="x"', "yaml", "sh"],
+    ["", "text", "python3.11", "pycon", "{code-cell} python", "app.py", "src/app.py", "rust", "sh"],
 )
 def test_python_is_python_whatever_its_label(info: str) -> None:
     [block] = code_blocks(f"```{info}\nimport ctypes\n```")
