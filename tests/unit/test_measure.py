@@ -255,7 +255,7 @@ def test_a_run_that_pytest_refuses_says_why(tmp_path: Path) -> None:
         {
             "shop.py": "ONE = 1\n",
             "tests/test_shop.py": "def test_it(): pass\n",
-            "pytest.ini": "[pytest]\naddopts = --cov-fail-under=100\nrequired_plugins = no-such-option\n",
+            "pytest.ini": "[pytest]\nrequired_plugins = no-such-option\n",
         },
     )
 
