@@ -107,8 +107,16 @@ def _is_python(text: str, named: str) -> bool:
 
 
 def without_prompts(text: str) -> str:
-    """A Python session's code without its prompts; what it printed becomes empty lines."""
-    lines = text.split("\n")
-    if not any(line.startswith(">>> ") for line in lines):
+    """A Python session's code without its prompts; what it printed becomes empty lines.
+
+    Any other text stays as it is: a program with a session in a docstring, and a session whose
+    output reads like code, so that a prompt hides nothing from the checks.
+    """
+    if not text.lstrip().startswith(">>> "):
         return text
-    return "\n".join(line[4:] if line.startswith((">>> ", "... ")) else "" for line in lines)
+    lines = text.split("\n")
+    prompted = [line.rstrip() == "..." or line.startswith((">>> ", "... ")) for line in lines]
+    output = "\n".join(line for line, code in zip(lines, prompted, strict=True) if not code)
+    if _PYTHON_LINE.search(output):
+        return text
+    return "\n".join(line[4:] if code else "" for line, code in zip(lines, prompted, strict=True))

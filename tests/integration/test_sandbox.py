@@ -72,7 +72,8 @@ async def test_the_standard_library_is_there_and_nothing_else() -> None:
     )
 
     assert done.output.startswith(b"Europe/Madrid 1\n[] None\n")
-    assert last(done) == "ModuleNotFoundError: No module named 'pydantic'"
+    assert b"ModuleNotFoundError: No module named 'pydantic'\n" in done.output
+    assert (done.exit_code, last(done)) == (notebook.MISSING, "pydantic")
 
 
 async def test_the_installed_packages_cannot_be_seen() -> None:
@@ -415,7 +416,10 @@ async def test_nothing_in_it_is_root() -> None:
 
 
 async def test_standard_input_is_empty() -> None:
-    assert last(await run("input()")) == "EOFError: EOF when reading a line"
+    done = await run("input()")
+
+    assert b"EOFError: EOF when reading a line\n" in done.output
+    assert (done.exit_code, last(done)) == (notebook.WAITS, "a person's input")
 
 
 async def test_a_crash_is_an_exit_code() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.checks.fences import code_blocks
+from activities.checks.fences import code_blocks, without_prompts
 
 CODE = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n"))
 
@@ -91,3 +91,16 @@ def test_code_that_cannot_be_parsed_under_no_label_is_unclear_and_prose_is_not()
     blocks = code_blocks("".join(f"```\n{text}\n```\n" for text in texts))
 
     assert [block.language for block in blocks] == ["unclear", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (">>> 1 + 1\n2\n>>> print(3)\n3\n", "1 + 1\n\nprint(3)\n\n"),
+        (">>> def f():\n...     return 1\n...\n>>> f()\n1\n", "def f():\n    return 1\n\nf()\n\n"),
+        ('"""Adds.\n\n>>> 1\n1\n"""\nimport ctypes\n', None),
+        (">>> 1\nimport ctypes\n", None),
+    ],
+)
+def test_a_prompt_hides_no_code(text: str, code: str | None) -> None:
+    assert without_prompts(text) == (text if code is None else code)

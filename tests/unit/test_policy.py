@@ -187,8 +187,15 @@ def test_a_forbidden_import_blocks_in_whatever_form(code: str) -> None:
     assert found[0].line == 4 + code[: code.index("ctypes")].count("\n")
 
 
-def test_an_import_counts_in_python_only() -> None:
-    assert violations(fenced("import ctypes", "text") + "\nWe do not import ctypes.\n") == []
+@pytest.mark.parametrize("label", ["", "text", "python3.11", "pycon", "run.py", "yaml"])
+def test_an_import_counts_in_code_whatever_its_label(label: str) -> None:
+    found = violations(fenced("import ctypes", label))
+
+    assert [(each.rule, each.line) for each in found] == [("native_code", 4)]
+
+
+def test_an_import_does_not_count_in_prose() -> None:
+    assert violations("We do not import ctypes.\n\nimport ctypes\n") == []
 
 
 def test_a_module_that_runs_what_it_loads_is_a_warning() -> None:
