@@ -27,7 +27,6 @@ PASSED_THROUGH = (
     "workflows.events",
     "workflows.fsm",
     "workflows.models",
-    "workflows.news",
     "workflows.outbox_state",
     "workflows.ranking",
     "workflows.rigor",
