@@ -6,6 +6,7 @@ announced on the bus whatever happens here meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterable
@@ -50,6 +51,11 @@ from workflows.stubs import STORY_QUEUE
 
 ANSWERED_WITHIN_S = 60.0
 """How long a call without a deadline may take: the stores may be away meanwhile."""
+
+NOT_READY = "Workflow Task in failed state"
+"""What Temporal says while a worker that was too busy for a task has it again: ask again."""
+
+READY_EVERY_S = 0.2
 
 OPERATOR = "OPERATOR"
 PO = "PO"
@@ -167,7 +173,13 @@ class Updates:
         workflow_id = context_workflow_id(update.story_id, derived_id(update.actor, request_id))
         async with in_time(context, ANSWERED_WITHIN_S):
             within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))
-            return await self._stored(update, workflow_id, within)
+            while True:
+                try:
+                    return await self._stored(update, workflow_id, within)
+                except RPCError as error:
+                    if NOT_READY not in error.message:
+                        raise
+                    await asyncio.sleep(READY_EVERY_S)
 
     async def _stored(
         self, update: ContextUpdate, workflow_id: str, within: timedelta
