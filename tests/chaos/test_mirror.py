@@ -246,7 +246,7 @@ async def timelines(site: Site) -> dict[str, list[str]]:
 
 async def rebuilt(site: Site, *arguments: str) -> dict[str, Any]:
     code, out, err = await fleet(site, "graph", "rebuild", "--json", *arguments)
-    assert (code, err) == (0, ""), out
+    assert (code, err) == (0, ""), f"{out} {err}"
     return {each["story_id"]: each for each in json.loads(out)}
 
 
