@@ -193,6 +193,8 @@ class _Reading:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
                 return set()  # its retention is over
+            if not history.events:
+                return set()  # it is being removed
             decoded = [(each, await self._decode(each)) for each in given(history.events)]
             state = await self._left(run, handle, history)
         started = history.events[0].event_time.ToDatetime(UTC)

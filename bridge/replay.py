@@ -72,7 +72,7 @@ def given(history: Iterable[HistoryEvent]) -> list[Given]:
                     found[number] = Given(batch.what, batch.payload, at)
             case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                 signal = event.workflow_execution_signaled_event_attributes
-                if signal.signal_name == HAND_ON:
+                if signal.signal_name == HAND_ON and signal.input.payloads:
                     found[event.event_id] = Given("hand_on", signal.input.payloads[0], None)
     return list(found.values())
 
