@@ -131,8 +131,8 @@ async def _rebuild(client: Client, graph: Graph, stories: list[str] | None) -> l
 
         async def one(story_id: str) -> None:
             async with slots:
-                bar = progress.add_task(story_id or NO_STORY, total=None)
-                name = progress.tasks[bar].description
+                name = story_id or NO_STORY
+                bar = progress.add_task(name, total=None)
                 rebuilt = await rebuild(
                     client,
                     graph,
