@@ -252,11 +252,15 @@ CALL (p, row) {
 
 TAKE_UNPLANNED: LiteralString = """
 CALL (s, p) {
-  MATCH (s)<-[:OF]-(t:Subtask) WHERE NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) }
+  MATCH (t:Subtask {case_id: p.case_id}) USING INDEX t:Subtask(case_id)
+  WHERE EXISTS { (t)-[:OF]->(s) } AND NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) }
   MERGE (p)-[:HAS_SUBTASK]->(t) SET t.plan_id = p.id
 }
 """
-"""Subtasks that came before any plan are the first plan's."""
+"""Subtasks that came before any plan are the first plan's.
+
+By their index: thousands of other nodes may hang on the story.
+"""
 
 READ_AS_SUBTASK: LiteralString = """
   SET t.sub_id = t.id, t.type = coalesce(t.type, 'task'), t.last_status = t.status
