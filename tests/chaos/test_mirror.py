@@ -305,6 +305,7 @@ async def test_a_graph_and_timelines_that_were_lost_are_rebuilt_from_the_histori
 
     assert one["US-graph"]["writes"] == everything_again["US-graph"]["writes"] > 0
     assert {"", "US-graph", "US-open"} <= set(everything_again)
+    assert sorted({*after[0]} ^ {*graph}) == []  # what differs, and nothing else, is shown
     assert after == (graph, lines)
     assert (count(replay, "events"), count(replay, "published")) == (len(on_bus), 0)
     assert repeated == after
