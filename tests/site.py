@@ -95,6 +95,7 @@ class Site:
             "VLLM_URL": self.llm_url,
             "DRAIN_SECONDS": "5",
             "GRPC_TOKEN_KEY": TOKEN_KEY,
+            "STORY_SWEEP_SECONDS": "86400",  # tests of replays come before the sweep
             **{name.upper(): str(port) for name, port in self.grpc_ports.items()},
         }
 

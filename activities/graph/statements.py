@@ -660,6 +660,8 @@ def writes(change: Change) -> list[Write]:
             return [
                 plan(body.plan_id, [_task_row(body.task_id, [], {})]),
                 Write(TASK_STATUS, row),
+                # Where the task first comes here, decisions that name it came before it.
+                Write(TASK_LINKS, {"story_id": story, "ids": [body.task_id]}),
             ]
         case PlanFinished() as body:
             row = {"story_id": story, "plan_id": body.plan_id}

@@ -308,6 +308,7 @@ async def test_a_graph_and_timelines_that_were_lost_are_rebuilt_from_the_histori
     assert sorted({*after[0]} ^ {*graph}) == []  # what differs, and nothing else, is shown
     assert after == (graph, lines)
     assert (count(replay, "events"), count(replay, "published")) == (len(on_bus), 0)
+    assert sorted({*repeated[0]} ^ {*after[0]}) == []
     assert repeated == after
     code, _, err = await fleet(site, "graph", "rebuild", "US-nobody")
     assert (code, "There is no story US-nobody" in err) == (1, True)
