@@ -93,7 +93,7 @@ async def read_neighbourhood(
     depth: int,
     redact: Callable[[str], str],
 ) -> Neighbourhood | None:
-    """Read a node and what is at most `depth` steps from it; None where there is no such node.
+    """Read a node and what is at most `depth` steps from it; None if it does not exist.
 
     Args:
         tx: reads only.

@@ -351,12 +351,12 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
         _ENTITY_ID.validate_python(entity_id)
     except ValidationError as error:
         raise Refused(f"entity_id: {entity_id[:60]!r}: {error.errors()[0]['msg']}") from None
-    told = _told(change.payload)
+    fields = _payload_fields(change.payload)
     own: dict[str, tuple[str, ...]] = dict.fromkeys(
         ("id", f"{entity_type.lower()}_id"), (entity_id,)
     )
     own["case_id"] = (story_id, entity_id) if entity_type == "CASE" else (story_id,)
-    others = _without_ids(told, own)
+    others = _without_ids(fields, own)
     reason = change.reason.replace("\0", "").strip()[:500]
     if entity_type == "CASE" and entity_id != story_id:
         # A story is one case, whatever name its sender has for it.
@@ -369,19 +369,19 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
     return Asked(number, operation, entity_type, entity_id, payload, reason, extras, left_out)
 
 
-def _told(text: str) -> Row:
+def _payload_fields(text: str) -> Row:
     """The payload's object; an empty text says nothing."""
     if len(text.encode()) > PAYLOAD_BYTES:
         raise Refused(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
     try:
-        told = from_json(text, allow_inf_nan=False) if text.strip() else {}
+        fields = from_json(text, allow_inf_nan=False) if text.strip() else {}
     except ValueError as error:
         raise Refused(f"payload: is no JSON ({error})") from None
-    if not isinstance(told, dict):
+    if not isinstance(fields, dict):
         raise Refused("payload: is JSON, but not an object")
-    if _has_null_character(told):
+    if _has_null_character(fields):
         raise Refused("payload: a text contains U+0000; remove it")
-    return told
+    return fields
 
 
 def _has_null_character(value: Any) -> bool:
@@ -395,33 +395,33 @@ def _has_null_character(value: Any) -> bool:
     return False
 
 
-def _without_ids(told: Row, own: dict[str, tuple[str, ...]]) -> Row:
-    """What is told but the ids of what it is about, which must be right."""
+def _without_ids(fields: Row, own: dict[str, tuple[str, ...]]) -> Row:
+    """The fields without the ids of what the change is about, which must agree with it."""
     for name, right in own.items():
-        for said in (told.get(name), told.get(to_camel(name))):
-            if said not in (None, "", *right):
+        for given in (fields.get(name), fields.get(to_camel(name))):
+            if given not in (None, "", *right):
                 raise Refused(
-                    f"payload.{name}: {str(said)[:60]!r} is not {right[0]}, which this is about"
+                    f"payload.{name}: {str(given)[:60]!r} is not {right[0]}, which this is about"
                 )
     names = {*own, *map(to_camel, own)}
-    return {said: value for said, value in told.items() if said not in names}
+    return {given: value for given, value in fields.items() if given not in names}
 
 
-def _payload(kind: type[Payload], told: Row, now: datetime) -> tuple[Payload, Row]:
-    """What is told, as ours; and the fields that are not ours."""
+def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, Row]:
+    """The fields that we know, as a payload; and those that we do not."""
     ours: Row = {}
     others: Row = {}
-    for said, value in told.items():
-        name = NAMES[kind].get(said)
+    for given, value in fields.items():
+        name = NAMES[kind].get(given)
         if value is None:
             continue
         if name is None:
-            others[said] = value
+            others[given] = value
         elif ours.setdefault(name, value) != value:
-            raise Refused(f"payload.{name}: is said under two names, and differently")
+            raise Refused(f"payload.{name}: is given under two names, with different values")
     for name, instead in kind.INSTEAD.items():
-        for said in instead:
-            found = next((each for each in (said, to_camel(said)) if each in others), None)
+        for given in instead:
+            found = next((each for each in (given, to_camel(given)) if each in others), None)
             if found and ours.get(name) in (None, ""):
                 ours[name] = others.pop(found)
     try:
