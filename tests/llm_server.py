@@ -408,7 +408,7 @@ class ScriptedLlm:
         """Name -> what its `/models` answers instead."""
         self.asked: dict[str, list[dict[str, Any]]] = {}
         self.left: set[str] = set()
-        """Names whose client has left while they hung."""
+        """Names whose client has left before its answer had ended."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._talk, "127.0.0.1", limit=2**24)
@@ -427,6 +427,7 @@ class ScriptedLlm:
         return f"http://127.0.0.1:{self._port}/{name}/v1"
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = ""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
@@ -440,7 +441,7 @@ class ScriptedLlm:
                 await self._play(name, json.loads(body or b"{}"), reader, writer)
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client has left
+            self.left.add(name)
         finally:
             writer.close()
 
