@@ -198,7 +198,9 @@ def shared_values(call: AgentCall) -> dict[str, str]:
         "requirements": _bullets(task.requirements),
         "feedback": _bullets(task.feedback),
         "late_decisions": _bullets(
-            f"{decision.title}: {decision.rationale} ({decision.decided_by})"
+            f"WITHDRAWN, it holds no longer: {decision.title}"
+            if decision.withdrawn
+            else f"{decision.title}: {decision.rationale} ({decision.decided_by})"
             for decision in call.late_decisions
         ),
         "late_milestones": _bullets(

@@ -45,7 +45,9 @@ from bridge.source import has_sent, read_source
 from workflows.events import DeliberationCompleted, PlanApproved
 from workflows.models import (
     DecisionAdded,
+    DecisionsAdded,
     MilestoneReached,
+    MilestonesAdded,
     PlanInput,
     plan_workflow_id,
     story_workflow_id,
@@ -61,6 +63,9 @@ AT_ONCE = 2
 FETCH_WITHIN_S = 5.0
 GATHERED_WITHIN_S = 0.25
 """How long a message waits for those that are there too, to be stored with them."""
+
+SIGNAL_BYTES = 512 * 1024
+"""Of messages whose content goes to a story in one signal: Temporal takes 2 MB."""
 
 TELLING = 16
 """Stories that are told something at once."""
@@ -359,20 +364,9 @@ class Inbox:
         free = asyncio.Semaphore(TELLING)
 
         async def tell(story: Sequence[Held]) -> None:
-            known = True  # a story that does not run is not asked again in this batch
             async with free:
-                for each in story:
-                    try:
-                        if known:
-                            known = await self._patiently(
-                                consumer, partial(self._tell, each.change)
-                            )
-                        if not known:
-                            await self._patiently(consumer, partial(self._run_alone, each.change))
-                    except Failed as failure:
-                        await self._failed(consumer, each.message, failure)
-                    else:
-                        await self._done(consumer, each, "told")
+                for part in _parts(story):
+                    await self._tell_part(consumer, part)
 
         stories = groupby(held, key=lambda each: each.change.story_id)
         telling = [tell(list(story)) for _, story in stories]
@@ -380,17 +374,49 @@ class Inbox:
             if ended:
                 raise ended
 
-    async def _tell(self, change: Change) -> bool:
-        """Tell the story's workflow; whether it runs."""
-        story = self._temporal.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(change.story_id)
-        )
+    async def _tell_part(self, consumer: Consumer, held: Sequence[Held]) -> None:
+        """Signal the story once; where that fails, in halves, until the faulty one is alone."""
+        changes = [each.change for each in held]
         try:
-            match news(change):
-                case DecisionAdded() as decision:
-                    await story.signal(StoryWorkflow.add_decision, decision)
-                case MilestoneReached() as milestone:
-                    await story.signal(StoryWorkflow.add_milestone, milestone)
+            if not await self._patiently(consumer, partial(self._tell, changes)):
+                for each in held:
+                    await self._settle_alone(consumer, each)
+                return
+        except Failed as failure:
+            if len(held) == 1:
+                await self._failed(consumer, held[0].message, failure)
+                return
+            half = len(held) // 2
+            await self._tell_part(consumer, held[:half])
+            await self._tell_part(consumer, held[half:])
+            return
+        for each in held:
+            await self._done(consumer, each, "told")
+
+    async def _settle_alone(self, consumer: Consumer, held: Held) -> None:
+        """The story does not run: a plan of its may."""
+        try:
+            await self._patiently(consumer, partial(self._run_alone, held.change))
+        except Failed as failure:
+            await self._failed(consumer, held.message, failure)
+        else:
+            await self._done(consumer, held, "told")
+
+    async def _tell(self, changes: Sequence[Change]) -> bool:
+        """Signal one story's workflow; whether it runs."""
+        story = self._temporal.get_workflow_handle_for(
+            StoryWorkflow.run, story_workflow_id(changes[0].story_id)
+        )
+        found = [news(change) for change in changes]
+        decisions = [each for each in found if isinstance(each, DecisionAdded)]
+        milestones = [each for each in found if isinstance(each, MilestoneReached)]
+        try:
+            if decisions:
+                request = DecisionsAdded(decisions=decisions)
+                await story.signal(StoryWorkflow.add_decisions, request)
+            if milestones:
+                happened = MilestonesAdded(milestones=milestones)
+                await story.signal(StoryWorkflow.add_milestones, happened)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -508,6 +534,20 @@ async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:
     except nats_errors.TimeoutError:  # other replicas had them
         rest = []
     return [first, *rest]
+
+
+def _parts(held: Sequence[Held]) -> Iterator[list[Held]]:
+    """One story's messages in parts that are small enough for one signal each."""
+    part: list[Held] = []
+    size = 0
+    for each in held:
+        if part and size + len(each.message.data) > SIGNAL_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += len(each.message.data)
+    if part:
+        yield part
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ PASSED_THROUGH = (
     "workflows.events",
     "workflows.fsm",
     "workflows.models",
+    "workflows.news",
     "workflows.outbox_state",
     "workflows.ranking",
     "workflows.rigor",

@@ -30,6 +30,8 @@ with workflow.unsafe.imports_passed_through():
         ContextAnswer,
         ContextUpdate,
         ContextWrite,
+        DecisionsAdded,
+        MilestonesAdded,
         request_hash,
         story_workflow_id,
     )
@@ -184,20 +186,30 @@ class ContextUpdateWorkflow:
         return self.answer
 
     async def notify_story(self, answer: ContextAnswer) -> bool:
-        """Agents of a story that runs get what is new at their next wave. Whether it runs.
+        """Agents of a story that runs have it at their next wave, corrections and deletions too.
 
-        What it has been told stays said, though it be changed or deleted later: the next council
-        reads the graph.
+        Returns:
+            Whether the story runs.
         """
         story = workflow.get_external_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(self.input.story_id)
         )
         try:
             await story.signal(StoryWorkflow.context_updated, answer.version)
-            for decision in answer.decisions:
-                await story.signal(StoryWorkflow.add_decision, decision)
-            for milestone in answer.milestones:
-                await story.signal(StoryWorkflow.add_milestone, milestone)
+            if not workflow.patched("news-in-lists"):
+                for decision in answer.decisions:
+                    await story.signal(StoryWorkflow.add_decision, decision)
+                for milestone in answer.milestones:
+                    await story.signal(StoryWorkflow.add_milestone, milestone)
+                return True
+            if answer.decisions:
+                await story.signal(
+                    StoryWorkflow.add_decisions, DecisionsAdded(decisions=answer.decisions)
+                )
+            if answer.milestones:
+                await story.signal(
+                    StoryWorkflow.add_milestones, MilestonesAdded(milestones=answer.milestones)
+                )
         except FailureError:
             return False  # It does not run: whoever takes it up reads them in the graph.
         return True

@@ -53,12 +53,14 @@ with workflow.unsafe.imports_passed_through():
         Critique,
         CritiqueAnswer,
         DecisionAdded,
+        DecisionsAdded,
         DeliberationInput,
         DeliberationRecord,
         DeliberationResult,
         FailedAgent,
         JudgeInput,
         MilestoneReached,
+        MilestonesAdded,
         PackQuery,
         Progress,
         Proposal,
@@ -72,6 +74,7 @@ with workflow.unsafe.imports_passed_through():
         WaveRequest,
         deliberation_workflow_id,
     )
+    from workflows.news import decisions_with, milestones_with
 
 QUORUM_LOST = "QuorumLost"
 TIMED_OUT = "DeliberationTimeout"
@@ -151,14 +154,22 @@ class DeliberationWorkflow:
     @workflow.signal
     def add_decision(self, decision: DecisionAdded) -> None:
         """A decision made meanwhile: the agents have it at their next wave."""
-        if all(known.decision_id != decision.decision_id for known in self.decisions):
-            self.decisions.append(decision)
+        self.decisions = decisions_with(self.decisions, [decision])
+
+    @workflow.signal
+    def add_decisions(self, request: DecisionsAdded) -> None:
+        """Decisions made, corrected or withdrawn meanwhile."""
+        self.decisions = decisions_with(self.decisions, request.decisions)
 
     @workflow.signal
     def add_milestone(self, milestone: MilestoneReached) -> None:
         """Something that happened meanwhile: the agents have it at their next wave."""
-        if all(known.milestone_id != milestone.milestone_id for known in self.milestones):
-            self.milestones.append(milestone)
+        self.milestones = milestones_with(self.milestones, [milestone])
+
+    @workflow.signal
+    def add_milestones(self, request: MilestonesAdded) -> None:
+        """What happened meanwhile."""
+        self.milestones = milestones_with(self.milestones, request.milestones)
 
     @workflow.signal
     def grant_wave(self, wave: str) -> None:

@@ -357,6 +357,8 @@ class DecisionAdded(Request):
     title: Line
     rationale: str = ""
     decided_by: str = "unknown"
+    withdrawn: bool = False
+    """It was deleted: agents that know of it are told that it holds no longer."""
 
 
 class MilestoneReached(Request):
@@ -367,6 +369,18 @@ class MilestoneReached(Request):
     milestone_id: Line
     event_type: Line
     description: str = ""
+
+
+class DecisionsAdded(Request):
+    """Many decisions at once: new ones, corrections of earlier ones, and withdrawals."""
+
+    decisions: list[DecisionAdded] = Field(max_length=1_000)
+
+
+class MilestonesAdded(Request):
+    """Many milestones at once."""
+
+    milestones: list[MilestoneReached] = Field(max_length=1_000)
 
 
 # --- the process: configuration, pinned in a history at its start -------------------------------

@@ -7,6 +7,7 @@ A task that fails stops only what depends on it; the plan ends with what was don
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from temporalio import workflow
@@ -37,8 +38,10 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models import (
         INVALID_INPUT,
         DecisionAdded,
+        DecisionsAdded,
         DeliberationInput,
         MilestoneReached,
+        MilestonesAdded,
         PlanInput,
         PlannedTask,
         PlanQuery,
@@ -48,6 +51,7 @@ with workflow.unsafe.imports_passed_through():
         deliberation_workflow_id,
         plan_workflow_id,
     )
+    from workflows.news import decisions_with, holding
 
 TASK_TIMEOUT_S = 3600.0
 """A task's deliberation may wait for agents that are down, or queue behind its siblings."""
@@ -90,6 +94,23 @@ class PlanWorkflow:
     async def add_decision(self, decision: DecisionAdded) -> None:
         """A decision made meanwhile: running deliberations have it at their next wave."""
         await self.share([decision], [*self.running])
+
+    @workflow.signal
+    async def add_decisions(self, request: DecisionsAdded) -> None:
+        """Decisions made, corrected or withdrawn meanwhile."""
+        await self.share(request.decisions, [*self.running])
+
+    @workflow.signal
+    async def add_milestones(self, request: MilestonesAdded) -> None:
+        """What happened meanwhile: running deliberations have it at their next wave."""
+        for task_id in [*self.running]:
+            deliberation = workflow.get_external_workflow_handle_for(
+                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
+            )
+            try:
+                await deliberation.signal(DeliberationWorkflow.add_milestones, request)
+            except FailureError:
+                continue  # It has ended meanwhile: it needs no more news.
 
     @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:
@@ -287,11 +308,18 @@ class PlanWorkflow:
 
     async def share(self, decisions: list[DecisionAdded], task_ids: list[str]) -> None:
         """Tell running deliberations, and those to come, of decisions made meanwhile."""
-        self.decisions.extend(decisions)
+        self.decisions = holding(decisions_with(self.decisions, decisions))
+        in_lists = workflow.patched("news-in-lists") if decisions and task_ids else False
         for task_id in task_ids:
             deliberation = workflow.get_external_workflow_handle_for(
                 DeliberationWorkflow.run, deliberation_workflow_id(task_id)
             )
+            if in_lists:
+                with suppress(FailureError):  # It has ended meanwhile: it needs no more decisions.
+                    await deliberation.signal(
+                        DeliberationWorkflow.add_decisions, DecisionsAdded(decisions=decisions)
+                    )
+                continue
             for decision in decisions:
                 try:
                     await deliberation.signal(DeliberationWorkflow.add_decision, decision)

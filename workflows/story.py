@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import Field
@@ -66,10 +68,12 @@ with workflow.unsafe.imports_passed_through():
         ContextUpdate,
         CouncilQuery,
         DecisionAdded,
+        DecisionsAdded,
         DeliberationInput,
         DeliberationResult,
         DerivePlanInput,
         MilestoneReached,
+        MilestonesAdded,
         Move,
         Plan,
         PlanInput,
@@ -107,7 +111,16 @@ FEEDBACK_SHOWN = 5
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
 """By its name: it knows the story's workflow, which it signals."""
 
+ADD_DECISIONS = "add_decisions"
+ADD_MILESTONES = "add_milestones"
+"""Signals that a deliberation and a plan take alike."""
+
+NEWS_PAUSE = timedelta(seconds=1)
+NEWS_PAUSE_AT_MOST = timedelta(minutes=5)
+
 Asked = TypeVar("Asked", bound=Request)
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 @workflow.defn
@@ -120,6 +133,7 @@ class StoryWorkflow:
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
         self.outbox = Outbox(self.story.outbox)
         self.child = ""
+        self.child_runs = False
         self.attributes: dict[str, Any] = {}
 
     @workflow.run
@@ -129,6 +143,7 @@ class StoryWorkflow:
         if input.carried is not None and not workflow.info().continued_run_id:
             raise refusal(INVALID_INPUT, "carried: is set by continue-as-new only; remove it")
         self.outbox.start()
+        self.passing_on = asyncio.create_task(self.pass_on_news())
         try:
             if self.story.process is None:
                 await self.begin(input)
@@ -297,6 +312,9 @@ class StoryWorkflow:
     @workflow.signal
     async def add_decision(self, decision: DecisionAdded) -> None:
         """A decision from outside: agents at work have it at their next wave."""
+        if workflow.patched("news-in-lists"):
+            self.story.take_decisions([decision], bool(self.child))
+            return
         if any(known.decision_id == decision.decision_id for known in self.story.told):
             return
         self.story.told.append(decision)
@@ -309,18 +327,19 @@ class StoryWorkflow:
             return  # It has ended meanwhile; `told` goes to the next deliberation.
 
     @workflow.signal
+    def add_decisions(self, request: DecisionsAdded) -> None:
+        """Decisions from outside: new ones, corrections and withdrawals."""
+        self.story.take_decisions(request.decisions, bool(self.child))
+
+    @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:
         """Something that happened outside: agents at work have it at their next wave."""
+        if workflow.patched("news-in-lists"):
+            self.story.take_milestones([milestone], timestamp(), bool(self.child))
+            return
         if milestone.milestone_id in self.story.heard:
             return
-        self.story.heard.append(milestone.milestone_id)
-        self.story.timeline.append(
-            TimelineEntry(
-                at=timestamp(),
-                event=milestone.event_type,
-                text=milestone.description[:300],
-            )
-        )
+        self.story.take_milestones([milestone], timestamp(), child_runs=False)
         if not self.child:
             return
         child = workflow.get_external_workflow_handle(self.child)
@@ -328,6 +347,11 @@ class StoryWorkflow:
             await child.signal(DeliberationWorkflow.add_milestone, milestone)
         except FailureError:
             return  # It has ended meanwhile; the next one reads it in the graph.
+
+    @workflow.signal
+    def add_milestones(self, request: MilestonesAdded) -> None:
+        """What happened outside."""
+        self.story.take_milestones(request.milestones, timestamp(), bool(self.child))
 
     @workflow.signal
     def context_updated(self, version: Annotated[int, Field(ge=0, lt=2**31)]) -> None:
@@ -419,6 +443,33 @@ class StoryWorkflow:
         self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason="", **self.stamp()))
         self.show()
 
+    async def pass_on_news(self) -> None:
+        """Decisions and milestones go to the child at work, ever more of them in one signal.
+
+        The pause after a signal grows with their number: no flood makes a history long.
+        """
+        story, to, sent = self.story, "", 0
+        while True:
+            await workflow.wait_condition(lambda: self.child_runs and story.has_unsent)
+            sent = sent + 1 if to == self.child else 1
+            to = self.child
+            decisions, milestones = story.taken_unsent()
+            child = workflow.get_external_workflow_handle(to)
+            with suppress(FailureError):  # It has ended meanwhile: what holds is in the graph.
+                if decisions:
+                    await child.signal(ADD_DECISIONS, DecisionsAdded(decisions=decisions))
+                if milestones:
+                    await child.signal(ADD_MILESTONES, MilestonesAdded(milestones=milestones))
+            with suppress(TimeoutError):
+                await workflow.wait_condition(
+                    partial(self.is_over, to),
+                    timeout=min(sent * NEWS_PAUSE, NEWS_PAUSE_AT_MOST),
+                    timeout_summary="what comes meanwhile goes to the child then",
+                )
+
+    def is_over(self, child: str) -> bool:
+        return self.child != child
+
     # --- a state's work -------------------------------------------------------------------------
 
     async def work(self, visit: int) -> None:
@@ -497,7 +548,7 @@ class StoryWorkflow:
         task_id = f"{story.story_id}-{story.state.lower()}-{story.visited(story.state)}"
         self.child = deliberation_workflow_id(task_id)
         try:
-            result: DeliberationResult = await workflow.execute_child_workflow(
+            result: DeliberationResult = await self.ended(
                 DeliberationWorkflow.run,
                 DeliberationInput(
                     task_id=task_id,
@@ -513,9 +564,7 @@ class StoryWorkflow:
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,
                 ),
-                id=self.child,
-                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-                static_summary=f"{story.state}: {story.text.title}"[:200],
+                f"{story.state}: {story.text.title}",
             )
         except FailureError as error:
             failure = failed_deliberation(error)
@@ -526,6 +575,24 @@ class StoryWorkflow:
         self.child = ""
         self.require_visit(visit)
         story.take_council(result)
+
+    async def ended(
+        self, run: Callable[[Any, Input], Awaitable[Output]], request: Input, summary: str
+    ) -> Output:
+        """Run the child `self.child` to its end."""
+        self.story.taken_unsent()  # The request and the graph have it.
+        try:
+            child = await workflow.start_child_workflow(
+                run,
+                request,
+                id=self.child,
+                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+                static_summary=summary[:200],
+            )
+            self.child_runs = True
+            return await child
+        finally:
+            self.child_runs = False
 
     def council_task(self) -> str:
         story = self.story
@@ -602,7 +669,7 @@ class StoryWorkflow:
         visit = story.visit
         await self.outbox.recorded()
         self.child = plan_workflow_id(story.story_id, plan.plan_id)
-        result = await workflow.execute_child_workflow(
+        result: PlanResult = await self.ended(
             PlanWorkflow.run,
             PlanInput(
                 story_id=story.story_id,
@@ -615,9 +682,7 @@ class StoryWorkflow:
                 decisions=story.told,
                 task_timeout=self.deliberation_timeout(),
             ),
-            id=self.child,
-            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-            static_summary=f"{len(left)} tasks of {story.text.title}"[:200],
+            f"{len(left)} tasks of {story.text.title}",
         )
         self.child = ""
         self.require_visit(visit)

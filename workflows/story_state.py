@@ -20,6 +20,7 @@ from workflows.models import (
     DecisionAdded,
     DeliberationResult,
     Machine,
+    MilestoneReached,
     Move,
     Plan,
     Process,
@@ -39,6 +40,7 @@ from workflows.models import (
     WorkspaceReport,
     content_hash,
 )
+from workflows.news import MILESTONES_KNOWN, decisions_with, holding, milestones_with
 from workflows.outbox_state import OutboxState
 
 BUDGET_ROLE = "PO"
@@ -111,9 +113,12 @@ class Story(BaseModel):
     """The present state's work is done: its gate may open."""
     decisions: list[RecordedDecision] = []
     told: list[DecisionAdded] = []
-    """Decisions from outside, for the deliberations to come."""
+    """The newest decisions from outside, for the deliberations to come; the graph has them all."""
     heard: list[str] = []
-    """Ids of the milestones from outside."""
+    """Ids of the newest milestones from outside."""
+    unsent_decisions: list[DecisionAdded] = []
+    """For the child at work, which has no signal of them yet."""
+    unsent_milestones: list[MilestoneReached] = []
     usage: dict[str, list[UsageLine]] = {}
     """One run of one deliberation -> what it used, so that a later figure replaces an earlier."""
     token_budget: int | None = None
@@ -409,6 +414,43 @@ class Story(BaseModel):
             if needed == role and guard not in passed
         ]
         return set(human) <= {approval.guard for approval in self.approvals}
+
+    # --- what comes from outside ----------------------------------------------------------------
+
+    def take_decisions(self, decisions: Iterable[DecisionAdded], child_runs: bool) -> None:
+        """New decisions, corrections and withdrawals: for the child at work and those to come."""
+        news = [decision for decision in decisions if decision not in self.told]
+        self.told = decisions_with(self.told, news)
+        if child_runs:
+            changed = {decision.decision_id for decision in news}
+            complete = [each for each in self.told if each.decision_id in changed]
+            self.unsent_decisions = decisions_with(self.unsent_decisions, complete)
+        self.told = holding(self.told)
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self.unsent_decisions or self.unsent_milestones)
+
+    def taken_unsent(self) -> tuple[list[DecisionAdded], list[MilestoneReached]]:
+        """What the child has no signal of yet; it is taken, to be sent."""
+        unsent = self.unsent_decisions, self.unsent_milestones
+        self.unsent_decisions, self.unsent_milestones = [], []
+        return unsent
+
+    def take_milestones(
+        self, milestones: Iterable[MilestoneReached], at: str, child_runs: bool
+    ) -> None:
+        """What happened outside, each once: into the timeline, and to the child at work."""
+        known = set(self.heard)
+        for milestone in milestones:
+            if milestone.milestone_id in known:
+                continue
+            known.add(milestone.milestone_id)
+            self.heard = [*self.heard, milestone.milestone_id][-MILESTONES_KNOWN:]
+            text = milestone.description[:300]
+            self.timeline.append(TimelineEntry(at=at, event=milestone.event_type, text=text))
+            if child_runs:
+                self.unsent_milestones = milestones_with(self.unsent_milestones, [milestone])
 
     # --- usage ----------------------------------------------------------------------------------
 

@@ -1038,6 +1038,30 @@ def _content(applied: Sequence[Asked]) -> list[Any]:
     ]
 
 
+def _as_news(asked: Asked, actor: str) -> DecisionAdded | None:
+    """What agents at work are told of it; None of a new one without a title.
+
+    A correction that names no title bears the id in its place: what they know of it stays.
+    """
+    if asked.operation == "DELETE":
+        return DecisionAdded(
+            decision_id=asked.entity_id, title=asked.entity_id, decided_by=actor, withdrawn=True
+        )
+    if not isinstance(asked.payload, DecisionPayload):
+        return None
+    title = asked.payload.title
+    if asked.operation == "CREATE":
+        title = _titled(asked, asked.payload.model_dump(exclude_none=True)).get("title")
+        if not title:
+            return None
+    return DecisionAdded(
+        decision_id=asked.entity_id,
+        title=title or asked.entity_id,
+        rationale=asked.payload.rationale or "",
+        decided_by=asked.payload.decided_by or actor,
+    )
+
+
 def _as_kept(node: Row, request: str, read: Read) -> ContextAnswer:
     if node["request"] != request:
         raise ApplicationError(
@@ -1056,15 +1080,9 @@ def _as_kept(node: Row, request: str, read: Read) -> ContextAnswer:
         ),
         after=node.get("after", ""),
         decisions=[
-            DecisionAdded(
-                decision_id=asked.entity_id,
-                title=title,
-                rationale=asked.payload.rationale or "",
-                decided_by=asked.payload.decided_by or node["actor"],
-            )
-            for asked in made
-            if isinstance(asked.payload, DecisionPayload)
-            and (title := _titled(asked, asked.payload.model_dump(exclude_none=True)).get("title"))
+            decision
+            for asked in applied
+            if asked.entity_type == "DECISION" and (decision := _as_news(asked, node["actor"]))
         ],
         milestones=[
             MilestoneReached(

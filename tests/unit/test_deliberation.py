@@ -218,3 +218,36 @@ async def test_a_deliberation_under_another_id_is_refused(fleet: Client) -> None
         await handle.result()
 
     assert "deliberation-T-1" in str(failed.value.cause)
+
+
+async def test_a_decision_that_is_corrected_or_withdrawn_reaches_the_next_wave_so(
+    fleet: Client, world: World
+) -> None:
+    world.hold["propose"] = asyncio.Event()
+    handle = await start(
+        fleet,
+        world,
+        decisions=[
+            {"decision_id": "d1", "title": "Use UTC", "rationale": "one clock"},
+            {"decision_id": "d2", "title": "No SMS"},
+        ],
+    )
+    while len(world.acts) < 3:
+        await asyncio.sleep(0.02)
+
+    corrections = [
+        {"decision_id": "d1", "title": "Use TAI"},
+        {"decision_id": "d2", "title": "d2", "withdrawn": True},
+        {"decision_id": "d3", "title": "No cookies"},
+    ]
+    await handle.signal("add_decisions", {"decisions": corrections})
+    world.hold["propose"].set()
+    await handle.result()
+
+    late = {call.wave: call.late_decisions for call in world.calls}
+    assert [(d.title, d.withdrawn) for d in late[1]] == [("Use UTC", False), ("No SMS", False)]
+    assert [(d.title, d.rationale, d.withdrawn) for d in late[2]] == [
+        ("Use TAI", "one clock", False),
+        ("No SMS", "", True),
+        ("No cookies", "", False),
+    ]

@@ -1,0 +1,96 @@
+"""Decisions and milestones from outside: corrected, withdrawn, and never too many."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.conftest import StartStory, World
+from workflows.models import DecisionAdded, MilestoneReached, StoryInput
+from workflows.news import KEPT, decisions_with, holding, milestones_with
+from workflows.story_state import Story
+
+DECISIONS = st.lists(
+    st.builds(
+        DecisionAdded,
+        decision_id=st.sampled_from([f"d{n}" for n in range(300)]),
+        title=st.sampled_from(["A", "B"]),
+        withdrawn=st.booleans(),
+    ),
+    max_size=400,
+)
+
+
+@given(DECISIONS, DECISIONS)
+def test_of_each_decision_the_last_text_is_kept_and_of_all_the_newest(
+    known: list[DecisionAdded], added: list[DecisionAdded]
+) -> None:
+    kept = decisions_with(decisions_with([], known), added)
+
+    last = {decision.decision_id: decision for decision in [*known, *added]}
+    assert len(kept) == len({decision.decision_id for decision in kept}) <= KEPT
+    assert all(last[decision.decision_id] == decision for decision in kept)
+    assert {d.decision_id for d in added[-1:]} <= {d.decision_id for d in kept}
+
+
+def test_a_story_forgets_what_was_withdrawn_and_passes_it_on() -> None:
+    story = Story.begin(StoryInput(story_id="US-1", title="Shorten links"))
+    story.take_decisions([DecisionAdded(decision_id="d1", title="No SMS")], child_runs=False)
+
+    story.take_decisions(
+        [DecisionAdded(decision_id="d1", title="d1", withdrawn=True)], child_runs=True
+    )
+
+    assert story.told == []
+    decisions, _ = story.taken_unsent()
+    assert [(each.title, each.withdrawn) for each in decisions] == [("No SMS", True)]
+    assert holding(decisions) == []
+
+
+def test_milestones_are_taken_once_and_the_newest_are_kept() -> None:
+    many = [MilestoneReached(milestone_id=f"m{n}", event_type="DEMO") for n in range(150)]
+    story = Story.begin(StoryInput(story_id="US-1", title="Shorten links"))
+
+    for _ in range(2):
+        story.take_milestones(many, "2026-01-01T00:00:00Z", child_runs=True)
+
+    assert len(story.timeline) == 150
+    assert story.taken_unsent()[1] == milestones_with([], many) == many[-KEPT:]
+
+
+async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
+    start_story: StartStory, world: World
+) -> None:
+    world.hold["propose"] = asyncio.Event()
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    async with asyncio.timeout(20):
+        while len(world.acts) < 3:
+            await asyncio.sleep(0.02)
+
+    for part in range(10):
+        many = [{"decision_id": f"d{part}-{n}", "title": f"T{part}-{n}"} for n in range(1000)]
+        await story.handle.signal("add_decisions", {"decisions": many})
+    for n in range(50):
+        await story.handle.signal("add_decision", {"decision_id": f"s{n}", "title": f"S{n}"})
+    council = story.handle.id.replace("story-", "deliberation-") + "-design-1"
+    deliberation = start_story.client.get_workflow_handle(council)
+
+    async def signals() -> int:
+        history = await deliberation.fetch_history()
+        events = [
+            e for e in history.events if e.HasField("workflow_execution_signaled_event_attributes")
+        ]
+        return len(events)
+
+    async with asyncio.timeout(20):
+        while await signals() < 2:
+            await asyncio.sleep(0.1)
+    world.hold["propose"].set()
+    await story.until(gate="approve_design")
+    assert await signals() < 10
+    late = [call.late_decisions for call in world.calls if call.wave == 3]
+    assert late[-1][-1].title == "S49"
