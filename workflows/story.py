@@ -115,6 +115,9 @@ ADD_DECISIONS = "add_decisions"
 ADD_MILESTONES = "add_milestones"
 """Signals that a deliberation and a plan take alike."""
 
+NEWS_AT_ONCE = 5
+"""Signals with news that a child gets without a pause."""
+
 NEWS_PAUSE = timedelta(seconds=1)
 NEWS_PAUSE_AT_MOST = timedelta(minutes=5)
 
@@ -446,7 +449,8 @@ class StoryWorkflow:
     async def pass_on_news(self) -> None:
         """Decisions and milestones go to the child at work, ever more of them in one signal.
 
-        The pause after a signal grows with their number: no flood makes a history long.
+        The first few go at once. Then the pause after a signal grows with their number, so that
+        a flood does not make the child's history long.
         """
         story, to, sent = self.story, "", 0
         while True:
@@ -460,10 +464,12 @@ class StoryWorkflow:
                     await child.signal(ADD_DECISIONS, DecisionsAdded(decisions=decisions))
                 if milestones:
                     await child.signal(ADD_MILESTONES, MilestonesAdded(milestones=milestones))
+            if sent <= NEWS_AT_ONCE:
+                continue
             with suppress(TimeoutError):
                 await workflow.wait_condition(
                     partial(self.is_over, to),
-                    timeout=min(sent * NEWS_PAUSE, NEWS_PAUSE_AT_MOST),
+                    timeout=min((sent - NEWS_AT_ONCE) * NEWS_PAUSE, NEWS_PAUSE_AT_MOST),
                     timeout_summary="what comes meanwhile goes to the child then",
                 )
 

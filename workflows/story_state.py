@@ -419,7 +419,8 @@ class Story(BaseModel):
 
     def take_decisions(self, decisions: Iterable[DecisionAdded], child_runs: bool) -> None:
         """New decisions, corrections and withdrawals: for the child at work and those to come."""
-        news = [decision for decision in decisions if decision not in self.told]
+        known = {decision.decision_id: decision for decision in self.told}
+        news = [each for each in decisions if each != known.get(each.decision_id)]
         self.told = decisions_with(self.told, news)
         if child_runs:
             changed = {decision.decision_id for decision in news}

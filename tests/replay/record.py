@@ -179,6 +179,40 @@ async def late_decision(start: StartStory, world: World) -> RunningStory:
     return await _finish(story)
 
 
+async def news_in_lists(start: StartStory, world: World) -> RunningStory:
+    """Lists of decisions and milestones come while the architects write, and while tasks run."""
+    world.hold |= {"propose": asyncio.Event()}
+    story = await start()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    async with asyncio.timeout(30):
+        while not world.acts:
+            await asyncio.sleep(0.02)
+    await _send_news(start.client, story, 1, f"deliberation-{story.story_id}-design-1")
+    world.hold["propose"].set()
+    await story.until(gate="approve_design")
+    world.hold["propose"] = asyncio.Event()
+    asked = len(world.acts)
+    await story.approve("approve_design")
+    async with asyncio.timeout(30):
+        while len(world.acts) == asked:
+            await asyncio.sleep(0.02)
+    plan = (await story.state()).plan_id
+    await _send_news(start.client, story, 2, f"deliberation-{plan}-t1")
+    world.hold["propose"].set()
+    return await _finish(story)
+
+
+async def _send_news(client: Client, story: RunningStory, number: int, reader: str) -> None:
+    decision = {"decision_id": "D-9", "title": f"No SMS {number}", "withdrawn": number == 2}
+    milestone = {"milestone_id": f"M-{number}", "event_type": "DEMO"}
+    await story.handle.signal("add_decisions", {"decisions": [decision]})
+    await story.handle.signal("add_milestones", {"milestones": [milestone]})
+    async with asyncio.timeout(30):
+        while not {"add_decisions", "add_milestones"} <= {*await _signals(client, reader)}:
+            await asyncio.sleep(0.05)
+
+
 async def continued(start: StartStory, world: World) -> RunningStory:
     """On a server that suggests to continue as new after 60 events."""
     return await approved(start, world)
@@ -282,6 +316,7 @@ PATHS: dict[str, Path_] = {
         paid_failures,
         failed_task,
         late_decision,
+        news_in_lists,
         continued,
         budget_gate,
         near_tie,
@@ -314,6 +349,11 @@ async def context_updated(client: Client, world: World) -> dict[str, str]:
     await client.get_workflow_handle(workflow_id).result()
     await _given_up(story)
     return {"context": workflow_id}
+
+
+async def context_in_lists(client: Client, world: World) -> dict[str, str]:
+    """A story runs: decisions and milestones reach it as lists."""
+    return await context_updated(client, world)
 
 
 async def context_of_nobody_updated(client: Client, world: World) -> dict[str, str]:
@@ -454,6 +494,7 @@ CALLS: dict[str, Call_] = {
     for each in (
         coached,
         context_updated,
+        context_in_lists,
         context_of_nobody_updated,
         context_in_order,
         context_of_nobody_in_order,

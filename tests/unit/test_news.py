@@ -67,7 +67,7 @@ async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
     story = await start_story()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(world.acts) < 3:
             await asyncio.sleep(0.02)
 
@@ -79,18 +79,17 @@ async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
     council = story.handle.id.replace("story-", "deliberation-") + "-design-1"
     deliberation = start_story.client.get_workflow_handle(council)
 
-    async def signals() -> int:
+    async def signals() -> list[bytes]:
+        """What the child's signals bear, in order."""
         history = await deliberation.fetch_history()
-        events = [
-            e for e in history.events if e.HasField("workflow_execution_signaled_event_attributes")
-        ]
-        return len(events)
+        found = [event.workflow_execution_signaled_event_attributes for event in history.events]
+        return [signal.input.payloads[0].data for signal in found if signal.signal_name]
 
-    async with asyncio.timeout(20):
-        while await signals() < 2:
+    async with asyncio.timeout(60):
+        while not any(b"S49" in signal for signal in await signals()):
             await asyncio.sleep(0.1)
+    assert len(await signals()) < 20
     world.hold["propose"].set()
     await story.until(gate="approve_design")
-    assert await signals() < 10
     late = [call.late_decisions for call in world.calls if call.wave == 3]
     assert late[-1][-1].title == "S49"
