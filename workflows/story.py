@@ -649,6 +649,8 @@ class StoryWorkflow:
         story.used(f"derive-{story.derivations}", [answer.usage])
         self.require_visit(visit)
         version = story.visited(story.state)
+        if story.designs_begun != version and workflow.patched("plans-numbered-over-all-states"):
+            version = story.designs_begun
         plan_id = f"{story.story_id}-plan-{version}"
         tasks = dag.number_tasks(plan_id, answer.tasks)
         try:

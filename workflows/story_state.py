@@ -346,6 +346,11 @@ class Story(BaseModel):
     def visited(self, state: str) -> int:
         return self.attempts.get(state, 0)
 
+    @property
+    def designs_begun(self) -> int:
+        """How often any state that makes a plan was entered: plans are numbered by it."""
+        return sum(self.visited(s.name) for s in self.machine.states if s.work == "design")
+
     def require_raise_budget(self, request: RaiseBudget) -> None:
         if self.token_budget is None:
             raise refusal(NO_BUDGET, "tokens: this story has no token budget; nothing to raise")

@@ -531,6 +531,38 @@ async def test_a_machine_of_ones_own_adds_a_state_with_its_gate(
     assert (await story.handle.result()).state == "DONE"
 
 
+async def test_plans_of_two_design_states_have_numbers_of_their_own(
+    start_story: StartStory, world: World
+) -> None:
+    machine = world.machine
+    machine["states"]["DETAIL"] = machine["states"]["DESIGN"]
+    machine["gates"].append("approve_detail")
+    for row in machine["transitions"]:
+        if row["event"] == "approve_design":
+            row["to"] = "DETAIL"
+    machine["transitions"].append(
+        {
+            "from": "DETAIL",
+            "event": "approve_detail",
+            "to": "BUILD",
+            "guards": ["po_approved", "design_complete"],
+        }
+    )
+    story = await start_story()
+    await story.to("DESIGN")
+    first = await story.until(gate="approve_design")
+
+    await story.approve("approve_design")
+    second = await story.until(gate="approve_detail")
+
+    assert first.plan_id == f"{story.story_id}-plan-1"
+    assert second.plan_id == f"{story.story_id}-plan-2"
+    plan = Plan.model_validate(await story.handle.query("plan"))
+    assert (plan.version, plan.tasks[0].task_id) == (2, f"{second.plan_id}-t1")
+    created = [e.body["task_id"] for e in world.published if e.kind == "TaskCreated"]
+    assert len(created) == len(set(created)) == 2 * len(plan.tasks)
+
+
 async def test_a_decision_from_outside_reaches_the_next_council(
     start_story: StartStory, world: World
 ) -> None:
