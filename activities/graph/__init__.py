@@ -41,9 +41,9 @@ Everything that belongs to a story is one step from it::
                 decisions, duration_ms, ended_at})-[:OF]->(Story)
            status FAILED: id of its workflow, error; COMPLETED: one that was completed outside, as
            the bus says: id of its event, winner_id, score, decisions (how many it made)
-    (:Council {role, id, rounds, custom_params})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
+    (:Council {role, id, rounds})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
                 persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
-           rounds 0: the default; custom_params and metadata: JSON; an agent sits in one council
+           rounds 0: the default; metadata: JSON; an agent sits in one council
     (:Migration {version, name, applied_at})
 
 Keys: PlanVersion, Subtask, Decision and Event are named by people and other systems, within their

@@ -107,14 +107,13 @@ class NewAgent(Part):
 
 
 class NewCouncil(Part):
-    """A council to make of `size` agents that are alike. custom_params: JSON, kept and not read."""
+    """A council to make of `size` agents that are alike. rounds 0: the default."""
 
     role: Role
     size: Annotated[int, Field(ge=1, le=MOST_AGENTS)]
     agent_type: AgentType
     model: str = ""
     rounds: int = 0
-    custom_params: str = ""
 
 
 class StandingAgent(Wire):
@@ -172,7 +171,7 @@ SET c.id = coalesce(c.id, $id)
 WITH c WHERE c.status = 'DELETED'
 CALL (c) { MATCH (c)-[had:HAS_AGENT]->(:Agent) DELETE had }
 REMOVE c.status
-SET c.rounds = $rounds, c.custom_params = $custom_params
+SET c.rounds = $rounds
 RETURN c.id AS id
 """
 
@@ -372,7 +371,6 @@ async def _create(tx: AsyncManagedTransaction, council: NewCouncil) -> list[str]
         role=council.role,
         id=council_id(council.role),
         rounds=council.rounds,
-        custom_params=council.custom_params,
     )
     if await made.single() is None:
         raise ApplicationError(

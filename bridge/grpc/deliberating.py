@@ -183,19 +183,20 @@ class Deliberations:
         return await _told(task_id, handle, described)
 
     async def _background(self, asked: Deliberating) -> str:
-        """What `context_options` ask for beyond the context pack that every agent gets."""
+        """What every agent gets after its context pack: the caller's notes, `context_options`."""
         wanted = asked.context_options.wanted
         story_id = asked.story_id or asked.case_id
         if wanted and not story_id:
             rule = "need a story_id or case_id; name one, or leave them out"
             raise InvalidInput("OrchestrateRequest", [("context_options", rule)])
         there = scopes_for(self._graph.scopes, asked.role, PHASE)
-        return await history(
+        past = await history(
             self._driver,
             PackQuery(story_id=story_id, role=asked.role, phase=PHASE, subtask_id=asked.task_id),
             [scope for scope in wanted if scope not in there],
             asked.context_options.max_events or TIMELINE_EVENTS,
         )
+        return "\n\n".join(filter(None, (asked.constraints.notes, past)))
 
     def _handle(self, task_id: str) -> Deliberation:
         return self._temporal.get_workflow_handle_for(

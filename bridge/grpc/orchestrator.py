@@ -99,6 +99,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.DeliberateResponse:
         """Wait for a new deliberation's result.
 
+        `constraints.metadata` reaches the agents after their context, as notes of the caller.
         A call that ends before takes its deliberation with it, unless it has an `x-request-id`.
         Where more agents are asked for than the council has, all of them deliberate, and the
         trailing metadata `x-agents` and the answer's tag `agents` say so: `3 of 5`.
@@ -128,6 +129,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         other one, if false, switches its part off: no rounds, or near ties decided by the rule.
         Both false is what a client sends that sets neither: both take place. `context_options` add
         to the agents' context what they name: timeline, decisions, summaries, further scopes.
+        `custom_params` are refused: none is known.
 
         Raises:
             ApplicationError: as Deliberate.
@@ -177,8 +179,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.CreateCouncilResponse:
         """Make a council of agents that differ in nothing but their ids, so in their seeds.
 
-        deliberation_rounds: of its deliberations that name no number. model_profile: the agents'
-        model. custom_params are kept, and not read.
+        deliberation_rounds: of its deliberations that name no number; where it is 0,
+        enable_peer_review asks for one, and false for the default. model_profile: the agents'
+        model. custom_params are refused: none is known.
 
         Raises:
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
@@ -190,8 +193,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             size=asked.num_agents or DEFAULT_AGENTS,
             agent_type=asked.config.agent_type or self._agent_type,
             model=asked.config.model_profile,
-            rounds=asked.config.deliberation_rounds,
-            custom_params=_as_json(request.config.custom_params),
+            rounds=asked.config.deliberation_rounds or int(asked.config.enable_peer_review),
         )
         agents = await create_council(self._driver, council)
         return wire.CreateCouncilResponse(

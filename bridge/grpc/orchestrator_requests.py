@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from activities.context import Scope
 from activities.graph.councils import MOST_AGENTS, refuse_mock
@@ -32,6 +32,19 @@ Described = Annotated[
 ]
 
 
+def _not_read(parameters: dict[str, str]) -> dict[str, str]:
+    if parameters:
+        raise ValueError(
+            f"not read: take out {', '.join(sorted(parameters))[:40]}; a model is named in "
+            "model_profile, notes in constraints.metadata"
+        )
+    return parameters
+
+
+NotRead = Annotated[dict[str, str], AfterValidator(_not_read)]
+"""custom_params: the contract names no parameter, so none can be met."""
+
+
 class Constraints(Part):
     """TaskConstraints. Zeros: the defaults. max_iterations: the most rounds."""
 
@@ -39,6 +52,13 @@ class Constraints(Part):
     requirements: list[Line] = Field(default=[], max_length=100)
     timeout_seconds: int = Field(default=0, ge=0, le=86_400)
     max_iterations: int = Field(default=0, ge=0)
+    metadata: dict[Word, Text] = Field(default={}, max_length=50)
+
+    @property
+    def notes(self) -> str:
+        """The metadata in Markdown, for the agents; empty where there is none."""
+        lines = [f"- {name}: {text}" for name, text in sorted(self.metadata.items())]
+        return "\n".join(["## Notes of the caller", *lines]) if lines else ""
 
 
 class Options(Part):
@@ -47,6 +67,7 @@ class Options(Part):
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
     peer_review: bool = True
     architect_selection: bool = True
+    custom_params: NotRead = {}
 
 
 FLAGS: dict[Scope, str] = {
@@ -111,8 +132,10 @@ class OfCouncil(Part):
     """CouncilConfig."""
 
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
+    enable_peer_review: bool = False
     model_profile: Word = ""
     agent_type: AskedType = ""
+    custom_params: NotRead = {}
 
     @field_validator("agent_type", mode="before")
     @classmethod
@@ -253,8 +276,10 @@ def creating(request: wire.CreateCouncilRequest) -> Creating:
             "num_agents": request.num_agents,
             "config": {
                 "deliberation_rounds": config.deliberation_rounds,
+                "enable_peer_review": config.enable_peer_review,
                 "model_profile": config.model_profile,
                 "agent_type": config.agent_type,
+                "custom_params": dict(config.custom_params),
             },
         },
     )
@@ -353,6 +378,7 @@ def _constraints(told: wire.TaskConstraints) -> dict[str, Any]:
         "requirements": list(told.requirements),
         "timeout_seconds": told.timeout_seconds,
         "max_iterations": told.max_iterations,
+        "metadata": dict(told.metadata),
     }
 
 
@@ -376,6 +402,7 @@ def _options(told: wire.OrchestratorOptions) -> dict[str, Any]:
         "deliberation_rounds": told.deliberation_rounds,
         "peer_review": review or not architect,
         "architect_selection": architect or not review,
+        "custom_params": dict(told.custom_params),
     }
 
 
