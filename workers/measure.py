@@ -52,6 +52,7 @@ _NOT_COPIED = shutil.ignore_patterns(
 )  # fmt: skip
 _BUILT = {"build", "dist"}
 """Folders at the top that hold what a build made; a package may have the name further down."""
+_REQUIRED_VERSION = re.compile(r"(?m)^[ \t]*required-version[ \t]*=[ \t]*[\"'][^\n]*$")
 _NOT_SOURCE = {*TEST_FOLDERS, "e2e", "docs", "examples", "scripts"}
 _NOT_MODULE = {"setup.py", "conftest.py", "noxfile.py"}
 
@@ -78,7 +79,7 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
 
     Its code is in src/, or in packages and modules at the top; its unit tests in tests/ or test/,
     its end-to-end tests in tests/e2e/ or e2e/. All of its code counts as new. `on_step` is given a
-    line as each step begins, and one for a build that fails.
+    line as each step begins, and one for a build or a unit run that fails.
 
     Raises:
         CannotMeasure: there is no such directory, no code, or no unit test; or a step could not
@@ -88,9 +89,13 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
     with tempfile.TemporaryDirectory(prefix="fleet-measure-") as scratch:
         project = _Project.copied(directory, Path(scratch))
         on_step("build")
-        built = project.build(on_step)
+        build = project.build()
+        if not build.ok:
+            on_step(f"build failed: {build.why}")
         on_step("unit tests")
         unit = project.unit_tests()
+        if not unit.ok:
+            on_step(f"unit tests failed: {unit.why}")
         on_step("end-to-end tests")
         e2e = project.e2e_tests()
         on_step("lint and static analysis")
@@ -99,7 +104,7 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
     return WorkspaceReport(
         job_id=f"measure-{uuid.uuid4().hex[:12]}",
         commit=commit,
-        build=BuildResult(ok=built),
+        build=build,
         unit=unit,
         static=static,
         e2e=e2e,
@@ -109,11 +114,12 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
 
 @dataclass(frozen=True)
 class _Tests:
-    """A run of pytest. ok: it ran to its end and nothing failed."""
+    """A run of pytest. ok: it ran to its end and nothing failed; `why` is empty then."""
 
     ok: bool
     passed: int
     failed: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -133,12 +139,7 @@ class _Project:
         root = scratch / "project"
         try:
             shutil.copytree(directory, root, symlinks=True, ignore=_left_out(directory))
-            text = (
-                (root / "pyproject.toml").read_text("utf-8-sig")
-                if _has(root, "pyproject.toml")
-                else ""
-            )
-            pyproject = tomllib.loads(text)
+            pyproject = _read_settings(root)
         except tomllib.TOMLDecodeError as error:
             raise CannotMeasure(f"{directory / 'pyproject.toml'}: {error}; mend it") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -151,7 +152,7 @@ class _Project:
         name = pyproject.get("project", {}).get("name") or directory.resolve().name
         return cls(root, scratch, name, sources, pyproject)
 
-    def build(self, on_step: Callable[[str], None]) -> bool:
+    def build(self) -> BuildResult:
         """Byte-compile the code; then make the wheel, where the build's packages are here."""
         sources = [str(source) for source in self.sources]
         code, output = self.run(
@@ -169,9 +170,7 @@ class _Project:
                 BUILD_WITHIN_S,
                 folder,
             )
-        if code != 0:
-            on_step(f"build failed: {_last_line(output)}")
-        return code == 0
+        return BuildResult(ok=code == 0, why="" if code == 0 else _last_line(output))
 
     def build_backend(self) -> str | None:
         """None where there is no pyproject.toml, or what its build needs is not installed."""
@@ -213,11 +212,15 @@ class _Project:
         if covered.exists():
             percent = json.loads(covered.read_text())["totals"]["percent_covered"]
         return UnitResult(
-            ok=tests.ok, passed=tests.passed, failed=tests.failed, coverage=round(percent, 2)
+            ok=tests.ok,
+            passed=tests.passed,
+            failed=tests.failed,
+            coverage=round(percent, 2),
+            why=tests.why,
         )
 
     def e2e_tests(self) -> E2EResult:
-        """Without end-to-end tests: not ok, and none passed."""
+        """Run the end-to-end tests; without any: not ok, none passed, none failed."""
         folder = next((name for name in E2E_FOLDERS if _has(self.root, name)), None)
         tests = self.pytest("end-to-end tests", [folder]) if folder else None
         if tests is None:
@@ -247,13 +250,16 @@ class _Project:
 
         failed = count("failures", "errors")
         passed = max(0, count("tests") - failed - count("skipped"))
-        return _Tests(ok=code == 0, passed=passed, failed=failed)
+        why = "" if code == 0 else _first_failure(suites) or _last_line(output)
+        return _Tests(ok=code == 0, passed=passed, failed=failed, why=why)
 
     def analyse(self) -> StaticResult:
         """Lint by the project's own rules for ruff; security and bugs by rules it cannot relax."""
         lint = self.ruff(["."])
         sources = [str(source) for source in self.sources]
-        found = self.ruff(["--isolated", "--select=S,B,F,E9", *sources])
+        # Ruff's defaults exclude folders named build and dist, which may be packages.
+        every_file = ["--config=exclude=[]", "--no-respect-gitignore"]
+        found = self.ruff(["--isolated", "--select=S,B,F,E9", *every_file, *sources])
         critical = sum(_is_critical(finding["code"]) for finding in found)
         major = len(found) - critical
         gate: Literal["OK", "WARN", "ERROR"] = (
@@ -278,7 +284,7 @@ class _Project:
             LINT_WITHIN_S,
         )  # fmt: skip
         if code != 0 and "--isolated" not in arguments:
-            # Its own settings are not for this ruff (required-version, unknown rules).
+            # Its own settings are not for this ruff (unknown rules).
             return self.ruff(["--isolated", *arguments])
         if code != 0:
             raise CannotMeasure(f"lint: ruff did not run (exit code {code}): {_tail(output)}")
@@ -337,6 +343,21 @@ def _is_special(path: Path) -> bool:
     return not (path.is_symlink() or path.is_file() or path.is_dir())
 
 
+def _read_settings(root: Path) -> dict[str, Any]:
+    """Make the copy's settings readable for pytest and ruff; return pyproject.toml's content.
+
+    A byte order mark stops both, and a required version of ruff says nothing about the code.
+    """
+    for file in (root / name for name in ("pyproject.toml", "ruff.toml", ".ruff.toml")):
+        if file.exists():
+            text = _REQUIRED_VERSION.sub("", file.read_text("utf-8-sig"))
+            file.unlink()  # it may be a link to the project's own
+            file.write_text(text, "utf-8")
+    if not _has(root, "pyproject.toml"):
+        return {}
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+
+
 def _sources(root: Path) -> list[Path]:
     """src/, or the folders and modules of Python code at the top; relative to `root`."""
     if any((root / "src").rglob("*.py")):
@@ -380,6 +401,18 @@ def _commit(directory: Path, project: _Project) -> str:
 
 def _has(root: Path, name: str) -> bool:
     return (root / name).exists()
+
+
+def _first_failure(suites: Sequence[ElementTree.Element]) -> str:
+    """The first test that failed, or file that could not be collected, and its words."""
+    for case in (case for suite in suites for case in suite.iter("testcase")):
+        for problem in (*case.iter("failure"), *case.iter("error")):
+            name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
+            words = problem.get("message", "")
+            if words == "collection failure":  # the error itself is the last of its lines
+                words = _last_line(problem.text or "").removeprefix("E ")
+            return f"{name}: {words.strip().partition(chr(10))[0]}"[:600]
+    return ""
 
 
 def _last_line(output: str) -> str:

@@ -284,18 +284,20 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class BuildResult(Part):
-    """Whether the workspace built."""
+    """Whether the workspace built. `why`: what failed, in a line."""
 
     ok: bool
+    why: str = Field(default="", max_length=1000)
 
 
 class UnitResult(Part):
-    """`coverage`: of the new code, in percent."""
+    """`coverage`: of the new code, in percent. `why`: the first failure, in a line."""
 
     ok: bool
     passed: Count
     failed: Count
     coverage: float = Field(ge=0, le=100)
+    why: str = Field(default="", max_length=1000)
 
 
 class SonarResult(Part):
@@ -316,7 +318,7 @@ class StaticResult(Part):
 
 
 class E2EResult(Part):
-    """The end-to-end tests."""
+    """The end-to-end tests; without any, none passed and none failed."""
 
     ok: bool
     passed: Count

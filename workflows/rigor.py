@@ -100,14 +100,18 @@ _REMEDIES = {"missing": "required; add it", "extra_forbidden": "unknown key; rem
 
 def score_report(level: RigorLevel, rigor: str, report: WorkspaceReport) -> ReportScore:
     """What `report` is worth by `level`, which is named `rigor`; a reason for each point lost."""
-    failed = [name for name in ("build", "unit") if not getattr(report, name).ok]
+    failed = [
+        f"{name}: failed{result.why and f' ({result.why})'}; nothing else counts until it is ok"
+        for name, result in (("build", report.build), ("unit", report.unit))
+        if not result.ok
+    ]
     if failed:
         return ReportScore(
             score=0,
             rigor=rigor,
             gating_decision="block",
             dimensions=dict.fromkeys(DIMENSIONS, 0.0),
-            reasons=[f"{name}: failed; nothing else counts until it is ok" for name in failed],
+            reasons=failed,
         )
     dimensions = dict.fromkeys(DIMENSIONS, 100.0)
     reasons: list[str] = []
@@ -130,8 +134,8 @@ def _measured(level: RigorLevel, report: WorkspaceReport) -> Iterator[tuple[str,
     unit, static, e2e = report.unit, report.static, report.e2e
     yield "unit", *_tests(unit.passed, unit.failed, level.unit_pass_rate)
     yield "static", *_static(level, report)
-    # A run that is not ok has failed at least once, whatever it counted.
-    e2e_failed = e2e.failed if e2e.ok else max(e2e.failed, 1)
+    # A run that is not ok has failed at least once, whatever it counted; no test is no run.
+    e2e_failed = max(e2e.failed, 1) if e2e.passed and not e2e.ok else e2e.failed
     yield "e2e", *_tests(e2e.passed, e2e_failed, level.e2e_pass_rate)
     yield (
         "coverage",
@@ -150,7 +154,7 @@ def _measured(level: RigorLevel, report: WorkspaceReport) -> Iterator[tuple[str,
 
 def _tests(passed: int, failed: int, pass_rate: float) -> tuple[float, str]:
     if passed + failed == 0:
-        return 0.0, "no tests ran"
+        return 0.0, "none, no tests ran"
     rate = passed / (passed + failed)
     return (
         _reached(rate, pass_rate),

@@ -112,6 +112,16 @@ async def test_the_reasons_begin_with_each_dimensions_points(workspace: Any) -> 
     assert (answer.score, answer.gating_decision) == (99, "pass")
 
 
+async def test_no_end_to_end_tests_are_none_and_not_one_that_failed(workspace: Any) -> None:
+    without = report(e2e=wire.E2EResult(ok=False, passed=0, failed=0))
+
+    answer = await workspace.ScoreWorkspace(
+        wire.ScoreWorkspaceRequest(report=without), metadata=ANA
+    )
+
+    assert "e2e: none, no tests ran: 0 of 100 points" in answer.reasons
+
+
 async def test_a_failed_build_scores_nothing_and_blocks(workspace: Any) -> None:
     failed = report(build=wire.BuildResult(ok=False))
 

@@ -1,6 +1,8 @@
 """Measuring a project: what the report says is what the project is."""
 
+import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -187,6 +189,8 @@ def test_without_end_to_end_tests_none_has_passed(rough: tuple[Path, WorkspaceRe
     e2e = rough[1].e2e
 
     assert (e2e.ok, e2e.passed, e2e.failed) == (False, 0, 0)
+    reasons = score_report(load_config().rigor["L1"], "L1", rough[1]).reasons
+    assert "e2e: none, no tests ran: 0 of 100 points" in reasons
 
 
 def test_outside_git_there_is_no_commit(rough: tuple[Path, WorkspaceReport]) -> None:
@@ -218,6 +222,117 @@ def test_a_wheel_that_cannot_be_made_fails_the_build(tmp_path: Path) -> None:
     assert report.unit.ok
     assert report.unit.coverage == 100
     assert report.commit == git(project, "rev-parse", "HEAD") + "-dirty"
+
+
+# --- settings and files that must not change what is measured -------------------------------------
+
+
+TESTED = {
+    "shop.py": "ONE = 1\n",
+    "tests/test_shop.py": "import shop\n\n\ndef test_one():\n    assert shop.ONE == 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "[tool.pytest.ini_options]\naddopts = '--no-such-option -k nothing'\n",
+        "[tool.pytest.ini_options]\naddopts = '--cov-fail-under=101'\n",
+        "[tool.pytest.ini_options]\naddopts = '-n auto'\n",
+        "[tool.coverage.report]\nfail_under = 101\n[tool.coverage.run]\nomit = ['shop.py']\n",
+        "[tool.ruff]\nrequired-version = '==0.0.1'\n",
+        "[tool.ruff.lint]\nselect = ['NOSUCHRULE']\n",
+        "\ufeff[project]\nname = 'shop'\n",
+    ],
+)
+def test_a_project_s_settings_neither_prevent_nor_distort_its_measurement(
+    tmp_path: Path, settings: str
+) -> None:
+    write(tmp_path, TESTED | {"pyproject.toml": settings})
+
+    report = measure(tmp_path, quietly)
+
+    assert (report.unit.ok, report.unit.passed, report.unit.coverage) == (True, 1, 100)
+    assert report.static.lint_errors == 0
+    assert (tmp_path / "pyproject.toml").read_text("utf-8") == settings
+
+
+def test_a_project_s_rules_hold_whatever_ruff_it_requires(tmp_path: Path) -> None:
+    settings = "[tool.ruff]\nrequired-version = '==0.0.1'\nlint.select = ['T20']\n"
+    write(tmp_path, TESTED | {"shop.py": "ONE = 1\nprint(ONE)\n", "pyproject.toml": settings})
+
+    assert measure(tmp_path, quietly).static.lint_errors == 1
+
+
+def test_settings_behind_a_link_stay_as_they_are(tmp_path: Path) -> None:
+    settings = "\ufeff[tool.ruff]\nrequired-version = '==0.0.1'\n"
+    shared = write(tmp_path, {"shared.toml": settings}) / "shared.toml"
+    (write(tmp_path / "project", TESTED) / "ruff.toml").symlink_to(shared)
+
+    assert measure(tmp_path / "project", quietly).unit.ok
+    assert shared.read_text("utf-8") == settings
+
+
+def test_packages_named_as_builds_are_code_and_are_linted(tmp_path: Path) -> None:
+    """At the top, build and dist hold what was built."""
+    unsafe = "import subprocess\n\nsubprocess.run('ls', shell=True)\n"
+    write(
+        tmp_path,
+        {
+            ".gitignore": "build/\n",
+            "build/left.py": unsafe,
+            "dist/left.py": unsafe,
+            "src/shop/__init__.py": "",
+            "src/shop/build/__init__.py": "ONE = 1\n",
+            "src/shop/dist/__init__.py": unsafe,
+            "tests/test_shop.py": (
+                "from shop.build import ONE\n\n\ndef test_one():\n    assert ONE == 1\n"
+            ),
+        },
+    )
+
+    report = measure(tmp_path, quietly)
+
+    assert (report.unit.ok, report.unit.passed) == (True, 1)
+    assert report.static.sonar.new_critical == 1
+
+
+def test_sockets_and_fifos_are_not_copied(tmp_path: Path) -> None:
+    write(tmp_path, TESTED)
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        server.bind(f"/proc/self/fd/{folder}/socket")  # a path that is short enough
+        os.close(folder)
+
+        assert measure(tmp_path, quietly).unit.ok
+
+
+# --- why it failed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("test", "why"),
+    [
+        (
+            "def test_a():\n    pass\n\n\ndef test_b():\n    assert 1 == 2, 'not one'\n",
+            "tests.test_shop::test_b: AssertionError: not one",
+        ),
+        ("import nothing_here\n", "No module named 'nothing_here'"),
+        ("def test_a(:\n", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_failed_unit_run_says_why(tmp_path: Path, test: str, why: str) -> None:
+    steps: list[str] = []
+    write(tmp_path, TESTED | {"tests/test_shop.py": test})
+
+    report = measure(tmp_path, steps.append)
+
+    assert not report.unit.ok
+    assert why in report.unit.why
+    assert f"unit tests failed: {report.unit.why}" in steps
+    [reason] = score_report(load_config().rigor["L0"], "L0", report).reasons
+    assert reason.startswith(f"unit: failed ({report.unit.why})")
 
 
 # --- what cannot be measured ----------------------------------------------------------------------
