@@ -47,7 +47,6 @@ from workers.commands.token import app as token_app
 from workers.exit import leave
 from workers.settings import load
 from workers.watch import QUERY_WITHIN, Snapshot, Story, follow
-from workers.why import why as read_why
 from workflows.models import (
     Amend,
     Approve,
@@ -328,16 +327,18 @@ def why(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Say who proposed a decision, and all that was said, checked and approved.
+    """Show who proposed a decision, on which prompt and model, and what followed.
 
-    On which prompt and model, what was said against it, what was checked, and who let it pass.
+    What critics objected to, what was checked, and who approved it.
     """
 
     async def work() -> None:
-        from workers.clients.neo4j import open_neo4j  # its driver is slow to import
+        # The driver is slow to import.
+        from activities.graph.provenance import find_why
+        from workers.clients.neo4j import open_neo4j
 
         async with open_neo4j(load()) as driver:
-            found = await read_why(driver, decision_id, story)
+            found = await find_why(driver, decision_id, story)
         if not found:
             of = f" of story {story}" if story else ""
             raise Refused(

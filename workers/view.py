@@ -1,8 +1,11 @@
 """How the CLI shows things: models in, rich renderables out. Text from outside is never markup."""
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -10,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.watch import Council, Snapshot
-from workers.why import Why
 from workflows.models import (
     Move,
     Plan,
@@ -19,6 +21,9 @@ from workflows.models import (
     UsageLine,
     Wire,
 )
+
+if TYPE_CHECKING:
+    from activities.graph.provenance import Why  # its driver is slow to import
 
 
 class StoryRow(Wire):

@@ -76,7 +76,7 @@ from activities.cache import (
     spec_key,
 )
 from activities.context import READS, Scopes, Section, assemble, has_scopes, read_sections
-from activities.graph.councils import COUNCILS, seat, seed_councils
+from activities.graph.councils import read_councils, seat, seed_councils
 from activities.graph.errors import store_errors
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
@@ -93,7 +93,7 @@ from activities.graph.statements import (
 from activities.graph.stories import adopt
 from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from activities.redaction import Redaction, load_redaction
-from activities.values import Number, Row, Text, Texts
+from activities.values import Number, Row, Text, Texts, text
 from workflows.clock import iso
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
@@ -242,7 +242,8 @@ class Graph(GraphStub):
     async def load_council(self, query: CouncilQuery) -> Council:
         """Read the councils and seat the one that is asked for."""
         with store_errors():
-            return seat(await self._read(COUNCILS), query)
+            async with self._driver.session() as session:
+                return seat(await session.execute_read(read_councils), query)
 
     @activity.defn
     async def load_plan(self, query: PlanQuery) -> StoredPlan:
@@ -316,13 +317,13 @@ class Graph(GraphStub):
             rows = await self._read(STORY_STATUS, story_id=story_id)
         if not rows or rows[0]["status"] in NOT_LIVE:
             return None
-        return str(rows[0]["status"] or "")
+        return text(rows[0]["status"])
 
     async def task_status(self, story_id: str, task_id: str) -> str:
         """The status of a story's subtask, else empty."""
         with store_errors():
             rows = await self._read(TASK_STATUS, story_id=story_id, task_id=task_id)
-        return str(rows[0]["status"] or "") if rows else ""
+        return text(rows[0]["status"]) if rows else ""
 
     async def neighbourhood(self, node_type: str, node_id: str, depth: int) -> Neighbourhood | None:
         """A node and what is near it: `relationships.read_neighbourhood`."""

@@ -20,6 +20,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
+from activities.values import Number, Row, Text, Texts
 from workflows.ids import Id, Role
 from workflows.models import Agent, AgentType, Council, CouncilQuery, Part, Wire, invalid_input
 
@@ -137,6 +138,25 @@ class StandingCouncil(Wire):
     agents: list[StandingAgent] = []
 
 
+class _SeatRow(Row):
+    agent_id: Text
+    role: Text
+    agent_type: Text = ""
+    model: Text = ""
+    persona: Text = ""
+    endpoint: Text = ""
+    supported_tasks: Texts = []
+    languages: Texts = []
+    max_concurrent_tasks: Number = 0
+
+
+class _CouncilRow(Row):
+    role: Text
+    id: Text
+    rounds: Number
+    agents: list[_SeatRow]
+
+
 SEED = """
 UNWIND $councils AS row
 CALL (row) {
@@ -232,7 +252,7 @@ async def _seed(tx: AsyncManagedTransaction, councils: list[dict[str, Any]]) -> 
 
 
 def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
-    """The council that is asked for, of COUNCILS' rows.
+    """The council that is asked for, of `read_councils`' rows.
 
     Its agents are the first by id. The judge is the first architect who does not sit in it; where
     all do, the first of them.
@@ -261,7 +281,7 @@ def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
         agents=seated,
         judge=next(iter(free or judges), None),
         roles=sorted(councils),
-        rounds=row.get("rounds", 0),
+        rounds=row["rounds"],
     )
 
 
@@ -300,15 +320,12 @@ async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
     """
     with store_errors():
         async with driver.session() as session:
-            rows = await session.execute_read(_rows)
+            rows = await session.execute_read(read_councils)
     return [
         StandingCouncil(
             council_id=row["id"] or council_id(row["role"]),
             role=row["role"],
-            agents=[
-                StandingAgent.model_validate({k: v for k, v in agent.items() if v is not None})
-                for agent in row["agents"]
-            ],
+            agents=[StandingAgent.model_validate(agent) for agent in row["agents"]],
         )
         for row in rows
     ]
@@ -354,14 +371,20 @@ def council_id(role: str) -> str:
     return f"council-{role.lower()}"
 
 
-async def _rows(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
-    return await (await tx.run(COUNCILS)).data()
+async def read_councils(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
+    """The councils by role; those without a role, and agents without an id, are left out."""
+    rows = [_CouncilRow.model_validate(row) for row in await (await tx.run(COUNCILS)).data()]
+    return [
+        row.model_dump() | {"agents": [seat.model_dump() for seat in row.agents if seat.agent_id]}
+        for row in rows
+        if row.role
+    ]
 
 
 async def _locked(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
     """The councils, which nobody else changes until the transaction ends."""
     await (await tx.run(LOCK)).consume()
-    return await _rows(tx)
+    return await read_councils(tx)
 
 
 async def _create(tx: AsyncManagedTransaction, council: NewCouncil) -> list[str]:
@@ -404,8 +427,8 @@ async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> 
             non_retryable=True,
         )
     if agent.agent_id in seats:
-        told = _new(agent)
-        seat = {"id": told["id"], "node": {k: v for k, v in told["node"].items() if v}}
+        changed = _new(agent)
+        seat = {"id": changed["id"], "node": {k: v for k, v in changed["node"].items() if v}}
     elif len(council["agents"]) >= MOST_AGENTS:
         raise ApplicationError(
             f"the {role} council has {MOST_AGENTS} agents, and no more may be; unregister one",

@@ -63,18 +63,18 @@ RETURN p.id AS id ORDER BY coalesce(p.version, 0) DESC, p.id DESC LIMIT 1
 # The tasks as the story's workflow numbers them, whatever became of them since.
 STORYS_PLAN = """
 MATCH (:Story {id: $story_id})-[:HAS_PLAN]->(p:PlanVersion)
-WHERE p.id STARTS WITH $prefix AND p.status <> 'DELETED'
+WHERE p.id STARTS WITH $prefix AND coalesce(p.status, '') <> 'DELETED'
 WITH p ORDER BY coalesce(p.version, 0) DESC LIMIT 1
-RETURN p.id AS plan_id, $story_id AS story_id, coalesce(p.version, 1) AS version,
+RETURN p.id AS plan_id, coalesce(p.version, 1) AS version,
   COLLECT {
     MATCH (p)-[:HAS_SUBTASK]->(t:Subtask)
-    WHERE t.id STARTS WITH p.id + '-t' AND t.status <> 'DELETED'
+    WHERE t.id STARTS WITH p.id + '-t' AND coalesce(t.status, '') <> 'DELETED'
     RETURN {
-      task_id: t.id, role: coalesce(t.role, ''), title: coalesce(t.title, t.id),
-      description: coalesce(t.description, ''), priority: coalesce(t.priority, 1),
+      task_id: t.id, role: t.role, title: coalesce(t.title, t.id),
+      description: t.description, priority: coalesce(t.priority, 1),
       depends_on: COLLECT {
         MATCH (t)-[:DEPENDS_ON]->(d:Subtask)<-[:HAS_SUBTASK]-(p)
-        RETURN d.id ORDER BY size(d.id), d.id
+        RETURN d.id ORDER BY size(toStringOrNull(d.id)), d.id
       }
     } ORDER BY size(t.id), t.id
   } AS tasks
@@ -158,7 +158,9 @@ async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> Delibe
 async def find_plan(driver: AsyncDriver, story_id: str) -> Plan | None:
     """The last plan that the story's workflow derived, as it derived it; None: it has none."""
     rows = await _read(driver, STORYS_PLAN, story_id=story_id, prefix=f"{story_id}-plan-")
-    return Plan.model_validate(rows[0]) if rows and rows[0]["tasks"] else None
+    if not rows or not rows[0]["tasks"]:
+        return None
+    return Plan(story_id=story_id, **_PlanRow.model_validate(rows[0]).model_dump())
 
 
 async def has_story(driver: AsyncDriver, story_id: str) -> bool:
@@ -194,6 +196,21 @@ async def history(
         if lines := [line for row in rows for line in read.lines(row)]:
             parts.append("\n".join([f"## {read.heading}", *lines]))
     return "\n\n".join(parts)
+
+
+class _PlannedRow(Row):
+    task_id: Text
+    role: Text
+    title: Text
+    description: Text
+    priority: Number
+    depends_on: Texts
+
+
+class _PlanRow(Row):
+    plan_id: Text
+    version: Number
+    tasks: list[_PlannedRow]
 
 
 class _FailedRow(Row):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from activities.graph.provenance import Objection, Passed, Why
 from workers import view
 from workers.watch import Council, Snapshot
-from workers.why import Objection, Passed, Why
 from workflows.models import (
     FailedAgent,
     Finding,

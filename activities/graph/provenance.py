@@ -1,0 +1,134 @@
+"""Why a decision was made: what the graph holds of how it came about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neo4j import AsyncDriver
+
+from activities.values import MaybeReal, Number, Row, Text, Texts, TimeText, instant
+
+PROVENANCE = """
+MATCH (d:Decision {id: $decision_id}) WHERE $story_id = '' OR d.case_id = $story_id
+OPTIONAL MATCH (d)-[:FROM]->(p:Proposal)
+OPTIONAL MATCH (p)-[:BY]->(a:Agent)
+RETURN d {.*} AS decision, coalesce(p {.*}, {}) AS proposal, coalesce(a {.*}, {}) AS agent,
+  [(d)-[:AFFECTS]->(t:Subtask) | t.title] AS affects,
+  [(c:Critique)-[:OF]->(p) | c {.*}] AS critiques,
+  [(k:Check)-[:OF]->(p) | k {.*}] AS checks,
+  [(d)-[:OF]->(:Story)<-[:OF]-(g:GateApproval) | g {.*}] AS approvals
+ORDER BY d.case_id, elementId(d)
+"""
+
+
+class Objection(Row):
+    """A critique of the proposal. points: `severity: text`."""
+
+    critic: Text = ""
+    round: Number = 1
+    verdict: Text = ""
+    points: Texts = []
+    suggestion: Text = ""
+
+
+class Checked(Row):
+    """A check of the proposal."""
+
+    name: Text = ""
+    outcome: Text = ""
+    score: MaybeReal = None
+    findings: Texts = []
+
+
+class Passed(Row):
+    """An approval of a gate after the decision. at: ISO 8601."""
+
+    gate: Text = ""
+    actor: Text = ""
+    role: Text = ""
+    comment: Text = ""
+    revision: Text = ""
+    at: TimeText = ""
+
+
+class Why(Row):
+    """A decision: who proposed it, on which prompt and model, what followed."""
+
+    decision_id: Text
+    story_id: Text = ""
+    title: Text
+    rationale: Text = ""
+    decided_at: TimeText = ""
+    proposed_by: Text = ""
+    recorded_by: Text = ""
+    """Whose token it came with, if that is another name."""
+    role: Text = ""
+    model: Text = ""
+    prompt_hash: Text = ""
+    deliberation_id: Text = ""
+    score: MaybeReal = None
+    revision: Number = 0
+    approach: Text = ""
+    judged: Text = ""
+    affects: Texts = []
+    critiques: list[Objection] = []
+    checks: list[Checked] = []
+    passed_by: list[Passed] = []
+
+
+async def find_why(driver: AsyncDriver, decision_id: str, story_id: str = "") -> list[Why]:
+    """Every decision with that id, one for each story that has it; may be empty."""
+    records, _, _ = await driver.execute_query(
+        PROVENANCE,
+        decision_id=decision_id,
+        story_id=story_id,
+        routing_="r",
+    )
+    return [_why(record.data()) for record in records]
+
+
+def _why(row: dict[str, Any]) -> Why:
+    decision, proposal, agent = row["decision"], row["proposal"], row["agent"]
+    why = Why(
+        decision_id=decision["id"],
+        story_id=decision.get("case_id"),
+        title=decision.get("title"),
+        rationale=decision.get("rationale"),
+        decided_at=decision.get("decided_at"),
+        proposed_by=agent.get("id") or decision.get("decided_by"),
+        recorded_by=decision.get("recorded_by"),
+        role=decision.get("role") or agent.get("role"),
+        model=proposal.get("model"),
+        prompt_hash=proposal.get("prompt_hash"),
+        deliberation_id=proposal.get("deliberation_id"),
+        score=proposal.get("score"),
+        revision=proposal.get("revision"),
+        approach=proposal.get("approach"),
+        judged=proposal.get("judged"),
+        affects=row["affects"],
+        critiques=row["critiques"],
+        checks=row["checks"],
+        passed_by=row["approvals"],
+    )
+    same_name = decision.get("recorded_by") == decision.get("decided_by")
+    return why.model_copy(
+        update={
+            "recorded_by": "" if same_name else why.recorded_by,
+            "affects": sorted(title for title in why.affects if title),
+            "critiques": sorted(why.critiques, key=lambda each: (each.round, each.critic)),
+            "checks": sorted(why.checks, key=lambda each: each.name),
+            "passed_by": sorted(
+                (each for each in why.passed_by if not _before(each.at, why.decided_at)),
+                key=lambda each: each.at,
+            ),
+        }
+    )
+
+
+def _before(at: str, decided_at: str) -> bool:
+    """Whether an approval came before the decision: then it did not approve this one.
+
+    A time that cannot be read decides nothing.
+    """
+    approved, decided = instant(at), instant(decided_at)
+    return approved is not None and decided is not None and approved < decided
