@@ -1,0 +1,132 @@
+"""Errors of a real Neo4j and a real Valkey: what is waited for, and what is final."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from neo4j import READ_ACCESS, AsyncDriver, AsyncGraphDatabase, Query
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from temporalio.exceptions import ApplicationError
+
+from activities.cache import Cache
+from activities.graph import Graph
+from activities.graph.errors import store_errors
+from bridge.inbox import AWAY
+from deploy.local.process import ServerProcess, free_ports
+from deploy.local.servers import Valkey
+from tests.conftest import READY_WITHIN, RunningServer
+from tests.integration.stories import batch, new_story, one_of_each, refused
+from workflows.models import PackQuery
+
+FINAL = {
+    "a division by zero": ("UNWIND [0] AS x RETURN 1 / x", "GraphValue"),
+    "a value of another type": ("CREATE (:Odd {x: {a: 1}})", "GraphValue"),
+    "a statement that cannot be read": ("MATCH (", "GraphStatement"),
+    "a parameter that is missing": ("RETURN $missing", "GraphStatement"),
+    "a procedure that does not exist": ("CALL no.such.procedure()", "GraphStatement"),
+    "an empty label": ("UNWIND [''] AS label CREATE (:$(label))", "GraphConstraint"),
+}
+
+
+@pytest.mark.parametrize("kind", FINAL)
+async def test_what_neo4j_can_never_do_is_final(driver: AsyncDriver, kind: str) -> None:
+    statement, expected = FINAL[kind]
+
+    with refused(expected, retryable=False), store_errors():
+        await driver.execute_query(statement)
+
+
+async def test_what_neo4j_may_do_later_is_retried(
+    driver: AsyncDriver, neo4j_server: RunningServer
+) -> None:
+    with refused("GraphUnavailable", retryable=True), store_errors():
+        async with driver.session(default_access_mode=READ_ACCESS) as session:
+            await (await session.run("CREATE (:Odd)")).consume()
+    with refused("GraphUnavailable", retryable=True), store_errors():
+        await driver.execute_query("RETURN 1", database_="nowhere")
+    slow = Query("UNWIND range(1, 1000000000) AS x RETURN count(x * x)", timeout=0.1)
+    with refused("GraphBusy", retryable=True), store_errors():
+        async with driver.session() as session:
+            await (await session.run(slow)).consume()
+    auth = ("neo4j", "not the password")
+    async with AsyncGraphDatabase.driver(neo4j_server.address, auth=auth) as stranger:
+        with refused("GraphCredentials", retryable=True), store_errors():
+            await stranger.execute_query("RETURN 1")
+
+
+@pytest.fixture
+async def other(tmp_path: Path, driver: AsyncDriver) -> AsyncIterator[Redis]:
+    """A client of a second Valkey."""
+    (port,) = free_ports(1)
+    server = Valkey(tmp_path / "valkey", port)
+    process = ServerProcess(server, tmp_path / "valkey.log", READY_WITHIN)
+    await process.start()
+    client = Redis(host=server.host, port=port, password=server.password)
+    yield client
+    await client.aclose()
+    await process.kill()
+
+
+async def test_a_valkey_that_runs_a_script_is_away(graph: Graph, other: Redis) -> None:
+    busy = Graph(graph._driver, Cache(other), graph.scopes)
+    story = new_story()
+    await busy.record(batch(story, *one_of_each(story)[:1]))
+    await other.config_set("busy-reply-threshold", 1)
+    loop: Any = other.eval("while true do end", 0)
+    script = asyncio.create_task(loop)
+    try:
+        await _answers(other, "BUSY")
+        await _is_away(busy)
+    finally:
+        await other.script_kill()
+        with suppress(ResponseError):
+            await script
+
+    await busy.record(batch(story, *one_of_each(story)))
+
+
+async def test_a_valkey_that_is_a_replica_or_has_lost_its_master_is_away(
+    graph: Graph, valkey: RunningServer, other: Redis
+) -> None:
+    replica = Graph(graph._driver, Cache(other), graph.scopes)
+    await other.config_set("masterauth", valkey.password or "")
+    await other.replicaof(valkey.host, valkey.port)
+    await _is_away(replica)
+
+    await other.config_set("replica-serve-stale-data", "no")
+    await other.replicaof("127.0.0.1", free_ports(1)[0])
+    await _answers(other, "MASTERDOWN")
+    await _is_away(replica)
+    with refused("CacheUnavailable", retryable=True):
+        await replica.build_pack(PackQuery(story_id=new_story(), role="DEV", phase="BUILD"))
+
+    await other.replicaof("NO", "ONE")
+    story = new_story()
+    await replica.record(batch(story, *one_of_each(story)))
+
+
+async def _answers(client: Redis, word: str) -> None:
+    """Wait until Valkey answers with that error."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await client.get("any")
+            except Exception as error:
+                if word in f"{getattr(error, 'status_code', '')} {error}":
+                    return
+                raise
+
+
+async def _is_away(graph: Graph) -> None:
+    """Writes in a pipeline and single ones are refused as by a store that is away."""
+    story = new_story()
+    with pytest.raises(ApplicationError) as stored:
+        await graph.record(batch(story, *one_of_each(story)))
+    with pytest.raises(ApplicationError) as kept:
+        await graph.keep_session(story, "hash", "text", 60)
+
+    assert {stored.value.type, kept.value.type} <= AWAY
