@@ -101,6 +101,13 @@ FIELDS: dict[str, Field] = {
         "type of the error",
         "QuorumLost",
     ),
+    "failed_agents": Field(
+        "The agents that failed, each with what it was asked to do and why it failed",
+        [{"agent_id": "agent-dev-2", "act": "propose", "cause": "LlmTimeout: silent for 60 s"}],
+    ),
+    "FailedAgent.agent_id": Field("The agent that failed", "agent-dev-2"),
+    "FailedAgent.act": Field("What it was asked to do", "propose"),
+    "cause": Field("Why it failed", "LlmTimeout: silent for 60 s"),
     "error": Field("Every cause of the failure", "QuorumLost: 2 of 3 agents failed"),
     "round": Field("Which round, from 1", 1),
     "version": Field("Grows with every change of the story's context", 3),

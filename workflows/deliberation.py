@@ -497,6 +497,7 @@ class DeliberationWorkflow:
                 role=self.input.role,
                 error=cause,
                 error_type=error_type,
+                failed_agents=self.failed,
                 duration_ms=self.duration_ms(),
                 timestamp=timestamp(),
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from workflows.models import PlannedTask, RecordedDecision, Wire
+from workflows.models import FailedAgent, PlannedTask, RecordedDecision, Wire
 
 
 class EventBody(Wire):
@@ -173,6 +173,7 @@ class DeliberationFailed(EventBody):
     error: str
     duration_ms: int
     error_type: str = ""
+    failed_agents: list[FailedAgent] = []
 
 
 class RoundCompleted(EventBody):

@@ -38,9 +38,10 @@ Everything that belongs to a story is one step from it::
            hash of the message's fields: another message may not have it
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
     (:Deliberation {id, story_id, task_id, role, status, error, error_type, winner_id, score,
-                decisions, duration_ms, ended_at})-[:OF]->(Story)
-           status FAILED: id of its workflow, error; COMPLETED: one that was completed outside, as
-           the bus says: id of its event, winner_id, score, decisions (how many it made)
+                decisions, duration_ms, ended_at, failed_agents[]})-[:OF]->(Story)
+           status FAILED: id of its workflow, error, failed_agents (each in JSON); COMPLETED: one
+           that was completed outside, as the bus says: id of its event, winner_id, score,
+           decisions (how many it made)
     (:Council {role, id, rounds})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
                 persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
            rounds 0: the default; metadata: JSON; an agent sits in one council

@@ -27,6 +27,7 @@ from workflows.models import (
     Check,
     Critique,
     DeliberationResult,
+    FailedAgent,
     PackQuery,
     Plan,
     Proposal,
@@ -99,7 +100,7 @@ class Ended(NamedTuple):
 async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
     """A deliberation that was completed, or else that failed; None: the graph knows none.
 
-    Of one that failed: its causes, as `error`.
+    Of one that failed: its causes, as `error`, and the agents that failed.
 
     Raises:
         ApplicationError: by `errors.TABLE`.
@@ -117,6 +118,7 @@ async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
         role=node.role,
         status="failed",
         error=node.error,
+        failed_agents=[each for said in node.failed_agents if (each := _failed_agent(said))],
         duration_ms=node.duration_ms,
     )
     return Ended(
@@ -219,6 +221,7 @@ class _FailedRow(Row):
     role: Text = ""
     error: Text = ""
     error_type: Text = ""
+    failed_agents: Texts = []
     duration_ms: Number = 0
     ended_at: Instant = None
 
@@ -320,6 +323,13 @@ def _critique(row: _CritiqueRow) -> Critique | None:
 def _check(row: _CheckRow) -> Check | None:
     try:
         return Check.model_validate(row.model_dump())
+    except ValidationError:
+        return None
+
+
+def _failed_agent(said: str) -> FailedAgent | None:
+    try:
+        return FailedAgent.model_validate_json(said)
     except ValidationError:
         return None
 

@@ -706,6 +706,7 @@ def writes(change: Change) -> list[Write]:
                 "duration_ms": body.duration_ms,
                 "status": "FAILED",
                 "ended_at": at,
+                "failed_agents": [each.model_dump_json() for each in body.failed_agents],
             }
             row = {"id": deliberation_workflow_id(body.task_id), "story_id": story, "node": node}
             return [event(), Write(FAILED_DELIBERATION, row | {"order": change.order})]

@@ -1,6 +1,7 @@
 """The wire of the five services is as it was agreed, and is served by the process `grpc`."""
 
 import asyncio
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,29 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_tools import protoc
 
+from bridge.grpc.wire import (
+    orchestrator_pb2,
+    orchestrator_pb2_grpc,
+    planning_pb2,
+    planning_pb2_grpc,
+)
+from deploy.local.process import free_ports
+from deploy.local.settings import GRPC_PORTS
 from tests.grpc_wire import Wire, agreed, breaks, wire_of
-from tests.integration.conftest import Environment, launch, running
+from tests.integration.conftest import (
+    Environment,
+    bearer,
+    launch,
+    problem,
+    running,
+)
 from workers.settings import ROOT, SERVICES
 
 # Their stubs are typed for channels that are not asynchronous.
 Health: Any = health_pb2_grpc.HealthStub
 Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+Orchestrator: Any = orchestrator_pb2_grpc.OrchestratorServiceStub
+Planning: Any = planning_pb2_grpc.PlanningServiceStub
 
 PROTOS = ROOT / "bridge" / "grpc" / "protos"
 AGREED = ROOT / "tests" / "contracts"
@@ -83,8 +100,7 @@ async def test_the_process_serves_what_was_agreed_each_service_on_its_port(
     found: Wire = {}
     async with running("grpc", environment):
         for name in SERVICES:
-            address = f"127.0.0.1:{environment[f'GRPC_{name.upper()}_PORT']}"
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with grpc.aio.insecure_channel(at(environment, name)) as channel:
                 told = await Health(channel).Check(
                     health_pb2.HealthCheckRequest(service=FULL_NAMES[name])
                 )
@@ -92,6 +108,46 @@ async def test_the_process_serves_what_was_agreed_each_service_on_its_port(
                 found |= await served(channel, FULL_NAMES[name])
 
     assert breaks(agreed(), found) == []
+
+
+async def test_a_request_id_stands_for_one_request_in_every_replica(
+    environment: Environment,
+) -> None:
+    mine = (("x-request-id", uuid.uuid4().hex),)
+    ana, bo = bearer("ana", "PO"), bearer("bo", "PO")
+    event = orchestrator_pb2.PlanningEventRequest(
+        event_type="CASE_CREATED", case_id=f"US-{uuid.uuid4().hex[:10]}"
+    )
+    other = orchestrator_pb2.PlanningEventRequest(event_type="CASE_CREATED", case_id="US-other")
+    ports = dict(zip(GRPC_PORTS, map(str, free_ports(len(GRPC_PORTS))), strict=True))
+    second = environment | {name.upper(): port for name, port in ports.items()}
+
+    async with (
+        running("grpc", environment),
+        running("grpc", second, "orchestrator"),
+        grpc.aio.insecure_channel(at(environment, "orchestrator")) as one,
+        grpc.aio.insecure_channel(at(second, "orchestrator")) as replica,
+        grpc.aio.insecure_channel(at(environment, "planning")) as planning,
+    ):
+        here, there = Orchestrator(one), Orchestrator(replica)
+        for stub in (here, there):
+            answer = await stub.ProcessPlanningEvent(event, metadata=ana + mine)
+            assert answer.processed
+        assert (await there.ProcessPlanningEvent(event, metadata=bo + mine)).processed
+        for call in (
+            there.ProcessPlanningEvent(other, metadata=ana + mine),
+            Planning(planning).CreateStory(
+                planning_pb2.CreateStoryRequest(title="Undo"), metadata=ana + mine
+            ),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as reused:
+                await call
+            assert reused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+            assert problem(reused.value)[0] == "RequestReused"
+
+
+def at(environment: Environment, service: str) -> str:
+    return f"127.0.0.1:{environment[f'GRPC_{service.upper()}_PORT']}"
 
 
 async def test_without_a_key_for_its_tokens_nothing_is_served(environment: Environment) -> None:
@@ -126,8 +182,7 @@ async def test_one_service_alone_is_served_over_tls_to_who_trusts_its_certificat
         async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await Health(channel).Check(health_pb2.HealthCheckRequest())
-        other = f"127.0.0.1:{environment['GRPC_PLANNING_PORT']}"
-        async with grpc.aio.insecure_channel(other) as channel:
+        async with grpc.aio.insecure_channel(at(environment, "planning")) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as absent:
                 await Health(channel).Check(health_pb2.HealthCheckRequest())
 

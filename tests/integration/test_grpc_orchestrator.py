@@ -332,6 +332,7 @@ async def test_the_options_of_orchestrate_do_what_they_say(fleet: Fleet, stub: A
         ({"context_options": {"include_timeline": True}}, "context_options"),
         ({"context_options": {"scopes": ["GOSSIP"]}}, "context_options.scopes.0"),
         ({"context_options": {"max_events": -1}}, "context_options.max_events"),
+        ({"options": {"custom_params": {"temperature": "0"}}}, "options.custom_params"),
     ],
 )
 async def test_an_option_that_cannot_be_met_is_refused_by_its_name(
@@ -439,6 +440,7 @@ async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_i
     assert found.status == wire.DELIBERATION_STATUS_FAILED
     assert "a quorum is more than half" in found.error_message
     assert "no such thing" in found.error_message
+    assert found.metadata.tags["failed_agents"].count("(propose)") == 3
     assert (found.metadata.tags["role"], found.metadata.tags["task_id"]) == ("QA", lost)
     assert found.metadata.tags.get("story_id", "") == story_id
     assert timed_out.status == wire.DELIBERATION_STATUS_TIMEOUT
@@ -760,6 +762,53 @@ async def test_only_roles_that_may_change_councils_do(stub: Any) -> None:
         await stub.RegisterAgent(wire.RegisterAgentRequest(**agent), metadata=qa)
     with fails(StatusCode.PERMISSION_DENIED):
         await stub.UnregisterAgent(wire.UnregisterAgentRequest(**agent), metadata=ANA)
+
+
+async def test_a_council_takes_no_parameter_that_nothing_reads(
+    stub: Any, driver: AsyncDriver
+) -> None:
+    role = a_role()
+    config = wire.CouncilConfig(custom_params={"vllm_url": "http://gpu:8000"})
+
+    with fails(StatusCode.INVALID_ARGUMENT, "vllm_url", "model_profile") as caught:
+        await stub.CreateCouncil(
+            wire.CreateCouncilRequest(role=role, config=config), metadata=OPERATOR
+        )
+
+    assert violated(caught) == ["config.custom_params"]
+    assert not await rows(driver, "MATCH (c:Council {role: $role}) RETURN c", role=role)
+
+
+@pytest.mark.parametrize(
+    ("config", "rounds"),
+    [({"enable_peer_review": True}, 1), ({}, 0), ({"deliberation_rounds": 2}, 2)],
+)
+async def test_peer_review_of_a_council_is_a_round_at_least(
+    stub: Any, driver: AsyncDriver, config: dict[str, Any], rounds: int
+) -> None:
+    role = a_role()
+
+    await stub.CreateCouncil(
+        wire.CreateCouncilRequest(role=role, config=wire.CouncilConfig(**config)),
+        metadata=OPERATOR,
+    )
+
+    read = "MATCH (c:Council {role: $role}) RETURN c.rounds"
+    assert await rows(driver, read, role=role) == [[rounds]]
+
+
+async def test_a_callers_notes_reach_every_agent(fleet: Fleet, stub: Any) -> None:
+    notes = {"ticket": "OPS-17", "deploy_token": "ghp_" + "a1B2" * 9}
+    request = wire.DeliberateRequest(
+        task_description=TASK, role="DEV", constraints=wire.TaskConstraints(metadata=notes)
+    )
+
+    await stub.Deliberate(request, metadata=ANA, timeout=WITHIN_S)
+
+    prompts = [call.prompt for call in fleet.llm.calls if call.act in ("propose", "revise")]
+    assert len(prompts) == 6
+    assert all("- ticket: OPS-17" in prompt for prompt in prompts)
+    assert not any("a1B2" in prompt for prompt in prompts)
 
 
 async def test_a_council_keeps_the_rules(stub: Any) -> None:

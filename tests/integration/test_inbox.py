@@ -13,7 +13,7 @@ from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from neo4j import AsyncDriver
 from prometheus_client import REGISTRY
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
@@ -602,3 +602,22 @@ async def test_a_replica_that_is_killed_loses_nothing(
 
 async def some_stored(driver: AsyncDriver, story: str) -> bool:
     return await count(driver, "PlanApproval", story) > 0
+
+
+async def test_a_plan_under_the_workflow_id_of_another_storys_plan_is_a_dead_letter(
+    bus: JetStreamContext, nats_client: Nats, graph: Graph, temporal_client: Client
+) -> None:
+    story = a_story()
+    async with consuming(nats_client, graph, temporal_client):
+        await send(bus, APPROVED, {"story_id": f"{story}-b", "plan_id": "c", "roles": ["DEV"]})
+        await settled(bus)
+
+        await send(bus, APPROVED, {"story_id": story, "plan_id": "b-c", "roles": ["DEV"]})
+        await settled(bus)
+
+    (letter,) = await dead(nats_client)
+    assert letter.subject == APPROVED
+    assert f"is the workflow of plan c of {story}-b" in letter.error
+    assert f"give the plan of {story} another id" in letter.error
+    run = await temporal_client.get_workflow_handle(f"plan-{story}-b-c").describe()
+    assert run.status == WorkflowExecutionStatus.RUNNING
