@@ -9,6 +9,7 @@
     context:{story}:packs          set: the keys of the story's packs, so that they can be dropped
     context:{story}:generation     counter: grows with every change of the story
     swe:case:{id}:planning:late    set: ids of the timeline's lines that came late (see TIMELINE)
+    swe:case:{id}:summaries:last   text: the story so far, which other systems write and packs show
     swe:case:{id}:session:{hash}   JSON: what agents were told as they took the story up again; for
                                    as long as they asked
 
@@ -128,6 +129,11 @@ def timeline_key(story_id: str) -> str:
     return f"swe:case:{encode_id(story_id)}:planning:stream"
 
 
+def summary_key(story_id: str) -> str:
+    """Where other systems keep the story's last summary."""
+    return f"swe:case:{encode_id(story_id)}:summaries:last"
+
+
 def session_key(story_id: str, content: str) -> str:
     """Where a session is kept. content: the hash of what it tells."""
     return f"swe:case:{encode_id(story_id)}:session:{encode_id(content)}"
@@ -199,6 +205,12 @@ class Cache:
         text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
         keys = [_generation_key(story_id), _packs_key(story_id), key]
         return bool(await self._keep_pack(keys, [generation, text, self._pack_ttl_s]))
+
+    async def find_summary(self, story_id: str) -> str:
+        """The story's last summary; empty if there is none, or it is not a text."""
+        # GET would fail on a value of another type.
+        found: Any = await self.client.mget(summary_key(story_id))
+        return (found[0] or b"").decode(errors="replace").strip()
 
     async def keep(self, key: str, text: str, seconds: int) -> None:
         """Keep a text so long."""

@@ -470,7 +470,7 @@ READS: dict[Scope, Read] = {
         at_most=50,
     ),
     "SUMMARY_LAST": Read(
-        "The last answer of a council",
+        "The last summary",
         """
         MATCH (:Case {id: $story})<-[:OF]-(p:Proposal {rank: 1})
         RETURN p.role AS role, p.phase AS phase, p.agent_id AS agent, p.score AS score,
@@ -481,6 +481,17 @@ READS: dict[Scope, Read] = {
         _summary,
     ),
 }
+
+
+def with_summary(sections: Sequence[Section], summary: str) -> list[Section]:
+    """The sections, with a summary of the story before the last answer of a council."""
+    return [
+        section._replace(lines=[summary, *section.lines])
+        if summary and section.scope == "SUMMARY_LAST"
+        else section
+        for section in sections
+    ]
+
 
 NOISE = ["orchestration.round.completed", "orchestration.deliberation.started", "context.updated"]
 """Events that are no milestones to an agent."""

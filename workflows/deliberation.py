@@ -251,6 +251,8 @@ class DeliberationWorkflow:
                     role=task.role,
                     phase=task.phase,
                     subtask_id=task.task_id if task.plan_id else "",
+                    # A story's workflow records its beginning before it starts a council.
+                    known=bool(task.outbox_workflow_id),
                 ),
                 **(STORE | {"summary": f"context pack {task.role} {task.phase}"}),
             ),

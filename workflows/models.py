@@ -523,6 +523,8 @@ class PackQuery(Wire):
     phase: str
     subtask_id: str = ""
     token_budget: int = 0
+    known: bool = False
+    """True if the story's beginning was recorded: a graph without it has lost the story."""
 
 
 class ContextPack(Wire):

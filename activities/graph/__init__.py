@@ -65,6 +65,7 @@ from typing import Any, LiteralString, TypeVar
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 from neo4j.exceptions import ConstraintError
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.cache import (
     Cache,
@@ -76,7 +77,16 @@ from activities.cache import (
     session_key,
     spec_key,
 )
-from activities.context import READS, Scopes, Section, assemble, has_scopes, read_sections
+from activities.context import (
+    READS,
+    Scopes,
+    Section,
+    assemble,
+    has_scopes,
+    read_sections,
+    scopes_for,
+    with_summary,
+)
 from activities.graph.councils import read_councils, seat, seed_councils
 from activities.graph.errors import store_errors
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
@@ -143,6 +153,11 @@ MATCH (t:Subtask {case_id: $story_id, id: $task_id}) RETURN t.status AS status
 """
 
 STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
+
+HAS_BEGUN = "MATCH (s:Case {id: $story_id}) WHERE s.title IS NOT NULL RETURN s.id AS id"
+"""A story's first entry writes its title; later ones only make a node, where it is missing."""
+
+GRAPH_LOST = "GraphLost"
 
 OVER = ("DONE", "CANCELLED", "FAILED")
 """Statuses of a story that has ended."""
@@ -265,7 +280,15 @@ class Graph(GraphStub):
 
     @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:
-        """A context pack, from Valkey while the story has not changed since it was built."""
+        """A context pack, from Valkey while the story has not changed since it was built.
+
+        Raises:
+            ApplicationError: `GraphLost`, not retryable: the story was recorded, as `query.known`
+                states, and the graph does not have it.
+        """
+        if query.known:
+            with store_errors():
+                await self._require_begun(query.story_id)
         return (await self._pack(query))[0]
 
     async def known_pack(self, query: PackQuery) -> ContextPack:
@@ -303,9 +326,10 @@ class Graph(GraphStub):
             await adopt(self._driver, [story_id])
             async with self._driver.session() as session:
                 found = await session.execute_read(_read_session, story_id, events, summary)
+            given = await self._cache.find_summary(story_id) if summary else ""
         if found is None:
             raise unknown_story(story_id)
-        return redacted(found, self._redact)
+        return redacted(found._replace(summary=given or found.summary), self._redact)
 
     async def keep_session(self, story_id: str, content: str, text: str, seconds: int) -> None:
         """Keep a session's text in Valkey so long. content: the hash of what it tells."""
@@ -352,19 +376,31 @@ class Graph(GraphStub):
         variant = pack_variant(query.subtask_id, query.token_budget)
         key = pack_key(query.story_id, role, query.phase, variant)
         lasting = has_scopes(self._scopes, query.role, query.phase)
+        config, summary = self._pack_config, ""
         with store_errors():
-            kept, generation = await self._cache.find_pack(query.story_id, key, self._pack_config)
+            if "SUMMARY_LAST" in scopes_for(self._scopes, query.role, query.phase):
+                summary = await self._cache.find_summary(query.story_id)
+                config = content_hash([config, summary])  # its writer drops no packs
+            kept, generation = await self._cache.find_pack(query.story_id, key, config)
             if kept is not None:
                 return kept, True
             await adopt(self._driver, [query.story_id])
             async with self._driver.session() as session:
                 sections, known = await session.execute_read(_read_sections, self._scopes, query)
+            sections = with_summary(sections, summary)
             pack = assemble(self._scopes, query, budget, sections, self._redact)
             if known and lasting:
-                await self._cache.keep_pack(
-                    query.story_id, key, self._pack_config, generation, pack
-                )
+                await self._cache.keep_pack(query.story_id, key, config, generation, pack)
         return pack, known
+
+    async def _require_begun(self, story_id: str) -> None:
+        if not await self._read(HAS_BEGUN, story_id=story_id):
+            raise ApplicationError(
+                f"the graph has lost story {story_id}, which was recorded there; write it again "
+                f"with `fleet graph rebuild {story_id}`",
+                type=GRAPH_LOST,
+                non_retryable=True,
+            )
 
     async def _write(self, found: list[Write]) -> None:
         if found:

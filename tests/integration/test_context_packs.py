@@ -68,7 +68,7 @@ async def test_a_pack_tells_a_role_of_its_story_plan_tasks_and_decisions(
 @pytest.mark.parametrize(
     ("role", "phase", "headings"),
     [
-        ("ARCHITECT", "DESIGN", ["Decisions", "The last answer of a council"]),
+        ("ARCHITECT", "DESIGN", ["Decisions", "The last summary"]),
         ("QA", "TEST", ["Decisions", "Tasks", "What happened, newest first"]),
         ("DEV", "TEST", ["Your tasks"]),
         ("data", "TEST", []),
@@ -235,3 +235,30 @@ async def test_a_deleted_decision_task_and_event_are_not_told(
     assert "## Tasks" not in pack.context
     assert "DEMO" not in pack.context
     assert "DRAFT -> DESIGN" in pack.context
+
+
+async def test_the_summary_that_another_system_keeps_is_in_packs_and_sessions_without_its_secrets(
+    graph: Graph, client: Redis, story: str
+) -> None:
+    await graph.record(batch(story, spec(story), plan(story)))
+    await graph.record_deliberation(deliberation(story))
+    asked = query(story, "DEV", "DESIGN")
+    secret = "ghp_" + "a1B2" * 9
+
+    before = await graph.build_pack(asked)
+    await client.set(f"swe:case:{story}:summaries:last", f"The form works.\n\nToken {secret}")
+    after = await graph.build_pack(asked)
+    session = await graph.read_session(story, events=0, summary=True)
+    without = await graph.build_pack(query(story, "DEV", "BUILD"))
+    await client.delete(f"swe:case:{story}:summaries:last")
+    await client.rpush(f"swe:case:{story}:summaries:last", "of another type")
+    other = await graph.build_pack(asked)
+
+    assert "The form works" not in before.context
+    lines = after.context.splitlines()
+    place = lines.index("## The last summary")
+    assert lines[place + 1] == "The form works. Token [REDACTED]"
+    assert "approach 1" in lines[place + 2]
+    assert session.summary == "The form works.\n\nToken [REDACTED]"
+    assert "The form works" not in without.context
+    assert other.context == before.context

@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError, CancelledError, TerminatedEr
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.graph.errors import TABLE
+from activities.graph.errors import CODES, REPLIES, TABLE
 from bridge.grpc.errors import STATUS, code_of, refused, status_of
 from bridge.mirror import REFUSALS
 from workers.settings import ROOT
@@ -31,7 +31,7 @@ def raised_types() -> Iterator[tuple[str, str]]:
         for path in (ROOT / folder).rglob("*.py"):
             if "wire" not in path.parts:
                 yield from ((each, str(path)) for each in types_in(path))
-    yield from ((row[1], "activities.graph.errors.TABLE") for row in TABLE)
+    yield from ((row[1], "activities.graph.errors") for row in (*CODES, *REPLIES, *TABLE))
     yield from ((row[1], "bridge.mirror.REFUSALS") for row in REFUSALS)
 
 
