@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -26,14 +26,18 @@ from activities.kept import KEPT_FOR, answer_key, kept_answer
 from activities.llm import (
     BYTES_PER_TOKEN,
     AnswerBroken,
+    Message,
     Reply,
     not_served,
     served_models,
     sole_model,
     stream_reply,
+    tokens_of,
+    tokens_of_prompt,
 )
 from activities.llm_errors import LLM_REFUSED, PROMPT_TOO_LONG, CallFailed
 from activities.prompts import Prompt, Prompts
+from workflows.call_costs import CALL_CANCELLED
 from workflows.models import (
     Agent,
     CallUsage,
@@ -60,6 +64,8 @@ UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 AGENT_TYPE_NOT_SUPPORTED = "AgentTypeNotSupported"
 
 MOCK_REFUSED = "Mock agents not allowed in production"
+
+CANCELLED = ApplicationError("the call was cancelled", type=CALL_CANCELLED, non_retryable=True)
 
 
 class Answering(Protocol):
@@ -123,11 +129,13 @@ class Agents(AgentStub):
 class CallProgress:
     """What a heartbeat says of a call under way, and what its asks have cost so far.
 
-    The next attempt begins with the costs of the one before: the engine was paid for both.
+    The next attempt begins with the costs of the one before: the engine was paid for both. A
+    heartbeat is also a CallUsage, which holds where the call times out.
     """
 
     act: str
     agent_id: str
+    role: str
     tokens: int = 0
     state: str = "asking"
     model: str = ""
@@ -140,29 +148,49 @@ class CallProgress:
     estimated: bool = False
 
     @classmethod
-    def after(cls, act: str, agent_id: str, heartbeats: Sequence[Any]) -> CallProgress:
+    def after(cls, act: str, agent: Agent, heartbeats: Sequence[Any]) -> CallProgress:
         """The progress of a new attempt. heartbeats: details of the last one's heartbeat."""
         before = heartbeats[0] if heartbeats and isinstance(heartbeats[0], dict) else {}
         costs = {each.name: before[each.name] for each in fields(cls) if each.name in before}
-        return cls(**(costs | {"act": act, "agent_id": agent_id, "tokens": 0, "state": "asking"}))
+        who = {"act": act, "agent_id": agent.agent_id, "role": agent.role}
+        return cls(**(costs | who | {"tokens": 0, "state": "asking"}))
 
-    def count(self) -> None:
+    def __post_init__(self) -> None:
+        self._prompt: Sequence[Message] = ()
+        self._written = ""
+
+    def ask(self, prompt: Sequence[Message]) -> None:
+        """Begin an ask."""
+        self._prompt, self._written = prompt, ""
+
+    def count(self, text: str) -> None:
+        """Take the text of a chunk of the ask under way."""
         self.tokens += 1
+        self._written += text
+
+    def spent(self) -> CallProgress:
+        """The same with the costs of the ask under way, estimated from the text that has come."""
+        so_far = replace(self)
+        if self._written:
+            tokens_in, tokens_out = tokens_of_prompt(self._prompt), tokens_of(self._written)
+            so_far.pay(Reply("", "", tokens_in, tokens_out, estimated=True))
+        return so_far
 
     def pay(self, reply: Reply) -> None:
-        """Add what a reply has cost, whether it can be used or not."""
+        """Add what the ask under way has cost, whether its reply can be used or not."""
+        self._written = ""
         self.asks += 1
         self.tokens_in += reply.tokens_in
         self.tokens_out += reply.tokens_out
         self.cached_tokens += reply.cached_tokens
         self.estimated = self.estimated or reply.estimated
 
-    def usage(self, agent: Agent, began: float) -> CallUsage:
+    def usage(self, began: float) -> CallUsage:
         """began: by `time.monotonic`."""
         return CallUsage(
             act=self.act,
             agent_id=self.agent_id,
-            role=agent.role,
+            role=self.role,
             model=self.model,
             tokens_in=self.tokens_in,
             tokens_out=self.tokens_out,
@@ -194,26 +222,33 @@ class VllmAgents:
         Raises:
             ApplicationError: the types of `activities.llm_errors`, `BadAnswer` (not retryable)
                 where no ask brought a usable answer, `StoreUnreachable` where Valkey cannot be
-                asked for a kept answer. Its detail is a CallUsage where the call has cost tokens.
+                asked for a kept answer, `Cancelled` (not retryable) where a call was cancelled that
+                has cost tokens. Its detail is a CallUsage where the call has cost tokens.
         """
         call = question.call
         info = activity.info()
         key = answer_key(info, call.wave, question.act, call.agent.agent_id)
-        progress = CallProgress.after(question.act, call.agent.agent_id, info.heartbeat_details)
+        progress = CallProgress.after(question.act, call.agent, info.heartbeat_details)
         began = time.monotonic()
-        async with heartbeats(progress):
-            if (kept := await kept_answer(self._valkey, key)) is not None:
-                return question.answer_type.model_validate_json(kept)
-            try:
+        try:
+            async with heartbeats(progress):
+                if (kept := await kept_answer(self._valkey, key)) is not None:
+                    return question.answer_type.model_validate_json(kept)
                 fields = await self._write(question, progress)
-            except ApplicationError as error:
-                if not progress.asks:
-                    raise
-                activity.heartbeat(asdict(progress))  # for the next attempt
-                raise acts.charged(error, progress.usage(call.agent, began)) from None
-            answer = question.answer(fields, progress.usage(call.agent, began))
-            await self._keep(key, answer.model_dump_json(), progress)
-        return answer
+                answer = question.answer(fields, progress.usage(began))
+                await self._keep(key, answer.model_dump_json(), progress)
+                return answer
+        except (ApplicationError, asyncio.CancelledError) as error:
+            spent = progress.spent()
+            if not spent.asks:
+                raise
+            activity.heartbeat(asdict(spent))  # for the next attempt
+            if isinstance(error, ApplicationError):
+                raise acts.charged(error, spent.usage(began)) from None
+            details = activity.cancellation_details()
+            if not (details and details.cancel_requested):
+                raise  # timed out, or the worker stops: the heartbeat has the costs
+            raise acts.charged(CANCELLED, spent.usage(began)) from None
 
     async def _write(self, question: Question[Any], progress: CallProgress) -> Mapping[str, Any]:
         """An answer; where the model was renamed behind the endpoint, from the new one."""
@@ -253,6 +288,7 @@ class VllmAgents:
         asked = prompt
         for ask in range(1, ASKS + 1):
             progress.seed = question.seed(ask)
+            progress.ask(asked.messages)
             try:
                 reply = await stream_reply(
                     self._client,
@@ -263,7 +299,7 @@ class VllmAgents:
                     temperature=asked.temperature,
                     max_tokens=asked.max_tokens,
                     seed=progress.seed,
-                    on_token=progress.count,
+                    on_text=progress.count,
                     is_whole=lambda text: is_read(wanted.read, text),
                 )
             except AnswerBroken as broken:
@@ -311,7 +347,7 @@ async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
     async def beat() -> None:
         while True:
             await asyncio.sleep(every.total_seconds())
-            activity.heartbeat(asdict(progress))
+            activity.heartbeat(asdict(progress.spent()))
 
     beating = asyncio.create_task(beat())
     try:

@@ -117,7 +117,7 @@ async def stream_reply(
     temperature: float,
     max_tokens: int,
     seed: int,
-    on_token: Callable[[], None],
+    on_text: Callable[[str], None],
     is_whole: Callable[[str], bool],
 ) -> Reply:
     """Ask once.
@@ -127,7 +127,7 @@ async def stream_reply(
     stops generating.
 
     Args:
-        on_token: called for every chunk that brings text.
+        on_text: called with the text of every chunk that brings some.
         is_whole: whether a text is a whole answer.
 
     Raises:
@@ -151,7 +151,7 @@ async def stream_reply(
             "seed": seed,
         },
     )
-    answer = _Answer(place_of(client.base_url), messages, on_token, is_whole)
+    answer = _Answer(place_of(client.base_url), messages, on_text, is_whole)
     failed: CallFailed | None = None
     try:
         async with _sent(client, request) as response:
@@ -225,7 +225,7 @@ class _Answer:
 
     place: str
     messages: Sequence[Message]
-    on_token: Callable[[], None]
+    on_text: Callable[[str], None]
     is_whole: Callable[[str], bool]
     parts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
@@ -287,10 +287,10 @@ class _Answer:
         if said or thought:
             self.parts.append(said)
             self.thoughts.append(thought)
-            self.on_token()
+            self.on_text(said + thought)
         if whole := _text(message.get("content") or choice.get("text")):
             self.message = whole
-            self.on_token()
+            self.on_text(whole)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason not in ("", "null"):
             self.finish_reason = reason
@@ -368,17 +368,25 @@ class _Answer:
 
     def _reply(self) -> Reply:
         text = self.text
-        read = sum(len(message["content"].encode()) for message in self.messages)
-        written = len(text.encode()) + len(_joined(self.thoughts).encode())
+        written = text + _joined(self.thoughts)
         tokens_in, tokens_out = self.figures.get("in", 0), self.figures.get("out", 0)
         return Reply(
             text=text,
             finish_reason=self.finish_reason,
-            tokens_in=tokens_in or round(read / BYTES_PER_TOKEN),
-            tokens_out=tokens_out or round(written / BYTES_PER_TOKEN),
+            tokens_in=tokens_in or tokens_of_prompt(self.messages),
+            tokens_out=tokens_out or tokens_of(written),
             cached_tokens=self.figures.get("cached", 0),
             estimated=not tokens_in or (bool(written) and not tokens_out),
         )
+
+
+def tokens_of(text: str) -> int:
+    """An estimate, where the engine states none."""
+    return round(len(text.encode(errors="replace")) / BYTES_PER_TOKEN)
+
+
+def tokens_of_prompt(messages: Sequence[Message]) -> int:
+    return tokens_of("".join(message["content"] for message in messages))
 
 
 def _object(value: Any) -> dict[str, Any]:

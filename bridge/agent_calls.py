@@ -52,7 +52,8 @@ class _Call(Wire):
 class OpenCall(_Call):
     """A call that waits for its answer. request: the activity's input; prompt: as first asked.
 
-    The tokens are those of the answers that could not be used; ask: 1 for the first.
+    The tokens are those of the answers that could not be used, and of earlier attempts, which
+    asked `asked_before` times; ask: 1 for this attempt's first.
     """
 
     state: Literal["open"] = "open"
@@ -67,6 +68,7 @@ class OpenCall(_Call):
     began_ms: int
     """When it was first asked, since 1970."""
     ask: int = 1
+    asked_before: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
 

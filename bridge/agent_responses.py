@@ -225,10 +225,9 @@ class AgentResponses:
     async def _alive(self, call: OpenCall, response: AgentResponse) -> bool:
         """Heartbeat; whether Temporal still waits for this attempt."""
         handle = self._handle(call)
-        progress = {
-            "act": call.act,
-            "agent_id": call.agent_id,
-            "tokens": call.tokens_out + response.tokens_out,
+        costs = usage_of(call, response)  # for the next attempt, or where this one times out
+        progress = costs.model_dump(mode="json") | {
+            "tokens": costs.tokens_out,
             "state": response.status,
         }
         try:
@@ -371,7 +370,7 @@ def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:
         tokens_out=call.tokens_out + figure(response.tokens_out),
         latency_ms=max(time.time_ns() // 1_000_000 - call.began_ms, 0),
         seed=call.command.seed,
-        asks=call.ask,
+        asks=call.asked_before + call.ask,
         prompt_hash=call.first_prompt.hash,
     )
 

@@ -28,6 +28,7 @@ from bridge.mirror import ACK_WITHIN_S, refused
 from bridge.source import Source
 from workflows.clock import iso
 from workflows.events import AgentCommand
+from workflows.models import Wire
 from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
 
 COMMANDS = "AGENT_COMMANDS"
@@ -86,6 +87,7 @@ class NatsAgents:
     def _call(self, question: Question[AnswerT], info: activity.Info, key: str) -> OpenCall:
         prompt = question.prompt(self._prompts, self._window)
         call_id = new_call_id()
+        before = costs_before(info)
         stays = (info.start_to_close_timeout or ANSWERED_WITHIN) + STAYS_FOR
         silence = info.heartbeat_timeout or SILENT_AT_MOST
         return OpenCall(
@@ -103,7 +105,23 @@ class NatsAgents:
             stays_ms=stays // timedelta(milliseconds=1),
             silence_ms=silence // timedelta(milliseconds=1),
             began_ms=time.time_ns() // 1_000_000,
+            asked_before=before.asks,
+            tokens_in=before.tokens_in,
+            tokens_out=before.tokens_out,
         )
+
+
+class CostsBefore(Wire):
+    """What the attempts before this one have cost, as the last answer's heartbeat has it."""
+
+    asks: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+def costs_before(info: activity.Info) -> CostsBefore:
+    """Of the heartbeat that the attempt before has left; of a first attempt, none."""
+    return CostsBefore.model_validate(next(iter(info.heartbeat_details), {}))
 
 
 class Commands:

@@ -15,6 +15,7 @@ from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
+    from workflows.call_costs import cancelled_as_such
     from workflows.models import (
         Agent,
         CallUsage,
@@ -80,30 +81,31 @@ class CoachWorkflow:
 
     async def write(self, agent: Agent, ask: int, before: Scored | None) -> WriteStoryAnswer:
         """before: the story that is to be written better, and what cost it points."""
-        answer = await workflow.execute_activity_method(
-            AgentStub.write_story,
-            WriteStoryInput(
-                task=Task(
-                    task_id=workflow.info().workflow_id,
-                    role=agent.role,
-                    description=TASK,
-                    rubric=RUBRIC,
+        with cancelled_as_such():
+            answer = await workflow.execute_activity_method(
+                AgentStub.write_story,
+                WriteStoryInput(
+                    task=Task(
+                        task_id=workflow.info().workflow_id,
+                        role=agent.role,
+                        description=TASK,
+                        rubric=RUBRIC,
+                    ),
+                    agent=agent,
+                    pack=ContextPack(),
+                    wave=ask,
+                    goal=self.input.goal,
+                    story=before[0] if before else None,
+                    findings=before[1].findings if before else [],
                 ),
-                agent=agent,
-                pack=ContextPack(),
-                wave=ask,
-                goal=self.input.goal,
-                story=before[0] if before else None,
-                findings=before[1].findings if before else [],
-            ),
-            **(
-                agent_call(agent)
-                | {
-                    "summary": f"{agent.agent_id} writes the story",
-                    "priority": Priority(fairness_key=workflow.info().workflow_id[:64]),
-                }
-            ),
-        )
+                **(
+                    agent_call(agent)
+                    | {
+                        "summary": f"{agent.agent_id} writes the story",
+                        "priority": Priority(fairness_key=workflow.info().workflow_id[:64]),
+                    }
+                ),
+            )
         self.usage.append(answer.usage)
         return answer
 

@@ -26,9 +26,8 @@ from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import CHECK, STORE, AgentStub, CheckStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
-    from pydantic import ValidationError
-
     from workflows import ranking
+    from workflows.call_costs import failed_call
     from workflows.clock import timestamp
     from workflows.details import deliberation_details
     from workflows.events import (
@@ -716,17 +715,6 @@ def cause_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__)[:1000]
-
-
-def failed_call(error: ActivityError) -> list[CallUsage]:
-    """What an agent's call had cost when it failed; empty where it cost nothing."""
-    cause = error.cause
-    if not isinstance(cause, ApplicationError) or not cause.details:
-        return []
-    try:
-        return [CallUsage.model_validate(cause.details[0])]
-    except ValidationError:
-        return []  # the details of something else
 
 
 def type_of(error: BaseException) -> str:

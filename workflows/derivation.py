@@ -12,6 +12,7 @@ from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
     from workflows import dag
+    from workflows.call_costs import cancelled_as_such
     from workflows.clock import timestamp
     from workflows.events import EventBody, PlanDerived, TaskCreated
     from workflows.models import (
@@ -44,25 +45,26 @@ async def derive_tasks(
         **(STORE | {"summary": "the planner"}),
     )
     planner = council.agents[0]
-    answer = await workflow.execute_activity_method(
-        AgentStub.derive_plan,
-        DerivePlanInput(
-            task=Task(
-                task_id=plan_id,
-                story_id=story_id,
-                role=PLANNER,
-                phase=phase,
-                description=story.title,
-                requirements=story.acceptance_criteria,
+    with cancelled_as_such():
+        answer = await workflow.execute_activity_method(
+            AgentStub.derive_plan,
+            DerivePlanInput(
+                task=Task(
+                    task_id=plan_id,
+                    story_id=story_id,
+                    role=PLANNER,
+                    phase=phase,
+                    description=story.title,
+                    requirements=story.acceptance_criteria,
+                ),
+                agent=planner,
+                pack=ContextPack(),
+                wave=1,
+                design=Proposal(approach=story.title, content=story.brief),
+                roles=council.roles,
             ),
-            agent=planner,
-            pack=ContextPack(),
-            wave=1,
-            design=Proposal(approach=story.title, content=story.brief),
-            roles=council.roles,
-        ),
-        **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
-    )
+            **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
+        )
     return dag.number_tasks(plan_id, answer.tasks), council.roles
 
 

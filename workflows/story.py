@@ -22,7 +22,6 @@ from temporalio.exceptions import (
 from workflows.deliberation import (
     DeliberationWorkflow,
     cause_of,
-    failed_call,
     failed_deliberation,
     require_id,
     stopped,
@@ -42,6 +41,7 @@ from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningSt
 
 with workflow.unsafe.imports_passed_through():
     from workflows import dag, fsm
+    from workflows.call_costs import failed_call
     from workflows.clock import timestamp
     from workflows.details import story_details
     from workflows.events import (

@@ -458,7 +458,8 @@ async def test_cancelling_stops_the_generation_in_the_engine(
 
     environment.cancel()
 
-    with pytest.raises(asyncio.CancelledError):
+    # A call that has cost something says so: Temporal's own cancellation has no details.
+    with pytest.raises(ApplicationError if kind == "slow" else asyncio.CancelledError):
         await call
     await until(lambda: llm.calls[0].end == "aborted")
     beats = len(heartbeats)

@@ -404,7 +404,19 @@ async def test_a_failed_agent_fails_the_attempt_in_its_own_words_and_another_is_
     error = await failure(handle)
     assert (error.type, error.message) == ("AgentFailed", "Agent dev-7 failed: out of memory again")
     usage = CallUsage.model_validate(error.details[0])
-    assert (usage.tokens_in, usage.tokens_out, usage.model) == (11, 7, "outside-model")
+    assert (usage.asks, usage.tokens_in, usage.tokens_out) == (2, 22, 14)
+    assert usage.model == "outside-model"
+
+
+async def test_an_answer_counts_what_all_attempts_before_it_have_cost(fleet: Outside) -> None:
+    handle = await fleet.ask(silence_s=2, attempts=3)
+    await fleet.say(await fleet.take(), "done", content="no JSON")
+    await fleet.say(await fleet.take(), "failed", error="out of memory")
+    await fleet.say(await fleet.take(), "working")  # and then it is silent
+    await fleet.answer(await fleet.take())
+
+    usage = (await handle.result()).usage
+    assert (usage.asks, usage.tokens_in, usage.tokens_out) == (4, 44, 28)
 
 
 async def test_an_attempt_that_broke_off_is_counted_with_the_next(
@@ -577,7 +589,8 @@ async def test_an_agent_that_says_that_it_works_is_waited_for(fleet: Outside) ->
     await fleet.answer(command)
 
     beat = json.loads(pending.heartbeat_details.payloads[0].data)
-    assert beat == {"act": "propose", "agent_id": "dev-7", "tokens": 42, "state": "working"}
+    assert (beat["tokens"], beat["state"]) == (42, "working")
+    assert CallUsage.model_validate(beat).tokens_out == 42
     assert (await handle.result()).proposal.content
     assert await fleet.asked() == 1
 

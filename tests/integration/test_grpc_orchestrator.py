@@ -23,7 +23,8 @@ from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from activities.graph import Graph
@@ -48,7 +49,7 @@ from tests.site import SAMPLE_STORY
 from workers.clients.engine import DefaultModel
 from workers.external_storage import data_converter
 from workers.settings import ROOT, Settings
-from workflows.models import DeliberationInput
+from workflows.models import DeliberationInput, DeliberationResult
 
 SERVICE = "orchestrator.v1.OrchestratorService"
 WITHIN_S = 200
@@ -445,6 +446,33 @@ async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_i
     assert found.metadata.tags.get("story_id", "") == story_id
     assert timed_out.status == wire.DELIBERATION_STATUS_TIMEOUT
     assert timed_out.duration_ms >= 1000
+
+
+async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
+    fleet: Fleet, stub: Any
+) -> None:
+    fleet.llm.token_ms = 100
+    task_id = a_task()
+
+    with fails(StatusCode.DEADLINE_EXCEEDED):
+        await stub.Orchestrate(
+            wire.OrchestrateRequest(
+                task_id=task_id,
+                task_description=TASK,
+                role="DEV",
+                constraints=wire.TaskConstraints(timeout_seconds=3),
+            ),
+            metadata=ANA,
+            timeout=WITHIN_S,
+        )
+
+    handle = fleet.temporal.get_workflow_handle(f"deliberation-{task_id}")
+    with pytest.raises(WorkflowFailureError) as late:
+        await handle.result()
+    assert isinstance(late.value.cause, ApplicationError)
+    stopped = DeliberationResult.model_validate(late.value.cause.details[0]).usage
+    assert len(stopped) == 3
+    assert all(call.estimated and call.tokens_in and call.tokens_out for call in stopped)
 
 
 async def forget(fleet: Fleet, task_id: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
@@ -606,6 +607,51 @@ async def test_the_next_attempt_counts_what_the_one_before_has_cost(store: Redis
     assert answer.usage.asks == 2
 
 
+TIMED_OUT = ActivityCancellationDetails(timed_out=True)
+REQUESTED = ActivityCancellationDetails(cancel_requested=True)
+
+
+@pytest.mark.parametrize("why", [REQUESTED, TIMED_OUT], ids=["cancelled", "timed out"])
+async def test_a_call_that_is_stopped_says_what_had_come(
+    store: Redis, why: ActivityCancellationDetails
+) -> None:
+    environment = environment_of_a_run()
+    heartbeats: list[Any] = []
+    environment.on_heartbeat = heartbeats.append
+    async with ScriptedLlm() as server:
+        server.scripts["s"] = [
+            lambda _: (HEAD, chunk("No."), STOP, COUNTED, DONE),
+            lambda _: (HEAD, BEGIN, "hang"),
+            lambda _: (HEAD, WHOLE),
+        ]
+        async with llm.connect(server.url("s"), "none") as client:
+            agents = VllmAgents(client, store, "", PROMPTS)
+            call = asyncio.ensure_future(environment.run(agents.answer, propose(proposing())))
+            await until(lambda: any(beat["asks"] == 2 for beat in heartbeats))
+
+            environment.cancel(why)
+
+            expected = ApplicationError if why is REQUESTED else asyncio.CancelledError
+            with pytest.raises(expected) as stopped:
+                await call
+            await until(lambda: "s" in server.left)
+            environment = environment_of_a_run()
+            environment.info = dataclasses.replace(
+                environment.info, attempt=2, heartbeat_details=[heartbeats[-1]]
+            )
+            answer = await environment.run(agents.answer, propose(proposing()))
+
+    at_the_end = CallUsage.model_validate(heartbeats[-1])
+    assert (at_the_end.asks, at_the_end.estimated, at_the_end.role) == (2, True, "DEV")
+    assert at_the_end.tokens_in > 700
+    assert at_the_end.tokens_out == 90 + round(len(HALF) / 3)
+    assert (answer.usage.asks, answer.usage.tokens_out) == (3, at_the_end.tokens_out + 90)
+    if isinstance(stopped.value, ApplicationError):
+        (usage,) = stopped.value.details
+        assert (stopped.value.type, stopped.value.non_retryable) == ("Cancelled", True)
+        assert usage.tokens == at_the_end.tokens
+
+
 # --- other than answers ---------------------------------------------------------------------------
 
 
@@ -635,7 +681,7 @@ async def test_a_model_that_was_renamed_behind_the_endpoint_is_looked_up_again(
     assert (refusal.value.type, refusal.value.non_retryable) == ("LlmRefused", True)
 
 
-@pytest.mark.parametrize("steps", [(), (HEAD,), (HEAD, BEGIN), (HEAD, WORDS, STOP)])
+@pytest.mark.parametrize("steps", [(), (HEAD,)])
 async def test_a_cancelled_call_leaves_its_endpoint(store: Redis, steps: tuple[Step, ...]) -> None:
     async with ScriptedLlm() as server:
         server.scripts["c"] = [lambda _: (*steps, "hang")]
