@@ -127,14 +127,14 @@ class Checks(CheckStub):
         )
 
     async def _dry_run(self, blocks: Sequence[Block]) -> Check:
-        python = [block for block in blocks if block.language == "python"]
+        python = any(block.language == "python" for block in blocks)
         unclear = [block for block in blocks if block.language == UNCLEAR]
         if not python and unclear:
             return _not_checked("dry_run", _unclear(unclear))
         if not python:
             return Check(name="dry_run", outcome="not_applicable")
         try:
-            run = await run_code(python, self._sandbox)
+            run = await run_code(blocks, self._sandbox)
         except CannotRun as error:
             return _not_checked("dry_run", str(error))
         passed = run.exit_code == 0

@@ -20,10 +20,20 @@ _SIGNALS = {
 async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
     """Run Python blocks as a notebook: in order, in one namespace, as `__main__`.
 
+    Blocks that name a file are there under that name; the Python blocks import each other by it.
+
     Raises:
-        CannotRun: there is no sandbox, or the code needs a package that is not in it.
+        CannotRun: there is no sandbox, or the code needs a package that is not in it, a person's
+            input, an argument, or a client.
     """
-    cells = [(f"<code at line {block.line}>", block.text) for block in blocks]
+    cells = [
+        (
+            f"<code at line {block.line}>" if block.language == "python" else "",
+            block.text,
+            block.file,
+        )
+        for block in blocks
+    ]
     run = await sandbox.run(python_program(Path(notebook.__file__)), marshal.dumps(cells))
     if run.exit_code == notebook.MISSING:
         raise CannotRun(

@@ -29,12 +29,14 @@ class Block:
     """One code block. language: lower case, `python` for `py` and its like, empty where unnamed.
 
     line: number of its first line of code in the Markdown, from 1. lines: how many it covers.
+    file: the relative path that its label or its first comment names; empty where neither does.
     """
 
     language: str
     text: str
     line: int
     lines: int
+    file: str = ""
 
 
 def code_blocks(markdown: str) -> list[Block]:
@@ -55,6 +57,7 @@ def code_blocks(markdown: str) -> list[Block]:
                     text=text,
                     line=first + 1 + fenced,
                     lines=end - first - fenced,
+                    file=_file(token.info, text),
                 )
             )
     return blocks
@@ -65,6 +68,9 @@ UNCLEAR = "unclear"
 
 _PYTHON = re.compile(r"(?:i?python[\d.]*|py[\d.]*|pycon|pyi|python-repl|code-cell|doctest)$")
 _FILE = re.compile(r"[\w./-]+\.(py|pyi|json|toml|ya?ml|sql|sh)$")
+_FIRST_COMMENT = re.compile(
+    r"\s*(?:#|//|--)[ \t]*(?:file(?:name)?:[ \t]*)?(\S+)[ \t]*(?:\n|$)", re.I
+)
 _UNNAMED = {"", "text", "txt", "plain", "plaintext", "none", "code", "console", "output"}
 _PYTHON_LINE = re.compile(
     r"(?m)^\s*(?:import [\w.]+|from [\w.]+ import .+|(?:async )?def \w+\(.*|class \w+.*:)\s*$"
@@ -93,6 +99,16 @@ def _named(info: str) -> str:
             return _CANONICAL.get(file[1], "python" if file[1] == "pyi" else file[1])
     name = next((name for name in names if name), "")
     return _CANONICAL.get(name, name)
+
+
+def _file(info: str, text: str) -> str:
+    comment = _FIRST_COMMENT.match(text)
+    names = [*re.split(r"[\s,{}=:\"'`]+", info), *(comment.groups() if comment else ())]
+    for name in names:
+        parts = [part for part in name.strip("`").split("/") if part != "."]
+        if _FILE.fullmatch(name.strip("`")) and not {"", ".."} & set(parts):
+            return "/".join(parts)
+    return ""
 
 
 def _is_python(text: str, named: str) -> bool:

@@ -1,47 +1,60 @@
 """Runs code blocks in the sandbox as a notebook does: in order, in one namespace, as `__main__`.
 
-Standard input is a marshalled list of (name, source): json would take as long to import as Python
-to start. An error ends the run with its traceback and exit code 1. Only the standard library is at
-hand here.
+Standard input is a marshalled list of (name, source, file): json would take as long to import as
+Python to start. A block with a file is written under that name; a Python file is a module, which
+the other blocks can import, before it and after it. Data files have an empty name and only a file.
+An error ends the run with its traceback and exit code 1. Only the standard library is at hand here.
 
-The code runs in a child process. How it ended is reported over a pipe, with a secret that lies in
-another pipe until the last block is done; this process turns that into the exit code. So nothing
-that the code prints, and no exit code of its choice, passes for a report.
+The verdict is this process's exit code, and the code runs in a child process. The child has no
+descriptors but the standard three, and this process cannot be traced or read: nothing that the code
+prints, writes to a descriptor or exits with passes for a report, and killing this process fails the
+run. The child reports through a page of memory that both share. Code that is written against this
+very program can find that page, since it runs in the process that writes to it; it gains what code
+without assertions has anyway: a dry run that passes, or one that counts as not checked.
 """
 
+import io
 import marshal
+import mmap
 import os
+import select
 import sys
 
 Module = type(sys)
+ModuleSpec = type(sys.__spec__)
 
 EARLY, MISSING, WAITS = 70, 71, 72
 """Exit codes: ended cleanly before the end; a package is missing; it waits for someone."""
 
 _RESERVED = (EARLY, MISSING, WAITS)
 
+_PERSON, _ARGUMENT, _CLIENT = "a person's input", "an argument", "a client"
+_TERMINAL = (0, "/dev/stdin", "/dev/tty", "/dev/fd/0", "/proc/self/fd/0")
+_READING = (None, "r", "rb", "r+", "rb+", "r+b")  # modes of `open`; os.open has None
+
+_REST_S, _LOOK_S = 4, 0.5
+"""A server that has done nothing for so many seconds waits for a client; how often to look."""
+
 
 def main() -> None:
     blocks = marshal.loads(sys.stdin.buffer.read())  # noqa: S302  written by the worker
-    secret_out, secret_in = os.pipe()
-    report_out, report_in = os.pipe()
+    page = mmap.mmap(-1, 4096)
+    set_dumpable(False)
     child = os.fork()
     if child == 0:
-        os.close(secret_in)
-        os.close(report_out)
-        run(blocks, secret_out, report_in)
+        set_dumpable(True)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        run(blocks, page)
         return
-    os.close(secret_out)
-    os.close(report_in)
-    secret = os.urandom(16)
-    os.write(secret_in, secret)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.set_blocking(report_out, False)
+    at_rest = until_end_or_rest(child)
     try:
-        report = os.read(report_out, 4096)
-    except BlockingIOError:
-        report = b""
-    kind, _, detail = report[16:].partition(b" ") if report[:16] == secret else (b"", b"", b"")
+        os.kill(-1, 9)  # all that is left but this process: nothing writes after the report
+    except ProcessLookupError:
+        pass
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    kind, _, detail = page[:].rstrip(b"\0").partition(b" ")
+    if at_rest:
+        kind, detail = b"waits", _CLIENT.encode()
     if kind in (b"missing", b"waits"):
         print(f"\n{detail.decode(errors='replace')}", flush=True)
         os._exit(MISSING if kind == b"missing" else WAITS)
@@ -50,66 +63,326 @@ def main() -> None:
     os._exit(128 - code if code < 0 else 1 if code in _RESERVED else code)
 
 
-def run(blocks: list[tuple[str, str]], secret: int, report: int) -> None:
-    """Run the blocks, in the child; its report is sent by the process that began them only."""
+# --- the process that holds the verdict -----------------------------------------------------------
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether processes of the same user may trace this one, and open its memory and descriptors.
+
+    Without `ctypes`, which takes longer to import than Python to start.
+    """
+    import _ctypes
+
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
+    if _ctypes.call_function(prctl, (4, int(dumpable), 0, 0, 0)):  # PR_SET_DUMPABLE
+        raise OSError("prctl(PR_SET_DUMPABLE) failed")
+
+
+def until_end_or_rest(child: int) -> bool:
+    """Wait for the child's end, and return False; or True once it only waits for clients."""
+    ended, looks, before = os.pidfd_open(child), 0, 0
+    while not select.select([ended], [], [], _LOOK_S)[0]:
+        running, ticks = activity()
+        looks = 0 if running or ticks > before + 1 or not listens() else looks + 1
+        before = ticks
+        if looks * _LOOK_S >= _REST_S:
+            return True
+    return False
+
+
+def activity() -> tuple[bool, int]:
+    """Whether the code's processes run, and how many CPU ticks they have used."""
+    running, ticks = False, 0
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit() or int(pid) in (1, os.getpid()):
+            continue
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+                running |= fields[0] in "RD"
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:
+            continue  # it has ended
+    return running, ticks
+
+
+def listens() -> bool:
+    """Whether a socket of the sandbox waits for connections or datagrams."""
+    for table, column, state in (
+        ("tcp", 3, "0A"),
+        ("tcp6", 3, "0A"),
+        ("udp", 3, "07"),
+        ("udp6", 3, "07"),
+        ("unix", 3, "00010000"),
+    ):
+        try:
+            with open(f"/proc/net/{table}") as lines:
+                # A listener of multiprocessing's own serves the code's own processes.
+                if any(line.split()[column] == state and "/pymp-" not in line for line in lines):
+                    return True
+        except OSError:
+            continue  # a kernel without IPv6
+    return False
+
+
+# --- the process that runs the code ---------------------------------------------------------------
+
+
+def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
+    """Run the blocks; only the process that began them reports, no process that they fork."""
     pid = os.getpid()
 
-    def send(text: str) -> None:
+    def report(text: str) -> None:
         if os.getpid() == pid:
-            os.write(report, os.read(secret, 16) + text.encode()[:1000])
+            page.seek(0)
+            page.write(text.encode()[:1000].ljust(len(page), b"\0"))
 
-    os.environ.clear()
-    sys.argv = [""]
-    module = Module("__main__")
-    sys.modules["__main__"] = module
-    for number, (name, source) in enumerate(blocks, start=1):
+    def wait_for(person: str) -> None:
+        """End the run where it would wait, whatever the code makes of the end of its input."""
+        if os.getpid() == pid:
+            report(f"waits {person}")
+            show_stack(blocks)
+            os._exit(1)
+
+    prepare(wait_for)
+    write_files(blocks)
+    codes = [block for block in blocks if block[0]]
+    notebook = Notebook(codes)
+    sys.meta_path.insert(0, notebook)  # type: ignore[arg-type]
+    for number, block in enumerate(codes, start=1):
         try:
-            exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+            notebook.run(*block)
         except SystemExit as error:
             if needs_argument(error):
-                send("waits an argument")
-            elif number == len(blocks) and at_the_end(error, source):
-                send("end")
+                report(f"waits {_ARGUMENT}")
+            elif number == len(codes) and at_the_end(error, *block[:2]):
+                report("end")
             raise
         except BaseException as error:
             if root := missing(error):
-                send(f"missing {root}")
-            elif waits_for_input(error):
-                send("waits a person's input")
+                report(f"missing {root}")
+            elif lacks_argument(error):
+                report(f"waits {_ARGUMENT}")
             show(error, blocks)
             sys.exit(1)
-    send("end")
+    report("end")
 
 
-def at_the_end(error: SystemExit, source: str) -> bool:
+def prepare(wait_for) -> None:  # type: ignore[no-untyped-def]
+    """Set up the environment, the arguments and the standard input that a program finds."""
+    os.environ.clear()
+    sys.argv = Arguments([""])
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(Terminal(wait_for)), encoding="utf-8")
+    sys.__stdin__ = sys.stdin  # type: ignore[misc]
+
+    def on_audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and arguments[0] in _TERMINAL and arguments[1] in _READING:
+            wait_for(_PERSON)
+
+    sys.addaudithook(on_audit)
+
+
+class Arguments(list):  # type: ignore[type-arg]
+    """Stands for sys.argv: remembers the error of an argument that was not given."""
+
+    lacking: "list[IndexError]" = []  # of all, for a slice has the same arguments
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        try:
+            found = list.__getitem__(self, index)
+        except IndexError as error:
+            self.lacking.append(error)
+            raise
+        return Arguments(found) if isinstance(index, slice) else found
+
+
+class Terminal(io.RawIOBase):
+    """Stands for standard input: whoever reads it waits for a person."""
+
+    def __init__(self, wait_for) -> None:  # type: ignore[no-untyped-def]
+        self._wait_for = wait_for
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 0
+
+    def readinto(self, _) -> int:  # type: ignore[no-untyped-def]
+        self._wait_for(_PERSON)
+        return 0  # a process that the code forked: the end of its input
+
+
+# --- blocks and files -----------------------------------------------------------------------------
+
+
+def write_files(blocks: list[tuple[str, str, str]]) -> None:
+    for _, source, file in blocks:
+        try:
+            if file:
+                os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+                with open(file, "a", encoding="utf-8") as written:
+                    written.write(source)
+        except OSError as error:
+            print(f"{file} could not be written: {error.strerror}", file=sys.stderr)
+
+
+def module_of(file: str) -> str:
+    """`shop.cart` of `src/shop/cart.py`; empty where the file is not a module that others import.
+
+    A file with the name of a standard module runs as a block without a name.
+    """
+    parts = file.removesuffix(".py").removeprefix("src/").split("/")
+    if parts[-1] == "__init__":
+        del parts[-1]
+    if not file.endswith(".py") or not parts or parts[0] in sys.stdlib_module_names:
+        return ""
+    return ".".join(parts) if all(part.isidentifier() for part in parts) else ""
+
+
+class Notebook:
+    """Runs blocks in one namespace, and imports those that are Python files, with their folders."""
+
+    def __init__(self, blocks: list[tuple[str, str, str]]) -> None:
+        module = sys.modules["__main__"] = Module("__main__")
+        self._namespace = module.__dict__
+        self._files: dict[str, list[tuple[str, str]]] = {}
+        self._packages: set[str] = set()
+        for name, source, file in blocks:
+            if known := module_of(file):
+                self._files.setdefault(known, []).append((name, source))
+                folder = known if file.endswith("__init__.py") else known.rpartition(".")[0]
+                while folder:
+                    self._packages.add(folder)
+                    folder = folder.rpartition(".")[0]
+
+    def run(self, name: str, source: str, file: str) -> None:
+        """Run a block. One that is a file is imported, then run as a program is."""
+        if not (known := module_of(file)):
+            exec(self._compiled(source, name), self._namespace)  # noqa: S102
+            return
+        __import__(known)
+        module = sys.modules[known].__dict__
+        self._namespace.update(public(module))
+        if "__main__" not in source:
+            return
+        import ast
+
+        for node in ast.parse(source).body:
+            match node:
+                case ast.If(test=ast.Compare(left=ast.Name("__name__"))):
+                    code = compile(ast.Module(node.body, []), name, "exec", dont_inherit=True)
+                    exec(code, module)  # noqa: S102
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        known = name.removeprefix("src.")
+        if known in self._files:
+            return ModuleSpec(name, self, is_package=known in self._packages)  # type: ignore[arg-type]
+        if known in self._packages or name == "src":
+            loader = None if known == name else self
+            return ModuleSpec(name, loader, is_package=True)  # type: ignore[arg-type]
+        return None
+
+    def create_module(self, spec):  # type: ignore[no-untyped-def]
+        """`src.shop` is `shop`; any other is left to the import system."""
+        if known := spec.name.startswith("src.") and spec.name.removeprefix("src."):
+            __import__(known)
+            return sys.modules[known]
+        return None
+
+    def exec_module(self, module) -> None:  # type: ignore[no-untyped-def]
+        if module.__name__ != module.__spec__.name:
+            return  # it is imported already, without its `src.`
+        # As in a notebook, a block may use what an earlier one has defined.
+        module.__dict__.update(public(self._namespace))
+        for name, source in self._files[module.__name__]:
+            exec(self._compiled(source, name, module.__package__), module.__dict__)  # noqa: S102
+
+    def _compiled(self, source: str, name: str, package: str = ""):  # type: ignore[no-untyped-def]
+        """Code of a block. At the top, a relative import of another block is an absolute one."""
+        if package or "from ." not in source:
+            return compile(source, name, "exec", dont_inherit=True)
+        import ast
+
+        tree = ast.parse(source, name)
+        for node in ast.walk(tree):
+            for field, value in ast.iter_fields(node):
+                if isinstance(value, list):
+                    setattr(node, field, list(map(self._absolute, value)))
+        return compile(tree, name, "exec", dont_inherit=True)
+
+    def _absolute(self, node):  # type: ignore[no-untyped-def]
+        import ast
+
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            if node.module and self.find_spec(node.module):
+                node.level = 0
+            elif not node.module and all(self.find_spec(each.name) for each in node.names):
+                return ast.copy_location(ast.Import(node.names), node)
+        return node
+
+
+def public(names: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in names.items() if not name.startswith("__")}
+
+
+# --- how the code ended ---------------------------------------------------------------------------
+
+
+def traces(error: BaseException):  # type: ignore[no-untyped-def]
+    trace = error.__traceback__
+    while trace:
+        yield trace
+        trace = trace.tb_next
+
+
+def at_the_end(error: SystemExit, name: str, source: str) -> bool:
     """Whether a clean exit comes from the last statement: then everything was run."""
     import ast
 
-    frame = error.__traceback__.tb_next if error.__traceback__ else None
-    return frame is not None and frame.tb_lineno >= ast.parse(source).body[-1].lineno
+    last = ast.parse(source).body[-1].lineno
+    lines = [trace.tb_lineno for trace in traces(error) if in_block(trace, name)]
+    return bool(lines) and lines[-1] >= last
 
 
-def innermost(error: BaseException):  # type: ignore[no-untyped-def]
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return trace
+def in_block(trace, name: str) -> bool:  # type: ignore[no-untyped-def]
+    code = trace.tb_frame.f_code
+    return bool(code.co_filename == name and code.co_name == "<module>")
 
 
 def needs_argument(error: SystemExit) -> bool:
-    """Whether argparse ended the program because it was started without arguments."""
-    trace = error.__traceback__
-    while trace and error.code == 2:
+    """Whether the program was started without arguments that it wants.
+
+    argparse says so, or the code exits where an argument was not there.
+    """
+    if lacks_argument(error):
+        return True
+    given = False
+    for trace in traces(error):
         frame = trace.tb_frame
-        if frame.f_globals.get("__name__") == "argparse" and frame.f_code.co_name == "error":
-            return " required" in str(frame.f_locals.get("message"))
-        trace = trace.tb_next
+        if error.code != 2 or frame.f_globals.get("__name__") != "argparse":
+            continue
+        if frame.f_code.co_name == "parse_args":
+            given = frame.f_locals.get("args") is not None
+        elif frame.f_code.co_name == "error":
+            return not given and " required" in str(frame.f_locals.get("message"))
+    return False
+
+
+def lacks_argument(error: BaseException) -> bool:
+    """Whether it is the error of a missing argument, or came from handling that."""
+    cause: BaseException | None = error
+    while cause:
+        if any(cause is each for each in Arguments.lacking):
+            return True
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 def missing(error: BaseException) -> str:
     """The package that an import statement did not find; one that is raised by hand is none."""
-    trace = innermost(error)
+    trace = [None, *traces(error)][-1]
     if not isinstance(error, ImportError) or trace is None:
         return ""
     import opcode
@@ -132,19 +405,39 @@ def root_of(error: ImportError) -> str:
     return root if found else ""
 
 
-def waits_for_input(error: BaseException) -> bool:
-    return isinstance(error, EOFError) and "reading a line" in str(error)
-
-
-def show(error: BaseException, blocks: list[tuple[str, str]]) -> None:
+def show(error: BaseException, blocks: list[tuple[str, str, str]]) -> None:
     """Print the traceback from the block on, with its lines."""
-    import linecache
     import traceback
 
-    for name, source in blocks:
+    cache_lines(blocks)
+    shown = traceback.TracebackException.from_exception(error)
+    shown.stack = traceback.StackSummary.from_list(
+        [frame for frame in shown.stack if not of_the_runner(frame.filename)]
+    )
+    print("".join(shown.format()), end="", file=sys.stderr)
+
+
+def show_stack(blocks: list[tuple[str, str, str]]) -> None:
+    """Print where the code reads its input, as if the input had ended there."""
+    import traceback
+
+    cache_lines(blocks)
+    frames = [each for each in traceback.extract_stack() if not of_the_runner(each.filename)]
+    lines = "".join(traceback.format_list(frames))
+    print(f"Traceback (most recent call last):\n{lines}", end="", file=sys.stderr)
+    print("EOFError: EOF when reading a line", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+
+
+def of_the_runner(filename: str) -> bool:
+    return filename == "<string>" or filename.startswith("<frozen importlib")
+
+
+def cache_lines(blocks: list[tuple[str, str, str]]) -> None:
+    import linecache
+
+    for name, source, _ in blocks:
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    trace = error.__traceback__
-    traceback.print_exception(error.with_traceback(trace.tb_next if trace else None))
 
 
 if __name__ == "__main__":

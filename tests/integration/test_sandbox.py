@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 
 
 async def run(program: str, limits: Limits | None = None, bwrap: str = "bwrap") -> Run:
-    cells = [("<code>", textwrap.dedent(program))]
+    cells = [("<code>", textwrap.dedent(program), "")]
     return await Sandbox(bwrap, limits).run(python_program(NOTEBOOK), marshal.dumps(cells))
 
 
@@ -226,7 +226,7 @@ async def test_only_its_own_tmp_is_mounted_for_writing() -> None:
 
 async def test_tmp_is_new_in_every_run() -> None:
     sandbox = Sandbox()
-    program = marshal.dumps([("<code>", 'open("/tmp/mine", "x")')])
+    program = marshal.dumps([("<code>", 'open("/tmp/mine", "x")', "")])
 
     for _ in range(2):
         assert (await sandbox.run(python_program(NOTEBOOK), program)).exit_code == 0
@@ -437,7 +437,7 @@ async def test_the_same_program_writes_the_same_each_time() -> None:
 async def test_cancelling_kills_the_program() -> None:
     mark = f"mark-{uuid.uuid4().hex}"
     program = python_program(NOTEBOOK)
-    cells = marshal.dumps([("<code>", "while True: pass")])
+    cells = marshal.dumps([("<code>", "while True: pass", "")])
     sandbox = Sandbox(limits=Limits(cpu_s=1000, wall_s=1000))
     running = asyncio.create_task(sandbox.run([*program, mark], cells))
     async with asyncio.timeout(60):
@@ -462,7 +462,7 @@ async def test_a_worker_that_is_killed_takes_the_program_along() -> None:
             from pathlib import Path
             from activities.checks import notebook
             from activities.checks.sandbox import Limits, Sandbox, python_program
-            cells = marshal.dumps([("<code>", "while True: pass")])
+            cells = marshal.dumps([("<code>", "while True: pass", "")])
             program = [*python_program(Path(notebook.__file__)), "{mark[:8]}" + "{mark[8:]}"]
             asyncio.run(Sandbox(limits=Limits(cpu_s=60, wall_s=60)).run(program, cells))
             """
@@ -482,7 +482,7 @@ async def test_a_worker_that_is_killed_takes_the_program_along() -> None:
 async def test_no_more_programs_run_at_once_than_there_are_cores() -> None:
     sandbox = Sandbox()
     code = "import time\nprint(time.time())\ntime.sleep(1)\nprint(time.time())"
-    cells = marshal.dumps([("<code>", code)])
+    cells = marshal.dumps([("<code>", code, "")])
     cores = os.cpu_count() or 1
 
     runs = await asyncio.gather(

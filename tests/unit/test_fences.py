@@ -51,6 +51,32 @@ def test_a_block_is_of_the_language_that_its_fence_names(info: str, language: st
     assert block.language == language
 
 
+@pytest.mark.parametrize(
+    ("info", "text", "file"),
+    [
+        ("python title=price.py", "x = 1", "price.py"),
+        ('python title="src/Shop/price.py"', "x = 1", "src/Shop/price.py"),
+        ("python:price.py", "x = 1", "price.py"),
+        ("./price.py", "x = 1", "price.py"),
+        ("{.python file=price.py}", "x = 1", "price.py"),
+        ("python", "# price.py\nx = 1", "price.py"),
+        ("python", "\n# File: `shop/price.py`\nx = 1", "shop/price.py"),
+        ("sql", "-- schema.sql\nSELECT 1;", "schema.sql"),
+        ("python", "# like price.py\nx = 1", ""),
+        ("python", "x = 1\n# price.py", ""),
+        ("python3.11", "x = 1", ""),
+        ("python", "# /etc/price.py\nx = 1", ""),
+        ("python", "# ../price.py\nx = 1", ""),
+    ],
+)
+def test_a_block_has_the_file_name_of_its_label_or_first_comment(
+    info: str, text: str, file: str
+) -> None:
+    [block] = code_blocks(f"```{info}\n{text}\n```")
+
+    assert block.file == file
+
+
 def test_a_block_knows_its_first_line_of_code() -> None:
     text = "intro\n\n```json\n{}\n```\n\n1. item\n\n   ~~~py\n   a = 1\n   b = 2\n   ~~~\n"
 
