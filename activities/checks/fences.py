@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import json
 import re
 from dataclasses import dataclass
 
@@ -42,18 +44,19 @@ class Block:
 def code_blocks(markdown: str) -> list[Block]:
     """Every fenced or indented code block, in order; an unclosed fence runs to the end.
 
-    Blocks in lists and quotes count. The language is the info string's first word: `python` of
+    Raw HTML is a block in the language HTML: what it shows, a reader may take for code. Blocks in
+    lists and quotes count. The language is the info string's first word: `python` of
     "```python title=x", of "```{.python}" and of "```{python}".
     """
     blocks = []
     for token in _MARKDOWN.parse(markdown):
-        if token.type in ("fence", "code_block") and token.map is not None:
+        if token.type in ("fence", "code_block", "html_block") and token.map is not None:
             first, end = token.map
             fenced = token.type == "fence"
             text = without_prompts(token.content)
             blocks.append(
                 Block(
-                    language=_language(token.info, text),
+                    language=HTML if token.type == "html_block" else _language(token.info, text),
                     text=text,
                     line=first + 1 + fenced,
                     lines=end - first - fenced,
@@ -63,8 +66,11 @@ def code_blocks(markdown: str) -> list[Block]:
     return blocks
 
 
+HTML = "html"
 UNCLEAR = "unclear"
-"""The language of a block that reads like Python and cannot be parsed as such."""
+"""The language of a block that may be Python: it reads like it and cannot be parsed as such, or it
+is a single line without a label that other languages have too.
+"""
 
 _PYTHON = re.compile(r"(?:i?python[\d.]*|py[\d.]*|pycon|pyi|python-repl|code-cell|doctest)$")
 _FILE = re.compile(r"[\w./-]+\.(py|pyi|json|toml|ya?ml|sql|sh)$")
@@ -82,11 +88,19 @@ def _language(info: str, text: str) -> str:
     the label, where the text parses as Python that imports, defines or calls something.
     """
     named = _named(info)
-    if named == "python" or _is_python(text, named):
+    if named == "python" or _is_python(text):
         return "python"
     if named in _CANONICAL.values() or named in ("json", "toml"):
         return named
-    return UNCLEAR if _PYTHON_LINE.search(text) and named in _UNNAMED else named
+    if named not in _UNNAMED:
+        return named
+    if _is_json(text):
+        return "json"
+    calls = _calls(text)
+    if "\n" in text.strip() or not calls.isdisjoint(dir(builtins)):
+        return "python" if calls else UNCLEAR if _PYTHON_LINE.search(text) else named
+    # `console.log(x)` is a call in most languages.
+    return UNCLEAR if calls or _PYTHON_LINE.search(text) else named
 
 
 def _named(info: str) -> str:
@@ -111,15 +125,37 @@ def _file(info: str, text: str) -> str:
     return ""
 
 
-def _is_python(text: str, named: str) -> bool:
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+def _is_python(text: str) -> bool:
+    """Whether the text parses as Python that imports or defines something."""
     certain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    if any(isinstance(node, certain) for node in tree.body):
-        return True
-    return named in _UNNAMED and any(isinstance(node, ast.Call) for node in ast.walk(tree))
+    return any(isinstance(node, certain) for node in _parsed(text))
+
+
+def _calls(text: str) -> set[str]:
+    """What the text calls, where it parses as Python: each call's first name."""
+    found = set()
+    for node in (node for statement in _parsed(text) for node in ast.walk(statement)):
+        if isinstance(node, ast.Call):
+            called: ast.expr = node.func
+            while isinstance(called, ast.Attribute):
+                called = called.value
+            found.add(called.id if isinstance(called, ast.Name) else "")
+    return found
+
+
+def _parsed(text: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+
+
+def _is_json(text: str) -> bool:
+    """Whether the text is an object or a list in JSON."""
+    try:
+        return text.lstrip().startswith(("{", "[")) and json.loads(text) is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 def without_prompts(text: str) -> str:

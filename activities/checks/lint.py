@@ -9,6 +9,7 @@ import json
 import marshal
 import re
 import shutil
+import signal
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ LANGUAGES = frozenset(parsers.PARSERS)
 ERROR_COST = 0.25
 WARNING_COST = 0.05
 _FAILING = 4  # errors that take a block's score to 0
+
+_OVERFLOWED = (-signal.SIGSEGV, 128 + signal.SIGSEGV)
+"""Exit codes of a parser whose stack the text has overflowed."""
 
 PARSER_LIMITS = Limits(cpu_s=8, wall_s=25, memory_bytes=2 * 1024 * 1024 * 1024)
 _PARSERS = Path(parsers.__file__)
@@ -101,8 +105,13 @@ def _sources(blocks: Sequence[Block]) -> bytes:
 
 def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
     """What the parsers said of each block."""
-    answers = run.output.decode(errors="replace").splitlines()
-    if run.exit_code != 0:
+    answers = run.output.decode(errors="replace").split("\n")[:-1]  # whole lines
+    if run.ended == "output" or run.exit_code in _OVERFLOWED:
+        # The text itself is the cause: it does not pass.
+        answers += ['[[1, "its problems are too many, or it is nested too deeply"]]'] * (
+            len(blocks) - len(answers)
+        )
+    elif run.exit_code != 0:
         at = blocks[min(len(answers), len(blocks) - 1)]
         raise CannotRun(
             f"line {at.line}: {at.language} that cannot be parsed within the limits on time and"

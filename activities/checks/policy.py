@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import re2  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from activities.checks.fences import UNCLEAR, Block
+from activities.checks.fences import HTML, UNCLEAR, Block
 
 Severity = Literal["blocking", "warning"]
 
@@ -99,6 +100,16 @@ class Violation:
     reason: str
 
 
+# HTML's, and not the redirections of a shell.
+_TAG = re.compile(
+    r"</?(?:a|b|blockquote|br|code|dd|details|div|dl|dt|em|h[1-6]|hr|i|kbd|li|ol|p|pre|samp|script"
+    r"|span|strong|summary|table|td|th|tr|tt|ul)\b[^<>\n]*>|<!--|-->",
+    re.IGNORECASE,
+)
+_BEFORE_A_COMMAND = re.compile(r"[\s>*+$#`\d.-]*(?:sudo\s+)?")
+_SENTENCE_END = (".", "!", "?", ":", ",")
+
+
 def _compile(pattern: str) -> Any:
     options = re2.Options()
     options.log_errors = False
@@ -123,33 +134,46 @@ class Policy:
     def violations(self, markdown: str, blocks: list[Block]) -> list[Violation]:
         """Every violation in a Markdown text with these code blocks, by line.
 
-        At most five of each rule on text.
+        At most five of each rule on text. A rule on code holds for raw HTML and for a line that is
+        a command of its own too; a mention in a sentence is a warning.
         """
         code_lines = {
             line for block in blocks for line in range(block.line, block.line + block.lines)
         }
         # As long as the text itself, so that a match is at the same place in both.
         command = markdown.replace("\\\n", "  ").translate(_COMMAND_READING)
+        command = _TAG.sub(lambda tag: " " * len(tag[0]), command)
         found = set()
         for rule, pattern, unless in self._patterns:
             text = command if rule.reads == "command" else markdown
             for start in islice(_matches(rule, pattern, unless, text), _MATCHES):
                 line = markdown.count("\n", 0, start) + 1
-                mention = rule.where == "code" and line not in code_lines
+                code = line in code_lines or _begins_line(markdown, start)
+                mention = rule.where == "code" and not code
                 severity: Severity = "warning" if mention else rule.severity
                 found.add(Violation(line, rule.id, severity, rule.reason))
         for block in blocks:
-            if block.language in ("python", UNCLEAR):
+            if block.language in ("python", UNCLEAR, HTML):
                 found.update(self._forbidden_imports(block))
         return sorted(found)
 
     def _forbidden_imports(self, block: Block) -> Iterator[Violation]:
-        for line, module in _imports(block.text):
+        text = _TAG.sub(" ", block.text) if block.language == HTML else block.text
+        for line, module in _imports(text):
             for rule in self._imports:
                 if any(module == name or module.startswith(f"{name}.") for name in rule.modules):
                     yield Violation(
                         block.line + line - 1, rule.id, rule.severity, f"{module}: {rule.reason}"
                     )
+
+
+def _begins_line(markdown: str, start: int) -> bool:
+    """Whether only a bullet or a prompt precedes the match, and the line is not a sentence."""
+    begin = markdown.rfind("\n", 0, start) + 1
+    end = markdown.find("\n", start)
+    line = markdown[begin:end] if end >= 0 else markdown[begin:]
+    before = _BEFORE_A_COMMAND.fullmatch(markdown[begin:start][:100])
+    return before is not None and not line.rstrip("` \t").endswith(_SENTENCE_END)
 
 
 class SecretPatterns:

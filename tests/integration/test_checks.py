@@ -201,6 +201,18 @@ async def test_a_dry_run_s_verdict_is_of_how_the_code_ended(
     assert named(report, "dry_run").outcome == outcome
 
 
+async def test_a_call_in_an_unnamed_language_is_not_checked(
+    environment: ActivityEnvironment,
+) -> None:
+    report = await report_on(environment, "```\nconsole.log('x')\n```")
+
+    assert outcomes(report) == {
+        "policy": "passed",
+        "lint": "not_checked",
+        "dry_run": "not_checked",
+    }
+
+
 async def test_more_findings_than_are_read_fail_the_lint(environment: ActivityEnvironment) -> None:
     report = await report_on(environment, "```python\n" + "undefined # noqa\n" * 5_000 + "```")
 

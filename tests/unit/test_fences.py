@@ -120,6 +120,32 @@ def test_code_that_cannot_be_parsed_under_no_label_is_unclear_and_prose_is_not()
 
 
 @pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ('console.log("x")', "unclear"),
+        ('System.out.println("x");', "unclear"),
+        ("entry(1)", "unclear"),
+        ("print(entry(1))", "python"),
+        ("total = price(1)\nassert total", "python"),
+        ('{"cents": 150}', "json"),
+        ("[1, 2, true]", "json"),
+        ("ls -la", ""),
+        ("pip install ratelimit", ""),
+    ],
+)
+def test_a_line_of_another_language_is_not_read_as_python(text: str, language: str) -> None:
+    [block] = code_blocks(f"```\n{text}\n```")
+
+    assert block.language == language
+
+
+def test_raw_html_is_a_block() -> None:
+    [block] = code_blocks("Run\n\n<pre>\nls\n</pre>\n")
+
+    assert (block.language, block.text, block.line) == ("html", "<pre>\nls\n</pre>\n", 3)
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
         (">>> 1 + 1\n2\n>>> print(3)\n3\n", "1 + 1\n\nprint(3)\n\n"),

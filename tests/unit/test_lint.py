@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from activities.checks import lint
 from activities.checks.fences import Block, code_blocks
 from activities.checks.lint import Lint, lint_code
 from activities.checks.parsers import problems
@@ -144,3 +145,22 @@ async def test_a_parser_that_does_not_end_is_ended_and_says_where() -> None:
 
     with pytest.raises(CannotRun, match="line 5: toml"):
         await lint_code(blocks, Sandbox(), Limits(cpu_s=1))
+
+
+async def test_more_problems_than_are_read_fail_every_block_without_an_answer() -> None:
+    blocks = code_blocks(fenced("json", "{}") + fenced("json", "{") * 200)
+
+    result = await lint_code(blocks, Sandbox(), Limits(output_bytes=1_000))
+
+    assert result.score == pytest.approx(1 / 201)
+    assert len(result.problems) == 200
+
+
+async def test_a_text_that_overflows_the_parser_s_stack_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crashing = tmp_path / "parsers.py"
+    crashing.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(lint, "_PARSERS", crashing)
+
+    assert (await linted(fenced("json", "{}"))).score == 0

@@ -150,6 +150,31 @@ def test_a_destructive_command_that_is_only_spoken_of_is_a_warning() -> None:
     assert [each.severity for each in found] == ["warning", "warning"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First:\n\nrm -rf /\n",
+        "1. `sudo rm -rf /`\n2. Start again.",
+        "> $ rm -rf /",
+        "<pre><code>rm -rf /</code></pre>",
+        '<div onclick="x">\nRun rm -rf / now\n</div>',
+        "<!-- rm -rf / -->",
+    ],
+)
+def test_a_destructive_command_blocks_outside_of_code_blocks_too(text: str) -> None:
+    assert [(v.rule, v.severity) for v in violations(text)] == [("remove_root", "blocking")]
+
+
+def test_a_sentence_that_begins_with_a_command_is_a_warning() -> None:
+    assert [v.severity for v in violations("rm -rf / is never run.")] == ["warning"]
+
+
+def test_an_import_in_html_blocks() -> None:
+    text = "<pre><code>\nimport ctypes\n</code></pre>"
+
+    assert [(v.rule, v.line) for v in violations(text)] == [("native_code", 2)]
+
+
 @pytest.mark.parametrize("code", HARMLESS)
 def test_what_does_no_harm_is_not_found(code: str) -> None:
     assert violations(fenced(code, "python")) == []
