@@ -233,6 +233,12 @@ async def near_tie(start: StartStory, world: World) -> RunningStory:
     return await approved(start, world)
 
 
+async def unchecked(start: StartStory, world: World) -> RunningStory:
+    """A proposal whose code was not run comes after one whose checks passed."""
+    world.unchecked = {"agent-architect-1"}
+    return await approved(start, world)
+
+
 async def cancelled(start: StartStory, world: World) -> RunningStory:
     world.hold["propose"] = asyncio.Event()
     story = await start()
@@ -320,6 +326,7 @@ PATHS: dict[str, Path_] = {
         continued,
         budget_gate,
         near_tie,
+        unchecked,
         cancelled,
         auto_approved,
         retitled,

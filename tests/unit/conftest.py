@@ -114,6 +114,8 @@ class World:
     )
     scores: dict[str, float] = field(default_factory=dict)
     blocking: set[str] = field(default_factory=set)
+    unchecked: set[str] = field(default_factory=set)
+    """Agents whose code cannot be run: its dry run is not made."""
     failing: dict[str, str] = field(default_factory=dict)
     """Agent id, `act/agent id`, task id or activity name -> the error it raises for good."""
     failures_cost: bool = False
@@ -252,7 +254,10 @@ class InstantChecks(InWorld, CheckStub):
             blocking=blocking,
             findings=["secret: a key"] if blocking else [],
         )
-        return CheckReport(checks=[check], weights={"policy": 0.4})
+        checks = [check]
+        if request.agent_id in self.world.unchecked:
+            checks.append(Check(name="dry_run", outcome="not_checked"))
+        return CheckReport(checks=checks, weights={"policy": 0.4})
 
 
 class InstantGraph(InWorld, GraphStub):

@@ -80,6 +80,18 @@ async def test_a_near_tie_is_judged_by_an_architect_with_a_reason(
     assert result.judged == "agent-architect-9: it is simpler"
 
 
+async def test_an_unchecked_proposal_comes_after_the_verified_ones(
+    fleet: Client, world: World
+) -> None:
+    world.judge = False
+    world.scores = {"agent-dev-1": 1.0, "agent-dev-2": 0.8, "agent-dev-3": 0.5}
+    world.unchecked = {"agent-dev-1"}
+
+    result = await (await start(fleet, world)).result()
+
+    assert [r.agent_id for r in result.ranked] == ["agent-dev-2", "agent-dev-3", "agent-dev-1"]
+
+
 async def test_without_a_judge_a_tie_goes_by_points_then_by_id(fleet: Client, world: World) -> None:
     world.judge = False
 
