@@ -117,7 +117,8 @@ class Sandbox:
 
     def _prefix(self, visible: Sequence[str], filter_fd: int, root: bool) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
-        as_user = ("--unshare-user", "--uid", "65534", "--gid", "65534")
+        # As process 1: a process 1 of bubblewrap's would be the same user's, who could rewrite it.
+        as_user = ("--unshare-user", "--uid", "65534", "--gid", "65534", "--as-pid-1")
         return [
             self._bwrap,
             *(as_root if root else as_user),

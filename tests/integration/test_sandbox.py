@@ -292,6 +292,28 @@ async def test_system_calls_that_get_round_the_limits_are_refused(call: str) -> 
     assert last(done).startswith("PermissionError: [Errno 1]")
 
 
+@pytest.mark.parametrize("euid", [os.geteuid(), 1000])
+async def test_no_other_process_can_be_read_or_rewritten(
+    monkeypatch: pytest.MonkeyPatch, euid: int
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: euid)  # 1000: in an ordinary user's namespace
+
+    done = await run(
+        """
+        import os
+        for process in os.listdir("/proc"):
+            if process.isdigit() and int(process) != os.getpid():
+                try:
+                    open(f"/proc/{process}/mem", "r+b").close()
+                    print("opened", process)
+                except OSError:
+                    pass
+        """
+    )
+
+    assert done == Run("exit", 0, b"")
+
+
 async def test_a_fork_bomb_goes_off_in_a_few_processes() -> None:
     done = await run(
         """
