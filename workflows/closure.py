@@ -13,14 +13,15 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn
 class StoryClosureWorkflow:
-    """Goes on with the outbox of a run that was terminated, timed out or failed.
+    """Goes on with the outbox of a run that was terminated, timed out or failed, or that was
+    cancelled while an entry was stuck.
 
     What that run left goes out first, at its place; then the open gate closes and the story ends.
     """
 
     @workflow.init
     def __init__(self, input: StoryClosure) -> None:
-        self.outbox = Outbox(input.outbox, owner=story_workflow_id(input.story_id))
+        self.outbox = Outbox(input.outbox, owner=input.owner or story_workflow_id(input.story_id))
 
     @workflow.run
     async def run(self, input: StoryClosure) -> None:
@@ -29,4 +30,4 @@ class StoryClosureWorkflow:
             self.outbox.append(input.gate)
         if input.cancelled:
             self.outbox.append(input.cancelled)
-        await self.outbox.drained()
+        await workflow.wait_condition(lambda: self.outbox.empty)

@@ -503,7 +503,7 @@ class DeliberationWorkflow:
                 timestamp=timestamp(),
             )
         )
-        await self.outbox.drained()
+        await self.outbox.closed()
 
     # --- a wave ---------------------------------------------------------------------------------
 
@@ -685,7 +685,9 @@ class DeliberationWorkflow:
         self.show()
 
     def show(self) -> None:
-        workflow.set_current_details(deliberation_details(self.input, self.progress()))
+        workflow.set_current_details(
+            deliberation_details(self.input, self.progress()) + self.outbox.details
+        )
 
 
 def require_id(expected: str, *former: str) -> None:

@@ -13,6 +13,7 @@ from workflows.models import (
     StoryView,
     story_workflow_id,
 )
+from workflows.outbox_state import OutboxStuck
 
 MOVES_SHOWN = 8
 
@@ -23,7 +24,7 @@ def fenced(text: str, limit: int = 600) -> str:
     return "```\n" + cut.replace("```", "'''") + "\n```"
 
 
-def story_details(view: StoryView, moves: Sequence[Move], outbox_stuck: str = "") -> str:
+def story_details(view: StoryView, moves: Sequence[Move]) -> str:
     """State, gate, who may open it and the command that does."""
     lines = [
         f"**{view.state}** · rigor {view.rigor} · readiness {view.dor_score} · "
@@ -60,15 +61,32 @@ def story_details(view: StoryView, moves: Sequence[Move], outbox_stuck: str = ""
             + (f"; waits for {'; '.join(move.blocked_by)}" if move.blocked_by else "")
             for move in moves[:MOVES_SHOWN]
         ]
-    if outbox_stuck:
-        lines += ["", "**The outbox is stuck** and tries again:", fenced(outbox_stuck)]
+    return "\n".join(lines)
+
+
+def stuck_details(workflow_id: str, stuck: Sequence[OutboxStuck]) -> str:
+    """The entries on which an outbox is stuck, and the command that skips each."""
+    lines = []
+    for each in stuck:
+        request = {"entry_id": each.entry_id, "actor": "you", "reason": "why"}
+        lines += [
+            "",
+            f"**OutboxStuck**: {each.kind} cannot be {each.step}ed; tried again every minute:",
+            fenced(f"{each.error_type}: {each.error}"),
+            "If it can never succeed, leave it out:",
+            _update(workflow_id, "skip_entry", request),
+        ]
     return "\n".join(lines)
 
 
 def _command(view: StoryView, update: str, request: Mapping[str, object]) -> str:
+    return _update(story_workflow_id(view.story_id), update, request)
+
+
+def _update(workflow_id: str, update: str, request: Mapping[str, object]) -> str:
     return (
         f"```\ntemporal workflow update execute --name {update} \\\n"
-        f"  --workflow-id {story_workflow_id(view.story_id)} \\\n"
+        f"  --workflow-id {workflow_id} \\\n"
         f"  --input '{json.dumps(request)}'\n```"
     )
 

@@ -241,6 +241,15 @@ class RequestRefused(EventBody):
     reason: str
 
 
+class EntrySkipped(EventBody):
+    """A person left out an entry that could not be stored. entry: the entry, as JSON."""
+
+    reason: str
+    actor: str
+    error: str
+    entry: str
+
+
 class Entry(Wire):
     """One entry of an outbox.
 

@@ -9,14 +9,26 @@ on to the story's outbox instead: one story, one order.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Literal
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, FailureError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
-from workflows.events import LATER_PUBLISHED, Entry, EventBody, PublishBatch, RecordBatch
-from workflows.models import event_id, run_after_reset
-from workflows.outbox_state import OutboxState
+from workflows.clock import timestamp
+from workflows.details import stuck_details
+from workflows.events import (
+    LATER_PUBLISHED,
+    Entry,
+    EntrySkipped,
+    EventBody,
+    PublishBatch,
+    RecordBatch,
+)
+from workflows.models import closure_workflow_id, event_id, run_after_reset
+from workflows.outbox_state import OutboxState, OutboxStuck, SkipEntry, StoryClosure
+from workflows.search_attributes import OUTBOX_STUCK
 from workflows.stubs import MIRROR, STORE, GraphStub, MirrorStub
 
 BATCH = 100
@@ -31,12 +43,40 @@ HAND_ON = "hand_on"
 LEFT = "outbox"
 """The query that answers the outbox's state: what is yet to be recorded and published."""
 
+STUCK = "outbox_stuck"
+"""The query that answers the entries that were refused for good: list[OutboxStuck]."""
+
+SKIP_ENTRY = "skip_entry"
+"""The update by which a person leaves out an entry that can never be stored."""
+
+CLOSURE = "StoryClosureWorkflow"
+"""By its name: it has an outbox itself."""
+
 
 class Outbox:
-    """A workflow's outbox. `through`: the workflow that publishes for this one, or empty."""
+    """A workflow's outbox. `through`: the workflow that publishes for this one, or empty.
 
-    def __init__(self, state: OutboxState, through: str = "", owner: str = "") -> None:
-        """owner: the workflow whose outbox `state` is; empty: this one."""
+    An entry that is refused for good (its error is not retryable) is stuck. It is tried again every
+    minute, since its cause may be removed, and it holds up those behind it. The workflow shows it
+    in its details, in the query STUCK and in the search attribute OutboxStuck; the update
+    SKIP_ENTRY puts a record of it in its place.
+    """
+
+    def __init__(
+        self,
+        state: OutboxState,
+        through: str = "",
+        owner: str = "",
+        on_skipped: Callable[[Entry], None] = lambda entry: None,
+    ) -> None:
+        """Register the outbox's queries and its update.
+
+        Args:
+            state: what continue-as-new carried, or a new one.
+            through: the workflow that publishes for this one; empty: this one.
+            owner: the workflow whose outbox `state` is; empty: this one.
+            on_skipped: gets the record of an entry that a person has left out.
+        """
         self.state = state
         self.owner = owner or workflow.info().workflow_id
         self.through = through
@@ -45,10 +85,17 @@ class Outbox:
         what was appended before happened once, and has one id."""
         workflow.register_random_seed_callback(self._begin_anew)
         workflow.set_query_handler(LEFT, lambda: self.state)
+        workflow.set_query_handler(STUCK, lambda: list(self.stuck.values()))
+        workflow.set_update_handler(SKIP_ENTRY, self._skip, validator=self._may_skip)
         self.held = False
         """Entries are recorded, but neither published nor handed on."""
-        self.stuck = ""
-        """Why the last batch was refused, where one was: shown in the Web UI."""
+        self.stuck: dict[str, OutboxStuck] = {}
+        """By entry id: at most one for each cursor."""
+        self.details = ""
+        """What the workflow's current details end with while an entry is stuck."""
+        self._skips: dict[str, SkipEntry] = {}
+        self._on_skipped = on_skipped
+        self._marked = bool(workflow.info().typed_search_attributes.get(OUTBOX_STUCK))
         if not state.started_ms:
             state.started_ms = int(workflow.info().start_time.timestamp() * 1000)
 
@@ -85,8 +132,33 @@ class Outbox:
         return not self.state.entries
 
     async def drained(self) -> None:
-        """Wait until every entry is on the bus, or handed on."""
-        await workflow.wait_condition(lambda: self.empty)
+        """Wait until every entry is on the bus, or handed on. A cancellation ends as `closed`."""
+        try:
+            await workflow.wait_condition(lambda: self.empty)
+        except asyncio.CancelledError:
+            if workflow.patched("stuck-outbox-closed"):
+                await self.closed()
+            raise
+
+    async def closed(self) -> None:
+        """Wait as `drained` does, but not for a stuck entry: a workflow of its own goes on with it.
+
+        For workflows that are cancelled or fail: they end although an entry is stuck.
+        """
+        await workflow.wait_condition(lambda: self.empty or bool(self.stuck))
+        if self.empty:
+            return
+        if not workflow.patched("stuck-outbox-closed"):
+            await workflow.wait_condition(lambda: self.empty)
+            return
+        story_id, run_id = self.state.entries[0].story_id, workflow.info().run_id
+        await workflow.start_child_workflow(
+            CLOSURE,
+            StoryClosure(story_id=story_id, run_id=run_id, outbox=self.state, owner=self.owner),
+            id=closure_workflow_id(story_id, run_id),
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            static_summary=f"the outbox of {self.owner}, which ended while it was stuck"[:200],
+        )
 
     async def recorded(self) -> None:
         """Wait until what was appended so far is in the graph: for work that reads it there."""
@@ -100,13 +172,15 @@ class Outbox:
 
     async def _record(self) -> None:
         state = self.state
+        one_by_one = 0
         while True:
             await workflow.wait_condition(
                 lambda: state.recorded < state.end and not (self.held and self.through)
             )
             first = state.recorded
             start = first - state.published
-            batch = state.entries[start : start + BATCH]
+            size = 1 if first < one_by_one else BATCH
+            batch = state.entries[start : start + size]
             if self.through:
                 await self._hand_on(batch)
                 continue
@@ -122,9 +196,12 @@ class Outbox:
                     **(STORE | {"summary": f"record {_kinds(batch)}"}),
                 )
             except ActivityError as error:
-                await self._pause(error)
+                if self._can_divide(batch):
+                    one_by_one = first + len(batch)
+                elif skipped := await self._pause("record", batch, error):
+                    state.entries[first - state.published] = skipped  # recorded in its place
             else:
-                self.stuck = ""
+                self._settled(batch)
                 state.recorded += len(batch)
 
     async def _hand_on(self, batch: list[Entry]) -> None:
@@ -140,11 +217,14 @@ class Outbox:
 
     async def _publish(self) -> None:
         state = self.state
+        one_by_one = 0
         while True:
             await workflow.wait_condition(
                 lambda: state.published < state.recorded and not self.held
             )
-            batch = state.entries[: min(BATCH, state.recorded - state.published)]
+            first = state.published
+            size = 1 if first < one_by_one else BATCH
+            batch = state.entries[: min(size, state.recorded - first)]
             public = [entry for entry in batch if entry.subject]
             try:
                 if public:
@@ -154,18 +234,108 @@ class Outbox:
                         **(MIRROR | {"summary": f"publish {_kinds(public)}"}),
                     )
             except ActivityError as error:
-                await self._pause(error)
+                if self._can_divide(batch):
+                    one_by_one = first + len(batch)
+                elif skipped := await self._pause("publish", batch, error):
+                    self._settle(1)
+                    self.extend([skipped])
             else:
-                self.stuck = ""
+                self._settled(batch)
                 self._settle(len(batch))
 
-    async def _pause(self, error: ActivityError) -> None:
-        self.stuck = str(error.cause or error)[:500]
-        await workflow.sleep(AGAIN_AFTER, summary=f"outbox: again after {self.stuck[:120]}")
+    def _can_divide(self, batch: list[Entry]) -> bool:
+        """Whether to try the batch's entries one by one, to find which of them is refused."""
+        return len(batch) > 1 and workflow.patched("stuck-entries-found")
+
+    async def _pause(
+        self, step: Literal["record", "publish"], batch: list[Entry], error: ActivityError
+    ) -> Entry | None:
+        """Show why the batch was refused, and wait; the record of its entry if it is skipped."""
+        entry, cause = batch[0], error.cause or error
+        stuck = OutboxStuck(
+            entry_id=entry.id,
+            kind=entry.kind,
+            step=step,
+            error_type=getattr(cause, "type", None) or "",
+            error=str(getattr(cause, "message", None) or cause)[:500],
+        )
+        if len(batch) == 1:
+            self.stuck[entry.id] = stuck
+            self._show_stuck(entry.kind)
+        try:
+            await workflow.wait_condition(
+                lambda: entry.id in self._skips,
+                timeout=AGAIN_AFTER,
+                timeout_summary=f"outbox: again after {stuck.error[:120]}",
+            )
+        except TimeoutError:
+            return None
+        request = self._skips[entry.id]
+        self._settled([entry])
+        skipped = _skipped(entry, stuck, request)
+        self._on_skipped(skipped)
+        return skipped
+
+    def _settled(self, batch: list[Entry]) -> None:
+        """The batch is done with: none of its entries is stuck any more."""
+        for entry in batch:
+            if self.stuck.pop(entry.id, None):
+                self._skips.pop(entry.id, None)
+                self._show_stuck("")
+
+    def _show_stuck(self, kind: str) -> None:
+        """Show in the details and the search attribute what is stuck. kind: of the entry."""
+        shown = workflow.get_current_details().removesuffix(self.details)
+        info = workflow.info()
+        self.details = stuck_details(info.workflow_id, list(self.stuck.values()))
+        workflow.set_current_details(shown + self.details)
+        if kind and not self._marked and workflow.patched("stuck-entries-found"):
+            workflow.upsert_search_attributes([OUTBOX_STUCK.value_set(kind)])
+            self._marked = True
+        elif self._marked and not self.stuck:
+            workflow.upsert_search_attributes([OUTBOX_STUCK.value_unset()])
+            self._marked = False
+
+    def _skip(self, request: SkipEntry) -> OutboxStuck:
+        """Leave out a stuck entry; answers with it."""
+        self._may_skip(request)
+        self._skips[request.entry_id] = request
+        return self.stuck[request.entry_id]
+
+    def _may_skip(self, request: SkipEntry) -> None:
+        if request.entry_id in self.stuck and request.entry_id not in self._skips:
+            return
+        there = ", ".join(each for each in self.stuck if each not in self._skips) or "none"
+        raise ApplicationError(
+            f"entry_id: {request.entry_id[:200]} is not a stuck entry; those that are: {there}",
+            type="EntryNotStuck",
+            non_retryable=True,
+        )
 
     def _settle(self, count: int) -> None:
         del self.state.entries[:count]
         self.state.published += count
+
+
+def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry) -> Entry:
+    """The record of an entry that was left out: it has all of it."""
+    at = timestamp()
+    body = EntrySkipped(
+        story_id=entry.story_id,
+        timestamp=at,
+        reason=request.reason,
+        actor=request.actor,
+        error=f"{stuck.kind}, {stuck.step}: {stuck.error}",
+        entry=entry.model_dump_json(),
+    )
+    return Entry(
+        id=f"{entry.id}/skipped",
+        kind=EntrySkipped.__name__,
+        source=entry.source,
+        story_id=entry.story_id,
+        time=at,
+        body=body.model_dump(mode="json"),
+    )
 
 
 def _kinds(batch: list[Entry]) -> str:

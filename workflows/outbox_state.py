@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from typing import Literal
+
+from pydantic import BaseModel, Field
 
 from workflows.events import Entry, GateClosed, StoryCancelled
+from workflows.models import Actor, Request, Wire
 
 
 class OutboxState(BaseModel):
@@ -23,8 +26,31 @@ class OutboxState(BaseModel):
         return self.published + len(self.entries)
 
 
+class OutboxStuck(Wire):
+    """An entry that was refused for good: it is tried again every minute, or skipped.
+
+    step: what was refused. error_type: of the ApplicationError, by which it is final.
+    """
+
+    entry_id: str
+    kind: str
+    step: Literal["record", "publish"]
+    error_type: str = ""
+    error: str
+
+
+class SkipEntry(Request):
+    """Leave out an entry that can never be stored; `reason` goes into the timeline."""
+
+    entry_id: str
+    actor: Actor
+    reason: str = Field(min_length=1, max_length=2_000)
+
+
 class StoryClosure(BaseModel):
     """The input of StoryClosureWorkflow. outbox: as the story's last run left it.
+
+    owner: the workflow whose outbox it is; empty: the story's.
 
     cancelled: None where the story had come to its end, and its outbox had not.
     """
@@ -32,5 +58,6 @@ class StoryClosure(BaseModel):
     story_id: str
     run_id: str
     outbox: OutboxState
+    owner: str = ""
     gate: GateClosed | None = None
     cancelled: StoryCancelled | None = None

@@ -83,7 +83,7 @@ class PlanWorkflow:
             await self.run_tasks()
         except (asyncio.CancelledError, FailureError) as error:
             self.finish("CANCELLED" if is_cancelled_exception(error) else "FAILED")
-            await self.outbox.drained()
+            await self.outbox.closed()
             raise
         result = self.result()
         self.finish(result.status)
@@ -353,7 +353,9 @@ class PlanWorkflow:
         )
 
     def show(self) -> None:
-        workflow.set_current_details(plan_details(self.tasks, self.progress()))
+        workflow.set_current_details(
+            plan_details(self.tasks, self.progress()) + self.outbox.details
+        )
 
 
 def failed_outcome(task: PlannedTask, error: FailureError) -> TaskOutcome:

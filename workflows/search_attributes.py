@@ -10,6 +10,8 @@ RIGOR = SearchAttributeKey.for_keyword("Rigor")
 DOR_SCORE = SearchAttributeKey.for_int("DorScore")
 STORY_ROLE = SearchAttributeKey.for_keyword("StoryRole")
 """A story: the role that may open its pending gate. A deliberation: its council's role."""
+OUTBOX_STUCK = SearchAttributeKey.for_keyword("OutboxStuck")
+"""The kind of the entry that can be neither stored nor published, while there is one."""
 
 TITLE_MEMO = "title"
 """Not searched for, but listed: the memo that holds a story's title."""
@@ -20,4 +22,5 @@ ALL: tuple[SearchAttributeKey[str] | SearchAttributeKey[int], ...] = (
     RIGOR,
     DOR_SCORE,
     STORY_ROLE,
+    OUTBOX_STUCK,
 )

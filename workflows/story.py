@@ -134,7 +134,7 @@ class StoryWorkflow:
     def __init__(self, input: StoryInput) -> None:
         carried = input.carried if workflow.info().continued_run_id else None
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
-        self.outbox = Outbox(self.story.outbox)
+        self.outbox = Outbox(self.story.outbox, on_skipped=self.entry_skipped)
         self.child = ""
         self.child_runs = False
         self.attributes: dict[str, Any] = {}
@@ -158,7 +158,7 @@ class StoryWorkflow:
         except (asyncio.CancelledError, ActivityError) as error:
             if is_cancelled_exception(error):
                 self.cancelled()
-            await self.outbox.drained()
+            await self.outbox.closed()
             raise
         await self.outbox.drained()
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -300,6 +300,10 @@ class StoryWorkflow:
         """A child's events: they go out through the story's outbox, in one order."""
         self.outbox.extend(entries)
         self.story.timeline += [timeline_entry(entry) for entry in entries]
+
+    def entry_skipped(self, entry: Entry) -> None:
+        """The outbox has left out an entry: a line of the timeline."""
+        self.story.timeline.append(timeline_entry(entry))
 
     @workflow.signal(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
     async def request_wave(self, request: WaveRequest) -> None:
@@ -929,7 +933,7 @@ class StoryWorkflow:
         listed = workflow.memo_value(TITLE_MEMO, default="", type_hint=str)
         if listed != view.title and workflow.patched("title-in-memo"):
             workflow.upsert_memo({TITLE_MEMO: view.title})
-        workflow.set_current_details(story_details(view, self.story.moves(), self.outbox.stuck))
+        workflow.set_current_details(story_details(view, self.story.moves()) + self.outbox.details)
 
 
 def timeline_entry(entry: Entry) -> TimelineEntry:

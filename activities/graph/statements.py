@@ -28,6 +28,7 @@ from workflows.events import (
     DeliberationFailed,
     DeliberationStarted,
     Entry,
+    EntrySkipped,
     EventBody,
     GateApproved,
     GateClosed,
@@ -540,6 +541,8 @@ def describe(change: Change) -> Milestone:
             event_type, who = reached, ""
         case RequestRefused(request=request, reason=reason):
             said, who = f"{request} refused: {reason}", ""
+        case EntrySkipped(reason=reason, error=error):
+            said, who = f"an entry was left out: {reason} ({error})", change.body.actor
         case _:
             raise AssertionError(f"no words for {change.entry.kind}")
     return Milestone(event_type, said[:2_000], who)
@@ -718,6 +721,10 @@ def writes(change: Change) -> list[Write]:
             | RequestRefused()
         ):
             return [event()]
+        case EntrySkipped() as body:
+            written = event()
+            written.row["node"]["entry"] = body.entry
+            return [written]
         case _:
             raise AssertionError(f"no statement for {entry.kind}")
 

@@ -87,6 +87,7 @@ STATUS: dict[str, StatusCode] = {
     "NoPlan": StatusCode.FAILED_PRECONDITION,
     "InvalidPlan": StatusCode.FAILED_PRECONDITION,
     "AllBarred": StatusCode.FAILED_PRECONDITION,
+    "EntryNotStuck": StatusCode.FAILED_PRECONDITION,
     "GraphLost": StatusCode.FAILED_PRECONDITION,
     # what did not come to an end
     "QuorumLost": StatusCode.ABORTED,

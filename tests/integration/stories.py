@@ -17,6 +17,7 @@ from workflows.events import (
     DeliberationFailed,
     DeliberationStarted,
     Entry,
+    EntrySkipped,
     EventBody,
     GateApproved,
     GateClosed,
@@ -144,6 +145,14 @@ def one_of_each(story: str) -> list[EventBody]:
         GateClosed(story_id=story, gate="approve_scope", role="PO", actor="ana", timestamp=at(2)),
         moved(story, "DRAFT", "DESIGN", 2),
         RequestRefused(story_id=story, request="approve", reason="not open", timestamp=at(3)),
+        EntrySkipped(
+            story_id=story,
+            actor="ana",
+            reason="never fits",
+            error="no",
+            entry='{"id": "e"}',
+            timestamp=at(3),
+        ),
         DeliberationStarted(**task, timestamp=at(4)),
         RoundCompleted(**task, round=1, timestamp=at(5)),
         DeliberationCompleted(

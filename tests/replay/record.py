@@ -23,6 +23,7 @@ from temporalio.client import (
     Client,
     WithStartWorkflowOperation,
     WorkflowFailureError,
+    WorkflowHandle,
     WorkflowHistory,
     WorkflowUpdateFailedError,
 )
@@ -258,6 +259,43 @@ async def auto_approved(start: StartStory, _: World) -> RunningStory:
     return story
 
 
+async def stuck_entry_skipped(start: StartStory, world: World) -> RunningStory:
+    """An entry that the graph refuses for good is found in its batch, tried again and skipped."""
+    world.failing = {"record/StoryCreated": "no"}
+    story = await start()
+    await _skip(story.handle)
+    await story.to("DONE")
+    await story.handle.result()
+    return story
+
+
+async def cancelled_while_stuck(start: StartStory, world: World) -> RunningStory:
+    """What the story left unrecorded goes on in a closure."""
+    story = await start()
+    await story.to("TEST")
+    await story.until(gate="qa_passed")
+    world.failing = {"record/ContextMilestoneReached": "no"}
+    await story.report()
+    while not await story.handle.query("outbox_stuck"):
+        await asyncio.sleep(0.02)
+    await story.handle.cancel()
+    with suppress(WorkflowFailureError):
+        await story.handle.result()
+    run_id = story.handle.first_execution_run_id or ""
+    closure = start.client.get_workflow_handle(closure_workflow_id(story.story_id, run_id))
+    await _skip(closure)
+    await closure.result()
+    return story
+
+
+async def _skip(handle: WorkflowHandle[Any, Any]) -> None:
+    """Skip what the workflow's outbox is stuck on."""
+    while not (stuck := await handle.query("outbox_stuck")):
+        await asyncio.sleep(0.02)
+    request = {"entry_id": stuck[0]["entry_id"], "actor": "ana", "reason": "it never fits"}
+    await handle.execute_update("skip_entry", request)
+
+
 async def retitled(start: StartStory, _: World) -> RunningStory:
     """The title is in the memo, for lists: as it was given, then as it was amended."""
     story = await start()
@@ -330,6 +368,8 @@ PATHS: dict[str, Path_] = {
         cancelled,
         auto_approved,
         retitled,
+        stuck_entry_skipped,
+        cancelled_while_stuck,
         announced,
         amended_in_order,
         failures_announced,

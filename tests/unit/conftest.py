@@ -264,6 +264,9 @@ class InstantGraph(InWorld, GraphStub):
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
         await self.world.graph_open.wait()
+        for entry in batch.entries:
+            if cause := self.world.failing.get(f"record/{entry.kind}"):
+                raise ApplicationError(cause, type="InvalidEntry", non_retryable=True)
         known = {entry.id for entry in self.world.recorded}
         self.world.recorded += [entry for entry in batch.entries if entry.id not in known]
 
@@ -343,6 +346,9 @@ class InstantMirror(InWorld, MirrorStub):
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
         await self.world.bus_open.wait()
+        for entry in batch.entries:
+            if cause := self.world.failing.get(f"publish/{entry.kind}"):
+                raise ApplicationError(cause, type="EventTooLarge", non_retryable=True)
         recorded = {entry.id for entry in self.world.recorded}
         assert all(entry.id in recorded for entry in batch.entries), "announced before recorded"
         known = {entry.id for entry in self.world.published}

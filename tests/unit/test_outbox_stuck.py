@@ -1,0 +1,216 @@
+"""An entry that can never be stored: shown, tried again, skipped by a person, never in the way of
+a cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import WorkflowUpdateFailedError as UpdateFailed
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from tests.unit.conftest import RunningStory, StartStory, World
+from workflows.models import TimelineEntry, closure_workflow_id
+from workflows.outbox_state import OutboxStuck
+
+WITHIN_S = 60
+
+
+async def stuck_on(handle: WorkflowHandle[Any, Any] | RunningStory, kind: str) -> OutboxStuck:
+    """Wait until an entry of that kind is stuck."""
+    asked = handle.handle if isinstance(handle, RunningStory) else handle
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            found: list[OutboxStuck] = await asked.query(
+                "outbox_stuck", result_type=list[OutboxStuck]
+            )
+            for each in found:
+                if each.kind == kind:
+                    return each
+            await asyncio.sleep(0.05)
+
+
+async def skip(handle: WorkflowHandle[Any, Any], stuck: OutboxStuck, **changes: str) -> OutboxStuck:
+    request = {"entry_id": stuck.entry_id, "actor": "ana", "reason": "it never fits"} | changes
+    answer: OutboxStuck = await handle.execute_update(
+        "skip_entry", request, result_type=OutboxStuck
+    )
+    return answer
+
+
+async def details(handle: WorkflowHandle[Any, Any]) -> str:
+    metadata = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+    return str(metadata.current_details)
+
+
+async def test_a_stuck_entry_is_shown_and_skipped_and_its_record_takes_its_place(
+    start_story: StartStory, world: World
+) -> None:
+    world.failing = {"record/StoryCreated": "title: longer than the graph holds"}
+    story = await start_story()
+    stuck = await stuck_on(story, "StoryCreated")
+
+    assert (stuck.step, stuck.error_type) == ("record", "InvalidEntry")
+    assert stuck.error == "title: longer than the graph holds"
+    assert [entry.kind for entry in world.recorded] == ["StorySpec"]
+    shown = await details(story.handle)
+    assert "longer than the graph holds" in shown
+    assert "--name skip_entry" in shown
+    assert json.dumps(stuck.entry_id) in shown
+    async with asyncio.timeout(WITHIN_S):
+        while not await is_listed(start_story.client, story, "OutboxStuck = 'StoryCreated'"):
+            await asyncio.sleep(0.2)
+
+    assert await skip(story.handle, stuck) == stuck
+
+    await story.to("DONE")
+    await story.handle.result()
+    kinds = [entry.kind for entry in world.recorded]
+    assert kinds[:2] == ["StorySpec", "EntrySkipped"]
+    assert "StoryCreated" not in kinds
+    record = world.recorded[1].body
+    assert (record["actor"], record["reason"]) == ("ana", "it never fits")
+    assert json.loads(record["entry"])["id"] == stuck.entry_id
+    assert "EntrySkipped" not in {entry.kind for entry in world.published}
+    timeline = await story.handle.query("timeline", result_type=list[TimelineEntry])
+    (line,) = [entry for entry in timeline if entry.event == "EntrySkipped"]
+    assert line.actor == "ana"
+    assert "it never fits" in line.text
+    assert "skip_entry" not in await details(story.handle)
+    assert await story.handle.query("outbox_stuck") == []
+
+
+async def is_listed(client: Client, story: RunningStory, query: str) -> bool:
+    found = client.list_workflows(f"WorkflowId = '{story.handle.id}' AND {query}")
+    return [each async for each in found] != []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"entry_id": "another"}, "EntryNotStuck"), ({"reason": ""}, "InvalidInput")],
+)
+async def test_only_a_stuck_entry_is_skipped_and_only_with_a_reason(
+    start_story: StartStory, world: World, changes: dict[str, str], expected: str
+) -> None:
+    world.failing = {"record/StorySpec": "no"}
+    story = await start_story()
+    stuck = await stuck_on(story, "StorySpec")
+
+    with pytest.raises(UpdateFailed) as caught:
+        await skip(story.handle, stuck, **changes)
+
+    assert isinstance(caught.value.cause, ApplicationError)
+    assert caught.value.cause.type == expected
+    if expected == "EntryNotStuck":
+        assert stuck.entry_id in caught.value.cause.message
+    await skip(story.handle, stuck)
+
+
+async def test_an_entry_whose_cause_is_removed_is_stored_without_a_person(
+    start_skipping_story: StartStory, world: World
+) -> None:
+    world.failing = {"record/StorySpec": "no"}
+    story = await start_skipping_story()
+    await stuck_on(story, "StorySpec")
+
+    world.failing = {}
+    result = asyncio.create_task(story.handle.result())  # the server skips time meanwhile
+    await story.to("DONE")
+    await result
+
+    assert [entry.kind for entry in world.recorded][:2] == ["StorySpec", "StoryCreated"]
+
+
+async def test_an_entry_that_cannot_be_published_is_skipped_and_the_rest_is_published(
+    start_story: StartStory, world: World
+) -> None:
+    world.failing = {"publish/StoryCreated": "larger than the bus takes"}
+    story = await start_story()
+    stuck = await stuck_on(story, "StoryCreated")
+    assert stuck.step == "publish"
+
+    await skip(story.handle, stuck)
+    await story.to("DONE")
+    await story.handle.result()
+
+    assert "planning.story.created" not in world.subjects()
+    assert world.subjects().count("planning.story.transitioned") >= 5
+    kinds = [entry.kind for entry in world.recorded]
+    assert "StoryCreated" in kinds
+    assert "EntrySkipped" in kinds
+
+
+async def test_a_story_is_cancelled_while_an_entry_is_stuck_and_what_is_left_goes_on(
+    start_story: StartStory, world: World
+) -> None:
+    world.failing = {"record/StorySpec": "no"}
+    story = await start_story()
+    await stuck_on(story, "StorySpec")
+
+    await story.handle.cancel()
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(WorkflowFailureError) as caught:
+            await story.handle.result()
+    assert isinstance(caught.value.cause, CancelledError)
+    assert "planning.story.cancelled" not in world.subjects()
+
+    run_id = story.handle.first_execution_run_id or ""
+    closure = start_story.client.get_workflow_handle(closure_workflow_id(story.story_id, run_id))
+    stuck = await stuck_on(closure, "StorySpec")
+    await skip(closure, stuck)
+    async with asyncio.timeout(WITHIN_S):
+        await closure.result()
+    assert world.subjects()[-1] == "planning.story.cancelled"
+    assert "EntrySkipped" in [entry.kind for entry in world.recorded]
+
+
+async def test_a_story_that_is_done_is_cancelled_while_its_last_entry_is_stuck(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.to("DOCS")
+    await story.until(gate="docs_ready")
+    world.failing = {"record/StoryTransitioned": "no"}
+    await story.approve("docs_ready")
+    await stuck_on(story, "StoryTransitioned")
+
+    await story.handle.cancel()
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(WorkflowFailureError):
+            await story.handle.result()
+
+    run_id = story.handle.first_execution_run_id or ""
+    closure = start_story.client.get_workflow_handle(closure_workflow_id(story.story_id, run_id))
+    assert (await closure.describe()).status == WorkflowExecutionStatus.RUNNING
+    await skip(closure, await stuck_on(closure, "StoryTransitioned"))
+    async with asyncio.timeout(WITHIN_S):
+        await closure.result()
+    assert "planning.story.cancelled" not in world.subjects()
+
+
+async def test_a_story_that_is_not_stuck_waits_with_its_cancellation_for_the_stores(
+    start_story: StartStory, world: World
+) -> None:
+    world.graph_open.clear()
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    await story.handle.cancel()
+    async with asyncio.timeout(WITHIN_S):
+        while not (await story.state()).cancelled:
+            await asyncio.sleep(0.05)
+
+    world.graph_open.set()
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+
+    assert world.subjects()[-1] == "planning.story.cancelled"
+    history = await story.handle.fetch_history()
+    assert EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED not in {
+        event.event_type for event in history.events
+    }
