@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter as Count
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import (
     Client,
@@ -20,6 +22,7 @@ from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowHistoryEventFilterType,
+    WorkflowQueryFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -31,16 +34,23 @@ from workflows.events import GateClosed, StoryCancelled
 from workflows.models import Move, StoryView, closure_workflow_id, story_of
 from workflows.outbox import LEFT
 from workflows.outbox_state import OutboxState, StoryClosure
+from workflows.search_attributes import PENDING_GATE, STORY_ROLE, STORY_STATE
 from workflows.stubs import STORY_QUEUE
 
 ENDED_EARLY = (
     "WorkflowType = 'StoryWorkflow' AND ExecutionStatus IN ('Terminated', 'TimedOut', 'Failed')"
 )
 ANSWER_WITHIN = timedelta(seconds=10)
+
+ASKED_AT_MOST = 5
+"""So many sweeps ask a story whose history the workers cannot replay: a release that can may come.
+Then it is closed by what visibility knows."""
+
+NOT_REPLAYED = "its history cannot be replayed, so what it had not recorded is lost"
 JITTER = 0.2
 
-CLOSED = Counter("fleet_stories_closed", "Stories that ended early, and whose end was announced")
-FAILURES = Counter("fleet_story_sweep_failures", "Stories, or whole sweeps, left to the next sweep")
+CLOSED = Count("fleet_stories_closed", "Stories that ended early, and whose end was announced")
+FAILURES = Count("fleet_story_sweep_failures", "Stories, or whole sweeps, left to the next sweep")
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -54,6 +64,8 @@ class StorySweep:
         self._running = False
         self._settled: set[str] = set()
         """Runs that need nothing more: they are not asked for again."""
+        self._unanswered = Counter[str]()
+        """Run -> how often its history could not be replayed."""
 
     @property
     def is_running(self) -> bool:
@@ -132,29 +144,65 @@ class StorySweep:
         self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
     ) -> StoryClosure | None:
         """What is still to be said; None: nothing is. A story worker answers the queries."""
-        outbox = await handle.query(LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN)
-        view = await handle.query("state", result_type=StoryView, rpc_timeout=ANSWER_WITHIN)
-        moves = await handle.query("transitions", result_type=list[Move], rpc_timeout=ANSWER_WITHIN)
-        closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
+        try:
+            outbox = await handle.query(LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN)
+            view = await handle.query("state", result_type=StoryView, rpc_timeout=ANSWER_WITHIN)
+            moves = await handle.query(
+                "transitions", result_type=list[Move], rpc_timeout=ANSWER_WITHIN
+            )
+        except WorkflowQueryFailedError:
+            self._unanswered[run.run_id] += 1
+            if self._unanswered[run.run_id] < ASKED_AT_MOST:
+                raise
+            return await _closure_by_visibility(run, handle)
         if view.cancelled or not moves:
+            closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
             return closure if outbox.entries else None
         actor, reason = await _why(handle)
-        terminated = run.status == WorkflowExecutionStatus.TERMINATED
-        assert run.close_time
-        at = iso(run.close_time)  # what a later run of the story says is newer
-        gate = GateClosed(
-            story_id=view.story_id, gate=view.pending_gate, role=view.gate_role, timestamp=at
-        )
-        cancelled = StoryCancelled(
-            story_id=view.story_id,
+        return _closing(run, outbox, view.open_gates, actor, reason)
+
+
+async def _closure_by_visibility(
+    run: WorkflowExecution, handle: WorkflowHandle[object, object]
+) -> StoryClosure | None:
+    """The end of a story that cannot answer; None: it had not begun."""
+    known = run.typed_search_attributes
+    if not known.get(STORY_STATE):
+        return None
+    gate, role = known.get(PENDING_GATE), known.get(STORY_ROLE)
+    actor, reason = await _why(handle)
+    open_gates = {gate: role or ""} if gate else {}
+    return _closing(run, OutboxState(), open_gates, actor, f"{reason}; {NOT_REPLAYED}")
+
+
+def _closing(
+    run: WorkflowExecution,
+    outbox: OutboxState,
+    open_gates: Mapping[str, str],
+    actor: str,
+    reason: str,
+) -> StoryClosure:
+    """The end of a run: its open gates close, and the story ends."""
+    story_id = story_of(run.id)
+    terminated = run.status == WorkflowExecutionStatus.TERMINATED
+    assert run.close_time
+    at = iso(run.close_time)  # what a later run of the story says is newer
+    return StoryClosure(
+        story_id=story_id,
+        run_id=run.run_id,
+        outbox=outbox,
+        gates=[
+            GateClosed(story_id=story_id, gate=gate, role=role, timestamp=at)
+            for gate, role in open_gates.items()
+        ],
+        cancelled=StoryCancelled(
+            story_id=story_id,
             actor=actor,
             status="CANCELLED" if terminated else "FAILED",
             reason=reason,
             timestamp=at,
-        )
-        return closure.model_copy(
-            update={"gate": gate if view.pending_gate else None, "cancelled": cancelled}
-        )
+        ),
+    )
 
 
 async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:

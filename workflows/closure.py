@@ -16,7 +16,7 @@ class StoryClosureWorkflow:
     """Goes on with the outbox of a run that was terminated, timed out or failed, or that was
     cancelled while an entry was stuck.
 
-    What that run left goes out first, at its place; then the open gate closes and the story ends.
+    What that run left goes out first, at its place; then the open gates close and the story ends.
     """
 
     @workflow.init
@@ -26,8 +26,8 @@ class StoryClosureWorkflow:
     @workflow.run
     async def run(self, input: StoryClosure) -> None:
         self.outbox.start()
-        if input.gate:
-            self.outbox.append(input.gate)
+        for gate in [input.gate] if input.gate else input.gates:
+            self.outbox.append(gate)
         if input.cancelled:
             self.outbox.append(input.cancelled)
         await workflow.wait_condition(lambda: self.outbox.empty)

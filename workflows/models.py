@@ -1076,6 +1076,8 @@ class StoryView(Wire):
     state: str
     pending_gate: str = ""
     gate_role: str = ""
+    open_gates: dict[str, str] = {}
+    """Every open gate and the role that opens it; `pending_gate` is the first."""
     revision: str = ""
     rigor: str
     dor_score: int = 0

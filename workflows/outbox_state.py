@@ -51,7 +51,7 @@ class StoryClosure(BaseModel):
     """The input of StoryClosureWorkflow. outbox: as the story's last run left it.
 
     owner: the workflow whose outbox it is; empty: the story's.
-
+    gates: those that are open; gate: the one of a closure that an earlier version has begun.
     cancelled: None where the story had come to its end, and its outbox had not.
     """
 
@@ -60,4 +60,5 @@ class StoryClosure(BaseModel):
     outbox: OutboxState
     owner: str = ""
     gate: GateClosed | None = None
+    gates: list[GateClosed] = []
     cancelled: StoryCancelled | None = None

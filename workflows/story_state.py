@@ -487,19 +487,15 @@ class Story(BaseModel):
     # --- what people see ------------------------------------------------------------------------
 
     def view(self) -> StoryView:
-        gate = BUDGET_GATE if self.budget_gate else self.gate
-        if gate == BUDGET_GATE:
-            role = BUDGET_ROLE
-        elif gate:
-            role = self.next_role(gate)
-        else:
-            role = ""
+        open_gates = self.open_gates()
+        gate = next(iter(open_gates), "")
         return StoryView(
             story_id=self.story_id,
             title=self.text.title,
             state=self.state,
             pending_gate=gate,
-            gate_role=role,
+            gate_role=open_gates.get(gate, ""),
+            open_gates=open_gates,
             revision=self.revision if gate and gate != BUDGET_GATE else "",
             rigor=self.input.rigor,
             dor_score=self.readiness.total if self.readiness else 0,
@@ -511,6 +507,11 @@ class Story(BaseModel):
             tokens_used=self.tokens_used,
             cancelled=self.cancelled,
         )
+
+    def open_gates(self) -> dict[str, str]:
+        """Every open gate and the role that opens it: the budget's first, for no wave passes it."""
+        budget = {BUDGET_GATE: BUDGET_ROLE} if self.budget_gate else {}
+        return budget | ({self.gate: self.next_role(self.gate)} if self.gate else {})
 
     def next_role(self, gate: str) -> str:
         """The role whose guard of the gate is still to pass."""

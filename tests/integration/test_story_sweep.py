@@ -1,0 +1,292 @@
+"""Stories whose workflow ended early, on real servers: their end is recorded and published once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from nats.js import JetStreamContext
+from neo4j import AsyncDriver
+from temporalio.api.command.v1 import Command, FailWorkflowExecutionCommandAttributes
+from temporalio.api.enums.v1 import CommandType
+from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    PollWorkflowTaskQueueRequest,
+    RespondWorkflowTaskCompletedRequest,
+)
+from temporalio.client import Client, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from activities.graph import Graph
+from bridge.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
+from tests.conftest import RunningServer, Servers
+from tests.integration.conftest import Environment, a_namespace, running, variables
+from tests.llm_server import LlmServer
+from tests.site import SAMPLE_STORY
+
+WITHIN_S = 180
+SAMPLE = json.loads(SAMPLE_STORY.read_text())
+
+Story = WorkflowHandle[Any, Any]
+
+
+@pytest.fixture
+async def environment(servers: Servers, llm: LlmServer) -> Environment:
+    """Of a whole fleet that does not sweep: the tests do."""
+    return variables(servers, llm) | {
+        "TEMPORAL_NAMESPACE": await a_namespace(servers),
+        "STORY_SWEEP_SECONDS": "86400",
+    }
+
+
+@pytest.fixture
+async def temporal_client(environment: Environment) -> Client:
+    return await Client.connect(
+        environment["TEMPORAL_ADDRESS"],
+        namespace=environment["TEMPORAL_NAMESPACE"],
+        data_converter=pydantic_data_converter,
+    )
+
+
+@pytest.fixture
+async def fleet(
+    environment: Environment, temporal_client: Client, jetstream: JetStreamContext
+) -> AsyncIterator[Client]:
+    async with running("all", environment) as log:
+        reader = asyncio.create_task(log.drain())
+        yield temporal_client
+        reader.cancel()
+
+
+@pytest.fixture
+def sweep(temporal_client: Client, graph: Graph) -> StorySweep:
+    return StorySweep(temporal_client, graph, timedelta(seconds=0.5))
+
+
+async def start(client: Client, **fields: Any) -> Story:
+    story_id = f"US-{uuid.uuid4().hex[:10]}"
+    options = {"execution_timeout": fields.pop("execution_timeout", None)}
+    return await client.start_workflow(
+        "StoryWorkflow",
+        SAMPLE | {"story_id": story_id} | fields,
+        id=f"story-{story_id}",
+        task_queue="story",
+        **options,
+    )
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
+    async with asyncio.timeout(WITHIN_S):
+        while not (found := await condition()):
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def gates(story: Story, *names: str) -> None:
+    """Wait until just these gates are open."""
+
+    async def are_open() -> bool:
+        view = await story.query("state")
+        return sorted(view["open_gates"]) == sorted(names)
+
+    await until(are_open)
+
+
+async def all_is_published(story: Story) -> None:
+    async def nothing_left() -> bool:
+        return not (await story.query("outbox"))["entries"]
+
+    await until(nothing_left)
+
+
+async def closed(sweep: StorySweep) -> None:
+    """Sweep until a closure is started: visibility is a little late."""
+    assert await until(sweep.sweep) == 1
+
+
+async def events(jetstream: JetStreamContext, story: Story, last: str) -> list[dict[str, Any]]:
+    """The story's events on the stream, with their subjects, up to the last."""
+    subscription = await jetstream.subscribe("planning.>", ordered_consumer=True)
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(WITHIN_S):
+        while not found or found[-1]["subject"] != last:
+            message = await subscription.next_msg(WITHIN_S)
+            body = json.loads(message.data)
+            if f"story-{body['story_id']}" == story.id:
+                found.append(body | {"subject": message.subject})
+    await subscription.unsubscribe()
+    return found
+
+
+async def status(driver: AsyncDriver, story: Story) -> str:
+    async with driver.session() as session:
+        found = await session.run(
+            "MATCH (s:Story {id: $id}) RETURN s.status AS status",
+            id=story.id.removeprefix("story-"),
+        )
+        return str((await found.single(strict=True))["status"])
+
+
+CANCELLED = "planning.story.cancelled"
+
+
+async def test_a_story_that_timed_out_has_failed(
+    fleet: Client, sweep: StorySweep, jetstream: JetStreamContext, driver: AsyncDriver
+) -> None:
+    story = await start(fleet, execution_timeout=timedelta(seconds=15))
+    await gates(story, "approve_scope")
+
+    await closed(sweep)
+    *_, gate, end = await events(jetstream, story, CANCELLED)
+
+    assert (gate["subject"], gate["gate"]) == ("planning.gate.closed", "approve_scope")
+    assert (end["status"], end["actor"], end["reason"]) == ("FAILED", "temporal", "timed out")
+    assert await status(driver, story) == "FAILED"
+    assert await sweep.sweep() == 0
+
+
+async def test_every_gate_that_is_open_is_closed(
+    fleet: Client, sweep: StorySweep, jetstream: JetStreamContext
+) -> None:
+    story = await start(fleet, token_budget=1)
+    await gates(story, "approve_scope")
+    call = {"act": "propose", "agent_id": "a", "role": "DEV", "model": "m", "tokens_out": 9}
+    late = {"workflow_id": "deliberation-that-was-stopped", "wave": "run/2", "usage": [call]}
+    await story.signal("request_wave", late)
+    await gates(story, "budget", "approve_scope")
+    await all_is_published(story)
+
+    await story.terminate(reason="no longer wanted")
+    await closed(sweep)
+
+    *_, one, two, end = await events(jetstream, story, CANCELLED)
+    assert [(each["gate"], each["role"]) for each in (one, two)] == [
+        ("budget", "PO"),
+        ("approve_scope", "PO"),
+    ]
+    assert (end["status"], end["reason"]) == ("CANCELLED", "terminated: no longer wanted")
+
+
+async def test_what_a_run_and_a_sweep_left_while_nats_was_away_goes_out_once_and_in_order(
+    fleet: Client,
+    sweep: StorySweep,
+    graph: Graph,
+    jetstream: JetStreamContext,
+    driver: AsyncDriver,
+    nats_server: RunningServer,
+) -> None:
+    await nats_server.kill()
+    story = await start(fleet)
+    await gates(story, "approve_scope")
+
+    async def recorded() -> bool:
+        return await status(driver, story) == "DRAFT"
+
+    await until(recorded)
+    await story.terminate(reason="no longer wanted")
+    await closed(sweep)
+    later = StorySweep(fleet, graph, timedelta(seconds=0.5))
+    assert await later.sweep() == 0  # the closure is there, and waits
+    await nats_server.start()
+    found = await events(jetstream, story, CANCELLED)
+
+    assert [each["subject"].removeprefix("planning.") for each in found] == [
+        "story.created",
+        "story.transitioned",
+        "gate.opened",
+        "gate.closed",
+        "story.cancelled",
+    ]
+    assert await status(driver, story) == "CANCELLED"
+    assert await later.sweep() == 0
+
+
+async def test_a_sweep_while_the_graph_is_away_is_made_again(
+    fleet: Client,
+    sweep: StorySweep,
+    jetstream: JetStreamContext,
+    driver: AsyncDriver,
+    neo4j_server: RunningServer,
+) -> None:
+    story = await start(fleet)
+    await gates(story, "approve_scope")
+    await all_is_published(story)
+    before = FAILURES._value.get()
+    await neo4j_server.kill()
+    await story.terminate(reason="out of scope")
+    sweeping = asyncio.create_task(sweep.run())
+
+    async def failed() -> bool:
+        return bool(FAILURES._value.get() > before)
+
+    await until(failed)  # the driver tries for half a minute
+    await neo4j_server.start()
+    *_, end = await events(jetstream, story, CANCELLED)
+    await sweep.shutdown()
+    await sweeping
+
+    assert end["reason"] == "terminated: out of scope"
+    assert await status(driver, story) == "CANCELLED"
+
+
+async def test_a_story_that_failed_has_failed(
+    environment: Environment,
+    temporal_client: Client,
+    sweep: StorySweep,
+    jetstream: JetStreamContext,
+    driver: AsyncDriver,
+) -> None:
+    async with running("all", environment) as log:
+        story = await start(temporal_client)
+        await gates(story, "approve_scope")
+        await all_is_published(story)
+    del log
+    await story.signal("add_milestone", {"milestone_id": "m", "event_type": "E"})
+    await fail(temporal_client, "a release that gives up")
+
+    async with running("all", environment) as log:
+        reader = asyncio.create_task(log.drain())
+        await closed(sweep)
+        *_, gate, end = await events(jetstream, story, CANCELLED)
+        reader.cancel()
+
+    assert gate["gate"] == "approve_scope"
+    assert (end["status"], end["actor"]) == ("FAILED", "temporal")
+    assert end["reason"] == f"failed: a release that gives up; {NOT_REPLAYED}"
+    assert await status(driver, story) == "FAILED"
+
+
+async def fail(client: Client, message: str) -> None:
+    """Fail the workflow whose task is next, as a worker of another release would."""
+    service, queue = client.workflow_service, TaskQueue(name="story")
+    task = await until(
+        lambda: service.poll_workflow_task_queue(
+            PollWorkflowTaskQueueRequest(
+                namespace=client.namespace, task_queue=queue, identity="another release"
+            )
+        )
+    )
+    failure = Failure(
+        message=message, application_failure_info=ApplicationFailureInfo(non_retryable=True)
+    )
+    await service.respond_workflow_task_completed(
+        RespondWorkflowTaskCompletedRequest(
+            namespace=client.namespace,
+            task_token=task.task_token,
+            identity="another release",
+            commands=[
+                Command(
+                    command_type=CommandType.COMMAND_TYPE_FAIL_WORKFLOW_EXECUTION,
+                    fail_workflow_execution_command_attributes=(
+                        FailWorkflowExecutionCommandAttributes(failure=failure)
+                    ),
+                )
+            ],
+        )
+    )
