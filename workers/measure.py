@@ -141,7 +141,7 @@ class _Project:
             shutil.copytree(directory, root, symlinks=True, ignore=_left_out(directory))
             pyproject = _read_settings(root)
         except tomllib.TOMLDecodeError as error:
-            raise CannotMeasure(f"{directory / 'pyproject.toml'}: {error}; mend it") from error
+            raise CannotMeasure(f"{directory / 'pyproject.toml'}: {error}; fix it") from error
         except (OSError, UnicodeDecodeError) as error:
             raise CannotMeasure(f"{directory}: cannot be copied: {error}") from error
         sources = _sources(root)
@@ -235,7 +235,7 @@ class _Project:
             [
                 sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
                 "-o", "addopts=", "-p", "no:valkey",  # ours and not the project's
-                f"--rootdir={self.root}", f"--junitxml={results}", *arguments,
+                *self.import_mode(), f"--rootdir={self.root}", f"--junitxml={results}", *arguments,
             ],
             TESTS_WITHIN_S,
         )  # fmt: skip
@@ -252,6 +252,13 @@ class _Project:
         passed = max(0, count("tests") - failed - count("skipped"))
         why = "" if code == 0 else _first_failure(suites) or _last_line(output)
         return _Tests(ok=code == 0, passed=passed, failed=failed, why=why)
+
+    def import_mode(self) -> list[str]:
+        """The one of the project's options for pytest without which its tests may not be found."""
+        options = self.pyproject.get("tool", {}).get("pytest", {}).get("ini_options", {})
+        added = options.get("addopts", [])
+        words = added.split() if isinstance(added, str) else added
+        return [word for word in words if word.startswith("--import-mode=")]
 
     def analyse(self) -> StaticResult:
         """Lint by the project's own rules for ruff; security and bugs by rules it cannot relax."""

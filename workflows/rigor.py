@@ -95,7 +95,7 @@ def parse_rigor(document: dict[str, Any]) -> dict[str, RigorLevel]:
     return levels
 
 
-_REMEDIES = {"missing": "required; add it", "extra_forbidden": "unknown key; remove or mend it"}
+_REMEDIES = {"missing": "required; add it", "extra_forbidden": "unknown key; remove or correct it"}
 
 
 def score_report(level: RigorLevel, rigor: str, report: WorkspaceReport) -> ReportScore:

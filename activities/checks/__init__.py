@@ -36,7 +36,7 @@ MAX_BLOCKS = 200
 
 _FINDINGS = 50
 _OUTPUT = 4_000  # characters that are kept of a program's output, its beginning and its end
-_UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+_DEFAULT_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
 _Name = Literal["policy", "lint", "dry_run"]
 
@@ -190,8 +190,8 @@ def _printable(text: str) -> str:
 
 @asynccontextmanager
 async def _heartbeats() -> AsyncIterator[None]:
-    """Heartbeat thrice in every heartbeat time-out."""
-    every = (activity.info().heartbeat_timeout or _UNTOLD_HEARTBEAT_TIMEOUT) / 3
+    """Heartbeat three times in every heartbeat time-out."""
+    every = (activity.info().heartbeat_timeout or _DEFAULT_HEARTBEAT_TIMEOUT) / 3
 
     async def beat() -> None:
         while True:

@@ -104,7 +104,7 @@ def _sources(blocks: Sequence[Block]) -> bytes:
 
 
 def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
-    """What the parsers said of each block."""
+    """Each block's problems, from what the parsers wrote."""
     answers = run.output.decode(errors="replace").split("\n")[:-1]  # whole lines
     if run.ended == "output" or run.exit_code in _OVERFLOWED:
         # The text itself is the cause: it does not pass.
@@ -118,8 +118,8 @@ def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
             f" memory (exit code {run.exit_code})"
         )
     return {
-        block: [Problem(_place(block, line), message, True) for line, message in json.loads(said)]
-        for block, said in zip(blocks, answers, strict=True)
+        block: [Problem(_place(block, line), message, True) for line, message in json.loads(answer)]
+        for block, answer in zip(blocks, answers, strict=True)
     }
 
 
@@ -141,8 +141,8 @@ async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Pro
     try:
         answer = json.loads(run.output)
     except ValueError:
-        said = run.output[-500:].decode(errors="replace")
-        raise CannotRun(f"ruff gave up (exit code {run.exit_code}): {said}") from None
+        output = run.output[-500:].decode(errors="replace")
+        raise CannotRun(f"ruff gave up (exit code {run.exit_code}): {output}") from None
     found: dict[Block, list[Problem]] = {block: [] for block in blocks}
     for each in answer:
         block, code = blocks[each["cell"] - 1], each["code"] or "invalid-syntax"

@@ -154,7 +154,7 @@ def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
         try:
             notebook.run(*block)
         except SystemExit as error:
-            if needs_argument(error):
+            if needs_argument(error, codes):
                 report(f"waits {_ARGUMENT}")
             elif number == len(codes) and at_the_end(error, *block[:2]):
                 report("end")
@@ -351,12 +351,12 @@ def in_block(trace, name: str) -> bool:  # type: ignore[no-untyped-def]
     return bool(code.co_filename == name and code.co_name == "<module>")
 
 
-def needs_argument(error: SystemExit) -> bool:
-    """Whether the program was started without arguments that it wants.
+def needs_argument(error: SystemExit, blocks: list[tuple[str, str, str]]) -> bool:
+    """Whether the program was started without arguments that it requires.
 
-    argparse says so, or the code exits where an argument was not there.
+    The code exits where an argument was not there, or after it has looked; or argparse exits.
     """
-    if lacks_argument(error):
+    if lacks_argument(error) or exits_for_arguments(error, blocks):
         return True
     given = False
     for trace in traces(error):
@@ -368,6 +368,21 @@ def needs_argument(error: SystemExit) -> bool:
         elif frame.f_code.co_name == "error":
             return not given and " required" in str(frame.f_locals.get("message"))
     return False
+
+
+def exits_for_arguments(error: SystemExit, blocks: list[tuple[str, str, str]]) -> bool:
+    """Whether the exit stands under an `if` on sys.argv: `if len(sys.argv) != 2: sys.exit(1)`."""
+    import ast
+
+    trace = [*traces(error)][-1]
+    return any(
+        isinstance(node, ast.If)
+        and ".argv" in ast.unparse(node.test)
+        and node.body[0].lineno <= trace.tb_lineno <= (node.body[-1].end_lineno or 0)
+        for name, source, _ in blocks
+        if name == trace.tb_frame.f_code.co_filename
+        for node in ast.walk(ast.parse(source))
+    )
 
 
 def lacks_argument(error: BaseException) -> bool:

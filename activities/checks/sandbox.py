@@ -1,4 +1,4 @@
-"""Runs programs within limits: in bubblewrap where nobody trusts them, or says why it cannot.
+"""Runs programs within limits: untrusted ones in bubblewrap, or says why it cannot.
 
 In the sandbox a program sees the system's libraries and a Python interpreter with its standard
 library, all read-only, and a small /tmp of its own. It has no network, no environment, no other
@@ -6,7 +6,7 @@ process to look at, and limits on CPU, memory, files, processes, output and wall
 killed as a whole: at a limit, on cancellation, and when the worker dies (design section 3).
 
 Namespaces need rights. An ordinary user gets them from a user namespace. Root makes them itself
-and the program becomes a user that nobody else is: the limit on processes does not hold for root,
+and the program becomes a user that no one else is: the limit on processes does not hold for root,
 nor for the users that a namespace maps onto root.
 """
 
@@ -76,7 +76,7 @@ def python_program(source: Path) -> list[str]:
 
 
 async def run_limited(argv: Sequence[str], stdin: bytes, limits: Limits) -> Run:
-    """Run a program of our own, absolute path first, on input that nobody trusts: limits only.
+    """Run a program of our own, absolute path first, on untrusted input: limits only.
 
     It has the limits before it has its input.
 
@@ -165,19 +165,19 @@ async def _run(
 ) -> Run:
     """Run `prefix`, in it the entry (activities/checks/entry.py), and in its place `argv`."""
     resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
-    told = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in resources.items())
+    words = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in resources.items())
     ready, entered = os.pipe()
     try:
-        arguments = [str(entered), "" if uid is None else str(uid), told, *argv]
+        arguments = [str(entered), "" if uid is None else str(uid), words, *argv]
         command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
         async with _started(command, (filter_fd, entered)) as process:
             run = await _watched(process, stdin, limits)
         os.set_blocking(ready, False)
         with suppress(BlockingIOError):
-            said = os.read(ready, 4096)
-            if said == entry.READY:
+            answer = os.read(ready, 4096)
+            if answer == entry.READY:
                 return run
-            raise CannotRun(f"{argv[0]} cannot be run{said[len(entry.READY) :].decode()}")
+            raise CannotRun(f"{argv[0]} cannot be run{answer[len(entry.READY) :].decode()}")
         why = run.output.decode(errors="replace").strip()[-500:]
         raise CannotRun(f"the sandbox could not be set up: {why or run.ended}")
     finally:

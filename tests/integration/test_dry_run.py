@@ -60,6 +60,17 @@ PERSON, ARGUMENT, CLIENT = "a person's input", "an argument", "a client"
         ),
         (
             """
+            import sys
+            def main():
+                if len(sys.argv) != 2:
+                    print("usage: greet NAME")
+                    sys.exit(1)
+            main()
+            """,
+            ARGUMENT,
+        ),
+        (
+            """
             import argparse
             parser = argparse.ArgumentParser()
             parser.add_argument("name")
@@ -182,6 +193,17 @@ async def test_a_server_that_waits_for_its_clients_is_not_checked(code: str) -> 
             """,
             "failed",
             "exit code 1: AssertionError",
+        ),
+        (
+            """
+            import sys
+            def main():
+                sys.exit(1)
+            if len(sys.argv) == 1:
+                main()
+            """,
+            "failed",
+            "exit code 1: ",
         ),
         ("raise EOFError('EOF when reading a line')", "failed", "exit code 1: EOFError"),
         (

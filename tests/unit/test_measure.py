@@ -257,6 +257,21 @@ def test_a_project_s_settings_neither_prevent_nor_distort_its_measurement(
     assert (tmp_path / "pyproject.toml").read_text("utf-8") == settings
 
 
+@pytest.mark.parametrize(
+    "options", ["'-n auto --import-mode=importlib'", "['--import-mode=importlib']"]
+)
+def test_tests_of_one_name_are_found_where_the_project_imports_them_apart(
+    tmp_path: Path, options: str
+) -> None:
+    test = TESTED["tests/test_shop.py"]
+    settings = f"[tool.pytest.ini_options]\naddopts = {options}\n"
+    write(tmp_path, TESTED | {"tests/more/test_shop.py": test, "pyproject.toml": settings})
+
+    unit = measure(tmp_path, quietly).unit
+
+    assert (unit.ok, unit.passed) == (True, 2)
+
+
 def test_a_project_s_rules_hold_whatever_ruff_it_requires(tmp_path: Path) -> None:
     settings = "[tool.ruff]\nrequired-version = '==0.0.1'\nlint.select = ['T20']\n"
     write(tmp_path, TESTED | {"shop.py": "ONE = 1\nprint(ONE)\n", "pyproject.toml": settings})
