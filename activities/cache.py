@@ -10,7 +10,7 @@
     context:{story}:generation     counter: grows with every change of the story
     swe:case:{id}:planning:late    set: ids of the timeline's lines that came late (see TIMELINE)
     swe:case:{id}:summaries:last   text: the story so far, which other systems write and packs show
-    swe:case:{id}:session:{hash}   JSON: what agents were told as they took the story up again; for
+    swe:case:{id}:session:{hash}   JSON: what agents got when they resumed the story; for
                                    as long as they asked
 
 Parts of a key that come from outside are encoded (`workflows.ids`), so none can name another key.
@@ -135,7 +135,7 @@ def summary_key(story_id: str) -> str:
 
 
 def session_key(story_id: str, content: str) -> str:
-    """Where a session is kept. content: the hash of what it tells."""
+    """Where a session is kept. content: the hash of its content."""
     return f"swe:case:{encode_id(story_id)}:session:{encode_id(content)}"
 
 

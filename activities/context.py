@@ -1,4 +1,4 @@
-"""Context packs: what an agent is told of a story, by role and phase (design section 4).
+"""Context packs: what an agent knows of a story, by role and phase (design section 4).
 
 scopes.yaml says which scopes a role has in a phase. Each scope is one read of the graph, rendered
 as lines of Markdown, what matters most first. A pack keeps as many of the lines as its budget
@@ -135,7 +135,7 @@ class Section(NamedTuple):
 
 
 class Read(NamedTuple):
-    """How a scope is read, converted, sorted and shown. `none`: said where there is nothing.
+    """How a scope is read, converted, sorted and shown. `none`: shown where there is nothing.
 
     by: sorts the rows where times decide, which the graph cannot compare as instants; at_most: so
     many of them are shown.
@@ -271,7 +271,7 @@ class MilestoneRow(Row):
         return self.event_type or f"{self.from_phase} -> {self.to_phase}"
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         """The description, with the reason if there is one."""
         return f"{self.description}: {self.reason}" if self.reason else self.description
 
@@ -335,8 +335,8 @@ def _about(row: _TaskRow) -> str:
 
 def _task(row: _TaskRow) -> list[str]:
     needs = f" (after {', '.join(row.needs)})" if row.needs else ""
-    said = f": {row.description}" if row.description else ""
-    return [f"- {row.id} [{_about(row)}] **{row.title}**{needs}{said}"]
+    about = f": {row.description}" if row.description else ""
+    return [f"- {row.id} [{_about(row)}] **{row.title}**{needs}{about}"]
 
 
 def _task_min(row: _TaskRow) -> list[str]:
@@ -349,7 +349,7 @@ def _task_dependency(row: _TaskRow) -> list[str]:
 
 def _milestone(row: MilestoneRow) -> list[str]:
     by = f" ({row.actor})" if row.actor else ""
-    return [f"- {row.kind}: {row.said}{by}"]
+    return [f"- {row.kind}: {row.text}{by}"]
 
 
 def _summary(row: SummaryRow) -> list[str]:

@@ -190,6 +190,14 @@ MIGRATIONS = (
             "CREATE CONSTRAINT received_id IF NOT EXISTS FOR (n:Received) REQUIRE n.id IS UNIQUE",
         ),
     ),
+    Migration(
+        5,
+        "when messages were received",
+        (
+            "CREATE INDEX received_ms IF NOT EXISTS FOR (n:Received) ON (n.received_ms)",
+            "MATCH (n:Received) WHERE n.received_ms IS NULL SET n.received_ms = timestamp()",
+        ),
+    ),
 )
 
 

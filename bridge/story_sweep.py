@@ -1,7 +1,7 @@
 """Finds stories whose workflow ended early, and has their end recorded and published.
 
-A workflow that is terminated, times out or fails cannot say so itself. Any number of sweeps run
-side by side: the closure of a run has one workflow id, and one workflow.
+A workflow that is terminated, times out or fails cannot announce it itself. Any number of sweeps
+run side by side: the closure of a run has one workflow id, and one workflow.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.graph import Graph
+from bridge.streams import STREAMS
 from workflows.clock import iso
 from workflows.closure import StoryClosureWorkflow
 from workflows.events import GateClosed, StoryCancelled
@@ -40,6 +41,10 @@ from workflows.stubs import STORY_QUEUE
 ENDED_EARLY = (
     "WorkflowType = 'StoryWorkflow' AND ExecutionStatus IN ('Terminated', 'TimedOut', 'Failed')"
 )
+RECEIVED_FOR = 2 * max(stream.max_age for stream in STREAMS)
+"""How long the identity of a message is kept: its stream holds the message for the maximum age at
+most, and as a dead letter it may be replayed for that time again. After that it cannot return."""
+
 ANSWER_WITHIN = timedelta(seconds=10)
 
 ASKED_AT_MOST = 5
@@ -56,7 +61,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class StorySweep:
-    """A job of the process `inbox`: sweeps at its start, and then again and again."""
+    """A job of the process `inbox`: sweeps at its start, and then again and again.
+
+    It also removes the identities of messages that no stream holds any more.
+    """
 
     def __init__(self, temporal: Client, graph: Graph, every: timedelta) -> None:
         self._temporal, self._graph, self._every = temporal, graph, every
@@ -78,6 +86,7 @@ class StorySweep:
             while not self._stopping.is_set():
                 try:
                     await self.sweep()
+                    await self._graph.forget_received(RECEIVED_FOR)
                 except Exception as error:  # the servers' matter, or one sweep's: not the job's end
                     FAILURES.inc()
                     log.warning("sweep for ended stories failed", error=repr(error))
@@ -143,7 +152,7 @@ class StorySweep:
     async def _closure(
         self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
     ) -> StoryClosure | None:
-        """What is still to be said; None: nothing is. A story worker answers the queries."""
+        """What is still to be announced, or None. A story worker answers the queries."""
         try:
             outbox = await handle.query(LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN)
             view = await handle.query("state", result_type=StoryView, rpc_timeout=ANSWER_WITHIN)

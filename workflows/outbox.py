@@ -83,7 +83,7 @@ class Outbox:
         self.first_run = self.run = workflow.info().original_execution_run_id
         """Names this run in ids. A reset run bears its first run's name up to where it was reset:
         what was appended before happened once, and has one id."""
-        workflow.register_random_seed_callback(self._begin_anew)
+        workflow.register_random_seed_callback(self._on_reset)
         workflow.set_query_handler(LEFT, lambda: self.state)
         workflow.set_query_handler(STUCK, lambda: list(self.stuck.values()))
         workflow.set_update_handler(SKIP_ENTRY, self._skip, validator=self._may_skip)
@@ -165,7 +165,7 @@ class Outbox:
         position = self.state.end
         await workflow.wait_condition(lambda: self.state.recorded >= position)
 
-    def _begin_anew(self, seed: int) -> None:
+    def _on_reset(self, seed: int) -> None:
         """The run was reset here: what happens from now on is not what happened then."""
         # The SDK calls this outside the workflow's loop: `workflow.info()` would raise here.
         self.run = run_after_reset(self.first_run, seed)
@@ -209,7 +209,7 @@ class Outbox:
         try:
             await story.signal(HAND_ON, batch)
         except FailureError:
-            # The story is gone (terminated): what happened is still recorded and told, from here.
+            # The story is gone (terminated): what happened is recorded and published from here.
             self.through = ""
         else:
             self.state.recorded += len(batch)

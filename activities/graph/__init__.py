@@ -34,8 +34,9 @@ Everything that belongs to a story is one step from it::
     (:GateApproval {id, story_id, gate, actor, role, revision, comment, at})-[:OF]->(Story)
     (:PlanApproval {id, story_id, plan_id, approved_by, roles[], timestamp})-[:OF]->(Story),
            -[:APPROVES]->(PlanVersion)
-    (:Received {id, content, story_id, at}): an id that a sender gave a message on the bus, and the
-           hash of the message's fields: another message may not have it
+    (:Received {id, content, story_id, at, received_ms}): an id that a sender gave a message on the
+           bus, and the hash of the message's fields: another message may not have it. Removed when
+           no stream holds the message any more
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
     (:Deliberation {id, story_id, task_id, role, status, error, error_type, winner_id, score,
                 decisions, duration_ms, ended_at, failed_agents[]})-[:OF]->(Story)
@@ -59,6 +60,7 @@ A delete is soft: status DELETED.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from datetime import timedelta
 from itertools import groupby
 from typing import Any, LiteralString, TypeVar
 
@@ -93,6 +95,7 @@ from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
 from activities.graph.statements import (
     CLAIM,
+    FORGET,
     Change,
     Claim,
     Write,
@@ -129,6 +132,9 @@ T = TypeVar("T")
 
 TRANSACTION_S = 20.0
 """A transaction ends before the activity that runs it does (stubs.STORE)."""
+
+FORGET_AT_ONCE = 10_000
+"""Nodes in one transaction: a fraction of a second, and no lock for longer."""
 
 PLAN_TASKS = """
 MATCH (p:PlanVersion {case_id: $story_id, id: $plan_id})-[:HAS_SUBTASK]->(t:Subtask)
@@ -235,6 +241,18 @@ class Graph(GraphStub):
                 found = await session.execute_write(_rows, CLAIM, {"rows": rows})
         return [Claim(**row["claim"]) for row in found]
 
+    async def forget_received(self, age: timedelta) -> int:
+        """Remove the identities of messages that were received so long ago; answers how many."""
+        parameters = {"age_ms": int(age.total_seconds() * 1000), "limit": FORGET_AT_ONCE}
+        gone, last = 0, FORGET_AT_ONCE
+        with store_errors():
+            async with self._driver.session() as session:
+                while last == FORGET_AT_ONCE:
+                    [row] = await session.execute_write(_rows, FORGET, parameters)
+                    last = int(row["count"])
+                    gone += last
+        return gone
+
     async def live_stories(self, story_ids: Sequence[str]) -> set[str]:
         """Those of the stories that the graph knows, and whose status says that they go on."""
         with store_errors():
@@ -317,7 +335,7 @@ class Graph(GraphStub):
         return answer
 
     async def read_session(self, story_id: str, events: int, summary: bool) -> Session:
-        """What a story's agents are told as they take it up again. events: at most so many.
+        """What a story's agents get when they resume it. events: at most so many.
 
         Raises:
             ApplicationError: `UnknownStory`, not retryable.
@@ -332,7 +350,7 @@ class Graph(GraphStub):
         return redacted(found._replace(summary=given or found.summary), self._redact)
 
     async def keep_session(self, story_id: str, content: str, text: str, seconds: int) -> None:
-        """Keep a session's text in Valkey so long. content: the hash of what it tells."""
+        """Keep a session's text in Valkey so long. content: the hash of its content."""
         with store_errors():
             await self._cache.keep(session_key(story_id, content), text, seconds)
 
@@ -503,9 +521,9 @@ def _lines(known: Iterable[Change]) -> Iterator[Line]:
     for change in known:
         if not change.story_id:
             continue
-        entry, said = change.entry, describe(change)
+        entry, line = change.entry, describe(change)
         values = (
-            *(entry.id, entry.kind, said.event_type, said.description, said.actor),
+            *(entry.id, entry.kind, line.event_type, line.description, line.actor),
             *(iso(change.at), entry.source),
         )
         yield Line(change.story_id, change.line, values)

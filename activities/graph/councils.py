@@ -359,7 +359,7 @@ async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -
 
     Raises:
         ApplicationError: `UnknownCouncil`; `NotFound`: it does not sit there; `CouncilTooSmall`:
-            nobody would be left.
+            no agent would be left.
     """
     with store_errors():
         async with driver.session() as session:
@@ -382,7 +382,7 @@ async def read_councils(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
 
 
 async def _locked(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
-    """The councils, which nobody else changes until the transaction ends."""
+    """The councils, which no one else changes until the transaction ends."""
     await (await tx.run(LOCK)).consume()
     return await read_councils(tx)
 

@@ -1,4 +1,4 @@
-"""What the graph tells of deliberations, plans and stories when no workflow does any more."""
+"""Deliberations, plans and stories, read from the graph once no workflow answers for them."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
 async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> DeliberationResult | None:
     """A completed deliberation's result; None where the graph has none of that id.
 
-    Not kept in the graph, and so not told: its duration, who failed in it, what its calls cost,
-    what a proposal's decisions were unless it won. A proposal's time is when it was recorded.
+    Not kept in the graph, and so not in the result: its duration, who failed in it, what its calls
+    cost, what a proposal's decisions were unless it won. A proposal's time is when it was recorded.
 
     Raises:
         ApplicationError: by `errors.TABLE`, as in every function here.

@@ -1,4 +1,4 @@
-"""A session: what each role is told of a story as its agents take it up again.
+"""A session: what each role gets of a story when its agents resume it.
 
 The graph is read once, in one transaction, for all roles; what of it is a role's is a rule.
 """
@@ -240,7 +240,7 @@ def redacted(session: Session, redact: Callable[[str], str]) -> Session:
 def _milestone(row: MilestoneRow) -> Fields:
     return {
         "event_type": row.kind,
-        "description": row.said,
+        "description": row.text,
         "actor": row.actor,
         "ts_ms": int(row.at.timestamp() * 1000) if row.at else 0,
     }

@@ -450,9 +450,15 @@ MERGE (n)-[:BY]->(a)
 CLAIM: LiteralString = """
 UNWIND $rows AS row
 MERGE (n:Received {id: row.id})
-  ON CREATE SET n.content = row.content, n.story_id = row.story_id, n.at = row.at
+  ON CREATE SET n.content = row.content, n.story_id = row.story_id, n.at = row.at,
+                n.received_ms = timestamp()
 WITH n, row WHERE n.content <> row.content
 RETURN row AS claim
+"""
+
+FORGET: LiteralString = """
+MATCH (n:Received) WHERE n.received_ms < timestamp() - $age_ms
+WITH n LIMIT $limit DELETE n RETURN count(*) AS count
 """
 
 DELIBERATION = "MERGE (n:Deliberation {id: row.id}) ON CREATE SET n += row.node" + _OF_STORY
@@ -498,54 +504,54 @@ def describe(change: Change) -> Milestone:
     event_type = change.body.SUBJECT or change.entry.kind
     match change.body:
         case StoryCreated(title=title, created_by=actor):
-            said, who = title, actor
+            text, who = title, actor
         case StorySpec(title=title, revision=revision, created_by=actor):
-            said, who = f"{title} (revision {revision})", actor
+            text, who = f"{title} (revision {revision})", actor
         case StoryTransitioned() as body:
             why = f": {body.reason}" if body.reason else ""
-            said, who = f"{body.from_phase} -> {body.to_phase} by {body.event}{why}", body.actor
+            text, who = f"{body.from_phase} -> {body.to_phase} by {body.event}{why}", body.actor
         case StoryCancelled(actor=actor, status=status, reason=reason):
-            said, who = status.lower() + (f": {reason}" if reason else ""), actor
+            text, who = status.lower() + (f": {reason}" if reason else ""), actor
         case GateOpened(gate=gate, role=role):
-            said, who = f"{gate} waits for {role}", ""
+            text, who = f"{gate} waits for {role}", ""
         case GateClosed(gate=gate, actor=actor):
-            said, who = f"{gate} closed", actor or ""
+            text, who = f"{gate} closed", actor or ""
         case GateApproved(gate=gate, actor=actor, role=role, comment=comment):
-            said, who = f"{gate} approved as {role}" + (f": {comment}" if comment else ""), actor
+            text, who = f"{gate} approved as {role}" + (f": {comment}" if comment else ""), actor
         case PlanApproved(plan_id=plan_id, approved_by=actor):
-            said, who = f"plan {plan_id} approved", actor
+            text, who = f"plan {plan_id} approved", actor
         case PlanDerived(plan_id=plan_id, tasks=tasks):
-            said, who = f"plan {plan_id} with {len(tasks)} tasks", ""
+            text, who = f"plan {plan_id} with {len(tasks)} tasks", ""
         case PlanFinished(plan_id=plan_id, status=status):
-            said, who = f"plan {plan_id} ended {status}", ""
+            text, who = f"plan {plan_id} ended {status}", ""
         case TaskCreated(task_id=task_id, role=role):
-            said, who = f"task {task_id} for {role}", ""
+            text, who = f"task {task_id} for {role}", ""
         case TaskDispatched(task_id=task_id, agent_id=actor):
-            said, who = f"task {task_id} given to {actor}", actor
+            text, who = f"task {task_id} given to {actor}", actor
         case TaskFinished(task_id=task_id, status=status, assignee=actor):
-            said, who = f"task {task_id} {status}", actor
+            text, who = f"task {task_id} {status}", actor
         case DeliberationStarted(task_id=task_id, role=role):
-            said, who = f"{role} deliberates {task_id}", ""
+            text, who = f"{role} deliberates {task_id}", ""
         case DeliberationCompleted() as body:
-            said = f"{body.role} decided {body.task_id}, score {body.score:.2f}"
+            text = f"{body.role} decided {body.task_id}, score {body.score:.2f}"
             who = body.winner_id
         case DeliberationFailed(task_id=task_id, role=role, error=error):
-            said, who = f"{role} failed on {task_id}: {error}", ""
+            text, who = f"{role} failed on {task_id}: {error}", ""
         case RoundCompleted(task_id=task_id, role=role, round=number):
-            said, who = f"{role} ended round {number} of {task_id}", ""
+            text, who = f"{role} ended round {number} of {task_id}", ""
         case ContextUpdated(version=version, changed=changed):
-            said, who = f"context version {version}: {', '.join(changed)}", ""
+            text, who = f"context version {version}: {', '.join(changed)}", ""
         case ContextDecisionAdded(title=title, decided_by=actor):
-            said, who = title, actor
-        case ContextMilestoneReached(event_type=reached, description=said):
+            text, who = title, actor
+        case ContextMilestoneReached(event_type=reached, description=text):
             event_type, who = reached, ""
         case RequestRefused(request=request, reason=reason):
-            said, who = f"{request} refused: {reason}", ""
+            text, who = f"{request} refused: {reason}", ""
         case EntrySkipped(reason=reason, error=error):
-            said, who = f"an entry was left out: {reason} ({error})", change.body.actor
+            text, who = f"an entry was left out: {reason} ({error})", change.body.actor
         case _:
             raise AssertionError(f"no words for {change.entry.kind}")
-    return Milestone(event_type, said[:2_000], who)
+    return Milestone(event_type, text[:2_000], who)
 
 
 def writes(change: Change) -> list[Write]:
@@ -681,8 +687,8 @@ def writes(change: Change) -> list[Write]:
             found = [event(), *decided, *_decision_links(story, body.decisions)]
             if change.workflow:  # its proposals say more
                 return found
-            told = {"task_id", "role", "winner_id", "score", "duration_ms"}
-            node = body.model_dump(include=told) | {
+            kept = {"task_id", "role", "winner_id", "score", "duration_ms"}
+            node = body.model_dump(include=kept) | {
                 "story_id": story,
                 "decisions": len(decided),
                 "status": "COMPLETED",

@@ -533,16 +533,16 @@ def _fixed(asked: Asked, found: Found) -> list[str]:
     """What the change says of a case otherwise than it is, and that never changes."""
     if not isinstance(asked.payload, CasePayload) or not found.created:
         return []
-    told = asked.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
+    given = asked.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
     return [
-        name for name, value in told.items() if not _same(found.created.get(name, value), value)
+        name for name, value in given.items() if not _same(found.created.get(name, value), value)
     ]
 
 
-def _same(stored: str, told: str) -> bool:
+def _same(stored: str, given: str) -> bool:
     """Whether they are one text, or one time."""
     try:
-        return stored == told or moment(stored, "stored") == moment(told, "told")
+        return stored == given or moment(stored, "stored") == moment(given, "given")
     except ApplicationError:
         return False
 
@@ -719,7 +719,7 @@ def _subtask(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
 
 
 def _decision(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
-    row = row | {"node": given, "plan_id": found.last_plan, "anew": "affects" in given}
+    row = row | {"node": given, "plan_id": found.last_plan, "relink": "affects" in given}
     links = {"story_id": row["story_id"], "id": asked.entity_id}
     return [Write(DECISION_CHANGED, row), Write(DECISION_LINKS, links)]
 
@@ -868,7 +868,7 @@ CALL (n, row) {
   MERGE (p)-[:CONTAINS_DECISION]->(n)
 }
 CALL (n, row) {
-  WITH n, row WHERE row.anew
+  WITH n, row WHERE row.relink
   MATCH (n)-[old:AFFECTS|DEPENDS_ON]->()
   DELETE old
 }
@@ -1039,7 +1039,7 @@ def _content(applied: Sequence[Asked]) -> list[Any]:
 
 
 def _as_news(asked: Asked, actor: str) -> DecisionAdded | None:
-    """What agents at work are told of it; None of a new one without a title.
+    """What agents at work get of it; None of a new one without a title.
 
     A correction that names no title bears the id in its place: what they know of it stays.
     """

@@ -18,7 +18,9 @@ from redis.backoff import NoBackoff
 from activities.cache import Cache, draft_key, spec_key, timeline_key
 from activities.context import load_scopes
 from activities.graph import Graph, seed_councils
+from activities.graph.statements import Claim
 from activities.migrations import MIGRATIONS, migrate
+from bridge.story_sweep import RECEIVED_FOR
 from tests.conftest import RunningServer
 from tests.integration.stories import (
     at,
@@ -746,3 +748,32 @@ async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
         | {"DecisionRevision": ["case_id", "decision_id", "order"]}
     )
     assert {kind for *_, kind in constraints} == {"UNIQUENESS"}
+
+
+# --- identities of messages -----------------------------------------------------------------------
+
+
+async def test_the_identities_of_messages_are_kept_while_a_stream_may_hold_them(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    claims = [Claim(f"{story}-{number}", "content", story, at(0)) for number in range(5)]
+    assert await graph.claim(claims) == []
+    day_ms = 86_400_000
+    await rows(
+        driver,
+        "MATCH (n:Received {story_id: $story}) WITH n, toInteger(right(n.id, 1)) AS number "
+        "SET n.received_ms = timestamp() - (58 + number) * $day",
+        story=story,
+        day=day_ms,
+    )
+
+    gone = await graph.forget_received(RECEIVED_FOR)
+
+    assert gone == 3
+    left = await rows(
+        driver, "MATCH (n:Received {story_id: $story}) RETURN n.id ORDER BY n.id", story=story
+    )
+    assert left == [[f"{story}-0"], [f"{story}-1"]]
+    again = [claim._replace(content="another") for claim in claims]
+    assert [each.id for each in await graph.claim(again)] == [f"{story}-0", f"{story}-1"]
+    assert await graph.forget_received(RECEIVED_FOR) == 0

@@ -197,6 +197,8 @@ async def test_a_terminated_story_is_announced_once_as_cancelled(
         return bool((await handle.query("state"))["pending_gate"]) and not left["entries"]
 
     await until(waits_and_is_published)
+    async with driver.session() as session:
+        await session.run("CREATE (:Received {id: $id, received_ms: 0})", id=f"old-{story}")
     sweep = StorySweep(fleet, graph, timedelta(seconds=0.5))  # beside the fleet's own
     sweeping = asyncio.create_task(sweep.run())
     await handle.terminate(reason="no longer wanted")
@@ -211,6 +213,8 @@ async def test_a_terminated_story_is_announced_once_as_cancelled(
     async with driver.session() as session:
         found = await session.run("MATCH (s:Story {id: $id}) RETURN s.status AS status", id=story)
         assert (await found.single(strict=True))["status"] == "CANCELLED"
+        old = await session.run("MATCH (n:Received {id: $id}) RETURN n", id=f"old-{story}")
+        assert await old.single() is None
     assert await StorySweep(fleet, graph, timedelta(seconds=1)).sweep() == 0
     closures = f"WorkflowType = 'StoryClosureWorkflow' AND WorkflowId STARTS_WITH 'closure-{story}'"
     assert len([each async for each in fleet.list_workflows(closures)]) == 1
