@@ -177,7 +177,7 @@ class AgentResponses:
             await self._take(message)
         except Refused as refused:
             await self._bury(message, refused.reason, refused.error)
-        except Exception as error:
+        except Exception as error:  # whatever it is: sent again, and at last a dead letter
             delivered = message.metadata.num_delivered or 1
             away = is_away(error)
             if away or delivered < LAST_DELIVERY:

@@ -24,7 +24,7 @@ from activities.acts import AnswerT, Question
 from activities.kept import STORE_UNREACHABLE, answer_key, kept_answer
 from activities.prompts import Prompt, Prompts
 from bridge.agent_calls import STAYS_FOR, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
-from bridge.mirror import ACK_WITHIN_S, refused
+from bridge.mirror import ACK_WITHIN_S, PUBLISH_FAILURES, refused
 from bridge.source import Source
 from workflows.clock import iso
 from workflows.events import AgentCommand
@@ -146,7 +146,7 @@ class Commands:
                 stream=COMMANDS,
                 headers=headers(call),
             )
-        except Exception as error:
+        except PUBLISH_FAILURES as error:
             what = f"The command to agent {call.agent_id} on {call.subject} is not on JetStream"
             raise refused(what, error) from None  # told in full; Temporal cuts long chains
 

@@ -273,7 +273,7 @@ class Inbox:
             return Held(message, understood.change, understood.content)
         except NotUnderstood as error:
             await self._bury(consumer, message, str(error))
-        except Exception as error:  # a fault of ours: one message's matter, not the inbox's end
+        except Exception as error:  # a fault of ours: one message's matter, not the inbox's end  # noqa: BLE001
             await self._failed(consumer, message, Failed(repr(error), final=False))
         return None
 

@@ -41,6 +41,9 @@ REFUSALS: tuple[tuple[type[Exception], str, str, bool], ...] = (
 )
 """Every way a publish can fail. Whatever the outside can mend is retried: no event is lost."""
 
+PUBLISH_FAILURES = (nats_errors.Error, asyncio.TimeoutError, OSError)
+"""The classes that REFUSALS are of. Any other error is a bug, and goes its own way."""
+
 
 class Mirror(MirrorStub):
     """Publishes outbox entries. `nats` must buffer nothing: see `workers.clients.nats`."""
@@ -80,7 +83,7 @@ class Mirror(MirrorStub):
                 stream=stream.name,
                 headers=self.headers(entry),
             )
-        except Exception as error:
+        except PUBLISH_FAILURES as error:
             raise refusal(entry, error) from None  # told in full; Temporal cuts long chains
         if ack.stream != stream.name:
             raise ApplicationError(

@@ -87,7 +87,7 @@ class StorySweep:
                 try:
                     await self.sweep()
                     await self._graph.forget_received(RECEIVED_FOR)
-                except Exception as error:  # the servers' matter, or one sweep's: not the job's end
+                except Exception as error:  # the servers' matter, or one sweep's: not the job's end  # noqa: BLE001
                     FAILURES.inc()
                     log.warning("sweep for ended stories failed", error=repr(error))
                 pause_s = self._every.total_seconds() * random.uniform(1 - JITTER, 1 + JITTER)
@@ -119,7 +119,7 @@ class StorySweep:
                 continue
             try:
                 started += await self._close(run)
-            except Exception as error:  # one story's matter: the others are closed
+            except Exception as error:  # one story's matter: the others are closed  # noqa: BLE001
                 FAILURES.inc()
                 log.warning("story not closed yet", workflow_id=run.id, error=repr(error))
             else:

@@ -51,7 +51,7 @@ def main() -> NoReturn:
     except StartError as error:
         print(error, file=sys.stderr)
         leave(1)
-    except Exception:
+    except Exception:  # the process's last word: logged, and its exit code is not 0
         logging.getLogger("workers").exception("a worker failed: all stop")
         leave(1)
     leave(0)

@@ -153,7 +153,7 @@ class Payloads:
             return error
         except ValidationError as error:
             return invalid_input(what, error)
-        except Exception as error:  # whatever a payload brings about is the payload's fault
+        except Exception as error:  # whatever a payload brings about is the payload's fault  # noqa: BLE001
             return InvalidInput(what, [(WHOLE, f"cannot be read ({error!r}); send JSON in UTF-8")])
         return None
 

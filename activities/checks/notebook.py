@@ -159,7 +159,7 @@ def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
             elif number == len(codes) and at_the_end(error, *block[:2]):
                 report("end")
             raise
-        except BaseException as error:
+        except BaseException as error:  # the block has failed, whatever it raised  # noqa: BLE001
             if root := missing(error):
                 report(f"missing {root}")
             elif lacks_argument(error):

@@ -490,7 +490,7 @@ def read_changes(write: ContextWrite) -> list[Asked | Refused]:
             found.append(read_change(number, change, write.update.story_id, now))
         except Refused as refusal:
             found.append(refusal)
-        except Exception as error:
+        except Exception as error:  # the change is refused, whatever it raised  # noqa: BLE001
             # A change that cannot be read now never can: a retry would come to this for ever.
             found.append(Refused(f"cannot be read ({type(error).__name__}); write it otherwise"))
     return found

@@ -207,7 +207,7 @@ class Guarded(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = grpc.StatusCode(context.code())
             raise
-        except Exception as error:
+        except Exception as error:  # every call ends with a status; a fault of ours is logged too
             status = status_of(error)
             code = code_of(status)
             if code is grpc.StatusCode.INTERNAL:

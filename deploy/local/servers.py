@@ -120,7 +120,7 @@ async def until_ready(
         try:
             await asyncio.wait_for(server.check(), PROBE_LIMIT_S)
             return time.monotonic() - began
-        except Exception as error:  # every client has its own words for "not yet"
+        except Exception as error:  # every client has its own words for "not yet"  # noqa: BLE001
             why = f"{type(error).__name__}: {error}".strip(": ")
         if not alive():
             raise ServerNotReady(server.name, "its process ended", log)
@@ -302,7 +302,7 @@ async def check_nats(url: str, user: str | None = None, password: str | None = N
             connect_timeout=5,
             error_cb=keep,
         )
-    except Exception as error:
+    except (nats.errors.Error, OSError, TimeoutError) as error:
         raise (failures[-1] if failures else error) from None
     try:
         await client.jetstream().account_info()

@@ -240,7 +240,7 @@ class Stack:
             await asyncio.wait_for(part.server.check(), PROBE_WITHIN.total_seconds())
         except TimeoutError:
             why = f"no answer in {PROBE_WITHIN.total_seconds():.0f} s"
-        except Exception as error:  # every client has its own words for "not healthy"
+        except Exception as error:  # every client has its own words for "not healthy"  # noqa: BLE001
             why = f"{type(error).__name__}: {error}"[:200]
         return PartStatus(
             part.name,

@@ -17,7 +17,7 @@ from nats.js.errors import APIError, NoStreamResponseError
 from opentelemetry.sdk.trace import TracerProvider
 from temporalio.exceptions import ApplicationError
 
-from bridge.mirror import Mirror, refusal
+from bridge.mirror import PUBLISH_FAILURES, REFUSALS, Mirror, refusal
 from bridge.source import Source
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
@@ -249,6 +249,13 @@ def test_an_errors_type_says_what_happened(error: Exception, kind: str) -> None:
     (entry,) = entries("planning.story.created")
 
     assert refusal(entry, error).type == kind
+
+
+def test_a_publish_gives_the_table_every_error_that_it_knows() -> None:
+    known = [error for error, *_ in REFUSALS]
+
+    assert all(issubclass(error, PUBLISH_FAILURES) for error in known)
+    assert set(PUBLISH_FAILURES) <= set(known)
 
 
 def test_an_error_that_is_not_of_the_outside_is_not_dressed_up() -> None:
