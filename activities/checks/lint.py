@@ -146,10 +146,18 @@ async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Pro
     found: dict[Block, list[Problem]] = {block: [] for block in blocks}
     for each in answer:
         block, code = blocks[each["cell"] - 1], each["code"] or "invalid-syntax"
+        if code == "F811" and _other_file(block, blocks, each["message"]):
+            continue
         place = _place(block, each["location"]["row"])
         message = f"{code} {each['message']}"
         found[block].append(Problem(place, message, bool(_ERROR.match(code))))
     return found
+
+
+def _other_file(block: Block, blocks: Sequence[Block], message: str) -> bool:
+    """Whether the name that is redefined is another file's: each is a module of its own."""
+    cell = re.search(r"from cell (\d+)", message)
+    return cell is not None and blocks[int(cell[1]) - 1].file != block.file
 
 
 def _place(block: Block, line: int) -> int:

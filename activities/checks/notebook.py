@@ -231,12 +231,12 @@ def write_files(blocks: list[tuple[str, str, str]]) -> None:
 def module_of(file: str) -> str:
     """`shop.cart` of `src/shop/cart.py`; empty where the file is not a module that others import.
 
-    A file with the name of a standard module runs as a block without a name.
+    A file with the name of a standard module, or `__main__.py`, runs as a block without a name.
     """
     parts = file.removesuffix(".py").removeprefix("src/").split("/")
     if parts[-1] == "__init__":
         del parts[-1]
-    if not file.endswith(".py") or not parts or parts[0] in sys.stdlib_module_names:
+    if not file.endswith(".py") or not parts or parts[0] in {*sys.stdlib_module_names, "__main__"}:
         return ""
     return ".".join(parts) if all(part.isidentifier() for part in parts) else ""
 

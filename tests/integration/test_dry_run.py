@@ -303,6 +303,9 @@ async def test_data_files_are_there_under_their_names() -> None:
     [
         (python("# price.py\nprice = 1") + python("from price import cost"), "failed"),
         (python("# price.py\nassert False"), "failed"),
+        (python("# __main__.py\nassert False"), "failed"),
+        (python("# shop/__main__.py\nassert False"), "failed"),
+        (python("# conftest-1.py\nassert False"), "failed"),
         (python("# price.py\nprice = 1") + python("from .tax import rate"), "not_checked"),
         (python("# shop/price.py\nfrom .types import Money"), "not_checked"),
         (python("# shop/price.py\nprice = 1") + python("import shop.tax"), "not_checked"),

@@ -78,6 +78,15 @@ async def test_a_block_may_use_what_an_earlier_one_defined() -> None:
     assert (await linted(fenced("python", first) + fenced("python", second))).problems == []
 
 
+async def test_files_may_define_the_same_names() -> None:
+    models = "# models.py\nimport json\n\n\nclass A:\n    text = json.dumps(1)\n"
+    app = "# app.py\nimport json\n\nfrom .models import A\n\nprint(A, json)\n"
+    twice = "def f():\n    pass\n\n\ndef f():\n    pass\n"
+
+    assert (await linted(fenced("python", models) + fenced("python", app))).problems == []
+    assert len((await linted(fenced("python", models) + fenced("python", twice))).problems) == 1
+
+
 async def test_more_errors_score_less_down_to_nothing() -> None:
     scores = [
         (await linted(fenced("python", "".join(f"print(u{i})\n" for i in range(n))))).score
