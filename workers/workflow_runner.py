@@ -14,6 +14,7 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import Info
 
+from workers.outliving import Outliving
 from workers.payloads import Payloads
 from workflows.models import run_after_reset
 
@@ -53,10 +54,11 @@ class ResetFirst(WorkflowInstance):
     ) -> None:
         self._details, self._make = details, make
         self._payloads = Payloads(details)
+        self._outliving = Outliving(details)
         self._inner = make(details)
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
-        act, answers = self._payloads.judge(act)
+        act, answers = self._payloads.judge(self._outliving.judge(act))
         if act.jobs and not answers:
             return self._activated(act)
         completion = WorkflowActivationCompletion()

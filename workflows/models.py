@@ -949,6 +949,23 @@ class WaveRequest(Wire):
     usage: list[CallUsage]
 
 
+class ChildRun(Wire):
+    """A run of a deliberation or plan whose story has continued as new since it began."""
+
+    workflow_id: str
+    run_id: str
+
+
+class StoryRuns(Wire):
+    """What earlier runs of a story have numbered: a story id may be used again after its end.
+
+    councils: the state's name in lower case -> the highest number that a deliberation of its has.
+    """
+
+    plans: int = 0
+    councils: dict[str, int] = {}
+
+
 # --- the context's updates ----------------------------------------------------------------------
 
 UNKNOWN_STORY = "UnknownStory"
@@ -1085,6 +1102,8 @@ class StoryView(Wire):
     plan_id: str = ""
     report: ReportScore | None = None
     working_on: str = ""
+    child: str = ""
+    """The workflow id of the deliberation or plan at work; empty where none is."""
     token_budget: int | None = None
     tokens_used: int = 0
     cancelled: bool = False

@@ -125,6 +125,14 @@ class PlanWorkflow:
                 continue  # It has ended meanwhile: it needs no more news.
 
     @workflow.signal
+    def outlive(self) -> None:
+        """The story continues as new: cancellations pass by from now on (workflows/child.py)."""
+
+    @workflow.signal
+    def stop(self) -> None:
+        """End as by a cancellation (workers/outliving.py makes one of it)."""
+
+    @workflow.signal
     def not_understood(self, name: str, reason: str) -> None:
         """A signal that is unknown or malformed is recorded (workers/payloads.py)."""
         if workflow.patched("signals-not-understood"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -19,6 +19,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from workflows.child import Child
 from workflows.deliberation import (
     DeliberationWorkflow,
     cause_of,
@@ -103,6 +104,8 @@ with workflow.unsafe.imports_passed_through():
 COUNCIL_TIMEOUT_S = 3600.0
 """A story's deliberation may wait for agents that are down; it fails when they stay so."""
 
+QUIET = timedelta(milliseconds=10)
+
 WORK_PAUSES = tuple(timedelta(seconds=s) for s in (15, 60, 300, 600))
 """Pauses before a state's failed work is begun again; after the last, a person has to move."""
 
@@ -111,19 +114,7 @@ FEEDBACK_SHOWN = 5
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
 """By its name: it knows the story's workflow, which it signals."""
 
-ADD_DECISIONS = "add_decisions"
-ADD_MILESTONES = "add_milestones"
-"""Signals that a deliberation and a plan take alike."""
-
-NEWS_AT_ONCE = 5
-"""Signals with news that a child gets without a pause."""
-
-NEWS_PAUSE = timedelta(seconds=1)
-NEWS_PAUSE_AT_MOST = timedelta(minutes=5)
-
 Asked = TypeVar("Asked", bound=Request)
-Input = TypeVar("Input")
-Output = TypeVar("Output")
 
 
 @workflow.defn
@@ -135,8 +126,11 @@ class StoryWorkflow:
         carried = input.carried if workflow.info().continued_run_id else None
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
         self.outbox = Outbox(self.story.outbox, on_skipped=self.entry_skipped)
-        self.child = ""
-        self.child_runs = False
+        self.child = Child(self.story)
+        self.requests = 0
+        """Updates that have come."""
+        self.asking = False
+        """An answer is on its way that the next run would have to ask for again."""
         self.attributes: dict[str, Any] = {}
 
     @workflow.run
@@ -146,14 +140,17 @@ class StoryWorkflow:
         if input.carried is not None and not workflow.info().continued_run_id:
             raise refusal(INVALID_INPUT, "carried: is set by continue-as-new only; remove it")
         self.outbox.start()
-        self.passing_on = asyncio.create_task(self.pass_on_news())
+        self.helping = [
+            asyncio.create_task(self.child.pass_on_news()),
+            asyncio.create_task(self.grant_waves()),
+        ]
         try:
             if self.story.process is None:
                 await self.begin(input)
             while not self.story.done:
-                await self.live_in_state()
+                await self.live_in_state(input)
                 if self.outgrown():
-                    await workflow.wait_condition(workflow.all_handlers_finished)
+                    await self.quiet()
                     self.continue_as_new(input)
         except (asyncio.CancelledError, ActivityError) as error:
             if is_cancelled_exception(error):
@@ -255,6 +252,7 @@ class StoryWorkflow:
     async def raise_budget(self, request: RaiseBudget) -> StoryView:
         """Add tokens to the budget; waves that waited for it begin."""
         await self.ready()
+        await self.ready()
         story = self.story
         story.require_raise_budget(request)
         assert story.token_budget is not None
@@ -309,6 +307,9 @@ class StoryWorkflow:
     async def request_wave(self, request: WaveRequest) -> None:
         """A deliberation asks for leave to start a wave; it waits while the budget is spent."""
         self.story.used(request.workflow_id, request.usage)
+        if workflow.patched("waves-outlive-a-run"):
+            self.story.waves.append(request)
+            return
         await self.budget()
         deliberation = workflow.get_external_workflow_handle(request.workflow_id)
         try:
@@ -320,14 +321,14 @@ class StoryWorkflow:
     async def add_decision(self, decision: DecisionAdded) -> None:
         """A decision from outside: agents at work have it at their next wave."""
         if workflow.patched("news-in-lists"):
-            self.story.take_decisions([decision], bool(self.child))
+            self.story.take_decisions([decision], bool(self.story.child))
             return
         if any(known.decision_id == decision.decision_id for known in self.story.told):
             return
         self.story.told.append(decision)
-        if not self.child:
+        if not self.story.child:
             return
-        child = workflow.get_external_workflow_handle(self.child)
+        child = workflow.get_external_workflow_handle(self.story.child)
         try:
             await child.signal(DeliberationWorkflow.add_decision, decision)
         except FailureError:
@@ -336,20 +337,20 @@ class StoryWorkflow:
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
         """Decisions from outside: new ones, corrections and withdrawals."""
-        self.story.take_decisions(request.decisions, bool(self.child))
+        self.story.take_decisions(request.decisions, bool(self.story.child))
 
     @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:
         """Something that happened outside: agents at work have it at their next wave."""
         if workflow.patched("news-in-lists"):
-            self.story.take_milestones([milestone], timestamp(), bool(self.child))
+            self.story.take_milestones([milestone], timestamp(), bool(self.story.child))
             return
         if milestone.milestone_id in self.story.heard:
             return
         self.story.take_milestones([milestone], timestamp(), child_runs=False)
-        if not self.child:
+        if not self.story.child:
             return
-        child = workflow.get_external_workflow_handle(self.child)
+        child = workflow.get_external_workflow_handle(self.story.child)
         try:
             await child.signal(DeliberationWorkflow.add_milestone, milestone)
         except FailureError:
@@ -358,7 +359,7 @@ class StoryWorkflow:
     @workflow.signal
     def add_milestones(self, request: MilestonesAdded) -> None:
         """What happened outside."""
-        self.story.take_milestones(request.milestones, timestamp(), bool(self.child))
+        self.story.take_milestones(request.milestones, timestamp(), bool(self.story.child))
 
     @workflow.signal
     def context_updated(self, version: Annotated[int, Field(ge=0, lt=2**31)]) -> None:
@@ -419,12 +420,19 @@ class StoryWorkflow:
         )
         self.show()
 
-    async def live_in_state(self) -> None:
+    async def live_in_state(self, input: StoryInput) -> None:
         """Do the state's work and wait; return when the story has moved or outgrown its run."""
         visit = self.story.visit
         work = asyncio.create_task(self.work(visit))
+
+        def over() -> bool:
+            return self.story.visit != visit or work.done()
+
         try:
-            await workflow.wait_condition(lambda: self.story.visit != visit or work.done())
+            await workflow.wait_condition(lambda: over() or self.outgrown())
+            if not over() and workflow.patched("continues-as-new-at-work"):
+                await self.leave(input, over)
+            await workflow.wait_condition(over)
             if work.done():
                 work.result()
             await workflow.wait_condition(lambda: self.story.visit != visit or self.outgrown())
@@ -435,8 +443,40 @@ class StoryWorkflow:
         await stopped(work)
 
     def outgrown(self) -> bool:
-        """Continue as new between two works, never with a child at work."""
-        return not self.child and workflow.info().is_continue_as_new_suggested()
+        """Whether to continue as new: a child at work goes on, one that is being started waits."""
+        begins = bool(self.story.child) and not self.child.runs
+        suggested = workflow.info().is_continue_as_new_suggested()
+        return suggested and not begins and not self.asking
+
+    async def leave(self, input: StoryInput, over: Callable[[], bool]) -> None:
+        """Continue as new in the midst of the state's work; return when the work is over.
+
+        The next run begins the work where it stands: with the child, if one is at work.
+        """
+        while not over():
+            child = self.story.child
+            if await self.child.outlives():
+                await self.quiet()
+                if not over() and self.outgrown():
+                    self.continue_as_new(input)
+            else:
+                await workflow.wait_condition(partial(self.has_left, child))
+            await workflow.wait_condition(lambda: over() or self.outgrown())
+
+    def has_left(self, child: str) -> bool:
+        return self.story.child != child
+
+    async def quiet(self) -> None:
+        """Return in a workflow task that answers no update.
+
+        Temporal tries the task that continues as new again when something comes meanwhile, and
+        fails the updates that the first try had answered.
+        """
+        seen = -1
+        while workflow.patched("quiet-before-continue-as-new") and seen != self.requests:
+            seen = self.requests
+            await workflow.sleep(QUIET, summary="then the story continues as new")
+        await workflow.wait_condition(workflow.all_handlers_finished)
 
     def continue_as_new(self, input: StoryInput) -> NoReturn:
         carried = self.story.model_dump(mode="json")
@@ -450,36 +490,6 @@ class StoryWorkflow:
         self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason="", **self.stamp()))
         self.show()
 
-    async def pass_on_news(self) -> None:
-        """Decisions and milestones go to the child at work, ever more of them in one signal.
-
-        The first few go at once. Then the pause after a signal grows with their number, so that
-        a flood does not make the child's history long.
-        """
-        story, to, sent = self.story, "", 0
-        while True:
-            await workflow.wait_condition(lambda: self.child_runs and story.has_unsent)
-            sent = sent + 1 if to == self.child else 1
-            to = self.child
-            decisions, milestones = story.taken_unsent()
-            child = workflow.get_external_workflow_handle(to)
-            with suppress(FailureError):  # It has ended meanwhile: what holds is in the graph.
-                if decisions:
-                    await child.signal(ADD_DECISIONS, DecisionsAdded(decisions=decisions))
-                if milestones:
-                    await child.signal(ADD_MILESTONES, MilestonesAdded(milestones=milestones))
-            if sent <= NEWS_AT_ONCE:
-                continue
-            with suppress(TimeoutError):
-                await workflow.wait_condition(
-                    partial(self.is_over, to),
-                    timeout=min((sent - NEWS_AT_ONCE) * NEWS_PAUSE, NEWS_PAUSE_AT_MOST),
-                    timeout_summary="what comes meanwhile goes to the child then",
-                )
-
-    def is_over(self, child: str) -> bool:
-        return self.child != child
-
     # --- a state's work -------------------------------------------------------------------------
 
     async def work(self, visit: int) -> None:
@@ -491,7 +501,6 @@ class StoryWorkflow:
             try:
                 await self.begin_work()
             except FailureError as error:
-                self.child = ""
                 if story.visit != visit or story.cancelled:
                     raise
                 if workflow.patched("usage-of-every-try"):
@@ -555,10 +564,11 @@ class StoryWorkflow:
         self.work_on(f"the {spec.role} council deliberates")
         visit = story.visit
         await self.outbox.recorded()  # the council reads the story in the graph
-        task_id = f"{story.story_id}-{story.state.lower()}-{story.visited(story.state)}"
-        self.child = deliberation_workflow_id(task_id)
+        await self.number_after_earlier_runs()
+        task_id = f"{story.story_id}-{story.state.lower()}-{story.council_number}"
+        council = deliberation_workflow_id(task_id)
         try:
-            result: DeliberationResult = await self.ended(
+            result = await self.child.ended(
                 DeliberationWorkflow.run,
                 DeliberationInput(
                     task_id=task_id,
@@ -574,35 +584,28 @@ class StoryWorkflow:
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,
                 ),
+                DeliberationResult,
+                council,
                 f"{story.state}: {story.text.title}",
             )
         except FailureError as error:
             failure = failed_deliberation(error)
             if failure:
-                story.used(self.child, failure.usage)
+                story.used(council, failure.usage)
             raise
-        story.used(self.child, result.usage)
-        self.child = ""
+        story.used(council, result.usage)
         self.require_visit(visit)
         story.take_council(result)
 
-    async def ended(
-        self, run: Callable[[Any, Input], Awaitable[Output]], request: Input, summary: str
-    ) -> Output:
-        """Run the child `self.child` to its end."""
-        self.story.taken_unsent()  # The request and the graph have it.
-        try:
-            child = await workflow.start_child_workflow(
-                run,
-                request,
-                id=self.child,
-                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-                static_summary=summary[:200],
+    async def number_after_earlier_runs(self) -> None:
+        """Once, before the first council: this run's plans and councils have ids of their own."""
+        story = self.story
+        if story.before is None and workflow.patched("numbers-after-earlier-runs"):
+            story.before = await workflow.execute_activity_method(
+                GraphStub.story_runs,
+                story.story_id,
+                **(STORE | {"summary": "what earlier runs under this id have numbered"}),
             )
-            self.child_runs = True
-            return await child
-        finally:
-            self.child_runs = False
 
     def council_task(self) -> str:
         story = self.story
@@ -626,6 +629,7 @@ class StoryWorkflow:
         )
         story.derivations += 1
         planner = council.agents[0]
+        self.asking = True
         try:
             answer = await workflow.execute_activity_method(
                 AgentStub.derive_plan,
@@ -650,11 +654,14 @@ class StoryWorkflow:
         except ActivityError as error:
             story.used(f"derive-{story.derivations}", failed_call(error))
             raise
+        finally:
+            self.asking = False
         story.used(f"derive-{story.derivations}", [answer.usage])
         self.require_visit(visit)
         version = story.visited(story.state)
         if story.designs_begun != version and workflow.patched("plans-numbered-over-all-states"):
             version = story.designs_begun
+        version += story.before.plans if story.before else 0
         plan_id = f"{story.story_id}-plan-{version}"
         tasks = dag.number_tasks(plan_id, answer.tasks)
         try:
@@ -680,8 +687,7 @@ class StoryWorkflow:
         self.work_on(f"{plan.plan_id}: {len(left)} tasks")
         visit = story.visit
         await self.outbox.recorded()
-        self.child = plan_workflow_id(story.story_id, plan.plan_id)
-        result: PlanResult = await self.ended(
+        result = await self.child.ended(
             PlanWorkflow.run,
             PlanInput(
                 story_id=story.story_id,
@@ -694,9 +700,10 @@ class StoryWorkflow:
                 decisions=story.told,
                 task_timeout=self.deliberation_timeout(),
             ),
+            PlanResult,
+            plan_workflow_id(story.story_id, plan.plan_id),
             f"{len(left)} tasks of {story.text.title}",
         )
-        self.child = ""
         self.require_visit(visit)
         self.take_plan_result(result)
 
@@ -871,10 +878,22 @@ class StoryWorkflow:
             self.show()
         await workflow.wait_condition(lambda: story.within_budget)
 
+    async def grant_waves(self) -> None:
+        """Let the waves that wait begin, in order, whenever the budget allows."""
+        story = self.story
+        while True:
+            await workflow.wait_condition(lambda: bool(story.waves))
+            await self.budget()
+            request = story.waves.pop(0)
+            deliberation = workflow.get_external_workflow_handle(request.workflow_id)
+            with suppress(FailureError):  # It was stopped while it waited.
+                await deliberation.signal(DeliberationWorkflow.grant_wave, request.wave)
+
     # --- telling --------------------------------------------------------------------------------
 
     async def ready(self) -> None:
         """An update may come before the process is loaded."""
+        self.requests += 1
         await workflow.wait_condition(lambda: self.story.process is not None)
 
     def stamp(self) -> dict[str, str]:

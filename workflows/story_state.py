@@ -32,11 +32,13 @@ from workflows.models import (
     ReportScore,
     StateSpec,
     StoryInput,
+    StoryRuns,
     StoryText,
     StoryView,
     TimelineEntry,
     Transition,
     UsageLine,
+    WaveRequest,
     WorkspaceReport,
     content_hash,
 )
@@ -91,6 +93,15 @@ class Story(BaseModel):
     """Grows with every transition and every amendment: work begun before is stale."""
     attempts: dict[str, int] = {}
     """How often each state's work was begun: it numbers plans and deliberations."""
+    before: StoryRuns | None = None
+    """What earlier runs under this id have numbered; None before the first council."""
+    child: str = ""
+    """The workflow id of the deliberation or plan at work."""
+    child_run: str = ""
+    outlived: bool = False
+    """The child goes on when this run continues as new: it is followed, and stopped by signal."""
+    waves: list[WaveRequest] = []
+    """Waves that wait for the budget, in order."""
     readiness: Readiness | None = None
     councils: dict[str, Council] = {}
     """State -> the outcome of its deliberation."""
@@ -347,6 +358,12 @@ class Story(BaseModel):
         return self.attempts.get(state, 0)
 
     @property
+    def council_number(self) -> int:
+        """The number of the present state's deliberation: earlier runs' numbers are not reused."""
+        earlier = self.before.councils.get(self.state.lower(), 0) if self.before else 0
+        return earlier + self.visited(self.state)
+
+    @property
     def designs_begun(self) -> int:
         """How often any state that makes a plan was entered: plans are numbered by it."""
         return sum(self.visited(s.name) for s in self.machine.states if s.work == "design")
@@ -503,6 +520,7 @@ class Story(BaseModel):
             plan_id=self.plan.plan_id if self.plan else "",
             report=self.score,
             working_on=self.working_on or self.work_failed,
+            child=self.child,
             token_budget=self.token_budget,
             tokens_used=self.tokens_used,
             cancelled=self.cancelled,

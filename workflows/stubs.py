@@ -37,6 +37,7 @@ from workflows.models import (
     Readiness,
     ReviseInput,
     StoredPlan,
+    StoryRuns,
     StoryText,
     WriteStoryAnswer,
     WriteStoryInput,
@@ -103,6 +104,14 @@ READ_CONFIG = ActivityConfig(
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
 )
+
+FOLLOW = ActivityConfig(
+    task_queue=STORY_QUEUE,
+    start_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=timedelta(seconds=15),
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
+)
+"""Waiting for a workflow's end: asked again each hour, and without limit."""
 
 MIRROR = ActivityConfig(
     task_queue=BRIDGE_QUEUE,
@@ -176,6 +185,10 @@ class GraphStub:
         raise NotImplementedError
 
     @activity.defn
+    async def story_runs(self, story_id: str) -> StoryRuns:
+        raise NotImplementedError
+
+    @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:
         raise NotImplementedError
 
@@ -196,6 +209,12 @@ class PlanningStub:
     @activity.defn
     async def score_story(self, text: StoryText) -> Readiness:
         raise NotImplementedError
+
+
+FOLLOW_CHILD = "follow_child"
+"""By its name: what it answers is what the followed workflow does."""
+
+CHILD_ENDED = "ChildEnded"
 
 
 class MirrorStub:

@@ -90,6 +90,7 @@ from activities.context import (
     with_summary,
 )
 from activities.graph.councils import read_councils, seat, seed_councils
+from activities.graph.earlier_runs import NUMBERED, numbered
 from activities.graph.errors import store_errors
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
@@ -121,6 +122,7 @@ from workflows.models import (
     PlannedTask,
     PlanQuery,
     StoredPlan,
+    StoryRuns,
     StoryText,
     content_hash,
 )
@@ -295,6 +297,13 @@ class Graph(GraphStub):
         if not story:
             return StoredPlan()
         return StoredPlan(story=StoryText(**_StoryRow.model_validate(story[0]).model_dump()))
+
+    @activity.defn
+    async def story_runs(self, story_id: str) -> StoryRuns:
+        """The highest numbers that plans and councils of the story have."""
+        with store_errors():
+            await adopt(self._driver, [story_id])
+            return numbered(story_id, await self._read(NUMBERED, story_id=story_id))
 
     @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:

@@ -76,14 +76,14 @@ async def rejected_design(start: StartStory, _: World) -> RunningStory:
     await story.to("DESIGN")
     await story.until(gate="approve_design")
     await story.reject("reject_design")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def rejected_build(start: StartStory, _: World) -> RunningStory:
     story = await start()
     await story.to("BUILD")
     await story.reject("reject_build")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def rejected_test(start: StartStory, _: World) -> RunningStory:
@@ -91,7 +91,7 @@ async def rejected_test(start: StartStory, _: World) -> RunningStory:
     await story.to("TEST")
     await story.until(gate="qa_passed")
     await story.reject("reject_test", role="QA")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def rejected_docs(start: StartStory, _: World) -> RunningStory:
@@ -99,7 +99,7 @@ async def rejected_docs(start: StartStory, _: World) -> RunningStory:
     await story.to("DOCS")
     await story.until(gate="docs_ready")
     await story.reject("reject_docs")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def amended(start: StartStory, _: World) -> RunningStory:
@@ -107,7 +107,7 @@ async def amended(start: StartStory, _: World) -> RunningStory:
     await story.to("DESIGN")
     await story.until(gate="approve_design")
     await story.update("amend", title="Shorten every link")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def stale_approval(start: StartStory, world: World) -> RunningStory:
@@ -121,7 +121,7 @@ async def stale_approval(start: StartStory, world: World) -> RunningStory:
     async with asyncio.timeout(30):
         while all(entry.kind != "RequestRefused" for entry in world.recorded):
             await asyncio.sleep(0.02)
-    return await _finish(story)
+    return await story.finish()
 
 
 async def failed_quorum(start: StartStory, world: World) -> RunningStory:
@@ -146,7 +146,7 @@ async def paid_failures(start: StartStory, world: World) -> RunningStory:
         while not (await story.state()).working_on.startswith("DESIGN failed"):
             await asyncio.sleep(0.02)
     world.failing = {"revise/agent-architect-2": "the engine is down"}
-    return await _finish(story)
+    return await story.finish()
 
 
 async def failed_task(start: StartStory, world: World) -> RunningStory:
@@ -177,7 +177,7 @@ async def late_decision(start: StartStory, world: World) -> RunningStory:
         while "add_decision" not in await _signals(start.client, deliberation):
             await asyncio.sleep(0.05)
     world.hold["propose"].set()
-    return await _finish(story)
+    return await story.finish()
 
 
 async def news_in_lists(start: StartStory, world: World) -> RunningStory:
@@ -201,7 +201,7 @@ async def news_in_lists(start: StartStory, world: World) -> RunningStory:
     plan = (await story.state()).plan_id
     await _send_news(start.client, story, 2, f"deliberation-{plan}-t1")
     world.hold["propose"].set()
-    return await _finish(story)
+    return await story.finish()
 
 
 async def _send_news(client: Client, story: RunningStory, number: int, reader: str) -> None:
@@ -226,7 +226,7 @@ async def budget_gate(start: StartStory, world: World) -> RunningStory:
     await story.approve("approve_scope")
     await story.until(gate="budget")
     await story.update("raise_budget", tokens=1_000_000, actor="ana", role="PO")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def near_tie(start: StartStory, world: World) -> RunningStory:
@@ -302,7 +302,7 @@ async def retitled(start: StartStory, _: World) -> RunningStory:
     await story.until(gate="approve_scope")
     await story.update("amend", title="Shorten every link")
     await story.until(gate="approve_scope", title="Shorten every link")
-    return await _finish(story)
+    return await story.finish()
 
 
 async def announced(start: StartStory, world: World) -> RunningStory:
@@ -331,18 +331,6 @@ async def _given_up(story: RunningStory) -> RunningStory:
     async with asyncio.timeout(30):
         while (await story.handle.describe()).close_time is None:
             await asyncio.sleep(0.05)
-    return story
-
-
-async def _finish(story: RunningStory) -> RunningStory:
-    """From wherever the story stands to DONE, gate by gate."""
-    while (view := await story.state()).state != "DONE":
-        if view.pending_gate:
-            await story.approve(view.pending_gate, role=view.gate_role)
-        elif view.state == "BUILD" and view.report is None:
-            await story.report()
-        await asyncio.sleep(0.05)
-    await story.handle.result()
     return story
 
 

@@ -27,6 +27,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from activities.children import Children
 from deploy.local.servers import script
 from tests.conftest import RunningServer
 from workers.heartbeats import Heartbeats
@@ -75,6 +76,7 @@ from workflows.models import (
     ReviseInput,
     StoredPlan,
     StoryResult,
+    StoryRuns,
     StoryText,
     StoryView,
     Verdict,
@@ -138,6 +140,7 @@ class World:
     deliberations: list[DeliberationRecord] = field(default_factory=list)
     packs: list[PackQuery] = field(default_factory=list)
     updates: list[ContextWrite] = field(default_factory=list)
+    runs: StoryRuns = field(default_factory=StoryRuns)
     known: bool = False
     """Whether the graph knows the story already."""
 
@@ -298,6 +301,10 @@ class InstantGraph(InWorld, GraphStub):
         return self.world.stored
 
     @activity.defn
+    async def story_runs(self, story_id: str) -> StoryRuns:
+        return self.world.runs
+
+    @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:
         self.world.packs.append(query)
         return ContextPack(system=f"You are {query.role}.", context="the story", version="v")
@@ -370,6 +377,7 @@ def activities() -> list[Any]:
         graph.record_deliberation,
         graph.load_council,
         graph.load_plan,
+        graph.story_runs,
         graph.build_pack,
         graph.update_context,
         planning.load_process,
@@ -394,7 +402,7 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
                 DerivationWorkflow,
                 StoryClosureWorkflow,
             ],
-            activities=activities(),
+            activities=[*activities(), Children(client).follow],
             workflow_runner=workflow_runner(),
             interceptors=[Heartbeats()],
             max_cached_workflows=cached,
@@ -514,6 +522,17 @@ class RunningStory:
             if name == state:
                 break
         return await self.state()
+
+    async def finish(self) -> RunningStory:
+        """From wherever the story stands to DONE, gate by gate."""
+        while (view := await self.state()).state != "DONE":
+            if view.pending_gate:
+                await self.approve(view.pending_gate, role=view.gate_role)
+            elif view.state == "BUILD" and view.report is None:
+                await self.report()
+            await asyncio.sleep(0.05)
+        await self.handle.result()
+        return self
 
 
 class StartStory:

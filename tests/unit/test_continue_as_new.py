@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Command, Temporal
-from tests.unit.conftest import StartStory, World, instant_workers
+from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
 from workers.search_attributes import register
 
 
@@ -66,3 +67,101 @@ async def test_a_story_continues_as_new_and_loses_nothing(impatient: Client, wor
     assert ids == [entry.id for entry in world.recorded if entry.subject]
     timeline = await impatient.get_workflow_handle(story.handle.id).query("timeline")
     assert [line["event"] for line in timeline if line["event"] == "planning.story.created"]
+
+
+async def flooded(client: Client, story: RunningStory) -> None:
+    """Decisions come, one signal each, until the story has continued as new."""
+    first = (await story.handle.describe()).run_id
+    async with asyncio.timeout(60):
+        number = 0
+        while (await story.handle.describe()).run_id == first:
+            await story.handle.signal(
+                "add_decision", {"decision_id": f"d{number}", "title": f"Decision {number}"}
+            )
+            number += 1
+
+
+async def held_in(client: Client, world: World, state: str) -> tuple[RunningStory, str]:
+    """A story whose child in `state` waits for its agents, and the child's id."""
+    story = await StartStory(client, world)(token_budget=1_000_000)
+    gate = {"DESIGN": "approve_scope", "BUILD": "approve_design"}[state]
+    if state == "BUILD":
+        await story.to("DESIGN")
+    await story.until(gate=gate)
+    world.hold["propose"] = asyncio.Event()
+    asked = len(world.acts)
+    await story.approve(gate)
+    async with asyncio.timeout(60):
+        while len(world.acts) == asked:
+            await asyncio.sleep(0.02)
+    return story, (await story.state()).child
+
+
+@pytest.mark.parametrize("state", ["DESIGN", "BUILD"])
+async def test_a_child_at_work_goes_on_when_its_story_continues_as_new(
+    impatient: Client, world: World, state: str
+) -> None:
+    story, child = await held_in(impatient, world, state)
+    began = (await impatient.get_workflow_handle(child).describe()).run_id
+
+    await flooded(impatient, story)
+    await flooded(impatient, story)
+    world.hold["propose"].set()
+
+    await story.finish()
+    assert len((await story.handle.result()).decisions) == 5
+    described = await impatient.get_workflow_handle(child).describe()
+    assert (described.run_id, described.status) == (began, WorkflowExecutionStatus.COMPLETED)
+    asked = [(call.task.task_id, call.agent.agent_id, call.wave) for call in world.calls]
+    assert len(asked) == len(set(asked))
+    ids = [entry.id for entry in world.published]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("state", ["DESIGN", "BUILD"])
+async def test_a_child_that_goes_on_is_stopped_with_its_story(
+    impatient: Client, world: World, state: str
+) -> None:
+    story, child = await held_in(impatient, world, state)
+    await flooded(impatient, story)
+
+    await story.handle.cancel()
+
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+    described = await impatient.get_workflow_handle(child).describe()
+    assert described.status == WorkflowExecutionStatus.CANCELED
+    subjects = world.subjects()
+    assert subjects[-1] == "planning.story.cancelled"
+    assert "orchestration.deliberation.failed" in subjects
+
+
+async def test_a_child_that_goes_on_is_stopped_when_its_story_moves(
+    impatient: Client, world: World
+) -> None:
+    story, child = await held_in(impatient, world, "BUILD")
+    await flooded(impatient, story)
+    first = (await impatient.get_workflow_handle(child).describe()).run_id
+
+    await story.reject("reject_build")
+
+    with pytest.raises(WorkflowFailureError):
+        await impatient.get_workflow_handle(child, run_id=first).result()
+    world.hold["propose"].set()
+    await story.finish()
+
+
+async def test_a_wave_that_waits_for_the_budget_begins_in_a_later_run(
+    impatient: Client, world: World
+) -> None:
+    world.tokens = 100
+    story = await StartStory(impatient, world)(token_budget=500)
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    await story.until(gate="budget")
+    await flooded(impatient, story)
+
+    await story.update("raise_budget", tokens=1_000_000, actor="ana", role="PO")
+
+    await story.finish()
+    assert world.subjects().count("planning.gate.opened") == 5

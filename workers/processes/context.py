@@ -46,6 +46,7 @@ def context_worker(
             graph.record_deliberation,
             graph.load_council,
             graph.load_plan,
+            graph.story_runs,
             graph.build_pack,
             graph.update_context,
             planning.load_process,

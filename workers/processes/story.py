@@ -8,7 +8,9 @@ import structlog
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.children import Children
 from workers import search_attributes
+from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
@@ -41,9 +43,10 @@ def story_worker(client: Client, settings: Settings) -> Worker:
             StoryClosureWorkflow,
             CoachWorkflow,
         ],
+        activities=[Children(client).follow],
         workflow_runner=workflow_runner(),
         sticky_queue_schedule_to_start_timeout=STICKY_FOR,
-        **options(settings),
+        **options(settings, Heartbeats()),
     )
 
 

@@ -1,0 +1,62 @@
+"""Waiting for the end of a deliberation or plan that an earlier run of its story began."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from workflows.models import ChildRun
+from workflows.stubs import CHILD_ENDED, FOLLOW_CHILD
+
+DRAINS = "WorkerDrains"
+
+
+class Children:
+    """Follows workflows by their runs."""
+
+    def __init__(self, temporal: Client) -> None:
+        self._temporal = temporal
+
+    @activity.defn(name=FOLLOW_CHILD)
+    async def follow(self, child: ChildRun) -> Any:
+        """What the child answers.
+
+        Raises:
+            ApplicationError: not retryable: the child's own error; of type ChildEnded where it was
+                cancelled, terminated or timed out, or where Temporal no longer has it.
+            ApplicationError: retryable: of type WorkerDrains, where this worker stops.
+            RPCError: Temporal does not answer.
+        """
+        handle = self._temporal.get_workflow_handle(child.workflow_id, run_id=child.run_id)
+        result = asyncio.ensure_future(handle.result())
+        draining = asyncio.ensure_future(activity.wait_for_worker_shutdown())
+        try:
+            await asyncio.wait((result, draining), return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                raise ApplicationError("the worker drains: another goes on waiting", type=DRAINS)
+            return result.result()
+        except WorkflowFailureError as failure:
+            cause = failure.cause
+            if isinstance(cause, ApplicationError):
+                raise ApplicationError(
+                    cause.message, *cause.details, type=cause.type, non_retryable=True
+                ) from failure
+            raise _ended(child, repr(cause)) from failure
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            raise _ended(child, "Temporal no longer has it") from error
+        finally:
+            result.cancel()
+            draining.cancel()
+
+
+def _ended(child: ChildRun, how: str) -> ApplicationError:
+    return ApplicationError(
+        f"{child.workflow_id} ended without a result: {how}", type=CHILD_ENDED, non_retryable=True
+    )
