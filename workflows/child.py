@@ -110,9 +110,14 @@ class Child:
         )
         return result
 
+    @property
+    def may_be_left(self) -> bool:
+        """Whether the story may continue as new."""
+        return not self.story.child or self.story.outlived
+
     async def outlives(self) -> bool:
         """Prepare the child for the story's next run; False where it has ended meanwhile."""
-        if self.story.child and not self.story.outlived:
+        if not self.may_be_left:
             try:
                 await self._signal(OUTLIVE)
             except FailureError:

@@ -457,7 +457,7 @@ class StoryWorkflow:
             child = self.story.child
             if await self.child.outlives():
                 await self.quiet()
-                if not over() and self.outgrown():
+                if not over() and self.outgrown() and self.child.may_be_left:
                     self.continue_as_new(input)
             else:
                 await workflow.wait_condition(partial(self.has_left, child))

@@ -110,6 +110,8 @@ async def test_a_child_at_work_goes_on_when_its_story_continues_as_new(
 
     await story.finish()
     assert len((await story.handle.result()).decisions) == 5
+    failures = [entry.body["description"] for entry in world.published if "WORK_FAILED" in entry.body.values()]
+    assert failures == []
     described = await impatient.get_workflow_handle(child).describe()
     assert (described.run_id, described.status) == (began, WorkflowExecutionStatus.COMPLETED)
     asked = [(call.task.task_id, call.agent.agent_id, call.wave) for call in world.calls]
