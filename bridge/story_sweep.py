@@ -26,9 +26,11 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph import Graph
 from bridge.streams import STREAMS
+from workflows.child import STOP
 from workflows.clock import iso
 from workflows.closure import StoryClosureWorkflow
 from workflows.events import GateClosed, StoryCancelled
@@ -164,6 +166,7 @@ class StorySweep:
             if self._unanswered[run.run_id] < ASKED_AT_MOST:
                 raise
             return await _closure_by_visibility(run, handle)
+        await self._stop(view.child)
         if view.cancelled or not moves:
             closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
             return closure if outbox.entries else None
@@ -212,6 +215,16 @@ def _closing(
             timestamp=at,
         ),
     )
+
+    async def _stop(self, child: str) -> None:
+        """End a child that outlived its story's run: Temporal cancels only that of the last run."""
+        if not child:
+            return
+        try:
+            await self._temporal.get_workflow_handle(child).signal(STOP)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
 
 
 async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:

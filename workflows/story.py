@@ -297,7 +297,8 @@ class StoryWorkflow:
     def hand_on(self, entries: list[Entry]) -> None:
         """A child's events: they go out through the story's outbox, in one order."""
         self.outbox.extend(entries)
-        self.story.timeline += [timeline_entry(entry) for entry in entries]
+        for entry in entries:
+            self.story.add_line(timeline_entry(entry))
 
     def entry_skipped(self, entry: Entry) -> None:
         """The outbox has left out an entry: a line of the timeline."""
@@ -900,7 +901,7 @@ class StoryWorkflow:
         return {"story_id": self.story.story_id, "timestamp": timestamp()}
 
     def emit(self, body: EventBody) -> None:
-        self.story.timeline.append(timeline_entry(self.outbox.append(body)))
+        self.story.add_line(timeline_entry(self.outbox.append(body)))
 
     def save_spec(self) -> None:
         story = self.story

@@ -48,6 +48,9 @@ from workflows.outbox_state import OutboxState
 BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"
 
+LINES_KEPT = 10_000
+"""Lines of a timeline (design section 10); the graph and the bus have every event."""
+
 UNKNOWN_GATE = "UnknownGate"
 GATE_NOT_OPEN = "GateNotOpen"
 GATE_ROLE = "GateRole"
@@ -437,6 +440,11 @@ class Story(BaseModel):
         ]
         return set(human) <= {approval.guard for approval in self.approvals}
 
+    def add_line(self, line: TimelineEntry) -> None:
+        """Into the timeline, which keeps its newest lines."""
+        self.timeline.append(line)
+        del self.timeline[:-LINES_KEPT]
+
     # --- what comes from outside ----------------------------------------------------------------
 
     def take_decisions(self, decisions: Iterable[DecisionAdded], child_runs: bool) -> None:
@@ -471,7 +479,7 @@ class Story(BaseModel):
             known.add(milestone.milestone_id)
             self.heard = [*self.heard, milestone.milestone_id][-MILESTONES_KNOWN:]
             text = milestone.description[:300]
-            self.timeline.append(TimelineEntry(at=at, event=milestone.event_type, text=text))
+            self.add_line(TimelineEntry(at=at, event=milestone.event_type, text=text))
             if child_runs:
                 self.unsent_milestones = milestones_with(self.unsent_milestones, [milestone])
 

@@ -33,7 +33,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Temporal
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
-from tests.unit.test_continue_as_new import Impatient
+from tests.unit.test_continue_as_new import Impatient, flooded, until_asked
 from workers.exit import leave
 from workers.search_attributes import register
 from workflows import events, fsm, models, outbox_state, rigor, story_state
@@ -48,6 +48,7 @@ from workflows.models import (
     DerivationInput,
     PlanInput,
     StoredPlan,
+    StoryRuns,
     StoryText,
     closure_workflow_id,
     coach_workflow_id,
@@ -219,6 +220,30 @@ async def continued(start: StartStory, world: World) -> RunningStory:
     return await approved(start, world)
 
 
+async def continued_at_work(start: StartStory, world: World) -> RunningStory:
+    """The same, while architects write and while tasks run, with a budget."""
+    story = await start(token_budget=1_000_000)
+    for gate in ("approve_scope", "approve_design"):
+        await story.until(gate=gate)
+        world.hold["propose"] = asyncio.Event()
+        await story.approve(gate)
+        await until_asked(world)
+        await flooded(start.client, story)
+        world.hold["propose"].set()
+    return await story.finish()
+
+
+async def earlier_runs(start: StartStory, world: World) -> RunningStory:
+    """The story's id was used before: plans and councils are numbered after the earlier ones."""
+    world.runs = StoryRuns(plans=2, councils={"design": 3, "test": 1})
+    return await approved(start, world)
+
+
+async def waves_in_order(start: StartStory, world: World) -> RunningStory:
+    """Waves wait for the budget in the story's state, not in their signals' handlers."""
+    return await budget_gate(start, world)
+
+
 async def budget_gate(start: StartStory, world: World) -> RunningStory:
     world.tokens = 100
     story = await start(token_budget=500)
@@ -350,6 +375,9 @@ PATHS: dict[str, Path_] = {
         late_decision,
         news_in_lists,
         continued,
+        continued_at_work,
+        earlier_runs,
+        waves_in_order,
         budget_gate,
         near_tie,
         unchecked,
@@ -544,7 +572,7 @@ CALLS: dict[str, Call_] = {
 }
 
 
-IMPATIENT = {"continued"}
+IMPATIENT = {"continued", "continued_at_work"}
 """Paths on a server that suggests to continue as new early."""
 
 
@@ -588,7 +616,8 @@ async def _record(client: Client, name: str) -> None:
         print(f"{name}: recorded")
         return
     story = await PATHS[name](StartStory(client, world), world)
-    kept = {"deliberation": f"deliberation-{story.story_id}-design-1"}
+    first = world.runs.councils.get("design", 0) + 1
+    kept = {"deliberation": f"deliberation-{story.story_id}-design-{first}"}
     if plan_id := (await story.state()).plan_id:
         kept["plan"] = plan_workflow_id(story.story_id, plan_id)
     for kind, workflow_id in kept.items():

@@ -81,6 +81,14 @@ async def flooded(client: Client, story: RunningStory) -> None:
             number += 1
 
 
+async def until_asked(world: World) -> None:
+    """Return when an agent waits with its proposal."""
+    asked = len(world.acts)
+    async with asyncio.timeout(60):
+        while len(world.acts) == asked:
+            await asyncio.sleep(0.02)
+
+
 async def held_in(client: Client, world: World, state: str) -> tuple[RunningStory, str]:
     """A story whose child in `state` waits for its agents, and the child's id."""
     story = await StartStory(client, world)(token_budget=1_000_000)
@@ -89,11 +97,8 @@ async def held_in(client: Client, world: World, state: str) -> tuple[RunningStor
         await story.to("DESIGN")
     await story.until(gate=gate)
     world.hold["propose"] = asyncio.Event()
-    asked = len(world.acts)
     await story.approve(gate)
-    async with asyncio.timeout(60):
-        while len(world.acts) == asked:
-            await asyncio.sleep(0.02)
+    await until_asked(world)
     return story, (await story.state()).child
 
 
@@ -110,7 +115,11 @@ async def test_a_child_at_work_goes_on_when_its_story_continues_as_new(
 
     await story.finish()
     assert len((await story.handle.result()).decisions) == 5
-    failures = [entry.body["description"] for entry in world.published if "WORK_FAILED" in entry.body.values()]
+    failures = [
+        entry.body["description"]
+        for entry in world.published
+        if "WORK_FAILED" in entry.body.values()
+    ]
     assert failures == []
     described = await impatient.get_workflow_handle(child).describe()
     assert (described.run_id, described.status) == (began, WorkflowExecutionStatus.COMPLETED)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.conftest import StartStory, World
 from workflows.models import DecisionAdded, MilestoneReached, StoryInput
 from workflows.news import KEPT, decisions_with, holding, milestones_with
-from workflows.story_state import Story
+from workflows.story_state import LINES_KEPT, Story
 
 DECISIONS = st.lists(
     st.builds(
@@ -93,3 +93,16 @@ async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
     await story.until(gate="approve_design")
     late = [call.late_decisions for call in world.calls if call.wave == 3]
     assert late[-1][-1].title == "S49"
+
+
+def test_a_timeline_keeps_its_newest_lines() -> None:
+    story = Story.begin(StoryInput(story_id="US-1", title="Shorten links"))
+
+    for part in range(12):
+        many = [
+            MilestoneReached(milestone_id=f"m{part}-{n}", event_type=f"E{part}") for n in range(999)
+        ]
+        story.take_milestones(many, "2026-01-01T00:00:00Z", child_runs=False)
+
+    assert len(story.timeline) == LINES_KEPT
+    assert story.timeline[-1].event == "E11"

@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailed
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
-from workflows.models import Move, Plan, TimelineEntry, UsageLine
+from workflows.models import Move, Plan, StoryRuns, TimelineEntry, UsageLine
 
 
 @contextmanager
@@ -574,3 +574,19 @@ async def test_a_decision_from_outside_reaches_the_next_council(
     await story.until(gate="approve_design")
 
     assert [d.title for d in world.calls[0].late_decisions] == ["No cookies"]
+
+
+async def test_a_story_whose_id_was_used_before_has_plans_and_councils_of_its_own(
+    start_story: StartStory, world: World
+) -> None:
+    world.runs = StoryRuns(plans=2, councils={"design": 3, "test": 1})
+    story = await start_story()
+
+    await story.finish()
+
+    assert (await story.state()).plan_id == f"{story.story_id}-plan-3"
+    tasks = {record.task_id for record in world.deliberations}
+    assert tasks == {
+        f"{story.story_id}-{end}"
+        for end in ("design-4", "plan-3-t1", "plan-3-t2", "test-2", "docs-1")
+    }

@@ -1,0 +1,135 @@
+"""A story's runs on the real servers: one after another under an id, and each continued as new."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from neo4j import AsyncDriver
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from tests.conftest import Servers
+from tests.integration.conftest import a_namespace, running, variables
+from tests.llm_server import LlmServer
+from tests.site import SAMPLE_STORY
+
+WITHIN_S = 180
+SIGNALS = 5_000
+"""Enough for the server to suggest to continue as new: it does at 4,096 events."""
+
+
+@pytest.fixture
+async def fleet(servers: Servers, llm: LlmServer) -> AsyncIterator[Client]:
+    """A whole fleet in one process, in a namespace of its own."""
+    namespace = await a_namespace(servers)
+    environment = variables(servers, llm) | {
+        "TEMPORAL_NAMESPACE": namespace,
+        "STORY_SWEEP_SECONDS": "1",
+    }
+    async with running("all", environment) as log:
+        reader = asyncio.create_task(log.drain())
+        yield await Client.connect(
+            servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+        )
+        reader.cancel()
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not await condition():
+            await asyncio.sleep(0.1)
+
+
+async def start(client: Client, story: str) -> Any:
+    sample = json.loads(SAMPLE_STORY.read_text())
+    return await client.start_workflow(
+        "StoryWorkflow",
+        sample | {"story_id": story, "approvals": "auto"},
+        id=f"story-{story}",
+        task_queue="story",
+    )
+
+
+async def built_and_cancelled(client: Client, story: str) -> str:
+    """Run the story until its plan is done, and end it; answers the plan's id."""
+    handle = await start(client, story)
+
+    async def built() -> bool:
+        view = await handle.query("state")
+        return bool(view["state"] == "BUILD" and not view["working_on"])
+
+    await until(built)
+    plan: str = (await handle.query("state"))["plan_id"]
+    await handle.cancel()
+    await until(partial(closed, handle))
+    return plan
+
+
+async def test_a_story_id_that_is_used_again_has_a_plan_of_its_own_beside_the_old_one(
+    fleet: Client, driver: AsyncDriver
+) -> None:
+    story = f"US-{uuid.uuid4().hex[:10]}"
+    for number in (1, 2):
+        assert await built_and_cancelled(fleet, story) == f"{story}-plan-{number}"
+
+    async with driver.session() as session:
+        found = await session.run(
+            "MATCH (:Story {id: $id})-[:HAS_PLAN]->(p)-[:HAS_SUBTASK]->(t) "
+            "RETURN p.id AS plan, p.status AS status, collect(DISTINCT t.status) AS tasks "
+            "ORDER BY plan",
+            id=story,
+        )
+        plans = [(row["plan"], row["status"], row["tasks"]) async for row in found]
+        found = await session.run(
+            "MATCH (:Story {id: $id})<-[:OF]-(p:Proposal {phase: 'DESIGN'}) "
+            "RETURN DISTINCT p.task_id AS task ORDER BY task",
+            id=story,
+        )
+        designs = [row["task"] async for row in found]
+    assert plans == [(f"{story}-plan-{n}", "COMPLETED", ["DONE"]) for n in (1, 2)]
+    assert designs == [f"{story}-design-{n}" for n in (1, 2)]
+
+
+async def test_thousands_of_signals_make_a_story_continue_as_new_and_its_council_ends_with_it(
+    fleet: Client, llm: LlmServer
+) -> None:
+    llm.delay_ms = 300_000
+    story = f"US-{uuid.uuid4().hex[:10]}"
+    handle = await start(fleet, story)
+
+    async def deliberates() -> str:
+        child: str = (await handle.query("state")).get("child", "")
+        return child if llm.calls else ""
+
+    await until(deliberates)
+    council = fleet.get_workflow_handle((await handle.query("state"))["child"])
+    first = (await handle.describe()).run_id
+
+    async def send(part: int) -> None:
+        for number in range(part, SIGNALS, 20):
+            decision = {"decision_id": f"d-{number}", "title": f"Decision {number}"}
+            await handle.signal("add_decision", decision)
+
+    await asyncio.gather(*map(send, range(20)))
+
+    async def continued() -> bool:
+        return bool((await handle.describe()).run_id != first)
+
+    await until(continued)
+    assert (await handle.query("state"))["state"] == "DESIGN"
+    assert (await council.describe()).status == WorkflowExecutionStatus.RUNNING
+
+    await handle.terminate(reason="no longer wanted")
+
+    await until(partial(closed, council))
+    assert (await council.describe()).status == WorkflowExecutionStatus.CANCELED
+
+
+async def closed(handle: Any) -> bool:
+    return bool((await handle.describe()).close_time)
