@@ -173,6 +173,16 @@ class StorySweep:
         actor, reason = await _why(handle)
         return _closing(run, outbox, view.open_gates, actor, reason)
 
+    async def _stop(self, child: str) -> None:
+        """End a child that outlived its story's run: Temporal cancels only that of the last run."""
+        if not child:
+            return
+        try:
+            await self._temporal.get_workflow_handle(child).signal(STOP)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+
 
 async def _closure_by_visibility(
     run: WorkflowExecution, handle: WorkflowHandle[object, object]
@@ -215,16 +225,6 @@ def _closing(
             timestamp=at,
         ),
     )
-
-    async def _stop(self, child: str) -> None:
-        """End a child that outlived its story's run: Temporal cancels only that of the last run."""
-        if not child:
-            return
-        try:
-            await self._temporal.get_workflow_handle(child).signal(STOP)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
 
 
 async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:
