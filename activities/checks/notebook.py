@@ -156,8 +156,11 @@ def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
         except SystemExit as error:
             if needs_argument(error, codes):
                 report(f"waits {_ARGUMENT}")
-            elif number == len(codes) and at_the_end(error, *block[:2]):
-                report("end")
+            elif at_the_end(error, *block[:2]):
+                if number == len(codes):
+                    report("end")
+                elif module_of(block[2]) and not error.code:
+                    continue  # a program of its own, which is done
             raise
         except BaseException as error:  # the block has failed, whatever it raised  # noqa: BLE001
             if root := missing(error):

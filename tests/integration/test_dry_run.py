@@ -141,7 +141,7 @@ async def test_code_that_waits_for_a_person_or_an_argument_is_not_checked(
     ids=["accept", "asyncio", "http.server", "thread", "datagrams", "unix"],
 )
 async def test_a_server_that_waits_for_its_clients_is_not_checked(code: str) -> None:
-    check = await dry_run(python(code))
+    check = await dry_run(python(code), Limits(wall_s=60))
 
     assert check.outcome == "not_checked"
     assert check.findings == [f"not checked: it waits for {CLIENT}"]
@@ -231,7 +231,8 @@ async def test_a_server_that_waits_for_its_clients_is_not_checked(code: str) -> 
     ],
 )
 async def test_what_waits_for_no_one_passes_or_fails(code: str, outcome: str, finding: str) -> None:
-    check = await dry_run(python(code), Limits(cpu_s=2, wall_s=8))
+    waits = finding.startswith("ran for")
+    check = await dry_run(python(code), Limits(cpu_s=1, wall_s=8 if waits else 60))
 
     assert (check.outcome, "".join(check.findings)[: len(finding)]) == (outcome, finding)
 
@@ -289,6 +290,21 @@ async def test_the_tests_of_a_file_are_run() -> None:
 
     assert (await dry_run(content + python(tests.format("1.50")))).outcome == "passed"
     assert (await dry_run(content + python(tests.format("1.5")))).outcome == "failed"
+
+
+async def test_a_file_that_exits_at_its_end_does_not_end_the_others() -> None:
+    program = "# price.py\nimport sys\nif __name__ == '__main__':\n    sys.exit({})\n"
+
+    for code, rest, outcome in (
+        (0, "assert True", "passed"),
+        (0, "assert False", "failed"),
+        (1, "assert True", "failed"),
+    ):
+        check = await dry_run(python(program.format(code)) + python(rest))
+
+        assert check.outcome == outcome
+    early = python("# price.py\nraise SystemExit\nassert False") + python("assert True")
+    assert (await dry_run(early)).outcome == "failed"
 
 
 async def test_data_files_are_there_under_their_names() -> None:
