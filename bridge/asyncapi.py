@@ -322,11 +322,14 @@ def _may_lack(body: type[EventBody]) -> str:
         f"{_defaults(reading)}.",
     ]
     if "decisions" in body.model_fields:
-        said.append(f"In each of `decisions`: {_defaults(DECISION)}.")
-    spelled = [f"{_names(others)} for `{name}`" for name, others in reading.spellings.items()]
-    said.append(f"Also read: {', '.join(spelled)}.")
+        said.append(f"In each of `decisions`: {_defaults(DECISION)}; {_spelled(DECISION)}.")
+    said.append(f"Also read: {_spelled(reading)}.")
     said.append("The fleet's own events are known by their `ce-source`, and not applied twice.")
     return " ".join(said)
+
+
+def _spelled(reading: Reading) -> str:
+    return ", ".join(f"{_names(other)} for `{name}`" for name, other in reading.spellings.items())
 
 
 def _names(names: Iterable[str]) -> str:

@@ -68,6 +68,9 @@ def _title_of(fields: Json) -> str:
     return _first_line(fields.get("rationale")) or str(fields.get("decision_id", ""))
 
 
+STORY = {"story_id": ("case_id",)}
+TIME = ("timestamp_ms", "ts_ms")
+
 READING: dict[type[EventBody], Reading] = {
     StoryTransitioned: Reading(
         defaults={"from_phase": UNKNOWN, "event": "", "actor": UNKNOWN, "reason": ""},
@@ -75,11 +78,13 @@ READING: dict[type[EventBody], Reading] = {
             "from_phase": ("from_state",),
             "to_phase": ("to_state",),
             "actor": ("transitioned_by",),
-            "timestamp": ("transitioned_at",),
+            "timestamp": ("transitioned_at", *TIME),
+            **STORY,
         },
     ),
     PlanApproved: Reading(
-        defaults={"approved_by": UNKNOWN, "roles": []}, spellings={"timestamp": ("approved_at",)}
+        defaults={"approved_by": UNKNOWN, "roles": []},
+        spellings={"timestamp": ("approved_at", *TIME), **STORY},
     ),
     DeliberationCompleted: Reading(
         defaults={
@@ -89,18 +94,19 @@ READING: dict[type[EventBody], Reading] = {
             "decisions": [],
             "duration_ms": 0,
         },
-        spellings={"timestamp": ("completed_at",)},
+        spellings={"timestamp": ("completed_at", *TIME), **STORY},
     ),
     TaskDispatched: Reading(
         defaults={"agent_id": UNKNOWN, "role": UNKNOWN},
-        spellings={"timestamp": ("dispatched_at",)},
+        spellings={"timestamp": ("dispatched_at", *TIME), **STORY},
     ),
     ContextUpdated: Reading(
-        defaults={"version": 0, "changed": []}, spellings={"timestamp": ("updated_at",)}
+        defaults={"version": 0, "changed": []},
+        spellings={"timestamp": ("updated_at", *TIME), **STORY},
     ),
     ContextDecisionAdded: Reading(
         defaults={"title": _title_of, "rationale": "", "decided_by": UNKNOWN},
-        spellings={"decision_id": ("id",), "timestamp": ("decided_at",)},
+        spellings={"decision_id": ("id",), "timestamp": ("decided_at", *TIME), **STORY},
         words={"title": "the first line of `rationale`, else the decision's id"},
     ),
     ContextMilestoneReached: Reading(
@@ -112,7 +118,8 @@ READING: dict[type[EventBody], Reading] = {
             "milestone_id": ("id",),
             "event_type": ("type", "event"),
             "description": ("title",),
-            "timestamp": ("reached_at",),
+            "timestamp": ("reached_at", *TIME),
+            **STORY,
         },
         words={"description": "`event_type`"},
     ),
@@ -128,6 +135,7 @@ DECISION = Reading(
         "affected_subtask": "",
         "affects": [],
     },
+    spellings={"id": ("decision_id",)},
     words={
         "id": "the task's id and the hash of the decision",
         "title": "the first line of `rationale`, else the decision's id",
@@ -143,6 +151,9 @@ IDS: dict[str, TypeAdapter[str]] = {
 IDS_OF: dict[type[EventBody], tuple[str, ...]] = {
     kind: tuple(name for name in kind.model_fields if name in IDS) for kind in PUBLISHED.values()
 }
+
+LISTS = ("roles", "changed", "affects")
+"""Fields that are lists of texts: one text is a list of it."""
 
 _LONG_ID: TypeAdapter[str] = TypeAdapter(LongId)
 _ROLE: TypeAdapter[str] = TypeAdapter(Role)
@@ -228,6 +239,8 @@ def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventB
     if "story_id" not in given and sent.story_id:
         given["story_id"] = sent.story_id
     fields = {name: _plain(name, value) for name, value in given.items()}
+    if isinstance(took := fields.get("duration_ms"), float):
+        fields["duration_ms"] = round(took)
     for name in IDS_OF[kind]:
         fields[name] = _id(name, fields.get(name), IDS[name])
     fields["timestamp"] = _time(fields.get("timestamp") or sent.time, received)
@@ -253,7 +266,7 @@ def _given(names: Mapping[str, Any], reading: Reading, fields: Json) -> Json:
         for spelling in (name, *reading.spellings.get(name, ())):
             value = fields.get(spelling)
             if value is not None and not (isinstance(value, str) and not value.strip()):
-                found[name] = value
+                found[name] = [value] if name in LISTS and isinstance(value, str) else value
                 break
     return found
 
