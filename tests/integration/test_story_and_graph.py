@@ -1,0 +1,178 @@
+"""A story on a real graph: one that has lost it, and one that refuses what it has to store."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from neo4j import AsyncDriver
+from redis.asyncio import Redis
+from temporalio.client import Client, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Worker
+
+from activities.cache import timeline_key
+from activities.graph import Graph
+from activities.planning import Planning
+from bridge.rebuild import rebuild
+from tests.conftest import Servers
+from tests.integration.conftest import a_namespace
+from tests.integration.stories import batch, deliberation, moved, new_story, plan, refused, rows
+from tests.integration.stories import spec as text_of
+from workers.heartbeats import Heartbeats
+from workers.search_attributes import register
+from workers.workflow_runner import workflow_runner
+from workflows.deliberation import DeliberationWorkflow
+from workflows.events import Entry, TaskCreated
+from workflows.models import Approve, PackQuery, StoryInput, story_workflow_id
+from workflows.outbox_state import OutboxStuck, SkipEntry
+from workflows.story import StoryWorkflow
+from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
+
+WITHIN_S = 120
+
+Handle = WorkflowHandle[Any, Any]
+
+LOSE = "MATCH (s:Case {id: $id}) OPTIONAL MATCH (n)-[:OF]->(s) DETACH DELETE n, s"
+
+
+@pytest.mark.parametrize("then", ["nothing", "a later entry"])
+async def test_no_pack_is_built_of_a_story_that_the_graph_has_lost(
+    graph: Graph, driver: AsyncDriver, then: str
+) -> None:
+    story = new_story()
+    asked = PackQuery(story_id=story, role="DEV", phase="BUILD", known=True)
+    await graph.record(batch(story, text_of(story), plan(story)))
+    await graph.record_deliberation(deliberation(story))
+    assert (await graph.build_pack(asked)).context
+
+    await rows(driver, LOSE, id=story)
+    if then == "a later entry":
+        await graph.record(batch(story, moved(story, "DRAFT", "DESIGN", 30), first=30))
+    with refused("GraphLost", retryable=False) as lost:
+        await graph.build_pack(asked)
+    await graph.build_pack(asked.model_copy(update={"known": False}))
+    await graph.build_pack(asked.model_copy(update={"story_id": new_story(), "known": False}))
+
+    assert f"fleet graph rebuild {story}" in lost.value.message
+
+
+@pytest.fixture
+async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
+    """A client of a server with the workers that a story needs until its council deliberates."""
+    client = await Client.connect(
+        servers.temporal.address,
+        namespace=await a_namespace(servers),
+        data_converter=pydantic_data_converter,
+    )
+    await register(client)
+    planning = Planning()
+    stories = Worker(
+        client,
+        task_queue=STORY_QUEUE,
+        workflows=[StoryWorkflow, DeliberationWorkflow],
+        workflow_runner=workflow_runner(),
+    )
+    stores = Worker(
+        client,
+        task_queue=CONTEXT_QUEUE,
+        activities=[
+            *(graph.record, graph.load_council, graph.build_pack),
+            *(planning.load_process, planning.score_story),
+        ],
+        interceptors=[Heartbeats()],
+    )
+    async with stories, stores, asyncio.timeout(WITHIN_S):
+        yield client
+
+
+async def started(fleet: Client, driver: AsyncDriver, story: str) -> Handle:
+    """A story that waits at its first gate, and that the graph has."""
+    text = StoryInput(
+        story_id=story,
+        title="Undo the deletion of a note",
+        brief="As a writer I want to undo a deletion so that a slip costs me nothing.",
+        acceptance_criteria=["Given a deleted note, when I press undo, then it is back."],
+        rigor="L0",
+    )
+    running = await fleet.start_workflow(
+        StoryWorkflow.run, text, id=story_workflow_id(story), task_queue=STORY_QUEUE
+    )
+    while (await running.query(StoryWorkflow.state)).pending_gate != "approve_scope":
+        await asyncio.sleep(0.1)
+    while not await rows(driver, "MATCH (s:Case {id: $id}) RETURN s.title", id=story):
+        await asyncio.sleep(0.1)
+    return running
+
+
+async def test_a_council_of_a_lost_story_fails_and_begins_once_the_graph_is_rebuilt(
+    graph: Graph, driver: AsyncDriver, fleet: Client
+) -> None:
+    story = new_story()
+    running = await started(fleet, driver, story)
+    await rows(driver, LOSE, id=story)
+
+    approve = Approve(gate="approve_scope", actor="ana", role="PO")
+    await running.execute_update(StoryWorkflow.approve, approve)
+    while not (failed := await lines(running, "WORK_FAILED")):
+        await asyncio.sleep(0.1)
+    done = await rebuild(fleet, graph, story, lambda *_: None)
+
+    assert f"fleet graph rebuild {story}" in failed[0]
+    assert done.refused == []
+    asked = PackQuery(story_id=story, role="ARCHITECT", phase="DESIGN", known=True)
+    assert "Undo the deletion" in (await graph.build_pack(asked)).context
+    await running.terminate()
+
+
+async def test_an_entry_that_the_graph_refuses_is_skipped_and_kept_as_a_record(
+    graph: Graph, driver: AsyncDriver, client: Redis, fleet: Client
+) -> None:
+    story = new_story()
+    running = await started(fleet, driver, story)
+    at = "2026-01-01T00:01:00.000Z"
+    task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
+    entry = Entry(
+        id=f"of-a-child-of-{story}",
+        kind="TaskCreated",
+        source="a child",
+        story_id=story,
+        time=at,
+        body=task.model_dump(),
+    )
+
+    await running.signal(StoryWorkflow.hand_on, [entry])
+    while not (stuck := await running.query("outbox_stuck", result_type=list[OutboxStuck])):
+        await asyncio.sleep(0.1)
+    reason = "that id was a mistake"
+    skip = SkipEntry(entry_id=stuck[0].entry_id, actor="ana", reason=reason)
+    await running.execute_update("skip_entry", skip)
+    found: list[Any] = []
+    while not found:
+        found = await rows(
+            driver,
+            "MATCH (e:Event {case_id: $id, event_type: 'EntrySkipped'})-[:OF]->(:Story) "
+            "RETURN e.actor, e.description, e.entry",
+            id=story,
+        )
+    while not (kept := await client.xrange(timeline_key(story))) or reason not in str(kept):
+        await asyncio.sleep(0.1)
+
+    assert (stuck[0].entry_id, stuck[0].error_type) == (entry.id, "InvalidEntry")
+    [[actor, description, record]] = found
+    assert actor == "ana"
+    assert reason in description
+    assert Entry.model_validate_json(record) == entry
+    assert reason in (await lines(running, "EntrySkipped"))[0]
+    done = await rebuild(fleet, graph, story, lambda *_: None)
+    assert done.writes > 0
+    await running.terminate()
+
+
+async def lines(running: Handle, word: str) -> list[str]:
+    """The lines of the story's timeline that have that word."""
+    return [
+        entry.text
+        for entry in await running.query(StoryWorkflow.timeline)
+        if word in entry.text or word in entry.event
+    ]
