@@ -19,6 +19,9 @@ from workflows.clock import iso
 MILLISECONDS_FROM = 10**11
 """A number of at least so much is a time in milliseconds, a smaller one in seconds."""
 
+INT32 = (-(2**31), 2**31 - 1)
+"""What counts, versions and priorities are on the wire."""
+
 
 def instant(value: Any) -> datetime | None:
     """A time in UTC: of ISO 8601 or a number as text, a number, a native time; or None.
@@ -86,9 +89,9 @@ def time_text(value: Any) -> str:
 
 
 def number(value: Any) -> int | None:
-    """A whole number, also one as text, or None."""
+    """A whole number, also one as text, or None. One that int32 cannot hold is the nearest."""
     found = real(value)
-    return int(found) if found is not None and abs(found) < 2**63 else None
+    return None if found is None else int(min(max(found, INT32[0]), INT32[1]))
 
 
 def real(value: Any) -> float | None:

@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.context import SCOPES, Scopes, check_scopes
 from activities.graph import Graph
-from activities.graph.sessions import Fields, RoleShare, Session, known_role, known_roles, share_of
+from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
 from activities.graph.statements import AHEAD_AT_MOST, moment
 from bridge.grpc.access import caller
 from bridge.grpc.calls import REQUEST_ID, Context, derived_id, in_time, said, understood
@@ -63,7 +63,6 @@ KEPT_S = 3_600
 KEPT_AT_MOST_S = 7 * 24 * 3_600
 TOKENS_AT_MOST = 100_000
 ROLES_AT_MOST = 20
-INT32 = (-(2**31), 2**31 - 1)
 
 Word = Annotated[
     str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
@@ -631,8 +630,7 @@ def rehydrated(
     """The packs, each under the role as it was asked for; none asked for: all there are.
 
     `token_budget_hint` is scopes.yaml's `token_budget`: what a pack of this fleet's may take of a
-    model's window. `stats` count what is in any of the packs, each thing once. A number of
-    somebody else's that an int32 cannot hold is shown as the last that it can.
+    model's window. `stats` count what is in any of the packs, each thing once.
     """
     meant = {asked: scopes.role(asked) for asked in roles or known_roles(scopes)}
     shares = {role: share_of(session, scopes, role) for role in sorted(set(meant.values()))}
@@ -665,10 +663,8 @@ def _pack(
     return context_pb2.RoleContextPack(
         role=role,
         case_header=context_pb2.CaseHeader(**session.case),
-        plan_header=context_pb2.PlanHeader(**_bounded(session.plan, "version"))
-        if session.plan
-        else None,
-        subtasks=[context_pb2.Subtask(**_bounded(task, "priority")) for task in share.tasks],
+        plan_header=context_pb2.PlanHeader(**session.plan) if session.plan else None,
+        subtasks=[context_pb2.Subtask(**task) for task in share.tasks],
         decisions=[context_pb2.Decision(**decision) for decision in share.decisions],
         decision_deps=[
             context_pb2.DecisionRelation(src_id=src, dst_id=dst, relation_type="DEPENDS_ON")
@@ -684,11 +680,6 @@ def _pack(
         last_summary=session.summary if known else "",
         token_budget_hint=scopes.token_budget,
     )
-
-
-def _bounded(row: Fields, name: str) -> Fields:
-    low, high = INT32
-    return row | {name: min(max(row[name], low), high)}
 
 
 def verdict(scopes: Scopes, role: str, phase: str, missing: list[str], extra: list[str]) -> str:

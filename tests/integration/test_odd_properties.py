@@ -1,10 +1,10 @@
 """Properties of any type, as other systems write them: every reader of the graph answers."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from io import StringIO
 from typing import Any
 
-import grpc
 import pytest
 from neo4j import AsyncDriver
 from rich.console import Console
@@ -15,13 +15,22 @@ from activities.graph import Graph
 from activities.graph.councils import find_councils
 from activities.graph.deliberations import find_ended, find_plan, has_story, history, last_plan
 from activities.graph.provenance import find_why
-from bridge.grpc.wire import context_pb2, context_pb2_grpc
+from bridge.grpc.orchestrator import OrchestratorServicer
+from bridge.grpc.server import Served
+from bridge.grpc.wire import (
+    context_pb2,
+    context_pb2_grpc,
+    orchestrator_pb2,
+    orchestrator_pb2_grpc,
+)
 from deploy.local.demo import APPROVALS, DECISIONS
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, serving
 from tests.integration.stories import batch, deliberation, new_story, one_of_each, rows
+from tests.integration.stories import plan as plan_of
 from tests.integration.test_grpc_context import served
 from workers import view
+from workflows.events import PlanDerived
 from workflows.models import CouncilQuery, PackQuery, PlanQuery
 
 WITHIN_S = 120.0
@@ -50,8 +59,9 @@ ODD = {
     "a point": "point({x: 1, y: 2})",
 }
 
-KEYS = ["id", "case_id", "story_id", "deliberation_id", "run_id", "rank"]
-"""What readers find a node by; on `rank` hangs only which proposal is the winner."""
+KEYS = ["id", "case_id", "story_id", "deliberation_id", "run_id", "rank", "name", "outcome"]
+"""What readers find a node by; `rank` decides which proposal is the winner, and a check without
+its name or outcome is left out."""
 
 MAKE_ODD = """
 MATCH (s:Case {{id: $story}})
@@ -64,15 +74,37 @@ CALL (n) {{
 """
 
 
+class Call:
+    """Calls a method of one of the services that read the graph."""
+
+    def __init__(self, *stubs: Any) -> None:
+        self._stubs = stubs
+
+    async def __call__(self, method: str, request: Any) -> Any:
+        stub = next(each for each in self._stubs if hasattr(each, method))
+        return await getattr(stub, method)(request, metadata=bearer("ana"), timeout=WITHIN_S)
+
+
 @pytest.fixture(scope="module")
-async def channel(servers: Servers, graph: Graph) -> AsyncIterator[grpc.aio.Channel]:
+async def call(servers: Servers, graph: Graph, driver: AsyncDriver) -> AsyncIterator[Call]:
     client = await Client.connect(
         servers.temporal.address,
         namespace=await a_namespace(servers),
         data_converter=pydantic_data_converter,
     )
-    async with serving(served(client, graph)) as channel:
-        yield channel
+    councils = Served(
+        "orchestrator.v1.OrchestratorService",
+        OrchestratorServicer(client, graph, driver, "RAY_VLLM", timedelta(seconds=60)),
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
+    )
+    async with (
+        serving(served(client, graph)) as context,
+        serving(councils) as orchestrator,
+    ):
+        yield Call(
+            context_pb2_grpc.ContextServiceStub(context),
+            orchestrator_pb2_grpc.OrchestratorServiceStub(orchestrator),
+        )
 
 
 @pytest.fixture(params=ODD)
@@ -80,6 +112,10 @@ async def story(request: pytest.FixtureRequest, graph: Graph, driver: AsyncDrive
     """A story with one node of each kind, all of whose properties are of an odd type."""
     story = new_story()
     await graph.record(batch(story, *one_of_each(story)))
+    own = plan_of(story).model_dump() | {"plan_id": f"{story}-plan-1"}
+    for number, task in enumerate(own["tasks"], 1):
+        task |= {"task_id": f"{story}-plan-1-t{number}", "depends_on": []}
+    await graph.record(batch(story, PlanDerived.model_validate(own), first=50))
     await graph.record_deliberation(deliberation(story))
     await rows(driver, MAKE_ODD.format(value=ODD[request.param]), story=story, keys=KEYS)
     return story
@@ -123,7 +159,9 @@ async def test_plans_deliberations_and_statuses_are_answered(
 ) -> None:
     assert await has_story(driver, story)
     assert await last_plan(driver, story)
-    await find_plan(driver, story)
+    plan = await find_plan(driver, story)
+    assert plan
+    assert [task.task_id for task in plan.tasks] == [f"{story}-plan-1-t1", f"{story}-plan-1-t2"]
     ended = await find_ended(driver, f"deliberation-{story}-t1")
     assert ended
     assert len(ended.result.ranked) == 2
@@ -134,37 +172,34 @@ async def test_plans_deliberations_and_statuses_are_answered(
         assert await graph.neighbourhood(node_type, node_id, 3)
 
 
-async def test_clients_of_the_context_service_are_answered(
-    story: str, channel: grpc.aio.Channel
-) -> None:
-    stub: Any = context_pb2_grpc.ContextServiceStub(channel)
-
-    async def answer(method: str, request: Any) -> Any:
-        call = getattr(stub, method)
-        return await call(request, metadata=bearer("ana"), timeout=WITHIN_S)
-
-    pack = await answer(
+async def test_clients_of_the_services_are_answered(story: str, call: Call) -> None:
+    pack = await call(
         "GetContext", context_pb2.GetContextRequest(story_id=story, role="DEV", phase="BUILD")
     )
-    session = await answer(
+    session = await call(
         "RehydrateSession",
         context_pb2.RehydrateSessionRequest(
             case_id=story, roles=["DEV", "ARCHITECT"], include_timeline=True, include_summaries=True
         ),
     )
-    near = await answer(
+    near = await call(
         "GetGraphRelationships",
         context_pb2.GetGraphRelationshipsRequest(node_id=story, node_type="Story", depth=3),
+    )
+    result = await call(
+        "GetDeliberationResult",
+        orchestrator_pb2.GetDeliberationResultRequest(task_id=f"{story}-t1"),
     )
 
     assert pack.context
     assert session.case_id == story
     assert near.node.id == story
+    assert len(result.results) == 2
 
 
 @pytest.mark.parametrize("odd", ODD)
 async def test_councils_are_listed_and_seated_or_refused_by_name(
-    odd: str, graph: Graph, driver: AsyncDriver
+    odd: str, graph: Graph, driver: AsyncDriver, call: Call
 ) -> None:
     await rows(
         driver,
@@ -176,6 +211,9 @@ async def test_councils_are_listed_and_seated_or_refused_by_name(
     )
     try:
         councils = await find_councils(driver)
+        listed = await call(
+            "ListCouncils", orchestrator_pb2.ListCouncilsRequest(include_agents=True)
+        )
         seated = await graph.load_council(CouncilQuery(role="ODD"))
     finally:
         await rows(
@@ -186,4 +224,5 @@ async def test_councils_are_listed_and_seated_or_refused_by_name(
         )
 
     assert "ODD" in {each.role for each in councils}
+    assert "ODD" in {each.role for each in listed.councils}
     assert [each.agent_id for each in seated.agents] == ["agent-odd"]
