@@ -16,7 +16,13 @@ from temporalio.client import WorkflowUpdateFailedError as UpdateFailed
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from tests.unit.conftest import RunningStory, StartStory, World
-from workflows.models import TimelineEntry, closure_workflow_id
+from workflows.deliberation import DeliberationWorkflow
+from workflows.models import (
+    DeliberationInput,
+    TimelineEntry,
+    closure_workflow_id,
+    deliberation_workflow_id,
+)
 from workflows.outbox_state import OutboxStuck
 
 WITHIN_S = 60
@@ -192,6 +198,37 @@ async def test_a_story_that_is_done_is_cancelled_while_its_last_entry_is_stuck(
     async with asyncio.timeout(WITHIN_S):
         await closure.result()
     assert "planning.story.cancelled" not in world.subjects()
+
+
+async def test_a_deliberation_of_its_own_is_cancelled_while_it_is_stuck(
+    fleet: Client, world: World
+) -> None:
+    world.failing = {"record/DeliberationStarted": "no"}
+    story_id, task_id = f"US-{world.key}", f"task-{world.key}"
+    deliberation = await fleet.start_workflow(
+        DeliberationWorkflow.run,
+        DeliberationInput(task_id=task_id, story_id=story_id, role="DEV", description="Shorten"),
+        id=deliberation_workflow_id(task_id),
+        task_queue="story",
+    )
+    async with asyncio.timeout(WITHIN_S):
+        while await deliberation.query(DeliberationWorkflow.result) is None:
+            await asyncio.sleep(0.05)
+    await stuck_on(deliberation, "DeliberationStarted")
+    assert "--name skip_entry" in await details(deliberation)
+
+    await deliberation.cancel()
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(WorkflowFailureError):
+            await deliberation.result()
+
+    run_id = deliberation.first_execution_run_id or ""
+    closure = fleet.get_workflow_handle(closure_workflow_id(story_id, run_id))
+    await skip(closure, await stuck_on(closure, "DeliberationStarted"))
+    async with asyncio.timeout(WITHIN_S):
+        await closure.result()
+    assert "orchestration.deliberation.completed" in world.subjects()
+    assert "orchestration.deliberation.started" not in world.subjects()
 
 
 async def test_a_story_that_is_not_stuck_waits_with_its_cancellation_for_the_stores(
