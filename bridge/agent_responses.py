@@ -11,9 +11,11 @@ again, and what it had begun is finished: a call is settled once, and remembers 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from nats.aio.client import Client as Nats
@@ -57,6 +59,8 @@ LAST_DELIVERY = 8
 """A message that fails now, and by no server's absence, is buried."""
 
 AGENT_FAILED = "AgentFailed"
+
+FIGURES = frozenset({"tokens_in", "tokens_out", "duration_ms"})
 
 GONE = RPCStatusCode.NOT_FOUND
 """What Temporal says of the token of an attempt that is over."""
@@ -346,10 +350,13 @@ def understood(subject: str, data: bytes) -> AgentResponse:
             "malformed: too large", f"it has {len(data)} bytes, {LARGEST_RESPONSE} at most"
         )
     try:
-        response = AgentResponse.model_validate_json(data)
+        fields = json.loads(data)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is not a text
+    except (ValueError, RecursionError) as error:
+        raise Refused("malformed: not JSON", str(error) or "nested too deeply") from None
+    try:
+        response = AgentResponse.model_validate(as_meant(fields))
     except ValidationError as error:
-        if any(problem["type"] == "json_invalid" for problem in error.errors()):
-            raise Refused("malformed: not JSON", error.errors()[0]["msg"]) from None
         what = invalid_input("AgentResponse", error).message
         raise Refused("malformed: not an agent's response", what) from None
     if subject not in (response_subject(response.task_id), f"{SUBJECT}{response.task_id}"):
@@ -357,6 +364,25 @@ def understood(subject: str, data: bytes) -> AgentResponse:
             "forged: the subject is another task's", f"the body's task is {response.task_id[:200]}"
         )
     return response
+
+
+def as_meant(fields: Any) -> Any:
+    """The fields by the types that they stand for, however an agent's JSON library writes them.
+
+    Null is missing, a document is its text, a figure may have a fraction or be a text.
+    """
+    if not isinstance(fields, dict):
+        return fields
+    meant = {name: value for name, value in fields.items() if value is not None}
+    for name in FIGURES & meant.keys():
+        meant[name] = figure(meant[name])
+    if isinstance(meant.get("content"), dict):
+        meant["content"] = json.dumps(meant["content"])
+    if isinstance(meant.get("timestamp"), int | float):
+        meant["timestamp"] = str(meant["timestamp"])
+    if isinstance(meant.get("status"), str):
+        meant["status"] = meant["status"].strip().lower()
+    return meant
 
 
 def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:

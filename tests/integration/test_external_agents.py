@@ -483,9 +483,48 @@ async def test_an_answer_on_another_tasks_subject_is_refused(fleet: Outside) -> 
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        {"tokens_in": None, "model": None, "timestamp": None, "error": None},
+        {"tokens_in": "11", "tokens_out": 7.4, "duration_ms": 41250.7},
+        {"tokens_in": -11, "tokens_out": True, "duration_ms": "soon"},
+        {"status": " DONE "},
+        {"timestamp": 1760636821.25, "role": "DEV", "proposal": {}},
+        {"as_object": True},
+    ],
+    ids=["null", "figures", "no figures", "capitals", "number", "document"],
+)
+async def test_an_answer_counts_however_its_fields_are_written(
+    fleet: Outside, written: dict[str, Any]
+) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    fields = {"status": "done", "content": document(command)} | written
+    if fields.pop("as_object", False):
+        fields["content"] = json.loads(document(command))
+    await fleet.say(command, **fields)
+
+    assert (await handle.result()).proposal.content
+    assert await fleet.asked() == 1
+
+
+async def test_an_answer_may_begin_with_a_byte_order_mark(fleet: Outside) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+    body = {"task_id": command.task_id, "agent_id": command.agent_id, "call_id": command.call_id}
+    answer = body | {"status": "done", "content": document(command)}
+
+    await fleet.publish(command.task_id, b"\xef\xbb\xbf" + json.dumps(answer).encode())
+
+    assert (await handle.result()).proposal.content
+
+
+@pytest.mark.parametrize(
     ("body", "reason", "error"),
     [
-        (b"{", "malformed: not JSON", "EOF"),
+        (b"{", "malformed: not JSON", "Expecting"),
+        (b'{"task_id": "\\ud83d"}', "malformed: not JSON", "surrogates not allowed"),
         (b"\xff\xfe", "malformed: not JSON", ""),
         (b"[]", "malformed: not an agent's response", "(the whole)"),
         (b'{"task_id": "t"}', "malformed: not an agent's response", "agent_id: required"),
@@ -496,7 +535,7 @@ async def test_an_answer_on_another_tasks_subject_is_refused(fleet: Outside) -> 
         ),
         (b" " * (LARGEST_RESPONSE + 1), "malformed: too large", "524288 at most"),
     ],
-    ids=["half", "bytes", "list", "missing", "status", "large"],
+    ids=["half", "surrogate", "bytes", "list", "missing", "status", "large"],
 )
 async def test_a_malformed_message_is_refused_with_what_was_wrong(
     fleet: Outside, body: bytes, reason: str, error: str
