@@ -7,12 +7,14 @@ their parts, and of names that stand for them.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from importlib import import_module
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from bridge.grpc.orchestrator_requests import FLAGS
+from bridge.grpc.planning import Listing
 from workers.settings import ROOT, SERVICES
 
 SOURCE = ROOT / "bridge" / "grpc"
@@ -44,6 +46,29 @@ def test_every_field_of_every_request_is_read() -> None:
     by_name = {field for field in fields if field.startswith(tuple(READ_BY_NAME))}
     assert fields - read - by_name == set(DECIDES_NOTHING)
     assert "orchestrator.v1.TaskConstraints.metadata" in read
+
+
+def test_every_metadata_key_is_documented() -> None:
+    code = "".join(path.read_text() for path in SOURCE.glob("*.py"))
+    keys = set(re.findall(r'"(x-[a-z-]+)"', code)) | {
+        f"x-{field.replace('_', '-')}" for field in Listing.model_fields
+    }
+
+    page = (ROOT / "docs" / "grpc.md").read_text()
+    assert sorted(key for key in keys if f"`{key}`" not in page) == []
+
+
+def test_every_field_that_the_page_names_is_one_of_the_contracts() -> None:
+    page = (ROOT / "docs" / "grpc.md").read_text()
+    known = {
+        f"{message.name}.{field.name}"
+        for service in SERVICES
+        for request in requests_of(service)
+        for message in parts_of(request)
+        for field in message.fields
+    }
+
+    assert set(re.findall(r"`([A-Z]\w+\.[a-z_]+)`", page)) <= known
 
 
 def requests_of(service: str) -> Iterator[Descriptor]:
