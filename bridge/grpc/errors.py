@@ -94,9 +94,11 @@ STATUS: dict[str, StatusCode] = {
     "BadAnswer": StatusCode.ABORTED,
     "AgentFailed": StatusCode.ABORTED,
     "PlanPartial": StatusCode.ABORTED,
+    "ChildEnded": StatusCode.ABORTED,
     "DeliberationTimeout": StatusCode.DEADLINE_EXCEEDED,
     CANCELLED: StatusCode.CANCELLED,
     # what is away, and comes back
+    "WorkerDrains": StatusCode.UNAVAILABLE,
     "LlmUnreachable": StatusCode.UNAVAILABLE,
     "LlmTimeout": StatusCode.UNAVAILABLE,
     "LlmOverloaded": StatusCode.UNAVAILABLE,
