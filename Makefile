@@ -5,13 +5,17 @@ LOCKS  := deploy/local/requirements
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
-        test-integration test-e2e test-chaos soak bench mutants lock
+        dev test-integration test-e2e test-chaos soak bench mutants lock
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 setup: ## everything the fleet needs, installed once; safe to repeat
 	@$(PYTHON) -m deploy.local.setup
+
+dev: export FLEET_SERVE := $(if $(wildcard $(BIN)/ray),,none)
+dev: lint ## lint, types and unit tests; needs no JDK, Ray or vLLM
+	$(BIN)/pytest -q tests/unit tests/replay
 
 run: up ## the servers, the workers, and a story taken to DONE
 	@$(BIN)/python -m deploy.local.demo
@@ -70,7 +74,7 @@ mutants: setup ## break the pure rules line by line; which breaks no test notice
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-lock: ## pin the packages anew (UPGRADE=1: to the newest that fit)
+lock: ## pin the packages again (UPGRADE=1: to the newest that fit)
 	@$(PYTHON) -m deploy.local.setup --only uv
 	@for kind in cpu gpu; do \
 	  .fleet/setup/uv/bin/uv pip compile pyproject.toml --extra serve-$$kind --extra dev \
@@ -79,3 +83,7 @@ lock: ## pin the packages anew (UPGRADE=1: to the newest that fit)
 	    --no-header --no-annotate --quiet $(if $(UPGRADE),--upgrade) -o $(LOCKS)/$$kind.lock \
 	    && echo "$(LOCKS)/$$kind.lock" || exit 1; \
 	done
+	@.fleet/setup/uv/bin/uv pip compile pyproject.toml --extra dev --constraint $(LOCKS)/cpu.lock \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --quiet -o $(LOCKS)/none.lock \
+	  && echo "$(LOCKS)/none.lock"

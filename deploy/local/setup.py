@@ -85,7 +85,8 @@ def main(arguments: list[str]) -> int:
     with _only_one_at_a_time():
         try:
             check_machine()
-            steps = [step for step in STEPS if arguments in ([], ["--only", step.name])]
+            wanted = [s for s in STEPS if accelerator() != "none" or s.name in WITHOUT_SERVERS]
+            steps = [step for step in wanted if arguments in ([], ["--only", step.name])]
             if not steps:
                 raise SetupFailed(
                     f"{' '.join(arguments)!r} is not understood",
@@ -151,10 +152,15 @@ def check_machine() -> None:
 
 
 def accelerator() -> str:
-    """`gpu` where an NVIDIA GPU answers, else `cpu`; FLEET_SERVE overrides it."""
+    """`gpu` where an NVIDIA GPU answers, else `cpu`; FLEET_SERVE overrides it.
+
+    `none`: lint, types and unit tests only, without Ray, vLLM, a model, Neo4j and its JDK.
+    """
     if chosen := os.environ.get("FLEET_SERVE"):
-        if chosen not in ("cpu", "gpu"):
-            raise SetupFailed(f"FLEET_SERVE is {chosen!r}", "set it to cpu or gpu, or unset it")
+        if chosen not in ("cpu", "gpu", "none"):
+            raise SetupFailed(
+                f"FLEET_SERVE is {chosen!r}", "set it to cpu, gpu or none, or unset it"
+            )
         return chosen
     smi = shutil.which("nvidia-smi")
     if smi and subprocess.run([smi, "-L"], capture_output=True, check=False).returncode == 0:
@@ -393,6 +399,10 @@ STEPS = (
         _make_model,
     ),
 )
+
+
+WITHOUT_SERVERS = ("uv", "packages", "wire")
+"""The steps that FLEET_SERVE=none takes."""
 
 
 def _run(step: str, argv: list[str], remedy: str, env: dict[str, str] | None = None) -> None:
