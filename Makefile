@@ -41,10 +41,11 @@ clean: ## remove what the stack stored, its logs and credentials (YES=1: without
 format: ## put the code in shape
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test: lint ## everything, against real servers: the test command
 	@rm -f .coverage .coverage.*
