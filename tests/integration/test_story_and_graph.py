@@ -1,8 +1,9 @@
 """A story on a real graph: one that has lost it, and one that refuses what it has to store."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import pytest
 from neo4j import AsyncDriver
@@ -15,6 +16,7 @@ from activities.cache import timeline_key
 from activities.graph import Graph
 from activities.planning import Planning
 from bridge.rebuild import rebuild
+from bridge.story_sweep import StorySweep
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace
 from tests.integration.stories import batch, deliberation, moved, new_story, plan, refused, rows
@@ -22,15 +24,17 @@ from tests.integration.stories import spec as text_of
 from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
+from workflows.closure import StoryClosureWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.events import Entry, TaskCreated
-from workflows.models import Approve, PackQuery, StoryInput, story_workflow_id
+from workflows.models import Approve, PackQuery, StoryInput, closure_workflow_id, story_workflow_id
 from workflows.outbox_state import OutboxStuck, SkipEntry
 from workflows.story import StoryWorkflow
 from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
 
 WITHIN_S = 120
 
+T = TypeVar("T")
 Handle = WorkflowHandle[Any, Any]
 
 LOSE = "MATCH (s:Case {id: $id}) OPTIONAL MATCH (n)-[:OF]->(s) DETACH DELETE n, s"
@@ -70,20 +74,28 @@ async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
     stories = Worker(
         client,
         task_queue=STORY_QUEUE,
-        workflows=[StoryWorkflow, DeliberationWorkflow],
+        workflows=[StoryWorkflow, DeliberationWorkflow, StoryClosureWorkflow],
         workflow_runner=workflow_runner(),
     )
     stores = Worker(
         client,
         task_queue=CONTEXT_QUEUE,
         activities=[
-            *(graph.record, graph.load_council, graph.build_pack),
+            *(graph.record, graph.load_council, graph.build_pack, graph.story_runs),
             *(planning.load_process, planning.score_story),
         ],
         interceptors=[Heartbeats()],
     )
-    async with stories, stores, asyncio.timeout(WITHIN_S):
+    async with stories, stores:
         yield client
+
+
+async def until(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until there is something."""
+    async with asyncio.timeout(WITHIN_S):
+        while not (found := await ask()):
+            await asyncio.sleep(0.1)
+    return found
 
 
 async def started(fleet: Client, driver: AsyncDriver, story: str) -> Handle:
@@ -98,10 +110,12 @@ async def started(fleet: Client, driver: AsyncDriver, story: str) -> Handle:
     running = await fleet.start_workflow(
         StoryWorkflow.run, text, id=story_workflow_id(story), task_queue=STORY_QUEUE
     )
-    while (await running.query(StoryWorkflow.state)).pending_gate != "approve_scope":
-        await asyncio.sleep(0.1)
-    while not await rows(driver, "MATCH (s:Case {id: $id}) RETURN s.title", id=story):
-        await asyncio.sleep(0.1)
+
+    async def waits() -> bool:
+        return bool((await running.query(StoryWorkflow.state)).pending_gate)
+
+    await until(waits)
+    await until(lambda: rows(driver, "MATCH (s:Case {id: $id}) RETURN s.title", id=story))
     return running
 
 
@@ -114,8 +128,7 @@ async def test_a_council_of_a_lost_story_fails_and_begins_once_the_graph_is_rebu
 
     approve = Approve(gate="approve_scope", actor="ana", role="PO")
     await running.execute_update(StoryWorkflow.approve, approve)
-    while not (failed := await lines(running, "WORK_FAILED")):
-        await asyncio.sleep(0.1)
+    failed = await until(lambda: lines(running, "WORK_FAILED"))
     done = await rebuild(fleet, graph, story, lambda *_: None)
 
     assert f"fleet graph rebuild {story}" in failed[0]
@@ -125,14 +138,23 @@ async def test_a_council_of_a_lost_story_fails_and_begins_once_the_graph_is_rebu
     await running.terminate()
 
 
-async def test_an_entry_that_the_graph_refuses_is_skipped_and_kept_as_a_record(
-    graph: Graph, driver: AsyncDriver, client: Redis, fleet: Client
-) -> None:
-    story = new_story()
-    running = await started(fleet, driver, story)
+async def stuck_on(running: Handle) -> OutboxStuck:
+    """Wait until an entry of the workflow is stuck."""
+
+    async def ask() -> list[OutboxStuck]:
+        found: list[OutboxStuck] = await running.query(
+            "outbox_stuck", result_type=list[OutboxStuck]
+        )
+        return found
+
+    return (await until(ask))[0]
+
+
+def refused_entry(story: str) -> Entry:
+    """An entry whose task's id is longer than the graph takes."""
     at = "2026-01-01T00:01:00.000Z"
     task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
-    entry = Entry(
+    return Entry(
         id=f"of-a-child-of-{story}",
         kind="TaskCreated",
         source="a child",
@@ -141,24 +163,34 @@ async def test_an_entry_that_the_graph_refuses_is_skipped_and_kept_as_a_record(
         body=task.model_dump(),
     )
 
+
+async def test_an_entry_that_the_graph_refuses_is_skipped_and_kept_as_a_record(
+    graph: Graph, driver: AsyncDriver, client: Redis, fleet: Client
+) -> None:
+    story = new_story()
+    running = await started(fleet, driver, story)
+    entry = refused_entry(story)
+
     await running.signal(StoryWorkflow.hand_on, [entry])
-    while not (stuck := await running.query("outbox_stuck", result_type=list[OutboxStuck])):
-        await asyncio.sleep(0.1)
+    stuck = await stuck_on(running)
     reason = "that id was a mistake"
-    skip = SkipEntry(entry_id=stuck[0].entry_id, actor="ana", reason=reason)
+    skip = SkipEntry(entry_id=stuck.entry_id, actor="ana", reason=reason)
     await running.execute_update("skip_entry", skip)
-    found: list[Any] = []
-    while not found:
-        found = await rows(
+    found = await until(
+        lambda: rows(
             driver,
             "MATCH (e:Event {case_id: $id, event_type: 'EntrySkipped'})-[:OF]->(:Story) "
             "RETURN e.actor, e.description, e.entry",
             id=story,
         )
-    while not (kept := await client.xrange(timeline_key(story))) or reason not in str(kept):
-        await asyncio.sleep(0.1)
+    )
 
-    assert (stuck[0].entry_id, stuck[0].error_type) == (entry.id, "InvalidEntry")
+    async def in_timeline() -> bool:
+        return reason in str(await client.xrange(timeline_key(story)))
+
+    await until(in_timeline)
+
+    assert (stuck.entry_id, stuck.error_type) == (entry.id, "InvalidEntry")
     [[actor, description, record]] = found
     assert actor == "ana"
     assert reason in description
@@ -167,6 +199,28 @@ async def test_an_entry_that_the_graph_refuses_is_skipped_and_kept_as_a_record(
     done = await rebuild(fleet, graph, story, lambda *_: None)
     assert done.writes > 0
     await running.terminate()
+
+
+async def test_a_story_that_is_terminated_while_an_entry_is_stuck_is_closed(
+    graph: Graph, driver: AsyncDriver, fleet: Client
+) -> None:
+    story = new_story()
+    running = await started(fleet, driver, story)
+    await running.signal(StoryWorkflow.hand_on, [refused_entry(story)])
+    await stuck_on(running)
+
+    await running.terminate()
+    sweep = StorySweep(fleet, graph, timedelta(seconds=1))
+    await until(sweep.sweep)
+    run_id = running.first_execution_run_id or ""
+    closure = fleet.get_workflow_handle(closure_workflow_id(story, run_id))
+    stuck = await stuck_on(closure)
+    skip = SkipEntry(entry_id=stuck.entry_id, actor="ana", reason="that id was a mistake")
+    await closure.execute_update("skip_entry", skip)
+
+    ended = "MATCH (s:Story {id: $id, status: 'CANCELLED'}) RETURN s.id"
+    await until(lambda: rows(driver, ended, id=story))
+    await closure.terminate()  # nothing publishes here
 
 
 async def lines(running: Handle, word: str) -> list[str]:
