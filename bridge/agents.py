@@ -120,8 +120,9 @@ class CostsBefore(Wire):
 
 
 def costs_before(info: activity.Info) -> CostsBefore:
-    """Of the heartbeat that the attempt before has left; of a first attempt, none."""
-    return CostsBefore.model_validate(next(iter(info.heartbeat_details), {}))
+    """Of the heartbeat that the attempt before has left; asks that cost nothing do not count."""
+    before = CostsBefore.model_validate(next(iter(info.heartbeat_details), {}))
+    return before if before.tokens_in or before.tokens_out else CostsBefore()
 
 
 class Commands:

@@ -465,6 +465,7 @@ class DeliberationWorkflow:
                 ranked=outcome.ranked,
                 winner_id=outcome.winner_id,
                 judged=outcome.judged,
+                failed_agents=outcome.failed_agents,
                 decisions=outcome.decisions,
                 timestamp=timestamp(),
             ),

@@ -851,6 +851,7 @@ class DeliberationRecord(Wire):
     ranked: list[RankedProposal]
     winner_id: str
     judged: str = ""
+    failed_agents: list[FailedAgent] = []
     decisions: list[RecordedDecision] = []
     timestamp: str
 

@@ -23,7 +23,8 @@ Everything that belongs to a story is one step from it::
            that `affects` names, in any letters, whichever of the two came first
     (Decision)-[:FROM]->(:Proposal {id, story_id, deliberation_id, run_id, task_id, phase, agent_id,
                 role, score, rank, barred, revision, prompt_hash, model, approach, content,
-                drafts[], judged, recorded_at})-[:BY]->(:Agent), (Proposal)-[:OF]->(Story)
+                drafts[], judged, failed_agents[], recorded_at})-[:BY]->(:Agent),
+           (Proposal)-[:OF]->(Story)
            revision: how often its author revised it; rank 1 won
     (:Critique {id, critic, round, verdict, points[], suggestion})-[:OF]->(Proposal)
     (:Check {id, name, outcome, score, blocking, findings[], errors, warnings, output, exit_code})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
@@ -118,7 +119,7 @@ async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
         role=node.role,
         status="failed",
         error=node.error,
-        failed_agents=[each for said in node.failed_agents if (each := _failed_agent(said))],
+        failed_agents=_failed_agents(node.failed_agents),
         duration_ms=node.duration_ms,
     )
     return Ended(
@@ -129,7 +130,7 @@ async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
 async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> DeliberationResult | None:
     """A completed deliberation's result; None where the graph has none of that id.
 
-    Not kept in the graph, and so not in the result: its duration, who failed in it, what its calls
+    Not kept in the graph, and so not in the result: its duration, what its calls
     cost, what a proposal's decisions were unless it won. A proposal's time is when it was recorded.
 
     Raises:
@@ -152,6 +153,7 @@ async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> Delibe
         score=ranked[0].score,
         winner=ranked[0].proposal,
         judged=first.judged,
+        failed_agents=_failed_agents(first.failed_agents),
         decisions=decisions,
         ranked=ranked,
     )
@@ -241,6 +243,7 @@ class _ProposalRow(Row):
     prompt_hash: Text = ""
     model: Text = ""
     judged: Text = ""
+    failed_agents: Texts = []
     recorded_at: Instant = None
 
 
@@ -327,11 +330,13 @@ def _check(row: _CheckRow) -> Check | None:
         return None
 
 
-def _failed_agent(said: str) -> FailedAgent | None:
-    try:
-        return FailedAgent.model_validate_json(said)
-    except ValidationError:
-        return None
+def _failed_agents(said: list[str]) -> list[FailedAgent]:
+    """Who failed; what is not as this product writes it is left out."""
+    found = []
+    for each in said:
+        with suppress(ValidationError):
+            found.append(FailedAgent.model_validate_json(each))
+    return found
 
 
 def _decision(row: _DecisionRow) -> RecordedDecision:

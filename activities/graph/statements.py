@@ -819,6 +819,9 @@ def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:
         "approach": ranked.proposal.approach,
         "content": ranked.proposal.content,
         "judged": record.judged if ranked.rank == 1 else "",
+        "failed_agents": [each.model_dump_json() for each in record.failed_agents]
+        if ranked.rank == 1
+        else [],
         "recorded_at": iso(moment(record.timestamp, "timestamp")),
     }
     row = {

@@ -502,6 +502,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     with fails(StatusCode.NOT_FOUND, task_id):
         await stub.GetDeliberationResult(ask, metadata=ANA)
     fleet.llm.delay_ms = 300
+    fleet.llm.fail("status", status=400, text="no such thing")
     asking = asyncio.ensure_future(
         stub.Orchestrate(
             wire.OrchestrateRequest(
@@ -531,7 +532,8 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     assert list(told.results) == list(answered.candidates)
     assert told.duration_ms == answered.duration_ms
     assert kept.winner_id == told.winner_id
-    assert kept.metadata.tags["task_id"] == task_id
+    assert kept.metadata.tags == told.metadata.tags
+    assert "no such thing" in kept.metadata.tags["failed_agents"]
     for then, now in zip(told.results, kept.results, strict=True):
         assert now.proposal.content == then.proposal.content
         assert list(now.proposal.revisions) == list(then.proposal.revisions)
