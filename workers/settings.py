@@ -1,6 +1,6 @@
 """Every setting of the fleet's processes: environment variables, or lines of `.fleet/env`.
 
-The environment wins over the file. The README's table is made from this page by
+The environment wins over the file. The table in docs/settings.md is printed by
 `python -m workers settings`. `ALIASES` are the predecessor's names of the same settings.
 """
 
