@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +25,15 @@ from workflows.models import (
 )
 
 if TYPE_CHECKING:
-    from activities.graph.provenance import Why  # its driver is slow to import
+    from activities.graph.provenance import Objection, Why  # its driver is slow to import
+
+FRAME = 3
+"""Characters between two columns of a table."""
+
+LONGEST_WORD = 40
+"""Longer words may be broken."""
+
+SHORTEST = 8
 
 
 class StoryRow(Wire):
@@ -59,14 +69,77 @@ def text(value: object, style: str = "") -> Text:
     return Text(plain(value, keep="\n"), style=style, overflow="fold")
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table of plain texts; the first column, what a row is called, is not broken."""
-    shown = Table(title=text(title, "bold"), title_justify="left", expand=False)
-    for place, column in enumerate(columns):
-        shown.add_column(column, overflow="fold", no_wrap=place == 0)
-    for row in rows:
-        shown.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
-    return shown
+@dataclass(frozen=True)
+class Column:
+    """A table's column. drop: of several, the highest goes first in a narrow terminal; 0: stays."""
+
+    title: str
+    drop: int = 0
+
+
+class Fitting:
+    """A table as wide as its terminal: it drops columns before it breaks words."""
+
+    def __init__(
+        self, title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]]
+    ) -> None:
+        self.title = title
+        self.columns = [Column(each) if isinstance(each, str) else each for each in columns]
+        self.rows = [[c if isinstance(c, Text) else text(c) for c in row] for row in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Print the columns that fit, and the names of those that do not."""
+        shown = list(range(len(self.columns)))
+        least, most = zip(*map(self._widths, shown), strict=True)
+        while sum(least[i] + FRAME for i in shown) >= options.max_width:
+            drop = max(shown, key=lambda i: self.columns[i].drop)
+            if not self.columns[drop].drop:
+                break
+            shown.remove(drop)
+        left = options.max_width - 1 - sum(least[i] + FRAME for i in shown)
+        widths = dict(zip(shown, shared(left, [(least[i], most[i]) for i in shown]), strict=True))
+        drawn = Table(title=text(self.title, "bold"), title_justify="left", expand=False)
+        for i in shown:
+            drawn.add_column(self.columns[i].title, overflow="fold", width=widths[i])
+        for row in self.rows:
+            drawn.add_row(*(row[i] for i in shown))
+        yield drawn
+        hidden = [column.title for i, column in enumerate(self.columns) if i not in shown]
+        if hidden and self.rows:
+            yield text(f"hidden: {', '.join(hidden)} (see --wide)", "dim")
+
+    def _widths(self, place: int) -> tuple[int, int]:
+        """The width of a column's longest word, and that of its longest line."""
+        cells = [self.columns[place].title, *(row[place].plain for row in self.rows)]
+        word = max(cell_len(word) for cell in cells for word in [*cell.split(), ""])
+        line = max(cell_len(line) for cell in cells for line in [*cell.split("\n"), ""])
+        return (line if place == 0 else min(word, LONGEST_WORD)), line
+
+
+def shared(left: int, columns: Sequence[tuple[int, int]]) -> list[int]:
+    """Each column's width: its least, and its part of what is `left`, up to its most.
+
+    left: below 0 where not even the least widths fit; the widest column then gives way.
+    """
+    widths = [least for least, _ in columns]
+    if left < 0:
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        widths[widest] = max(widths[widest] + left, SHORTEST)
+        return widths
+    by_want = sorted(range(len(columns)), key=lambda i: columns[i][1] - columns[i][0])
+    for place, i in enumerate(by_want):
+        least, most = columns[i]
+        more = min(most - least, left // (len(columns) - place))
+        widths[i] += more
+        left -= more
+    return widths
+
+
+def table(
+    title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]]
+) -> RenderableType:
+    """A table of plain texts, whose first column is never broken nor dropped."""
+    return Fitting(title, columns, rows)
 
 
 def stories(rows: Sequence[StoryRow]) -> RenderableType:
@@ -75,7 +148,16 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
         return text("No story fits. Start one: fleet start STORY.json")
     return table(
         "Stories",
-        ("story", "state", "waits at gate", "for", "rigor", "ready", "status", "started"),
+        (
+            "story",
+            "state",
+            "waits at gate",
+            "for",
+            Column("rigor", drop=3),
+            Column("ready", drop=2),
+            "status",
+            Column("started", drop=1),
+        ),
         (
             (
                 text(row.story_id, "bold"),
@@ -128,7 +210,7 @@ def story(view: StoryView) -> RenderableType:
             lines.add_row("", text(reason))
     budget = f" of {view.token_budget:,}" if view.token_budget else ""
     lines.add_row("tokens", text(f"{view.tokens_used:,}{budget}"))
-    return Panel(lines, title=text(f"{view.story_id}: {view.title}"), title_align="left")
+    return Panel.fit(lines, title=text(f"{view.story_id}: {view.title}"), title_align="left")
 
 
 def snapshot(now: Snapshot) -> RenderableType:
@@ -184,7 +266,7 @@ def page(shown: StoryPage) -> RenderableType:
         story(shown.story),
         table(
             "What may happen now",
-            ("event", "to", "kind", "role", "blocked by"),
+            ("event", "to", Column("kind", drop=1), "role", "blocked by"),
             (
                 (move.event, move.to, move.kind, " ".join(move.roles), " ".join(move.blocked_by))
                 for move in shown.moves
@@ -205,12 +287,21 @@ def page(shown: StoryPage) -> RenderableType:
     parts += [
         table(
             "Timeline",
-            ("at", "event", "by", "what"),
-            ((moment(entry.at), entry.event, entry.actor, entry.text) for entry in shown.timeline),
+            ("at", "event"),
+            ((moment(entry.at), _event(entry)) for entry in shown.timeline),
         ),
         table(
             "Usage",
-            ("phase", "role", "model", "calls", "tokens in", "out", "cached", "seconds"),
+            (
+                "phase",
+                "role",
+                "model",
+                "calls",
+                "tokens in",
+                "out",
+                Column("cached", drop=2),
+                Column("seconds", drop=1),
+            ),
             (
                 (
                     use.phase,
@@ -227,6 +318,16 @@ def page(shown: StoryPage) -> RenderableType:
         ),
     ]
     return Group(*parts)
+
+
+def _event(entry: TimelineEntry) -> Text:
+    """What happened and by whom, and below it the details in the whole width."""
+    shown = text(entry.event, "bold")
+    if entry.actor:
+        shown.append_text(text(f"  by {entry.actor}"))
+    if entry.text:
+        shown.append_text(text(f"\n{entry.text}"))
+    return shown
 
 
 def reasons(found: Sequence[Why]) -> RenderableType:
@@ -249,22 +350,16 @@ def _why(found: Why) -> RenderableType:
     if found.affects:
         lines.add_row("affects", text(", ".join(found.affects)))
     parts: list[RenderableType] = [
-        Panel(
+        Panel.fit(
             lines,
             title=text(f"{found.decision_id}: {found.title}"),
             title_align="left",
             subtitle=text(f"story {found.story_id or 'none'}, decided {moment(found.decided_at)}"),
         ),
+        text("Critiques", "bold"),
+        *map(_critique, found.critiques),
         table(
-            "Said against it",
-            ("critic", "round", "verdict", "points", "suggestion"),
-            (
-                (each.critic, each.round, each.verdict, "\n".join(each.points), each.suggestion)
-                for each in found.critiques
-            ),
-        ),
-        table(
-            "Checked",
+            "Checks",
             ("check", "outcome", "score", "findings"),
             (
                 (
@@ -277,8 +372,8 @@ def _why(found: Why) -> RenderableType:
             ),
         ),
         table(
-            "Let pass by",
-            ("gate", "who", "role", "when", "comment"),
+            "Approvals",
+            ("gate", "who", "role", Column("when", drop=1), "comment"),
             (
                 (each.gate, each.actor, each.role, moment(each.at), each.comment)
                 for each in found.passed_by
@@ -286,3 +381,14 @@ def _why(found: Why) -> RenderableType:
         ),
     ]
     return Group(*parts)
+
+
+def _critique(each: Objection) -> RenderableType:
+    """A critique in the whole width."""
+    lines = Table.grid(padding=(0, 1))
+    lines.add_row("", text(f"{each.critic}, round {each.round}: {each.verdict}", "bold"))
+    for point in each.points:
+        lines.add_row("-", text(point))
+    if each.suggestion:
+        lines.add_row(">", text(each.suggestion))
+    return lines

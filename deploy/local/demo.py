@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -197,7 +196,7 @@ async def tell(settings: Settings, story_id: str) -> None:
         approvals, _, _ = await driver.execute_query(APPROVALS, story_id=story_id)
     out.print(f"\n{story_id} is DONE.", style="bold green")
     out.print(_table("What was decided", decisions, ["id", "title", "agent", "model"]))
-    out.print(_table("Who let it pass", approvals, ["gate", "actor", "role", "revision"]))
+    out.print(_table("Approvals", approvals, ["gate", "actor", "role", "revision"]))
     stack = StackSettings.load()
     ui = f"http://127.0.0.1:{stack.temporal_ui_port}/namespaces/{settings.temporal_namespace}"
     first = decisions[0]["id"] if decisions else "DECISION"
@@ -229,8 +228,9 @@ async def tell(settings: Settings, story_id: str) -> None:
     out.print("The commands are in .venv/bin: `. .venv/bin/activate` puts them on your PATH.")
 
 
-def _table(title: str, rows: Sequence[Any], columns: list[str]) -> Table:
-    return view.table(title, columns, [[row[column] or "" for column in columns] for row in rows])
+def _table(title: str, rows: Sequence[Any], columns: Sequence[str]) -> RenderableType:
+    shown = [view.Column(each, drop=int(each == "model")) for each in columns]
+    return view.table(title, shown, [[row[column] or "" for column in columns] for row in rows])
 
 
 def _program(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
@@ -34,8 +35,8 @@ OUTSIDE = st.text(max_size=40) | st.sampled_from(
 """What people and models write."""
 
 
-def printed(shown: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=500, force_terminal=False)
+def printed(shown: RenderableType, width: int = 500) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(shown)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -146,3 +147,105 @@ def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
 
 def test_an_empty_list_says_how_to_begin() -> None:
     assert "fleet start STORY.json" in printed(view.stories([]))
+
+
+HINT = {"hidden", "see"}
+TIMES = {"at": "2026-11-28T03:03:49Z"}
+
+
+def full() -> list[RenderableType]:
+    """What a team's story looks like, with ids and texts of their usual length."""
+    rows = [
+        view.StoryRow(
+            story_id=f"US-{n}",
+            state="DESIGN",
+            pending_gate="approve_design",
+            gate_role="PO",
+            rigor="L1",
+            dor_score=100,
+            status="RUNNING",
+            started=TIMES["at"],
+        )
+        for n in (7, 101)
+    ]
+    page = view.StoryPage(
+        story=a_view("Limit requests"),
+        moves=[
+            Move(
+                event="approve_design",
+                to="BUILD",
+                kind="gate",
+                roles=["PO"],
+                blocked_by=["design_complete: the ARCHITECT council deliberates"],
+            )
+        ],
+        plan=Plan(
+            plan_id="US-101-plan-1",
+            story_id="US-101",
+            tasks=[
+                PlannedTask(
+                    task_id="US-101-plan-1-t2",
+                    role="DEV",
+                    title="Answer 429 with a Retry-After header to clients over their limit",
+                    description="",
+                    depends_on=["US-101-plan-1-t1"],
+                )
+            ],
+        ),
+        timeline=[
+            TimelineEntry(
+                event="orchestration.deliberation.completed",
+                actor="agent-architect-3",
+                text="task_id=US-101-design-1, role=ARCHITECT, winner_id=agent-architect-3",
+                **TIMES,
+            )
+        ],
+        usage=[
+            UsageLine(
+                phase="DESIGN",
+                role="ARCHITECT",
+                model="smollm2-135m-instruct",
+                calls=12,
+                tokens_in=123_456,
+                tokens_out=12_345,
+                cached_tokens=1_234,
+                seconds=123.4,
+            )
+        ],
+    )
+    why = Why(
+        decision_id="US-101-design-1-348e9a30-d1",
+        title="Count requests in a window of one second",
+        rationale="A window needs one counter for each client.",
+        decided_at=TIMES["at"],
+        critiques=[
+            Objection(
+                critic="agent-architect-2",
+                points=["A client may send twice its limit around the edge of two windows"],
+                suggestion="Use a sliding window",
+            )
+        ],
+        passed_by=[Passed(gate="approve_design", actor="ana", role="PO", comment="small", **TIMES)],
+    )
+    return [view.stories(rows), view.page(page), view.reasons([why])]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_no_word_is_broken_in_a_terminal(width: int) -> None:
+    words = {word for shown in full() for word in printed(shown, width=1_000).split()}
+
+    for shown in full():
+        text = printed(shown, width)
+
+        assert max(len(line) for line in text.splitlines()) <= width
+        broken = {word for word in text.split() if word not in words}
+        assert {word for word in broken if word.isalnum()} <= HINT
+
+
+def test_columns_that_do_not_fit_are_named_and_wide_shows_them() -> None:
+    narrow, wide = printed(full()[0], 80), printed(full()[0], 1_000)
+
+    assert "hidden: rigor" in narrow
+    assert "hidden" not in wide
+    assert "L1" in wide
+    assert "L1" not in narrow

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 UPDATE_WITHIN_S = 30.0
 """How long a story has to answer an update, in seconds."""
 
+WIDE = 1_000
+"""Columns of a terminal that --wide prints for."""
+
 COMPLETE_WITHIN_S = 2.0
 RUNNING_STORIES = "WorkflowType = 'StoryWorkflow' AND ExecutionStatus = 'Running'"
 
@@ -74,6 +77,9 @@ StoryId = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Print every column in full, wider than the terminal.")
+]
 Actor = Annotated[
     str | None,
     typer.Option(
@@ -223,9 +229,11 @@ def progress_bar() -> Iterator[Progress]:
         yield progress
 
 
-def emit(value: object, shown: RenderableType, as_json: bool) -> None:
-    """For a program, or for a person."""
+def emit(value: object, shown: RenderableType, as_json: bool, wide: bool = False) -> None:
+    """Print for a program, or for a person; wide: every column, however narrow the terminal is."""
     if as_json:
         print(TypeAdapter(type(value)).dump_json(value, indent=2).decode())
+    elif wide:
+        out.print(shown, width=WIDE, crop=False)
     else:
         out.print(shown)

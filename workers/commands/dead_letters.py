@@ -23,6 +23,7 @@ app = typer.Typer(
     name="dead-letters",
     help="Look at messages that could not be understood or applied; put them back, or drop them.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
 )
 

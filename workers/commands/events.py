@@ -24,6 +24,8 @@ from workers.commands import Json, Refused, checked, complete_story, err, out, r
 from workers.headline import headline
 from workers.settings import load
 
+app = typer.Typer(add_completion=False)
+
 SPAN = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 SINCE_RULE = (
@@ -53,6 +55,7 @@ def since_time(text: str, now: datetime) -> datetime:
     return moment
 
 
+@app.command(epilog="Examples:  fleet events --story US-101 --since 2h  ·  fleet events --json")
 def events(
     story: Annotated[
         str | None,
@@ -71,7 +74,7 @@ def events(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Follow what happens, live: one line for each event of the streams."""
+    """Follow the events of the streams, one line for each."""
 
     async def work() -> None:
         begin = since_time(since, datetime.now(UTC)) if since is not None else None

@@ -38,7 +38,11 @@ AT_ONCE = 4
 
 NO_STORY = "(no story)"
 
-app = typer.Typer(help="Rebuild the context graph from what Temporal holds.", no_args_is_help=True)
+app = typer.Typer(
+    help="Rebuild the context graph from what Temporal holds.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
 class RebuiltStory(Wire):

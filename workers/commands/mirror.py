@@ -38,7 +38,11 @@ from workers.commands.graph import open_graph
 from workers.settings import Settings, load
 from workflows.models import Wire
 
-app = typer.Typer(help="Put the streams right from what Temporal holds.", no_args_is_help=True)
+app = typer.Typer(
+    help="Publish events again that the streams have lost.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
 class OnStream(Wire):
@@ -67,7 +71,7 @@ class Replayed(Wire):
 
 @app.callback()
 def mirror() -> None:
-    """Put the streams right from what Temporal holds."""
+    """Publish events again that the streams have lost."""
 
 
 @app.command(epilog="Example:  fleet mirror replay US-101")

@@ -12,7 +12,10 @@ from workers.settings import load
 from workers.view import text
 
 app = typer.Typer(
-    name="token", help="Tokens for the gRPC services, and for `fleet` itself.", no_args_is_help=True
+    name="token",
+    help="Tokens for the gRPC services, and for `fleet` itself.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 DAYS_AT_MOST = 365
