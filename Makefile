@@ -1,4 +1,4 @@
-# The fleet on one machine. `make` alone says what there is.
+# The fleet on one machine. `make` alone lists the targets.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 LOCKS  := deploy/local/requirements
@@ -7,71 +7,71 @@ LOCKS  := deploy/local/requirements
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
         dev test-integration test-e2e test-chaos soak bench mutants lock
 
-help: ## what can be made
+help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
-setup: ## everything the fleet needs, installed once; safe to repeat
+setup: ## install everything the fleet needs; safe to repeat
 	@$(PYTHON) -m deploy.local.setup
 
 dev: export FLEET_SERVE := $(if $(wildcard $(BIN)/ray),,none)
-dev: lint ## lint, types and unit tests; needs no JDK, Ray or vLLM
+dev: lint ## run lint, types and unit tests; needs no JDK, Ray or vLLM
 	$(BIN)/pytest -q tests/unit tests/replay
 
-run: up ## the servers, the workers, and a story taken to DONE
+run: up ## start the servers and the workers, and take a story to DONE
 	@$(BIN)/python -m deploy.local.demo
 
-up: setup ## the servers and the workers
+up: setup ## start the servers and the workers
 	@$(BIN)/python -m deploy.local up
 
-stop: ## end them in good order; what they stored stays
+stop: ## stop all processes gracefully; data is kept
 	@$(BIN)/python -m deploy.local down
 
-kill: ## end them at once, as a power cut would
+kill: ## kill all processes at once, like a power cut
 	@$(BIN)/python -m deploy.local kill
 
-status: ## what runs, where, and whether it is healthy
+status: ## show what runs, where, and whether it is healthy
 	@$(BIN)/python -m deploy.local status
 
-logs: ## follow the logs of all parts
+logs: ## follow all logs
 	@$(BIN)/python -m deploy.local logs --follow
 
-clean: ## remove what the stack stored, its logs and credentials (YES=1: without asking)
+clean: ## remove the stack's data, logs and credentials (YES=1: without asking)
 	@$(BIN)/python -m deploy.local clean $(if $(YES),--yes)
 
-format: ## put the code in shape
+format: ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-lint: setup ## ruff, mypy and the import rules
+lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: lint ## everything, against real servers: the test command
+test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 
-test-unit: setup
+test-unit: setup ## run the unit tests
 	$(BIN)/pytest tests/unit
 
-test-integration: setup
+test-integration: setup ## run the integration tests
 	$(BIN)/pytest tests/integration
 
-test-e2e: setup
+test-e2e: setup ## run the end-to-end tests, with Ray and vLLM
 	$(BIN)/pytest tests/e2e
 
-test-chaos: setup
+test-chaos: setup ## run the tests that kill processes and servers
 	$(BIN)/pytest tests/chaos
 
-soak: setup ## 30 stories in flight while processes are killed (MINUTES=30 SEED=random)
+soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random)
 	$(BIN)/python -m tests.chaos.load --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
-bench: setup ## where the time goes, side by side with what one would use instead (PARTS=all)
+bench: setup ## measure against plain asyncio and bare Temporal (PARTS=all)
 	$(BIN)/python -m tests.bench $(PARTS)
 
-mutants: setup ## break the pure rules line by line; which breaks no test notices
+mutants: setup ## run mutation tests and list surviving mutants
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
