@@ -232,8 +232,10 @@ class _DecisionRow(Row):
 
     @property
     def relevance(self) -> tuple[Any, ...]:
-        """What people and architects decided binds the whole story: the decisions of single tasks,
-        which come later and are many, do not push it out of a pack. Then the newest first.
+        """Binding decisions first, then the newest.
+
+        What people and architects decided binds the whole story. The decisions of single tasks, which
+        come later and are many, do not push it out of a pack.
         """
         return (not self.binding, *newest(self.decided_at), self.id, self.on_id)
 

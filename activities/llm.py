@@ -120,14 +120,22 @@ async def stream_reply(
     on_text: Callable[[str], None],
     is_whole: Callable[[str], bool],
 ) -> Reply:
-    """Ask once.
+    """Ask the model once, and read its answer as a stream.
 
     The answer stands when a finish_reason or `[DONE]` has come, or when `is_whole(text)` and the
     stream ends, breaks or falls quiet. A cancellation closes the connection, at which the engine
     stops generating.
 
     Args:
-        on_text: called with the text of every chunk that brings some.
+        client: bound to the endpoint's base URL, with its key.
+        model: as the endpoint lists it.
+        messages: the prompt.
+        schema_name: the name under which the decoder gets `schema`.
+        schema: the JSON schema of the answer.
+        temperature: 0 for the likeliest answer.
+        max_tokens: the most tokens of the answer.
+        seed: makes the answer repeatable on engines that support it.
+        on_text: called with the text of every chunk that has some.
         is_whole: whether a text is a whole answer.
 
     Raises:

@@ -13,8 +13,9 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn
 class StoryClosureWorkflow:
-    """Goes on with the outbox of a run that was terminated, timed out or failed, or that was
-    cancelled while an entry was stuck.
+    """Continues the outbox of a run that ended early.
+
+    The run was terminated, timed out or failed, or was cancelled while an entry was stuck.
 
     What that run left goes out first, at its place; then the open gates close and the story ends.
     """

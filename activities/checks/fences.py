@@ -84,8 +84,10 @@ _PYTHON_LINE = re.compile(
 
 
 def _language(info: str, text: str) -> str:
-    """The language that the info string names, or that the text itself is in: `python` whatever
-    the label, where the text parses as Python that imports, defines or calls something.
+    """The language that the info string names, or that the text itself is in.
+
+    Text that parses as Python and imports, defines or calls something is `python`, whatever its
+    label is.
     """
     named = _named(info)
     if named == "python" or _is_python(text):

@@ -91,8 +91,10 @@ def load_councils(path: Path) -> Councils:
 
 
 class NewAgent(Part):
-    """An agent to seat. endpoint: where it says that it lives; it is called on the bus all the
-    same. max_concurrent_tasks 0, and empty texts: it did not say.
+    """An agent to seat.
+
+    endpoint: the address that it gives; it is called on the bus in any case. max_concurrent_tasks 0
+    and empty texts: not given.
     """
 
     agent_id: Id

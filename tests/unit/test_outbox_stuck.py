@@ -1,5 +1,6 @@
-"""An entry that can never be stored: shown, tried again, skipped by a person, never in the way of
-a cancellation.
+"""An entry that can never be stored is shown, retried, and skipped by a person.
+
+It does not hold up a cancellation.
 """
 
 from __future__ import annotations
