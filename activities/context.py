@@ -234,8 +234,8 @@ class _DecisionRow(Row):
     def relevance(self) -> tuple[Any, ...]:
         """Binding decisions first, then the newest.
 
-        What people and architects decided binds the whole story. The decisions of single tasks, which
-        come later and are many, do not push it out of a pack.
+        What people and architects decided binds the whole story. The decisions of single tasks,
+        which come later and are many, do not push it out of a pack.
         """
         return (not self.binding, *newest(self.decided_at), self.id, self.on_id)
 

@@ -716,8 +716,8 @@ def require_id(expected: str, *former: str) -> None:
 async def stopped(work: asyncio.Task[Any]) -> None:
     """Cancel the task, and return when its children and calls have ended.
 
-    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, and those may
-    not wait any more.
+    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, and those
+    may not wait any more.
     """
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
