@@ -1,7 +1,7 @@
 """`python -m workers story|agents|context|bridge|inbox|grpc|all`: run until SIGTERM or SIGINT.
 
-`python -m workers grpc SERVICE` serves one of the five alone; `python -m workers settings` prints
-every setting as a Markdown table.
+`python -m workers grpc SERVICE` serves one of the five services alone. `python -m workers settings`
+prints every setting as a Markdown table.
 """
 
 import argparse
@@ -17,7 +17,7 @@ NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "all")
 
 
 def main() -> NoReturn:
-    """Run; exit code 0 after a signal and a drain, 1 where it cannot start or a worker failed."""
+    """Run; exit with 0 after a signal and a drain, with 1 if it cannot start or a worker failed."""
     parser = argparse.ArgumentParser(
         prog="python -m workers",
         description="Run the fleet's workers until SIGTERM or SIGINT, then drain them.",
@@ -43,7 +43,7 @@ def main() -> NoReturn:
         print(error, file=sys.stderr)
         leave(1)
 
-    from workers.clients import StartError  # what follows is slow to import
+    from workers.clients import StartError  # the imports below are slow
     from workers.run import run
 
     try:
@@ -51,7 +51,7 @@ def main() -> NoReturn:
     except StartError as error:
         print(error, file=sys.stderr)
         leave(1)
-    except Exception:  # the process's last word: logged, and its exit code is not 0
+    except Exception:  # logged, and the exit code is not 0
         logging.getLogger("workers").exception("a worker failed: all stop")
         leave(1)
     leave(0)

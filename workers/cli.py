@@ -38,24 +38,24 @@ COMMANDS = {
     "graph": ("workers.commands.graph", "Rebuild the context graph from what Temporal holds."),
     "token": ("workers.commands.token", "Tokens for the gRPC services, and for `fleet` itself."),
 }
-"""Command -> the module that has it, and the first line of its help."""
+"""The module of each command, and the first line of its help."""
 
 
 class Commands(TyperGroup):
-    """Lists the commands without importing them; imports the one that is run."""
+    """A group that lists its commands without importing them, and imports the one that runs."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands in the order of COMMANDS."""
+        """Return the commands in the order of COMMANDS."""
         return [*COMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
-        """The command's name and help, for lists."""
+        """Return a command's name and help, for lists."""
         if cmd_name not in COMMANDS:
             return None
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command to run."""
+        """Return the command to run."""
         name = args[0]
         if name not in COMMANDS:
             return super().resolve_command(ctx, args)

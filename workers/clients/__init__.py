@@ -1,6 +1,6 @@
-"""The clients of a process, opened with an answer or refused: which server, where, what to do.
+"""The clients of a process. A failure to connect reports which server, where, and what to do.
 
-Each is a module of its own: a command that needs one server does not load the clients of all.
+Each client is a module, so that a command which needs one server does not load all clients.
 """
 
 import re
@@ -12,19 +12,19 @@ ANSWER_WITHIN_S = 8.0
 
 
 class StartError(Exception):
-    """A process cannot start, or go on: one line that says which server, where, what to do."""
+    """A process cannot start or continue: one line with the server, its address and what to do."""
 
 
 def plain(secret: SecretStr | None) -> str | None:
-    """The secret itself, for the client that needs it."""
+    """Return the secret itself, for the client that needs it."""
     return secret.get_secret_value() if secret else None
 
 
 def words(error: Exception) -> str:
-    """What an error says, on one line, cut to 300 characters."""
+    """Return an error's message on one line, cut to 300 characters."""
     return " ".join(f"{error}".split())[:300] or type(error).__name__
 
 
 def place(url: str) -> str:
-    """The URL for people to read: without the user and password that it may hold."""
+    """Return the URL for display, without the user and password that it may contain."""
     return re.sub(r"//[^/@]*@", "//", url)

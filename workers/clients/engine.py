@@ -19,7 +19,7 @@ LOOKED_UP_WITHIN_S = 2.0
 
 @dataclass(frozen=True)
 class Engine:
-    """The LLM's client, and the model for agents that name none; empty: the one it serves."""
+    """The LLM's client, and the model for agents that name none (empty: the one that it serves)."""
 
     client: httpx.AsyncClient
     model: str
@@ -27,7 +27,7 @@ class Engine:
 
 @asynccontextmanager
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
-    """Open the LLM's client and see that the model is served.
+    """Open the LLM's client and check that the model is served.
 
     Raises:
         StartError: wrong address, credential or model.
@@ -62,10 +62,11 @@ def _refusal(error: TimeoutError | CallFailed) -> str:
 
 
 class DefaultModel:
-    """The model of agents that name none, for those who only show it.
+    """The model of agents that name none, for display only.
 
-    VLLM_MODEL where it is set; else the one that the endpoint serves, asked at most every
-    LOOKED_UP_EVERY_S; empty while the endpoint does not answer, or serves several.
+    It is VLLM_MODEL if set, else the model that the endpoint serves. The endpoint is asked at most
+    every LOOKED_UP_EVERY_S. The model is empty while the endpoint does not answer, or if it serves
+    several.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -90,7 +91,7 @@ class DefaultModel:
             ):
                 served = await llm.served_models(client)
         except (TimeoutError, CallFailed):
-            return ""  # What is away, or speaks otherwise, fails the agents' own calls, visibly.
+            return ""  # the agents' own calls report what is wrong
         return next(iter(served)) if len(served) == 1 else ""
 
 

@@ -20,7 +20,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def log_failed(where: str, error: Exception) -> None:
-    """Log an attempt to connect that failed."""
+    """Log a failed attempt to connect."""
     log.warning("NATS connection failed", where=where, error=repr(error))
 
 
@@ -31,13 +31,20 @@ async def open_nats(
     failed: Callable[[str, Exception], None] = log_failed,
     at_once: bool = True,
 ) -> AsyncIterator[Nats]:
-    """Connect to JetStream; it reconnects without limit and buffers nothing.
+    """Connect to JetStream; the client reconnects without limit and buffers nothing.
 
-    What is published while the server is away fails at once, so that whoever asked can retry it
-    in sight of people. `lost` gets a StartError when no waiting can mend the connection; `failed`
-    is told the place and the error of every attempt that fails meanwhile. Not `at_once`: what is
-    yielded connects in the background, however long the server is away, for a process that has
-    other work to do meanwhile.
+    A publish fails at once while the server is unavailable, so that the caller can retry it
+    visibly.
+
+    Args:
+        settings: The address, and the credentials.
+        lost: Gets a StartError when no retry can restore the connection.
+        failed: Called with the address and the error of every failed attempt.
+        at_once: If false, the yielded client connects in the background, however long the server is
+            unavailable, for a process that has other work to do.
+
+    Yields:
+        The client.
 
     Raises:
         StartError: wrong address or credential, or no JetStream.
@@ -52,7 +59,7 @@ async def open_nats(
 
     async def note(error: Exception) -> None:
         failed(where, error)
-        if _is_refusal(error):  # no retry mends a credential that is not valid any more
+        if _is_refusal(error):  # no retry helps when a credential is not valid any more
             give_up(refused)
 
     async def closed() -> None:
@@ -84,7 +91,7 @@ async def open_nats(
             while not connecting.done():  # the client may miss a cancellation
                 connecting.cancel()
                 await asyncio.wait([connecting], timeout=1)
-            if client.is_connected or client.is_reconnecting:  # else there is nothing to close
+            if client.is_connected or client.is_reconnecting:  # otherwise there is nothing to close
                 await client.close()
         return
     try:
@@ -110,7 +117,7 @@ async def open_nats(
 
 
 async def _probe_nats(settings: Settings) -> None:
-    """Connect once and say why not: the lasting connection would try for ever."""
+    """Connect once and report why it fails: the lasting connection would retry forever."""
     errors: list[Exception] = []
 
     async def note(error: Exception) -> None:
@@ -133,7 +140,10 @@ async def _probe_nats(settings: Settings) -> None:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """The server's words: the client has a class for them on some paths only."""
+    """Return whether the server rejected the credential.
+
+    The client has a class for this error on some paths only, so its message decides.
+    """
     return "authorization" in f"{error}".lower()
 
 

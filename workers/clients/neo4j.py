@@ -13,7 +13,7 @@ from workers.settings import Settings
 
 @asynccontextmanager
 async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
-    """Open the driver and see that the server lets us in.
+    """Open the driver and check that the server accepts the credentials.
 
     Raises:
         StartError: wrong address or credential.
@@ -24,7 +24,7 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
         auth=(settings.neo4j_user, plain(settings.neo4j_password) or ""),
         connection_timeout=ANSWER_WITHIN_S,
         connection_acquisition_timeout=ANSWER_WITHIN_S,
-        max_transaction_retry_time=ANSWER_WITHIN_S,  # less than an activity has
+        max_transaction_retry_time=ANSWER_WITHIN_S,  # less than the time-out of an activity
         notifications_min_severity="OFF",
     )
     async with driver:
@@ -42,7 +42,11 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
 
 @contextmanager
 def takes_schema(settings: Settings) -> Iterator[None]:
-    """What Neo4j refuses while the graph is brought up to date stops the process, in its words."""
+    """Stop the process if Neo4j rejects a change while the graph is brought up to date.
+
+    Raises:
+        StartError: with Neo4j's own message.
+    """
     try:
         yield
     except (Neo4jError, DriverError) as error:

@@ -1,4 +1,4 @@
-"""Temporal, and the namespace in it."""
+"""Temporal, and its namespace."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ async def open_temporal(
     runtime: Runtime | None = None,
     plugins: Sequence[Plugin] = (),
 ) -> Client:
-    """Connect, and see that the namespace is there.
+    """Connect, and check that the namespace exists.
 
     Raises:
         StartError: wrong address, credential or namespace.

@@ -19,21 +19,21 @@ KEEPS_EVERYTHING = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-rand
 
 
 def valkey_client(settings: Settings) -> Redis:
-    """The client, not connected yet."""
+    """Return the client, not connected yet."""
     return Redis(
         host=settings.redis_host,
         port=settings.redis_port,
         password=plain(settings.redis_password),
         ssl=settings.redis_tls,
         socket_connect_timeout=ANSWER_WITHIN_S,
-        socket_timeout=ANSWER_WITHIN_S,  # less than an activity has
+        socket_timeout=ANSWER_WITHIN_S,  # less than the time-out of an activity
         health_check_interval=30,
     )
 
 
 @asynccontextmanager
 async def open_valkey(settings: Settings) -> AsyncIterator[Redis]:
-    """Connect, and see that the server keeps what it is given.
+    """Connect, and check that the server keeps what it stores.
 
     Raises:
         StartError: wrong address or credential, or a server that would lose payloads.
@@ -57,12 +57,15 @@ async def open_valkey(settings: Settings) -> AsyncIterator[Redis]:
 
 
 async def _keeps_everything(client: Redis, where: str) -> None:
-    """Histories refer to payloads kept here: a server that evicts them breaks stories."""
+    """Raise StartError if the server may lose keys.
+
+    Histories refer to payloads that are stored here, so a server that evicts them breaks stories.
+    """
     try:
         policy = (await client.config_get("maxmemory-policy"))["maxmemory-policy"]
         append_only = (await client.config_get("appendonly"))["appendonly"]
     except (NoPermissionError, ResponseError, KeyError):
-        return  # a managed server does not tell; its keeper answers for it
+        return  # a managed server does not show it; its operator is responsible
     if policy not in KEEPS_EVERYTHING:
         raise StartError(
             f"{where} evicts keys that have no TTL (maxmemory-policy {policy}). "

@@ -1,4 +1,4 @@
-"""What the commands of `fleet` share: how each runs, refuses, and shows what it found."""
+"""What the commands of `fleet` share: running, reporting errors, and printing results."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ UPDATE_WITHIN_S = 30.0
 """How long a story has to answer an update, in seconds."""
 
 WIDE = 1_000
-"""Columns of a terminal that --wide prints for."""
+"""Columns of the terminal that --wide prints for."""
 
 COMPLETE_WITHIN_S = 2.0
 RUNNING_STORIES = "WorkflowType = 'StoryWorkflow' AND ExecutionStatus = 'Running'"
@@ -52,11 +52,11 @@ err = Console(stderr=True)
 
 
 class Refused(Exception):
-    """The request was not carried out; the message says why and what to do."""
+    """The request was not carried out; the message gives the reason and what to do."""
 
 
 def complete_story(incomplete: str) -> list[str]:
-    """Ids of running stories, for the shell's completion."""
+    """Return the ids of running stories, for shell completion."""
 
     async def ids() -> list[str]:
         async with asyncio.timeout(COMPLETE_WITHIN_S), temporal(load()) as client:
@@ -64,7 +64,7 @@ def complete_story(incomplete: str) -> list[str]:
         stories = [story_of(workflow_id) for workflow_id in found]
         return [story_id for story_id in stories if story_id.startswith(incomplete)]
 
-    # A shell that completes has no place for an error: nothing is offered then.
+    # Shell completion cannot show an error: nothing is offered then.
     with contextlib.suppress(Exception):
         return asyncio.run(ids())
     return []
@@ -94,12 +94,12 @@ Role = Annotated[str, typer.Option("--role", "-r", help="The role you act in: PO
 
 
 def token_caller(settings: Settings) -> "Caller | None":
-    """Whose token FLEET_TOKEN is; None where it is not set.
+    """Return whose token FLEET_TOKEN is; None if it is not set.
 
-    Its signature is verified where GRPC_TOKEN_KEY is known; a person needs the token alone.
+    The signature is verified if GRPC_TOKEN_KEY is known. A person needs only the token.
 
     Raises:
-        ApplicationError: `Unauthenticated`: it has expired, or is none of ours.
+        ApplicationError: `Unauthenticated`: it has expired, or is not a token of the fleet.
     """
     from bridge.grpc.access import read_token  # gRPC is slow to import
 
@@ -108,10 +108,10 @@ def token_caller(settings: Settings) -> "Caller | None":
 
 
 def person(actor: str | None, role: str = "") -> str:
-    """Who acts: `actor`, else FLEET_TOKEN's, else the login.
+    """Return who acts: `actor`, else the owner of FLEET_TOKEN, else the login.
 
     Raises:
-        Refused: the token is another's, or has not that role.
+        Refused: the token belongs to someone else, or does not have that role.
         ApplicationError: as `token_caller`; `Permission`.
     """
     caller = token_caller(load())
@@ -125,7 +125,7 @@ def person(actor: str | None, role: str = "") -> str:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command; what a person can mend becomes one line on stderr and exit code 1."""
+    """Run a command; an error that a person can fix becomes one line on stderr and exit code 1."""
     try:
         return asyncio.run(work)
     except (Refused, StartError, InvalidSettings, MockRefused) as error:
@@ -142,7 +142,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def temporal(settings: Settings) -> AsyncIterator[Client]:
-    """Temporal, with the fleet's own data converter."""
+    """Connect to Temporal with the fleet's own data converter."""
     valkey = valkey_client(settings)
     try:
         yield await open_temporal(settings, data_converter(valkey))
@@ -152,7 +152,7 @@ async def temporal(settings: Settings) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def handle(story_id: str) -> AsyncIterator[Story]:
-    """A story, and its refusals in words."""
+    """Open a story, and report its errors as Refused."""
     async with temporal(load()) as client, refusals(story_id, client):
         yield client.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(checked(story_id))
@@ -161,7 +161,7 @@ async def handle(story_id: str) -> AsyncIterator[Story]:
 
 @asynccontextmanager
 async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
-    """What Temporal answers, as one line that names the rule and the remedy."""
+    """Turn Temporal's errors into one line that names the rule and the remedy."""
     quoted = shlex.quote(story_id)
     try:
         yield
@@ -208,7 +208,7 @@ def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
 
 
 def checked(story_id: str) -> str:
-    """The id, if it is one: it goes into workflow ids and queries."""
+    """Return the id if it is valid: it goes into workflow ids and queries."""
     try:
         return TypeAdapter(Id).validate_python(story_id)
     except ValidationError:
@@ -217,7 +217,7 @@ def checked(story_id: str) -> str:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Bars on stderr, where that is a terminal; they go when the work is done."""
+    """Show progress bars on stderr if it is a terminal; they disappear when the work is done."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -230,7 +230,14 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def emit(value: object, shown: RenderableType, as_json: bool, wide: bool = False) -> None:
-    """Print for a program, or for a person; wide: every column, however narrow the terminal is."""
+    """Print for a program, or for a person.
+
+    Args:
+        value: What a program gets, as JSON.
+        shown: What a person gets.
+        as_json: Print for a program.
+        wide: Print every column, however narrow the terminal is.
+    """
     if as_json:
         print(TypeAdapter(type(value)).dump_json(value, indent=2).decode())
     elif wide:

@@ -1,4 +1,4 @@
-"""`fleet dead-letters`: messages that could not be understood or applied."""
+"""`fleet dead-letters`: messages that could not be parsed or applied."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -106,7 +106,7 @@ def _each(
                 for number in wanted:
                     await act(letters, number)
                     acted.append(number)
-        finally:  # what was done before a refusal is done
+        finally:  # what was done before an error stays done
             if as_json:
                 print(json.dumps({done: acted}))
             else:
@@ -117,7 +117,7 @@ def _each(
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[DeadLetters]:
-    """The dead letters; what NATS refuses, in words.
+    """Open the dead letters, and report errors of NATS as Refused.
 
     Raises:
         Refused: there is no such letter or stream, or NATS fails.

@@ -35,10 +35,10 @@ SINCE_RULE = (
 
 
 def since_time(text: str, now: datetime) -> datetime:
-    """The moment that `--since` means, in UTC.
+    """Return the time that `--since` means, in UTC.
 
     Raises:
-        Refused: it is none, or is yet to come.
+        Refused: it is not a time, or is in the future.
     """
     if span := SPAN.fullmatch(text):
         count, unit = int(span[1]), UNITS[span[2]]
@@ -87,14 +87,14 @@ def events(
     try:
         run(work())
     except BrokenPipeError:
-        # Whoever read us has gone (`| head`): nothing is to be said, nor flushed at the end.
+        # The reader has gone (`| head`): print nothing, and do not flush at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
 
 
 @asynccontextmanager
 async def following(since: datetime | None, *, from_first: bool) -> AsyncIterator[Following]:
-    """The event streams of the NATS that the settings name."""
+    """Open the event streams of the NATS server that the settings name."""
     settings = load()
     where = f"NATS at {place(settings.nats_url)}"
 
@@ -117,7 +117,7 @@ async def following(since: datetime | None, *, from_first: bool) -> AsyncIterato
 
 
 def show(event: Seen, as_json: bool) -> None:
-    """One line, at once."""
+    """Print an event on one line, at once."""
     if as_json:
         told = {
             "subject": event.subject,

@@ -1,4 +1,4 @@
-"""`fleet graph`: the context graph, rebuilt from what Temporal holds."""
+"""`fleet graph`: rebuild the context graph from what Temporal stores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bridge.rebuild import Rebuilt
 
 AT_ONCE = 4
-"""Stories that are rebuilt at the same time."""
+"""How many stories are rebuilt at the same time."""
 
 NO_STORY = "(no story)"
 
@@ -48,9 +48,12 @@ app = typer.Typer(
 class RebuiltStory(Wire):
     """What a rebuild did for one story.
 
-    runs: histories that were read. writes: transactions that were repeated. refused: writes that
-    the graph refuses for good. unanswered: runs that ended early, and of which no worker answered
-    what they had left unrecorded.
+    Attributes:
+        runs: Histories that were read.
+        writes: Transactions that were repeated.
+        refused: Writes that the graph rejects for good.
+        unanswered: Runs that ended early, and for which no worker answered what they had left
+            unrecorded.
     """
 
     story_id: str
@@ -108,8 +111,8 @@ def rebuild(
 
 @asynccontextmanager
 async def open_graph(settings: Settings) -> AsyncIterator[Graph]:
-    """The graph and its cache, as the workers write them."""
-    # The driver is slow to import, and seldom needed.
+    """Open the graph and its cache, as the workers write them."""
+    # The driver is slow to import, and rarely needed.
     from activities.cache import Cache
     from activities.context import load_scopes
     from activities.graph import Graph

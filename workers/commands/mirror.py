@@ -1,4 +1,4 @@
-"""`fleet mirror`: what is on the streams, put right from what Temporal holds."""
+"""`fleet mirror`: restore events on the streams from what Temporal stores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ app = typer.Typer(
 
 
 class OnStream(Wire):
-    """What became of a story's events on one stream, as `bridge.republish.Count` says."""
+    """The result of a replay for one stream.
+
+    The counts have the meanings that `bridge.republish.Count` gives them.
+    """
 
     stream: str
     events: int
@@ -56,10 +59,11 @@ class OnStream(Wire):
 
 
 class Replayed(Wire):
-    """What a replay did.
+    """The result of a replay.
 
-    recorded: entries that a run had left unrecorded, stored in the graph first. unanswered: runs
-    that ended early, and of which nobody told what they had left.
+    Attributes:
+        recorded: Entries that a run had left unrecorded; they were stored in the graph first.
+        unanswered: Runs that ended early, and for which no worker answered what they had left.
     """
 
     story_id: str
@@ -119,7 +123,7 @@ async def _replay(
             raise _unknown(story_id, client, found)
         await reconcile(jetstream, settings.nats_replicas)
         if left:
-            async with open_graph(settings) as graph:  # an event is announced once it is stored
+            async with open_graph(settings) as graph:  # an event is published after it is stored
                 for batch in left:
                     await graph.record(batch)
         entries = [

@@ -56,7 +56,7 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-"""What may stand between quotes in a visibility query."""
+"""The values that may be quoted in a visibility query."""
 
 app = typer.Typer(add_completion=False)
 
@@ -281,7 +281,7 @@ def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
 
     async def work() -> None:
         async with handle(story_id) as story:
-            # First: what follows is then never older than the state that it explains.
+            # First, so that the answers below are never older than the state that they explain.
             state = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
             moves, plan, timeline, usage = await asyncio.gather(
                 story.query(StoryWorkflow.transitions, rpc_timeout=QUERY_WITHIN),
@@ -376,7 +376,7 @@ def _query(
     state: str | None = None,
     closed: bool = False,
 ) -> str:
-    """The visibility query, as `temporal workflow list --query` takes it."""
+    """Return the visibility query, as `temporal workflow list --query` takes it."""
     terms = ["WorkflowType = 'StoryWorkflow'"]
     if not closed:
         terms.append("ExecutionStatus = 'Running'")
@@ -407,7 +407,7 @@ def _row(execution: WorkflowExecution) -> view.StoryRow:
 
 @contextmanager
 def showing(as_json: bool) -> Iterator[Callable[[Snapshot | str], None]]:
-    """How `watch` shows what it sees: live on a terminal, else a line for each change."""
+    """Return how `watch` prints: live on a terminal, otherwise one line for each change."""
     if out.is_terminal and not as_json:
         with Live(console=out, auto_refresh=False) as live:
             yield lambda now: live.update(
