@@ -1,26 +1,26 @@
-"""The context graph in Neo4j: how it is written and read, and the schema that others query.
+"""The context graph in Neo4j: writing and reading it, and the schema that others query.
 
-Everything that belongs to a story is one step from it::
+Everything that belongs to a story is one step away from it::
 
     (:Case:Story {id, case_id, title, description, acceptance_criteria[], rigor, revision, status,
                   created_at, created_by, context_version, context_by})
-           context_by: the update that took that version, by its workflow's id
+           context_by: workflow id of the update that created that version
     (:ContextUpdate {id, story_id, version, hash, warnings[], changes[], applied[], request, actor,
                 role, task_id, at, after, changed[]})-[:OF]->(Story)
-           an update, as `updates` stored it; after: the update with the version before; changed:
-           what the story itself has changed
+           an update, as `updates` stored it; after: the update with the previous version; changed:
+           what the story itself changed
     (Story)-[:HAS_PLAN]->(:PlanVersion {id, case_id, version, status})
            status: DRAFT, APPROVED, then COMPLETED, PARTIAL, FAILED, CANCELLED, NOTHING_TO_RUN
     (PlanVersion)-[:HAS_SUBTASK]->(:Subtask {id, case_id, title, description, role, status,
                   priority, assignee})-[:DEPENDS_ON]->(Subtask)
            status: PENDING, IN_PROGRESS, DONE, FAILED, NOT_RUN, CANCELLED
-           one that comes before any plan is -[:OF]->(Story) until there is one
+           a subtask stored before any plan is -[:OF]->(Story) until there is a plan
     (PlanVersion)-[:CONTAINS_DECISION]->(Decision)
     (:Decision {id, case_id, title, rationale, type, status, role, decided_by, recorded_by,
                 decided_at, affects[]})-[:OF]->(Story)
-           recorded_by: whose token an update had, beside the name in its payload; events too
+           recorded_by: owner of the update's token, next to the name in its payload; events too
     (Decision)-[:AFFECTS]->(Subtask), (Decision)-[:DEPENDS_ON]->(Decision): by the ids and titles
-           that `affects` names, in any letters, whichever of the two came first
+           that `affects` names, ignoring case, whichever of the two came first
     (Decision)-[:FROM]->(:Proposal {id, story_id, deliberation_id, run_id, task_id, phase, agent_id,
                 role, score, rank, barred, revision, prompt_hash, model, approach, content,
                 drafts[], judged, failed_agents[], recorded_at})-[:BY]->(:Agent),
@@ -36,26 +36,26 @@ Everything that belongs to a story is one step from it::
     (:PlanApproval {id, story_id, plan_id, approved_by, roles[], timestamp})-[:OF]->(Story),
            -[:APPROVES]->(PlanVersion)
     (:Received {id, content, story_id, at, received_ms}): an id that a sender gave a message on the
-           bus, and the hash of the message's fields: another message may not have it. Removed when
-           no stream holds the message any more
+           bus, and the hash of the message's fields; no other message may use the id. Removed when
+           no stream holds the message any longer
     (:TaskDispatch {id, story_id, task_id, agent_id, role, timestamp, status})-[:OF]->(Story)
     (:Deliberation {id, story_id, task_id, role, status, error, error_type, winner_id, score,
                 decisions, duration_ms, ended_at, failed_agents[]})-[:OF]->(Story)
-           status FAILED: id of its workflow, error, failed_agents (each in JSON); COMPLETED: one
-           that was completed outside, as the bus says: id of its event, winner_id, score,
-           decisions (how many it made)
+           status FAILED: id of its workflow, error, failed_agents (each in JSON); COMPLETED:
+           completed outside, according to the bus: id of its event, winner_id, score, decisions
+           (how many it made)
     (:Council {role, id, rounds})-[:HAS_AGENT]->(:Agent {id, role, agent_type, model,
                 persona, endpoint, supported_tasks[], languages[], max_concurrent_tasks, metadata})
-           rounds 0: the default; metadata: JSON; an agent sits in one council
+           rounds 0: the default; metadata: JSON; an agent belongs to one council
     (:Migration {version, name, applied_at})
 
-Keys: PlanVersion, Subtask, Decision and Event are named by people and other systems, within their
-story: unique by (case_id, id). Every other id is unique by itself; what has no id of its own has
-its entry's. case_id and story_id are '' where there is no story. What belongs to a story that is
-not known yet hangs on a Story with its id and status UNKNOWN, until the story comes.
-Properties that begin with `x_` are fields of updates that we do not know, as they were sent.
+Keys: people and other systems name PlanVersion, Subtask, Decision and Event within their story, so
+these are unique by (case_id, id). Every other id is globally unique; a node without an id has the
+id of its entry. case_id and story_id are '' if there is no story. Nodes of a story that is not
+known yet are attached to a Story with its id and status UNKNOWN until the story arrives.
+Properties that begin with `x_` are unknown fields of updates, as they were sent.
 `status_order` and `text_order` are the keys by which a newer status or text wins.
-A delete is soft: status DELETED.
+Deletes are soft: status DELETED.
 """
 
 from __future__ import annotations
@@ -134,10 +134,10 @@ __all__ = ["Graph", "seed_councils", "store_errors"]
 T = TypeVar("T")
 
 TRANSACTION_S = 20.0
-"""A transaction ends before the activity that runs it does (stubs.STORE)."""
+"""Shorter than the time-out of the activity that runs the transaction (stubs.STORE)."""
 
 FORGET_AT_ONCE = 10_000
-"""Nodes in one transaction: a fraction of a second, and no lock for longer."""
+"""Nodes deleted in one transaction, so that it holds its locks for less than a second."""
 
 PLAN_TASKS = """
 MATCH (p:PlanVersion {case_id: $story_id, id: $plan_id})-[:HAS_SUBTASK]->(t:Subtask)
@@ -164,7 +164,7 @@ MATCH (t:Subtask {case_id: $story_id, id: $task_id}) RETURN t.status AS status
 STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
 
 HAS_BEGUN = "MATCH (s:Case {id: $story_id}) WHERE s.title IS NOT NULL RETURN s.id AS id"
-"""A story's first entry writes its title; later ones only make a node, where it is missing."""
+"""Finds a story by its title: its first entry writes one, a placeholder node has none."""
 
 GRAPH_LOST = "GraphLost"
 
@@ -199,8 +199,8 @@ class Graph(GraphStub):
     client's `socket_timeout`, must be shorter than the activity's 30 s.
 
     Raises:
-        ApplicationError: in every method, by `errors.TABLE` where a store fails; what cannot be
-            understood is refused as `statements.changes` and `councils.seat` say.
+        ApplicationError: in every method, by `errors.TABLE` if a store fails. Invalid input is
+            refused as described in `statements.changes` and `councils.seat`.
     """
 
     def __init__(
@@ -210,7 +210,14 @@ class Graph(GraphStub):
         scopes: Scopes,
         redaction: Redaction | None = None,
     ) -> None:
-        """redaction: takes secrets out of packs and sessions; None: by the policy that ships."""
+        """Create the graph.
+
+        Args:
+            driver: Neo4j.
+            cache: Valkey.
+            scopes: the configuration that packs are built with.
+            redaction: removes secrets from packs and sessions; None: by the default policy.
+        """
         self._driver = driver
         self._cache = cache
         self._scopes = scopes
@@ -223,10 +230,10 @@ class Graph(GraphStub):
         await self.store(changes(batch))
 
     async def store(self, changes: Sequence[Change]) -> None:
-        """Store what was understood: the graph in one transaction, then the cache.
+        """Store parsed changes: the graph in one transaction, then the cache.
 
         Raises:
-            ApplicationError: as every method; nothing is in the graph then that cannot be repeated.
+            ApplicationError: as in every method; it is safe to store the same changes again.
         """
         with store_errors():
             await self._write(_in_statements(changes))
@@ -234,10 +241,10 @@ class Graph(GraphStub):
             await self._cache.drop_packs({each.story_id for each in changes if each.story_id})
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Note whose ids messages have; those whose id another content has are given back."""
+        """Record the ids of messages; return the claims whose id belongs to other content."""
         if not claims:
             return []
-        # In the order of their ids: two replicas then take their locks alike.
+        # Sorted by id, so that two replicas take their locks in the same order.
         rows = sorted((claim._asdict() for claim in claims), key=lambda row: row["id"])
         with store_errors():
             async with self._driver.session() as session:
@@ -245,7 +252,7 @@ class Graph(GraphStub):
         return [Claim(**row["claim"]) for row in found]
 
     async def forget_received(self, age: timedelta) -> int:
-        """Remove the identities of messages that were received so long ago; answers how many."""
+        """Remove the ids of messages that are older than `age`; return how many were removed."""
         parameters = {"age_ms": int(age.total_seconds() * 1000), "limit": FORGET_AT_ONCE}
         gone, last = 0, FORGET_AT_ONCE
         with store_errors():
@@ -257,19 +264,19 @@ class Graph(GraphStub):
         return gone
 
     async def live_stories(self, story_ids: Sequence[str]) -> set[str]:
-        """Those of the stories that the graph knows, and whose status says that they go on."""
+        """Return the stories that the graph knows and that have not ended."""
         with store_errors():
             rows = await self._read(LIVE_STORIES, ids=list(story_ids), over=[*NOT_LIVE, *OVER])
         return {row["id"] for row in rows}
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
-        """Drop the stories' context packs: what they were built from has changed."""
+        """Drop the stories' context packs, because their sources have changed."""
         with store_errors():
             await self._cache.drop_packs(stories)
 
     @activity.defn
     async def record_deliberation(self, record: DeliberationRecord) -> None:
-        """Store a deliberation with its provenance; its story's context packs are stale then."""
+        """Store a deliberation with its provenance, and drop its story's context packs."""
         found = deliberation_writes(record)
         with store_errors():
             await self._write(found)
@@ -277,14 +284,14 @@ class Graph(GraphStub):
 
     @activity.defn
     async def load_council(self, query: CouncilQuery) -> Council:
-        """Read the councils and seat the one that is asked for."""
+        """Read the councils and return the requested one."""
         with store_errors():
             async with self._driver.session() as session:
                 return seat(await session.execute_read(read_councils), query)
 
     @activity.defn
     async def load_plan(self, query: PlanQuery) -> StoredPlan:
-        """A plan's tasks; where it has none, its story's text; or neither."""
+        """Return a plan's tasks; if it has none, its story's text, if present."""
         with store_errors():
             await adopt(self._driver, [query.story_id])
             tasks = await self._read(PLAN_TASKS, story_id=query.story_id, plan_id=query.plan_id)
@@ -301,18 +308,18 @@ class Graph(GraphStub):
 
     @activity.defn
     async def story_runs(self, story_id: str) -> StoryRuns:
-        """The highest numbers that plans and councils of the story have."""
+        """Return the highest numbers of the story's plans and councils."""
         with store_errors():
             await adopt(self._driver, [story_id])
             return numbered(story_id, await self._read(NUMBERED, story_id=story_id))
 
     @activity.defn
     async def build_pack(self, query: PackQuery) -> ContextPack:
-        """A context pack, from Valkey while the story has not changed since it was built.
+        """Return a context pack; a stored one is reused until the story changes.
 
         Raises:
-            ApplicationError: `GraphLost`, not retryable: the story was recorded, as `query.known`
-                states, and the graph does not have it.
+            ApplicationError: `GraphLost`, not retryable: the story was recorded, according to
+                `query.known`, but the graph does not have it.
         """
         if query.known:
             with store_errors():
@@ -320,7 +327,7 @@ class Graph(GraphStub):
         return (await self._pack(query))[0]
 
     async def known_pack(self, query: PackQuery) -> ContextPack:
-        """The same, of a story that the graph knows.
+        """Return the context pack of a story that the graph must know.
 
         Raises:
             ApplicationError: `UnknownStory`, not retryable.
@@ -332,11 +339,11 @@ class Graph(GraphStub):
 
     @activity.defn
     async def update_context(self, write: ContextWrite) -> ContextAnswer:
-        """Store an update from outside in one transaction; its story's packs are stale then.
+        """Store an update from outside in one transaction, and drop its story's context packs.
 
         Raises:
-            ApplicationError: not retryable: `UnknownStory`, or `RequestReused` where another update
-                was stored under its id. Nothing is stored then.
+            ApplicationError: not retryable: `UnknownStory`, or `RequestReused` if another update
+                was stored under its id. Nothing is stored in these cases.
         """
         with store_errors():
             await adopt(self._driver, [write.update.story_id])
@@ -345,7 +352,12 @@ class Graph(GraphStub):
         return answer
 
     async def read_session(self, story_id: str, events: int, summary: bool) -> Session:
-        """What a story's agents get when they resume it. events: at most so many.
+        """Return what a story's agents get when they resume it.
+
+        Args:
+            story_id: the story.
+            events: the maximum number of milestones.
+            summary: whether to include the last summary.
 
         Raises:
             ApplicationError: `UnknownStory`, not retryable.
@@ -360,12 +372,12 @@ class Graph(GraphStub):
         return redacted(found._replace(summary=given or found.summary), self._redact)
 
     async def keep_session(self, story_id: str, content: str, text: str, seconds: int) -> None:
-        """Keep a session's text in Valkey so long. content: the hash of its content."""
+        """Keep a session's text in Valkey for `seconds`. `content`: the hash of its content."""
         with store_errors():
             await self._cache.keep(session_key(story_id, content), text, seconds)
 
     async def story_status(self, story_id: str) -> str | None:
-        """The status of a story, empty where it has none; None where the graph does not know it."""
+        """Return a story's status, empty if it has none; None if the graph does not know it."""
         with store_errors():
             rows = await self._read(STORY_STATUS, story_id=story_id)
         if not rows or rows[0]["status"] in NOT_LIVE:
@@ -373,13 +385,13 @@ class Graph(GraphStub):
         return text(rows[0]["status"])
 
     async def task_status(self, story_id: str, task_id: str) -> str:
-        """The status of a story's subtask, else empty."""
+        """Return the status of a story's subtask, or an empty text."""
         with store_errors():
             rows = await self._read(TASK_STATUS, story_id=story_id, task_id=task_id)
         return text(rows[0]["status"]) if rows else ""
 
     async def neighbourhood(self, node_type: str, node_id: str, depth: int) -> Neighbourhood | None:
-        """A node and what is near it: `relationships.read_neighbourhood`."""
+        """Return a node and the nodes near it; see `relationships.read_neighbourhood`."""
         with store_errors():
             async with self._driver.session() as session:
                 return await session.execute_read(
@@ -392,10 +404,10 @@ class Graph(GraphStub):
         return self._scopes
 
     async def _pack(self, query: PackQuery) -> tuple[ContextPack, bool]:
-        """The pack, and whether its story is known.
+        """Return the pack, and whether its story is known.
 
-        Kept are those of a known story, for a role and a phase that the scopes file has: others
-        are the headers only, and there is no end to the names that callers may make up.
+        Packs are cached for known stories, and roles and phases of the scopes file. Others have
+        headers only, and callers could make up any number of names.
         """
         role = self._scopes.role(query.role)
         budget = query.token_budget or self._scopes.token_budget
@@ -408,7 +420,7 @@ class Graph(GraphStub):
         with store_errors():
             if "SUMMARY_LAST" in scopes_for(self._scopes, query.role, query.phase):
                 summary = await self._cache.find_summary(query.story_id)
-                config = content_hash([config, summary])  # its writer drops no packs
+                config = content_hash([config, summary])  # the summary's writer drops no packs
             kept, generation = await self._cache.find_pack(query.story_id, key, config)
             if kept is not None:
                 return kept, True
@@ -441,10 +453,10 @@ class Graph(GraphStub):
         work: Callable[..., Awaitable[T]],
         *arguments: Any,
     ) -> T:
-        """Run a transaction; where nodes of others are in its way, adopt them and run it again.
+        """Run a transaction; if nodes of others violate a constraint, adopt them and run it again.
 
         Raises:
-            ConstraintError: the graph refuses it even so.
+            ConstraintError: the graph refuses it after the adoption, too.
         """
         async with self._driver.session() as session:
             try:
@@ -460,10 +472,10 @@ class Graph(GraphStub):
 
 @unit_of_work(timeout=TRANSACTION_S)
 async def _apply(tx: AsyncManagedTransaction, found: list[Write]) -> None:
-    """Run the writes in order; neighbours with one statement go to the server as one."""
+    """Run the writes in order; adjacent writes with the same statement are sent as one."""
     for cypher, same in groupby(found, key=lambda write: write.cypher):
-        statement = f"UNWIND $rows AS row CALL (row) {{ {cypher} }}"  # constants, all of it
-        # Not waited for one by one: the commit waits for all, and fails where one did.
+        statement = f"UNWIND $rows AS row CALL (row) {{ {cypher} }}"  # built from constants only
+        # Results are not awaited one by one: the commit waits for all, and fails if one failed.
         await tx.run(statement, rows=[write.row for write in same])
 
 
@@ -478,7 +490,7 @@ async def _rows(
 async def _read_sections(
     tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
 ) -> tuple[list[Section], bool]:
-    """The sections, and whether the story is known: one that has a header is."""
+    """Read the sections, and whether the story is known: a story with a header is."""
     sections = await read_sections(tx, scopes, query)
     nothing = [READS["CASE_HEADER"].none]
     if any(section.scope == "CASE_HEADER" and section.lines != nothing for section in sections):
@@ -515,10 +527,10 @@ async def _read_session(
 
 
 def _in_statements(known: Sequence[Change]) -> list[Write]:
-    """What the changes write; where all are of one kind, statement by statement.
+    """Return the writes of the changes, grouped by statement if all changes are of one kind.
 
-    Changes of one kind write the same statements in the same order, and each may be repeated and
-    come late: so the first statement of all of them goes first, then the second.
+    Changes of one kind write the same statements in the same order, and each write can be repeated
+    and delayed. So the first statement of all changes runs first, then the second.
     """
     found = [write for change in known for write in writes(change)]
     if len({type(change.body) for change in known}) != 1:

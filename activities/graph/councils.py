@@ -1,10 +1,10 @@
-"""Councils: read from councils.yaml into the graph once, changed there, and seated from there.
+"""Councils: read from councils.yaml into the graph once, then changed and loaded there.
 
-The graph is the truth. A council that is there already is never changed by the file, so what
-operators changed (agents, models, personas, a removed agent) stays.
+The graph is the source of truth. The file never changes a council that exists already, so the
+changes of operators (agents, models, personas, a removed agent) stay.
 
-Whoever changes councils takes the locks of all of them first: changes are few and follow each
-other, so an agent never sits in two councils, and none is left empty.
+Every change takes the locks of all councils first. Changes are rare and run one after the other,
+so an agent never belongs to two councils, and no council is left empty.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ NOT_FOUND = "NotFound"
 ALREADY_EXISTS = "AlreadyExists"
 
 MOST_AGENTS = 50
-"""Of one council."""
+"""Maximum number of agents in one council."""
 
 JUDGES = "ARCHITECT"
-"""The council whose agents judge near ties (design section 3)."""
+"""The role of the council whose agents judge near ties."""
 
 
 class Seat(Part):
@@ -68,7 +68,7 @@ class Councils(Part):
 
 
 def refuse_mock(agent_type: Any) -> Any:
-    """The agent type as it was, unless it asks for a mock.
+    """Return the agent type unchanged, unless it is a mock.
 
     Raises:
         ApplicationError: `MockAgent`, not retryable.
@@ -91,10 +91,10 @@ def load_councils(path: Path) -> Councils:
 
 
 class NewAgent(Part):
-    """An agent to seat.
+    """An agent to add to a council.
 
-    endpoint: the address that it gives; it is called on the bus in any case. max_concurrent_tasks 0
-    and empty texts: not given.
+    `endpoint` is the address that the agent gives; it is always called over the bus.
+    `max_concurrent_tasks` 0 and empty texts mean that nothing was given.
     """
 
     agent_id: Id
@@ -106,11 +106,11 @@ class NewAgent(Part):
     languages: list[str] = []
     max_concurrent_tasks: int = 0
     metadata: str = ""
-    """JSON: what else its owner says of it; kept, and not read."""
+    """JSON: more details from its owner; stored, but not used."""
 
 
 class NewCouncil(Part):
-    """A council to make of `size` agents that are alike. rounds 0: the default."""
+    """A council to create with `size` identical agents. `rounds` 0: the default."""
 
     role: Role
     size: Annotated[int, Field(ge=1, le=MOST_AGENTS)]
@@ -120,7 +120,7 @@ class NewCouncil(Part):
 
 
 class StandingAgent(Wire):
-    """An agent of a council, as the graph has it."""
+    """An agent of a council, as stored in the graph."""
 
     agent_id: str
     role: str
@@ -133,7 +133,7 @@ class StandingAgent(Wire):
 
 
 class StandingCouncil(Wire):
-    """A council and its agents, in the order of their ids."""
+    """A council and its agents, ordered by id."""
 
     council_id: str
     role: str
@@ -222,13 +222,16 @@ MATCH (:Council {role: $role})-[:HAS_AGENT]->(a:Agent {id: $agent_id}) SET a.sta
 async def seed_councils(
     driver: AsyncDriver, path: Path, agent_type: AgentType = "RAY_VLLM"
 ) -> None:
-    """Make the councils of the file that the graph does not have yet; safe for many at once.
+    """Create the councils of the file that the graph does not have; safe to run concurrently.
 
-    `agent_type`: of the agents that name none.
+    Args:
+        driver: Neo4j.
+        path: councils.yaml.
+        agent_type: the type of agents that name none.
 
     Raises:
-        ApplicationError: as `load_councils`.
-        neo4j.exceptions.Neo4jError, neo4j.exceptions.DriverError: where Neo4j did not do it.
+        ApplicationError: as in `load_councils`.
+        neo4j.exceptions.Neo4jError, neo4j.exceptions.DriverError: if Neo4j fails.
     """
     councils = [
         {
@@ -254,13 +257,13 @@ async def _seed(tx: AsyncManagedTransaction, councils: list[dict[str, Any]]) -> 
 
 
 def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
-    """The council that is asked for, of `read_councils`' rows.
+    """Return the requested council from the rows of `read_councils`.
 
-    Its agents are the first by id. The judge is the first architect who does not sit in it; where
-    all do, the first of them.
+    It has the first agents by id. The judge is the first architect who is not one of them; if all
+    architects are, the first of them.
 
     Raises:
-        ApplicationError: not retryable: `UnknownCouncil` names the roles there are,
+        ApplicationError: not retryable: `UnknownCouncil` names the existing roles,
             `CouncilTooSmall` the size, `InvalidAgent` the agent and field, `MockAgent`.
     """
     councils = {row["role"]: row for row in rows}
@@ -315,10 +318,10 @@ def _agent(row: dict[str, Any]) -> Agent:
 
 
 async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
-    """Every council, by role.
+    """Return every council, ordered by role.
 
     Raises:
-        ApplicationError: by `errors.TABLE`, as in every function here that has a driver.
+        ApplicationError: by `errors.TABLE`, as in every function here that takes a driver.
     """
     with store_errors():
         async with driver.session() as session:
@@ -334,7 +337,7 @@ async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
 
 
 async def create_council(driver: AsyncDriver, council: NewCouncil) -> list[str]:
-    """Make a council with its agents, whose ids it answers.
+    """Create a council with its agents, and return their ids.
 
     Raises:
         ApplicationError: `AlreadyExists`.
@@ -345,10 +348,10 @@ async def create_council(driver: AsyncDriver, council: NewCouncil) -> list[str]:
 
 
 async def register_agent(driver: AsyncDriver, role: str, agent: NewAgent) -> str:
-    """Seat an agent in a council, whose id it answers; one that sits there is changed.
+    """Add an agent to a council or update it there, and return the council's id.
 
     Raises:
-        ApplicationError: `UnknownCouncil`; `AlreadyExists`: it sits in another council;
+        ApplicationError: `UnknownCouncil`; `AlreadyExists`: it belongs to another council;
             `InvalidAgent`: the council is full.
     """
     with store_errors():
@@ -357,10 +360,12 @@ async def register_agent(driver: AsyncDriver, role: str, agent: NewAgent) -> str
 
 
 async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -> str:
-    """Take an agent out of its council, whose role it answers. role empty: whichever that is.
+    """Remove an agent from its council, and return the council's role.
+
+    An empty `role` stands for the agent's council, whichever that is.
 
     Raises:
-        ApplicationError: `UnknownCouncil`; `NotFound`: it does not sit there; `CouncilTooSmall`:
+        ApplicationError: `UnknownCouncil`; `NotFound`: the agent is not in it; `CouncilTooSmall`:
             no agent would be left.
     """
     with store_errors():
@@ -369,12 +374,12 @@ async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -
 
 
 def council_id(role: str) -> str:
-    """The id of a role's council."""
+    """Return the id of a role's council."""
     return f"council-{role.lower()}"
 
 
 async def read_councils(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
-    """The councils by role; those without a role, and agents without an id, are left out."""
+    """Read the councils by role, without those that have no role and agents that have no id."""
     rows = [_CouncilRow.model_validate(row) for row in await (await tx.run(COUNCILS)).data()]
     return [
         row.model_dump() | {"agents": [seat.model_dump() for seat in row.agents if seat.agent_id]}
@@ -384,7 +389,7 @@ async def read_councils(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
 
 
 async def _locked(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:
-    """The councils, which no one else changes until the transaction ends."""
+    """Lock the councils until the transaction ends, and read them."""
     await (await tx.run(LOCK)).consume()
     return await read_councils(tx)
 
@@ -465,7 +470,7 @@ async def _unregister(tx: AsyncManagedTransaction, agent_id: str, role: str) -> 
 
 
 def _seats(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Agent -> the role of its council."""
+    """Return the role of the council of each agent, by agent id."""
     return {agent["agent_id"]: row["role"] for row in rows for agent in row["agents"]}
 
 

@@ -1,12 +1,12 @@
-"""What every entry and every deliberation writes: Cypher that is constant, and its parameters.
+"""The writes of every entry and every deliberation: constant Cypher and its parameters.
 
 A `Write` is one statement and one row. A statement reads its row's values from `row`, MERGEs by
-key, and sets a property that never changes only when it makes the node. What does change (a
-status, a story's text) carries an order key, and an older one never replaces a newer one. So
-writes may be repeated, and come late or in another order, and the graph is the same.
+key, and sets an immutable property only when it creates the node. Mutable values (a status, a
+story's text) carry an order key, and an older value never replaces a newer one. Writes can thus be
+repeated, delayed or reordered, and the graph ends up the same.
 
-Every statement that has a story writes to the story's node before it compares or looks for what
-else there is: that takes the node's lock, and two writers on one story follow each other.
+Every statement that has a story writes to the story's node before it compares or reads anything
+else. This takes the node's lock, so that writers on one story run one after the other.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from workflows.models import (
 )
 
 AHEAD_AT_MOST = timedelta(minutes=5)
-"""How far a sender's clock may be before ours: what comes later in time wins."""
+"""How far a sender's clock may be ahead of ours; limited because the latest time wins."""
 
 LAST_VERSION = 2**31 - 2**20
-"""The last context version that is taken over from others: ours go on from it by ones, as int32."""
+"""The highest context version that is accepted from others; ours count on from it as int32."""
 
 INVALID_ENTRY = "InvalidEntry"
 UNKNOWN_KIND = "UnknownKind"
@@ -70,7 +70,7 @@ KEY_BYTES = 2_000
 """The longest id that is stored, in UTF-8: Neo4j refuses keys of some 8,000 bytes in its index."""
 
 OF_A_STORY = (StoryCreated, StorySpec, PlanDerived, TaskCreated, TaskFinished, PlanFinished)
-"""What says nothing without its story: refused where it has none."""
+"""Entries that require a story; refused without one."""
 
 Row = dict[str, Any]
 
@@ -83,7 +83,7 @@ class Write(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """An id that a sender gave a message, and the hash of what the message says."""
+    """The id that a sender gave a message, and the hash of the message's content."""
 
     id: str
     content: str
@@ -92,11 +92,12 @@ class Claim(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An entry that was understood: its body, its story, and where it stands in time.
+    """A parsed entry: its body, its story and its position in time.
 
-    `order` sorts as text: by the body's time, then by the outbox and the place in it. `line`: its
-    id in the timeline's stream, `{start of its outbox in ms}-{place in it}`. `workflow`: the id of
-    the workflow whose outbox it comes from; empty if it came over the bus.
+    Attributes:
+        order: sorts as text by the body's time, then by the outbox and the position in it.
+        line: id in the timeline's stream, `{start of its outbox in ms}-{position in it}`.
+        workflow: id of the workflow whose outbox it comes from; empty if it came over the bus.
     """
 
     entry: Entry
@@ -109,11 +110,12 @@ class Change(NamedTuple):
 
 
 def changes(batch: RecordBatch) -> list[Change]:
-    """The batch's entries, understood.
+    """Parse the entries of a batch.
 
     Raises:
         ApplicationError: `InvalidEntry` (not retryable) names the entry, field and rule;
-            `UnknownKind` (retryable) where a newer workflow writes what this worker cannot store.
+            `UnknownKind` (retryable) if a newer workflow writes a kind that this worker cannot
+            store.
     """
     return [
         change(entry, batch.owner_started_ms, number, batch.owner)
@@ -122,12 +124,16 @@ def changes(batch: RecordBatch) -> list[Change]:
 
 
 def change(entry: Entry, started_ms: int, number: int, workflow: str = "") -> Change:
-    """One entry, understood: the `number`th of an outbox, or stream, that began at `started_ms`.
+    """Parse one entry.
 
-    workflow: the id of the outbox's workflow; empty for a stream.
+    Args:
+        entry: the entry.
+        started_ms: when its outbox or stream began.
+        number: its position in the outbox or stream.
+        workflow: id of the outbox's workflow; empty for a stream.
 
     Raises:
-        ApplicationError: as `changes`.
+        ApplicationError: as in `changes`.
     """
     kind = BODIES.get(entry.kind)
     if kind is None:
@@ -147,7 +153,7 @@ def change(entry: Entry, started_ms: int, number: int, workflow: str = "") -> Ch
 
 
 def moment(text: str, field: str) -> datetime:
-    """An ISO 8601 time in UTC; one without an offset is taken as UTC.
+    """Parse an ISO 8601 time and return it in UTC; one without an offset is taken as UTC.
 
     Raises:
         ApplicationError: `InvalidEntry`, not retryable.
@@ -162,7 +168,7 @@ def moment(text: str, field: str) -> datetime:
 
 
 def order_key(at: datetime, owner_started_ms: int, number: int) -> str:
-    """A key whose order as text is the order in time, then in the outbox."""
+    """Return a key that sorts as text by time, then by the position in the outbox."""
     micros = max(0, (at - EPOCH) // timedelta(microseconds=1))
     return f"{micros:018d}-{owner_started_ms:013d}-{number:09d}"
 
@@ -172,8 +178,8 @@ def order_key(at: datetime, owner_started_ms: int, number: int) -> str:
 _STORY = "\nWITH n, row WHERE row.story_id <> ''" + STORY
 _OF_STORY = _STORY + "MERGE (n)-[:OF]->(s)\n"
 
-# The state of a story that a workflow runs is the workflow's: its first status marks the node, and
-# from then on no status from outside is taken. One that came before it is replaced.
+# If a workflow runs a story, the workflow owns its status: its first status marks the node, and
+# statuses from outside are ignored from then on. An earlier one from outside is replaced.
 _STORY_STATUS = """
 WITH s, row
 CALL (s, row) {
@@ -187,7 +193,7 @@ CALL (s, row) {
 }
 """
 
-# Two times of one kind are compared; one of another kind, which others wrote, is left as it is.
+# Times of the same type are compared; a time of another type, written by others, is not changed.
 _BEGUN = (
     STORY
     + """
@@ -258,22 +264,22 @@ CALL (s, p) {
   MERGE (p)-[:HAS_SUBTASK]->(t) SET t.plan_id = p.id
 }
 """
-"""Subtasks that came before any plan are the first plan's.
+"""Assigns subtasks that were stored before any plan to the first plan.
 
-By their index: thousands of other nodes may hang on the story.
+Uses the index of subtasks, because thousands of other nodes can be attached to the story.
 """
 
 READ_AS_SUBTASK: LiteralString = """
   SET t.sub_id = t.id, t.type = coalesce(t.type, 'task'), t.last_status = t.status
 """
-"""Properties of a subtask `t` that other systems' readers look for."""
+"""Sets the properties of a subtask `t` that other systems read."""
 
 PLACEHOLDER: LiteralString = """
   MERGE (d:Subtask {case_id: row.story_id, id: needed})
     ON CREATE SET d.status = 'PENDING', d.last_status = 'PENDING', d.sub_id = needed,
                   d.type = 'task'
 """
-"""A subtask `d` that another one needs, and of which nothing else has come yet."""
+"""Creates a subtask `d` that another subtask depends on and that is not stored yet."""
 
 PLAN_APPROVAL = (
     "MERGE (n:PlanApproval {id: row.id}) ON CREATE SET n += row.node"
@@ -322,7 +328,7 @@ SET t.status = row.status, t.last_status = row.status, t.status_order = row.orde
 DISPATCH = (
     "MERGE (n:TaskDispatch {id: row.id}) ON CREATE SET n += row.node"
     + _OF_STORY
-    + "WITH row"  # no task of that id: a council works on the story itself
+    + "WITH row"  # without a task of that id, a council works on the story itself
     + TASK_STATUS
 )
 
@@ -331,9 +337,9 @@ KEEP_REVISION: LiteralString = """
     ON CREATE SET r += kept {.title, .rationale, .decided_by, .decided_at}
   MERGE (n)-[:HAS_REVISION]->(r)
 """
-"""Keep `kept`, an earlier text of the decision `n` with the order key that it came with."""
+"""Stores `kept`, an earlier text of the decision `n`, with its order key."""
 
-# The same text that comes again, as a deliberation's record and its event do, changes nothing.
+# A repeated text changes nothing: a deliberation's record and its event carry the same one.
 DECISION = (
     """
 MERGE (n:Decision {case_id: row.story_id, id: row.id})
@@ -367,7 +373,7 @@ CALL (n, row, newer) {
 
 
 def _names(decision: LiteralString) -> LiteralString:
-    """The names in the decision's `affects`, in small letters: of a list, or of one text."""
+    """Return Cypher for the names in the decision's `affects` (a list or a text), in lower case."""
     return (
         "[name IN CASE WHEN "
         + decision
@@ -380,7 +386,10 @@ def _names(decision: LiteralString) -> LiteralString:
 
 
 def _is_named(node: LiteralString) -> LiteralString:
-    """Whether `names` has the node's id or title, which others may have written as a number."""
+    """Return Cypher that tests whether `names` has the node's id or title.
+
+    Others may have stored an id or title as a number.
+    """
     return (
         "(toLower(toStringOrNull("
         + node
@@ -492,7 +501,7 @@ MERGE (p)-[:CONTAINS_DECISION]->(d)
 
 
 class Milestone(NamedTuple):
-    """What happened, in words: an Event's node, and a line of the timeline."""
+    """A readable event: the properties of an Event node and of a timeline line."""
 
     event_type: str
     description: str
@@ -500,7 +509,7 @@ class Milestone(NamedTuple):
 
 
 def describe(change: Change) -> Milestone:
-    """The change in words. The type is its subject, or its kind where it is not published."""
+    """Describe the change. The type is its subject, or its kind if it is not published."""
     event_type = change.body.SUBJECT or change.entry.kind
     match change.body:
         case StoryCreated(title=title, created_by=actor):
@@ -555,11 +564,11 @@ def describe(change: Change) -> Milestone:
 
 
 def writes(change: Change) -> list[Write]:
-    """What an entry writes, in order.
+    """Return what an entry writes, in order.
 
     Raises:
-        ApplicationError: `InvalidEntry`, not retryable, where an id is too long, or a story's own
-            entry has no story.
+        ApplicationError: `InvalidEntry`, not retryable, if an id is too long or an entry that
+            requires a story has none.
     """
     entry, story = change.entry, _key("story_id", change.story_id)
     at = iso(change.at)
@@ -669,7 +678,7 @@ def writes(change: Change) -> list[Write]:
             return [
                 plan(body.plan_id, [_task_row(body.task_id, [], {})]),
                 Write(TASK_STATUS, row),
-                # Where the task first comes here, decisions that name it came before it.
+                # If the task is new here, decisions that name it may be stored already.
                 Write(TASK_LINKS, {"story_id": story, "ids": [body.task_id]}),
             ]
         case PlanFinished() as body:
@@ -685,7 +694,7 @@ def writes(change: Change) -> list[Write]:
                 for decision in body.decisions
             ]
             found = [event(), *decided, *_decision_links(story, body.decisions)]
-            if change.workflow:  # its proposals say more
+            if change.workflow:  # its proposals have more details
                 return found
             kept = {"task_id", "role", "winner_id", "score", "duration_ms"}
             node = body.model_dump(include=kept) | {
@@ -768,7 +777,7 @@ def _decision(
 
 
 def _decision_links(story: str, decisions: list[RecordedDecision]) -> list[Write]:
-    """Links by name inside one story; a deliberation without a story has no names to share."""
+    """Return the writes that link decisions by name within a story; none without a story."""
     if not story:
         return []
     return [Write(DECISION_LINKS, {"story_id": story, "id": decision.id}) for decision in decisions]
@@ -778,10 +787,9 @@ def _decision_links(story: str, decisions: list[RecordedDecision]) -> list[Write
 
 
 def deliberation_writes(record: DeliberationRecord) -> list[Write]:
-    """What a finished deliberation writes: proposals first, then what hangs on them.
+    """Return what a finished deliberation writes: proposals first, then the nodes attached to them.
 
-    Agents come in the order of their ids, so that two deliberations of one council do not wait
-    for each other's.
+    Agents are ordered by id, so that two deliberations of one council cannot deadlock.
     """
     story = _key("story_id", record.story_id)
     at = moment(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
@@ -835,7 +843,7 @@ def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:
 
 
 def _critiques(ranked: RankedProposal) -> list[Write]:
-    """One for each critic and round; a critic's second has `/2` at the end of its id."""
+    """Return a write for each critic and round; ids of a critic's second end in `/2`."""
     rounds: dict[str, int] = {}
     found = []
     critics = [*ranked.critics, *["unknown"] * len(ranked.critiques)]

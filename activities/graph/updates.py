@@ -1,12 +1,12 @@
-"""An update of a story's context: each change is judged by itself, all are stored as one.
+"""An update of a story's context: each change is validated separately, all are stored together.
 
-A change that breaks a rule is refused with one warning, and the others are stored. What a payload
-lacks is left as it is; nothing is invented for it. An UPDATE of a plan, subtask or decision that
-is not there creates it, and a subtask creates the plan that it names. What was deleted comes back
-by CREATE alone, without any field of the deleted one. Fields that we do not know are kept as
-properties with the prefix `x_`. An older change never replaces what is newer: every text and
-status carries the order key of `statements`, and the story's lock is held from before the first
-comparison to the commit.
+A change that breaks a rule is refused with one warning, and the others are stored. Fields that a
+payload lacks stay unchanged; no values are invented. An UPDATE of a plan, subtask or decision that
+does not exist creates it, and a subtask creates the plan that it names. Only CREATE brings back a
+deleted entity, without any field of the deleted one. Unknown fields are kept as properties with
+the prefix `x_`. An older change never replaces newer values: every text and status carries the
+order key of `statements`, and the story's lock is held from before the first comparison until the
+commit.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ from workflows.models import (
 PAYLOAD_BYTES = 64 * 1024
 WARNING_CHARACTERS = 300
 NOT_LIVE = ("UNKNOWN", "DELETED")
-"""Statuses of a node that stands for nothing: not known yet, or no more."""
+"""Statuses of a node that is only a placeholder or that was deleted."""
 
 Operation = Literal["CREATE", "UPDATE", "DELETE"]
 EntityType = Literal["CASE", "PLAN", "SUBTASK", "DECISION", "MILESTONE"]
@@ -110,7 +110,7 @@ def _or_absent(value: Any) -> Any:
 
 
 def _utc(text: str, info: ValidationInfo) -> str:
-    """The time as all of the graph's own are written: they are sorted as text."""
+    """Return the time in the one format that the graph uses, because times are sorted as text."""
     try:
         at = moment(text, "time")
     except ApplicationError:
@@ -141,33 +141,33 @@ Text = Annotated[str, StringConstraints(max_length=20_000)]
 Time = Annotated[str, StringConstraints(max_length=100), AfterValidator(_utc)]
 Millis = Annotated[int, Field(ge=0, le=10**14), AfterValidator(_utc_ms)]
 Number = Annotated[int, Field(ge=0, le=1_000_000)]
-"""It goes out again as an int32."""
+"""A number that is sent as an int32."""
 
 T = TypeVar("T")
 Maybe = Annotated[T | None, BeforeValidator(_or_absent)]
-"""An empty text is as none."""
+"""A value for which an empty text counts as absent."""
 
 
 class Payload(BaseModel):
-    """What a change says of its entity, by our names. Validated with the context {"now": datetime}.
+    """The fields of a change under our names, validated with the context {"now": datetime}.
 
-    Its fields are its node's properties, but for a subtask's `plan_id` and `depends_on`.
+    The fields are the properties of the node, except a subtask's `plan_id` and `depends_on`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     NEEDED: ClassVar[tuple[str, ...]] = ()
-    """What an entity cannot be made without."""
+    """Fields that are required to create an entity."""
 
     ALSO: ClassVar[dict[str, str]] = {}
-    """Names that others use for our fields."""
+    """Names that other systems use -> our fields."""
 
     INSTEAD: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Names that are read in turn for a field which is absent; else they are others' fields."""
+    """Field -> the names tried in turn if it is absent; otherwise they count as unknown fields."""
 
 
 class CasePayload(Payload):
-    """The story's text and status."""
+    """The text and status of a story."""
 
     NEEDED = ("title",)
     ALSO = {"brief": "description"}
@@ -182,14 +182,14 @@ class CasePayload(Payload):
 
 
 class PlanPayload(Payload):
-    """A plan; a new one without a version is the story's next."""
+    """A plan. A new plan without a version gets the story's next one."""
 
     version: Annotated[Number, Field(ge=1)] | None = None
     status: Maybe[Status] = None
 
 
 class SubtaskPayload(Payload):
-    """A task of `plan_id`, or of the story's last plan."""
+    """A task of the plan `plan_id`, or of the story's last plan."""
 
     ALSO = {"dependencies": "depends_on"}
     INSTEAD = {"status": ("last_status",)}
@@ -206,7 +206,7 @@ class SubtaskPayload(Payload):
 
 
 class DecisionPayload(Payload):
-    """A decision. affects: ids or titles of the subtasks and decisions that it touches."""
+    """A decision. `affects`: ids or titles of the subtasks and decisions that it affects."""
 
     NEEDED = ("title",)
     INSTEAD = {"rationale": ("description",)}
@@ -222,7 +222,7 @@ class DecisionPayload(Payload):
 
 
 class MilestonePayload(Payload):
-    """Something that happened."""
+    """An event in the life of a story."""
 
     NEEDED = ("event_type",)
     ALSO = {"ts_ms": "timestamp_ms"}
@@ -249,13 +249,13 @@ def _names(kind: type[Payload]) -> dict[str, str]:
 
 
 NAMES: dict[type[Payload], dict[str, str]] = {kind: _names(kind) for kind in PAYLOADS.values()}
-"""Every name of a field -> ours: its own, others', and each as protobuf writes it in JSON."""
+"""Every accepted name of a field -> our name: ours, others', and the protobuf JSON form of both."""
 
 
 # --- fields of others -----------------------------------------------------------------------------
 
 EXTRA_PREFIX = "x_"
-"""Of the properties that hold fields which we do not know: none is taken for one of ours."""
+"""Prefix of properties that hold unknown fields, so that they cannot clash with ours."""
 
 EXTRAS_AT_MOST = 50
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -263,10 +263,10 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def _extras(others: Row) -> tuple[Row, list[str]]:
-    """Others' fields as properties of a node, and the names of those that cannot be kept.
+    """Convert unknown fields to node properties; also return the names that cannot be kept.
 
-    Letters, digits and `_` of a name stay, anything else becomes `_`. A value that no property
-    holds (an object, a mixed list) is kept as JSON.
+    Letters, digits and `_` in a name stay, anything else becomes `_`. A value that a property
+    cannot hold (an object, a mixed list) is kept as JSON.
     """
     kept: Row = {}
     left_out = []
@@ -305,14 +305,17 @@ _ENTITY_ID: TypeAdapter[str] = TypeAdapter(LongId)
 
 
 class Refused(ValueError):
-    """Why a change is not stored."""
+    """The reason why a change is not stored."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A change that can be read. `number`: its place in the request. DELETE has no payload.
+    """A change that was parsed. DELETE has no payload.
 
-    `extras`: others' fields as properties; `left_out`: names of those that cannot be kept.
+    Attributes:
+        number: position in the request.
+        extras: unknown fields as node properties.
+        left_out: names of unknown fields that cannot be kept.
     """
 
     number: int
@@ -326,7 +329,7 @@ class Asked:
 
     @property
     def entity(self) -> Entity:
-        """What it is about."""
+        """The type and id of the entity that the change is about."""
         return self.entity_type, self.entity_id
 
     def __str__(self) -> str:
@@ -334,11 +337,11 @@ class Asked:
 
 
 def read_change(number: int, change: ContextChange, story_id: str, now: datetime) -> Asked:
-    """The change, understood.
+    """Parse a change.
 
     Raises:
-        Refused: an unknown operation or type, an id that is none, a payload that breaks a rule or
-            is about something else.
+        Refused: the operation or type is unknown, the id is invalid, or the payload breaks a rule
+            or is about another entity.
     """
     operation = change.operation.strip().upper()
     entity_type = change.entity_type.strip().upper()
@@ -359,7 +362,7 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
     others = _without_ids(fields, own)
     reason = change.reason.replace("\0", "").strip()[:500]
     if entity_type == "CASE" and entity_id != story_id:
-        # A story is one case, whatever name its sender has for it.
+        # A story is one case, whatever id the sender uses for it.
         others |= {"entity_id": entity_id}
         entity_id = story_id
     if operation == "DELETE":
@@ -370,7 +373,7 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
 
 
 def _payload_fields(text: str) -> Row:
-    """The payload's object; an empty text says nothing."""
+    """Parse the payload as a JSON object; an empty text has no fields."""
     if len(text.encode()) > PAYLOAD_BYTES:
         raise Refused(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
     try:
@@ -396,7 +399,7 @@ def _has_null_character(value: Any) -> bool:
 
 
 def _without_ids(fields: Row, own: dict[str, tuple[str, ...]]) -> Row:
-    """The fields without the ids of what the change is about, which must agree with it."""
+    """Remove the ids of the change's entity from the fields, after checking that they match it."""
     for name, right in own.items():
         for given in (fields.get(name), fields.get(to_camel(name))):
             if given not in (None, "", *right):
@@ -408,7 +411,7 @@ def _without_ids(fields: Row, own: dict[str, tuple[str, ...]]) -> Row:
 
 
 def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, Row]:
-    """The fields that we know, as a payload; and those that we do not."""
+    """Split the fields into a payload of the known ones and the unknown ones."""
     ours: Row = {}
     others: Row = {}
     for given, value in fields.items():
@@ -435,43 +438,43 @@ def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, 
 
 @dataclass(frozen=True)
 class Known:
-    """An entity as the graph has it, or as the changes before have left it."""
+    """The state of an entity: as stored, or as earlier changes of the update left it."""
 
     live: bool
     status_order: str = ""
     text_order: str = ""
     extras: Sequence[str] = ()
-    """The properties that hold others' fields."""
+    """Names of the properties that hold unknown fields."""
 
 
 @dataclass
 class Found:
-    """What the graph has of a story, under its lock."""
+    """The stored state of a story, read under its lock."""
 
     story_live: bool
     story_deleted: bool = False
     version: int = 0
     version_by: str = ""
-    """The update that took that version: its workflow's id."""
+    """Workflow id of the update that created this version."""
     plans: dict[str, int] = field(default_factory=dict)
-    """The versions of the plans that are not deleted."""
+    """Plan id -> version, for plans that are not deleted."""
     entities: dict[Entity, Known] = field(default_factory=dict)
     needs: dict[str, list[str]] = field(default_factory=dict)
-    """What each subtask waits for; where no change says anything of it, empty."""
+    """Subtask id -> the subtasks that it depends on; empty if no change sets dependencies."""
     created: Row = field(default_factory=dict)
-    """The case's created_at and created_by, as far as there are any."""
+    """The case's created_at and created_by, if present."""
     closed: bool = False
-    """A change before has deleted the case."""
+    """Whether an earlier change of the update deleted the case."""
 
     @property
     def last_plan(self) -> str:
-        """The newest plan's id, or empty."""
+        """The id of the newest plan, or empty."""
         return max(self.plans, key=lambda plan: (self.plans[plan], plan), default="")
 
 
 @dataclass
 class Judged:
-    """What is stored and what is refused. A change that is stored in part has a warning too."""
+    """The stored and the refused changes. A change that is stored in part also has a warning."""
 
     writes: list[Write] = field(default_factory=list)
     applied: list[Asked] = field(default_factory=list)
@@ -482,7 +485,7 @@ Read = Sequence[Asked | Refused]
 
 
 def read_changes(write: ContextWrite) -> list[Asked | Refused]:
-    """Every change, understood or refused."""
+    """Parse every change; return a `Refused` for each one that is invalid."""
     found: list[Asked | Refused] = []
     now = datetime.fromtimestamp(write.started_ms / 1000, UTC)
     for number, change in enumerate(write.update.changes):
@@ -490,8 +493,8 @@ def read_changes(write: ContextWrite) -> list[Asked | Refused]:
             found.append(read_change(number, change, write.update.story_id, now))
         except Refused as refusal:
             found.append(refusal)
-        except Exception as error:  # the change is refused, whatever it raised  # noqa: BLE001
-            # A change that cannot be read now never can: a retry would come to this for ever.
+        except Exception as error:  # any error refuses the change  # noqa: BLE001
+            # A change that cannot be parsed now never can be: a retry would fail the same way.
             found.append(Refused(f"cannot be read ({type(error).__name__}); write it otherwise"))
     return found
 
@@ -499,7 +502,7 @@ def read_changes(write: ContextWrite) -> list[Asked | Refused]:
 def judge(
     write: ContextWrite, read: Read, found: Found, role_of: Callable[[str], str] = str.upper
 ) -> Judged:
-    """Which changes are stored, and what is written for them. `found` is left as they leave it."""
+    """Decide which changes are stored and what is written for them; update `found` accordingly."""
     judged = Judged()
     at = moment(write.at, "timestamp")
     write = write.model_copy(update={"at": iso(at)})
@@ -530,7 +533,7 @@ def _warning(number: int, change: ContextChange, why: str) -> str:
 
 
 def _fixed(asked: Asked, found: Found) -> list[str]:
-    """What the change says of a case otherwise than it is, and that never changes."""
+    """Return the immutable case fields that the change tries to give another value."""
     if not isinstance(asked.payload, CasePayload) or not found.created:
         return []
     given = asked.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
@@ -540,7 +543,7 @@ def _fixed(asked: Asked, found: Found) -> list[str]:
 
 
 def _same(stored: str, given: str) -> bool:
-    """Whether they are one text, or one time."""
+    """Return whether both are the same text or the same time."""
     try:
         return stored == given or moment(stored, "stored") == moment(given, "given")
     except ApplicationError:
@@ -565,10 +568,11 @@ def _writes(
     order: str,
     role_of: Callable[[str], str],
 ) -> list[Write]:
-    """What one change writes.
+    """Return the statements that one change writes.
 
     Raises:
-        Refused: it is about what is not there, is too old, or lacks what a new one needs.
+        Refused: the entity does not exist, the change is too old, or a field that a new entity
+            requires is missing.
     """
     if found.closed and (asked.operation, asked.entity_type) != ("CREATE", "CASE"):
         raise Refused("a change before this one has deleted the case; create it first")
@@ -629,7 +633,10 @@ def _writes(
 
 
 def _require_there(asked: Asked, found: Found) -> None:
-    """Refuse what is about nothing. UPDATE makes a plan, subtask or decision, but revives none."""
+    """Refuse a change of a missing entity; UPDATE may create a plan, subtask or decision.
+
+    UPDATE does not restore a deleted entity.
+    """
     known = found.entities.get(asked.entity)
     if asked.operation == "CREATE" or (known and known.live):
         return
@@ -641,7 +648,7 @@ def _require_there(asked: Asked, found: Found) -> None:
 
 
 def _titled(asked: Asked, given: Row) -> Row:
-    """A new decision without a title has its rationale's first line; by UPDATE, else its id."""
+    """Add a title to a new decision without one: its rationale's first line; for UPDATE, its id."""
     if asked.entity_type != "DECISION" or given.get("title"):
         return given
     first_line = next(iter(given.get("rationale", "").strip().splitlines()), "")[:300].strip()
@@ -650,7 +657,7 @@ def _titled(asked: Asked, given: Row) -> Row:
 
 
 def _named_plan(write: ContextWrite, plan_id: str, found: Found) -> list[Write]:
-    """Make the plan that a subtask names before anyone has created it."""
+    """Create the plan that a subtask names, if it does not exist yet."""
     if ("PLAN", plan_id) in found.entities:
         return []
     version = max(found.plans.values(), default=0) + 1
@@ -661,7 +668,7 @@ def _named_plan(write: ContextWrite, plan_id: str, found: Found) -> list[Write]:
 
 
 def _begun(write: ContextWrite, asked: Asked, found: Found) -> Row:
-    """What a new one is where its change does not say; None takes what a deleted one has left."""
+    """Return the defaults of a new entity; None removes what a deleted entity left behind."""
     begun: Row = dict.fromkeys(PAYLOADS[asked.entity_type].model_fields)
     match asked.entity_type:
         case "CASE":
@@ -682,7 +689,7 @@ def _begun(write: ContextWrite, asked: Asked, found: Found) -> Row:
 
 
 def _waits_for(needed: Sequence[str], needs: dict[str, list[str]]) -> set[str]:
-    """What must be done before these, in turn; themselves included."""
+    """Return all direct and indirect dependencies of these subtasks, themselves included."""
     found: set[str] = set()
     left = list(needed)
     while left:
@@ -783,7 +790,7 @@ RETURN s {.status, .status_order, .text_order, .context_version, .context_by,
     AS kept
 """
 )
-"""Takes the story's lock before it looks; a story that is made here and refused is rolled back."""
+"""Takes the story's lock before it reads; a story created here is rolled back if it is refused."""
 
 CASE: LiteralString = """
 MATCH (n:Case {id: row.story_id}) SET n += row.node
@@ -890,7 +897,7 @@ DELETE: dict[EntityType, LiteralString] = {
     "DECISION": "MATCH (n:Decision {case_id: row.story_id, id: row.id}) SET n += row.node",
     "MILESTONE": "MATCH (n:Event {case_id: row.story_id, id: row.id}) SET n += row.node",
 }
-"""Soft: the node stays, with status DELETED."""
+"""Soft deletes: the node stays, with status DELETED."""
 
 KEPT: LiteralString = """
 MATCH (s:Case {id: row.story_id})
@@ -898,15 +905,15 @@ SET s.context_version = row.node.version, s.context_by = row.id
 MERGE (n:ContextUpdate {id: row.id}) SET n += row.node
 MERGE (n)-[:OF]->(s)
 """
-"""The update itself: a retry after the commit finds its answer here, and the next update whose
-announcement it follows."""
+"""The update itself. A retry after the commit finds its answer here, and the next update finds the
+update whose event precedes its own."""
 
 
 # --- in one transaction ---------------------------------------------------------------------------
 
 
 class Update(NamedTuple):
-    """What an update came to: the answer, and what is written for it (nothing, if it was there)."""
+    """The result of an update: the answer and its writes (none if it was stored before)."""
 
     answer: ContextAnswer
     writes: list[Write]
@@ -915,10 +922,10 @@ class Update(NamedTuple):
 async def judge_update(
     tx: AsyncManagedTransaction, write: ContextWrite, role_of: Callable[[str], str]
 ) -> Update:
-    """Judge an update under its story's lock, which the caller's transaction holds then.
+    """Validate an update under its story's lock, which the caller's transaction keeps.
 
     Raises:
-        ApplicationError: not retryable: `UnknownStory`, or `RequestReused` where another update
+        ApplicationError: not retryable: `UnknownStory`, or `RequestReused` if another update
             was stored under its id.
     """
     update = write.update
@@ -973,14 +980,14 @@ async def judge_update(
 
 
 def _makes_story(asked: Asked, found: Found) -> bool:
-    """Whether the change makes a story that the graph does not know: plans and subtasks do."""
+    """Return whether the change creates an unknown story: plans and subtasks do."""
     if asked.entity_type == "CASE":
         return asked.operation == "CREATE"
     return asked.entity_type in ("PLAN", "SUBTASK") and not found.story_deleted
 
 
 def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationError:
-    """The graph has no such story."""
+    """Return the error for a story that the graph does not have."""
     why = f"; {'; '.join(warnings)}" if warnings else ""
     return ApplicationError(
         f"case not found: {story_id}{why}"[:2_000], type=UNKNOWN_STORY, non_retryable=True
@@ -988,7 +995,7 @@ def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationErr
 
 
 def _looked_for(read: Read) -> dict[str, list[str]]:
-    """Ids to look for, by type; plans are also looked for where a payload names one."""
+    """Return the ids to look up, by type; includes plans that payloads name."""
     ids: dict[str, set[str]] = {entity_type: set() for entity_type in ENTITY_TYPES}
     for asked in read:
         if isinstance(asked, Asked):
@@ -1039,9 +1046,9 @@ def _content(applied: Sequence[Asked]) -> list[Any]:
 
 
 def _as_news(asked: Asked, actor: str) -> DecisionAdded | None:
-    """What agents at work get of it; None of a new one without a title.
+    """Return the decision as running agents receive it; None for a new one without a title.
 
-    A correction that names no title bears the id in its place: what they know of it stays.
+    A correction without a title carries the id instead, so that the known title stays.
     """
     if asked.operation == "DELETE":
         return DecisionAdded(
