@@ -1,14 +1,14 @@
 """Temporal's External Storage on Valkey: payloads over 64 KiB are kept there, not in histories.
 
-A history then holds a claim: the SHA-256 of the payload's bytes. The key is made of the same hash,
-so one content is kept once, storing it again is harmless, and what comes back can be checked.
-Clients without this driver (the `temporal` CLI) write their payloads into the history; both kinds
-can be read side by side.
+The history then contains a claim: the SHA-256 of the payload's bytes. The key is made of the same
+hash, so equal payloads are stored once, storing one again is harmless, and a retrieved payload can
+be verified. Clients without this driver (the `temporal` CLI) write their payloads into the history;
+a reader handles both kinds.
 
-A payload is needed as long as any history that holds its claim, and several may. So none expires
-of itself. Where the longest run and the namespace's retention are bounded, give `keep_for`, longer
-than both together: every time a payload is stored it lives that long again, and then Valkey prunes
-it.
+A payload is needed as long as any history has its claim, and several histories may. So payloads do
+not expire by default. If the longest run and the namespace's retention are bounded, set `keep_for`
+to more than both together. Every time a payload is stored, it is kept for that time again, and then
+Valkey removes it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from temporalio.converter import (
 )
 
 THRESHOLD_BYTES = 64 * 1024
-"""Design section 4."""
+"""Payloads of this size or larger are stored in Valkey."""
 
 
 class PayloadMissing(LookupError):
-    """Valkey does not have a payload that a history claims."""
+    """Valkey does not have a payload that a history refers to."""
 
     def __init__(self, key: str) -> None:
         super().__init__(
@@ -45,17 +45,17 @@ class PayloadMissing(LookupError):
 
 
 class PayloadDamaged(ValueError):
-    """What Valkey has under a claim's key is not what was stored."""
+    """The bytes that Valkey has under a claim's key are not those that were stored."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"{key} in Valkey is not what was stored: restore it from a backup")
 
 
 class ValkeyStorageDriver(StorageDriver):
-    """Keeps payloads under `swe:payload:{sha256}`, through a client that gives bytes back.
+    """A driver that keeps payloads under `swe:payload:{sha256}`; its client must return bytes.
 
     Raises:
-        redis.exceptions.RedisError: where Valkey did not do it; Temporal then tries again.
+        redis.exceptions.RedisError: when Valkey did not carry out a command; Temporal then retries.
         PayloadMissing, PayloadDamaged: on retrieval.
     """
 
@@ -64,13 +64,13 @@ class ValkeyStorageDriver(StorageDriver):
         self._keep_for = keep_for
 
     def name(self) -> str:
-        """The name that claims bear; histories hold it, so it never changes."""
+        """Return the name that claims contain; histories store it, so it never changes."""
         return "valkey"
 
     async def store(
         self, context: StorageDriverStoreContext, payloads: Sequence[Payload]
     ) -> list[StorageDriverClaim]:
-        """Keep the payloads; one that is there already stays as it is."""
+        """Store the payloads; one that is already stored stays as it is."""
         claims = []
         async with self._client.pipeline(transaction=False) as pipe:
             for payload in payloads:
@@ -87,7 +87,7 @@ class ValkeyStorageDriver(StorageDriver):
     async def retrieve(
         self, context: StorageDriverRetrieveContext, claims: Sequence[StorageDriverClaim]
     ) -> list[Payload]:
-        """Fetch the payloads and check each against its hash."""
+        """Fetch the payloads and verify each against its hash."""
         digests = [claim.claim_data["sha256"] for claim in claims]
         contents = await self._client.mget([_key(digest) for digest in digests])
         return [
@@ -96,7 +96,7 @@ class ValkeyStorageDriver(StorageDriver):
 
 
 def data_converter(client: Redis) -> DataConverter:
-    """Pydantic models as JSON; payloads of THRESHOLD_BYTES and more in Valkey."""
+    """Return a converter: Pydantic models as JSON, payloads from THRESHOLD_BYTES on in Valkey."""
     storage = ExternalStorage(
         drivers=[ValkeyStorageDriver(client)], payload_size_threshold=THRESHOLD_BYTES
     )

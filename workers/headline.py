@@ -1,4 +1,4 @@
-"""What happened, in words: an event of the bus as one line for people."""
+"""One line for people about an event of the bus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GATE, MOVE, WORK, GOOD, BAD, QUIET = "yellow", "bold cyan", "", "green", "red", 
 
 
 class Told(Mapping[str, Any]):
-    """An event's body whose missing fields read as `?`: anyone may publish."""
+    """An event body whose missing fields read as `?`, because anyone may publish."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = body
@@ -29,7 +29,7 @@ class Told(Mapping[str, Any]):
         return len(self._body)
 
     def list(self, name: str) -> str:
-        """A list's items, with commas between them."""
+        """Return the items of a list, separated by commas."""
         items = self._body.get(name)
         return ", ".join(str(item) for item in items) if isinstance(items, list) else "?"
 
@@ -137,11 +137,11 @@ LINES: dict[str, tuple[str, Callable[[Told], str]]] = {
         lambda told: f"milestone {told['event_type']}: {told['description']}",
     ),
 }
-"""Subject -> colour, and the words made of the body."""
+"""The colour of each subject, and the function that makes the text from the body."""
 
 
 def headline(subject: str, body: Any) -> tuple[str, str]:
-    """The words on one line, cut to LONGEST characters, and the colour that they are shown in."""
+    """Return the text on one line, cut to LONGEST characters, and the colour to show it in."""
     style, words = LINES.get(subject, (QUIET, None))
     if words and isinstance(body, Mapping):
         said = words(Told(body))

@@ -1,8 +1,8 @@
 """A process's health over HTTP: `/health` and `/metrics`.
 
-`/health` answers 200 only while every worker runs and every server it needs answers, and else 503;
-its JSON says what is wrong. It is served by a thread of its own, so that a process whose event
-loop is stuck says so.
+`/health` answers 200 only while every worker runs and every server it needs answers, otherwise 503;
+its JSON names what is wrong. A separate thread serves it, so that it also reports a process whose
+event loop is stuck.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from prometheus_client import make_wsgi_app
 from workers.clients import StartError
 
 Check = Callable[[], Awaitable[object]]
-"""Returns while what it checks is well, and raises otherwise."""
+"""A function that returns if what it checks is healthy, and raises otherwise."""
 
 OK = "ok"
 CHECK_WITHIN_S = 3.0
@@ -30,7 +30,7 @@ STUCK_AFTER_S = 2 * CHECK_WITHIN_S
 
 
 async def examine(checks: Mapping[str, Check]) -> dict[str, str]:
-    """Run all checks at once: `ok`, or what is wrong, by name."""
+    """Run all checks at once; return `ok` or the error for each name."""
     words = await asyncio.gather(*(_word(check) for check in checks.values()))
     return dict(zip(checks, words, strict=True))
 
@@ -41,17 +41,25 @@ async def _word(check: Check) -> str:
             await check()
     except TimeoutError:
         return f"no answer in {CHECK_WITHIN_S:g} s"
-    except Exception as error:  # whatever a check raises is what /health answers  # noqa: BLE001
+    except Exception as error:  # /health reports whatever a check raises  # noqa: BLE001
         return f"{type(error).__name__}: {error}"[:300]
     return OK
 
 
 @contextmanager
 def serve(host: str, port: int, checks: Mapping[str, Check]) -> Iterator[str]:
-    """Serve until the block ends; the address that it listens on. port 0: any free one.
+    """Serve until the block ends.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on; 0: any free one.
+        checks: The checks that `/health` runs, by name.
+
+    Yields:
+        The address that it listens on.
 
     Raises:
-        StartError: the port is taken, or the address is not this machine's.
+        StartError: the port is in use, or the address does not belong to this machine.
     """
     app = _App(asyncio.get_running_loop(), checks)
     try:
@@ -78,7 +86,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """A probe every few seconds is no news."""
+        """Log nothing: probes arrive every few seconds."""
 
 
 class _App:

@@ -1,4 +1,4 @@
-"""Heartbeats for activities that have nothing to tell but that they are alive."""
+"""Heartbeats for activities that have no progress to report."""
 
 import asyncio
 from typing import Any
@@ -8,10 +8,10 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 
 class Heartbeats(Interceptor):
-    """Heartbeats thrice in every heartbeat time-out while an activity runs.
+    """An interceptor that heartbeats three times per heartbeat time-out while an activity runs.
 
-    So an activity whose worker was killed is given to another after that time-out, and not after
-    its whole start-to-close. Not for activities that heartbeat with details of their own.
+    If a worker is killed, its activity is retried after that time-out, and not only after the whole
+    start-to-close time-out. Not for activities that send heartbeats with details.
     """
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:

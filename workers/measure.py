@@ -1,8 +1,8 @@
-"""A workspace report, measured: a Python project is built, tested, covered, linted and analysed.
+"""Measure a Python project for a workspace report: build, test, coverage, lint and analysis.
 
-Everything runs for real, with this interpreter and its packages, on a copy of the project: what
-a build or a test leaves behind does not come back. The environment is empty but for PATH, so that
-a project's code finds none of the fleet's credentials. Rules of the report: design section 3.
+Everything runs for real, with this interpreter and its packages, on a copy of the project, so that
+the files which a build or a test leaves behind do not reach the original. The environment contains
+only PATH, so that the project's code finds none of the fleet's credentials.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _NOT_COPIED = shutil.ignore_patterns(
     ".coverage", "*.egg-info",
 )  # fmt: skip
 _BUILT = {"build", "dist"}
-"""Folders at the top that hold what a build made; a package may have the name further down."""
+"""Top-level folders that a build creates; a package further down may have the same name."""
 _REQUIRED_VERSION = re.compile(r"(?m)^[ \t]*required-version[ \t]*=[ \t]*[\"'][^\n]*$")
 _NOT_SOURCE = {*TEST_FOLDERS, "e2e", "docs", "examples", "scripts"}
 _NOT_MODULE = {"setup.py", "conftest.py", "noxfile.py"}
@@ -67,23 +67,26 @@ for attribute in filter(None, attributes.split(".")):
     backend = getattr(backend, attribute)
 backend.build_wheel(sys.argv[2])
 """
-"""A PEP 517 front end: the backend that pyproject.toml names makes the wheel."""
+"""A PEP 517 front end: the backend that pyproject.toml names builds the wheel."""
 
 
 class CannotMeasure(Exception):
-    """The project gives nothing to measure, or a tool could not run: what, and what to do."""
+    """The project has nothing to measure, or a tool could not run.
+
+    The message gives the reason and what to do.
+    """
 
 
 def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
     """Measure the Python project in `directory`.
 
     Its code is in src/, or in packages and modules at the top; its unit tests in tests/ or test/,
-    its end-to-end tests in tests/e2e/ or e2e/. All of its code counts as new. `on_step` is given a
-    line as each step begins, and one for a build or a unit run that fails.
+    its end-to-end tests in tests/e2e/ or e2e/. All of its code counts as new. `on_step` is called
+    with a line as each step begins, and with one for a build or a unit run that fails.
 
     Raises:
-        CannotMeasure: there is no such directory, no code, or no unit test; or a step could not
-            run or did not end in time.
+        CannotMeasure: there is no such directory, no code, or no unit test; or a step could not run
+            or did not end in time.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fleet-measure-") as scratch:
@@ -114,7 +117,7 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
 
 @dataclass(frozen=True)
 class _Tests:
-    """A run of pytest. ok: it ran to its end and nothing failed; `why` is empty then."""
+    """A run of pytest. ok: it was completed and no test failed; `why` is then empty."""
 
     ok: bool
     passed: int
@@ -153,13 +156,13 @@ class _Project:
         return cls(root, scratch, name, sources, pyproject)
 
     def build(self) -> BuildResult:
-        """Byte-compile the code; then make the wheel, where the build's packages are here."""
+        """Byte-compile the code; then build the wheel, if the build's packages are installed."""
         sources = [str(source) for source in self.sources]
         code, output = self.run(
             "build", [sys.executable, "-m", "compileall", "-q", *sources], BUILD_WITHIN_S
         )
         if code == 0 and (backend := self.build_backend()):
-            # In a copy of its own: what a build leaves behind is no code to test or lint.
+            # In another copy: the files that a build leaves behind are not code to test or lint.
             folder = self.scratch / "build"
             shutil.copytree(self.root, folder, symlinks=True)
             wheels = self.scratch / "wheels"
@@ -173,7 +176,7 @@ class _Project:
         return BuildResult(ok=code == 0, why="" if code == 0 else _last_line(output))
 
     def build_backend(self) -> str | None:
-        """None where there is no pyproject.toml, or what its build needs is not installed."""
+        """Return the build backend; None without pyproject.toml or the packages that it needs."""
         if not self.pyproject:
             return None
         system = self.pyproject.get("build-system", {})
@@ -190,7 +193,7 @@ class _Project:
     def unit_tests(self) -> UnitResult:
         folders = [name for name in TEST_FOLDERS if _has(self.root, name)]
         covered = self.scratch / "coverage.json"
-        # A configuration of our own: every project's coverage is measured alike.
+        # Use a fixed configuration: every project's coverage is measured in the same way.
         config = self.scratch / "coverage.ini"
         config.write_text("[run]\nomit =\n    */tests/*\n    */test/*\n    */conftest.py\n")
         cover = [f"--cov={source.stem if source.suffix else source}" for source in self.sources]
@@ -228,13 +231,13 @@ class _Project:
         return E2EResult(ok=tests.ok, passed=tests.passed, failed=tests.failed)
 
     def pytest(self, step: str, arguments: Sequence[str]) -> _Tests | None:
-        """Run pytest; None where it finds no test."""
+        """Run pytest; return None if it finds no test."""
         results = self.scratch / f"{step.replace(' ', '-')}.xml"
         code, output = self.run(
             step,
             [
                 sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                "-o", "addopts=", "-p", "no:valkey",  # ours and not the project's
+                "-o", "addopts=", "-p", "no:valkey",  # instead of the project's options
                 *self.import_mode(), f"--rootdir={self.root}", f"--junitxml={results}", *arguments,
             ],
             TESTS_WITHIN_S,
@@ -254,14 +257,14 @@ class _Project:
         return _Tests(ok=code == 0, passed=passed, failed=failed, why=why)
 
     def import_mode(self) -> list[str]:
-        """The one of the project's options for pytest without which its tests may not be found."""
+        """Return the project's import mode for pytest, without which its tests may not be found."""
         options = self.pyproject.get("tool", {}).get("pytest", {}).get("ini_options", {})
         added = options.get("addopts", [])
         words = added.split() if isinstance(added, str) else added
         return [word for word in words if word.startswith("--import-mode=")]
 
     def analyse(self) -> StaticResult:
-        """Lint by the project's own rules for ruff; security and bugs by rules it cannot relax."""
+        """Lint by the project's ruff rules; check security and bugs by rules it cannot relax."""
         lint = self.ruff(["."])
         sources = [str(source) for source in self.sources]
         # Ruff's defaults exclude folders named build and dist, which may be packages.
@@ -291,7 +294,7 @@ class _Project:
             LINT_WITHIN_S,
         )  # fmt: skip
         if code != 0 and "--isolated" not in arguments:
-            # Its own settings are not for this ruff (unknown rules).
+            # Its ruff settings do not fit this version of ruff (unknown rules).
             return self.ruff(["--isolated", *arguments])
         if code != 0:
             raise CannotMeasure(f"lint: ruff did not run (exit code {code}): {_tail(output)}")
@@ -301,7 +304,11 @@ class _Project:
     def run(
         self, step: str, command: Sequence[str], within_s: float, cwd: Path | None = None
     ) -> tuple[int, str]:
-        """Run a command to its end, then end whatever it left running: exit code and output."""
+        """Run a command to its end, then end every process that it left running.
+
+        Returns:
+            The exit code and the output.
+        """
         home = self.scratch / "home"
         home.mkdir(exist_ok=True)
         log = self.scratch / "output.txt"
@@ -336,7 +343,10 @@ class _Project:
 
 
 def _left_out(top: Path) -> Callable[[str, list[str]], set[str]]:
-    """What of a folder is not copied: by name, and sockets, FIFOs and devices anywhere."""
+    """Return a filter for files that are not copied.
+
+    It matches some names, and sockets, FIFOs and devices anywhere.
+    """
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         special = {name for name in names if _is_special(Path(folder, name))}
@@ -353,7 +363,8 @@ def _is_special(path: Path) -> bool:
 def _read_settings(root: Path) -> dict[str, Any]:
     """Make the copy's settings readable for pytest and ruff; return pyproject.toml's content.
 
-    A byte order mark stops both, and a required version of ruff says nothing about the code.
+    Neither reads a file with a byte order mark. A required version of ruff does not concern the
+    code.
     """
     for file in (root / name for name in ("pyproject.toml", "ruff.toml", ".ruff.toml")):
         if file.exists():
@@ -366,7 +377,7 @@ def _read_settings(root: Path) -> dict[str, Any]:
 
 
 def _sources(root: Path) -> list[Path]:
-    """src/, or the folders and modules of Python code at the top; relative to `root`."""
+    """Return src/, or the folders and modules of Python code at the top; relative to `root`."""
     if any((root / "src").rglob("*.py")):
         return [Path("src")]
     return sorted(
@@ -385,7 +396,10 @@ def _is_test_or_tooling(name: str) -> bool:
 
 
 def _is_critical(code: str | None) -> bool:
-    """Security, and what cannot work: syntax errors, undefined names, invalid comparisons."""
+    """Return whether a finding is about security, or about code that cannot work.
+
+    Such code has syntax errors, undefined names or invalid comparisons.
+    """
     if code is None or code == "invalid-syntax":
         return True
     if code.startswith("S"):
@@ -394,7 +408,7 @@ def _is_critical(code: str | None) -> bool:
 
 
 def _commit(directory: Path, project: _Project) -> str:
-    """HEAD, and `-dirty` where the project differs from it; empty where there is no git."""
+    """Return HEAD, with `-dirty` if the project differs from it; empty without git."""
     if shutil.which("git") is None:
         return ""
     code, head = project.run("git", ["git", "rev-parse", "HEAD"], LINT_WITHIN_S, directory)
@@ -411,7 +425,7 @@ def _has(root: Path, name: str) -> bool:
 
 
 def _first_failure(suites: Sequence[ElementTree.Element]) -> str:
-    """The first test that failed, or file that could not be collected, and its words."""
+    """Return the first test that failed, or file that could not be collected, and its message."""
     for case in (case for suite in suites for case in suite.iter("testcase")):
         for problem in (*case.iter("failure"), *case.iter("error")):
             name = "::".join(filter(None, (case.get("classname"), case.get("name"))))

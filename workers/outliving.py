@@ -1,8 +1,9 @@
-"""A workflow that outlives its parent's run: from the signal `outlive` on, cancellations pass by.
+"""A workflow that outlives its parent's run: after the signal `outlive` it ignores cancellations.
 
-Temporal asks a child to cancel when its parent continues as new, as when it is terminated
-(workflows/child.py). Here that request is taken out before the workflow has it, and the signal
-`stop` becomes a cancellation. Both follow from the history alone, so a replay comes to the same.
+Temporal requests a child's cancellation when its parent continues as new, as it does when the
+parent is terminated (workflows/child.py). Here that request is removed before the workflow sees it,
+and the signal `stop` becomes a cancellation. Both depend only on the history, so a replay has the
+same result. See docs/design/0007-continue-as-new-with-a-child.md.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from workflows.child import OUTLIVE, STOP
 
 
 class Outliving:
-    """Judges one workflow's cancellations. Only workflows that take both signals are judged."""
+    """A filter of one workflow's cancellations, if the workflow handles both signals."""
 
     def __init__(self, details: WorkflowInstanceDetails) -> None:
         self._applies = {OUTLIVE, STOP} <= set(details.defn.signals)
         self._outlives = False
 
     def judge(self, act: WorkflowActivation) -> WorkflowActivation:
-        """The activation that the workflow has."""
+        """Return the activation that the workflow receives."""
         if not self._applies:
             return act
         jobs = [judged for job in act.jobs if (judged := self._judged(job))]

@@ -1,9 +1,10 @@
-"""What is sent to a workflow, judged before the workflow has it.
+"""Validation of everything that is sent to a workflow, before the workflow receives it.
 
-The SDK decodes inputs inside a workflow task: what it cannot decode fails that task, again and
-again, and what has an argument too many fails it in the handler. Here such an input fails the
-workflow, an update or query is rejected, and a signal comes to the workflow as `not_understood`.
-The judgement is a pure function of the payloads, so a replay comes to the same.
+The SDK decodes inputs inside a workflow task. An input that it cannot decode fails that task, again
+and again, and one with too many arguments fails it in the handler. Here such an input fails the
+workflow, an update or query is rejected, and a signal reaches the workflow as `not_understood`.
+Validation is a pure function of the payloads, so a replay has the same result. See
+docs/design/0012-unreadable-inputs.md.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ JSON = b"json/plain"
 NULL = b"binary/null"
 WHOLE = "(the whole)"
 RESERVED = "__"
-"""Names that begin so are the SDK's."""
+"""The prefix of names that belong to the SDK."""
 
 
 class Payloads:
-    """Judges one workflow's inputs."""
+    """The validation of one workflow's inputs."""
 
     def __init__(self, details: WorkflowInstanceDetails) -> None:
         self._defn = details.defn
@@ -41,7 +42,7 @@ class Payloads:
         self._refusal: ApplicationError | None = None
 
     def judge(self, act: WorkflowActivation) -> tuple[WorkflowActivation, list[WorkflowCommand]]:
-        """The activation to go on with, and the answers to what it no longer holds."""
+        """Return the activation without its invalid jobs, and the responses to those."""
         jobs: list[WorkflowActivationJob] = []
         answers: list[WorkflowCommand] = []
         for job in act.jobs:
@@ -61,7 +62,7 @@ class Payloads:
         return rest, answers
 
     def _answer(self, job: WorkflowActivationJob) -> WorkflowCommand | None:
-        """The command that refuses the job; None where the workflow can have it."""
+        """Return the command that rejects the job; None if the workflow can receive it."""
         command = WorkflowCommand()
         if job.HasField("initialize_workflow"):
             start = job.initialize_workflow
@@ -96,7 +97,7 @@ class Payloads:
         return None
 
     def _rename_unreadable(self, job: WorkflowActivationJob) -> None:
-        """A signal that is unknown or malformed becomes `not_understood`, with the reason."""
+        """Turn a signal that is unknown or malformed into `not_understood`, with the reason."""
         signal = job.signal_workflow
         signals = self._defn.signals
         if NOT_UNDERSTOOD not in signals or signal.signal_name.startswith(RESERVED):
@@ -118,9 +119,9 @@ class Payloads:
     def _fault(
         self, what: str, called: Callable[..., Any] | None, payloads: Sequence[Payload]
     ) -> ApplicationError | None:
-        """Why `called` cannot be given the payloads. A byte order mark is taken off them.
+        """Return why `called` cannot take the payloads; remove a byte order mark from them.
 
-        What is not the workflow's own (`called` None) is the SDK's to judge.
+        If `called` is None, the SDK handles the input, because it is not part of the workflow.
         """
         if called is None:
             return None
@@ -153,7 +154,7 @@ class Payloads:
             return error
         except ValidationError as error:
             return invalid_input(what, error)
-        except Exception as error:  # whatever a payload brings about is the payload's fault  # noqa: BLE001
+        except Exception as error:  # any error is the payload's fault  # noqa: BLE001
             return InvalidInput(what, [(WHOLE, f"cannot be read ({error!r}); send JSON in UTF-8")])
         return None
 
@@ -165,7 +166,7 @@ class Payloads:
 
 @cache
 def _shape(called: Callable[..., Any]) -> tuple[inspect.Signature, list[Any]]:
-    """The signature, and the types of the parameters after `self`."""
+    """Return the signature, and the types of the parameters after `self`."""
     signature = inspect.signature(called)
     hints = get_type_hints(called, include_extras=True)
     return signature, [hints.get(name, Any) for name in [*signature.parameters][1:]]

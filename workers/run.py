@@ -26,7 +26,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Ready:
-    """Jobs that may run, by name, the checks of all they need, and the error of what is lost."""
+    """The jobs that can run, the checks of all they need, and the error of a lost connection."""
 
     jobs: Mapping[str, Job]
     checks: Mapping[str, Check]
@@ -43,10 +43,15 @@ async def ready(
 ) -> AsyncIterator[Ready]:
     """Open, check and prepare everything that the process `name` needs.
 
-    service: of `grpc`, the one that runs alone.
+    Args:
+        name: The process, or `all`.
+        settings: The settings of the process.
+        runtime: The Temporal client's runtime.
+        plugins: The Temporal client's plugins.
+        service: The service of the process `grpc` that runs alone; empty: all of them.
 
     Raises:
-        StartError: something outside is wrong; nothing runs then.
+        StartError: something outside the process is wrong; nothing runs then.
     """
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
@@ -64,7 +69,10 @@ async def ready(
 async def run(name: str, settings: Settings, service: str = "") -> None:
     """Run the workers of the process `name` until SIGTERM or SIGINT, then drain them.
 
-    service: as `ready`.
+    Args:
+        name: As for `ready`.
+        settings: As for `ready`.
+        service: As for `ready`.
 
     Raises:
         StartError: as `ready`, or a connection is lost for good.
@@ -90,7 +98,7 @@ async def run_until(jobs: Sequence[Job], stop: asyncio.Event, lost: asyncio.Futu
     """Run the jobs until `stop` is set, one fails, or a connection is `lost`; then drain.
 
     Raises:
-        Exception: of what ended first, after all others are drained.
+        Exception: the error of what ended first, after all others are drained.
     """
     runs = [asyncio.create_task(job.run()) for job in jobs]
     stopped = asyncio.create_task(stop.wait())
@@ -105,7 +113,7 @@ async def run_until(jobs: Sequence[Job], stop: asyncio.Event, lost: asyncio.Futu
 
 
 def all_run(jobs: Mapping[str, Job]) -> Check:
-    """The check that every job runs."""
+    """Return a check that every job runs."""
 
     async def check() -> None:
         idle = [name for name, job in jobs.items() if not job.is_running]

@@ -17,19 +17,19 @@ from workflows.search_attributes import ALL
 Key = SearchAttributeKey[str] | SearchAttributeKey[int]
 
 KNOWN_WITHIN_S = 30.0
-"""How long the server may take to know what it was told, in seconds."""
+"""How long the server may take to know a new search attribute, in seconds."""
 
 ASK_EVERY_S = 0.2
 
 
 async def register(client: Client) -> list[str]:
-    """Add what is missing, and return when the server knows it: the names that were added.
+    """Add missing attributes, and return their names when the server knows them.
 
-    Repeatable, and safe from several processes at once. A workflow that sets an attribute the
-    server does not know would be stuck, so nothing runs before.
+    Repeatable, and safe from several processes at once. A workflow that sets an attribute which the
+    server does not know would be stuck, so no worker runs before.
 
     Raises:
-        StartError: an attribute is there with another type, or may not be added.
+        StartError: an attribute exists with another type, or may not be added.
     """
     try:
         missing = await _missing(client)
@@ -53,7 +53,11 @@ async def register(client: Client) -> list[str]:
 
 
 async def _missing(client: Client) -> tuple[Key, ...]:
-    """The attributes that the server does not know yet."""
+    """Return the attributes that the server does not know yet.
+
+    Raises:
+        StartError: an attribute exists with another type.
+    """
     known = (
         await client.operator_service.list_search_attributes(
             ListSearchAttributesRequest(namespace=client.namespace)

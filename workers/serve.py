@@ -15,14 +15,15 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-# Nothing is reported to anybody, and prompts, which carry people's stories, stay out of the logs.
-# Before Ray and vLLM are imported: they read these then, and so do the processes they start.
+# Nothing is reported to anyone, and prompts, which contain people's stories, stay out of the logs.
+# Set before Ray and vLLM are imported, because they read these on import, as do the processes they
+# start.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
-    "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",  # there can be one, and it is ours
+    "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",  # only one hook is possible, and ours is set
     "RAY_SERVE_LLM_ROUTER_MIN_REPLICAS": "1",
     "RAY_SERVE_LLM_ROUTER_INITIAL_REPLICAS": "1",
 }
@@ -39,11 +40,11 @@ STOPS_WITHIN_S = 10
 GiB = 1024**3
 
 CPU_MAX_MODEL_LEN = 2048
-"""Tokens. The agents size their answers by the window: a longer one only takes longer here."""
+"""Tokens. Agents size their answers by the context window: a longer one takes only more time."""
 
 
 class ServeSettings(BaseSettings):
-    """What is served, and with how much of the machine."""
+    """The model that is served, and how much of the machine it may use."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -90,21 +91,21 @@ class ServeSettings(BaseSettings):
 
 
 class NoDownload(CallbackBase):  # type: ignore[misc]  # Ray ships no types
-    """Tells Ray that there is nothing to fetch: it would start a process only to find that out."""
+    """A callback that saves Ray's process for finding out that there is nothing to fetch."""
 
     async def on_before_node_init(self) -> None:
-        """Called by the engine as it starts."""
+        """Skip the initialisation of the node; the engine calls this as it starts."""
         self.ctx.run_init_node = False
 
 
 def llm_config(settings: ServeSettings) -> LLMConfig:
-    """The engine: prefix cache on, JSON without free whitespace, cached tokens reported."""
+    """Return the engine: prefix cache, JSON without free whitespace, cached tokens reported."""
     engine: dict[str, Any] = {
         "dtype": "bfloat16",
         "max_num_seqs": settings.vllm_max_num_seqs,
         "enable_prefix_caching": True,
         "enable_prompt_tokens_details": True,
-        # A small model that may choose its whitespace pads until it runs out of tokens.
+        # A small model that may choose its whitespace generates it until it runs out of tokens.
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
     if longest := settings.vllm_max_model_len or (None if settings.on_gpu else CPU_MAX_MODEL_LEN):
@@ -114,9 +115,10 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
     else:
         engine |= {
             "kv_cache_memory_bytes": int(settings.vllm_kv_cache_gib * GiB),
-            "block_size": 32,  # a shared prefix is found in steps of this many tokens
-            # A prompt read in several steps ends a CPU engine when its call has a seed: vLLM then
-            # rewinds a generator that cannot be rewound ("CPU Generator does not use offset").
+            "block_size": 32,  # granularity of shared prefixes, in tokens
+            # A prompt that is read in several steps crashes a CPU engine if its call has a seed:
+            # vLLM then rewinds a generator that cannot be rewound ("CPU Generator does not use
+            # offset").
             "enable_chunked_prefill": False,
             # Compiling takes minutes on few cores and made a small model no faster.
             "enforce_eager": True,
@@ -142,17 +144,17 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
 
 
 def _runtime_env(settings: ServeSettings) -> dict[str, Any]:
-    """What the engine's processes start with."""
+    """Return the environment of the engine's processes."""
     if settings.on_gpu:
         return {}
-    # Ray would give the engine one thread whatever the machine has, and vLLM would pin it to a
-    # core that others use. One core is left to the processes that feed the engine.
+    # Ray would give the engine one thread on any machine, and vLLM would pin it to a core that
+    # others use. One core is left to the processes that feed the engine.
     threads = settings.vllm_threads or max(1, (os.cpu_count() or 1) - 1)
     return {"env_vars": {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}}
 
 
 def app(args: dict[str, str]) -> serve.Application:
-    """The Serve application; `args` override the settings, as a RayService gives them."""
+    """Return the Serve application; `args` override the settings, as a RayService passes them."""
     settings = ServeSettings.model_validate(args)
     return build_openai_app(
         {
@@ -165,7 +167,7 @@ def app(args: dict[str, str]) -> serve.Application:
 
 
 def main() -> NoReturn:
-    """Serve until SIGTERM or SIGINT, then take everything down."""
+    """Serve until SIGTERM or SIGINT, then shut everything down."""
     settings = ServeSettings()
     if settings.ray_address:
         ray.init(address=settings.ray_address, log_to_driver=False)
@@ -184,15 +186,15 @@ def main() -> NoReturn:
             signal.pause()
     finally:
         if settings.ray_address:
-            serve.delete(APP)  # the cluster goes on; a head of our own ends with all it runs
+            serve.delete(APP)  # the cluster goes on; a local head ends with all it runs
         ray.shutdown()
 
 
 def _stop(*_: object) -> None:
-    """Leave `main`, wherever it is: an app that is still starting can be stopped too."""
+    """Leave `main` at any point: an app that is still starting can be stopped, too."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    # Ray waits for what it runs; what it runs ends with this process in any case.
+    # Ray waits for its processes, which end with this process in any case.
     late = threading.Timer(STOPS_WITHIN_S, os._exit, (0,))
     late.daemon = True
     late.start()
@@ -200,9 +202,9 @@ def _stop(*_: object) -> None:
 
 
 def _start_ray(settings: ServeSettings) -> None:
-    """A Ray head of our own, that ends with this process."""
+    """Start a Ray head that ends with this process."""
     if settings.ray_temp_dir:
-        for old in Path(settings.ray_temp_dir).glob("session_*"):  # of heads that are no more
+        for old in Path(settings.ray_temp_dir).glob("session_*"):  # of heads that have ended
             old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
     ray.init(
         address="local",

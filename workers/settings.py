@@ -1,7 +1,7 @@
 """Every setting of the fleet's processes: environment variables, or lines of `.fleet/env`.
 
-The environment wins over the file. The table in docs/settings.md is printed by
-`python -m workers settings`. `ALIASES` are the predecessor's names of the same settings.
+The environment overrides the file. `python -m workers settings` prints the table in
+docs/settings.md. `ALIASES` are the names that the predecessor uses for the same settings.
 """
 
 import os
@@ -37,17 +37,17 @@ from pydantic_settings import (
 ROOT = Path(__file__).resolve().parents[1]
 
 SERVICES = ("orchestrator", "context", "planning", "storycoach", "workspace")
-"""The gRPC services; each has the port of its setting `grpc_{name}_port`."""
+"""The gRPC services; the setting `grpc_{name}_port` is the port of each."""
 
 MOCK_REFUSED = "Mock agents not allowed in production"
-"""The words that a request for a mock agent gets everywhere (design section 3)."""
+"""The message that rejects a mock agent everywhere."""
 
 ALIASES = {f"grpc_port_{name}": f"grpc_{name}_port" for name in SERVICES}
-"""The predecessor's name of a setting -> its own."""
+"""The predecessor's name of each setting, and the name here."""
 
 OF_OTHER_PROCESSES = frozenset(
     {
-        # deploy.local: the stack on one machine, and its set-up
+        # deploy.local: the stack on one machine, and its setup
         *("fleet_home", "fleet_serve", "temporal_port", "temporal_ui_port", "nats_port"),
         *("valkey_port", "neo4j_port"),
         # workers.serve: the LLM
@@ -59,16 +59,16 @@ OF_OTHER_PROCESSES = frozenset(
 """Settings that other parts of the fleet read."""
 
 FOREIGN = re.compile(
-    # Temporal's own command and environment configuration, OpenTelemetry's, Ray's, gRPC's
+    # configuration of the Temporal CLI and client, OpenTelemetry, Ray and gRPC
     r"(temporal_(cli|codec|grpc_meta)|otel|ray|nats_box|nats_context|grpc_(trace|verbosity|dns))_.*"
     r"|temporal_tls_(client_(cert|key)|server_ca_cert)_data|temporal_tls_server_name|nats_box"
-    # what Kubernetes sets for each Service
+    # variables that Kubernetes sets for each Service
     r"|.*_service_(host|port)(_.*)?|.*_port_\d+_(tcp|udp)(_.*)?"
 )
-"""Variables that belong to other software, however much they look like ours."""
+"""Variables that belong to other software, however similar their names are."""
 
 ALIKE = 0.81
-"""How alike (difflib's ratio) an unknown name has to be to be taken for a slip."""
+"""How similar (difflib's ratio) an unknown name must be to count as a misspelled setting."""
 
 
 def _seconds(value: Any) -> timedelta:
@@ -87,7 +87,7 @@ Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 DeliberationSeconds = Annotated[
     timedelta, Field(gt=timedelta(), le=timedelta(days=1)), BeforeValidator(_seconds)
 ]
-"""As DeliberationInput takes it."""
+"""A timeout of a deliberation, with the limits of DeliberationInput."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 HostPort = Annotated[
@@ -97,9 +97,9 @@ HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
 
 
 def api_url(url: Any) -> Any:
-    """The base URL of an OpenAI-compatible API: with `/v1` where its path names no version."""
+    """Return the base URL of an OpenAI-compatible API, with `/v1` if its path has no version."""
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        return url  # the pattern refuses it
+        return url  # the pattern rejects it
     base = url.rstrip("/")
     return base if re.search(r"/v\d", urlsplit(base).path) else f"{base}/v1"
 
@@ -108,7 +108,7 @@ ApiUrl = Annotated[HttpUrl, BeforeValidator(api_url)]
 
 
 def home() -> Path:
-    """The folder of the local stack: FLEET_HOME, or `.fleet` beside the code."""
+    """Return the folder of the local stack: FLEET_HOME, or `.fleet` beside the code."""
     return Path(os.environ.get("FLEET_HOME") or ROOT / ".fleet")
 
 
@@ -117,22 +117,22 @@ class InvalidSettings(Exception):
 
 
 class _Renamed(EnvSettingsSource):
-    """Variables under their settings' own names."""
+    """A source that returns variables under the names of their settings."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return own_names(super()._load_env_vars())
 
 
 class Environment(_Renamed):
-    """The environment, aliases included."""
+    """The environment, with aliases."""
 
 
 class EnvironmentFile(_Renamed, DotEnvSettingsSource):
-    """A file of variables, aliases included."""
+    """A file of variables, with aliases."""
 
 
 def own_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The variables, each alias under the name of its setting.
+    """Return the variables, each alias under the name of its setting.
 
     Raises:
         InvalidSettings: an alias and its setting differ.
@@ -153,7 +153,7 @@ def own_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 class Settings(BaseSettings):
-    """What a process is told. Frozen; a field's name is the variable's, in lower case."""
+    """The settings of a process. Frozen; a field's name is the variable's, in lower case."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
@@ -289,7 +289,7 @@ class Settings(BaseSettings):
     @field_validator("agent_type", mode="before")
     @classmethod
     def _no_mock(cls, value: Any) -> Any:
-        """Design section 3: there is no mock agent."""
+        """Reject a mock agent, whatever the case of the value."""
         agent_type = value.strip().upper() if isinstance(value, str) else value
         if agent_type == "MOCK":
             raise MockRefused(MOCK_REFUSED)
@@ -316,7 +316,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _llm_on_ray(cls, given: Any) -> Any:
-        """An LLM on a Ray cluster answers on the port of Ray Serve there."""
+        """Derive `vllm_url` from a Ray cluster: the API has the port of Ray Serve there."""
         address = str(given.get("ray_address") or "").rpartition("//")[2]
         host = urlsplit(f"//{address}").hostname
         if given.get("vllm_url") or not host or host in ("auto", "local"):
@@ -333,7 +333,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, then the local stack's file."""
+        """Read the environment, then the local stack's file."""
         return (
             init_settings,
             Environment(settings_cls),
@@ -342,14 +342,17 @@ class Settings(BaseSettings):
 
 
 class MockRefused(Exception):
-    """AGENT_TYPE asked for a mock agent. Not a ValueError: these words stand alone."""
+    """AGENT_TYPE asked for a mock agent.
+
+    It is not a ValueError, so that the message is printed alone.
+    """
 
 
 def load() -> Settings:
     """Read the settings.
 
     Raises:
-        InvalidSettings: one line for each wrong one.
+        InvalidSettings: one line for each wrong setting.
         MockRefused: AGENT_TYPE is `mock`, in any case.
     """
     try:
@@ -360,7 +363,7 @@ def load() -> Settings:
 
 
 def slips(names: Collection[str]) -> dict[str, str]:
-    """Unknown variables that resemble a setting -> the setting's name, both in capitals."""
+    """Return unknown variables that resemble a setting, with the setting's name, in capitals."""
     known = {*Settings.model_fields, *ALIASES, *OF_OTHER_PROCESSES}
     unknown = {name.lower() for name in names} - known
     found = {}
@@ -373,7 +376,7 @@ def slips(names: Collection[str]) -> dict[str, str]:
 
 
 def variables() -> set[str]:
-    """The names in the environment and in the stack's file."""
+    """Return the names in the environment and in the stack's file."""
     return {*os.environ, *dotenv_values(home() / "env")}
 
 
@@ -399,7 +402,7 @@ def _line(problem: Any) -> str:
 
 
 def table() -> str:
-    """Every setting as a Markdown table: variable, default, meaning."""
+    """Return every setting as a Markdown table: variable, default, meaning."""
     rows = ["| variable | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         names = [name, *(alias for alias, own in ALIASES.items() if own == name)]

@@ -34,17 +34,23 @@ from workflows.models import story_of
 LOOPBACK = "127.0.0.1"
 STORY_WORKFLOW_PREFIX = "story-"
 QUIET = ("httpx", "httpx2", "httpcore", "openai")
-"""Loggers that say on INFO, for every call, what a trace says better."""
+"""Loggers that report on INFO, for every call, what a trace shows better."""
 
 
 def start(settings: Settings, process: str) -> tuple[Runtime, list[Plugin]]:
-    """Set logging and tracing up; the Temporal client's runtime and plugins."""
+    """Set up logging and tracing; return the Temporal client's runtime and plugins."""
     configure_logs(settings.log_level, process, settings.log_format)
     return _runtime(settings), _tracing(settings, process)
 
 
 def configure_logs(level: str, process: str, form: str = "json") -> None:
-    """Every log of the process on stdout, whoever writes it: JSON lines, or for a `console`."""
+    """Send all logs of the process to stdout, from every library.
+
+    Args:
+        level: The lowest level that is logged.
+        process: The name of the process.
+        form: JSON lines, or text for a `console`.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -65,7 +71,7 @@ def configure_logs(level: str, process: str, form: str = "json") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,  # no local variables: they hold secrets
+                structlog.processors.format_exc_info,  # no local variables: they may hold secrets
                 _renderer(form),
             ],
         )
@@ -84,7 +90,7 @@ def _renderer(form: str) -> Processor:
 
 
 def bind_execution(_: Any, __: str, event: EventDict) -> EventDict:
-    """Put the ids of the workflow or activity that logs into the line."""
+    """Add the ids of the workflow or activity that logs to the line."""
     for key, value in _execution_ids():
         event.setdefault(key, value)
     return event
@@ -115,7 +121,7 @@ def _story_id(workflow_id: str) -> Iterator[tuple[str, str]]:
 
 
 class LogContext(Interceptor):
-    """Binds the story and task of an activity's request to whatever is logged meanwhile."""
+    """An interceptor that adds the story and task of an activity's request to all its log lines."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         """Wrap the activity."""
@@ -124,13 +130,14 @@ class LogContext(Interceptor):
 
 class _BindRequest(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-        # For the rest of the activity's task, which is its own: the SDK logs failures in it too.
+        # Bound for the rest of the activity's asyncio task, because the SDK logs failures there,
+        # too.
         structlog.contextvars.bind_contextvars(**request_ids(input.args))
         return await super().execute_activity(input)
 
 
 def request_ids(args: Any) -> dict[str, str]:
-    """`story_id` and `task_id` of an activity's request, or of the task inside it."""
+    """Return `story_id` and `task_id` of an activity's request, or of the task inside it."""
     ids = {}
     for request in args:
         for holder in (request, getattr(request, "task", None)):

@@ -1,4 +1,4 @@
-"""How the CLI shows things: models in, rich renderables out. Text from outside is never markup."""
+"""Rendering of models for the CLI with rich. Text from outside is never markup."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FRAME = 3
 """Characters between two columns of a table."""
 
 LONGEST_WORD = 40
-"""Longer words may be broken."""
+"""Characters that a column keeps for its longest word; longer words may be broken."""
 
 SHORTEST = 8
 
@@ -50,7 +50,7 @@ class StoryRow(Wire):
 
 
 class StoryPage(Wire):
-    """All that a story tells of itself."""
+    """Everything that a story shows about itself."""
 
     story: StoryView
     moves: list[Move]
@@ -60,18 +60,25 @@ class StoryPage(Wire):
 
 
 def plain(value: object, keep: str = "") -> str:
-    """Its words, with a space for every character that would command a terminal."""
+    """Return the text with a space for every character that would control a terminal.
+
+    The characters in `keep` stay.
+    """
     return "".join(c if c.isprintable() or c in keep else " " for c in str(value))
 
 
 def text(value: object, style: str = "") -> Text:
-    """Plain text: no markup, no control characters but the line's end."""
+    """Return plain text: no markup, and no control characters except line breaks."""
     return Text(plain(value, keep="\n"), style=style, overflow="fold")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column. drop: of several, the highest goes first in a narrow terminal; 0: stays."""
+    """A table's column.
+
+    drop: of several columns, the one with the highest number is dropped first in a narrow terminal;
+    0: never.
+    """
 
     title: str
     drop: int = 0
@@ -109,7 +116,7 @@ class Fitting:
             yield text(f"hidden: {', '.join(hidden)} (see --wide)", "dim")
 
     def _widths(self, place: int) -> tuple[int, int]:
-        """The width of a column's longest word, and that of its longest line."""
+        """Return the width of a column's longest word, and that of its longest line."""
         cells = [self.columns[place].title, *(row[place].plain for row in self.rows)]
         word = max(cell_len(word) for cell in cells for word in [*cell.split(), ""])
         line = max(cell_len(line) for cell in cells for line in [*cell.split("\n"), ""])
@@ -117,9 +124,12 @@ class Fitting:
 
 
 def shared(left: int, columns: Sequence[tuple[int, int]]) -> list[int]:
-    """Each column's width: its least, and its part of what is `left`, up to its most.
+    """Return each column's width: its minimum and a share of `left`, up to its maximum.
 
-    left: below 0 where not even the least widths fit; the widest column then gives way.
+    Args:
+        left: Free columns of the terminal. Below 0 if not even the minimum widths fit; the widest
+            column is then narrowed.
+        columns: The minimum and the maximum width of each column.
     """
     widths = [least for least, _ in columns]
     if left < 0:
@@ -138,12 +148,12 @@ def shared(left: int, columns: Sequence[tuple[int, int]]) -> list[int]:
 def table(
     title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]]
 ) -> RenderableType:
-    """A table of plain texts, whose first column is never broken nor dropped."""
+    """Return a table of plain texts, whose first column is never broken or dropped."""
     return Fitting(title, columns, rows)
 
 
 def stories(rows: Sequence[StoryRow]) -> RenderableType:
-    """Stories, one a line."""
+    """Render stories, one per line."""
     if not rows:
         return text("No story fits. Start one: fleet start STORY.json")
     return table(
@@ -175,7 +185,7 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
 
 
 def moment(at: str) -> str:
-    """An ISO 8601 time in the reader's own zone, to the second."""
+    """Return an ISO 8601 time in the reader's own time zone, to the second."""
     try:
         return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}"
     except ValueError:
@@ -183,7 +193,7 @@ def moment(at: str) -> str:
 
 
 def how_to_open(view: StoryView) -> str:
-    """The command that opens the gate the story waits at."""
+    """Return the command that opens the gate the story waits at."""
     story_id = shlex.quote(view.story_id)
     if view.pending_gate == "budget":
         return f"fleet raise-budget {story_id} TOKENS --role {view.gate_role}"
@@ -191,7 +201,7 @@ def how_to_open(view: StoryView) -> str:
 
 
 def story(view: StoryView) -> RenderableType:
-    """Where a story stands."""
+    """Render where a story stands."""
     lines = Table.grid(padding=(0, 2))
     lines.add_row("state", text(view.state + (" (cancelled)" if view.cancelled else ""), "bold"))
     if view.pending_gate:
@@ -214,7 +224,7 @@ def story(view: StoryView) -> RenderableType:
 
 
 def snapshot(now: Snapshot) -> RenderableType:
-    """The live view: the story, and every council with who has answered."""
+    """Render the live view: the story, and every council with who has answered."""
     parts: list[RenderableType] = [story(now.story)]
     if now.councils:
         parts.append(
@@ -240,7 +250,7 @@ def _council(council: Council) -> Sequence[object]:
 
 
 def line(now: Snapshot) -> str:
-    """The snapshot on one line, for a log."""
+    """Return the snapshot on one line, for a log."""
     view = now.story
     parts = [view.state if not view.cancelled else f"{view.state} cancelled"]
     if view.pending_gate:
@@ -261,7 +271,7 @@ def _seats(council: Council) -> int:
 
 
 def page(shown: StoryPage) -> RenderableType:
-    """Everything of a story."""
+    """Render everything about a story."""
     parts: list[RenderableType] = [
         story(shown.story),
         table(
@@ -321,7 +331,7 @@ def page(shown: StoryPage) -> RenderableType:
 
 
 def _event(entry: TimelineEntry) -> Text:
-    """What happened and by whom, and below it the details in the whole width."""
+    """Render an event and its actor, with the details below in full width."""
     shown = text(entry.event, "bold")
     if entry.actor:
         shown.append_text(text(f"  by {entry.actor}"))
@@ -331,7 +341,7 @@ def _event(entry: TimelineEntry) -> Text:
 
 
 def reasons(found: Sequence[Why]) -> RenderableType:
-    """Decisions with their provenance."""
+    """Render decisions with their provenance."""
     return Group(*(_why(each) for each in found))
 
 
@@ -384,7 +394,7 @@ def _why(found: Why) -> RenderableType:
 
 
 def _critique(each: Objection) -> RenderableType:
-    """A critique in the whole width."""
+    """Render a critique in full width."""
     lines = Table.grid(padding=(0, 1))
     lines.add_row("", text(f"{each.critic}, round {each.round}: {each.verdict}", "bold"))
     for point in each.points:

@@ -1,4 +1,4 @@
-"""What a story is doing at this moment, read from Temporal alone."""
+"""The current activity of a story, read from Temporal alone."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,13 +15,13 @@ LOOK_EVERY_S = 1.0
 QUERY_WITHIN = timedelta(seconds=10)
 
 AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
-"""What a query answers while Temporal, or every story worker, is away."""
+"""The errors of a query while Temporal, or every story worker, is unavailable."""
 
 Story = WorkflowHandle[StoryWorkflow, StoryResult]
 
 
 class Council(Wire):
-    """A deliberation under way."""
+    """A running deliberation."""
 
     task_id: str
     progress: Progress
@@ -36,7 +36,7 @@ class Snapshot(Wire):
 
 
 async def look(client: Client, story: Story) -> Snapshot:
-    """The story's state, and the progress of every council at work for it."""
+    """Return the story's state, and the progress of every council that works for it."""
     description = await story.describe()
     view = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
     status = description.status or WorkflowExecutionStatus.RUNNING
@@ -45,7 +45,7 @@ async def look(client: Client, story: Story) -> Snapshot:
 
 
 def is_open(status: str) -> bool:
-    """Whether the story still lives."""
+    """Return whether the story is still open."""
     return status in (
         WorkflowExecutionStatus.RUNNING.name,
         WorkflowExecutionStatus.CONTINUED_AS_NEW.name,
@@ -74,10 +74,10 @@ async def _progress(client: Client, workflow_id: str) -> Council | None:
 
 
 async def follow(client: Client, story_id: str) -> AsyncIterator[Snapshot | str]:
-    """A snapshot a second until the story is closed; a line instead while nobody answers.
+    """Yield a snapshot each second until the story is closed; a line while there is no answer.
 
     Raises:
-        RPCError: there is no such story, or we may not see it.
+        RPCError: there is no such story, or access is denied.
     """
     story = client.get_workflow_handle_for(StoryWorkflow.run, story_workflow_id(story_id))
     while True:

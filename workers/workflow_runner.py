@@ -1,4 +1,4 @@
-"""The sandbox that workflow code runs in: strict for the workflows, open for what they stand on."""
+"""The sandbox of workflow code: strict for workflows, open for the modules that they build on."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ PASSED_THROUGH = (
     "workflows.story_state",
     "workflows.stubs",
 )
-"""What is pure and keeps no state: imported once, not anew for each workflow."""
+"""Modules that are pure and keep no state: imported once, not again for each workflow."""
 
 
 class ResetFirst(WorkflowInstance):
-    """Refuses what cannot be read; tells of a reset before the signals that came after it.
+    """A workflow that handles a reset before the signals that came after it.
 
-    After a reset one activation holds both, and the SDK gives signals and updates first: what
-    they append to the outbox would be taken for what the run before had appended in that place.
-    A run that was reset to its very beginning is told by its name: `make` makes its instance.
+    Invalid inputs are rejected before (workers/payloads.py).
+
+    After a reset, one activation has both, and the SDK delivers signals and updates first: the
+    events that they append to the outbox would be taken for those that the previous run had
+    appended at the same position. If a run was reset to its very beginning, `make` creates its
+    instance again, with the run name of the reset. See docs/design/0002-event-ids-and-resets.md.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class ResetFirst(WorkflowInstance):
         return then
 
     async def _made(self, details: WorkflowInstanceDetails) -> WorkflowInstance:
-        """An instance; the SDK makes one in a running loop only, and activations have none."""
+        """Create an instance; the SDK needs a running loop for that, and activations have none."""
         return self._make(details)
 
     def get_serialization_context(self, command_info: Any) -> SerializationContext | None:
@@ -108,17 +111,17 @@ class ResetFirst(WorkflowInstance):
 
 
 class Runner(SandboxedWorkflowRunner):
-    """The SDK's sandbox, its instances told of a reset first."""
+    """The sandbox of the SDK, with instances that handle a reset first."""
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """A workflow in its sandbox."""
+        """Create a workflow in its sandbox."""
         return ResetFirst(det, super().create_instance)
 
 
 def _begun_anew(
     details: WorkflowInstanceDetails, reset: WorkflowActivationJob
 ) -> WorkflowInstanceDetails:
-    """The details of a run of which nothing is left from before it was reset."""
+    """Return the details of a run that keeps nothing from before its reset."""
     run = run_after_reset(
         details.info.original_execution_run_id, reset.update_random_seed.randomness_seed
     )
@@ -127,7 +130,7 @@ def _begun_anew(
 
 
 def _with_jobs(act: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> WorkflowActivation:
-    """The same activation with these jobs only."""
+    """Return the same activation with only these jobs."""
     part = WorkflowActivation()
     part.CopyFrom(act)
     del part.jobs[:]
@@ -136,6 +139,6 @@ def _with_jobs(act: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> Wo
 
 
 def workflow_runner() -> SandboxedWorkflowRunner:
-    """The workflow runner of every story worker, in production, in tests and in replays."""
+    """Return the workflow runner of every story worker, in production, in tests and in replays."""
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
     return Runner(restrictions=restrictions)

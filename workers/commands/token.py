@@ -41,7 +41,7 @@ def create(
     async def work() -> None:
         from bridge.grpc.access import Caller, create_token  # gRPC is slow to import
 
-        if not days <= DAYS_AT_MOST:  # not a number, either
+        if not days <= DAYS_AT_MOST:  # refuses NaN, too
             raise Refused(f"--days: must be a number up to {DAYS_AT_MOST}")
         key = plain(load().grpc_token_key)
         if key is None:

@@ -1,7 +1,7 @@
 """The fleet's processes: what each needs, and the jobs it runs.
 
-A process opens its own clients, brings what it owns up to date, and yields its jobs with the
-checks of the servers it needs. Each is a module, loaded when it is run: a process does not carry
+A process opens its clients, brings what it owns up to date, and yields its jobs with the checks of
+the servers it needs. Each is a module that is loaded when it runs, so that a process does not load
 the libraries of the others. Tests build the same workers.
 """
 
@@ -30,10 +30,11 @@ UNVERSIONED = "unversioned"
 
 @dataclass(frozen=True)
 class Base:
-    """What every process has: Temporal, and Valkey for the payloads of its data converter.
+    """The resources of every process: Temporal, and Valkey for its data converter's payloads.
 
-    `service`: of the process `grpc`, the service that runs alone; empty: all of them. `lost` gets
-    the error of a connection that is closed for good.
+    Attributes:
+        service: The service of the process `grpc` that runs alone; empty: all of them.
+        lost: Gets the error of a connection that is closed for good.
     """
 
     settings: Settings
@@ -54,21 +55,21 @@ class Base:
 
 
 class Job(Protocol):
-    """What a process runs until it is shut down; Temporal's `Worker` is one."""
+    """A task of a process that runs until it is shut down, such as Temporal's `Worker`."""
 
     @property
     def is_running(self) -> bool: ...
 
     async def run(self) -> None:
-        """Run until `shutdown`; raises what ends it before."""
+        """Run until `shutdown`; raise the error that ends it earlier."""
 
     async def shutdown(self) -> None:
-        """End: finish what is at work, take nothing new."""
+        """Shut down: finish the work in progress, take no more."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process's jobs by name (a worker has its task queue's), and the checks of its servers."""
+    """A process's jobs by name (a worker's is its task queue), and the checks of its servers."""
 
     jobs: Mapping[str, Job]
     checks: Mapping[str, Check] = field(default_factory=dict)
@@ -84,11 +85,11 @@ PROCESSES = {
     "inbox": "workers.processes.inbox",
     "grpc": "workers.processes.grpc",
 }
-"""Name -> the module whose `process` it is. `all` is each of them in one."""
+"""The module of each process, which defines `process`. `all` runs every process in one."""
 
 
 def load_process(name: str) -> Process:
-    """The process of that name."""
+    """Return the process of that name."""
     process: Process = import_module(PROCESSES[name]).process
     return process
 
@@ -102,7 +103,7 @@ class Options(TypedDict):
 
 
 def options(settings: Settings, *interceptors: Interceptor) -> Options:
-    """What every worker is given; `interceptors` beside those that all have."""
+    """Return the options of every worker; `interceptors` are added to the common ones."""
     return Options(
         interceptors=[LogContext(), *interceptors],
         graceful_shutdown_timeout=settings.drain_seconds,
@@ -111,7 +112,7 @@ def options(settings: Settings, *interceptors: Interceptor) -> Options:
 
 
 def _deployment(build_id: str | None) -> WorkerDeploymentConfig:
-    """Versioned only with a build id: without one, a worker takes every story there is."""
+    """Return the deployment: versioned only with a build id, otherwise it takes every story."""
     return WorkerDeploymentConfig(
         version=WorkerDeploymentVersion(DEPLOYMENT, build_id or UNVERSIONED),
         use_worker_versioning=build_id is not None,
@@ -123,7 +124,7 @@ def _deployment(build_id: str | None) -> WorkerDeploymentConfig:
 
 @contextmanager
 def valid_config(*invalid: type[Exception]) -> Iterator[None]:
-    """A configuration file that does not hold together stops the process with the file's words."""
+    """Stop the process, with the file's message, if a configuration file is not valid."""
     try:
         yield
     except ApplicationError as error:

@@ -26,17 +26,17 @@ from workers.settings import Settings
 from workflows.stubs import AGENTS_QUEUE
 
 HEARTBEATS_AT_MOST = timedelta(seconds=2)
-"""Tokens are shown, and a cancellation reaches the engine, within this time."""
+"""The time within which tokens are shown and a cancellation reaches the engine."""
 
 
 RESPONSES = "agent-responses"
-"""The job that completes what external agents were asked."""
+"""The job that completes the calls to external agents."""
 
 
 def agents_worker(
     client: Client, settings: Settings, engine: Engine, valkey: Redis, nats: Nats, source: Source
 ) -> Worker:
-    """Runs calls to agents and checks, no more at once than the engine can."""
+    """Return a worker for agent calls and checks, no more at once than the engine can serve."""
     prompts = Prompts.load(settings.fleet_config / "prompts", load_redaction(settings.fleet_config))
     llms = VllmAgents(engine.client, valkey, engine.model, prompts)
     external = NatsAgents(nats, valkey, prompts, source, settings.external_window)
@@ -62,7 +62,10 @@ def agents_worker(
 
 @asynccontextmanager
 async def process(base: Base) -> AsyncIterator[Running]:
-    """See that the model is served, then run; NATS may come later, for only some agents need it."""
+    """Check that the model is served, then run.
+
+    NATS may connect later, because only some agents need it.
+    """
     settings = base.settings
     async with (
         open_engine(settings) as engine,

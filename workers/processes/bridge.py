@@ -1,4 +1,4 @@
-"""The process `bridge`: the mirror, once its streams are as they are declared."""
+"""The process `bridge`: the mirror, run once its streams match their declaration."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +23,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def bridge_worker(client: Client, settings: Settings, nats: Nats, source: Source) -> Worker:
-    """Publishes events."""
+    """Return the worker that publishes events."""
     mirror = Mirror(nats, source)
     return Worker(
         client,

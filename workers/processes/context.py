@@ -29,7 +29,10 @@ log = structlog.stdlib.get_logger(__name__)
 def context_worker(
     client: Client, settings: Settings, driver: AsyncDriver, valkey: Redis
 ) -> Worker:
-    """Reads and writes the graph and the cache, and reads the process's configuration."""
+    """Return the worker of the graph and the cache.
+
+    It also reads the process's configuration.
+    """
     scopes = load_scopes(settings.fleet_config / "scopes.yaml")
     graph = Graph(
         driver,

@@ -48,7 +48,7 @@ WITH_GRAPH = frozenset({"orchestrator", "context", "planning"})
 
 
 class Stores(NamedTuple):
-    """What the services of WITH_GRAPH read and write."""
+    """The stores that the services of WITH_GRAPH read and write."""
 
     driver: AsyncDriver
     graph: Graph
@@ -95,10 +95,10 @@ async def process(base: Base) -> AsyncIterator[Running]:
 
 
 def served(name: str, base: Base, stores: Stores | None) -> Served:
-    """The service of that name.
+    """Return the service of that name.
 
     Raises:
-        StartError: the configuration does not hold together.
+        StartError: the configuration is not valid.
     """
     match name:
         case "orchestrator":
@@ -147,7 +147,11 @@ def served(name: str, base: Base, stores: Stores | None) -> Served:
 
 
 def token_key(settings: Settings) -> str:
-    """The key of the tokens. Raises StartError where there is none: nothing is served openly."""
+    """Return the key of the tokens.
+
+    Raises:
+        StartError: there is none; no service runs without authentication.
+    """
     key = plain(settings.grpc_token_key)
     if not key:
         raise StartError(
@@ -158,10 +162,11 @@ def token_key(settings: Settings) -> str:
 
 
 def tls(settings: Settings) -> grpc.ServerCredentials | None:
-    """The server's credentials; None on loopback, where they may be missing.
+    """Return the server's credentials; None on loopback, where they are optional.
 
     Raises:
-        StartError: tokens would go over a network in the clear, or the files are no certificate.
+        StartError: tokens would cross a network in clear text, or the files are not a certificate
+            and its key.
     """
     cert, key = settings.grpc_tls_cert, settings.grpc_tls_key
     if (cert is None) != (key is None):
@@ -184,7 +189,7 @@ def tls(settings: Settings) -> grpc.ServerCredentials | None:
 
 
 def on_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
+    """Return whether only this machine can reach that address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

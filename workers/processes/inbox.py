@@ -1,4 +1,4 @@
-"""The process `inbox`: what comes on the bus, once its consumers are as they are declared."""
+"""The process `inbox`: messages from the bus, once its consumers match their declaration."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def open_graph(base: Base, driver: AsyncDriver) -> Graph:
-    """The graph and its cache."""
+    """Open the graph and its cache."""
     settings = base.settings
     return Graph(
         driver,
@@ -38,7 +38,7 @@ def open_graph(base: Base, driver: AsyncDriver) -> Graph:
 
 
 def inbox(base: Base, nats: Nats, graph: Graph) -> Inbox:
-    """Stores what comes as the workflows' own outbox does, and tells the stories."""
+    """Return the inbox: it stores messages as the workflows' outbox does, and notifies stories."""
     settings = base.settings
     return Inbox(nats, graph, base.temporal, settings.nats_replicas, settings.deliberation_timeout)
 

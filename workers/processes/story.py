@@ -1,4 +1,4 @@
-"""The process `story`: workflows, once the search attributes that they set are there."""
+"""The process `story`: workflows, run once their search attributes are registered."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,13 +24,13 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
 STICKY_FOR = timedelta(seconds=5)
-"""How long a story waits for the worker that has it in its cache, before any other takes it."""
+"""How long a story waits for the worker that has it in its cache, before another takes it."""
 
 log = structlog.stdlib.get_logger(__name__)
 
 
 def story_worker(client: Client, settings: Settings) -> Worker:
-    """Runs the workflows."""
+    """Return the worker that runs the workflows."""
     return Worker(
         client,
         task_queue=STORY_QUEUE,
