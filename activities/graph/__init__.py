@@ -164,7 +164,7 @@ MATCH (t:Subtask {case_id: $story_id, id: $task_id}) RETURN t.status AS status
 STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
 
 HAS_BEGUN = "MATCH (s:Case {id: $story_id}) WHERE s.title IS NOT NULL RETURN s.id AS id"
-"""Finds a story by its title: its first entry writes one, a placeholder node has none."""
+"""A story's first entry writes its title; later entries create a missing node without a title."""
 
 GRAPH_LOST = "GraphLost"
 

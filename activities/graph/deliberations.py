@@ -1,4 +1,4 @@
-"""Deliberations, plans and stories, read from the graph once no workflow answers for them."""
+"""Deliberations, plans and stories, read from the graph after their workflows have ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from workflows.models import (
 
 READ_S = 20.0
 
-# A deliberation's last run stands for it: the one that was recorded last.
+# The run that was recorded last represents the deliberation.
 PROPOSALS = """
 MATCH (last:Proposal {deliberation_id: $deliberation_id})
 WITH last ORDER BY last.recorded_at DESC, last.run_id LIMIT 1
@@ -62,7 +62,7 @@ WHERE coalesce(p.status, '') <> 'DELETED'
 RETURN p.id AS id ORDER BY coalesce(p.version, 0) DESC, p.id DESC LIMIT 1
 """
 
-# The tasks as the story's workflow numbers them, whatever became of them since.
+# The tasks as the story's workflow numbered them, regardless of their current state.
 STORYS_PLAN = """
 MATCH (:Story {id: $story_id})-[:HAS_PLAN]->(p:PlanVersion)
 WHERE p.id STARTS WITH $prefix AND coalesce(p.status, '') <> 'DELETED'
@@ -87,11 +87,11 @@ MATCH (d:Deliberation {id: $deliberation_id}) WHERE d.status = 'FAILED' RETURN d
 """
 
 CHECKS = ("policy", "lint", "dry_run")
-"""In the order that they are made in."""
+"""The names of the checks, in the order in which they run."""
 
 
 class Ended(NamedTuple):
-    """A deliberation that the graph knows. ended_ms: when. error_type: what it failed of."""
+    """A stored deliberation. `ended_ms`: when it ended; `error_type`: why it failed, else empty."""
 
     result: DeliberationResult
     ended_ms: int
@@ -99,9 +99,9 @@ class Ended(NamedTuple):
 
 
 async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
-    """A deliberation that was completed, or else that failed; None: the graph knows none.
+    """Return a completed deliberation, or else a failed one; None if the graph has neither.
 
-    Of one that failed: its causes, as `error`, and the agents that failed.
+    A failed one has its causes as `error`, and the agents that failed.
 
     Raises:
         ApplicationError: by `errors.TABLE`.
@@ -128,10 +128,10 @@ async def find_ended(driver: AsyncDriver, deliberation_id: str) -> Ended | None:
 
 
 async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> DeliberationResult | None:
-    """A completed deliberation's result; None where the graph has none of that id.
+    """Return a completed deliberation's result; None if the graph has none with that id.
 
-    Not kept in the graph, and so not in the result: its duration, what its calls
-    cost, what a proposal's decisions were unless it won. A proposal's time is when it was recorded.
+    The graph, and thus the result, lacks the duration, the costs of the calls, and the decisions of
+    proposals that did not win. A proposal's time is the time when it was recorded.
 
     Raises:
         ApplicationError: by `errors.TABLE`, as in every function here.
@@ -160,7 +160,7 @@ async def find_deliberation(driver: AsyncDriver, deliberation_id: str) -> Delibe
 
 
 async def find_plan(driver: AsyncDriver, story_id: str) -> Plan | None:
-    """The last plan that the story's workflow derived, as it derived it; None: it has none."""
+    """Return the last plan that the story's workflow derived, in its original form, or None."""
     rows = await _read(driver, STORYS_PLAN, story_id=story_id, prefix=f"{story_id}-plan-")
     if not rows or not rows[0]["tasks"]:
         return None
@@ -168,12 +168,12 @@ async def find_plan(driver: AsyncDriver, story_id: str) -> Plan | None:
 
 
 async def has_story(driver: AsyncDriver, story_id: str) -> bool:
-    """Whether the graph knows the story."""
+    """Return whether the graph knows the story."""
     return bool(await _read(driver, STORY, story_id=story_id))
 
 
 async def last_plan(driver: AsyncDriver, story_id: str) -> str:
-    """The id of the story's newest plan; empty where it has none."""
+    """Return the id of the story's newest plan, or an empty text."""
     rows = await _read(driver, LAST_PLAN, story_id=story_id)
     return text(rows[0]["id"]) if rows else ""
 
@@ -181,7 +181,14 @@ async def last_plan(driver: AsyncDriver, story_id: str) -> str:
 async def history(
     driver: AsyncDriver, query: PackQuery, scopes: Sequence[Scope], most_events: int
 ) -> str:
-    """The scopes of a story as Markdown, newest first; `most_events`: lines of MILESTONES."""
+    """Render the scopes of a story as Markdown, newest first.
+
+    Args:
+        driver: Neo4j.
+        query: the story, role and subtask.
+        scopes: the scopes to read.
+        most_events: the maximum number of lines of MILESTONES.
+    """
     parts = []
     for scope in scopes:
         read = READS[scope]
@@ -282,12 +289,12 @@ class _RankedRow(Row):
 
     @property
     def order(self) -> int:
-        """The winner first; what has no rank last."""
+        """Sort key: the winner first, proposals without a rank last."""
         return self.proposal.rank or 2**31
 
 
 def _ranked(row: _RankedRow) -> RankedProposal:
-    """The proposal; critiques and checks that are not as this product writes them are left out."""
+    """Convert a proposal; skip critiques and checks in a form that this product does not write."""
     node = row.proposal
     critiques = [(each.critic, said) for each in row.critiques if (said := _critique(each))]
     checks = [check for each in row.checks if (check := _check(each))]
@@ -331,7 +338,7 @@ def _check(row: _CheckRow) -> Check | None:
 
 
 def _failed_agents(said: list[str]) -> list[FailedAgent]:
-    """Who failed; what is not as this product writes it is left out."""
+    """Parse the agents that failed; skip entries in a form that this product does not write."""
     found = []
     for each in said:
         with suppress(ValidationError):

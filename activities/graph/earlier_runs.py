@@ -1,4 +1,7 @@
-"""What earlier runs of a story have numbered, so that a new run's ids are its own."""
+"""The numbers that earlier runs of a story used, so that the ids of a new run are unique.
+
+See docs/design/0009-story-ids-used-again.md.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ RETURN DISTINCT kind, id
 
 
 def numbered(story_id: str, rows: Sequence[dict[str, Any]]) -> StoryRuns:
-    """The highest number of `{story}-plan-{n}`, and of `{story}-{state}-{n}` for each state.
+    """Return the highest number of `{story}-plan-{n}`, and of `{story}-{state}-{n}` by state.
 
-    Ids of another form were given by others: no run of the fleet makes one like them.
+    Ids in another form come from other systems; no run of the fleet creates such ids.
     """
     plans, councils = 0, dict[str, int]()
     form = re.compile(re.escape(story_id) + r"-(.+)-([0-9]{1,9})")

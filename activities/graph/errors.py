@@ -1,8 +1,8 @@
-"""What went wrong in Neo4j or Valkey, as Temporal's retries and the Web UI need it.
+"""Errors of Neo4j and Valkey, translated for Temporal's retries and the Web UI.
 
 Storing is retried without limit, so an error is final only if the data itself can never be stored;
-a server, a credential or a setting can be fixed while the activity waits. Neo4j's server errors are
-classed by their status codes (CODES), Valkey's replies without an error class by their first word
+a server, a credential or a setting can be fixed while the activity retries. Neo4j's server errors
+are classified by status code (CODES), Valkey's replies without an error class by their first word
 (REPLIES), all others by their class (TABLE).
 
 https://neo4j.com/docs/status-codes/5/errors/all-errors/
@@ -18,7 +18,7 @@ from redis import exceptions as redis
 from temporalio.exceptions import ApplicationError
 
 CODES: tuple[tuple[str, str, str, bool], ...] = (
-    # status code or its beginning, type, meaning and remedy, retryable; the first that fits counts
+    # status code or its prefix, type, meaning and remedy, retryable; the first match counts
     ("Neo.ClientError.Statement.AccessMode", "GraphUnavailable", "Neo4j is read-only now", True),
     ("Neo.ClientError.Fabric.AccessMode", "GraphUnavailable", "Neo4j is read-only now", True),
     (
@@ -38,7 +38,7 @@ CODES: tuple[tuple[str, str, str, bool], ...] = (
         "Neo.ClientError.Security.",
         *("GraphCredentials", "Neo4j refused NEO4J_USER, NEO4J_PASSWORD or their rights", True),
     ),
-    # Another transaction's doing: deleted meanwhile, timed out, terminated.
+    # Caused by another transaction: deleted meanwhile, timed out, terminated.
     ("Neo.ClientError.Statement.EntityNotFound", "GraphBusy", "Neo4j could not do it now", True),
     ("Neo.ClientError.Transaction.", "GraphBusy", "Neo4j could not do it now", True),
     ("Neo.ClientError.Statement.TypeError", "GraphValue", "Neo4j cannot hold the value", False),
@@ -49,7 +49,7 @@ CODES: tuple[tuple[str, str, str, bool], ...] = (
         *("GraphConstraint", "the graph's constraints refuse it", False),
     ),
     ("Neo.ClientError.Schema.", "GraphConstraint", "the graph's constraints refuse it", False),
-    # "Changing the request might yield a successful outcome": the same request never does.
+    # "Changing the request might yield a successful outcome": the same request never succeeds.
     ("Neo.ClientError.", "GraphStatement", "Neo4j cannot run the statement", False),
     (
         "Neo.TransientError.General.DatabaseUnavailable",
@@ -101,7 +101,7 @@ TABLE: tuple[tuple[type[BaseException], str, str, bool], ...] = (
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn errors of the two stores into ApplicationErrors by `store_error`; others pass."""
+    """Turn errors of the two stores into ApplicationErrors by `store_error`; let others pass."""
     try:
         yield
     except tuple(row[0] for row in TABLE) as error:
@@ -109,7 +109,7 @@ def store_errors() -> Iterator[None]:
 
 
 def store_error(error: BaseException) -> ApplicationError:
-    """The error by CODES, REPLIES or TABLE, its cause cut to 500 characters."""
+    """Translate an error by CODES, REPLIES or TABLE, with its cause cut to 500 characters."""
     kind, meaning, retryable = _classed(error)
     cause = getattr(error, "message", None) or str(error) or type(error).__name__
     return ApplicationError(
@@ -118,7 +118,7 @@ def store_error(error: BaseException) -> ApplicationError:
 
 
 def _classed(error: BaseException) -> tuple[str, str, bool]:
-    """Type, meaning, retryable."""
+    """Return the error's type, its meaning, and whether it is retryable."""
     if isinstance(error, neo4j.Neo4jError) and error._from_server:
         return next(row[1:] for row in CODES if error.code.startswith(row[0]))
     if type(error) is redis.ResponseError:

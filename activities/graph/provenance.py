@@ -1,4 +1,4 @@
-"""Why a decision was made: what the graph holds of how it came about."""
+"""The provenance of a decision, as stored in the graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORDER BY d.case_id, elementId(d)
 
 
 class Objection(Row):
-    """A critique of the proposal. points: `severity: text`."""
+    """A critique of the proposal. `points`: `severity: text`."""
 
     critic: Text = ""
     round: Number = 1
@@ -41,7 +41,7 @@ class Checked(Row):
 
 
 class Passed(Row):
-    """An approval of a gate after the decision. at: ISO 8601."""
+    """An approval of a gate after the decision. `at`: ISO 8601."""
 
     gate: Text = ""
     actor: Text = ""
@@ -52,7 +52,7 @@ class Passed(Row):
 
 
 class Why(Row):
-    """A decision: who proposed it, on which prompt and model, what followed."""
+    """A decision: who proposed it, with which prompt and model, and what followed."""
 
     decision_id: Text
     story_id: Text = ""
@@ -61,7 +61,7 @@ class Why(Row):
     decided_at: TimeText = ""
     proposed_by: Text = ""
     recorded_by: Text = ""
-    """Whose token it came with, if that is another name."""
+    """The owner of the token that it came with, if it is another name."""
     role: Text = ""
     model: Text = ""
     prompt_hash: Text = ""
@@ -77,7 +77,7 @@ class Why(Row):
 
 
 async def find_why(driver: AsyncDriver, decision_id: str, story_id: str = "") -> list[Why]:
-    """Every decision with that id, one for each story that has it; may be empty."""
+    """Return every decision with that id, one for each story that has it; may be empty."""
     records, _, _ = await driver.execute_query(
         PROVENANCE,
         decision_id=decision_id,
@@ -126,9 +126,9 @@ def _why(row: dict[str, Any]) -> Why:
 
 
 def _before(at: str, decided_at: str) -> bool:
-    """Whether an approval came before the decision: then it did not approve this one.
+    """Return whether an approval came before the decision, and thus did not approve it.
 
-    A time that cannot be read decides nothing.
+    Returns False if a time cannot be parsed.
     """
     approved, decided = instant(at), instant(decided_at)
     return approved is not None and decided is not None and approved < decided

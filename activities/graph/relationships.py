@@ -1,6 +1,7 @@
-"""A node of the graph and what is near it, as others than agents look at the graph.
+"""A node of the graph and its neighbourhood, for readers that are not agents.
 
-Nodes and properties may be anybody's: every value is shown as text, and none is an error.
+Any system may have written the nodes and properties: every value is shown as text, and no value is
+an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from neo4j import AsyncManagedTransaction
 
 NODES_AT_MOST = 200
 EDGES_AT_MOST = 2_000
-"""Beside the node itself; the nearest nodes are shown."""
+"""Limits in addition to the node itself; the nearest nodes are shown."""
 
 _SHOWN: LiteralString = (
     " AND coalesce(n.status, '') <> 'DELETED' "
@@ -34,12 +35,12 @@ LOOK_UPS: dict[str, tuple[LiteralString, ...]] = {
         "MATCH (n:Subtask|Task) WHERE $id IN [n.id, n.sub_id, n.subtask_id, n.task_id]" + _SHOWN,
     ),
 }
-"""How a node of each type is looked for, in turn: by our key first, then by others'."""
+"""Type -> the queries that look up a node, in turn: by our key first, then by others'."""
 
 TYPES = {"Project": "Project", "Epic": "Epic", "Case": "Story", "Story": "Story"} | dict.fromkeys(
     ("Subtask", "Task"), "Task"
 )
-"""Label -> the type that it is shown as; any other label is a type itself."""
+"""Label -> the displayed type; any other label is displayed as it is."""
 
 TITLES = ("title", "name", "event_type", "gate", "approach")
 
@@ -59,7 +60,7 @@ ORDER BY source, target, type LIMIT $limit
 
 
 class Node(NamedTuple):
-    """A node as it is shown."""
+    """A node as displayed."""
 
     id: str
     labels: list[str]
@@ -69,7 +70,7 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A relationship between two shown nodes, by their ids."""
+    """A relationship between two displayed nodes, by their ids."""
 
     source: str
     target: str
@@ -78,7 +79,7 @@ class Edge(NamedTuple):
 
 
 class Neighbourhood(NamedTuple):
-    """A node, what is near it, and whether there is more than is shown."""
+    """A node, its neighbours, and whether some were left out."""
 
     node: Node
     neighbours: list[Node]
@@ -93,14 +94,14 @@ async def read_neighbourhood(
     depth: int,
     redact: Callable[[str], str],
 ) -> Neighbourhood | None:
-    """Read a node and what is at most `depth` steps from it; None if it does not exist.
+    """Read a node and all nodes at most `depth` steps away; return None if it does not exist.
 
     Args:
-        tx: reads only.
+        tx: used for reads only.
         node_type: one of LOOK_UPS.
-        node_id: its id, or another's key of it.
+        node_id: its id, or another system's key.
         depth: 1 or more.
-        redact: takes secrets out of a text.
+        redact: removes secrets from a text.
     """
     found = None
     for look_up in LOOK_UPS[node_type]:
@@ -142,7 +143,7 @@ def _node(row: dict[str, Any], redact: Callable[[str], str]) -> Node:
 
 
 def _keys(labels: list[str]) -> list[str]:
-    """The properties that may be a node's id."""
+    """Return the properties that may be the id of a node with these labels."""
     if {"Case", "Story"} & set(labels):
         return ["id", "case_id", "story_id"]
     return ["id", *(f"{label.lower()}_id" for label in labels), "sub_id", "task_id", "role"]
@@ -153,7 +154,7 @@ def _texts(properties: dict[str, Any], redact: Callable[[str], str]) -> dict[str
 
 
 def as_text(value: Any) -> str:
-    """A property's value: texts as they are, times in ISO 8601, the rest as JSON."""
+    """Convert a property's value: texts unchanged, times in ISO 8601, the rest as JSON."""
     match value:
         case str():
             return value

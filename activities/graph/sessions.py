@@ -1,6 +1,6 @@
-"""A session: what each role gets of a story when its agents resume it.
+"""A session: the parts of a story that each role gets when its agents resume it.
 
-The graph is read once, in one transaction, for all roles; what of it is a role's is a rule.
+The graph is read once, in one transaction, for all roles; a rule selects each role's part.
 """
 
 from __future__ import annotations
@@ -126,13 +126,13 @@ class _DecidedRow(Row):
 
     @property
     def relevance(self) -> tuple[Any, ...]:
-        """As in context packs: what binds the whole story first, then the newest."""
+        """Sort key, as in context packs: decisions that bind the whole story first, then newest."""
         decided_at = instant(self.decision.decided_at)
         return (not self.binding, *newest(decided_at), self.decision.id)
 
 
 class Decided(NamedTuple):
-    """A decision and what hangs on it. `bound`: it affects subtasks, if only deleted ones."""
+    """A decision and its relations. `bound`: it affects subtasks, possibly only deleted ones."""
 
     decision: Fields
     role: str
@@ -142,7 +142,7 @@ class Decided(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A story as the graph has it. Fields have the names of the wire; milestones: newest first."""
+    """A story as stored in the graph, with the field names of the API; milestones newest first."""
 
     case: Fields
     plan: Fields | None
@@ -153,7 +153,7 @@ class Session(NamedTuple):
 
 
 class RoleShare(NamedTuple):
-    """What of a session is one role's."""
+    """The part of a session that belongs to one role."""
 
     tasks: list[Fields]
     decisions: list[Fields]
@@ -166,7 +166,7 @@ class RoleShare(NamedTuple):
 async def read_session(
     tx: AsyncManagedTransaction, story_id: str, events: int, summary: bool
 ) -> Session | None:
-    """Read a story for all roles; None where the graph does not know it."""
+    """Read a story for all roles; return None if the graph does not know it."""
     found = await (await tx.run(CASE, story=story_id)).single()
     if found is None:
         return None
@@ -212,7 +212,7 @@ async def read_session(
 
 
 def redacted(session: Session, redact: Callable[[str], str]) -> Session:
-    """The session without the secrets that its texts hold."""
+    """Remove secrets from the texts of a session."""
 
     def safe(value: Any) -> Any:
         match value:
@@ -247,10 +247,11 @@ def _milestone(row: MilestoneRow) -> Fields:
 
 
 def share_of(session: Session, config: Scopes, role: str) -> RoleShare:
-    """What of the session is this role's; of an unknown role: nothing but the headers.
+    """Return the role's part of the session; an unknown role gets the headers only.
 
-    A role that has all decisions in some phase has them all here. Any other has those that affect
-    its subtasks, that it made, or that name no subtask; and, in turn, what they depend on.
+    A role that has all decisions in some phase gets all of them. Any other role gets those that
+    affect its subtasks, that it made, or that name no subtask, and all decisions that these depend
+    on, directly or indirectly.
     """
     granted = {scope for roles in config.scopes.values() for scope in roles.get(role, [])}
     if not known_role(config, role):
@@ -281,10 +282,10 @@ def share_of(session: Session, config: Scopes, role: str) -> RoleShare:
 
 
 def known_role(config: Scopes, role: str) -> bool:
-    """Whether the scopes file has that role."""
+    """Return whether the scopes file has that role."""
     return any(role in roles for roles in config.scopes.values())
 
 
 def known_roles(config: Scopes) -> list[str]:
-    """Every role of the scopes file."""
+    """Return every role of the scopes file."""
     return sorted({role for roles in config.scopes.values() for role in roles})

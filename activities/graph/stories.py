@@ -1,11 +1,12 @@
-"""A story's node: its one key, and how nodes that other systems wrote come to it.
+"""A story's node: its one key, and the adoption of nodes that other systems wrote.
 
 Other systems write the same story as `(:Case {id})`, `(:Story {id})` or `(:Case {case_id})`, before
-the fleet starts and while it runs, and hang plans, subtasks, decisions and events on it that have
-no `case_id`. Every writer of the fleet uses `STORY`. What it cannot match is adopted: nodes of one
-story become one node with both labels, and what hangs on it gets its `case_id`. Adoption runs
-before a story is read, before a write that a uniqueness constraint has refused is repeated, and
-for all stories in a migration. It is repeatable.
+the fleet starts and while it runs, and attach plans, subtasks, decisions and events without a
+`case_id`. Every writer of the fleet uses `STORY`. Nodes that it cannot match are adopted: the nodes
+of one story become one node with both labels, and the nodes attached to it get its `case_id`.
+Adoption runs before a story is read, before a write that a uniqueness constraint refused is
+repeated, and for all stories in a migration. It is repeatable. See
+docs/design/0008-one-key-for-a-story.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ STORY: LiteralString = """
 MERGE (s:Case {id: row.story_id}) ON CREATE SET s.status = 'UNKNOWN'
 SET s:Story, s.case_id = row.story_id
 """
-"""Match or make the story of `row` as `s`, and take its lock."""
+"""Matches or creates the story of `row` as `s`, and takes its lock."""
 
 MERGE_NODES: LiteralString = """
 WITH *, head(nodes) AS kept, tail(nodes) AS others, [n IN nodes | properties(n)] AS given,
@@ -41,7 +42,7 @@ CALL (kept, others) {
 FOREACH (one IN reverse(given) | SET kept += one)
 SET kept:$(marks)
 """
-"""Make one node, `kept`, of the list `nodes`: of two values of one property the first node's holds.
+"""Merges the list `nodes` into one node, `kept`; for each property, the first node's value wins.
 
 Relationships move with their properties. Types and labels are those of the graph itself.
 """
@@ -67,7 +68,7 @@ WHERE size(statuses) > 0
 SET kept.status = head(statuses)
 """
 )
-"""A placeholder's status UNKNOWN never hides what another system says."""
+"""A placeholder's status UNKNOWN never replaces a status from another system."""
 
 LABELS: dict[str, LiteralString] = {
     "PlanVersion": "coalesce(n.id, n.plan_id)",
@@ -75,7 +76,7 @@ LABELS: dict[str, LiteralString] = {
     "Decision": "coalesce(n.id, n.decision_id)",
     "Event": "coalesce(n.id, n.event_id, n.milestone_id)",
 }
-"""What hangs on a story, and the properties that may hold its id."""
+"""Labels of nodes attached to a story, and the properties that may hold the node's id."""
 
 
 def _adopt_what_hangs(label: str, key: str) -> str:
@@ -112,7 +113,7 @@ UNWIND $ids AS id MATCH (s:Case {id: id})-[:HAS_PLAN]->(:PlanVersion)-[:CONTAINS
 MERGE (n)-[:OF]->(s)
 """,
 )
-"""The relationships that the fleet reads by, beside whatever others wrote."""
+"""Adds the relationships that the fleet reads; those that others wrote stay."""
 
 READERS: tuple[LiteralString, ...] = (
     "MATCH (n:Decision) WHERE n.approved_by IS NULL AND n.decided_by IS NOT NULL "
@@ -129,7 +130,7 @@ READERS: tuple[LiteralString, ...] = (
     "WITH n, p ORDER BY p.version WITH n, last(collect(p.id)) AS plan_id LIMIT $limit "
     "SET n.plan_id = plan_id",
 )
-"""Properties that other systems' readers look for, on nodes that were written without them."""
+"""Adds properties that other systems read to nodes that were written without them."""
 
 UNADOPTED: LiteralString = """
 UNWIND $ids AS id
@@ -172,7 +173,7 @@ ADOPT: tuple[str, ...] = (
 
 
 async def adopt(driver: AsyncDriver, story_ids: Collection[str]) -> None:
-    """Adopt what others wrote of these stories; where there is nothing new, nothing is written."""
+    """Adopt what others wrote for these stories; write nothing if nothing is new."""
     async with driver.session() as session:
         unadopted = await session.execute_read(_ids, UNADOPTED, {"ids": list(story_ids)})
         if unadopted:
@@ -181,7 +182,7 @@ async def adopt(driver: AsyncDriver, story_ids: Collection[str]) -> None:
 
 @unit_of_work(timeout=ADOPTION_S)
 async def adopt_all(tx: AsyncManagedTransaction, story_ids: Collection[str]) -> None:
-    """Adopt what others wrote of these stories, in the caller's transaction."""
+    """Adopt what others wrote for these stories, in the caller's transaction."""
     for statement in ADOPT:
         await (await tx.run(statement, ids=sorted(story_ids))).consume()
 
@@ -195,5 +196,5 @@ async def _ids(
 
 
 async def all_unadopted(tx: AsyncManagedTransaction) -> list[str]:
-    """The ids of all stories that others wrote, or hung something on."""
+    """Return the ids of all stories that others wrote or attached nodes to."""
     return await _ids(tx, ALL_UNADOPTED, {})
