@@ -1,7 +1,7 @@
-"""The five gRPC services of shared/contracts, on the real thing: workflows, graph, cache, agents.
+"""The five gRPC services of shared/contracts, on workflows, graph, cache and agents.
 
-`protos/` holds the contracts, other people's wire, to the letter; `wire/` is the code that set-up
-makes of them. A servicer has no state: proto -> model -> Temporal or graph -> proto. What it
-raises becomes a status in one place (`bridge.grpc.errors`), who calls is known in one place
-(`bridge.grpc.access`), and `bridge.grpc.server` puts both round every method.
+`protos/` holds the contracts, unchanged, because other systems use them; `wire/` is the code that
+set-up generates from them. A servicer has no state: it converts proto -> model -> Temporal or graph
+-> proto. Its exceptions become a status in one place (`bridge.grpc.errors`), callers are identified
+in one place (`bridge.grpc.access`), and `bridge.grpc.server` applies both to every method.
 """

@@ -1,8 +1,8 @@
-"""Who calls: signed, expiring tokens (RFC 7519, HS256) in `authorization: Bearer …`.
+"""Authentication by signed, expiring tokens (RFC 7519, HS256) in `authorization: Bearer …`.
 
-A token names an actor and the roles that it may act in. `fleet token create` makes one; every
-process that serves gRPC has the key it was signed with. Health and reflection need none: they
-tell nothing that the contracts do not.
+A token names an actor and the roles in which it may act. `fleet token create` makes one; every
+process that serves gRPC has the key that signs them. Health and reflection need no token: they
+reveal only what the contracts contain.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from workflows.models import Actor, Request
 ALGORITHM = "HS256"
 ISSUER = "swe-ai-fleet"
 LEEWAY = timedelta(seconds=5)
-"""By which the clocks of those who make tokens and those who read them may differ."""
+"""Maximum difference between the clocks of those who make tokens and those who read them."""
 
 OPEN = ("/grpc.health.", "/grpc.reflection.")
-"""Methods that anyone may call."""
+"""Prefixes of the methods that anyone may call."""
 
 HOW = "Send `authorization: Bearer TOKEN`; `fleet token create` makes one"
 
 
 class Caller(Request):
-    """Who calls, and the roles that the token lets them act in."""
+    """The actor of a call, and the roles that its token allows."""
 
     actor: Actor
     roles: frozenset[Role] = frozenset()
 
     def acting_as(self, *roles: str) -> str:
-        """The first of these roles that the token has.
+        """Return the first of these roles that the token has.
 
         Raises:
             ApplicationError: `Permission`: it has none of them.
@@ -57,12 +57,12 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 
 
 def caller() -> Caller:
-    """Who makes the call that runs here."""
+    """Return the caller of the current call."""
     return _caller.get()
 
 
 def create_token(key: str, caller: Caller, valid_for: timedelta) -> str:
-    """A token of that caller's."""
+    """Create a token for that caller."""
     now = datetime.now(UTC)
     claims = {
         "iss": ISSUER,
@@ -75,10 +75,12 @@ def create_token(key: str, caller: Caller, valid_for: timedelta) -> str:
 
 
 def read_token(key: str | None, token: str) -> Caller:
-    """Whose token it is. key None: for who only wants to know what it says.
+    """Return the caller that the token names.
+
+    Without a `key`, the signature is not checked: only for reading a token's content.
 
     Raises:
-        ApplicationError: `Unauthenticated`: forged, expired, or none of ours.
+        ApplicationError: `Unauthenticated`: forged, expired, or not from this fleet.
     """
     try:
         claims = jwt.decode(
@@ -102,23 +104,26 @@ def read_token(key: str | None, token: str) -> Caller:
 
 
 class Budget(NamedTuple):
-    """A caller's token bucket: what is left of it, and when that was."""
+    """A caller's token bucket: the calls left in it, and the time of that count."""
 
     left: float
     at: float
 
 
 class Access:
-    """Lets a call in, or refuses it. Callers are limited each by themselves."""
+    """Authentication of callers, and a rate limit for each of them."""
 
     def __init__(self, key: str, calls_per_second: float) -> None:
-        """calls_per_second: of one actor, in the long run; twice as many at once."""
+        """Use this key and this limit.
+
+        `calls_per_second` is each actor's long-term limit; twice as many may come at once.
+        """
         self._key = key
         self._rate = calls_per_second
         self._budgets: dict[str, Budget] = {}
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """Who makes the call of this metadata; `caller()` tells it from now on.
+        """Return the caller, by the call's metadata; `caller()` returns it from now on.
 
         Raises:
             ApplicationError: `Unauthenticated`, or `RateLimit`.

@@ -1,6 +1,6 @@
-"""What a call brings beside its message: metadata, a deadline, and names of its contract's own.
+"""What a call has in addition to its message: metadata, a deadline, and its contract's field names.
 
-And how a workflow that it starts is called in the Web UI.
+This module also makes the summaries that the Web UI shows of workflows that calls start.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import grpc
 from workflows.models import InvalidInput, Request
 
 ANSWERED_WITHIN_S = 10.0
-"""How long a workflow has to answer a call that names no deadline."""
+"""How long a workflow has to answer a call without a deadline."""
 
 REQUEST_ID = "x-request-id"
-"""Metadata: the same id from the same caller asks for the same thing, once."""
+"""Metadata: requests with the same id from the same caller are carried out once."""
 
 IN_WORDS = ("x-reason", "x-comment")
-"""Metadata that people write: what is not ASCII comes as UTF-8 under the key with `-bin`."""
+"""Metadata that people write; text that is not ASCII is sent in UTF-8 under the key with `-bin`."""
 
 SUMMARY_BYTES = 200
 
@@ -30,9 +30,9 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 
 def said(context: Context) -> dict[str, str]:
-    """The call's metadata that is text; of a key that comes twice, the last.
+    """Return the call's metadata that is text; of a repeated key, the last value.
 
-    `x-reason-bin` stands for `x-reason`, and holds where both are there; so with IN_WORDS.
+    `x-reason-bin` replaces `x-reason` if both are present, as with all keys of IN_WORDS.
 
     Raises:
         InvalidInput: a `-bin` value is not UTF-8.
@@ -49,24 +49,27 @@ def said(context: Context) -> dict[str, str]:
 
 
 def seconds_left(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> float:
-    """Until the call's deadline; `unless_told` where it names none."""
+    """Return the time until the call's deadline; `unless_told` if it has none."""
     left: float | None = context.time_remaining()
     return unless_told if left is None else left
 
 
 def in_time(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
-    """Raises TimeoutError in the block when the call's time, or `unless_told`, is over."""
+    """Limit a block to the time until the call's deadline, or to `unless_told` if it has none.
+
+    The returned context manager raises TimeoutError after that time.
+    """
     return asyncio.timeout(seconds_left(context, unless_told))
 
 
 def derived_id(*parts: str) -> str:
-    """16 hex digits that only these parts give."""
+    """Return 16 hex digits that are unique to these parts."""
     told = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def summary(text: str) -> str:
-    """A workflow's static summary: one line, as long as Temporal's summaries may be."""
+    """Return a workflow's static summary: one line, limited to SUMMARY_BYTES of UTF-8."""
     return " ".join(text.split()).encode()[:SUMMARY_BYTES].decode(errors="ignore")
 
 
@@ -76,7 +79,13 @@ def understood(
     fields: Mapping[str, Any],
     names: Mapping[str, str] | None = None,
 ) -> RequestT:
-    """The model of a message. names: of the model's fields in the contract, where they differ.
+    """Parse a message's fields into a model.
+
+    Args:
+        model: The model.
+        message: The message's name, for the error.
+        fields: Values by the model's field names.
+        names: Model field -> field in the contract, if they differ.
 
     Raises:
         InvalidInput: names the message's wrong fields as the contract does.

@@ -1,7 +1,7 @@
-"""fleet.context.v1.ContextService: what agents are told of a story, and what others tell of it.
+"""fleet.context.v1.ContextService: context packs for agents, and changes that others send.
 
-Reads come from the graph and nothing else. An update is a workflow's matter: it is answered when
-its transaction has committed, and announced on the bus whatever happens here meanwhile.
+Reads come only from the graph. An update runs in a workflow: the call is answered when its
+transaction has committed, and the update is published on the bus even if this process fails.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ROLES_AT_MOST = 20
 Word = Annotated[
     str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
 ]
-"""A role or a phase, known or not."""
+"""A role or a phase, known or unknown."""
 
 
 Text = Annotated[str, StringConstraints(max_length=20_000)]
@@ -83,13 +83,16 @@ DEPTH = 2
 
 
 def node_type_of(name: object) -> object:
-    """A node's type in capitals, whatever its label is here."""
+    """Return a node type in capitals, with the graph's label replaced by the contract's name."""
     word = name.strip().upper() if isinstance(name, str) else name
     return {"CASE": "STORY", "SUBTASK": "TASK"}.get(str(word), word)
 
 
 class PackAsked(Request):
-    """A GetContextRequest. token_budget 0: the default of scopes.yaml."""
+    """Checked fields of a GetContextRequest.
+
+    `token_budget` 0 means the default of scopes.yaml.
+    """
 
     story_id: Id
     role: Word
@@ -99,7 +102,10 @@ class PackAsked(Request):
 
 
 class SessionAsked(Request):
-    """A RehydrateSessionRequest. roles empty: all of scopes.yaml."""
+    """Checked fields of a RehydrateSessionRequest.
+
+    Empty `roles` mean all roles of scopes.yaml.
+    """
 
     case_id: Id
     roles: list[Word] = Field(max_length=ROLES_AT_MOST)
@@ -108,7 +114,7 @@ class SessionAsked(Request):
 
 
 class ScopesAsked(Request):
-    """A ValidateScopeRequest."""
+    """Checked fields of a ValidateScopeRequest."""
 
     role: Word
     phase: Word
@@ -118,7 +124,7 @@ class ScopesAsked(Request):
 
 
 class CaseAsked(Request):
-    """An InitializeProjectContextRequest or a CreateStoryRequest."""
+    """Checked fields of an InitializeProjectContextRequest or a CreateStoryRequest."""
 
     story_id: Id
     title: Title
@@ -127,7 +133,10 @@ class CaseAsked(Request):
 
 
 class TaskAsked(Request):
-    """A CreateTaskRequest. Texts that are empty and numbers that are 0 say nothing."""
+    """Checked fields of a CreateTaskRequest.
+
+    Empty texts and numbers that are 0 are treated as absent.
+    """
 
     story_id: Id
     task_id: LongId
@@ -140,7 +149,10 @@ class TaskAsked(Request):
 
 
 class DecisionAsked(Request):
-    """An AddProjectDecisionRequest. decision_type None: as a decision without a type."""
+    """Checked fields of an AddProjectDecisionRequest.
+
+    `decision_type` is None for a decision without a type.
+    """
 
     story_id: Id
     decision_type: Phase | None = None
@@ -152,7 +164,7 @@ class DecisionAsked(Request):
 
 
 class PhaseAsked(Request):
-    """A TransitionPhaseRequest."""
+    """Checked fields of a TransitionPhaseRequest."""
 
     story_id: Id
     from_phase: Phase
@@ -161,7 +173,7 @@ class PhaseAsked(Request):
 
 
 class NodeAsked(Request):
-    """A GetGraphRelationshipsRequest."""
+    """Checked fields of a GetGraphRelationshipsRequest."""
 
     node_id: Annotated[str, StringConstraints(min_length=1, max_length=500)]
     node_type: Annotated[Literal["PROJECT", "EPIC", "STORY", "TASK"], BeforeValidator(node_type_of)]
@@ -169,7 +181,7 @@ class NodeAsked(Request):
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
-    """The context service; it has no state."""
+    """The context service, which has no state."""
 
     def __init__(self, temporal: Client, graph: Graph) -> None:
         self._temporal = temporal
@@ -179,7 +191,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def GetContext(  # noqa: N802
         self, request: context_pb2.GetContextRequest, context: Context
     ) -> context_pb2.GetContextResponse:
-        """A context pack; NOT_FOUND where the graph does not know the story."""
+        """Return a context pack.
+
+        Raises:
+            ApplicationError: `UnknownStory`; `TooLarge`.
+        """
         asked = understood(
             PackAsked,
             "GetContextRequest",
@@ -216,10 +232,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def UpdateContext(  # noqa: N802
         self, request: context_pb2.UpdateContextRequest, context: Context
     ) -> context_pb2.UpdateContextResponse:
-        """Store changes in one transaction; a bad one is a warning, and the others are stored.
+        """Store changes in one transaction; an invalid change becomes a warning.
 
-        A request that comes again with its `x-request-id` gets the answer that it got. Where the
-        token lacks the role for one change, nothing is stored.
+        The other changes are stored. A request that is repeated with its `x-request-id` gets its
+        first answer again. If the token lacks the role for one change, nothing is stored.
         """
         update = understood(
             ContextUpdate,
@@ -254,7 +270,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def RehydrateSession(  # noqa: N802
         self, request: context_pb2.RehydrateSessionRequest, context: Context
     ) -> context_pb2.RehydrateSessionResponse:
-        """What each role is told as the story is taken up again; unknown roles get the headers."""
+        """Return what each role needs to resume a story; unknown roles get only the headers."""
         asked = understood(
             SessionAsked,
             "RehydrateSessionRequest",
@@ -287,7 +303,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def ValidateScope(  # noqa: N802
         self, request: context_pb2.ValidateScopeRequest, context: Context
     ) -> context_pb2.ValidateScopeResponse:
-        """Whether these are the scopes of a role in a phase: no fewer, and no more."""
+        """Check that these are exactly the scopes of a role in a phase: no fewer, and no more."""
         asked = understood(
             ScopesAsked,
             "ValidateScopeRequest",
@@ -310,7 +326,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def InitializeProjectContext(  # noqa: N802
         self, request: context_pb2.InitializeProjectContextRequest, context: Context
     ) -> context_pb2.InitializeProjectContextResponse:
-        """Record a case without a workflow; of a story that is known, nothing is changed."""
+        """Record a case without starting a workflow; a story that is known is not changed."""
         asked, phase = await self._case(request, "InitializeProjectContextRequest", context)
         return context_pb2.InitializeProjectContextResponse(
             context_id=context_id(asked.story_id), story_id=asked.story_id, current_phase=phase
@@ -319,7 +335,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def CreateStory(  # noqa: N802
         self, request: context_pb2.CreateStoryRequest, context: Context
     ) -> context_pb2.CreateStoryResponse:
-        """The same as InitializeProjectContext, under its later name."""
+        """Do the same as InitializeProjectContext, under its later name."""
         asked, phase = await self._case(request, "CreateStoryRequest", context)
         return context_pb2.CreateStoryResponse(
             context_id=context_id(asked.story_id), story_id=asked.story_id, current_phase=phase
@@ -391,7 +407,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.AddProjectDecisionResponse:
         """Store a decision under a new id; the same `x-request-id` is the same decision.
 
-        `decided_by` in the metadata is who decided, for the role OPERATOR; else the caller did.
+        With the role OPERATOR, `decided_by` in the metadata names who decided. Otherwise it is the
+        caller.
         """
         caller().acting_as(*WRITERS)
         name = "AddProjectDecisionRequest"
@@ -433,11 +450,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def TransitionPhase(  # noqa: N802
         self, request: context_pb2.TransitionPhaseRequest, context: Context
     ) -> context_pb2.TransitionPhaseResponse:
-        """Move a story: by its workflow's own move where one runs, else in the graph.
+        """Move a story: through its workflow if one is running, else in the graph.
 
         Raises:
-            ApplicationError: `UnknownStory`; `Permission`: the move's own role, or PO where no
-                workflow runs; `IllegalMove` names the moves that are legal.
+            ApplicationError: `UnknownStory`; `Permission`: the token lacks the move's role, or PO
+                if no workflow runs; `IllegalMove` names the moves that are legal.
         """
         name = "TransitionPhaseRequest"
         asked = understood(
@@ -471,7 +488,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         return phase_answer(asked, asked.to_phase)
 
     async def _move(self, asked: PhaseAsked, metadata: Mapping[str, str]) -> str:
-        """Make the move of a running story that leads from phase to phase; its new state."""
+        """Make the move of a running story between two phases and return its new state."""
         story = self._temporal.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(asked.story_id)
         )
@@ -486,7 +503,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     async def GetGraphRelationships(  # noqa: N802
         self, request: context_pb2.GetGraphRelationshipsRequest, context: Context
     ) -> context_pb2.GetGraphRelationshipsResponse:
-        """A node and its neighbours, at most 200; `message` says where there are more."""
+        """Return a node and at most 200 neighbours; `message` reports if there are more."""
         asked = understood(
             NodeAsked,
             "GetGraphRelationshipsRequest",
@@ -537,7 +554,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
 
 
 def _require_time(timestamp: str) -> None:
-    """Refuse a time that cannot be read, or has not come: what is later in time wins.
+    """Refuse a time that cannot be read or is in the future, because the latest time wins.
 
     Raises:
         InvalidInput: with the rule.
@@ -563,14 +580,14 @@ def _require_time(timestamp: str) -> None:
 
 
 def context_id(story_id: str) -> str:
-    """The id that clients know a story's context by."""
+    """Return the id by which clients know a story's context."""
     return f"ctx-{story_id}"
 
 
 def created(
     entity_type: str, entity_id: str, payload: Mapping[str, Any], reason: str = ""
 ) -> ContextChange:
-    """The change that creates an entity."""
+    """Build the change that creates an entity."""
     return ContextChange(
         operation="CREATE",
         entity_type=entity_type,
@@ -583,7 +600,9 @@ def created(
 def move_between(
     source: str, target: str, now: StoryView, moves: Sequence[Move], roles: Collection[str]
 ) -> Move:
-    """The move of a running story from one phase to another; of several, one that roles may make.
+    """Return the move of a running story from one phase to another.
+
+    If there are several, one that the roles may make is preferred.
 
     Raises:
         ApplicationError: `IllegalMove` names the moves that are legal.
@@ -604,7 +623,7 @@ def move_between(
 
 
 def phase_answer(asked: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
-    """Where the story is, as of now."""
+    """Build the answer with the story's phase and the current time."""
     return context_pb2.TransitionPhaseResponse(
         story_id=asked.story_id, current_phase=phase, transitioned_at=iso(datetime.now(UTC))
     )
@@ -614,10 +633,15 @@ def phase_answer(asked: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseRe
 
 
 def require_size(answer: Message, what: str, instead: str) -> None:
-    """Refuse what no client could read.
+    """Refuse an answer that is too large for clients to read.
+
+    Args:
+        answer: The message.
+        what: What it holds, for the error message.
+        instead: What to ask for instead.
 
     Raises:
-        ApplicationError: TOO_LARGE. instead: what to ask for.
+        ApplicationError: `TooLarge`.
     """
     if (size := answer.ByteSize()) > LARGEST_MESSAGE:
         words = f"{what} has {size} bytes, more than {LARGEST_MESSAGE}: ask for {instead}"
@@ -627,10 +651,10 @@ def require_size(answer: Message, what: str, instead: str) -> None:
 def rehydrated(
     session: Session, scopes: Scopes, roles: list[str]
 ) -> context_pb2.RehydrateSessionResponse:
-    """The packs, each under the role as it was asked for; none asked for: all there are.
+    """Build the packs, each under its role's name in the request; without roles, for all roles.
 
-    `token_budget_hint` is scopes.yaml's `token_budget`: what a pack of this fleet's may take of a
-    model's window. `stats` count what is in any of the packs, each thing once.
+    `token_budget_hint` is `token_budget` of scopes.yaml: how much of a model's window one of this
+    fleet's packs may take. `stats` count everything that is in any of the packs once.
     """
     meant = {asked: scopes.role(asked) for asked in roles or known_roles(scopes)}
     shares = {role: share_of(session, scopes, role) for role in sorted(set(meant.values()))}
@@ -683,7 +707,7 @@ def _pack(
 
 
 def verdict(scopes: Scopes, role: str, phase: str, missing: list[str], extra: list[str]) -> str:
-    """In words, why scopes are allowed or not."""
+    """Explain why scopes are allowed or not."""
     where = f"{scopes.role(role)} in {phase.upper()}"
     faults = []
     if missing:

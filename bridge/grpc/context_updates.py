@@ -1,7 +1,7 @@
-"""How the context service writes: who may change what, and the one workflow that stores it.
+"""Writes of the context service: who may change what, and the workflow that stores the changes.
 
-Every write is a ContextUpdateWorkflow: it is answered when its transaction has committed, and
-announced on the bus whatever happens here meanwhile.
+Every write is a ContextUpdateWorkflow: the call is answered when its transaction has committed, and
+the update is published on the bus even if this process fails.
 """
 
 from __future__ import annotations
@@ -50,35 +50,44 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
 ANSWERED_WITHIN_S = 60.0
-"""How long a call without a deadline may take: the stores may be away meanwhile."""
+"""How long a call without a deadline may take.
+
+The stores may be unavailable for a part of this time.
+"""
 
 NOT_READY = "Workflow Task in failed state"
-"""What Temporal says while a worker that was too busy for a task has it again: ask again."""
+"""Temporal's message while a task is tried again because its worker was too busy.
+
+The call is then repeated.
+"""
 
 READY_EVERY_S = 0.2
 
 OPERATOR = "OPERATOR"
 PO = "PO"
 WRITERS = ("DEV", "QA", "ARCHITECT", "DEVOPS", "DATA", PO, OPERATOR)
-"""Who writes decisions, milestones, subtasks and draft plans in their own name."""
+"""Roles that write decisions, milestones, subtasks and draft plans in their own name."""
 
 
-# --- who may change what (design section 10) ------------------------------------------------------
+# --- who may change what --------------------------------------------------------------------------
 
 
 def about_case(update: ContextUpdate) -> bool:
-    """Whether a change is about the case itself: then it matters whether the story runs."""
+    """Return whether a change is about the case itself.
+
+    If it is, it matters whether a workflow runs the story.
+    """
     return any(change.entity_type.strip().upper() == "CASE" for change in update.changes)
 
 
 def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> None:
-    """Refuse the whole update where the caller may not make one of its changes.
+    """Refuse the whole update if the caller may not make one of its changes.
 
-    A change that cannot be read is not judged here: it is refused where it is stored.
+    Changes that cannot be read are not checked here. They are refused when the update is stored.
 
     Raises:
-        ApplicationError: `Permission` names the change and the roles that may make it; `StoryRuns`
-            where a workflow holds what the change is about.
+        ApplicationError: `Permission` names the change and the roles that may make it; `StoryRuns`:
+            a workflow holds what the change is about.
     """
     for asked in _read(update):
         if asked.entity_type == "CASE" and story_runs and _about_our_fields(asked):
@@ -99,7 +108,7 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
 
 
 def roles_for(asked: Asked, actor: str) -> tuple[str, ...]:
-    """The roles of which one may make the change."""
+    """Return the roles that may make the change; one of them is enough."""
     if asked.operation == "DELETE":
         return (PO,)
     if asked.entity_type == "CASE" or _other_name(asked, actor):
@@ -118,13 +127,16 @@ def _read(update: ContextUpdate) -> Iterable[Asked]:
 
 
 def _about_our_fields(asked: Asked) -> bool:
-    """Others' fields of a case belong to no workflow."""
+    """Return whether the change is about fields that a story's workflow holds.
+
+    A workflow does not hold the fields that others add to a case.
+    """
     payload = asked.payload
     return asked.operation != "UPDATE" or bool(payload and payload.model_dump(exclude_none=True))
 
 
 def _other_name(asked: Asked, actor: str) -> str:
-    """The name that the change speaks in, where it is not the caller's."""
+    """Return the name in which the change is made, if it is not the caller's; else empty."""
     match asked.payload:
         case DecisionPayload(decided_by=str(name)) | MilestonePayload(actor=str(name)):
             return name if name != actor else ""
@@ -142,16 +154,16 @@ def _why(asked: Asked, actor: str) -> str:
 
 
 class Updates:
-    """Starts updates and waits until they are stored."""
+    """The context updates of this service's calls."""
 
     def __init__(self, temporal: Client) -> None:
         self._temporal = temporal
 
     async def story_runs(self, story_id: str) -> bool:
-        """Whether a workflow runs the story.
+        """Return whether a workflow runs the story.
 
         Raises:
-            RPCError: Temporal is away.
+            RPCError: Temporal is unavailable.
         """
         story = self._temporal.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(story_id)
@@ -164,7 +176,9 @@ class Updates:
             return False
 
     async def store(self, context: Context, update: ContextUpdate) -> ContextAnswer:
-        """Store the update; one that comes again with its `x-request-id` gets the answer it got.
+        """Store the update and return its answer.
+
+        An update that is repeated with its `x-request-id` gets its first answer again.
 
         Raises:
             ApplicationError: `RequestReused`; as `GraphStub.update_context`.

@@ -1,6 +1,6 @@
-"""Deliberations that calls start, join, wait for, follow and leave, and what is known of old ones.
+"""Deliberations that calls start, join, wait for, follow and leave, and results of old ones.
 
-`bridge.grpc.deliberations` says how a result and a history read; here is where they come from.
+`bridge.grpc.deliberations` formats results and histories; this module gets them.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ DEFAULT_TIMEOUT = timedelta(seconds=300)
 
 TASK_ID = "x-task-id"
 AGENTS = "x-agents"
-"""Trailing metadata: `3 of 5`, where more agents were asked for than the council has."""
+"""Trailing metadata: `3 of 5`, if more agents were requested than the council has."""
 
 ORCHESTRATED = "task-"
-"""Begins the task ids that Orchestrate makes."""
+"""Prefix of the task ids that Orchestrate makes."""
 
 Deliberation = WorkflowHandle[DeliberationWorkflow, DeliberationResult]
 
@@ -63,7 +63,8 @@ Deliberation = WorkflowHandle[DeliberationWorkflow, DeliberationResult]
 class Call:
     """A call that waits for a deliberation.
 
-    own: no one else can wait for it. agents: see AGENTS; empty where as many deliberate as asked.
+    `own`: no other call can wait for it. `agents`: see AGENTS; empty if as many agents deliberate
+    as requested.
     """
 
     handle: Deliberation
@@ -74,7 +75,7 @@ class Call:
 
 
 class Deliberations:
-    """The deliberations of this service's calls; what they leave is cancelled."""
+    """The deliberations of this service's calls, cancelled when their calls end early."""
 
     def __init__(
         self,
@@ -83,7 +84,10 @@ class Deliberations:
         driver: AsyncDriver,
         timeout: timedelta | None = None,
     ) -> None:
-        """timeout: of a deliberation whose caller names none; None: DEFAULT_TIMEOUT."""
+        """Serve from Temporal, the graph and Neo4j.
+
+        `timeout` applies to a deliberation whose caller names none; None means DEFAULT_TIMEOUT.
+        """
         self._timeout_s = (timeout or DEFAULT_TIMEOUT).total_seconds()
         self._temporal = temporal
         self._graph = graph
@@ -91,14 +95,15 @@ class Deliberations:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def begin(self, asked: Deliberating, context: Context, prefix: str = CALLED) -> Call:
-        """Start the deliberation, or join it; it lasts no longer than the call's deadline.
+        """Start the deliberation or join it; it lasts at most until the call's deadline.
 
-        Its task_id goes out at once, in the initial metadata TASK_ID. A call that ends before it is
-        answered takes with it what only it waits for. prefix: of the task's id, where it has none.
-        Of a council with fewer agents than are asked for, all take part.
+        Its task_id is sent at once, in the initial metadata TASK_ID. If the call ends before it is
+        answered, a deliberation for which only this call waits is cancelled. If the council has
+        fewer agents than requested, all of them take part. `prefix` begins the task's id if the
+        request has none.
 
         Raises:
-            ApplicationError: `UnknownCouncil` names the roles there are.
+            ApplicationError: `UnknownCouncil` names the existing roles.
             InvalidInput: `context_options` without a story.
         """
         council = await self._graph.load_council(CouncilQuery(role=asked.role))
@@ -136,26 +141,26 @@ class Deliberations:
         def ended(_: Context) -> None:
             self._leave(call, starting)
 
-        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs know no function
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs lack functions
         await asyncio.shield(starting)
         await context.send_initial_metadata(((TASK_ID, task_id),))
         return call
 
     async def result(self, call: Call) -> DeliberationResult:
-        """Wait for it.
+        """Wait for the result.
 
         Raises:
-            WorkflowFailureError: what the deliberation failed of.
+            WorkflowFailureError: the deliberation failed.
         """
         try:
             return await call.handle.result()
         finally:
-            # Not where the call itself was ended: `_leave` sees to its deliberation then.
+            # Not if the call itself was cancelled: `_leave` then handles its deliberation.
             task = asyncio.current_task()
             call.answered = not (task and task.cancelling())
 
     async def updates(self, call: Call) -> AsyncIterator[wire.DeliberationUpdate]:
-        """Each wave and each answer from the beginning, as they come; the last has the winner.
+        """Yield an update for each wave and answer from the beginning; the last has the winner.
 
         Raises:
             WorkflowFailureError: as `result`.
@@ -168,7 +173,7 @@ class Deliberations:
         yield updates.complete(await self.result(call))
 
     async def find(self, task_id: str) -> wire.GetDeliberationResultResponse:
-        """A task's deliberation: from Temporal, and once that has forgotten it, from the graph.
+        """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
 
         Raises:
             ApplicationError: `NotFound`: neither knows it.
@@ -183,7 +188,7 @@ class Deliberations:
         return await _told(task_id, handle, described)
 
     async def _background(self, asked: Deliberating) -> str:
-        """What every agent gets after its context pack: the caller's notes, `context_options`."""
+        """Return the text after each context pack: the caller's notes and `context_options`."""
         wanted = asked.context_options.wanted
         story_id = asked.story_id or asked.case_id
         if wanted and not story_id:
@@ -204,7 +209,7 @@ class Deliberations:
         )
 
     async def _start(self, task: DeliberationInput) -> None:
-        """Start it, unless it runs or was completed: then there is nothing to begin anew."""
+        """Start the workflow, unless it is running or was completed."""
         with suppress(WorkflowAlreadyStartedError):
             await self._temporal.start_workflow(
                 DeliberationWorkflow.run,
@@ -217,12 +222,12 @@ class Deliberations:
             )
 
     def _leave(self, call: Call, starting: asyncio.Future[None]) -> None:
-        """The call is over: what only it waited for goes with it."""
+        """Cancel the deliberation of a call that has ended, if no other call can wait for it."""
         if call.answered or not call.own:
             return
 
         async def cancel() -> None:
-            with suppress(RPCError):  # it has ended, or was never begun
+            with suppress(RPCError):  # it has ended, or was never started
                 await starting
                 await call.handle.cancel()
 
@@ -231,7 +236,7 @@ class Deliberations:
         leaving.add_done_callback(self._leaving.discard)
 
     async def _summary(self, event: HistoryEvent) -> str:
-        """What an activity's summary says; empty where there is none."""
+        """Return the text of an activity's summary; empty if it has none."""
         if not event.user_metadata.HasField("summary"):
             return ""
         (said,) = await self._temporal.data_converter.decode([event.user_metadata.summary], [str])
@@ -256,7 +261,10 @@ class Deliberations:
 
 
 def _task_id(asked: Deliberating, request_id: str) -> str:
-    """Of one caller's request of that id, and no other; without an id, of this call alone."""
+    """Return a task id for this request of this caller.
+
+    It is derived from the caller, the request id and the request. Without a request id, it is new.
+    """
     if not request_id:
         return uuid.uuid4().hex
     return derived_id(caller().actor, request_id, asked.model_dump_json())
@@ -265,7 +273,7 @@ def _task_id(asked: Deliberating, request_id: str) -> str:
 async def _told(
     task_id: str, handle: Deliberation, described: WorkflowExecutionDescription
 ) -> wire.GetDeliberationResultResponse:
-    """What Temporal knows of a deliberation."""
+    """Build the answer from what Temporal knows of a deliberation."""
     status = described.status or WorkflowExecutionStatus.RUNNING
     answer = wire.GetDeliberationResultResponse(
         task_id=task_id,
@@ -295,7 +303,7 @@ async def _told(
 
 
 def _failure(error: WorkflowFailureError) -> DeliberationResult | None:
-    """What a deliberation that failed had come to, where it says so."""
+    """Return the partial result of a failed deliberation, if its error has one."""
     cause = error.cause
     if isinstance(cause, ApplicationError) and cause.details:
         return DeliberationResult.model_validate(cause.details[0])

@@ -1,4 +1,7 @@
-"""A deliberation as gRPC's clients read it: its result, and its updates while it runs. Pure."""
+"""A deliberation as gRPC clients read it: its result, and its updates while it runs.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,16 @@ STATUS = {
     "judge": "scoring",
     "record_deliberation": "scoring",
 }
-"""The activity of a wave -> the word for it."""
+"""The activity of a wave -> the status in its updates."""
 
 WAVES = {"check_proposal": "check", "record_deliberation": "record"}
-"""Activities that are not named as their wave is."""
+"""Activities whose names differ from those of their waves."""
 
 LAST_WAVES = 3
-"""propose, check and record; a round has two more, and near ties are judged besides."""
+"""The number of waves without rounds: propose, check and record.
+
+Each round has two more, and near ties are also judged.
+"""
 
 FAILED = (
     EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
@@ -45,7 +51,7 @@ FAILED = (
 
 
 def results(found: DeliberationResult) -> list[wire.DeliberationResult]:
-    """Every proposal, the winner first."""
+    """Return every proposal, the winner first."""
     ranked = sorted(found.ranked, key=lambda each: each.rank)
     return [_result(each) for each in ranked]
 
@@ -53,9 +59,10 @@ def results(found: DeliberationResult) -> list[wire.DeliberationResult]:
 def metadata(
     found: DeliberationResult, execution_id: str, timestamp_ms: int, agents: str = ""
 ) -> wire.OrchestratorMetadata:
-    """tags: role, task_id, story_id, judged (why a near tie went so), failed_agents, models.
+    """Build the metadata with its tags.
 
-    And `agents`, such as `3 of 5`: where more were asked for than the council has.
+    The tags are role, task_id, story_id, judged (the reason in a near tie), failed_agents, models,
+    and `agents`, such as `3 of 5`, if more agents were requested than the council has.
     """
     failed = "; ".join(
         f"{each.agent_id} ({each.act}): {each.cause}" for each in found.failed_agents
@@ -78,11 +85,12 @@ def metadata(
 
 
 def check_suite(checks: Sequence[Check]) -> wire.CheckSuite:
-    """The checks of one proposal.
+    """Build the checks of one proposal.
 
-    Only a check that was made, and passed, is passed: one that was not made says "not checked",
-    one that had nothing to look at "not applicable" (in `message`; of lint, which has none, in
-    `errors`). all_passed: something was checked, all that applied passed, nothing was left out.
+    Only a check that was made and passed has `passed`. One that was not made reports "not checked",
+    and one that had nothing to check "not applicable" (in `message`; lint has none, and uses
+    `errors`). all_passed: something was checked, all checks that applied passed, and none was left
+    out.
     """
     by_name = {check.name: check for check in checks}
     suite = wire.CheckSuite(
@@ -149,7 +157,7 @@ def _passed(check: Check) -> bool:
 
 
 def _said(check: Check) -> str:
-    """The outcome in words; where a check was not made, with the reason."""
+    """Describe the outcome; if a check was not made, with the reason."""
     said = SAID.get(check.outcome, check.outcome)
     reasons = [finding.removeprefix(f"{said}: ") for finding in check.findings]
     return f"{said}: {'; '.join(reasons)}" if check.outcome in SAID and reasons else said
@@ -165,7 +173,10 @@ def _all_passed(checks: Sequence[Check]) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """An agent at work in a wave; agent empty: nobody is asked, as when it is recorded."""
+    """An agent at work in a wave.
+
+    `agent` is empty if no agent is called, as when the deliberation is recorded.
+    """
 
     wave: str
     agent: str
@@ -174,8 +185,8 @@ class Asked:
 class Updates:
     """A deliberation's history, event by event, as updates: one for each wave and each answer.
 
-    It goes by the history alone, so nothing is missed however fast it goes, and a client that
-    comes later is told the same.
+    Updates depend only on the history, so none is missed however fast the deliberation goes, and a
+    client that connects later gets the same ones.
     """
 
     def __init__(self, rounds: int) -> None:
@@ -189,11 +200,14 @@ class Updates:
         self._percent = 0
 
     def accepted(self) -> wire.DeliberationUpdate:
-        """The first update: council and context pack are gathered."""
+        """Build the first update: council and context pack are gathered."""
         return self._update("gather")
 
     def read(self, event: HistoryEvent, summary: str) -> Iterator[wire.DeliberationUpdate]:
-        """What the event tells. summary: of the activity that it schedules, else empty."""
+        """Yield the updates that the event causes.
+
+        `summary` is that of the activity that the event schedules, else empty.
+        """
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             yield from self._schedule(event, summary)
         elif event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
@@ -209,7 +223,7 @@ class Updates:
                 yield self._update(f"{asked.wave}: {asked.agent} failed", asked.agent)
 
     def complete(self, found: DeliberationResult) -> wire.DeliberationUpdate:
-        """The last update: the winner."""
+        """Build the last update, with the winner."""
         return wire.DeliberationUpdate(
             status="complete",
             progress_percent=100,
@@ -252,7 +266,10 @@ class Updates:
 
 
 def _agent(wave: str, summary: str) -> str:
-    """Whom the workflow's summary names: `check agent-dev-1`, `agent-dev-1 proposes`."""
+    """Return the agent that the activity's summary names; empty if it names none.
+
+    Summaries are such as `check agent-dev-1` and `agent-dev-1 proposes`.
+    """
     words = summary.split()
     if not words or wave == "record":
         return ""

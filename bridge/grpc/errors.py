@@ -1,6 +1,6 @@
-"""What a call raises, as gRPC's clients need it: a status, its words, and google.rpc details.
+"""Errors of calls as gRPC clients need them: a status, its message, and google.rpc details.
 
-One table says which error is which status; `tests/unit/test_grpc_errors.py` proves it complete.
+One table maps errors to statuses; `tests/unit/test_grpc_errors.py` checks that it is complete. See
 https://grpc.io/docs/guides/status-codes/ and google/rpc/error_details.proto.
 """
 
@@ -37,18 +37,22 @@ STORY_RUNS = "StoryRuns"
 CANCELLED = "Cancelled"
 
 NOT_FOUND_WORDS = "not found"
-"""Clients look for these words in the details of every NOT_FOUND."""
+"""Words that clients look for in the details of every NOT_FOUND."""
 
 DOMAIN = "swe-ai-fleet"
-"""Of ErrorInfo: whose `reason` it is."""
+"""The `domain` of ErrorInfo: the owner of its `reason`."""
 
 MESSAGE_BYTES = 500
 VIOLATIONS = 20
 VIOLATION_CHARACTERS = 120
-"""A status goes out in the trailers, twice: beyond 8 KiB clients lose it at random."""
+"""Maximum length of one violation's field and of its rule, in characters.
+
+These three limits keep a status small. It is sent in the trailers, twice, and clients lose trailers
+of more than 8 KiB at random.
+"""
 
 RETRY_AFTER = timedelta(seconds=1)
-"""What a client is told to wait where a server is away."""
+"""The retry delay that clients receive if a server is unavailable."""
 
 STATUS: dict[str, StatusCode] = {
     # the request
@@ -58,13 +62,13 @@ STATUS: dict[str, StatusCode] = {
     "GraphConstraint": StatusCode.FAILED_PRECONDITION,
     "CacheValue": StatusCode.INVALID_ARGUMENT,
     "PromptTooLong": StatusCode.INVALID_ARGUMENT,
-    # who asks
+    # the caller
     UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
     PERMISSION: StatusCode.PERMISSION_DENIED,
     "GateRole": StatusCode.PERMISSION_DENIED,
     RATE: StatusCode.RESOURCE_EXHAUSTED,
     TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,
-    # what there is
+    # what exists
     NOT_FOUND: StatusCode.NOT_FOUND,
     "UnknownCouncil": StatusCode.NOT_FOUND,
     "UnknownStory": StatusCode.NOT_FOUND,
@@ -89,7 +93,7 @@ STATUS: dict[str, StatusCode] = {
     "AllBarred": StatusCode.FAILED_PRECONDITION,
     "EntryNotStuck": StatusCode.FAILED_PRECONDITION,
     "GraphLost": StatusCode.FAILED_PRECONDITION,
-    # what did not come to an end
+    # what ended without a result
     "QuorumLost": StatusCode.ABORTED,
     "BadAnswer": StatusCode.ABORTED,
     "AgentFailed": StatusCode.ABORTED,
@@ -97,7 +101,7 @@ STATUS: dict[str, StatusCode] = {
     "ChildEnded": StatusCode.ABORTED,
     "DeliberationTimeout": StatusCode.DEADLINE_EXCEEDED,
     CANCELLED: StatusCode.CANCELLED,
-    # what is away, and comes back
+    # what is unavailable for a time
     "WorkerDrains": StatusCode.UNAVAILABLE,
     "LlmUnreachable": StatusCode.UNAVAILABLE,
     "LlmTimeout": StatusCode.UNAVAILABLE,
@@ -120,14 +124,14 @@ STATUS: dict[str, StatusCode] = {
     "NoStream": StatusCode.UNAVAILABLE,
     "StreamRefused": StatusCode.UNAVAILABLE,
     "UnknownKind": StatusCode.UNAVAILABLE,
-    # ours to mend
+    # faults to fix in the fleet
     "GraphError": StatusCode.INTERNAL,
     "GraphStatement": StatusCode.INTERNAL,
     "CacheError": StatusCode.INTERNAL,
     "EventTooLarge": StatusCode.INTERNAL,
     "InvalidEvent": StatusCode.INTERNAL,
 }
-"""ApplicationError's type -> status."""
+"""The type of an ApplicationError -> the status."""
 
 _TEMPORAL: dict[RPCStatusCode, StatusCode] = {
     RPCStatusCode.NOT_FOUND: StatusCode.NOT_FOUND,
@@ -136,16 +140,16 @@ _TEMPORAL: dict[RPCStatusCode, StatusCode] = {
     RPCStatusCode.DEADLINE_EXCEEDED: StatusCode.DEADLINE_EXCEEDED,
     RPCStatusCode.CANCELLED: StatusCode.CANCELLED,
 }
-"""What Temporal says of the request itself; whatever else it says, it does not serve us now."""
+"""Temporal's statuses about the request itself; all others become UNAVAILABLE."""
 
 
 def refused(kind: str, message: str) -> ApplicationError:
-    """What a servicer raises: `kind` is one of STATUS."""
+    """Build the error that a servicer raises; `kind` is one of STATUS."""
     return ApplicationError(message, type=kind, non_retryable=True)
 
 
 def status_of(error: BaseException) -> Status:
-    """The google.rpc.Status of what a call raised; an error that nobody thought of is INTERNAL."""
+    """Return the google.rpc.Status of an error that a call raised; INTERNAL if it is unknown."""
     cause = _cause(error)
     match cause:
         case ApplicationError(type=str(kind)) if kind in STATUS:
@@ -164,12 +168,12 @@ def status_of(error: BaseException) -> Status:
 
 
 def code_of(status: Status) -> StatusCode:
-    """The status's code as grpc names it."""
+    """Return grpc's code of the status."""
     return next(code for code in StatusCode if code.value[0] == status.code)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What happened, inside of what Temporal wraps it in."""
+    """Return the error inside those in which Temporal wraps it."""
     while isinstance(error, WorkflowFailureError | WorkflowUpdateFailedError | FailureError):
         if isinstance(error, ApplicationError | CancelledError) or error.__cause__ is None:
             return error

@@ -1,7 +1,7 @@
-"""Real counts and times of what the fleet does, from Temporal's visibility and its workflows.
+"""Real counts and times of the fleet's work, from Temporal's visibility and its workflows.
 
-Visibility follows a workflow within about a second, and knows one as long as the namespace keeps it
-(its retention). Times are of the last `SAMPLE` that were completed.
+Visibility follows a workflow within about a second, and keeps it for the namespace's retention.
+Times are of the last `SAMPLE` completed deliberations.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import AGENTS_QUEUE, STORY_QUEUE
 
 SAMPLE = 500
-"""Completed deliberations whose times are looked at."""
+"""Maximum number of completed deliberations whose times are used."""
 
 CALLS_OF = 20
-"""Completed deliberations whose agents' calls are looked at: each is a history to be read."""
+"""Maximum number of completed deliberations whose agents' calls are used.
+
+Each of them is a history to read.
+"""
 
 ASKED_AT_ONCE = 100
-"""Running deliberations that are asked who is at work in them."""
+"""Maximum number of running deliberations that are queried for their agents at work."""
 
 ASKED_WITHIN = timedelta(seconds=2)
 
 CALLED = "call-"
-"""Begins the task ids that Deliberate makes; Orchestrate's and the CLI's have others."""
+"""Prefix of the task ids that Deliberate makes; those of Orchestrate and the CLI have others."""
 
 ALL = "WorkflowType = 'DeliberationWorkflow'"
 RUNNING = f"{ALL} AND ExecutionStatus = 'Running'"
@@ -48,13 +51,16 @@ OF_CALLS = f"{ALONE} AND WorkflowId STARTS_WITH '{deliberation_workflow_id(CALLE
 
 
 class Figures:
-    """What is known of the fleet at work. Raises RPCError where Temporal does not answer."""
+    """Metrics of the running fleet.
+
+    All methods raise RPCError if Temporal does not answer.
+    """
 
     def __init__(self, temporal: Client) -> None:
         self._temporal = temporal
 
     async def count(self, query: str) -> int:
-        """How many there are."""
+        """Count the workflows that match the query."""
         try:
             return (await self._temporal.count_workflows(query)).count
         except RPCError as error:
@@ -63,12 +69,15 @@ class Figures:
             return 0  # the search attribute is not registered: no deliberation has ever run
 
     async def orchestrations(self) -> int:
-        """Deliberations that stand alone under a task's id: Orchestrate's, and the CLI's."""
+        """Count the deliberations without a parent that have a task's id.
+
+        Orchestrate and the CLI start such deliberations.
+        """
         alone, of_calls = await asyncio.gather(self.count(ALL + ALONE), self.count(ALL + OF_CALLS))
         return max(0, alone - of_calls)
 
     async def durations_ms(self, query: str) -> list[float]:
-        """From start to end, of the last that were closed."""
+        """Return the times in ms from start to end of the last deliberations that were closed."""
         found = self._temporal.list_workflows(query, limit=SAMPLE)
         return [
             (each.close_time - each.start_time).total_seconds() * 1000
@@ -77,7 +86,7 @@ class Figures:
         ]
 
     async def orchestration_ms(self, query: str) -> list[float]:
-        """As `durations_ms`, of those that `orchestrations` counts."""
+        """Return times as `durations_ms` does, of deliberations that `orchestrations` counts."""
         found = self._temporal.list_workflows(query + ALONE, limit=SAMPLE)
         return [
             (each.close_time - each.start_time).total_seconds() * 1000
@@ -86,7 +95,7 @@ class Figures:
         ]
 
     async def calls(self, query: str) -> list[CallUsage]:
-        """The agents' answered calls in the last few completed deliberations."""
+        """Return the agents' answered calls in the last `CALLS_OF` deliberations of the query."""
         found = self._temporal.list_workflows(query, limit=CALLS_OF)
         handles = [
             self._temporal.get_workflow_handle_for(
@@ -98,14 +107,17 @@ class Figures:
         return [call for result in results for call in result.usage]
 
     async def working(self) -> set[str]:
-        """The agents who are asked at this moment, as far as their deliberations answer in time."""
+        """Return the agents whose answers running deliberations wait for.
+
+        Deliberations that do not answer in time are left out.
+        """
         found = self._temporal.list_workflows(RUNNING, limit=ASKED_AT_ONCE)
         ids = [each.id async for each in found]
         waiting = await asyncio.gather(*map(self._waiting, ids))
         return {agent for agents in waiting for agent in agents}
 
     async def is_served(self) -> bool:
-        """Whether workers have asked for workflows, and for agents' calls, in five minutes."""
+        """Return whether workers polled for workflows and for agents' calls in five minutes."""
         polled = await asyncio.gather(
             self._polled(STORY_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
             self._polled(AGENTS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
@@ -115,7 +127,7 @@ class Figures:
     async def stats(
         self, councils: Sequence[StandingCouncil], served: bool
     ) -> wire.OrchestratorStats:
-        """What GetStatus tells of all deliberations; served: see `is_served`."""
+        """Return the statistics of all deliberations for GetStatus; `served`: see `is_served`."""
         total, orchestrations, durations, by_role = await asyncio.gather(
             self.count(ALL),
             self.orchestrations(),
@@ -135,9 +147,9 @@ class Figures:
     async def shown(
         self, councils: Sequence[StandingCouncil], with_agents: bool, default_model: str
     ) -> list[wire.CouncilInfo]:
-        """The councils at this moment, and their agents where they are asked for.
+        """Return the councils' current state, with their agents if requested.
 
-        default_model: of agents of the fleet that name none; empty where it is not known.
+        `default_model` is that of the fleet's agents that name none; empty if it is not known.
         """
         running = await asyncio.gather(*(self._deliberates(each.role) for each in councils))
         status: Mapping[str, str] = {}
@@ -149,14 +161,14 @@ class Figures:
         ]
 
     async def statuses(self, councils: Sequence[StandingCouncil]) -> dict[str, str]:
-        """Agent -> ready, busy or offline (see ListCouncils)."""
+        """Return agent -> ready, busy or offline (see ListCouncils)."""
         served, working = await asyncio.gather(self.is_served(), self.working())
         agents = [agent.agent_id for council in councils for agent in council.agents]
         idle = "ready" if served else "offline"
         return {agent: "busy" if served and agent in working else idle for agent in agents}
 
     async def performance(self, completed: str) -> wire.PerformanceMetrics:
-        """Times of the deliberations of that query."""
+        """Return the times of the deliberations of the query."""
         durations, orchestrations = await asyncio.gather(
             self.durations_ms(completed), self.orchestration_ms(completed)
         )
@@ -171,7 +183,7 @@ class Figures:
     async def agents(
         self, councils: Sequence[StandingCouncil], status: Mapping[str, str], completed: str
     ) -> wire.AgentMetrics:
-        """The councils' agents, and their response times; status: see `statuses`."""
+        """Return counts and response times of the councils' agents; `status`: see `statuses`."""
         calls = await self.calls(completed)
         return wire.AgentMetrics(
             total_agents=len(status),
@@ -187,7 +199,10 @@ class Figures:
         completed: str,
         ended: str,
     ) -> wire.CouncilMetrics:
-        """The councils' health; completed, ended: queries, for the success rate."""
+        """Return the health of the councils.
+
+        `completed` and `ended` are queries, for the success rate. `status`: see `statuses`.
+        """
         health = await asyncio.gather(
             *(self._council_health(each, status, completed, ended) for each in councils)
         )
@@ -224,7 +239,7 @@ class Figures:
         try:
             progress = await handle.query(DeliberationWorkflow.progress, rpc_timeout=ASKED_WITHIN)
         except RPCError:
-            return []  # it has ended, or no worker answers: then nobody is at work in it
+            return []  # it has ended, or no worker answers: then no agent works in it
         return progress.waiting
 
     async def _polled(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
@@ -239,13 +254,13 @@ class Figures:
 
 
 def of_role(query: str, role: str) -> str:
-    """The query, of that council only."""
+    """Limit the query to the council of that role."""
     quoted = role.replace("'", "''")
     return f"{query} AND {STORY_ROLE.name} = '{quoted}'"
 
 
 def since(query: str, time_range_ms: int, now: datetime) -> str:
-    """The query, of what was closed in that time; 0: whenever."""
+    """Limit the query to what was closed in the last `time_range_ms`; 0 means no limit."""
     if not time_range_ms or time_range_ms >= now.timestamp() * 1000:
         return query
     begin = (now - timedelta(milliseconds=time_range_ms)).astimezone(UTC)
@@ -253,12 +268,12 @@ def since(query: str, time_range_ms: int, now: datetime) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """0 where there is none."""
+    """Return the mean; 0 without values."""
     return sum(values) / len(values) if values else 0.0
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest value that so many percent do not exceed; 0 where there is none."""
+    """Return the smallest value that `percent` % of the values do not exceed; 0 without values."""
     ordered = sorted(values)
     return ordered[max(1, ceil(len(ordered) * percent / 100)) - 1] if ordered else 0.0
 
@@ -266,8 +281,8 @@ def percentile(values: Sequence[float], percent: int) -> float:
 def _council_info(
     council: StandingCouncil, busy: bool, status: Mapping[str, str], default_model: str
 ) -> wire.CouncilInfo:
-    """Where `status` is empty, the agents are not shown."""
-    # What an external agent that names no model runs on is not known here.
+    """Build the info of a council; without `status`, its agents are not included."""
+    # The model of an external agent that names none is not known here.
     models = {
         agent.model or ("" if agent.agent_type == "NATS" else default_model)
         for agent in council.agents

@@ -1,9 +1,9 @@
-"""The Orchestrator service (orchestrator.v1): councils deliberate, plans are derived, events heard.
+"""The Orchestrator service (orchestrator.v1): deliberations, councils, plans and planning events.
 
-What the contract has no field for comes as metadata: `x-request-id` (Deliberate,
-StreamDeliberation, Orchestrate without a task_id: the same id and request from the same caller is
-the same deliberation). A deliberation's task_id goes out at once, in the initial metadata
-`x-task-id`: who loses the call asks GetDeliberationResult for it.
+Metadata carries what the contract has no field for: `x-request-id` (Deliberate, StreamDeliberation,
+Orchestrate without a task_id: the same id and request from the same caller is the same
+deliberation). A deliberation's task_id is sent at once, in the initial metadata `x-task-id`. A
+client that loses the call passes it to GetDeliberationResult.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ from bridge.grpc.wire import orchestrator_pb2_grpc
 from workflows.models import AgentType, PackQuery, content_hash, derivation_workflow_id
 
 COUNCIL_ROLES = ("OPERATOR", "PO")
-"""Who may change councils: those who run the fleet, or the product's owner."""
+"""Roles that may change councils: operators of the fleet, and the product owner."""
 
 DEFAULT_AGENTS = 3
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """Deliberations, councils, plans and figures, as Temporal and the graph have them.
+    """Deliberations, councils, plans and metrics, read from Temporal and the graph.
 
-    Any valid token may deliberate and read. Its roles say which gates it opens, and whether it may
-    change councils (COUNCIL_ROLES).
+    Any valid token may deliberate and read. Its roles decide which gates it opens, and whether it
+    may change councils (COUNCIL_ROLES).
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Args:
             temporal: The client that starts and follows workflows.
             graph: Councils, plans and context packs.
-            driver: Neo4j's, for what only this service reads.
-            agent_type: Of agents for whom none is named.
+            driver: Neo4j's, for data that only this service reads.
+            agent_type: The type of agents for which none is named.
             deliberation_timeout: The setting DELIBERATION_TIMEOUT.
-            default_model: Answers with the model of agents that name none; None: not known.
+            default_model: Returns the model of agents that name none; None: not known.
         """
         self._default_model = default_model
         self._graph = graph
@@ -97,16 +97,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Deliberate(  # noqa: N802
         self, request: wire.DeliberateRequest, context: Context
     ) -> wire.DeliberateResponse:
-        """Wait for a new deliberation's result.
+        """Start a deliberation and wait for its result.
 
-        `constraints.metadata` reaches the agents after their context, as notes of the caller.
-        A call that ends before takes its deliberation with it, unless it has an `x-request-id`.
-        Where more agents are asked for than the council has, all of them deliberate, and the
-        trailing metadata `x-agents` and the answer's tag `agents` say so: `3 of 5`.
+        `constraints.metadata` is passed to the agents after their context, as notes of the caller.
+        A call that ends early cancels its deliberation, unless it has an `x-request-id`. If more
+        agents are requested than the council has, all of them deliberate, and the trailing metadata
+        `x-agents` and the answer's tag `agents` show it: `3 of 5`.
 
         Raises:
-            ApplicationError: `InvalidInput`; `UnknownCouncil` names the roles there are; what the
-                deliberation failed of.
+            ApplicationError: `InvalidInput`; `UnknownCouncil` names the existing roles; the cause
+                of a failed deliberation.
         """
         call = await self._deliberations.begin(deliberating(request), context)
         found = await self._deliberations.result(call)
@@ -122,14 +122,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> wire.OrchestrateResponse:
         """Deliberate on a task and select; tags.judged is the architect's reason for a near tie.
 
-        A task_id that has been deliberated, or is, is joined: its result is the answer. One that
-        failed is begun again.
+        If the task_id is being deliberated or was completed, the call joins it and answers with its
+        result. A failed one is started again.
 
-        `options`: where one of `enable_peer_review` and `enable_architect_selection` is true, the
-        other one, if false, switches its part off: no rounds, or near ties decided by the rule.
-        Both false is what a client sends that sets neither: both take place. `context_options` add
-        to the agents' context what they name: timeline, decisions, summaries, further scopes.
-        `custom_params` are refused: none is known.
+        `options`: if only one of `enable_peer_review` and `enable_architect_selection` is true, the
+        part of the other one is switched off: no rounds, or near ties decided by the rule. A client
+        that sets neither sends false for both: then both parts take place. `context_options` add
+        what they name to the agents' context: timeline, decisions, summaries, further scopes.
+        `custom_params` are refused, because none is known.
 
         Raises:
             ApplicationError: as Deliberate.
@@ -148,10 +148,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def StreamDeliberation(  # noqa: N802
         self, request: wire.DeliberateRequest, context: Context
     ) -> AsyncIterator[wire.DeliberationUpdate]:
-        """As Deliberate, with an update at each wave and each answer; the last has the winner.
+        """Start a deliberation and stream an update at each wave and answer.
 
-        With an `x-request-id` it can be called again, on any replica, and tells all from the
-        beginning.
+        The last update has the winner. With an `x-request-id` it can be called again, on any
+        replica, and then sends all updates from the beginning.
 
         Raises:
             ApplicationError: as Deliberate.
@@ -163,9 +163,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def GetDeliberationResult(  # noqa: N802
         self, request: wire.GetDeliberationResultRequest, context: Context
     ) -> wire.GetDeliberationResultResponse:
-        """A task's deliberation: from Temporal, and once that has forgotten it, from the graph.
+        """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
 
-        What the graph does not keep (see `find_deliberation`) is missing then.
+        A result from the graph lacks what the graph does not keep (see `find_deliberation`).
 
         Raises:
             ApplicationError: `NotFound`.
@@ -177,11 +177,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def CreateCouncil(  # noqa: N802
         self, request: wire.CreateCouncilRequest, context: Context
     ) -> wire.CreateCouncilResponse:
-        """Make a council of agents that differ in nothing but their ids, so in their seeds.
+        """Create a council of agents that differ only in their ids, and thus in their seeds.
 
-        deliberation_rounds: of its deliberations that name no number; where it is 0,
-        enable_peer_review asks for one, and false for the default. model_profile: the agents'
-        model. custom_params are refused: none is known.
+        deliberation_rounds applies to deliberations that name no number. If it is 0,
+        enable_peer_review means one round, and false the default. model_profile is the agents'
+        model. custom_params are refused, because none is known.
 
         Raises:
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
@@ -203,13 +203,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def ListCouncils(  # noqa: N802
         self, request: wire.ListCouncilsRequest, context: Context
     ) -> wire.ListCouncilsResponse:
-        """The councils; of one role, where it is given, and none where that has none.
+        """List the councils; with a role, only that role's, and none if it has no council.
 
-        model: those in use in the council, an agent's own or the one that is served; empty where
-        the LLM's endpoint does not say. A council is busy while a deliberation of its role runs. An
-        agent is busy while a deliberation waits for its answer; offline while no worker has asked
-        for agents' calls in the last five minutes; else ready. Whether an agent on the bus listens
-        is known only when it is called.
+        `model` has the models in use in the council: an agent's own or the one that is served. It
+        is empty if the LLM's endpoint does not report one. A council is busy while a deliberation
+        of its role runs. An agent is busy while a deliberation waits for its answer, offline if no
+        worker has polled for agents' calls in the last five minutes, else ready. Whether an agent
+        on the bus listens is known only when it is called.
         """
         councils = await find_councils(self._driver)
         shown = [each for each in councils if request.role_filter in ("", each.role)]
@@ -221,15 +221,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def RegisterAgent(  # noqa: N802
         self, request: wire.RegisterAgentRequest, context: Context
     ) -> wire.RegisterAgentResponse:
-        """Seat an agent in a council that exists; one that sits there already is changed.
+        """Add an agent to an existing council, or change it if it is already a member.
 
-        With an endpoint it lives elsewhere and is called on the bus (NATS); else it is of
-        metadata `agent_type`, or the default. metadata `persona` is how it looks at things; all
-        else there is kept, and not read.
+        An agent with an endpoint is external and is called on the bus (NATS). Otherwise its type is
+        metadata `agent_type`, or the default. Metadata `persona` is the agent's point of view; all
+        other metadata is stored, but not used.
 
         Raises:
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `UnknownCouncil` names the
-                roles there are; `AlreadyExists`: it sits in another council.
+                existing roles; `AlreadyExists`: the agent is in another council.
         """
         caller().acting_as(*COUNCIL_ROLES)
         asked = registering(request)
@@ -255,11 +255,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def UnregisterAgent(  # noqa: N802
         self, request: wire.UnregisterAgentRequest, context: Context
     ) -> wire.UnregisterAgentResponse:
-        """Take an agent out of its council; what it proposed stays its own, and it may come back.
+        """Remove an agent from its council.
+
+        Its proposals stay under its id, and it may be registered again.
 
         Raises:
-            ApplicationError: `Permission`; `UnknownCouncil`; `NotFound`; `CouncilTooSmall`: nobody
-                would be left.
+            ApplicationError: `Permission`; `UnknownCouncil`; `NotFound`; `CouncilTooSmall`: no
+                agent would be left.
         """
         caller().acting_as(*COUNCIL_ROLES)
         asked = unregistering(request)
@@ -273,28 +275,29 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def ProcessPlanningEvent(  # noqa: N802
         self, request: wire.PlanningEventRequest, context: Context
     ) -> wire.PlanningEventResponse:
-        """Move a story by an event of its machine, or run a plan that was approved outside.
+        """Move a story by an event of its state machine, or run a plan that was approved outside.
 
-        TRANSITION makes the story's move to `to_state`; that of a case without a workflow is
-        stored. CASE_CREATED stores a case that is not known (metadata `title`, `description`).
-        The caller's token is who moves it. metadata: `reason` of a rejection, `comment` and
-        `revision` of an approval. from_state and to_state, where given, must be the story's.
+        TRANSITION makes the story's move to `to_state`; for a case without a workflow, the
+        transition is stored. CASE_CREATED stores a case that is not known (metadata `title`,
+        `description`). Moves are made as the actor of the caller's token. metadata: `reason` of a
+        rejection, `comment` and `revision` of an approval. from_state and to_state, if given, must
+        be the story's.
 
         Raises:
-            ApplicationError: `InvalidInput`; `Permission`; `NotFound`; what the story refuses.
+            ApplicationError: `InvalidInput`; `Permission`; `NotFound`; any refusal of the story.
         """
         return await self._plans.hear(happened(request), context)
 
     async def DeriveSubtasks(  # noqa: N802
         self, request: wire.DeriveSubtasksRequest, context: Context
     ) -> wire.DeriveSubtasksResponse:
-        """A plan's tasks: those that there are, else derived once from the story.
+        """Return a plan's tasks: the stored ones, or those that are derived once from the story.
 
-        roles: only these are shown. `dependency_order` orders the answer by role;
-        `parallel_execution` puts together what may run at once, what depends on nothing first. A
-        plan that is run runs so in any case. A plan with more tasks for a role than
-        `max_tasks_per_role` is refused, not cut: what is left would not be a plan.
-        `auto_publish_to_nats`: tasks that are derived now are announced on the bus.
+        roles: only tasks of these roles are returned. `dependency_order` sorts the answer by role;
+        `parallel_execution` groups tasks that may run at once, those without dependencies first. A
+        plan always runs in such groups. A plan with more tasks for a role than `max_tasks_per_role`
+        is refused and not cut, because a cut plan would be incomplete. `auto_publish_to_nats`:
+        tasks that are derived now are published on the bus.
 
         Raises:
             ApplicationError: `InvalidInput`; `NotFound`; `InvalidPlan`.
@@ -329,10 +332,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def GetTaskContext(  # noqa: N802
         self, request: wire.GetTaskContextRequest, context: Context
     ) -> wire.GetTaskContextResponse:
-        """A context pack. history: what the options ask for, newest first; else empty.
+        """Return a context pack, with the requested history.
 
-        The pack's scopes are those of role and phase (deploy/config/scopes.yaml); those of
-        `options.scopes` that it lacks are in history too. max_events: 50 when 0.
+        history: what the options request, newest first; else empty. The pack's scopes are those of
+        role and phase (deploy/config/scopes.yaml). Scopes of `options.scopes` that the pack lacks
+        are also in history. max_events: 50 when 0.
 
         Raises:
             ApplicationError: `InvalidInput`; `UnknownStory`.
@@ -358,17 +362,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             version_hash=content_hash([pack.version, past]) if past else pack.version,
         )
 
-    # --- figures --------------------------------------------------------------------------------
+    # --- metrics --------------------------------------------------------------------------------
 
     async def GetStatus(  # noqa: N802
         self, request: wire.GetStatusRequest, context: Context
     ) -> wire.GetStatusResponse:
-        """healthy: workers ask for workflows and agents' calls; degraded: they do not.
+        """Report whether the fleet is healthy, and its statistics.
 
-        uptime: of this process. Deliberations are all that Temporal still knows, role_counts those
-        of each council; orchestrations those under a task's id, as Orchestrate begins them.
-        avg: of the last that were completed; 0: none was. A council is active while workers ask
-        for agents' calls.
+        healthy: workers poll for workflows and agents' calls; degraded: they do not. uptime: of
+        this process. Deliberations are all that Temporal still knows, role_counts those of each
+        council, orchestrations those with a task's id, as Orchestrate starts them. avg: of the last
+        completed ones; 0: none. A council is active while workers poll for agents' calls.
         """
         served = await self._figures.is_served()
         answer = wire.GetStatusResponse(
@@ -382,11 +386,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def GetMetrics(  # noqa: N802
         self, request: wire.GetMetricsRequest, context: Context
     ) -> wire.GetMetricsResponse:
-        """Figures of the deliberations that were closed in the time range; 0: what is not known.
+        """Return metrics of the deliberations that were closed in the time range; 0: not known.
 
-        time_range_ms 0: all that Temporal still knows. Times are of the last `figures.SAMPLE`,
-        agents' response times of the last `figures.CALLS_OF`. success_rate: completed among
-        those that were closed.
+        time_range_ms 0: all that Temporal still knows. Times are of the last `figures.SAMPLE`
+        deliberations, agents' response times of the last `figures.CALLS_OF`. success_rate: the
+        completed share of the closed deliberations.
 
         Raises:
             ApplicationError: `InvalidInput`.

@@ -1,6 +1,6 @@
-"""What messages of orchestrator.v1 have to keep to; fields are named as the contract names them.
+"""Validation of the messages of orchestrator.v1; fields are named as in the contract.
 
-First the models, then each message as its model.
+The models come first, then one function for each message that parses it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MaybeLongId = Annotated[
     str, StringConstraints(pattern=rf"^$|{ID_PATTERN}", max_length=LONG_ID_CHARACTERS)
 ]
 AskedType = Literal["", "RAY_VLLM", "VLLM", "NATS"]
-"""Empty: the default."""
+"""An agent type in a request; empty means the default."""
 
 Described = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_TEXT)
@@ -42,11 +42,14 @@ def _not_read(parameters: dict[str, str]) -> dict[str, str]:
 
 
 NotRead = Annotated[dict[str, str], AfterValidator(_not_read)]
-"""custom_params: the contract names no parameter, so none can be met."""
+"""custom_params, which must be empty, because the contract names no parameter."""
 
 
 class Constraints(Part):
-    """TaskConstraints. Zeros: the defaults. max_iterations: the most rounds."""
+    """Checked fields of TaskConstraints.
+
+    Zeros mean the defaults. `max_iterations` is the maximum number of rounds.
+    """
 
     rubric: Text = ""
     requirements: list[Line] = Field(default=[], max_length=100)
@@ -56,13 +59,13 @@ class Constraints(Part):
 
     @property
     def notes(self) -> str:
-        """The metadata in Markdown, for the agents; empty where there is none."""
+        """The metadata in Markdown, for the agents; empty without metadata."""
         lines = [f"- {name}: {text}" for name, text in sorted(self.metadata.items())]
         return "\n".join(["## Notes of the caller", *lines]) if lines else ""
 
 
 class Options(Part):
-    """OrchestratorOptions, as they are meant: see `_options`."""
+    """The meaning of OrchestratorOptions; see `_options`."""
 
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
     peer_review: bool = True
@@ -75,14 +78,14 @@ FLAGS: dict[Scope, str] = {
     "DECISIONS_GLOBAL": "include_decisions",
     "SUMMARY_LAST": "include_summaries",
 }
-"""A scope -> the field of ContextOptions that asks for it."""
+"""Scope -> the field of ContextOptions that requests it."""
 
 TIMELINE_EVENTS = 50
-"""Of ContextOptions whose max_events is 0."""
+"""The number of events if `max_events` of ContextOptions is 0."""
 
 
 class OfContext(Part):
-    """ContextOptions."""
+    """Checked fields of ContextOptions."""
 
     include_timeline: bool = False
     include_decisions: bool = False
@@ -92,13 +95,13 @@ class OfContext(Part):
 
     @property
     def wanted(self) -> list[Scope]:
-        """The scopes that are asked for, each once."""
+        """The requested scopes, each once."""
         flagged = [scope for scope, name in FLAGS.items() if getattr(self, name)]
         return list(dict.fromkeys([*flagged, *self.scopes]))
 
 
 class Deliberating(Request):
-    """What a council is asked, by Deliberate, StreamDeliberation or Orchestrate."""
+    """A request to a council, by Deliberate, StreamDeliberation or Orchestrate."""
 
     task_description: Described
     role: Line
@@ -120,7 +123,7 @@ class ByTask(Request):
 
 
 class OfAgent(Part):
-    """AgentCapabilities."""
+    """Checked fields of AgentCapabilities."""
 
     supported_tasks: list[Line] = Field(default=[], max_length=100)
     model_profile: Word = ""
@@ -129,7 +132,7 @@ class OfAgent(Part):
 
 
 class OfCouncil(Part):
-    """CouncilConfig."""
+    """Checked fields of CouncilConfig."""
 
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
     enable_peer_review: bool = False
@@ -144,7 +147,7 @@ class OfCouncil(Part):
 
 
 class OfOwner(Part):
-    """RegisterAgentRequest.metadata, as far as it is read."""
+    """The fields of RegisterAgentRequest.metadata that are used."""
 
     agent_type: AskedType = ""
     persona: Annotated[str, StringConstraints(max_length=2_000)] = ""
@@ -156,11 +159,11 @@ class OfOwner(Part):
 
 
 READ = frozenset(OfOwner.model_fields)
-"""Of an agent's metadata; all else is kept."""
+"""The keys of an agent's metadata that are used; all others are only stored."""
 
 
 class Registering(Request):
-    """RegisterAgentRequest."""
+    """Checked fields of a RegisterAgentRequest."""
 
     agent_id: Id
     role: Line
@@ -171,7 +174,7 @@ class Registering(Request):
 
 
 class Creating(Request):
-    """CreateCouncilRequest."""
+    """Checked fields of a CreateCouncilRequest."""
 
     role: Role
     num_agents: int = Field(default=0, ge=0, le=MOST_AGENTS)
@@ -179,14 +182,17 @@ class Creating(Request):
 
 
 class Unregistering(Request):
-    """UnregisterAgentRequest; role empty: whichever council the agent sits in."""
+    """Checked fields of an UnregisterAgentRequest.
+
+    An empty `role` means the council that has the agent, whichever it is.
+    """
 
     agent_id: Line
     role: Word = ""
 
 
 class Happened(Request):
-    """PlanningEventRequest."""
+    """Checked fields of a PlanningEventRequest."""
 
     event_type: Line
     case_id: Id
@@ -198,7 +204,10 @@ class Happened(Request):
 
 
 class Deriving(Request):
-    """DeriveSubtasksRequest; plan_id empty: the story's newest plan, or its first."""
+    """Checked fields of a DeriveSubtasksRequest.
+
+    An empty `plan_id` means the story's newest plan, or its first.
+    """
 
     case_id: Id
     plan_id: MaybeLongId = ""
@@ -207,7 +216,7 @@ class Deriving(Request):
 
 
 class TaskContext(Request):
-    """GetTaskContextRequest."""
+    """Checked fields of a GetTaskContextRequest."""
 
     task_id: MaybeLongId = ""
     story_id: Id
@@ -217,7 +226,7 @@ class TaskContext(Request):
 
 
 class Measuring(Request):
-    """GetMetricsRequest."""
+    """Checked fields of a GetMetricsRequest."""
 
     metric_type: Literal["performance", "agents", "councils", "all"]
     time_range_ms: int = Field(default=0, ge=0)
@@ -227,7 +236,11 @@ class Measuring(Request):
 
 
 def deliberating(request: wire.DeliberateRequest) -> Deliberating:
-    """Raises InvalidInput, by field."""
+    """Parse a DeliberateRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         Deliberating,
         "DeliberateRequest",
@@ -242,7 +255,11 @@ def deliberating(request: wire.DeliberateRequest) -> Deliberating:
 
 
 def orchestrating(request: wire.OrchestrateRequest) -> Deliberating:
-    """Raises InvalidInput, by field."""
+    """Parse an OrchestrateRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         Deliberating,
         "OrchestrateRequest",
@@ -261,12 +278,21 @@ def orchestrating(request: wire.OrchestrateRequest) -> Deliberating:
 
 
 def by_task(request: wire.GetDeliberationResultRequest) -> ByTask:
-    """Raises InvalidInput, by field."""
+    """Parse a GetDeliberationResultRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(ByTask, "GetDeliberationResultRequest", {"task_id": request.task_id})
 
 
 def creating(request: wire.CreateCouncilRequest) -> Creating:
-    """Raises InvalidInput, by field; ApplicationError `MockAgent`."""
+    """Parse a CreateCouncilRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+        ApplicationError: `MockAgent`.
+    """
     config = request.config
     return understood(
         Creating,
@@ -286,7 +312,12 @@ def creating(request: wire.CreateCouncilRequest) -> Creating:
 
 
 def registering(request: wire.RegisterAgentRequest) -> Registering:
-    """Raises InvalidInput, by field; ApplicationError `MockAgent`."""
+    """Parse a RegisterAgentRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+        ApplicationError: `MockAgent`.
+    """
     told = request.capabilities
     return understood(
         Registering,
@@ -309,7 +340,11 @@ def registering(request: wire.RegisterAgentRequest) -> Registering:
 
 
 def unregistering(request: wire.UnregisterAgentRequest) -> Unregistering:
-    """Raises InvalidInput, by field."""
+    """Parse an UnregisterAgentRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         Unregistering,
         "UnregisterAgentRequest",
@@ -318,7 +353,11 @@ def unregistering(request: wire.UnregisterAgentRequest) -> Unregistering:
 
 
 def happened(request: wire.PlanningEventRequest) -> Happened:
-    """Raises InvalidInput, by field."""
+    """Parse a PlanningEventRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         Happened,
         "PlanningEventRequest",
@@ -335,7 +374,11 @@ def happened(request: wire.PlanningEventRequest) -> Happened:
 
 
 def deriving(request: wire.DeriveSubtasksRequest) -> Deriving:
-    """Raises InvalidInput, by field."""
+    """Parse a DeriveSubtasksRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         Deriving,
         "DeriveSubtasksRequest",
@@ -349,7 +392,11 @@ def deriving(request: wire.DeriveSubtasksRequest) -> Deriving:
 
 
 def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
-    """Raises InvalidInput, by field."""
+    """Parse a GetTaskContextRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         TaskContext,
         "GetTaskContextRequest",
@@ -364,7 +411,11 @@ def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
 
 
 def measuring(request: wire.GetMetricsRequest) -> Measuring:
-    """Raises InvalidInput, by field."""
+    """Parse a GetMetricsRequest.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
     return understood(
         Measuring,
         "GetMetricsRequest",
@@ -383,13 +434,13 @@ def _constraints(told: wire.TaskConstraints) -> dict[str, Any]:
 
 
 def _options(told: wire.OrchestratorOptions) -> dict[str, Any]:
-    """Whether proposals are reviewed, and near ties judged.
+    """Decide whether proposals are reviewed and near ties judged.
 
-    A client that sets neither flag gets both: false is what is sent by those who know none. Of one
-    that sets one of them, the other one's false is meant.
+    A client that sets neither flag gets both, because a client that does not know the flags sends
+    false for both. If only one flag is true, the other one's false switches its part off.
 
     Raises:
-        InvalidInput: rounds of a review that is switched off.
+        InvalidInput: rounds are requested of a review that is switched off.
     """
     review, architect = told.enable_peer_review, told.enable_architect_selection
     if architect and not review and told.deliberation_rounds:

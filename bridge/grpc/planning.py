@@ -1,6 +1,6 @@
-"""The Planning service (fleet.planning.v1): stories, as the workflows that they are.
+"""The Planning service (fleet.planning.v1), in which each story is a workflow.
 
-What the contract has no field for comes as metadata: `x-request-id` (CreateStory: the same id from
+Metadata carries what the contract has no field for: `x-request-id` (CreateStory: the same id from
 the same caller is the same story), `x-reason` (of a rejection), `x-comment` and `x-revision` (of an
 approval), `x-state`, `x-waiting`, `x-role`, `x-page-size` and `x-page-token` (ListStories).
 """
@@ -72,7 +72,7 @@ from workflows.stubs import STORY_QUEUE
 UNREADABLE = "StoryUnreadable"
 
 NOT_BEGUN = "BACKLOG"
-"""A story that no worker has taken up yet."""
+"""The state of a story that no worker has started yet."""
 
 ALL_RECORDED = frozenset(
     {
@@ -81,16 +81,22 @@ ALL_RECORDED = frozenset(
         WorkflowExecutionStatus.CANCELED,
     }
 )
-"""A story that ends so has emptied its outbox before: the graph has all of it."""
+"""Statuses of stories that emptied their outbox before they ended: the graph has all of them.
+
+See docs/design/0001-outbox.md.
+"""
 
 SCORED_WITHIN_S = 5.0
 SCORED_EVERY_S = 0.05
 ANSWER_TAKES_S = 0.5
-"""CreateStory waits so long for the story's first score, and leaves this much of its deadline."""
+"""How much of its deadline CreateStory leaves for its answer.
+
+It waits up to SCORED_WITHIN_S for the story's first score.
+"""
 
 Story = WorkflowHandle[StoryWorkflow, StoryResult]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
-"""What may stand between quotes in a visibility query."""
+"""Text that may stand between quotes in a visibility query."""
 
 
 class Named(Request):
@@ -106,7 +112,7 @@ class Asked(Named):
 
 
 class Listing(Request):
-    """Which stories ListStories answers with."""
+    """The filters and the page of ListStories."""
 
     state: Word | None = None
     waiting: bool = False
@@ -116,24 +122,25 @@ class Listing(Request):
 
 
 class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
-    """Starts, lists, shows and moves stories.
+    """The service that starts, lists, shows and moves stories.
 
-    Any valid token may start and read them; its roles say which moves it may make. A call that
-    ends early takes nothing back: what it asked for may have been done.
+    Any valid token may start and read them; its roles decide which moves it may make. A call that
+    ends early undoes nothing: its request may have been carried out.
     """
 
     def __init__(self, temporal: Client, driver: AsyncDriver) -> None:
-        """driver: Neo4j's, for the plans of stories that have ended."""
+        """Serve from Temporal; `driver` is Neo4j's, for the plans of stories that have ended."""
         self._temporal = temporal
         self._driver = driver
 
     async def CreateStory(  # noqa: N802
         self, request: wire.CreateStoryRequest, context: Context
     ) -> wire.CreateStoryResponse:
-        """Start a story, at rigor L1; the answer comes when it has its first score, or after 5 s.
+        """Start a story at rigor L1, and answer when it has its first score, or after 5 s.
 
-        Until then its state is BACKLOG, or what it has come to, and its score 0. A request id that
-        the caller has used before answers with the story of then, as it stands.
+        Until it is scored, its state is BACKLOG or the one it has reached, and its score is 0. If
+        the caller has used the request id before, the answer is that request's story in its current
+        state.
 
         Raises:
             InvalidInput: names each wrong field.
@@ -151,14 +158,14 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
             {"acceptance_criteria": "ac"},
         )
         async with in_time(context):
-            # By this very request, before: then its story is the answer.
+            # Already started by the same request: its story is the answer.
             with suppress(WorkflowAlreadyStartedError):
                 await self._temporal.start_workflow(
                     StoryWorkflow.run,
                     story,
                     id=story_workflow_id(story.story_id),
                     task_queue=STORY_QUEUE,
-                    # A request that is repeated after its story's end does not begin it anew.
+                    # A request that is repeated after its story's end does not start it again.
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                     static_summary=summary(story.title),
                     memo={TITLE_MEMO: story.title},
@@ -174,11 +181,12 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     async def ListStories(  # noqa: N802
         self, _: wire.ListStoriesRequest, context: Context
     ) -> wire.ListStoriesResponse:
-        """Stories by visibility, ended ones too: those under way first, the newest first.
+        """List stories from visibility, ended ones included: running ones first, the newest first.
 
-        Metadata: `x-state`, `x-waiting` (true: those that wait for a person), `x-role` (… of this
-        role), `x-page-size` (100), `x-page-token`; the answer's trailing `x-next-page-token` is
-        the token of the next page. `brief` is empty here: GetStory has it.
+        Metadata: `x-state`, `x-waiting` (true: only stories that wait for a person), `x-role` (only
+        those that wait for this role), `x-page-size` (100), `x-page-token`. The answer's trailing
+        `x-next-page-token` is the token of the next page. `brief` is empty here; GetStory returns
+        it.
 
         Raises:
             InvalidInput: names each wrong key.
@@ -201,7 +209,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     async def GetStory(  # noqa: N802
         self, request: wire.GetStoryRequest, context: Context
     ) -> wire.GetStoryResponse:
-        """A story, its text as it stands, and in plan_json its state and what may happen next.
+        """Return a story with its current text, and in plan_json its state and its next moves.
 
         Raises:
             ApplicationError: `NotFound`, `StoryUnreadable`; `InvalidInput`: no id.
@@ -209,7 +217,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         asked = understood(Named, "GetStoryRequest", {"story_id": request.story_id})
         story = self._story(asked.story_id)
         async with in_time(context), known(asked.story_id):
-            # First: what follows is then never older than the state that it explains.
+            # The state comes first, so that text and moves are never older than it.
             now = await story.query(StoryWorkflow.state)
             text, moves = await asyncio.gather(
                 story.query(StoryWorkflow.text), story.query(StoryWorkflow.transitions)
@@ -229,15 +237,15 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     async def Transition(  # noqa: N802
         self, request: wire.TransitionRequest, context: Context
     ) -> wire.TransitionResponse:
-        """Open a gate, or take a rejection, as the token's actor and in one of its roles.
+        """Open a gate or make a rejection, as the token's actor and in one of its roles.
 
-        The request's `actor` decides nothing. Where a guard blocks, the answer says which and why,
-        and the state is as it was.
+        The request's `actor` is ignored. If a guard blocks the move, the answer names the guard and
+        the reason, and the state is unchanged.
 
         Raises:
             ApplicationError: `NotFound`; `IllegalMove`: the event does not leave this state, or is
-                the fleet's own to take, and the message names the moves that are legal;
-                `Permission`: the token has no role for it; what the story itself refuses.
+                taken by the fleet itself, and the message names the moves that are legal;
+                `Permission`: the token has no role for it; any refusal of the story itself.
         """
         asked = understood(
             Asked, "TransitionRequest", {"story_id": request.story_id, "event": request.event}
@@ -254,16 +262,17 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                 if not (isinstance(cause, ApplicationError) and cause.type == GUARD_BLOCKED):
                     raise
                 return blocked(now, cause.message)
-        if after.state != move.to:  # a gate of several roles has one left
+        if after.state != move.to:  # the gate still waits for another role
             return blocked(after, f"{move.event}: waits for {after.gate_role} too")
         return wire.TransitionResponse(story_id=after.story_id, state=after.state)
 
     async def GetPlan(  # noqa: N802
         self, request: wire.GetPlanRequest, context: Context
     ) -> wire.GetPlanResponse:
-        """The story's plan as JSON: plan_id, story_id, version, tasks; `{}` before there is one.
+        """Return the story's plan as JSON (plan_id, story_id, version, tasks); `{}` without a plan.
 
-        That of a story that has ended is in the graph: its workflow would have to be replayed.
+        The plan of a story that has ended is read from the graph, because its workflow would have
+        to be replayed.
 
         Raises:
             ApplicationError: as GetStory.
@@ -288,14 +297,15 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
 
 
 def new_story_id(actor: str, request_id: str) -> str:
-    """Of the request id, where there is one; else one that nobody has."""
+    """Derive a story id from the actor and the request id; without a request id, make a new one."""
     return f"US-{derived_id(actor, request_id) if request_id else secrets.token_hex(8)}"
 
 
 async def first_score(story: Story, within_s: float) -> StoryView | None:
-    """The story as soon as it is scored or waits at a gate, else as it is when time is over.
+    """Return the story when it is scored or waits at a gate, or its last state after `within_s`.
 
-    None where no worker has told of it by then.
+    Returns:
+        The story; None if no worker has answered by then.
     """
     now = None
     try:
@@ -304,13 +314,17 @@ async def first_score(story: Story, within_s: float) -> StoryView | None:
                 now = await story.query(StoryWorkflow.state)
                 await asyncio.sleep(SCORED_EVERY_S)
     except (TimeoutError, RPCError, WorkflowQueryFailedError):
-        return now  # The story is started, which is what was asked for.
+        return now  # The story is started, as requested.
     return now
 
 
 @asynccontextmanager
 async def known(story_id: str) -> AsyncIterator[None]:
-    """What Temporal says of a story, in words for its caller."""
+    """Turn errors of Temporal about a story into errors for the caller.
+
+    Raises:
+        ApplicationError: `StoryUnreadable`; `NotFound`; `IllegalMove`: the story has ended.
+    """
     try:
         yield
     except WorkflowQueryFailedError as error:
@@ -324,7 +338,7 @@ async def known(story_id: str) -> AsyncIterator[None]:
 
 
 def next_json(now: StoryView, moves: list[Move]) -> str:
-    """The state and what may happen next."""
+    """Encode the story's state and its next moves as JSON."""
     return json.dumps(
         {
             "state": now.state or NOT_BEGUN,
@@ -342,7 +356,7 @@ def next_json(now: StoryView, moves: list[Move]) -> str:
 
 
 def legal_move(event: str, now: StoryView, moves: list[Move]) -> Move:
-    """The move that a person asks for.
+    """Return the move that a person asks for.
 
     Raises:
         ApplicationError: `IllegalMove`: names the moves that are legal.
@@ -364,11 +378,13 @@ def legal_move(event: str, now: StoryView, moves: list[Move]) -> Move:
 
 
 async def take(story: Story, move: Move, now: StoryView, more: Mapping[str, str]) -> StoryView:
-    """Make the move as the caller; the story's new state.
+    """Make the move as the caller and return the story's new state.
+
+    `more` is the call's metadata.
 
     Raises:
         ApplicationError: `Permission`; `InvalidInput`, by metadata key.
-        WorkflowUpdateFailedError: the story refuses, and says why.
+        WorkflowUpdateFailedError: the story refuses, with the reason.
     """
     actor = caller().actor
     if move.kind == "rejection":
@@ -381,7 +397,7 @@ async def take(story: Story, move: Move, now: StoryView, more: Mapping[str, str]
         }
         rejection = understood(Reject, "TransitionRequest", fields, {"reason": "x-reason"})
         return await story.execute_update(StoryWorkflow.reject, rejection)
-    # A gate of several roles: the one whose turn it is, where the caller has it.
+    # For a gate of several roles: the role whose turn it is, if the caller has it.
     turn = [now.gate_role] if now.pending_gate == move.event else []
     fields = {
         "gate": move.event,
@@ -396,7 +412,7 @@ async def take(story: Story, move: Move, now: StoryView, more: Mapping[str, str]
 
 
 def blocked(now: StoryView, reason: str) -> wire.TransitionResponse:
-    """A guard blocks: nothing has moved."""
+    """Build the answer for a move that a guard blocks: the state is unchanged."""
     return wire.TransitionResponse(
         story_id=now.story_id, state=now.state, blocked=True, reason=reason
     )
@@ -406,7 +422,7 @@ def blocked(now: StoryView, reason: str) -> wire.TransitionResponse:
 
 
 def listing(metadata: Mapping[str, str]) -> Listing:
-    """What ListStories' metadata asks for.
+    """Parse the metadata of ListStories.
 
     Raises:
         InvalidInput: names each wrong key.
@@ -417,7 +433,10 @@ def listing(metadata: Mapping[str, str]) -> Listing:
 
 
 def visibility_query(asked: Listing) -> str:
-    """The visibility query; a run that was continued as new is its story's past, and left out."""
+    """Build the visibility query.
+
+    A run that continued as new is part of its story's past, and is left out.
+    """
     terms = ["WorkflowType = 'StoryWorkflow'", "ExecutionStatus != 'ContinuedAsNew'"]
     if asked.waiting or asked.role:
         terms.append(f"{PENDING_GATE.name} IS NOT NULL")
@@ -428,16 +447,22 @@ def visibility_query(asked: Listing) -> str:
 
 
 def page_token(token: bytes, query: str) -> str:
-    """Our token of a page, from Temporal's, and a sum: Temporal itself fails on what is garbage."""
+    """Build our page token from Temporal's and a checksum of it and the query.
+
+    The checksum is needed because Temporal fails on an invalid token.
+    """
     encoded = base64.urlsafe_b64encode(token).decode()
     return f"{derived_id(query, encoded)}.{encoded}"
 
 
 def page_read(token: str, query: str) -> bytes | None:
-    """Temporal's token of a page, from ours; None of none.
+    """Return Temporal's page token from ours.
+
+    Returns:
+        The token; None if ours is empty.
 
     Raises:
-        InvalidInput: it is no page's of this query.
+        InvalidInput: the token does not belong to a page of this query.
     """
     _, _, encoded = token.partition(".")
     if not token:
@@ -446,13 +471,16 @@ def page_read(token: str, query: str) -> bytes | None:
         if token == f"{derived_id(query, encoded)}.{encoded}":
             return base64.b64decode(encoded, altchars=b"-_", validate=True)
     except ValueError:
-        pass  # a sum that somebody made for what is no page's
+        pass  # a valid checksum of something that is not a page token
     rule = "is no page of this list; take it from x-next-page-token, with the same filters"
     raise InvalidInput("ListStories", [("x-page-token", rule)])
 
 
 async def row(execution: WorkflowExecution) -> wire.Story:
-    """A story as visibility has it; one that began before titles were kept there has none."""
+    """Build a story from its visibility record.
+
+    A story that began before titles were stored there has an empty title.
+    """
     found = execution.typed_search_attributes
     return wire.Story(
         story_id=story_of(execution.id),

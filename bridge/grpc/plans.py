@@ -1,4 +1,4 @@
-"""Planning as the Orchestrator hears of it: stories move, plans are run, tasks are derived."""
+"""Planning for the Orchestrator service: it moves stories, runs plans and derives tasks."""
 
 from __future__ import annotations
 
@@ -63,12 +63,13 @@ from workflows.story_state import ILLEGAL_MOVE
 from workflows.stubs import STORY_QUEUE
 
 STORY_WITHIN_S = 30.0
-"""How long a story's workflow, or a plan's derivation, has to answer where no deadline is given."""
+"""How long a story's workflow has to answer a call that has no deadline."""
 
 DERIVED_WITHIN_S = 600.0
+"""How long a plan's derivation has to answer a call that has no deadline."""
 
 LAST_MS = 253_402_300_800_000
-"""The end of the year 9999: times in ms that a timestamp can hold are before it."""
+"""The end of the year 9999. All times in ms that a timestamp can hold are before it."""
 
 MOVES = {
     "approve_scope": ("PO",),
@@ -80,7 +81,10 @@ MOVES = {
     "reject_test": ("PO", "QA"),
     "reject_docs": ("PO",),
 }
-"""Events of the machine that ships, and the roles they ask for; a team's own are the story's."""
+"""Events of the default state machine and the roles that they need.
+
+The events of a team's own machine come from the story.
+"""
 
 PLAN_APPROVED = "plan.approved"
 TRANSITION = "TRANSITION"
@@ -88,11 +92,11 @@ CASE_CREATED = "CASE_CREATED"
 PREFIX = "planning."
 
 CREATORS = ("PO", "OPERATOR", "DEV")
-"""The roles that may tell of a new case."""
+"""The roles that may report a new case."""
 
 
 class Plans:
-    """Stories that planning events move; plans that are run, and derived."""
+    """Stories that planning events move, and plans that are derived and run."""
 
     def __init__(
         self,
@@ -101,7 +105,10 @@ class Plans:
         driver: AsyncDriver,
         deliberation_timeout: timedelta | None = None,
     ) -> None:
-        """deliberation_timeout: of each task of a plan that it runs; None: an hour."""
+        """Serve from Temporal, the graph and Neo4j.
+
+        `deliberation_timeout` applies to each task of a plan that runs here; None means an hour.
+        """
         self._temporal = temporal
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._graph = graph
@@ -111,10 +118,10 @@ class Plans:
         """Move the event's story as the caller, or run a plan that was approved outside.
 
         Raises:
-            ApplicationError: `Permission`; `NotFound`; `StoryUnreadable`; `IllegalMove`: it tells
-                of another move than the story would make, or the story has ended; `InvalidInput`,
-                by field.
-            WorkflowUpdateFailedError: the story refuses, and says why.
+            ApplicationError: `Permission`; `NotFound`; `StoryUnreadable`; `IllegalMove`: the event
+                describes a different move than the story would make, or the story has ended;
+                `InvalidInput`, by field.
+            WorkflowUpdateFailedError: the story refuses, with the reason.
         """
         name = event.event_type.removeprefix(PREFIX)
         if name == PLAN_APPROVED:
@@ -126,21 +133,21 @@ class Plans:
         return await self._move(event, name, context)
 
     async def newest(self, story_id: str) -> str:
-        """The id of the story's newest plan; where it has none, of its first."""
+        """Return the id of the story's newest plan, or of its first if it has none yet."""
         return await last_plan(self._driver, story_id) or f"{story_id}-plan-1"[:96].strip()
 
     async def derive(
         self, story_id: str, plan_id: str, announce: bool, context: Context
     ) -> list[PlannedTask]:
-        """A plan's tasks: those that there are, else derived once from the story.
+        """Return a plan's tasks: the stored ones, or those that are derived once from the story.
 
-        It is done in a workflow: it goes on without this call, and is joined by the next.
-        announce: tasks that are derived now, on the bus.
+        The derivation runs in a workflow, which continues without this call and is joined by the
+        next. `announce` publishes tasks that are derived now on the bus.
 
         Raises:
-            ApplicationError: `NotFound`: there is no such story.
+            ApplicationError: `NotFound`: the story does not exist.
             InvalidInput: names each wrong field.
-            WorkflowFailureError: why none were derived.
+            WorkflowFailureError: why no tasks were derived.
             TimeoutError: the call's time is over.
         """
         stored = await self._graph.load_plan(PlanQuery(story_id=story_id, plan_id=plan_id))
@@ -171,7 +178,7 @@ class Plans:
         return found.tasks
 
     async def _keep_case(self, event: Happened) -> wire.PlanningEventResponse:
-        """A case from outside: the graph has it from now on. Nothing is started."""
+        """Store a case from outside in the graph, without starting a workflow."""
         actor = caller()
         actor.acting_as(*CREATORS)
         story_id, told = event.case_id, event.metadata
@@ -214,10 +221,10 @@ class Plans:
         return wire.PlanningEventResponse(processed=True, message=words)
 
     async def _transition(self, event: Happened, context: Context) -> wire.PlanningEventResponse:
-        """Make the story's move to `to_state`; of a story without a workflow, it is stored.
+        """Make the story's move to `to_state`; if it has no workflow, store the transition.
 
         Raises:
-            ApplicationError: `IllegalMove` names the moves that are legal; as `hear`.
+            ApplicationError: `IllegalMove` names the moves that are legal; otherwise as `hear`.
         """
         if not event.to_state:
             raise InvalidInput("PlanningEventRequest", [("to_state", "required; add it")])
@@ -243,7 +250,7 @@ class Plans:
         )
 
     async def _keep_transition(self, event: Happened) -> wire.PlanningEventResponse:
-        """As the inbox does with `planning.story.transitioned`."""
+        """Store the transition as the inbox does with `planning.story.transitioned`."""
         actor = caller()
         actor.acting_as("PO")
         story_id = event.case_id
@@ -318,7 +325,10 @@ class Plans:
         )
 
     async def _run(self, event: Happened) -> wire.PlanningEventResponse:
-        """As the inbox does with `planning.plan.approved`: stored, then run, once."""
+        """Store the approval and run the plan, each once.
+
+        The inbox does the same with `planning.plan.approved`.
+        """
         role = caller().acting_as("PO")
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
@@ -362,7 +372,7 @@ class Plans:
         await self._store(event.case_id, entry_id, body)
 
     async def _store(self, story_id: str, entry_id: str, *bodies: EventBody) -> None:
-        """In the graph, as what a story's own outbox holds."""
+        """Store events in the graph in the form of entries of a story's outbox."""
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
         entries = [
             Entry(
@@ -396,7 +406,7 @@ class Plans:
 
 
 def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
-    """Refuse a plan of more tasks for one role; 0: it may have any number.
+    """Refuse a plan with more than `most` tasks for one role; 0 means no limit.
 
     Raises:
         ApplicationError: `InvalidPlan`: a role has more.
@@ -412,17 +422,17 @@ def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
 
 
 def _within(context: Context) -> timedelta:
-    """How long a story's workflow has to answer."""
+    """Return how long a story's workflow has to answer."""
     return timedelta(seconds=max(seconds_left(context, STORY_WITHIN_S), 0.001))
 
 
 def in_waves(tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
-    """What may run at once, one group after the other: first what depends on nothing."""
+    """Sort tasks into groups that may run at once, starting with those without dependencies."""
     left, done, waves = list(tasks), set[str](), list[PlannedTask]()
     ids = {task.task_id for task in tasks}
     while left:
         wave = [task for task in left if not (ids.intersection(task.depends_on) - done)]
-        wave = wave or left  # a cycle, which someone else has put in the graph
+        wave = wave or left  # a cycle that another system wrote to the graph
         waves += wave
         done |= {task.task_id for task in wave}
         left = [task for task in left if task.task_id not in done]
@@ -459,7 +469,11 @@ def _approval(event: Happened, name: str, role: str) -> Approve:
 
 
 def _update_id(event: Happened, context: Context) -> str | None:
-    """The same request of the same caller is applied once."""
+    """Return an update id by which a caller's repeated request is applied once.
+
+    Returns:
+        The id; None if the call has no `x-request-id`.
+    """
     given = said(context).get(REQUEST_ID, "")
     return f"grpc-{derived_id(caller().actor, given, event.event_type)}" if given else None
 
@@ -474,7 +488,7 @@ def _not_understood(event: Happened, legal: Sequence[Move]) -> wire.PlanningEven
 
 
 def _refuse_other_states(event: Happened, view: StoryView, move: Move | None) -> None:
-    """An event that tells of another move than the story would make is not this story's."""
+    """Refuse an event that describes a different move than the story would make."""
     if event.from_state and event.from_state != view.state:
         raise refused(
             ILLEGAL_MOVE, f"from_state: {event.from_state}, but {event.case_id} is in {view.state}"

@@ -1,7 +1,7 @@
-"""Requests that carry `x-request-id`: an id stands for one request of its caller.
+"""Requests that have an `x-request-id`: an id stands for one request of its caller.
 
-What a request id was first used for is kept in Valkey for REMEMBERED_S. A repeat of that request
-goes on to its service, which answers it as the first; the id on anything else is refused.
+For REMEMBERED_S, Valkey keeps the request for which an id was first used. If that request is
+repeated, its service gives it the same answer; the id with any other request is refused.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from bridge.grpc.errors import STATUS, refused
 from workflows.models import REQUEST_REUSED
 
 REMEMBERED_S = 7 * 24 * 3_600
-"""Longer than any client repeats a request."""
+"""How long an id is kept: longer than any client repeats a request."""
 
 READS = ("Get", "List", "Score", "Validate", "Rehydrate")
-"""Beginnings of the names of methods that change nothing: they take no request id."""
+"""Prefixes of the names of methods that change nothing, and so take no request id."""
 
 SAME = {"StreamDeliberation": "Deliberate"}
-"""A method that asks for the same thing as another."""
+"""Methods whose requests count as those of another method."""
 
 NOTHING_DONE = frozenset(
     {StatusCode.INVALID_ARGUMENT, StatusCode.PERMISSION_DENIED, StatusCode.NOT_FOUND}
 )
-"""A request that is refused so may be corrected and sent again under its id."""
+"""Statuses after which a request may be corrected and sent again under its id."""
 
 
 class Requests:
-    """The request ids of all callers; shared by all replicas."""
+    """The request ids of all callers, shared by all replicas."""
 
     def __init__(self, valkey: Redis) -> None:
         self._valkey = valkey
@@ -51,11 +51,11 @@ class Requests:
             actor: The caller.
             method: The full name, `/package.Service/Method`.
             metadata: The call's; without an `x-request-id` nothing is kept.
-            request: The message, as it came.
+            request: The message, as received.
 
         Raises:
             ApplicationError: `RequestReused`: the caller used the id for another request; or by
-                `activities.graph.errors.TABLE`, where Valkey does not answer.
+                `activities.graph.errors.TABLE`, if Valkey does not answer.
         """
         given = dict(metadata).get(REQUEST_ID)
         name = method.rpartition("/")[2]
@@ -81,7 +81,7 @@ class Requests:
 
 
 def content_of(name: str, request: Message) -> str:
-    """The hash of what a method is asked."""
+    """Return the hash of a method's request."""
     digest = hashlib.sha256(f"{SAME.get(name, name)}\n".encode())
     digest.update(request.SerializeToString(deterministic=True))
     return digest.hexdigest()

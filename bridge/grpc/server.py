@@ -1,7 +1,7 @@
 """A gRPC service on its port: tokens, limits, deadlines, errors, logs, metrics, traces, drain.
 
-Every method runs inside `Guarded`. Beside the service, each port answers reflection and the
-standard health checks (grpc.health.v1): SERVING until the drain begins.
+Every method runs inside `Guarded`. Each port also serves reflection and the standard health checks
+(grpc.health.v1), which report SERVING until the drain begins.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from bridge.grpc.errors import code_of, status_of
 from bridge.grpc.requests import Requests
 
 CALLS_AT_ONCE = 4_000
-"""Of all callers together, the ones that wait for councils too; more are RESOURCE_EXHAUSTED."""
+"""Maximum number of concurrent calls by all callers, including those that wait for councils.
+
+Further calls get RESOURCE_EXHAUSTED.
+"""
 
 LARGEST_MESSAGE = 4 * 1024 * 1024
-"""Bytes of a request, and of an answer."""
+"""Maximum size of a request and of an answer, in bytes."""
 
 DETAILS = "grpc-status-details-bin"
 """The trailer that holds the google.rpc.Status."""
@@ -38,17 +41,17 @@ DETAILS = "grpc-status-details-bin"
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", LARGEST_MESSAGE),
     ("grpc.max_send_message_length", LARGEST_MESSAGE),
-    # A connection that is silent for long is pinged, so that one whose client is gone ends.
+    # A connection that is silent for long is pinged, so that one without a client is closed.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A client's pings: more than two that come faster than this end its connection.
+    # A client that sends more than two pings faster than this is disconnected.
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 2),
-    # Clients come back by the load balancer now and then, and so reach new replicas too.
+    # Clients reconnect through the load balancer from time to time, and so reach new replicas.
     ("grpc.max_connection_age_ms", 300_000),
-    ("grpc.max_connection_age_grace_ms", 3_600_000),  # a council may take so long
-    ("grpc.so_reuseport", 0),  # two on one port would share its calls unseen
+    ("grpc.max_connection_age_grace_ms", 3_600_000),  # a council may take this long
+    ("grpc.so_reuseport", 0),  # two servers on one port would silently share its calls
 ]
 
 CALLS = Counter("fleet_grpc_calls", "Calls by method and status", ["method", "code"])
@@ -63,12 +66,12 @@ tracer = trace.get_tracer(__name__)
 
 
 class CannotListen(Exception):
-    """The address is taken, or not this machine's."""
+    """An error for an address that is in use, or is not on this machine."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """One service: its full name, and how its servicer is added to a server."""
+    """One service: its full name, and the function that adds its servicer to a server."""
 
     name: str
     servicer: object
@@ -76,7 +79,10 @@ class Served:
 
 
 class GrpcServer:
-    """A job: one service on one address; `port` is known when it is made."""
+    """A job that serves one service on one address.
+
+    `port` is known after construction.
+    """
 
     def __init__(
         self,
@@ -88,12 +94,19 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         requests: Requests | None = None,
     ) -> None:
-        """Port 0: any free one. drain: how long calls under way get at the end.
+        """Listen on the address.
 
-        requests: keeps request ids; None: a service that takes none.
+        Args:
+            served: The service.
+            host: The address.
+            port: 0 means any free one.
+            access: Authenticates callers and limits their rates.
+            drain: How long calls in progress may take after `shutdown`.
+            credentials: For TLS; None: without TLS.
+            requests: Keeps request ids; None: for a service that takes none.
 
         Raises:
-            CannotListen: somebody else listens there.
+            CannotListen: the address is in use, or is not on this machine.
         """
         self._served = served
         self._drain = drain
@@ -120,11 +133,11 @@ class GrpcServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it takes calls."""
+        """Whether the server takes calls."""
         return self._running
 
     async def run(self) -> None:
-        """Serve until `shutdown`; then calls under way are finished, as long as the drain lasts."""
+        """Serve until `shutdown`; then let calls in progress end, for at most the drain time."""
         await self._server.start()
         for name in ("", self._served.name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -137,12 +150,12 @@ class GrpcServer:
             await self._server.stop(self._drain.total_seconds())
 
     async def shutdown(self) -> None:
-        """Take no new calls."""
+        """Stop taking new calls."""
         self._stopping.set()
 
 
 class Guarded(grpc.aio.ServerInterceptor):
-    """Lets a call in or refuses it, and makes a status of what it raises."""
+    """An interceptor that authenticates each call and turns its exceptions into a status."""
 
     def __init__(self, access: Access, requests: Requests | None = None) -> None:
         self._access = access
@@ -153,11 +166,11 @@ class Guarded(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The handler with the guard round it."""
+        """Wrap the handler in the guard."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith(OPEN):
-            return handler  # None: no such method, and grpc says UNIMPLEMENTED
+            return handler  # None: no such method, and grpc answers UNIMPLEMENTED
         metadata = handler_call_details.invocation_metadata
 
         if handler.unary_unary:
@@ -202,12 +215,12 @@ class Guarded(grpc.aio.ServerInterceptor):
                     async with self._requests.claim(actor, method, metadata, request):
                         yield
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED  # by client, deadline, or the drain's end
+            code = grpc.StatusCode.CANCELLED  # by the client, the deadline or the end of the drain
             raise
         except grpc.aio.AbortError:
             code = grpc.StatusCode(context.code())
             raise
-        except Exception as error:  # every call ends with a status; a fault of ours is logged too
+        except Exception as error:  # every call ends with a status; internal errors are logged
             status = status_of(error)
             code = code_of(status)
             if code is grpc.StatusCode.INTERNAL:

@@ -1,8 +1,8 @@
 """The Story coach (fleet.storycoach.v1): scores stories, and has an agent write better ones.
 
-An LLM is asked by CoachWorkflow alone, on the `agents` queue: nothing here waits for an engine but
-through Temporal. Metadata `x-request-id`: the same id from the same caller is asked once, and its
-answer is kept; trailing metadata `x-reason`: why RefineStory's original comes back, where it does.
+Only CoachWorkflow calls an LLM, on the `agents` queue; this service waits for it through Temporal.
+Metadata `x-request-id`: a request with the same id from the same caller is carried out once, and
+its answer is kept. Trailing metadata `x-reason`: why RefineStory returned the original, if it did.
 """
 
 from __future__ import annotations
@@ -45,16 +45,19 @@ from workflows.readiness import score_story
 from workflows.stubs import STORY_QUEUE
 
 WRITTEN_WITHIN_S = 600.0
-"""Of a call without a deadline: an engine that is started anew is back by then."""
+"""How long a call without a deadline may take.
+
+An engine that is restarted is available again by then.
+"""
 
 OUTLIVES_S = 5.0
-"""How long the workflow may go on after its call's deadline, where nobody is left to cancel it."""
+"""How long the workflow may run after its call's deadline if no one is left to cancel it."""
 
 CANCELLED_WITHIN_S = 5.0
 
 
 class Refine(Request):
-    """What RefineStory is given: something of a story, however rough."""
+    """The input of RefineStory: some part of a story, however rough."""
 
     title: str = Field(default="", max_length=1_000)
     description: str = Field(default="", max_length=100_000)
@@ -62,13 +65,13 @@ class Refine(Request):
 
 
 class Suggest(Request):
-    """What SuggestStory is given."""
+    """The input of SuggestStory."""
 
     goal: Line
 
 
 class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
-    """Any valid token may ask."""
+    """The Story coach service; any valid token may call it."""
 
     def __init__(self, temporal: Client) -> None:
         self._temporal = temporal
@@ -77,7 +80,7 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
     async def ScoreStory(  # noqa: N802
         self, request: wire.ScoreStoryRequest, _: Context
     ) -> wire.ScoreStoryResponse:
-        """The Definition of Ready of any text, by the function that scores a story in DRAFT."""
+        """Score any text by the Definition of Ready, as a story in DRAFT is scored."""
         readiness = score_story(text_of(request))
         return wire.ScoreStoryResponse(
             total=readiness.total,
@@ -87,11 +90,11 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
     async def RefineStory(  # noqa: N802
         self, request: wire.RefineStoryRequest, context: Context
     ) -> wire.RefineStoryResponse:
-        """The story written better: it never scores lower, or the original comes back.
+        """Improve the story; if the result would score lower, return the original.
 
         Raises:
             InvalidInput: names each wrong field.
-            WorkflowFailureError: the agent gave no answer, and why.
+            WorkflowFailureError: the agent gave no answer, with the reason.
         """
         fields = {"title": request.title, "description": request.description, "ac": [*request.ac]}
         understood(Refine, "RefineStoryRequest", fields)
@@ -110,10 +113,11 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
     async def SuggestStory(  # noqa: N802
         self, request: wire.SuggestStoryRequest, context: Context
     ) -> wire.SuggestStoryResponse:
-        """A story for a goal; where ScoreStory finds fault with it, it is written once more.
+        """Write a story for a goal; if ScoreStory has findings, write it once more.
 
         Raises:
-            As RefineStory.
+            InvalidInput: names each wrong field.
+            WorkflowFailureError: as RefineStory.
         """
         asked = understood(Suggest, "SuggestStoryRequest", {"goal": request.goal})
         result = await self._coached(CoachInput(goal=asked.goal), context)
@@ -124,10 +128,10 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         )
 
     async def _coached(self, asked: CoachInput, context: Context) -> CoachResult:
-        """Run the workflow to its end, which is the call's deadline at the latest.
+        """Run the workflow to its end, at the latest until the call's deadline.
 
-        A workflow without a request id is this call's alone, and ends with it. One with a request
-        id may be waited for by a repeated call: it goes on to its own deadline.
+        A workflow without a request id belongs to this call alone, and ends with it. With a request
+        id, a repeated call may wait for it, so it continues until its own deadline.
         """
         request_id = said(context).get(REQUEST_ID, "")
         within_s = seconds_left(context, WRITTEN_WITHIN_S)
@@ -145,7 +149,7 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         self, asked: CoachInput, workflow_id: str, within_s: float
     ) -> WorkflowHandle[CoachWorkflow, CoachResult]:
         title = asked.story.title if asked.story else asked.goal
-        with suppress(WorkflowAlreadyStartedError):  # it has an answer already
+        with suppress(WorkflowAlreadyStartedError):  # it already has an answer
             return await self._temporal.start_workflow(
                 CoachWorkflow.run,
                 asked,
@@ -159,13 +163,13 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         return self._temporal.get_workflow_handle_for(CoachWorkflow.run, workflow_id)
 
     def _end(self, workflow_id: str) -> None:
-        """Cancel in a task of its own: the call's has ended, and may be cancelled once more."""
+        """Cancel in a separate task: the call's own has ended, and may be cancelled again."""
         ending = asyncio.create_task(self._cancel(workflow_id))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
     async def _cancel(self, workflow_id: str) -> None:
-        """Stop the generation in the engine; where Temporal is away, the time-out stops it."""
+        """Stop the generation in the engine; if Temporal is unavailable, the time-out stops it."""
         with suppress(RPCError, TimeoutError):
             async with asyncio.timeout(CANCELLED_WITHIN_S):
                 await self._temporal.get_workflow_handle(workflow_id).cancel(
@@ -174,14 +178,17 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
 
 
 def coaching_id(request_id: str, asked: CoachInput) -> str:
-    """Of the caller, the request id and what is asked, where there is one; else nobody's."""
+    """Return an id for the request.
+
+    It is derived from the caller, the request id and the request. Without a request id, it is new.
+    """
     if not request_id:
         return secrets.token_hex(8)
     return derived_id(caller().actor, request_id, asked.model_dump_json())
 
 
 def text_of(request: wire.ScoreStoryRequest | wire.RefineStoryRequest) -> StoryText:
-    """The story's text as the workflows know it."""
+    """Convert the message to a story's text."""
     return StoryText(
         title=request.title, brief=request.description, acceptance_criteria=list(request.ac)
     )

@@ -1,6 +1,6 @@
 """The Workspace service (fleet.workspace.v1): a workspace report's score by rigor.
 
-The story scores its report by the same function. Nothing is read or written: a call is arithmetic.
+A story scores its report by the same function. A call only calculates: it reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from workflows.models import InvalidInput, ReportScore, RigorLevel, WorkspaceRep
 from workflows.rigor import DIMENSIONS, score_report
 
 DEFAULT_RIGOR = "L1"
-"""Of a request that names none, as of a story that names none."""
+"""The rigor of a request that names none, as of a story that names none."""
 
 COVERAGE_DECIMALS = 4
-"""Coverage crosses the wire in 32 bits, which hold 70.1 as 70.0999985: four decimals are right."""
+"""The number of decimals of coverage that are exact.
+
+Coverage is sent in 32 bits, which hold 70.1 as 70.0999985.
+"""
 
 MESSAGE = "ScoreWorkspaceRequest"
 
 
 class WorkspaceServicer(workspace_pb2_grpc.WorkspaceServiceServicer):
-    """Scores reports. Any valid token may ask."""
+    """The service that scores reports; any valid token may call it."""
 
     def __init__(self, levels: Mapping[str, RigorLevel]) -> None:
-        """levels: L0 to L3, as rigor.yaml has them."""
+        """Score by these levels: L0 to L3 of rigor.yaml."""
         self._levels = levels
 
     async def ScoreWorkspace(  # noqa: N802
         self, request: wire.ScoreWorkspaceRequest, _: Context
     ) -> wire.ScoreWorkspaceResponse:
-        """The score, the decision, and in `reasons` each dimension's points and what cost them.
+        """Return the score, the decision, and in `reasons` each dimension's points and deductions.
 
-        An empty rigor_level is L1. Parts that score (build, unit, static with sonar, e2e) must be
-        there: one that was not measured is refused, not scored as zero.
+        An empty rigor_level means L1. Parts that score (build, unit, static with sonar, e2e) are
+        required: a part that was not measured is refused, not scored as zero.
 
         Raises:
             InvalidInput: names each wrong field.
@@ -56,7 +59,7 @@ class WorkspaceServicer(workspace_pb2_grpc.WorkspaceServiceServicer):
 
 
 def report_of(request: wire.ScoreWorkspaceRequest) -> WorkspaceReport:
-    """The report as the workflows know it.
+    """Convert the message to a report.
 
     Raises:
         InvalidInput: names each wrong field as the contract does.
@@ -75,7 +78,7 @@ def report_of(request: wire.ScoreWorkspaceRequest) -> WorkspaceReport:
 
 
 def breakdown(level: RigorLevel, score: ReportScore) -> list[str]:
-    """A line for each dimension: its points and its weight."""
+    """Return a line for each dimension, with its points and its weight."""
     return [
         f"{name}: {score.dimensions[name]:.4g} of 100 points, weight {level.weights[name]:g}"
         for name in DIMENSIONS
@@ -83,7 +86,10 @@ def breakdown(level: RigorLevel, score: ReportScore) -> list[str]:
 
 
 def _fields(message: Any) -> dict[str, Any]:
-    """A message's fields by name: zeros too, for they are measured, but no part that is absent."""
+    """Return a message's fields by name.
+
+    Zeros are included, because they were measured; parts that are absent are not.
+    """
     fields: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
