@@ -69,7 +69,7 @@ def derived_id(*parts: str) -> str:
 
 
 def summary(text: str) -> str:
-    """Return a workflow's static summary: one line, limited to SUMMARY_BYTES of UTF-8."""
+    """Return a workflow's static summary: one line, cut to Temporal's limit (SUMMARY_BYTES)."""
     return " ".join(text.split()).encode()[:SUMMARY_BYTES].decode(errors="ignore")
 
 

@@ -141,7 +141,7 @@ class Deliberations:
         def ended(_: Context) -> None:
             self._leave(call, starting)
 
-        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs lack functions
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs accept no function
         await asyncio.shield(starting)
         await context.send_initial_metadata(((TASK_ID, task_id),))
         return call
