@@ -1,1 +1,1 @@
-"""What the fleet is deployed with: configuration as data, and the stack on one machine."""
+"""The deployment of the fleet: configuration as data, and the stack on one machine."""

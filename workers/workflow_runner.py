@@ -40,12 +40,12 @@ PASSED_THROUGH = (
 
 
 class ResetFirst(WorkflowInstance):
-    """A workflow that handles a reset before the signals that came after it.
+    """A workflow instance that handles a reset before the signals that came after it.
 
-    Invalid inputs are rejected before (workers/payloads.py).
+    Inputs that cannot be decoded are rejected first (workers/payloads.py).
 
-    After a reset, one activation has both, and the SDK delivers signals and updates first: the
-    events that they append to the outbox would be taken for those that the previous run had
+    After a reset, one activation has both, and the SDK delivers signals and updates first. The
+    events that these append to the outbox would be taken for those that the previous run had
     appended at the same position. If a run was reset to its very beginning, `make` creates its
     instance again, with the run name of the reset. See docs/design/0002-event-ids-and-resets.md.
     """

@@ -1,1 +1,1 @@
-"""An agent outside the fleet, to run as it is or to begin one's own with."""
+"""An agent outside the fleet, to run as it is or to use as the base of another."""

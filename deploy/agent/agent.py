@@ -1,8 +1,8 @@
-"""An external agent: takes the fleet's commands from NATS and answers with an LLM of its own.
+"""An external agent: takes the fleet's commands from NATS and answers with a separate LLM.
 
-It uses nothing of the fleet's code: what it knows is the two subjects (see README.md). Any number
-of agents of a role share its commands. One that is killed in mid-call answers no more, and its
-command goes to another after ACK_WAIT_S; one that is asked to end hands its command back at once.
+It uses none of the fleet's code, only the two subjects (see README.md). Any number of agents of a
+role share its commands. If an agent is killed during a call, its command goes to another after
+ACK_WAIT_S; one that receives a signal to stop returns its command at once.
 
     python -m deploy.agent.agent --role DEV
 """
@@ -34,9 +34,9 @@ from openai import AsyncOpenAI, OpenAIError
 
 STREAM = "AGENT_COMMANDS"
 ACK_WAIT_S = 20.0
-"""A command whose agent has been silent so long goes to the next of its role."""
+"""A command whose agent has been silent for so long goes to the next agent of the role."""
 BEAT_S = 5.0
-"""How often the agent says that it is at work; the fleet gives it up after 60 s of silence."""
+"""How often the agent reports progress; the fleet gives it up after 60 s of silence."""
 SILENT_LLM_S = 120.0
 AGAIN_S = 1.0
 
@@ -44,12 +44,15 @@ COMMAND = (
     *("task_id", "agent_id", "call_id", "act", "prompt", "answer_schema"),
     *("max_tokens", "temperature", "seed"),
 )
-"""What is read of a command; there may be more in it."""
+"""The fields that are read from a command; it may have more."""
 
 
 @dataclass
 class Written:
-    """What the LLM has written so far. tokens_out counts chunks until the LLM tells better."""
+    """The LLM's output so far.
+
+    tokens_out counts chunks until the LLM reports the exact number.
+    """
 
     text: list[str] = field(default_factory=list)
     tokens_in: int = 0
@@ -57,7 +60,7 @@ class Written:
 
 
 class Agent:
-    """Takes one command after the other."""
+    """An agent that takes one command after the other."""
 
     def __init__(self, connection: Nats, llm: AsyncOpenAI, model: str, name: str) -> None:
         self._jetstream = connection.jetstream()
@@ -80,10 +83,10 @@ class Agent:
                 await asyncio.sleep(AGAIN_S)
 
     async def _obey(self, message: Msg) -> None:
-        """Answer one command, then acknowledge it; when cancelled, hand it back."""
+        """Answer one command, then acknowledge it; when cancelled, return it."""
         try:
             if expired(message):
-                await message.ack()  # the fleet has asked another since
+                await message.ack()  # the fleet has asked another agent meanwhile
                 return
             told = json.loads(message.data)
             command = {name: told[name] for name in COMMAND}
@@ -111,7 +114,7 @@ class Agent:
         print(f"{self._name} is done with {command['call_id']}: {answer['status']}", flush=True)
 
     async def _ask(self, command: dict[str, Any], written: Written) -> dict[str, Any]:
-        """The LLM's answer, or its failure, as fields of a response."""
+        """Return the LLM's answer, or its failure, as fields of a response."""
         try:
             stream = await self._llm.chat.completions.create(
                 model=self._model,
@@ -145,16 +148,16 @@ class Agent:
     async def _beat(
         self, message: Msg, command: dict[str, Any], written: Written, over: asyncio.Event
     ) -> None:
-        """Tell the fleet, and JetStream, that the command is at work; at once, then steadily."""
+        """Report to the fleet and JetStream that work is in progress; at once, then regularly."""
         while not over.is_set():
-            with contextlib.suppress(NatsError):  # the next beat tells
+            with contextlib.suppress(NatsError):  # the next beat reports it
                 await message.in_progress()
                 await self._publish(command, written, {"status": "working"})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), BEAT_S)
 
     async def _say(self, command: dict[str, Any], written: Written, **answer: Any) -> None:
-        """Publish the answer for as long as it takes: it is paid for."""
+        """Publish the answer, with retries without limit: it is paid for."""
         while True:
             try:
                 await self._publish(command, written, answer)
@@ -178,7 +181,7 @@ class Agent:
             **fields,
         }
         headers = None
-        if fields["status"] != "working":  # sent again after a lost acknowledgement: stored once
+        if fields["status"] != "working":  # stored once, also if it is published again
             headers = {"Nats-Msg-Id": f"{self._name}/{command['call_id']}"}
         await self._jetstream.publish(
             f"agent.response.{token(command['task_id'])}",
@@ -188,18 +191,18 @@ class Agent:
 
 
 def token(task_id: str) -> str:
-    """The task's id as one token of a subject: all but letters, digits, `-` and `_` encoded."""
+    """Return the task's id as one token of a subject: all but letters, digits, `-`, `_` encoded."""
     return quote(task_id, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
 def expired(message: Msg) -> bool:
-    """Whether the fleet does not wait for an answer to this command any more."""
+    """Return whether the fleet no longer waits for an answer to this command."""
     until = (message.headers or {}).get("ce-expirytime")
     return until is not None and datetime.fromisoformat(until) < datetime.now(UTC)
 
 
 async def bind(jetstream: JetStreamContext, role: str) -> JetStreamContext.PullSubscription:
-    """The durable consumer that all agents of the role share."""
+    """Create the durable consumer that all agents of the role share, and subscribe to it."""
     name = f"agent-{role.lower()}"
     try:
         await jetstream.add_consumer(
@@ -242,7 +245,7 @@ async def main(given: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line and the environment say; secrets come from the environment alone."""
+    """Read the command line and the environment; secrets come from the environment alone."""
     parser = argparse.ArgumentParser(
         description="An external agent of the fleet: takes commands from NATS and answers with an "
         "OpenAI-compatible LLM.",

@@ -1,1 +1,1 @@
-"""The whole fleet on one machine: set-up, the servers, and the supervisor that keeps them."""
+"""The whole fleet on one machine: setup, the servers, and the supervisor that runs them."""

@@ -1,4 +1,4 @@
-"""`python -m deploy.local up|down|kill|restart|status|logs|clean`: the local stack by hand."""
+"""`python -m deploy.local up|down|kill|restart|status|logs|clean`: control the local stack."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Stop everything in good order; what was stored stays."""
+    """Stop everything gracefully; stored data is kept."""
     stack = _stack()
     with Progress() as progress:
         ran = asyncio.run(stack.down(progress.tell))
@@ -79,7 +79,7 @@ def restart(part: Annotated[str, typer.Argument(help="temporal, nats, ray, worke
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """What runs, where, and whether it is healthy; exit code 1 when something is not."""
+    """Show what runs, where, and whether it is healthy; exit code 1 when something is not."""
     found = asyncio.run(_stack().status())
     if as_json:
         print(json.dumps([_as_json(one) for one in found], indent=1))
@@ -125,7 +125,7 @@ def clean(
 
 
 class Progress:
-    """Lines that grow while parts start and stop: live on a terminal, one a change elsewhere."""
+    """Lines that grow while parts start and stop: live on a terminal, else one for each change."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[Stage, str, Spinner]] = {}
@@ -142,7 +142,7 @@ class Progress:
             self._live.stop()
 
     def tell(self, part: Part, stage: Stage, seconds: float) -> None:
-        """What became of a part."""
+        """Show the new stage of a part."""
         text = {
             "starting": f"[yellow]{'starting' if part.ours else 'asked'}[/] {part.where}",
             "ready": f"[green]ready[/] in {seconds:.1f} s  {part.where}",
@@ -216,7 +216,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """Without the interpreter's own exit, at which Temporal's client now and then crashes."""
+    """Exit without the interpreter's own shutdown, during which Temporal's client may crash."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -239,7 +239,7 @@ def _answering_errors() -> None:
 
 
 def main() -> NoReturn:
-    """Run one command; the exit code is 1 where it failed, 2 where it was not understood."""
+    """Run one command; exit with 1 if it failed, with 2 if the command line cannot be parsed."""
     try:
         _answering_errors()
     except SystemExit as ended:

@@ -1,8 +1,8 @@
-"""`make run`'s main job: the sample story to DONE, through the commands that a person would type.
+"""`make run`: take the sample story to DONE, with the commands that a person would type.
 
-It starts the next sample story that has not run yet, or goes on with one that is under way; shows
-what happens; opens each gate with `temporal workflow update execute`; measures the sample project
-with `fleet report`; and ends with what was decided, by whom, and where to look.
+It starts the next sample story that has not run yet, or continues a running one. It shows what
+happens, opens each gate with `temporal workflow update execute`, and measures the sample project
+with `fleet report`. At the end it lists what was decided, by whom, and where to look.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ out = Console(highlight=False)
 
 
 class Failed(Exception):
-    """The demonstration cannot go on; the message says why and what to do."""
+    """The demonstration cannot continue; the message gives the reason and what to do."""
 
 
 async def main() -> None:
@@ -76,7 +76,7 @@ async def main() -> None:
 
 
 async def next_story(client: Client) -> tuple[str, bool]:
-    """The first sample story that has not ended, and whether it runs already."""
+    """Return the first sample story that has not ended, and whether it already runs."""
     for number in range(FIRST, LAST + 1):
         story_id = f"US-{number}"
         try:
@@ -104,7 +104,7 @@ def start(settings: Settings, story_id: str) -> None:
 
 
 async def lead(client: Client, settings: Settings, story_id: str) -> None:
-    """Show the story live; open each gate as it comes; send the report when it is asked for."""
+    """Show the story live, open each gate as it comes, and send the report when it is requested."""
     opened: set[tuple[str, str]] = set()
     reported = ""
     with showing() as show:
@@ -157,7 +157,7 @@ def run(command: list[str]) -> None:
     """Print a command as a person would type it, and run it.
 
     Raises:
-        Failed: it did not end with 0; its own words are in the message.
+        Failed: its exit code is not 0; the message contains its output.
     """
     shown = [Path(command[0]).name, *command[1:]]
     out.print(f"\n$ {shlex.join(shown)}", style="cyan", markup=False, soft_wrap=True)
@@ -170,7 +170,7 @@ def run(command: list[str]) -> None:
 
 @contextlib.contextmanager
 def showing() -> Iterator[Any]:
-    """A live view on a terminal; elsewhere a line for each change."""
+    """Show a live view on a terminal, otherwise a line for each change."""
     if out.is_terminal:
         with Live(console=out, auto_refresh=False, transient=True) as live:
             yield lambda now: live.update(
@@ -190,7 +190,7 @@ def showing() -> Iterator[Any]:
 
 
 async def tell(settings: Settings, story_id: str) -> None:
-    """What was decided and by whom, from the graph; where to look; what to do next."""
+    """Print what was decided and by whom, from the graph; where to look; what to do next."""
     async with open_neo4j(settings) as driver:
         decisions, _, _ = await driver.execute_query(DECISIONS, story_id=story_id)
         approvals, _, _ = await driver.execute_query(APPROVALS, story_id=story_id)
@@ -223,7 +223,7 @@ async def tell(settings: Settings, story_id: str) -> None:
         ("stop", "make stop (everything is kept; make run goes on)"),
     ]
     out.print()
-    for name, value in rows:  # lines that no width breaks: they are copied
+    for name, value in rows:  # never wrapped, so that they can be copied
         out.print(view.text(f"{name:<19}", "bold"), view.text(value), soft_wrap=True, sep="")
     out.print("The commands are in .venv/bin: `. .venv/bin/activate` puts them on your PATH.")
 
@@ -234,12 +234,12 @@ def _table(title: str, rows: Sequence[Any], columns: Sequence[str]) -> Renderabl
 
 
 def _program(name: str) -> str:
-    """A command of this environment."""
+    """Return the path of a command of this environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def _short(path: Path) -> Path:
-    """As a person in the repository would write it."""
+    """Return the path as a person in the repository would write it."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 

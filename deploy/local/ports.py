@@ -1,4 +1,4 @@
-"""Which port is taken, and by whom: read from /proc, so that no other program is needed."""
+"""Which ports are in use, and by whom: read from /proc, so that no other program is needed."""
 
 import contextlib
 import ipaddress
@@ -16,7 +16,7 @@ LISTENING = "0A"  # TCP_LISTEN, as /proc/net/tcp writes it
 
 @dataclass(frozen=True)
 class TakenPort:
-    """A port that something listens on; `pid` is None where that cannot be seen."""
+    """A port that something listens on; `pid` is None if it cannot be determined."""
 
     port: int
     pid: int | None
@@ -30,7 +30,7 @@ class TakenPort:
 
 @dataclass(frozen=True)
 class Listener:
-    """An open door: the address and port that one process listens on."""
+    """The address and port that one process listens on."""
 
     address: IPv4Address | IPv6Address
     port: int
@@ -38,13 +38,13 @@ class Listener:
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this machine can come in."""
+        """Whether only this machine can connect."""
         mapped = self.address.ipv4_mapped if isinstance(self.address, IPv6Address) else None
         return (mapped or self.address).is_loopback
 
 
 def who_takes(port: int) -> TakenPort | None:
-    """The process that listens on `port`; None when it is free."""
+    """Return the process that listens on `port`; None if it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -63,7 +63,7 @@ def who_takes(port: int) -> TakenPort | None:
 
 
 def listeners_of(pids: Iterable[int]) -> list[Listener]:
-    """Everything that these processes listen on."""
+    """Return everything that these processes listen on."""
     inodes = {inode for pid in pids for inode in _sockets(Path("/proc", str(pid)))}
     return [listener for listener in _listeners() if listener.inode in inodes]
 
@@ -79,7 +79,7 @@ def _listeners() -> Iterator[Listener]:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
-    """The kernel writes 32-bit words in the machine's byte order."""
+    """Parse an address; the kernel writes 32-bit words in the machine's byte order."""
     words = [bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8)]
     if sys.byteorder == "little":
         words = [word[::-1] for word in words]

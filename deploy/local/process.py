@@ -18,7 +18,7 @@ STOP_WITHIN = timedelta(seconds=30)
 
 
 class ServerProcess:
-    """Runs one server in a process group of its own, and ends it by that group only."""
+    """A runner of one server in a separate process group; it ends that group only."""
 
     def __init__(self, server: Server, log: Path, ready_within: timedelta) -> None:
         self.server = server
@@ -33,11 +33,15 @@ class ServerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there; not whether it is healthy."""
+        """Whether the process exists; not whether it is healthy."""
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> float:
-        """Start and wait until healthy; the seconds that took. Nothing happens if it runs."""
+        """Start and wait until healthy; do nothing if it already runs.
+
+        Returns:
+            The seconds that it took.
+        """
         if self.running:
             return 0.0
         command = self.server.prepare()
@@ -56,7 +60,7 @@ class ServerProcess:
             raise
 
     async def stop(self) -> None:
-        """Ask it to end (SIGTERM) and wait; it is killed when it does not."""
+        """Send SIGTERM and wait; kill it if it does not end."""
         await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
@@ -77,7 +81,7 @@ class ServerProcess:
 
 
 def _spawn(argv: tuple[str, ...], env: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    # A starter that is killed itself must not leave servers behind.
+    # If the starter itself is killed, no server must stay behind.
     setpriv = shutil.which("setpriv")
     dies_with_us = (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
     return subprocess.Popen(
@@ -91,7 +95,10 @@ def _spawn(argv: tuple[str, ...], env: dict[str, str], log: IO[bytes]) -> subpro
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below the range the kernel gives to outgoing connections."""
+    """Return ports that nothing listens on.
+
+    They are below the range that the kernel gives to outgoing connections.
+    """
     picked: list[int] = []
     held: list[socket.socket] = []
     try:

@@ -1,8 +1,8 @@
-"""How each real server of the fleet is run on one machine, and how one knows that it is up.
+"""How each real server of the fleet runs on one machine, and how its health is checked.
 
-The local stack and the tests use the same definitions, so what the tests prove is what runs.
-Everything listens on loopback only, keeps its data under the `home` it is given, and, where the
-server knows users, takes a password that was generated at its first start (file mode 600).
+The local stack and the tests use the same definitions, so the tests cover what runs. Everything
+listens on loopback only and keeps its data under the given `home`. Servers with users get a
+password that is generated at the first start (file mode 600).
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from temporalio.client import Client
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / ".fleet" / "setup"
-"""What set-up fetched or made, shared by every stack of this checkout."""
+"""What setup fetched or made, shared by every stack of this checkout."""
 
 TEMPORAL_RETENTION = timedelta(days=90)
 """How long closed workflows stay readable; longer than any stream keeps their events."""
@@ -43,7 +43,7 @@ TEMPORAL_RETENTION = timedelta(days=90)
 PROBE_EVERY_S = 0.25
 PROBE_LIMIT_S = 30.0
 SOCKET_PATH_LIMIT = 100
-"""Unix socket paths may have 107 bytes; a few are left for what is appended."""
+"""Longest path of a socket. Unix allows 107 bytes; the rest is left for what is appended."""
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -59,7 +59,7 @@ class ServerNotReady(RuntimeError):
 
 
 class NotInstalled(RuntimeError):
-    """A server's program is missing: set-up has not been run, or not to its end."""
+    """The program of a server is missing: setup has not been run, or not to its end."""
 
     def __init__(self, what: str, where: Path) -> None:
         super().__init__(f"{what} is not installed ({where} is missing): run `make setup`")
@@ -67,21 +67,21 @@ class NotInstalled(RuntimeError):
 
 @dataclass(frozen=True)
 class Command:
-    """What to execute, with the variables it needs on top of the caller's own."""
+    """The arguments of a program, with the variables it needs in addition to the caller's."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Probed(Protocol):
-    """What can be asked whether it serves."""
+    """Anything that can be asked whether it serves."""
 
     @property
     def name(self) -> str:
-        """Its name in the stack, and in what is said of it."""
+        """Its name in the stack and in messages."""
 
     async def check(self) -> None:
-        """Return when the server really serves; raise whatever its client raises otherwise."""
+        """Return when the server really serves; raise the error of its client otherwise."""
 
 
 class Server(ABC):
@@ -96,12 +96,12 @@ class Server(ABC):
 
     @abstractmethod
     async def check(self) -> None:
-        """Return when the server really serves; raise whatever its client raises otherwise."""
+        """Return when the server really serves; raise the error of its client otherwise."""
 
     @property
     @abstractmethod
     def ports(self) -> Mapping[str, int]:
-        """The ports it will listen on, by what they are for."""
+        """The ports it will listen on, by purpose."""
 
 
 async def until_ready(
@@ -111,16 +111,26 @@ async def until_ready(
     alive: Callable[[], bool] = lambda: True,
     log: Path | None = None,
 ) -> float:
-    """Probe `server` until it serves; answer with the seconds that took.
+    """Probe `server` until it serves.
 
-    Raises ServerNotReady, naming the log, once `deadline` has passed or `alive` says no.
+    Args:
+        server: What to probe.
+        deadline: How long it may take.
+        alive: Whether it makes sense to continue.
+        log: The log that the error names.
+
+    Returns:
+        The seconds that it took.
+
+    Raises:
+        ServerNotReady: `deadline` has passed, or `alive` returned false.
     """
     began = time.monotonic()
     while True:
         try:
             await asyncio.wait_for(server.check(), PROBE_LIMIT_S)
             return time.monotonic() - began
-        except Exception as error:  # every client has its own words for "not yet"  # noqa: BLE001
+        except Exception as error:  # clients report "not yet" in different ways  # noqa: BLE001
             why = f"{type(error).__name__}: {error}".strip(": ")
         if not alive():
             raise ServerNotReady(server.name, "its process ended", log)
@@ -131,20 +141,20 @@ async def until_ready(
 
 
 def credential(path: Path) -> str:
-    """The password kept in `path`; made at the first call, readable by its owner only."""
+    """Return the password in `path`; the first call creates it, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return path.read_text().strip()
     with os.fdopen(descriptor, "w") as file:
-        password = secrets.token_hex(16)  # no sign that a command line would read as an option
+        password = secrets.token_hex(16)  # never starts with a dash, like an option
         file.write(password + "\n")
     return password
 
 
 def write_private(path: Path, text: str) -> Path:
-    """Write a file that only its owner may read, whole or not at all."""
+    """Write a file that only its owner may read, in full or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".draft")
     draft.unlink(missing_ok=True)
@@ -155,7 +165,7 @@ def write_private(path: Path, text: str) -> Path:
 
 
 def script(name: str) -> Path:
-    """A program that a Python package of this environment installed."""
+    """Return the path of a program that a Python package of this environment installed."""
     path = Path(sysconfig.get_path("scripts")) / name
     if not path.exists():
         raise NotInstalled(name, path)
@@ -178,7 +188,7 @@ class Temporal(Server):
 
     @property
     def ui_url(self) -> str:
-        """Where a browser finds the Web UI."""
+        """The URL of the Web UI."""
         return f"http://{LOOPBACK}:{self.ui_port}"
 
     @property
@@ -187,13 +197,13 @@ class Temporal(Server):
         return {"gRPC": self.port, "Web UI": self.ui_port}
 
     def prepare(self) -> Command:
-        """Make the folder of the database; everything else is said in arguments."""
+        """Create the folder of the database; everything else is passed in arguments."""
         self.home.mkdir(parents=True, exist_ok=True)
         dynamic = {
-            # Task queues are polled without a pause: 9 ms an activity's round trip, not 49.
+            # Poll task queues without a pause: an activity's round trip takes 9 ms, not 49.
             "history.transferProcessorMaxPollRPS": 2000,
             "history.timerProcessorMaxPollRPS": 2000,
-            # Calls are shared out among the stories that wait, by their fairness key.
+            # Distribute calls among waiting stories by their fairness key.
             "matching.enableFairness": True,
         }
         return Command(
@@ -216,7 +226,7 @@ class Temporal(Server):
         )
 
     async def check(self) -> None:
-        """The frontend serves the default namespace, and the Web UI answers."""
+        """Check that the frontend serves the default namespace, and that the Web UI answers."""
         await check_temporal(self.address)
         async with httpx.AsyncClient(trust_env=False) as http:
             (await http.get(self.ui_url)).raise_for_status()
@@ -245,7 +255,7 @@ async def check_temporal(address: str, namespace: str = "default") -> None:
 
 @dataclass(frozen=True)
 class Nats(Server):
-    """NATS with JetStream on file storage: what was acked survives a power cut."""
+    """NATS with JetStream on file storage: an acknowledged message survives a power cut."""
 
     name: ClassVar[str] = "nats"
     home: Path
@@ -282,12 +292,12 @@ jetstream {{ store_dir: {json.dumps(str(self.home / "store"))}, sync_interval: a
         return Command((str(script("nats-server")), "--config", str(conf)))
 
     async def check(self) -> None:
-        """JetStream answers to the fleet's own user."""
+        """Check that JetStream answers the fleet's own user."""
         await check_nats(self.url, self.user, self.password)
 
 
 async def check_nats(url: str, user: str | None = None, password: str | None = None) -> None:
-    """Raise unless the server at `url` lets us in and has JetStream."""
+    """Raise unless the server at `url` accepts the credentials and has JetStream."""
     failures: list[Exception] = []
 
     async def keep(error: Exception) -> None:
@@ -312,7 +322,7 @@ async def check_nats(url: str, user: str | None = None, password: str | None = N
 
 @dataclass(frozen=True)
 class Valkey(Server):
-    """Valkey with an append-only file that is synced at every write, and no eviction."""
+    """Valkey with an append-only file that is synced at every write, and without eviction."""
 
     name: ClassVar[str] = "valkey"
     home: Path
@@ -321,7 +331,7 @@ class Valkey(Server):
 
     @property
     def host(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return LOOPBACK
 
     @property
@@ -357,7 +367,7 @@ daemonize no
         return Command((str(_valkey_program()), str(conf)))
 
     async def check(self) -> None:
-        """It answers PING: its append-only file is loaded."""
+        """Check that it answers PING: its append-only file is loaded."""
         await check_valkey(self.host, self.port, self.password)
 
 
@@ -372,7 +382,7 @@ def _valkey_program() -> Path:
 
 
 async def check_valkey(host: str, port: int, password: str | None) -> None:
-    """Raise unless the server lets us in and has its data loaded."""
+    """Raise unless the server accepts the password and has loaded its data."""
     client = redis.Redis(host=host, port=port, password=password)
     try:
         await client.ping()
@@ -382,7 +392,7 @@ async def check_valkey(host: str, port: int, password: str | None) -> None:
 
 @dataclass(frozen=True)
 class Neo4j(Server):
-    """Neo4j Community, Bolt only, from the jars that set-up fetched."""
+    """Neo4j Community, Bolt only, from the jars that setup fetched."""
 
     name: ClassVar[str] = "neo4j"
     home: Path
@@ -434,7 +444,7 @@ dbms.usage_report.enabled=false
                 *("java", "-Xms128m", f"-Xmx{self.heap_mb}m", "-XX:+UseSerialGC"),
                 # The optimising compiler would take the cores that the first stories need.
                 "-XX:TieredStopAtLevel=1",
-                # What Neo4j reaches inside the JDK, said so that it does not warn.
+                # The JDK internals that Neo4j uses, opened to avoid its warnings.
                 *("--add-opens=java.base/java.nio=ALL-UNNAMED",),
                 *("--add-opens=java.base/java.io=ALL-UNNAMED",),
                 *("--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",),
@@ -445,13 +455,13 @@ dbms.usage_report.enabled=false
         )
 
     async def check(self) -> None:
-        """A query runs as the fleet's own user."""
+        """Check that a query runs as the fleet's own user."""
         await check_neo4j(self.uri, self.user, self.password)
 
 
 async def check_neo4j(uri: str, user: str, password: str) -> None:
-    """Raise unless the server lets us in and runs a query."""
-    # Without the retries of a managed transaction: this is a probe.
+    """Raise unless the server accepts the credentials and runs a query."""
+    # A probe: without the retries of a managed transaction.
     async with (
         neo4j.AsyncGraphDatabase.driver(uri, auth=(user, password)) as driver,
         driver.session() as session,
@@ -472,14 +482,14 @@ class RayServe(Server):
 
     @property
     def url(self) -> str:
-        """The OpenAI-compatible API."""
+        """The URL of the OpenAI-compatible API."""
         return f"http://{LOOPBACK}:{self.port}/v1"
 
     @property
     def sessions(self) -> Path:
-        """Where Ray keeps its sockets and its own logs, one folder for each start.
+        """The folder of Ray's sockets and logs, with one folder for each start.
 
-        Ray opens this folder to everybody, so it lies in one that only its owner may enter.
+        Ray opens this folder to all users, so it is in one that only its owner may enter.
         """
         private = short_folder(self.home, spare=70)
         private.chmod(0o700)
@@ -487,7 +497,7 @@ class RayServe(Server):
 
     @property
     def ports(self) -> Mapping[str, int]:
-        """The API's port; Ray's own are free ones that it picks."""
+        """The API's port; Ray picks free ones for itself."""
         return {"API": self.port}
 
     def prepare(self) -> Command:
@@ -511,18 +521,21 @@ class RayServe(Server):
                 "RAY_AUTH_TOKEN_PATH": str(self.home / "auth_token"),
                 "RAY_TEMP_DIR": str(self.sessions),
                 "RAY_COLOR_PREFIX": "0",
-                # A node that can have no others takes the loopback address for its own.
+                # A node that can have no others takes the loopback address as its own.
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             }
         return Command((sys.executable, "-m", "workers.serve"), env)
 
     async def check(self) -> None:
-        """The engine writes a token: the API answers before the engine is there."""
+        """Check that the engine writes a token: the API answers before the engine is ready."""
         await check_vllm(self.url, self.model)
 
 
 async def check_vllm(url: str, model: str | None = None, api_key: str | None = None) -> None:
-    """Raise unless the API at `url` completes a prompt; without `model`, by the first it serves."""
+    """Raise unless the API at `url` completes a prompt.
+
+    Without `model`, the first model that it serves is used.
+    """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(
         base_url=url.rstrip("/"), headers=headers, trust_env=False, timeout=PROBE_LIMIT_S
@@ -538,9 +551,9 @@ async def check_vllm(url: str, model: str | None = None, api_key: str | None = N
 
 
 def short_folder(wanted: Path, spare: int) -> Path:
-    """`wanted`, or a private folder under /tmp where its path is too long for unix sockets.
+    """Return `wanted`, or a private folder under /tmp if it is too long for unix sockets.
 
-    `spare` is the length of what is put below it.
+    `spare` is the length of what is appended to it.
     """
     if len(str(wanted)) + spare <= SOCKET_PATH_LIMIT:
         wanted.mkdir(parents=True, exist_ok=True)
@@ -562,7 +575,7 @@ def leave_short_folder(wanted: Path, used: Path) -> None:
 
 @dataclass(frozen=True)
 class Workers(Server):
-    """The fleet's own workers: all in one process, or those of one task queue."""
+    """The fleet's workers: all in one process, or those of one task queue."""
 
     name: ClassVar[str] = "workers"
     home: Path
@@ -572,18 +585,18 @@ class Workers(Server):
 
     @property
     def ports(self) -> Mapping[str, int]:
-        """The health endpoint's port, and those of the services."""
+        """The ports of the health endpoint and of the services."""
         return {"health": self.health_port, **self.other_ports}
 
     def prepare(self) -> Command:
-        """They read their settings from the `env` file of `home`."""
+        """Return the command; the workers read their settings from the `env` file of `home`."""
         return Command(
             (sys.executable, "-m", "workers", self.process),
             {"FLEET_HOME": str(self.home), "HEALTH_PORT": str(self.health_port)},
         )
 
     async def check(self) -> None:
-        """They say that they are ready: connected, registered, polling."""
+        """Check that the workers report that they are ready: connected, registered, polling."""
         async with httpx.AsyncClient(trust_env=False) as http:
             answer = await http.get(f"http://{LOOPBACK}:{self.health_port}/health")
             answer.raise_for_status()

@@ -1,4 +1,4 @@
-"""Where the local stack lives, which ports it takes, and which servers run elsewhere."""
+"""Where the local stack is stored, its ports, and which servers run elsewhere."""
 
 import json
 import os
@@ -29,10 +29,10 @@ PORT_FIELDS = (
 
 
 class StackSettings(BaseSettings):
-    """What a person may say about the stack, in the environment.
+    """The settings of the stack, from the environment.
 
-    An address given (TEMPORAL_ADDRESS, NATS_URL, NEO4J_URI, REDIS_HOST, VLLM_URL) means that the
-    server runs elsewhere: it is used, and not started.
+    If an address is set (TEMPORAL_ADDRESS, NATS_URL, NEO4J_URI, REDIS_HOST, VLLM_URL), the server
+    runs elsewhere: it is used, and not started.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -75,7 +75,7 @@ class StackSettings(BaseSettings):
 
     @property
     def home(self) -> Path:
-        """The stack's folder, absolute."""
+        """The stack's folder, as an absolute path."""
         return self.fleet_home.expanduser().absolute()
 
     @property
@@ -85,7 +85,7 @@ class StackSettings(BaseSettings):
 
     @property
     def model(self) -> str:
-        """The model that is served here."""
+        """The model that this stack serves."""
         return self.vllm_model or DEFAULT_MODEL
 
     @classmethod
@@ -97,15 +97,15 @@ class StackSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What `load` is given, then the environment."""
+        """Read the arguments of `load`, then the environment."""
         return (init_settings, Environment(settings_cls))
 
     @classmethod
     def load(cls, *, home: Path | None = None, pick_free_ports: bool = False) -> Self:
-        """Read the environment, with `home` instead of FLEET_HOME where it is given.
+        """Read the environment, with `home` instead of FLEET_HOME if it is given.
 
-        Ports that the stack in its folder once took stay its own. With `pick_free_ports`, one
-        that has none yet takes free ones, so that it can run beside another stack.
+        A stack keeps the ports that it once took. With `pick_free_ports`, one that has none yet
+        takes free ports, so that it can run beside another stack.
         """
         try:
             said = cls(fleet_home=home) if home else cls()

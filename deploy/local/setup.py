@@ -1,8 +1,8 @@
-"""Set-up on a fresh machine: `python3 -m deploy.local.setup`, with nothing but Python itself.
+"""Setup on a fresh machine: `python3 -m deploy.local.setup`, which needs only Python.
 
-Each step leaves a stamp with the hash of what went into it, so a second run does nothing twice,
-and a run that broke off goes on where it was. The standard library only: this runs before any
-package is installed.
+Each step leaves a stamp with the hash of its inputs, so a second run repeats nothing, and an
+interrupted run continues where it stopped. It uses the standard library only, because it runs
+before any package is installed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ DEBIAN_PACKAGES = {
 
 
 class SetupFailed(Exception):
-    """A step that could not be done: what failed, and what to do about it."""
+    """A step failed: what failed, and what to do about it."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -47,7 +47,7 @@ class SetupFailed(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to set up: done again only when what went into it, or its result, changed."""
+    """One thing to set up; repeated only when its inputs or its result changed."""
 
     name: str
     does: str
@@ -57,16 +57,16 @@ class Step:
 
     @property
     def stamp(self) -> Path:
-        """The file that says what this step was last done with."""
+        """The file with the fingerprint of the last run of this step."""
         return STAMPS / self.name
 
     def fingerprint(self) -> str:
-        """The hash of what goes into this step."""
+        """Return the hash of the inputs of this step."""
         return hashlib.sha256(self.inputs().encode()).hexdigest()
 
     @property
     def done(self) -> bool:
-        """Whether the result is there and was made from the same inputs."""
+        """Whether the result exists and was made from the same inputs."""
         return (
             self.result.exists()
             and self.stamp.exists()
@@ -75,9 +75,9 @@ class Step:
 
 
 def main(arguments: list[str]) -> int:
-    """Do every step that is not done; the exit code is 1 when one failed.
+    """Run every step that is not done; return 1 if one failed.
 
-    `--only STEP` does that one alone.
+    `--only STEP` runs that step alone.
     """
     began = time.monotonic()
     for folder in (STAMPS, LOGS):
@@ -132,8 +132,8 @@ def _only_one_at_a_time() -> Iterator[None]:
 
 
 def check_machine() -> None:
-    """Refuse at once what no step could mend."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this is what runs before anything is checked
+    """Raise SetupFailed at once if the machine does not meet a requirement."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - runs before anything is checked
         raise SetupFailed(
             f"Python {platform.python_version()} is too old, 3.11 or newer is needed",
             "install it, then: make setup PYTHON=/path/to/python3.11",
@@ -152,7 +152,7 @@ def check_machine() -> None:
 
 
 def accelerator() -> str:
-    """`gpu` where an NVIDIA GPU answers, else `cpu`; FLEET_SERVE overrides it.
+    """Return `gpu` if an NVIDIA GPU answers, else `cpu`; FLEET_SERVE overrides it.
 
     `none`: lint, types and unit tests only, without Ray, vLLM, a model, Neo4j and its JDK.
     """
@@ -203,7 +203,7 @@ def _install_programs() -> None:
 
 
 def _programs_inputs() -> str:
-    # Found afresh at each run: what was there may have been removed since.
+    # Searched again at each run, because programs may have been removed meanwhile.
     return f"missing: {_missing_programs()}"
 
 
@@ -257,7 +257,7 @@ def _install_packages() -> None:
 
 
 def _as_pip_would() -> dict[str, str]:
-    """What pip is configured with on this machine, in uv's words."""
+    """Return pip's configuration on this machine as settings of uv."""
     said = subprocess.run(
         [str(INSTALLED / "uv/bin/python"), "-m", "pip", "config", "list"],
         capture_output=True,
@@ -282,14 +282,14 @@ def _packages_inputs() -> str:
         [
             platform.python_version(),
             _lock().read_text(),
-            # An editable install leaves only metadata behind: these files make it.
+            # An editable install leaves only metadata behind, which these files determine.
             (ROOT / "pyproject.toml").read_text(),
             str(ROOT),
         ]
     )
 
 
-# The code of the gRPC contracts
+# Code of the gRPC contracts
 
 WIRE = ROOT / "bridge/grpc/wire"
 PROTOS = ROOT / "bridge/grpc/protos"
@@ -304,7 +304,7 @@ def _make_wire() -> None:
         "wire",
         [
             *(str(VENV / "bin/python"), "-m", "grpc_tools.protoc"),
-            f"--proto_path=bridge/grpc/wire={PROTOS}",  # so its modules import each other whole
+            f"--proto_path=bridge/grpc/wire={PROTOS}",  # so that its modules use absolute imports
             *("--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *contracts),
         ],
         "the packages may be damaged: remove .venv and run `make setup` again",
@@ -402,11 +402,11 @@ STEPS = (
 
 
 WITHOUT_SERVERS = ("uv", "packages", "wire")
-"""The steps that FLEET_SERVE=none takes."""
+"""The steps that run with FLEET_SERVE=none."""
 
 
 def _run(step: str, argv: list[str], remedy: str, env: dict[str, str] | None = None) -> None:
-    """Run one command, its output in the step's log; the end of it is shown on failure."""
+    """Run one command, with its output in the step's log; show the end of the log on failure."""
     log = LOGS / f"{step}.log"
     with log.open("a") as file:
         file.write(f"$ {' '.join(argv)}\n")

@@ -39,7 +39,7 @@ PORTS_FREE_WITHIN = timedelta(seconds=10)
 
 Stage = Literal["starting", "ready", "failed", "stopping", "stopped"]
 Tell = Callable[[Part, Stage, float], None]
-"""Told of each part as it goes: the part, what became of it, the seconds that took."""
+"""Called at each stage of a part, with the part, the stage, and the seconds that it took."""
 
 
 class PortsTaken(RuntimeError):
@@ -47,7 +47,7 @@ class PortsTaken(RuntimeError):
 
 
 class StillRunning(RuntimeError):
-    """What was asked for can be done only when the stack is down."""
+    """The operation requires that the stack is down."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _silent(_part: Part, _stage: Stage, _seconds: float) -> None: ...
 
 
 class Stack:
-    """One stack; `settings` say where it lives and what of it runs elsewhere."""
+    """One stack; `settings` define where it is stored and which parts run elsewhere."""
 
     def __init__(self, settings: StackSettings, *, without: Iterable[str] = ()) -> None:
         self.settings = settings
@@ -79,7 +79,7 @@ class Stack:
 
     @property
     def parts(self) -> Parts:
-        """What it consists of; credentials are made when this is first asked for."""
+        """The parts of the stack; the first access creates the credentials."""
         if self._parts is None:
             self._parts = parts(self.settings)
         return self._parts
@@ -95,10 +95,15 @@ class Stack:
         return tuple(part for part in self.parts.all if part.name not in self._without)
 
     async def up(self, tell: Tell = _silent) -> bool:
-        """Start what does not run and wait until all is ready; False where all was already.
+        """Start what does not run, and wait until all is ready.
 
-        Raises PortsTaken before anything is started; ServerNotReady when a part does not become
-        ready: the others are left running, so that a second try is quick.
+        Returns:
+            False if everything was ready already.
+
+        Raises:
+            PortsTaken: before anything is started.
+            ServerNotReady: a part does not become ready; the others are left running, so that a
+                second try is quick.
         """
         states = self.supervisor.states()
         going = {name for name, process in states.items() if process.state in GOING}
@@ -107,7 +112,7 @@ class Stack:
             if all(part.healthy for part in status):
                 return False
         if not self.supervisor.running():
-            await asyncio.to_thread(self.supervisor.end_strays)  # servers that outlived theirs
+            await asyncio.to_thread(self.supervisor.end_strays)  # servers that outlived their supervisor
         await self._require_free_ports(going)
         write_private(self.env_file, _as_lines(self.parts.env))
         self.supervisor.configure(self.wanted)
@@ -122,7 +127,10 @@ class Stack:
         return [part for part in self.wanted if part is not self.parts.workers]
 
     async def _require_free_ports(self, going: set[str]) -> None:
-        """Raise PortsTaken, unless they come free: what was killed gives its ports up late."""
+        """Raise PortsTaken, unless the ports become free in time.
+
+        A killed process releases its ports with a delay.
+        """
         until = time.monotonic() + PORTS_FREE_WITHIN.total_seconds()
         while taken := self._taken_ports(going):
             if time.monotonic() > until or any(owner.pid for owner in taken.values()):
@@ -161,7 +169,10 @@ class Stack:
         tell(part, "ready", time.monotonic() - began)
 
     def _still_tries(self, part: Part) -> Callable[[], bool]:
-        """Whether it may yet become ready: one that ends is started anew, `part.tries` times."""
+        """Return a check whether the part may still become ready.
+
+        A process that ends is started again, until it has been started `part.tries` times.
+        """
         seen: set[int] = set()
 
         def tries() -> bool:
@@ -177,7 +188,7 @@ class Stack:
         return tries
 
     async def down(self, tell: Tell = _silent) -> bool:
-        """Stop the workers, then the servers, in good order; False where nothing ran.
+        """Stop the workers, then the servers, gracefully; return False if nothing ran.
 
         What the supervisor cannot end is killed: nothing of the stack is left behind.
         """
@@ -207,7 +218,7 @@ class Stack:
         tell(part, "stopped", time.monotonic() - began)
 
     def kill(self) -> list[int]:
-        """End everything at once, as a power cut would; the process ids."""
+        """End everything at once, as a power cut would; return the process ids."""
         return self.supervisor.end_strays()
 
     async def restart(self, name: str, tell: Tell = _silent) -> None:
@@ -217,12 +228,12 @@ class Stack:
         await self._bring_up(part, tell)
 
     def pid(self, name: str) -> int | None:
-        """The process id of one part, while it runs: for those who break it."""
+        """Return the process id of one part while it runs, for tests that break it."""
         process = self.supervisor.states().get(name)
         return process.pid or None if process else None
 
     async def status(self) -> list[PartStatus]:
-        """Every part: what the supervisor says, and whether it really serves."""
+        """Return every part's status: its state in the supervisor, and whether it really serves."""
         states = self.supervisor.states()
         return list(
             await asyncio.gather(*(self._part_status(part, states) for part in self.wanted))
@@ -240,7 +251,7 @@ class Stack:
             await asyncio.wait_for(part.server.check(), PROBE_WITHIN.total_seconds())
         except TimeoutError:
             why = f"no answer in {PROBE_WITHIN.total_seconds():.0f} s"
-        except Exception as error:  # every client has its own words for "not healthy"  # noqa: BLE001
+        except Exception as error:  # clients report "not healthy" in different ways  # noqa: BLE001
             why = f"{type(error).__name__}: {error}"[:200]
         return PartStatus(
             part.name,
@@ -257,9 +268,10 @@ class Stack:
         return self.supervisor.log(part.name) if part.ours else None
 
     def clean(self) -> list[Path]:
-        """Remove what the stack stored, its logs and its credentials; what was removed.
+        """Remove what the stack stored, its logs and its credentials; return what was removed.
 
-        Raises StillRunning: a running server's data are not pulled from under it.
+        Raises:
+            StillRunning: the data of a running server are not removed.
         """
         if self.supervisor.running() or self.supervisor.stray_pids():
             raise StillRunning("the stack runs: stop it first (make stop)")
@@ -286,7 +298,7 @@ def _as_lines(env: Mapping[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as a dotenv file, and a shell, read it."""
+    """Return a value as a dotenv file and a shell can read it."""
     if re.fullmatch(r"[\w@%+=:,./-]*", value):
         return value
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
