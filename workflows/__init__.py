@@ -1,1 +1,1 @@
-"""Deterministic code: the story's state machine, the plan's DAG, the deliberation's lifecycle."""
+"""Deterministic code: the story's state machine, the plan's DAG and the deliberation's steps."""

@@ -1,4 +1,4 @@
-"""What a call to an agent had cost when it ended without an answer."""
+"""The cost of a call to an agent that ended without an answer."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from temporalio.exceptions import TimeoutError as TimedOut
 from workflows.models import CallUsage
 
 CALL_CANCELLED = "Cancelled"
-"""The type of a cancelled call's failure, whose detail is a CallUsage: Temporal's own has none."""
+"""The failure type of a cancelled call, whose detail is a CallUsage: Temporal's type has none."""
 
 
 def failed_call(error: ActivityError) -> list[CallUsage]:
-    """What an agent's call had cost when it failed, was cancelled or timed out; empty: nothing.
+    """Return the cost of a call that failed, was cancelled or timed out; empty if none is known.
 
-    Of a call that timed out: what it had cost at its last heartbeat.
+    For a call that timed out: the cost at its last heartbeat.
     """
     match error.cause:
         case ApplicationError(details=[cost, *_]) | TimedOut(last_heartbeat_details=[cost, *_]):
             try:
                 usage = CallUsage.model_validate(cost)
             except ValidationError:
-                return []  # the details of something else
+                return []  # The details of something else.
             return [usage] if usage.tokens else []
     return []
 
 
 @contextmanager
 def cancelled_as_such() -> Iterator[None]:
-    """Raise CancelledError for a call that was cancelled, where its costs are not counted."""
+    """Raise CancelledError for a cancelled call, for callers that do not count its cost."""
     try:
         yield
     except ActivityError as error:

@@ -1,9 +1,10 @@
-"""The deliberation or plan at work for a story, and what goes between the two.
+"""The running deliberation or plan of a story, and the messages between the two.
 
-A story may continue as new while its child is at work. Temporal then asks the child to cancel, by
-its parent close policy, which is there for a story that is terminated. So the story signals
-`outlive` first: the child ignores cancellations from then on (workers/outliving.py). The next run
-waits for the child with an activity, and ends it with the signal `stop`.
+A story may continue as new while its child is running. Temporal then asks the child to cancel,
+because of the parent close policy, which exists for a story that is terminated. So the story first
+signals `outlive`, after which the child ignores cancellations (workers/outliving.py). The next run
+waits for the child with an activity, and ends it with the signal `stop`
+(docs/design/0007-continue-as-new-with-a-child.md).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ ADD_DECISIONS = "add_decisions"
 ADD_MILESTONES = "add_milestones"
 OUTLIVE = "outlive"
 STOP = "stop"
-"""Signals that a deliberation and a plan take alike."""
+"""Signals that both deliberations and plans accept."""
 
 NEWS_AT_ONCE = 5
-"""Signals with news that a child gets without a pause."""
+"""Number of signals with news that a child gets without a pause."""
 
 NEWS_PAUSE = timedelta(seconds=1)
 NEWS_PAUSE_AT_MOST = timedelta(minutes=5)
@@ -41,12 +42,12 @@ Output = TypeVar("Output")
 
 
 class Child:
-    """A story's child: at most one is at work. What the next run must know is in `story`."""
+    """A story's child: at most one is running. `story` holds what the next run needs to know."""
 
     def __init__(self, story: Story) -> None:
         self.story = story
         self.runs = False
-        """It is at work, and can be signalled."""
+        """True while the child is running and can be signalled."""
 
     async def ended(
         self,
@@ -56,7 +57,7 @@ class Child:
         workflow_id: str,
         summary: str,
     ) -> Output:
-        """Run the child to its end; where an earlier run of the story began it, wait for its end.
+        """Run the child to its end; if an earlier run of the story started it, wait for its end.
 
         Raises:
             FailureError: the child failed, or was stopped because this call was cancelled.
@@ -112,11 +113,11 @@ class Child:
 
     @property
     def may_be_left(self) -> bool:
-        """Whether the story may continue as new."""
+        """True if the story may continue as new."""
         return not self.story.child or self.story.outlived
 
     async def outlives(self) -> bool:
-        """Prepare the child for the story's next run; False where it has ended meanwhile."""
+        """Prepare the child for the story's next run; return False if it has ended meanwhile."""
         if not self.may_be_left:
             try:
                 await self._signal(OUTLIVE)
@@ -126,10 +127,10 @@ class Child:
         return True
 
     async def pass_on_news(self) -> None:
-        """Signal decisions and milestones to the child at work, ever more of them at once.
+        """Signal decisions and milestones to the running child, in growing batches.
 
-        The first few go at once. Then the pause after a signal grows with their number, so that
-        a flood does not make the child's history long.
+        The first few signals go at once. Then the pause after a signal grows with their number, so
+        that a flood does not make the child's history long.
         """
         story, to, sent = self.story, "", 0
         while True:
@@ -137,7 +138,7 @@ class Child:
             sent = sent + 1 if to == story.child else 1
             to = story.child
             decisions, milestones = story.taken_unsent()
-            with suppress(FailureError):  # It has ended meanwhile: what holds is in the graph.
+            with suppress(FailureError):  # It has ended meanwhile: the graph has what is valid.
                 if decisions:
                     await self._signal(ADD_DECISIONS, DecisionsAdded(decisions=decisions))
                 if milestones:

@@ -1,4 +1,4 @@
-"""The workflow's time as the wire writes it."""
+"""The workflow's time in the format used on the wire."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from temporalio import workflow
 
 
 def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with milliseconds: 2026-01-31T12:00:00.000Z."""
+    """Format a time as ISO 8601 in UTC with milliseconds: 2026-01-31T12:00:00.000Z."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def timestamp() -> str:
-    """The present workflow time: the same on every replay."""
+    """Return the current workflow time, which is the same on every replay."""
     return iso(workflow.now())

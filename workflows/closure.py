@@ -1,4 +1,4 @@
-"""StoryClosureWorkflow: says what a story could not say whose workflow ended early, once."""
+"""StoryClosureWorkflow: publishes what a story's workflow left unpublished when it ended early."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn
 class StoryClosureWorkflow:
-    """Continues the outbox of a run that ended early.
+    """The remaining outbox of a run that ended early.
 
-    The run was terminated, timed out or failed, or was cancelled while an entry was stuck.
-
-    What that run left goes out first, at its place; then the open gates close and the story ends.
+    The run was terminated, timed out or failed, or was cancelled while an entry was stuck. Its
+    remaining entries are published first; then the open gates close and the story ends.
     """
 
     @workflow.init

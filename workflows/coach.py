@@ -1,7 +1,7 @@
-"""CoachWorkflow: an agent writes a story, or writes one better; the Definition of Ready judges.
+"""CoachWorkflow: an agent writes or improves a story, and the Definition of Ready scores it.
 
-council -> write -> score -> once more, with the findings, where the score is not what it should be.
-What comes back never scores lower than what was given (design section 3, DRAFT).
+council -> write -> score -> write again with the findings if the score is too low. The result never
+scores lower than the original.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ with workflow.unsafe.imports_passed_through():
     )
 
 ROLE = "ARCHITECT"
-"""Whose first agent writes: the council that has to design what the story asks for."""
+"""The council whose first agent writes: the one that has to design what the story asks for."""
 
 ASKS = 2
 BEST = 100
@@ -47,7 +47,7 @@ Scored = tuple[StoryText, Readiness]
 
 @workflow.defn
 class CoachWorkflow:
-    """A story for a goal, or a story written better; ends with the one to take."""
+    """A story for a goal, or a better version of a story; ends with the one to use."""
 
     @workflow.init
     def __init__(self, input: CoachInput) -> None:
@@ -56,7 +56,7 @@ class CoachWorkflow:
 
     @workflow.run
     async def run(self, input: CoachInput) -> CoachResult:
-        """Write, score, choose. Fails as the agent's call fails: nothing stands in for it."""
+        """Write, score, choose. Fails if the agent's call fails: there is no fallback."""
         workflow.upsert_search_attributes([STORY_ROLE.value_set(ROLE)])
         original = None
         if input.story is not None:
@@ -80,7 +80,7 @@ class CoachWorkflow:
         return council.agents[0]
 
     async def write(self, agent: Agent, ask: int, before: Scored | None) -> WriteStoryAnswer:
-        """before: the story that is to be written better, and what cost it points."""
+        """Ask the agent for a story. `before`: the version to improve, with its findings."""
         with cancelled_as_such():
             answer = await workflow.execute_activity_method(
                 AgentStub.write_story,
@@ -118,7 +118,7 @@ class CoachWorkflow:
 
 
 def choose(original: Scored | None, written: Sequence[Scored]) -> CoachResult:
-    """The best that was written, of equals the first; the original where that scores higher."""
+    """Return the best written story (the first of equals), or the original if it scores higher."""
     story, readiness = max(written, key=lambda scored: scored[1].total)
     if original is None:
         return CoachResult(story=story, readiness=readiness)

@@ -1,11 +1,11 @@
-"""ContextUpdateWorkflow: an update of a story's context, stored and then announced.
+"""ContextUpdateWorkflow: stores an update of a story's context and then publishes it.
 
-It is a workflow so that the announcement is never lost: `context.updated` goes through the outbox,
-after the commit, however long NATS is away. Who asked waits for the commit alone.
+It is a workflow so that the event is never lost: `context.updated` goes through the outbox after
+the commit, however long NATS is unavailable. The requester waits only for the commit.
 
-A story's versions are given in one place, the graph, under the story's lock, and are announced in
-their order: each update waits for the one before it. A story that runs publishes for its updates,
-and sends what it changes itself through an update as well.
+A story's versions are assigned in one place, the graph, under the story's lock, and are published
+in order: each update waits for the previous one. A running story publishes for its updates, and
+sends its own changes through an update as well.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
 __all__ = ["REUSED", "ContextUpdateWorkflow", "request_hash"]
 
 ASK_AGAIN_AFTER = timedelta(minutes=1)
-"""How often an update asks whether the one before it is still there: it may be terminated."""
+"""How often an update checks that the previous one still exists: it may have been terminated."""
 
 GIVEN_UP = "Cancelled"
 REUSED = "another update was sent with this x-request-id; send this one with its own"
@@ -47,7 +47,7 @@ REUSED = "another update was sent with this x-request-id; send this one with its
 
 @workflow.defn
 class ContextUpdateWorkflow:
-    """One update; it is stored once, told to the story that runs, and announced."""
+    """One update: stored once, sent to the story if it is running, and published."""
 
     @workflow.init
     def __init__(self, input: ContextUpdate) -> None:
@@ -60,9 +60,12 @@ class ContextUpdateWorkflow:
 
     @workflow.run
     async def run(self, input: ContextUpdate) -> ContextAnswer:
-        """Store, tell, announce. Raises ApplicationError as GraphStub.update_context.
+        """Store, notify the story, publish.
 
-        A cancellation is not obeyed: what may be in the graph already is announced.
+        A cancellation is ignored: the update may already be in the graph and has to be published.
+
+        Raises:
+            ApplicationError: as GraphStub.update_context.
         """
         work = asyncio.create_task(self.carry_out())
         try:
@@ -72,10 +75,14 @@ class ContextUpdateWorkflow:
 
     @workflow.update
     async def stored(self, request: str) -> ContextAnswer:
-        """Wait for the commit; answer with what was stored. request: `request_hash` of the input.
+        """Wait for the commit and return what was stored.
+
+        Args:
+            request: `request_hash` of the input.
 
         Raises:
-            ApplicationError: `RequestReused`: this one carries out another request; or as `run`.
+            ApplicationError: `RequestReused` if this workflow handles another request; otherwise as
+                `run`.
         """
         if request != request_hash(self.input):
             raise ApplicationError(REUSED, type=REQUEST_REUSED, non_retryable=True)
@@ -87,12 +94,12 @@ class ContextUpdateWorkflow:
 
     @workflow.signal
     def follow(self, workflow_id: str) -> None:
-        """The update with the next version: it waits until this one is announced."""
+        """Register the update with the next version, which waits until this one is published."""
         self.followers.append(workflow_id)
 
     @workflow.signal
     def precede(self) -> None:
-        """The update with the version before is announced."""
+        """Receive the notice that the update with the previous version is published."""
         self.preceded = True
 
     # --- the steps, in order --------------------------------------------------------------------
@@ -140,7 +147,7 @@ class ContextUpdateWorkflow:
         )
 
     async def wait_for(self, predecessor: str) -> None:
-        """Return when the version before is announced, or its update has ended."""
+        """Wait until the previous version is published, or its update has ended."""
         if not predecessor:
             return
         handle = workflow.get_external_workflow_handle_for(ContextUpdateWorkflow.run, predecessor)
@@ -148,7 +155,7 @@ class ContextUpdateWorkflow:
             try:
                 await handle.signal(ContextUpdateWorkflow.follow, workflow.info().workflow_id)
             except FailureError:
-                return  # It has ended: it has announced what it had to.
+                return  # It has ended and has published its events.
             with suppress(TimeoutError):
                 await workflow.wait_condition(lambda: self.preceded, timeout=ASK_AGAIN_AFTER)
 
@@ -186,10 +193,10 @@ class ContextUpdateWorkflow:
         return self.answer
 
     async def notify_story(self, answer: ContextAnswer) -> bool:
-        """Agents of a story that runs have it at their next wave, corrections and deletions too.
+        """Notify a running story: its agents get the update in their next wave, deletions included.
 
         Returns:
-            Whether the story runs.
+            Whether the story is running.
         """
         story = workflow.get_external_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(self.input.story_id)
@@ -211,5 +218,5 @@ class ContextUpdateWorkflow:
                     StoryWorkflow.add_milestones, MilestonesAdded(milestones=answer.milestones)
                 )
         except FailureError:
-            return False  # It does not run: whoever takes it up reads them in the graph.
+            return False  # It is not running: whoever continues it reads them from the graph.
         return True

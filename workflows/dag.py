@@ -1,7 +1,8 @@
-"""A plan's tasks: the rules they keep, and which of them can run.
+"""A plan's tasks: the rules for them, and which of them can run.
 
-Pure (design section 3). A plan is a directed acyclic graph of atomic tasks; `plan_schema` is the
-JSON schema whose every document is a valid one, so that a decoder held to it cannot break a plan.
+Pure. A plan is a directed acyclic graph of atomic tasks. Every document that satisfies the JSON
+schema from `plan_schema` is a valid plan, so that a decoder bound to it cannot write an invalid
+one.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from workflows.ids import ID_PATTERN, ID_RULE, LONG_ID_CHARACTERS
 from workflows.models import DraftTask, PlannedTask
 
 LONGEST_PREFIX = 160
-"""Characters of a task's id before its role."""
+"""Maximum number of characters before the role in a task's id."""
 
 MAX_TASKS = 12
-"""Tasks of a derived plan, at most."""
+"""Maximum number of tasks of a derived plan."""
 
 
 class InvalidPlan(ValueError):
-    """The tasks are no plan. `faults`: each names the task, the rule and the remedy."""
+    """The tasks are not a plan. `faults`: each names the task, the rule and the remedy."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -35,7 +36,12 @@ def validate(
     roles: Sequence[str] | None = None,
     max_tasks: int | None = None,
 ) -> None:
-    """Refuse what is no plan. `roles`: those there are; None: any. `max_tasks` None: any number.
+    """Reject tasks that are not a valid plan.
+
+    Args:
+        tasks: the tasks of the plan.
+        roles: the existing roles; None for any.
+        max_tasks: the maximum number of tasks; None for any number.
 
     Raises:
         InvalidPlan: names every fault.
@@ -47,9 +53,15 @@ def validate(
 def ready(
     tasks: Sequence[PlannedTask], done: Collection[str], started: Collection[str]
 ) -> list[PlannedTask]:
-    """The tasks to dispatch now: not started, and everything they depend on is done.
+    """Return the tasks to dispatch now: not started, and all their dependencies are done.
 
-    `started`: ids of all that run or have ended, however they ended. By priority, then id.
+    Args:
+        tasks: the plan's tasks.
+        done: ids of the tasks that are done.
+        started: ids of all tasks that run or have ended, however they ended.
+
+    Returns:
+        The tasks by priority, then id.
     """
     dispatchable = [
         task
@@ -63,7 +75,7 @@ def ready(
 
 
 def task_of_each_role(story_id: str, plan_id: str, roles: Sequence[str]) -> list[PlannedTask]:
-    """A task for each role, at once, where nothing is known but the story's and the plan's ids."""
+    """Return one independent task for each role, for a plan of which only the ids are known."""
     place = f"{story_id}-{plan_id}"[:LONGEST_PREFIX].rstrip()
     return [
         PlannedTask(
@@ -81,7 +93,7 @@ def task_of_each_role(story_id: str, plan_id: str, roles: Sequence[str]) -> list
 
 
 def number_tasks(plan_id: str, drafts: Sequence[DraftTask]) -> list[PlannedTask]:
-    """A decoder's tasks with their ids, `{plan_id}-t{n}` from 1; a dependency twice is one."""
+    """Return a decoder's tasks with ids `{plan_id}-t{n}` from 1; merge duplicate dependencies."""
     return [
         PlannedTask(
             task_id=f"{plan_id}-t{number}",
@@ -101,11 +113,11 @@ def plan_schema(
     title_length: int = 80,
     description_length: int = 300,
 ) -> dict[str, Any]:
-    """The JSON schema of `{"tasks": [DraftTask, ...]}` that only valid plans satisfy.
+    """Return the JSON schema of `{"tasks": [DraftTask, ...]}` that only valid plans satisfy.
 
-    Each position has its own schema, in which a task can depend on earlier numbers only: no cycle
-    and no dangling dependency can be written. Lengths are in characters. Not held by the decoder,
-    and so left to `number_tasks`: that a dependency is named once.
+    Each position has its own schema, in which a task can depend only on earlier numbers, so that
+    cycles and dangling dependencies cannot be written. Lengths are in characters. The decoder does
+    not enforce that a dependency is named only once; `number_tasks` does.
     """
 
     def task(number: int) -> dict[str, Any]:
@@ -169,7 +181,7 @@ def _faults(
 
 
 def _cycles(tasks: Sequence[PlannedTask]) -> Iterator[list[str]]:
-    """Cycles that share no task, so that each is named; each task depends on the one after it."""
+    """Yield cycles that share no task, so that each is named; each task depends on the next one."""
     waits_for: dict[str, list[str]] = {}
     for task in tasks:
         waits_for.setdefault(task.task_id, []).extend(task.depends_on)

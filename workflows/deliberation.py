@@ -1,7 +1,7 @@
-"""DeliberationWorkflow: a council proposes, criticises, revises; what it proposes is ranked.
+"""DeliberationWorkflow: a council writes, criticises and revises proposals, which are then ranked.
 
-context pack -> propose -> per round: criticise in a ring, revise -> check -> score and rank
--> select -> record -> announce. Each step asks all agents at once: 1 + 2R waves (design section 3).
+context pack -> propose -> per round: criticise in a ring, revise -> check -> score and rank ->
+select -> record -> publish. Each step asks all agents at once: 1 + 2R waves for R rounds.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ Answer = TypeVar("Answer")
 
 
 class Seat:
-    """An agent at the table: its proposal and what became of it."""
+    """An agent of the council, its proposal, and the critiques and checks of that proposal."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -131,7 +131,11 @@ class DeliberationWorkflow:
 
     @workflow.run
     async def run(self, input: DeliberationInput) -> DeliberationResult:
-        """Deliberate. Raises ApplicationError QuorumLost, DeliberationTimeout or AllBarred."""
+        """Deliberate on the task.
+
+        Raises:
+            ApplicationError: QuorumLost, DeliberationTimeout or AllBarred.
+        """
         require_id(deliberation_workflow_id(input.task_id))
         workflow.upsert_search_attributes([STORY_ROLE.value_set(input.role)])
         self.outbox.start()
@@ -152,40 +156,40 @@ class DeliberationWorkflow:
 
     @workflow.signal
     def add_decision(self, decision: DecisionAdded) -> None:
-        """A decision made meanwhile: the agents have it at their next wave."""
+        """Receive a decision made meanwhile; the agents get it in their next wave."""
         self.decisions = decisions_with(self.decisions, [decision])
 
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
-        """Decisions made, corrected or withdrawn meanwhile."""
+        """Receive decisions that were made, corrected or withdrawn meanwhile."""
         self.decisions = decisions_with(self.decisions, request.decisions)
 
     @workflow.signal
     def add_milestone(self, milestone: MilestoneReached) -> None:
-        """Something that happened meanwhile: the agents have it at their next wave."""
+        """Receive a milestone from outside; the agents get it in their next wave."""
         self.milestones = milestones_with(self.milestones, [milestone])
 
     @workflow.signal
     def add_milestones(self, request: MilestonesAdded) -> None:
-        """What happened meanwhile."""
+        """Receive milestones from outside; the agents get them in their next wave."""
         self.milestones = milestones_with(self.milestones, request.milestones)
 
     @workflow.signal
     def grant_wave(self, wave: str) -> None:
-        """The story's leave to start a wave, where it has a token budget."""
+        """Receive the story's permission to start a wave, if it has a token budget."""
         self.granted.add(wave)
 
     @workflow.signal
     def outlive(self) -> None:
-        """The story continues as new: cancellations pass by from now on (workflows/child.py)."""
+        """Ignore cancellations from now on: the story continues as new (workflows/child.py)."""
 
     @workflow.signal
     def stop(self) -> None:
-        """End as by a cancellation (workers/outliving.py makes one of it)."""
+        """End as if cancelled: workers/outliving.py turns this signal into a cancellation."""
 
     @workflow.signal
     def not_understood(self, name: str, reason: str) -> None:
-        """A signal that is unknown or malformed is recorded (workers/payloads.py)."""
+        """Record an unknown or malformed signal (workers/payloads.py)."""
         if workflow.patched("signals-not-understood"):
             self.outbox.append(
                 RequestRefused(
@@ -198,7 +202,7 @@ class DeliberationWorkflow:
 
     @workflow.query
     def progress(self) -> Progress:
-        """The wave under way, who has answered in it and who has failed."""
+        """Return the current wave, who has answered in it and who has failed."""
         answered = sorted(self.answered)
         return Progress(
             status=self.status,
@@ -212,7 +216,7 @@ class DeliberationWorkflow:
 
     @workflow.query
     def result(self) -> DeliberationResult | None:
-        """The result; None while the deliberation runs."""
+        """Return the result; None while the deliberation runs."""
         return self.outcome
 
     # --- the steps, in order --------------------------------------------------------------------
@@ -243,7 +247,7 @@ class DeliberationWorkflow:
         await self.select(council)
 
     async def gather(self) -> Council:
-        """The council and the context pack, both from the graph."""
+        """Load the council and the context pack from the graph."""
         task = self.input
         council, self.pack = await asyncio.gather(
             workflow.execute_activity_method(
@@ -258,7 +262,7 @@ class DeliberationWorkflow:
                     role=task.role,
                     phase=task.phase,
                     subtask_id=task.task_id if task.plan_id else "",
-                    # A story's workflow records its beginning before it starts a council.
+                    # A story's workflow records its start before it starts a council.
                     known=bool(task.outbox_workflow_id),
                 ),
                 **(STORE | {"summary": f"context pack {task.role} {task.phase}"}),
@@ -284,7 +288,7 @@ class DeliberationWorkflow:
         await self.all_at_once("propose", ask)
 
     async def criticise(self) -> None:
-        """Agent i criticises the proposal of agent i+1: a ring, so that each is read once."""
+        """Ask agent i to criticise the proposal of agent i+1: a ring, so that each is read once."""
         await self.begin_wave("criticise")
         authors = {
             seat.agent.agent_id: self.seats[(i + 1) % len(self.seats)]
@@ -315,7 +319,7 @@ class DeliberationWorkflow:
                 author.critics.append(critic_id)
 
     async def revise(self) -> None:
-        """Each author revises; one whose critic has failed has nothing to answer."""
+        """Ask each author for a revision, except those whose critic failed."""
         await self.begin_wave("revise")
 
         async def ask(seat: Seat) -> None:
@@ -348,7 +352,7 @@ class DeliberationWorkflow:
         )
 
     async def check(self) -> None:
-        """Every proposal at once: policy, lint, dry run."""
+        """Run policy, lint and dry run on every proposal at once."""
         self.name_wave("check")
 
         async def ask(seat: Seat) -> None:
@@ -372,7 +376,7 @@ class DeliberationWorkflow:
         await self.all_at_once("check", ask)
 
     async def select(self, council: Council) -> None:
-        """Rank, judge a near tie, record with provenance, announce."""
+        """Rank, judge a near tie, record with provenance, publish."""
         candidates = [seat.candidate for seat in self.seats if seat.candidate]
         tied = ranking.near_tie(candidates)
         if not tied:
@@ -411,7 +415,7 @@ class DeliberationWorkflow:
         self.name_wave("done")
 
     async def judge(self, council: Council, tied: list[str]) -> Verdict:
-        """An architect's choice with its reason; without one, the rule."""
+        """Return an architect's choice with its reason; without an architect, apply the rule."""
         seats = {seat.agent.agent_id: seat for seat in self.seats}
         by_rule = ranking.fewest_open_points(
             [candidate for s in self.seats if (candidate := s.candidate)], tied
@@ -451,7 +455,7 @@ class DeliberationWorkflow:
         )
 
     async def record(self, outcome: DeliberationResult) -> None:
-        """In the graph before anyone hears of it: the next agent starts from these decisions."""
+        """Record the outcome before it is published: the next agent starts from these decisions."""
         await workflow.execute_activity_method(
             GraphStub.record_deliberation,
             DeliberationRecord(
@@ -517,7 +521,7 @@ class DeliberationWorkflow:
     # --- a wave ---------------------------------------------------------------------------------
 
     async def begin_wave(self, name: str) -> None:
-        """Number the wave; where the story has a token budget, wait for its leave."""
+        """Start the next wave; if the story has a token budget, wait until it grants the wave."""
         self.wave += 1
         self.name_wave(name)
         if not self.input.ask_for_budget:
@@ -532,7 +536,11 @@ class DeliberationWorkflow:
         await workflow.wait_condition(lambda: wave in self.granted)
 
     async def all_at_once(self, act: str, ask: Callable[[Seat], Awaitable[None]]) -> None:
-        """Ask every seat; leave out those that failed for good; hold the quorum."""
+        """Ask every agent at once and leave out those that failed for good.
+
+        Raises:
+            ApplicationError: QuorumLost, if not more than half of the agents are left.
+        """
 
         async def ask_one(seat: Seat) -> None:
             await ask(seat)
@@ -564,7 +572,7 @@ class DeliberationWorkflow:
             )
 
     async def within_time(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        """Bound the waves' time together by `timeout`; waiting for a person does not count."""
+        """Limit the total time of all waves to `timeout`; waiting for a person does not count."""
         began = workflow.now()
         left = timedelta(seconds=self.input.timeout) - self.spent
         task = asyncio.create_task(work)
@@ -622,7 +630,7 @@ class DeliberationWorkflow:
         }
 
     def priority(self) -> Priority:
-        """One story's many calls queue behind each other, not before everyone else's."""
+        """Return a priority by which one story's many calls do not delay other stories' calls."""
         return Priority(fairness_key=(self.input.story_id or self.input.task_id)[:64])
 
     # --- shapes ---------------------------------------------------------------------------------
@@ -700,9 +708,11 @@ class DeliberationWorkflow:
 
 
 def require_id(expected: str, *former: str) -> None:
-    """Refuse a workflow that was started under another id: one running workflow per thing.
+    """Reject a workflow started under another id, so that at most one runs for each item.
 
-    former: ids that it had in earlier versions.
+    Args:
+        expected: the id that the workflow must have.
+        former: ids that earlier versions used.
     """
     actual = workflow.info().workflow_id
     if actual not in (expected, *former):
@@ -716,29 +726,32 @@ def require_id(expected: str, *former: str) -> None:
 async def stopped(work: asyncio.Task[Any]) -> None:
     """Cancel the task, and return when its children and calls have ended.
 
-    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, and those
-    may not wait any more.
+    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, which can
+    then no longer wait.
     """
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
 
 
 def cause_of(error: BaseException) -> str:
-    """The innermost cause's text, cut to 1,000 characters."""
+    """Return the innermost cause's text, cut to 1,000 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__)[:1000]
 
 
 def type_of(error: BaseException) -> str:
-    """The type of the innermost error that has one; else its class."""
+    """Return the type of the innermost error; its class name if it has no type."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (error.type if isinstance(error, ApplicationError) else "") or type(error).__name__
 
 
 def failed_deliberation(error: BaseException) -> DeliberationResult | None:
-    """What a child deliberation had come to when it failed: its causes, the calls it paid for."""
+    """Return the outcome of a failed child deliberation: its causes and the calls it paid for.
+
+    None if the error contains no outcome.
+    """
     cause = error.__cause__
     if isinstance(cause, ApplicationError) and cause.details:
         return DeliberationResult.model_validate(cause.details[0])

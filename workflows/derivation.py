@@ -1,4 +1,4 @@
-"""DerivationWorkflow: cuts a story that stands in the graph into the tasks of a plan, once."""
+"""DerivationWorkflow: splits a story from the graph into the tasks of a plan, once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INVALID_PLAN = "InvalidPlan"
 async def derive_tasks(
     story_id: str, plan_id: str, phase: str, story: StoryText
 ) -> tuple[list[PlannedTask], list[str]]:
-    """The tasks that the planner makes of the story's text, and the roles there are."""
+    """Return the tasks that the planner derives from the story's text, and the existing roles."""
     council = await workflow.execute_activity_method(
         GraphStub.load_council,
         CouncilQuery(role=PLANNER, size=1),
@@ -83,14 +83,14 @@ def require_plan(tasks: list[PlannedTask], roles: list[str]) -> None:
 
 
 def plan_derived(story_id: str, plan_id: str, version: int, tasks: list[PlannedTask]) -> EventBody:
-    """The record of a plan's tasks, for the graph."""
+    """Return the record of a plan's tasks, for the graph."""
     return PlanDerived(
         story_id=story_id, plan_id=plan_id, version=version, tasks=tasks, timestamp=timestamp()
     )
 
 
 def tasks_created(story_id: str, plan_id: str, tasks: list[PlannedTask]) -> list[EventBody]:
-    """The events that announce a plan's tasks, in the plan's order."""
+    """Return the events that announce a plan's tasks, in the plan's order."""
     return [
         TaskCreated(
             story_id=story_id,
@@ -106,7 +106,7 @@ def tasks_created(story_id: str, plan_id: str, tasks: list[PlannedTask]) -> list
 
 @workflow.defn
 class DerivationWorkflow:
-    """A plan's tasks: those that the graph has, else derived from the story's node and recorded."""
+    """The tasks of a plan: loaded from the graph, or derived from the story there and recorded."""
 
     @workflow.init
     def __init__(self, input: DerivationInput) -> None:
@@ -114,7 +114,11 @@ class DerivationWorkflow:
 
     @workflow.run
     async def run(self, input: DerivationInput) -> DerivationResult:
-        """Derive. Raises ApplicationError NotFound or InvalidPlan."""
+        """Load or derive the plan's tasks.
+
+        Raises:
+            ApplicationError: NotFound or InvalidPlan.
+        """
         require_id(
             derivation_workflow_id(input.story_id, input.plan_id),
             former_derivation_workflow_id(input.story_id, input.plan_id),
@@ -139,7 +143,7 @@ class DerivationWorkflow:
         return DerivationResult(story_id=input.story_id, plan_id=input.plan_id, tasks=tasks)
 
     def record(self, input: DerivationInput, tasks: list[PlannedTask], roles: list[str]) -> None:
-        """The plan in the graph; where it is asked for, each task on the bus."""
+        """Record the plan in the graph; publish each task if the input asks for it."""
         require_plan(tasks, roles)
         self.outbox.append(plan_derived(input.story_id, input.plan_id, 1, tasks))
         for body in tasks_created(input.story_id, input.plan_id, tasks) if input.announce else []:

@@ -1,4 +1,4 @@
-"""What the Web UI shows of a workflow: Markdown, from one builder each. Outside text is fenced."""
+"""Details of workflows for the Web UI: Markdown, one builder for each. Outside text is fenced."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MOVES_SHOWN = 8
 
 
 def fenced(text: str, limit: int = 600) -> str:
-    """Outside text as a code block that it cannot break out of."""
+    """Return outside text as a code block that it cannot break out of."""
     cut = text if len(text) <= limit else f"{text[:limit]}…"
     return "```\n" + cut.replace("```", "'''") + "\n```"
 
 
 def story_details(view: StoryView, moves: Sequence[Move]) -> str:
-    """State, gate, who may open it and the command that does."""
+    """Render the state, the gate, who may open it, and the command for that."""
     lines = [
         f"**{view.state}** · rigor {view.rigor} · readiness {view.dor_score} · "
         f"{view.tokens_used} tokens",
@@ -65,7 +65,7 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
 
 
 def stuck_details(workflow_id: str, stuck: Sequence[OutboxStuck]) -> str:
-    """The entries on which an outbox is stuck, and the command that skips each."""
+    """Render the entries on which an outbox is stuck, and the command that skips each."""
     lines = []
     for each in stuck:
         request = {"entry_id": each.entry_id, "actor": "you", "reason": "why"}
@@ -92,7 +92,7 @@ def _update(workflow_id: str, update: str, request: Mapping[str, object]) -> str
 
 
 def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
-    """The wave, who has answered, who has failed."""
+    """Render the wave, who has answered, and who has failed."""
     lines = [
         f"**{task.role}** deliberates · {progress.status} · wave `{progress.wave}`"
         + (f" · round {progress.round}" if progress.round else "")
@@ -107,7 +107,7 @@ def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
 
 
 def plan_details(tasks: Sequence[PlannedTask], status: dict[str, str]) -> str:
-    """Each task with its status and what it waits for. `status`: task id -> word."""
+    """Render each task with its status and its open dependencies. `status`: task id -> status."""
     return "\n".join(
         f"- `{task.task_id}` {task.role}: {status.get(task.task_id, 'waiting')}"
         + (f", after {', '.join(task.depends_on)}" if task.depends_on else "")

@@ -1,4 +1,4 @@
-"""The events of the bridge (design section 5), and the records that only the graph gets.
+"""The events of the bridge, and the records that only the graph gets.
 
 Each class is one body. `SUBJECT` is the NATS subject and the CloudEvents type. Classes with an
 empty SUBJECT are recorded in the graph and cache and not published.
@@ -253,7 +253,7 @@ class EntrySkipped(EventBody):
 class Entry(Wire):
     """One entry of an outbox.
 
-    `id` is the CloudEvents id. `kind` is the body's class name; `subject` is empty for what is
+    `id` is the CloudEvents id. `kind` is the body's class name; `subject` is empty if the entry is
     recorded and not published. `story_id` orders the bus: one story's entries stay in order.
     """
 
@@ -261,7 +261,7 @@ class Entry(Wire):
     kind: str
     subject: str = ""
     source: str
-    """Workflow id of the workflow where the change happened: the CloudEvents source's path."""
+    """Id of the workflow where the change happened: the path of the CloudEvents source."""
     story_id: str = ""
     time: str
     body: dict[str, Any]
@@ -321,19 +321,19 @@ BODIES: dict[str, type[EventBody]] = {body.__name__: body for body in _bodies(Ev
 PUBLISHED: dict[str, type[EventBody]] = {
     body.SUBJECT: body for body in BODIES.values() if body.SUBJECT
 }
-"""Subject -> class, for what goes to the bus."""
+"""Subject -> class, for every published event."""
 
 LATER_PUBLISHED = frozenset(
     body.SUBJECT for body in (TaskCompleted, TaskFailed, PlanFinished, GateApproved)
 )
-"""Subjects of what was recorded only in the first release: its histories do not publish them."""
+"""Subjects that the first release only recorded: its histories do not publish them."""
 
 
 class RecordBatch(Wire):
     """Entries to store in the graph and the cache, in order.
 
-    `owner` and `first` number the entries in their outbox: with the owner's start they make the
-    ids of the timeline's stream, so that a batch stored twice is one line each.
+    `owner` and `first` number the entries in their outbox. With the owner's start time they form
+    the ids of the timeline's stream, so that a batch stored twice adds each line once.
     """
 
     owner: str
@@ -343,6 +343,6 @@ class RecordBatch(Wire):
 
 
 class PublishBatch(Wire):
-    """Entries to put on JetStream, in order; all of them have a subject."""
+    """Entries to publish to JetStream, in order; all of them have a subject."""
 
     entries: list[Entry]

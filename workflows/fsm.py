@@ -1,8 +1,8 @@
-"""The story's state machine: data from deploy/config/agile.fsm.yaml, and the rules over it.
+"""The story's state machine: its data from deploy/config/agile.fsm.yaml, and the rules on it.
 
-Pure: a machine, a state and facts in, moves out (design section 3). A transition is one of three
-kinds: a gate (a person opens it), a rejection (a person sends the story back) or automatic (it is
-taken as soon as its guards hold).
+Pure: takes a machine, a state and facts; returns moves. A transition is one of three kinds: a gate
+(a person opens it), a rejection (a person sends the story back) or automatic (it is taken as soon
+as its guards hold).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ COMPUTED_GUARDS = (
     "tests_passing",
     "docs_complete",
 )
-"""The guards that the engine computes; every other guard is a person's, and has a role."""
+"""The guards that the engine computes; every other guard is passed by a person in its role."""
 
 BUDGET_GATE = "budget"
-"""The gate of a story that has used its token budget: no machine's own."""
+"""The gate of a story that has used up its token budget; no machine defines it."""
 
 _WORK_KINDS: tuple[str, ...] = get_args(StateSpec.model_fields["work"].annotation)
 _DELIBERATING = ("design", "deliberation")
@@ -41,7 +41,7 @@ _ROLE_RULE = "a role is 1 to 32 capitals, digits, '_' or '-', beginning with a c
 
 
 class InvalidMachine(ValueError):
-    """The document is no usable machine. `problems`: each names the place and the remedy."""
+    """The document is not a usable machine. `problems`: each names the place and the remedy."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -49,7 +49,12 @@ class InvalidMachine(ValueError):
 
 
 class Facts(Wire):
-    """What is known of a story. guards: computed guard -> holds. approved: human guards given."""
+    """The known facts of a story.
+
+    Attributes:
+        guards: computed guard -> whether it holds.
+        approved: human guards that were passed.
+    """
 
     guards: dict[str, bool] = Field(default={})
     approved: list[str] = Field(default=[])
@@ -59,7 +64,7 @@ class Facts(Wire):
 
 
 def moves(machine: Machine, state: str, facts: Facts) -> list[Move]:
-    """Every transition that leaves `state`, in the machine's order, and what blocks it now."""
+    """Return the transitions that leave `state`, in the machine's order, and what blocks each."""
     return [
         Move(
             event=transition.event,
@@ -77,7 +82,7 @@ def moves(machine: Machine, state: str, facts: Facts) -> list[Move]:
 
 
 def open_gate(machine: Machine, state: str, facts: Facts) -> Transition | None:
-    """The gate of `state` that waits for people only: its computed guards all hold."""
+    """Return the gate of `state` that waits only for people: its computed guards all hold."""
     for transition in _leaving(machine, state):
         if _kind(machine, transition) == "gate" and all(
             _role(machine, guard) or _holds(machine, guard, facts) for guard in transition.guards
@@ -87,7 +92,7 @@ def open_gate(machine: Machine, state: str, facts: Facts) -> Transition | None:
 
 
 def automatic(machine: Machine, state: str, facts: Facts) -> Transition | None:
-    """The first transition of `state` that needs no person and whose guards all hold."""
+    """Return the first transition of `state` that needs no person and whose guards all hold."""
     for transition in _leaving(machine, state):
         if _kind(machine, transition) == "automatic" and all(
             _holds(machine, guard, facts) for guard in transition.guards
@@ -97,14 +102,14 @@ def automatic(machine: Machine, state: str, facts: Facts) -> Transition | None:
 
 
 def gate_transition(machine: Machine, gate: str) -> Transition | None:
-    """The one transition that `gate` guards; None where the machine has no such gate."""
+    """Return the one transition that `gate` guards; None if the machine has no such gate."""
     if gate not in machine.gates:
         return None
     return next(t for t in machine.transitions if t.event == gate)
 
 
 def gate_roles(machine: Machine, gate: str) -> list[str]:
-    """The roles whose approval `gate` needs, each of them once; [] for what is no gate."""
+    """Return the roles whose approval `gate` needs, each of them once; [] if it is not a gate."""
     transition = gate_transition(machine, gate)
     if transition is None:
         return []
@@ -113,7 +118,7 @@ def gate_roles(machine: Machine, gate: str) -> list[str]:
 
 
 def rejection(machine: Machine, state: str, event: str) -> Transition | None:
-    """The rejection `event` of `state`; None where there is none of that name."""
+    """Return the rejection `event` of `state`; None if there is none of that name."""
     for transition in _leaving(machine, state):
         if transition.event == event and transition.roles:
             return transition
@@ -121,9 +126,9 @@ def rejection(machine: Machine, state: str, event: str) -> Transition | None:
 
 
 def way_back(machine: Machine, state: str, target: str) -> list[Transition] | None:
-    """The shortest chain of rejections from `state` to `target`; [] where they are the same.
+    """Return the shortest chain of rejections from `state` to `target`; [] if they are the same.
 
-    None where no chain leads there. Of chains equally short, the one first in the machine's order.
+    None if no chain leads there. Of equally short chains, the first one in the machine's order.
     """
     came_by: dict[str, Transition | None] = {state: None}
     waiting = deque([state])
@@ -143,12 +148,12 @@ def way_back(machine: Machine, state: str, target: str) -> list[Transition] | No
 
 
 def legal(machine: Machine, state: str) -> list[str]:
-    """The events that leave `state`, in the machine's order: for a refusal's message."""
+    """Return the events that leave `state`, in the machine's order, for an error message."""
     return [transition.event for transition in _leaving(machine, state)]
 
 
 def apply(machine: Machine, state: str, event: str) -> str:
-    """The state that `event` leads to; guards are not asked.
+    """Return the state that `event` leads to; guards are not checked.
 
     Raises:
         ValueError: `state` has no such event; the message names those that it has.
@@ -171,7 +176,7 @@ def _kind(machine: Machine, transition: Transition) -> Literal["gate", "rejectio
 
 
 def _role(machine: Machine, guard: str) -> str:
-    """The role of a human guard; empty for a computed one."""
+    """Return the role of a human guard; empty for a computed one."""
     return next(spec.role for spec in machine.guards if spec.name == guard)
 
 
@@ -185,7 +190,7 @@ def _holds(machine: Machine, guard: str, facts: Facts) -> bool:
 
 
 class _Part(BaseModel):
-    """A part of the document. Unknown keys are kept, to be named along with every other problem."""
+    """A part of the document. Unknown keys are kept, to report them with every other problem."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -232,11 +237,11 @@ class _Document(_Part):
 
 
 def parse_machine(document: dict[str, Any]) -> Machine:
-    """The machine that the content of an agile.fsm.yaml describes.
+    """Parse the content of an agile.fsm.yaml.
 
     Raises:
-        InvalidMachine: names every problem, its place and its remedy. Where the shape itself is
-            wrong (a list for a mapping, a missing key), only the problems of the shape.
+        InvalidMachine: names every problem, its place and its remedy. If the shape itself is wrong
+            (a list for a mapping, a missing key), only the problems of the shape.
     """
     try:
         content = _Document.model_validate(document)
@@ -442,7 +447,7 @@ def _path_problems(content: _Document) -> Iterator[str]:
 
 
 def _alike(names: Iterable[str]) -> list[list[str]]:
-    """The names that are one name in lower case: ids of deliberations are made of it."""
+    """Return the groups of names that are equal in lower case, which deliberation ids use."""
     by_lower: dict[str, list[str]] = {}
     for name in names:
         by_lower.setdefault(name.lower(), []).append(name)
@@ -455,14 +460,14 @@ _MADE_BY: dict[str, tuple[str, ...]] = {
     "design_complete": ("design",),
     "docs_complete": _DELIBERATING,
 }
-"""Computed guard -> the work that makes it hold. Reports, which others read, come from outside."""
+"""Computed guard -> the work that makes it hold. The others read reports from outside."""
 
 _MADE_HERE = ("design_complete", "docs_complete")
-"""Guards that speak of the present state's own work; the others hold from an earlier state on."""
+"""Guards on the current state's own work; the others keep holding in later states."""
 
 
 def _work_problems(content: _Document) -> Iterator[str]:
-    """Guards that no work can make hold, and plans that are run before there is one."""
+    """Yield guards that no work can satisfy, and plans that run before one exists."""
     works = {name: state.work if state else "none" for name, state in content.states.items()}
     before = _works_before(content, works)
     for transition in content.transitions:
@@ -492,7 +497,7 @@ def _work_problems(content: _Document) -> Iterator[str]:
 
 
 def _works_before(content: _Document, works: dict[str, str]) -> dict[str, set[str]]:
-    """State -> the kinds of work of the states from which it can be reached."""
+    """Return for each state the kinds of work of the states from which it can be reached."""
     steps = [(t.source, t.target) for t in content.transitions]
     before: dict[str, set[str]] = {}
     for name in works:
@@ -502,7 +507,7 @@ def _works_before(content: _Document, works: dict[str, str]) -> dict[str, set[st
 
 
 def _without_a_plan(content: _Document, works: dict[str, str]) -> list[str]:
-    """The states that run a plan and can be entered without one.
+    """Return the states that run a plan and can be entered without one.
 
     A design makes a plan when it is done. A rejection leaves it earlier, and a new visit drops it.
     """

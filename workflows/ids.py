@@ -1,10 +1,10 @@
 """Ids from outside, and their encoded form in workflow ids, NATS subjects and Valkey keys. Pure.
 
-Models, the graph and event bodies carry an id as it was given. Only the builders of workflow ids
+Models, the graph and event bodies contain an id as it was given. Only the builders of workflow ids
 (`workflows.models`), subjects (`bridge`) and keys (`activities.cache`) encode it: everything but
 letters, digits, `-` and `_` is percent-encoded, so that `US-101` stays as it is and `Story 12.3:a`
-becomes `Story%2012%2E3%3Aa`. An encoded id is at most three times as long: a plan's workflow id
-has at most 906 characters, and Temporal's limit is 1,000; NATS allows 4,096 in a subject.
+becomes `Story%2012%2E3%3Aa`. An encoded id is at most three times as long: a plan's workflow id has
+at most 906 characters, and Temporal's limit is 1,000; NATS allows 4,096 in a subject.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTE
 """A story's id: see ID_RULE."""
 
 LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=LONG_ID_CHARACTERS)]
-"""The id of a plan, a task or a decision: it may begin with a story's."""
+"""The id of a plan, a task or a decision: it may start with a story's."""
 
 Role = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_-]{0,31}$")]
 """A council's role (DEV, QA, ARCHITECT, DEVOPS, DATA) or a person's (PO, QA)."""
@@ -36,10 +36,10 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 
 
 def encode_id(text: str) -> str:
-    """The id as one token of a subject, a workflow id or a key; `decode_id` gives it back."""
+    """Encode an id as one token of a subject, a workflow id or a key; `decode_id` reverses it."""
     return _UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], text.encode()).decode("ascii")
 
 
 def decode_id(token: str) -> str:
-    """The id that `encode_id` made the token of."""
+    """Return the id that `encode_id` encoded as `token`."""
     return unquote(token, errors="strict")

@@ -1,8 +1,9 @@
-"""What crosses the wire between clients, workflows and activities, and the ids they share.
+"""Messages between clients, workflows and activities, and the ids that they share.
 
-Every model is frozen. A `Request` comes from outside: unknown fields are refused, and a refusal
-names the field, the rule and the remedy. A `Wire` model comes from a history or from our own code:
-a new field has a default, and none is renamed while a history holds it (design sections 3 and 5).
+Every model is frozen. A `Request` comes from outside: unknown fields are rejected, and the error
+names the field, the rule and the remedy. A `Wire` model comes from a history or from the product's
+own code: a new field has a default, and no field is renamed while a history holds it
+(docs/design/0012-unreadable-inputs.md).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from workflows.ids import ID_RULE, Id, LongId, Role, decode_id, encode_id
 INVALID_INPUT = "InvalidInput"
 
 NOT_UNDERSTOOD = "not_understood"
-"""The signal in whose place an unknown or malformed one comes, with its name and the reason."""
+"""The signal that replaces an unknown or malformed one, with its name and the reason."""
 
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4_000)]
@@ -38,13 +39,13 @@ AgentType = Literal["RAY_VLLM", "VLLM", "NATS"]
 
 
 class Wire(BaseModel):
-    """A frozen model that a history may hold; fields it does not know are dropped."""
+    """A frozen model that a history may hold; unknown fields are dropped."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Part(BaseModel):
-    """A frozen part of a request; unknown fields are refused."""
+    """A frozen part of a request; unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +76,11 @@ _REMEDIES = {
 
 
 class InvalidInput(ApplicationError):
-    """A refused request. `problems`: each wrong field with its rule; lost on Temporal's wire."""
+    """A rejected request.
+
+    Attributes:
+        problems: each wrong field with its rule; lost when Temporal serialises the error.
+    """
 
     def __init__(self, what: str, problems: list[tuple[str, str]]) -> None:
         lines = "; ".join(f"{field}: {rule}" for field, rule in problems)
@@ -84,11 +89,11 @@ class InvalidInput(ApplicationError):
 
 
 def invalid_input(what: str, error: ValidationError) -> InvalidInput:
-    """The refusal of a request: each wrong field with its rule, cut to 2,000 characters."""
+    """Build a rejected request's error: each wrong field with its rule, cut to 2,000 characters."""
     problems = []
     for problem in error.errors(include_url=False, include_input=False):
         field = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
-        # Only our own words are a template: a message of pydantic's holds what was sent.
+        # Only our own texts are templates: pydantic's messages contain what was sent.
         remedy = _REMEDIES.get(problem["type"])
         rule = remedy.format(**problem.get("ctx", {})) if remedy else problem["msg"]
         problems.append((field, rule))
@@ -96,7 +101,7 @@ def invalid_input(what: str, error: ValidationError) -> InvalidInput:
 
 
 def content_hash(content: Any) -> str:
-    """The first 16 hex digits of SHA-256 over canonical JSON."""
+    """Return the first 16 hex digits of SHA-256 over canonical JSON."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -104,7 +109,7 @@ def content_hash(content: Any) -> str:
 # --- ids ----------------------------------------------------------------------------------------
 
 
-# What comes from outside is encoded in them: see `workflows.ids`.
+# The parts that come from outside are encoded: see `workflows.ids`.
 
 
 def story_workflow_id(story_id: str) -> str:
@@ -112,7 +117,7 @@ def story_workflow_id(story_id: str) -> str:
 
 
 def story_of(workflow_id: str) -> str:
-    """The story's id in its workflow's."""
+    """Return the story id that a story's workflow id contains."""
     return decode_id(workflow_id.removeprefix("story-"))
 
 
@@ -129,17 +134,20 @@ def deliberation_workflow_id(task_id: str) -> str:
 
 
 def task_of(workflow_id: str) -> str:
-    """The task's id in its deliberation's workflow id."""
+    """Return the task id that a deliberation's workflow id contains."""
     return decode_id(workflow_id.removeprefix("deliberation-"))
 
 
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:
-    """The dot, which no encoded id has, keeps the plans of two stories apart."""
+    """Return the workflow id of a derivation.
+
+    The dot, which no encoded id contains, keeps the plans of two stories apart.
+    """
     return f"derivation-{encode_id(story_id)}.{encode_id(plan_id)}"
 
 
 def former_derivation_workflow_id(story_id: str, plan_id: str) -> str:
-    """The form under which histories of earlier versions, and clients of theirs, start one."""
+    """Return a derivation's workflow id in the form that older histories and clients use."""
     return f"derivation-{encode_id(story_id)}-{encode_id(plan_id)}"
 
 
@@ -152,15 +160,17 @@ def closure_workflow_id(story_id: str, run_id: str) -> str:
 
 
 def event_id(workflow_id: str, run_id: str, sequence: int) -> str:
-    """The CloudEvents id: a pure function of workflow id, run and sequence number."""
+    """Return the CloudEvents id: a pure function of workflow id, run and sequence number."""
     return f"{workflow_id}/{run_id}/{sequence}"
 
 
 def run_after_reset(run_id: str, seed: int) -> str:
-    """Names a run from where it was reset on, in ids.
+    """Return the name that a run has in ids from the point where it was reset.
 
-    run_id: of the first run. seed: of the run that begins there, made of that run's own id by
-    Temporal; unlike the id, every later run that goes on from here knows it.
+    Args:
+        run_id: the first run.
+        seed: the random seed of the run that starts at the reset, which Temporal derives from that
+            run's id. Unlike the id, it is known to every later run that continues from here.
     """
     return f"{run_id}-{seed:016x}"
 
@@ -169,7 +179,7 @@ def run_after_reset(run_id: str, seed: int) -> str:
 
 
 class CallUsage(Wire):
-    """What one LLM call cost, answered or failed."""
+    """The cost of one LLM call, answered or failed."""
 
     act: str
     agent_id: str
@@ -181,10 +191,10 @@ class CallUsage(Wire):
     latency_ms: int = 0
     seed: int = 0
     asks: int = 1
-    """How often the model was asked: 1, or more where an answer was cut off or did not parse."""
+    """Number of requests to the model: more than 1 if an answer was cut off or did not parse."""
     prompt_hash: str = ""
     estimated: bool = False
-    """Whether tokens that the endpoint did not state are computed from the text."""
+    """True if tokens that the endpoint did not report are computed from the text."""
 
     @property
     def tokens(self) -> int:
@@ -192,7 +202,11 @@ class CallUsage(Wire):
 
 
 class UsageLine(Wire):
-    """Calls, tokens and seconds of one phase, role and model; estimated: some of the tokens."""
+    """Calls, tokens and seconds of one phase, role and model.
+
+    Attributes:
+        estimated: True if some of the tokens are estimated.
+    """
 
     phase: str
     role: str
@@ -209,7 +223,7 @@ class UsageLine(Wire):
 
 
 class StoryText(Wire):
-    """What a person wrote: the thing that approve_scope approves."""
+    """The text that a person wrote and that `approve_scope` approves."""
 
     title: str
     brief: str = ""
@@ -217,7 +231,7 @@ class StoryText(Wire):
 
 
 class StoryInput(Request):
-    """The input of StoryWorkflow (design section 3)."""
+    """The input of StoryWorkflow."""
 
     story_id: Id
     title: Title
@@ -228,11 +242,11 @@ class StoryInput(Request):
     approvals: Literal["human", "auto"] = "human"
     token_budget: int | None = Field(default=None, gt=0)
     carried: dict[str, Any] | None = None
-    """State of the run before this one. Set by continue-as-new only, refused from anyone else."""
+    """State of the previous run. Only continue-as-new may set it; others are rejected."""
 
 
 class Approve(Request):
-    """Open a gate. `revision`: the content hash that the gate showed."""
+    """A request to open a gate. `revision`: the content hash that the gate showed."""
 
     gate: Line
     actor: Actor
@@ -244,7 +258,7 @@ class Approve(Request):
 
 
 class Reject(Request):
-    """Take a rejection transition; its reason goes into the next deliberation's context."""
+    """A request to take a rejection transition; its reason is context for the next deliberation."""
 
     event: Line
     actor: Actor
@@ -253,7 +267,7 @@ class Reject(Request):
 
 
 class Amend(Request):
-    """Change the story's text. After approve_scope this opens that gate anew."""
+    """A request to change the story's text. After `approve_scope`, that gate opens again."""
 
     title: Title | None = None
     brief: str | None = None
@@ -263,7 +277,7 @@ class Amend(Request):
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
         if self.title is None and self.brief is None and self.acceptance_criteria is None:
-            # Outside of `_refuse_clearly`, which has judged the fields already.
+            # Outside of `_refuse_clearly`, which has already validated the fields.
             raise ApplicationError(
                 "Amend refused. Give at least one of title, brief, acceptance_criteria",
                 type=INVALID_INPUT,
@@ -273,7 +287,7 @@ class Amend(Request):
 
 
 class RaiseBudget(Request):
-    """Add `tokens` to the story's token budget."""
+    """A request to add `tokens` to the story's token budget."""
 
     tokens: int = Field(gt=0)
     actor: Actor
@@ -284,14 +298,19 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class BuildResult(Part):
-    """Whether the workspace built. `why`: what failed, in a line."""
+    """The result of the workspace's build. `why`: what failed, in one line."""
 
     ok: bool
     why: str = Field(default="", max_length=1000)
 
 
 class UnitResult(Part):
-    """`coverage`: of the new code, in percent. `why`: the first failure, in a line."""
+    """The results of the unit tests.
+
+    Attributes:
+        coverage: coverage of the new code, in percent.
+        why: the first failure, in one line.
+    """
 
     ok: bool
     passed: Count
@@ -301,7 +320,7 @@ class UnitResult(Part):
 
 
 class SonarResult(Part):
-    """What static analysis found in the new code."""
+    """The findings of static analysis in the new code."""
 
     project_key: str = ""
     quality_gate: Literal["OK", "WARN", "ERROR", "NONE"]
@@ -310,7 +329,11 @@ class SonarResult(Part):
 
 
 class StaticResult(Part):
-    """`lint_errors`: None where no linter ran; then `ok` stands for it."""
+    """The results of static analysis and linting.
+
+    Attributes:
+        lint_errors: None if no linter ran; `ok` then decides.
+    """
 
     ok: bool
     sonar: SonarResult
@@ -318,7 +341,7 @@ class StaticResult(Part):
 
 
 class E2EResult(Part):
-    """The end-to-end tests; without any, none passed and none failed."""
+    """The results of the end-to-end tests; both counts are 0 if there are none."""
 
     ok: bool
     passed: Count
@@ -326,19 +349,19 @@ class E2EResult(Part):
 
 
 class PRResult(Part):
-    """The pull request, where there is one."""
+    """The pull request, if there is one."""
 
     url: str = ""
 
 
 class Timings(Part):
-    """How long the workspace took."""
+    """The time that the workspace took."""
 
     total_ms: Count = 0
 
 
 class WorkspaceReport(Request):
-    """What a workspace measured: shared/contracts/workspace.proto as JSON."""
+    """The measurements of a workspace: shared/contracts/workspace.proto as JSON."""
 
     job_id: Line
     commit: str = Field(default="", max_length=200)
@@ -351,7 +374,7 @@ class WorkspaceReport(Request):
 
 
 class DecisionAdded(Request):
-    """A decision from outside, or from a sibling deliberation."""
+    """A decision from outside or from a sibling deliberation."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -360,11 +383,11 @@ class DecisionAdded(Request):
     rationale: str = ""
     decided_by: str = "unknown"
     withdrawn: bool = False
-    """It was deleted: agents that know of it are told that it holds no longer."""
+    """True if it was deleted: agents that know of it are notified that it no longer holds."""
 
 
 class MilestoneReached(Request):
-    """Something that happened to a story outside, as its agents and its timeline are told."""
+    """A milestone of a story from outside, for its agents and its timeline."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -374,13 +397,13 @@ class MilestoneReached(Request):
 
 
 class DecisionsAdded(Request):
-    """Many decisions at once: new ones, corrections of earlier ones, and withdrawals."""
+    """Several decisions in one signal: new ones, corrections of earlier ones, and withdrawals."""
 
     decisions: list[DecisionAdded] = Field(max_length=1_000)
 
 
 class MilestonesAdded(Request):
-    """Many milestones at once."""
+    """Several milestones in one signal."""
 
     milestones: list[MilestoneReached] = Field(max_length=1_000)
 
@@ -389,7 +412,7 @@ class MilestonesAdded(Request):
 
 
 class Transition(Wire):
-    """One row of the state machine. `roles`: who may take it by a rejection; empty otherwise."""
+    """One row of the state machine. `roles`: who may take a rejection; otherwise empty."""
 
     source: str
     event: str
@@ -399,25 +422,25 @@ class Transition(Wire):
 
 
 class StateSpec(Wire):
-    """A state and the work that the fleet does on entering it."""
+    """A state and the work that the fleet does when it enters the state."""
 
     name: str
     work: Literal["none", "readiness", "design", "plan", "deliberation"] = "none"
     role: str = ""
     task: str = ""
-    """What the council is asked, for the works that deliberate."""
+    """The question to the council, for kinds of work that deliberate."""
     rubric: str = ""
 
 
 class GuardSpec(Wire):
-    """`role` is set for a human guard and empty for a computed one."""
+    """A guard of the state machine. `role`: set for a human guard, empty for a computed one."""
 
     name: str
     role: str = ""
 
 
 class Machine(Wire):
-    """The state machine of deploy/config/agile.fsm.yaml, validated."""
+    """The validated state machine of deploy/config/agile.fsm.yaml."""
 
     initial: str
     final: str
@@ -428,11 +451,11 @@ class Machine(Wire):
 
 
 class RigorLevel(Wire):
-    """Thresholds and weights of one rigor level (deploy/config/rigor.yaml)."""
+    """The thresholds and weights of one rigor level (deploy/config/rigor.yaml)."""
 
     dor_threshold: int
     weights: dict[str, float]
-    """build, unit, static, e2e, coverage, lint: they sum to 1."""
+    """Weights of build, unit, static, e2e, coverage and lint; they sum to 1."""
     unit_pass_rate: float
     coverage: float
     quality_gates: list[str]
@@ -443,21 +466,26 @@ class RigorLevel(Wire):
 
 
 class Process(Wire):
-    """Everything a story's run depends on, read once at its start."""
+    """The configuration that a story's run depends on, read once at its start."""
 
     machine: Machine
     rigor: RigorLevel
     version: str
     """Content hash of the configuration files."""
     deliberation_timeout: float | None = None
-    """Seconds that each of its deliberations gets; None: an hour."""
+    """Time limit of each deliberation in seconds; None: one hour."""
 
 
 # --- readiness and report -----------------------------------------------------------------------
 
 
 class Finding(Wire):
-    """code: AC_MISSING, TITLE_VALUE, SMALL, AMBIGUOUS, DEPS. weight: points it costs."""
+    """A finding that costs readiness points.
+
+    Attributes:
+        code: AC_MISSING, TITLE_VALUE, SMALL, AMBIGUOUS or DEPS.
+        weight: the points that it costs.
+    """
 
     code: str
     message: str
@@ -465,14 +493,14 @@ class Finding(Wire):
 
 
 class Readiness(Wire):
-    """The Definition of Ready: total 0 to 100, with what cost points."""
+    """The Definition of Ready score: a total from 0 to 100 and the findings that cost points."""
 
     total: int
     findings: list[Finding] = []
 
 
 class ReportScore(Wire):
-    """A workspace report, scored by rigor. score: 0 to 100."""
+    """The score of a workspace report by rigor. `score`: 0 to 100."""
 
     score: int
     rigor: str
@@ -485,7 +513,7 @@ class ReportScore(Wire):
 
 
 class Agent(Wire):
-    """A seat in a council. `model` empty: the default. `persona`: how it looks at things."""
+    """An agent of a council. `model` empty: the default. `persona`: its point of view."""
 
     agent_id: str
     role: str
@@ -495,7 +523,7 @@ class Agent(Wire):
 
 
 class CouncilQuery(Wire):
-    """`size` None: every agent of the council."""
+    """A query for a council. `size`: None for all of its agents."""
 
     role: str
     size: int | None = None
@@ -508,15 +536,15 @@ class Council(Wire):
     role: str
     agents: list[Agent]
     judge: Agent | None = None
-    """An ARCHITECT who judges near ties; None where the fleet has none."""
+    """The ARCHITECT who judges near ties; None if the fleet has none."""
     roles: list[str] = []
-    """The role of every council that there is: whom a plan's tasks may be given to."""
+    """The roles of all existing councils, to which a plan's tasks can be assigned."""
     rounds: int = 0
-    """How often it reviews where nobody says; 0: as DeliberationInput has it."""
+    """Default number of review rounds; 0: the default of DeliberationInput."""
 
 
 class PackQuery(Wire):
-    """`token_budget` 0: the default of deploy/config/scopes.yaml."""
+    """A query for a context pack. `token_budget` 0: the default of deploy/config/scopes.yaml."""
 
     story_id: str
     role: str
@@ -524,7 +552,7 @@ class PackQuery(Wire):
     subtask_id: str = ""
     token_budget: int = 0
     known: bool = False
-    """True if the story's beginning was recorded: a graph without it has lost the story."""
+    """True if the story's start was recorded. A graph that does not have it has lost the story."""
 
 
 class ContextPack(Wire):
@@ -539,7 +567,7 @@ class ContextPack(Wire):
 
 
 class Task(Wire):
-    """What a council is asked."""
+    """The task that a council works on."""
 
     task_id: str
     story_id: str = ""
@@ -549,11 +577,11 @@ class Task(Wire):
     rubric: str = ""
     requirements: list[str] = []
     feedback: list[str] = []
-    """Reasons of the rejections that brought the story back here, newest last."""
+    """Reasons of the rejections that returned the story to this state, newest last."""
 
 
 class Decision(Wire):
-    """A decision of a proposal. `affects`: titles or ids of what it touches."""
+    """A decision of a proposal. `affects`: titles or ids of the affected items."""
 
     title: str
     rationale: str = ""
@@ -584,7 +612,11 @@ class Critique(Wire):
 
 
 class AgentCall(Wire):
-    """What every LLM call is given. `wave` makes the call's key: workflow, run, wave, agent."""
+    """The common input of every LLM call.
+
+    Attributes:
+        wave: with workflow, run and agent, it forms the call's key.
+    """
 
     task: Task
     agent: Agent
@@ -593,22 +625,22 @@ class AgentCall(Wire):
     late_decisions: list[DecisionAdded] = []
     """Decisions that arrived while the deliberation ran."""
     late_milestones: list[MilestoneReached] = []
-    """What happened to the story outside meanwhile."""
+    """Milestones that arrived while the deliberation ran."""
 
 
 class ProposeInput(AgentCall):
-    """A proposal is asked for."""
+    """The input of a call that asks for a proposal."""
 
 
 class CriticiseInput(AgentCall):
-    """A critique of `author_id`'s proposal is asked for."""
+    """The input of a call that asks for a critique of the proposal by `author_id`."""
 
     author_id: str
     proposal: Proposal
 
 
 class ReviseInput(AgentCall):
-    """A revision in the light of the critiques is asked for."""
+    """The input of a call that asks for a revision based on the critiques."""
 
     proposal: Proposal
     critiques: list[Critique]
@@ -623,27 +655,35 @@ class Contender(Wire):
 
 
 class JudgeInput(AgentCall):
-    """A choice between near ties is asked for."""
+    """The input of a call that asks a judge to choose between near ties."""
 
     contenders: list[Contender]
 
 
 class Verdict(Wire):
-    """The judge's choice and why."""
+    """The judge's choice and its reason."""
 
     winner_id: str
     reason: str
 
 
 class DerivePlanInput(AgentCall):
-    """The design that won, to be cut into tasks by `agent`. `roles`: councils that exist."""
+    """The input of a call that asks `agent` to split the winning design into tasks.
+
+    Attributes:
+        roles: the councils that exist.
+    """
 
     design: Proposal
     roles: list[str]
 
 
 class WriteStoryInput(AgentCall):
-    """A story for `goal` is asked for, or `story` written better. findings: what cost it points."""
+    """The input of a call that asks for a story for `goal`, or for a better version of `story`.
+
+    Attributes:
+        findings: what cost `story` points.
+    """
 
     goal: str = ""
     story: StoryText | None = None
@@ -662,7 +702,7 @@ class PlannedTask(Wire):
 
 
 class DraftTask(Wire):
-    """A task as the decoder writes it: `depends_on` are numbers of earlier tasks, from 1."""
+    """A task as the decoder writes it. `depends_on`: numbers of earlier tasks, starting at 1."""
 
     role: str
     title: str
@@ -672,35 +712,35 @@ class DraftTask(Wire):
 
 
 class ProposalAnswer(Wire):
-    """A proposal and what it cost."""
+    """A proposal and its cost."""
 
     proposal: Proposal
     usage: CallUsage
 
 
 class CritiqueAnswer(Wire):
-    """A critique and what it cost."""
+    """A critique and its cost."""
 
     critique: Critique
     usage: CallUsage
 
 
 class JudgeAnswer(Wire):
-    """A verdict and what it cost."""
+    """A verdict and its cost."""
 
     verdict: Verdict
     usage: CallUsage
 
 
 class DerivePlanAnswer(Wire):
-    """The drafts of a plan and what they cost."""
+    """The drafts of a plan's tasks and their cost."""
 
     tasks: list[DraftTask]
     usage: CallUsage
 
 
 class WriteStoryAnswer(Wire):
-    """A story as an agent wrote it, and what it cost."""
+    """A story written by an agent, and its cost."""
 
     story: StoryText
     usage: CallUsage
@@ -710,14 +750,18 @@ class WriteStoryAnswer(Wire):
 
 
 class CheckInput(Wire):
-    """An agent's proposal, to be checked."""
+    """A proposal to check, and the agent that wrote it."""
 
     agent_id: str
     proposal: Proposal
 
 
 class Check(Wire):
-    """One check of one proposal. score: 0 to 1, None where it did not apply or could not run."""
+    """The result of one check of one proposal.
+
+    Attributes:
+        score: 0 to 1; None if the check did not apply or could not run.
+    """
 
     name: Literal["policy", "lint", "dry_run"]
     outcome: Literal["passed", "failed", "not_checked", "not_applicable"]
@@ -731,21 +775,26 @@ class Check(Wire):
 
 
 class CheckReport(Wire):
-    """The checks of a proposal, and the weights in force (deploy/config/checks.yaml)."""
+    """The checks of a proposal, and the weights from deploy/config/checks.yaml."""
 
     checks: list[Check]
     weights: dict[str, float]
 
 
 class RankedProposal(Wire):
-    """A proposal with its place. score: 0 to 1; rank: 1 is the winner; barred ones come last."""
+    """A proposal with its rank.
+
+    Attributes:
+        score: 0 to 1.
+        rank: 1 is the winner; barred proposals come last.
+    """
 
     proposal_id: str
     agent_id: str
     role: str
     proposal: Proposal
     drafts: list[str] = []
-    """Content of the earlier revisions, oldest first."""
+    """Contents of the earlier revisions, oldest first."""
     critiques: list[Critique] = []
     critics: list[str] = []
     checks: list[Check] = []
@@ -769,7 +818,12 @@ class FailedAgent(Wire):
 
 
 class DeliberationInput(Request):
-    """The input of DeliberationWorkflow. timeout: seconds. `agents` None: the council's size."""
+    """The input of DeliberationWorkflow.
+
+    Attributes:
+        timeout: in seconds.
+        agents: None for all agents of the council.
+    """
 
     task_id: LongId
     story_id: Id | None = None
@@ -784,14 +838,14 @@ class DeliberationInput(Request):
     feedback: list[str] = []
     plan_id: str = ""
     outbox_workflow_id: str = ""
-    """The story's workflow, which publishes for its children; empty: publish on one's own."""
+    """The story's workflow, which publishes for its children; empty: publish from this workflow."""
     ask_for_budget: bool = False
-    """True where the story has a token budget: each wave then waits for the story's leave."""
+    """True if the story has a token budget: each wave then waits until the story grants it."""
     decisions: list[DecisionAdded] = []
     judged: bool = True
-    """False: near ties go by the rule, without an architect."""
+    """False: a rule decides near ties, without an architect."""
     background: str = ""
-    """What the agents are given after their context pack."""
+    """Text that the agents get after their context pack."""
 
 
 class RecordedDecision(Wire):
@@ -806,7 +860,7 @@ class RecordedDecision(Wire):
 
 
 class DeliberationResult(Wire):
-    """What a deliberation came to; `ranked` is empty where it failed."""
+    """The outcome of a deliberation; `ranked` is empty if it failed."""
 
     task_id: str
     deliberation_id: str
@@ -817,7 +871,7 @@ class DeliberationResult(Wire):
     score: float = 0.0
     winner: Proposal | None = None
     judged: str = ""
-    """The architect's reason, or the rule, where a near tie was decided."""
+    """The architect's reason, or the rule, if a near tie was decided."""
     decisions: list[RecordedDecision] = []
     ranked: list[RankedProposal] = []
     failed_agents: list[FailedAgent] = []
@@ -827,7 +881,7 @@ class DeliberationResult(Wire):
 
 
 class Progress(Wire):
-    """Query `progress`: the wave under way and who has answered in it."""
+    """The answer to the query `progress`: the current wave and who has answered in it."""
 
     status: str
     wave: str
@@ -839,7 +893,7 @@ class Progress(Wire):
 
 
 class DeliberationRecord(Wire):
-    """Everything of a finished deliberation that the graph keeps, with its provenance."""
+    """Everything that the graph keeps of a finished deliberation, with its provenance."""
 
     story_id: str = ""
     plan_id: str = ""
@@ -869,10 +923,13 @@ class Plan(Wire):
 
 
 class PlanInput(Request):
-    """The input of PlanWorkflow. `tasks` None: taken from the graph, else derived.
+    """The input of PlanWorkflow.
 
-    roles: whose councils deliberate, once each, where the graph has neither tasks nor the story.
-    task_timeout: seconds that each task's deliberation gets; None: an hour.
+    Attributes:
+        tasks: None to load them from the graph, or to derive them if it has none.
+        roles: the councils that deliberate, once each, if the graph has neither tasks nor the
+            story.
+        task_timeout: time limit of each task's deliberation in seconds; None: one hour.
     """
 
     story_id: Id
@@ -888,7 +945,7 @@ class PlanInput(Request):
 
 
 class TaskOutcome(Wire):
-    """One task of a finished plan. not_run: something it depends on failed."""
+    """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed."""
 
     task_id: str
     role: str
@@ -902,7 +959,12 @@ class TaskOutcome(Wire):
 
 
 class PlanResult(Wire):
-    """status COMPLETED: every task done; PARTIAL: not all; NOTHING_TO_RUN: there was none."""
+    """The outcome of a plan.
+
+    Attributes:
+        status: COMPLETED: every task is done; PARTIAL: not all are; NOTHING_TO_RUN: there were
+            none.
+    """
 
     plan_id: str
     story_id: str
@@ -911,24 +973,24 @@ class PlanResult(Wire):
 
 
 class PlanQuery(Wire):
-    """Which plan to look for in the graph."""
+    """A query for a plan in the graph."""
 
     story_id: str
     plan_id: str
 
 
 class DerivationInput(Request):
-    """The input of DerivationWorkflow. announce: each task goes on the bus too."""
+    """The input of DerivationWorkflow. `announce`: whether each task is also published."""
 
     story_id: Id
     plan_id: Annotated[Id, StringConstraints(max_length=96)]
-    """Its tasks' ids are longer by up to four characters, and ids too."""
+    """The ids of its tasks, which are ids too, are up to four characters longer."""
     phase: str = "BUILD"
     announce: bool = False
 
 
 class DerivationResult(Wire):
-    """A plan's tasks: at least one."""
+    """The tasks of a plan, at least one."""
 
     story_id: str
     plan_id: str
@@ -936,14 +998,14 @@ class DerivationResult(Wire):
 
 
 class StoredPlan(Wire):
-    """What the graph knows of a plan: its tasks, or else its story's text, or neither."""
+    """The graph's content for a plan: its tasks, or else its story's text, or neither."""
 
     tasks: list[PlannedTask] = []
     story: StoryText | None = None
 
 
 class WaveRequest(Wire):
-    """A child asks its story for leave to start a wave; usage: all its calls so far."""
+    """A child's request to its story to grant a wave. `usage`: all of the child's calls so far."""
 
     workflow_id: str
     wave: str
@@ -951,16 +1013,19 @@ class WaveRequest(Wire):
 
 
 class ChildRun(Wire):
-    """A run of a deliberation or plan whose story has continued as new since it began."""
+    """A run of a deliberation or plan whose story has continued as new since it started."""
 
     workflow_id: str
     run_id: str
 
 
 class StoryRuns(Wire):
-    """What earlier runs of a story have numbered: a story id may be used again after its end.
+    """The numbers that earlier runs of a story have used.
 
-    councils: the state's name in lower case -> the highest number that a deliberation of its has.
+    A story id can be used again after its end (docs/design/0009-story-ids-used-again.md).
+
+    Attributes:
+        councils: the state's name in lower case -> the highest number of its deliberations.
     """
 
     plans: int = 0
@@ -974,7 +1039,7 @@ REQUEST_REUSED = "RequestReused"
 
 
 class ContextChange(Wire):
-    """One change, as it was asked for; it is judged where it is stored. payload: a JSON object."""
+    """One change as requested; it is validated where it is stored. `payload`: a JSON object."""
 
     operation: str = ""
     entity_type: str = ""
@@ -984,7 +1049,7 @@ class ContextChange(Wire):
 
 
 class PhaseChange(Wire):
-    """A story's move from phase to phase, made outside of any workflow."""
+    """A story's move from one phase to another, made outside any workflow."""
 
     from_phase: str
     to_phase: str
@@ -993,7 +1058,7 @@ class PhaseChange(Wire):
 
 
 class ContextUpdate(Request):
-    """The input of ContextUpdateWorkflow. `actor`: who asks. `timestamp` empty: now."""
+    """The input of ContextUpdateWorkflow. `actor`: the requester. `timestamp`: empty for now."""
 
     story_id: Id
     task_id: LongId | None = None
@@ -1002,17 +1067,18 @@ class ContextUpdate(Request):
     changes: list[ContextChange] = Field(default=[], max_length=1_000)
     timestamp: str = Field(default="", max_length=100)
     if_absent: bool = False
-    """Nothing is stored or announced where the graph knows the story."""
+    """True: nothing is stored or published if the graph knows the story."""
     phase_change: PhaseChange | None = None
-    """Announced with the changes, if they are stored."""
+    """The move to publish with the changes, if they are stored."""
     changed: list[str] = []
-    """Entity types that the story's workflow itself has changed: the update announces them."""
+    """Entity types that the story's workflow has already changed; the update publishes them."""
 
 
 def request_hash(update: ContextUpdate) -> str:
-    """Tells a request that comes again from another one.
+    """Return a hash by which a repeated request is recognised.
 
-    Fields that came later are left out where they say nothing: histories hold hashes without them.
+    Fields that were added later are left out if they have their default: histories hold hashes
+    without them.
     """
     later = {"if_absent", "phase_change", "changed"}
     said = update.model_dump(exclude=later) | update.model_dump(
@@ -1022,9 +1088,12 @@ def request_hash(update: ContextUpdate) -> str:
 
 
 class ContextWrite(Wire):
-    """An update to store. update_id: what is stored under it is not stored again.
+    """An update to store.
 
-    `at` is the changes' time, ISO 8601; `started_ms` tells two updates of one time apart.
+    Attributes:
+        update_id: the key of the update; a second write under the same key stores nothing.
+        at: the time of the changes, ISO 8601.
+        started_ms: distinguishes two updates with the same time.
     """
 
     update_id: str
@@ -1034,7 +1103,7 @@ class ContextWrite(Wire):
 
 
 class ContextAnswer(Wire):
-    """What became of an update. `changed`: entity types; `warnings`: one a refused change."""
+    """The result of an update. `changed`: entity types. `warnings`: one per rejected change."""
 
     version: int
     hash: str
@@ -1043,14 +1112,14 @@ class ContextAnswer(Wire):
     decisions: list[DecisionAdded] = []
     milestones: list[MilestoneReached] = []
     after: str = ""
-    """The workflow that announces the version before this one; empty where none is known."""
+    """The workflow that publishes the previous version; empty if none is known."""
 
 
 # --- coaching -----------------------------------------------------------------------------------
 
 
 class CoachInput(Request):
-    """The input of CoachWorkflow: a goal to write a story for, or a story to write better."""
+    """The input of CoachWorkflow: either a goal to write a story for, or a story to improve."""
 
     goal: str = Field(default="", max_length=4_000)
     story: StoryText | None = None
@@ -1058,13 +1127,13 @@ class CoachInput(Request):
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if bool(self.goal.strip()) == (self.story is not None):
-            # Outside of `_refuse_clearly`, which has judged the fields already.
+            # Outside of `_refuse_clearly`, which has already validated the fields.
             raise InvalidInput("CoachInput", [("goal", "give a goal or a story, and not both")])
         return self
 
 
 class CoachResult(Wire):
-    """The story to take. reason: why the original comes back, where nothing better was written."""
+    """The story to use. `reason`: why the original is returned, if no better one was written."""
 
     story: StoryText
     readiness: Readiness
@@ -1077,7 +1146,7 @@ class CoachResult(Wire):
 
 
 class Move(Wire):
-    """A transition that leaves the present state, and what blocks it."""
+    """A transition that leaves the current state, and what blocks it."""
 
     event: str
     to: str
@@ -1087,7 +1156,7 @@ class Move(Wire):
 
 
 class StoryView(Wire):
-    """Query `state`, and the answer to every update."""
+    """The answer to the query `state` and to every update."""
 
     story_id: str
     title: str
@@ -1095,7 +1164,7 @@ class StoryView(Wire):
     pending_gate: str = ""
     gate_role: str = ""
     open_gates: dict[str, str] = {}
-    """Every open gate and the role that opens it; `pending_gate` is the first."""
+    """Every open gate and the role that opens it; `pending_gate` is the first one."""
     revision: str = ""
     rigor: str
     dor_score: int = 0
@@ -1104,14 +1173,14 @@ class StoryView(Wire):
     report: ReportScore | None = None
     working_on: str = ""
     child: str = ""
-    """The workflow id of the deliberation or plan at work; empty where none is."""
+    """The workflow id of the current deliberation or plan; empty if there is none."""
     token_budget: int | None = None
     tokens_used: int = 0
     cancelled: bool = False
 
 
 class TimelineEntry(Wire):
-    """One line of the story's timeline. at: ISO 8601."""
+    """One line of the story's timeline. `at`: ISO 8601."""
 
     at: str
     event: str
@@ -1120,7 +1189,7 @@ class TimelineEntry(Wire):
 
 
 class StoryResult(Wire):
-    """How a story ended."""
+    """The final state of a story."""
 
     story_id: str
     state: str

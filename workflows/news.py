@@ -1,4 +1,4 @@
-"""What comes from outside while agents work: decisions and milestones, merged and bounded. Pure.
+"""Decisions and milestones that arrive from outside while agents work, merged and bounded. Pure.
 
 The graph keeps all of them. A workflow keeps the newest, for agents whose context pack is older.
 """
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Sequence
 from workflows.models import DecisionAdded, MilestoneReached
 
 KEPT = 100
-"""The newest decisions, and the newest milestones, that a workflow keeps."""
+"""Number of newest decisions, and of newest milestones, that a workflow keeps."""
 
 MILESTONES_KNOWN = 1_000
-"""The newest milestones whose ids a story keeps, to take each once."""
+"""Number of newest milestones whose ids a story keeps, to take each one only once."""
 
 
 def decisions_with(
     known: Sequence[DecisionAdded], added: Iterable[DecisionAdded]
 ) -> list[DecisionAdded]:
-    """The newest KEPT decisions; one with a known id takes the place of the earlier text.
+    """Return the newest KEPT decisions; one with a known id replaces the earlier text.
 
-    A correction without title (its id stands there) or rationale leaves that part as it was.
+    A correction without a title (its id is there instead) or rationale keeps that part as it was.
     """
     by_id = {decision.decision_id: decision for decision in known}
     for decision in added:
@@ -37,13 +37,13 @@ def decisions_with(
 
 
 def holding(decisions: Iterable[DecisionAdded]) -> list[DecisionAdded]:
-    """Those that were not withdrawn."""
+    """Return the decisions that were not withdrawn."""
     return [decision for decision in decisions if not decision.withdrawn]
 
 
 def milestones_with(
     known: Sequence[MilestoneReached], added: Iterable[MilestoneReached]
 ) -> list[MilestoneReached]:
-    """The newest KEPT milestones, each once."""
+    """Return the newest KEPT milestones, each of them once."""
     by_id = {milestone.milestone_id: milestone for milestone in [*known, *added]}
     return list(by_id.values())[-KEPT:]

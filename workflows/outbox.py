@@ -1,9 +1,9 @@
-"""The outbox: every change of state, recorded in the graph and then put on the bus.
+"""The outbox: every change of state is recorded in the graph and then published.
 
 A workflow appends and goes on; it never waits for NATS. Two cursors walk the same list in order:
-`record` stores entries in graph and cache, `publish` follows it onto JetStream, so that an event is
-in Neo4j before a subscriber has it (design sections 5 and 6). A child of a story hands its entries
-on to the story's outbox instead: one story, one order.
+`record` stores entries in graph and cache, and `publish` follows it to JetStream, so that an event
+is in Neo4j before a subscriber receives it (docs/design/0001-outbox.md). A child of a story passes
+its entries to the story's outbox instead, so that one story has one order.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from workflows.search_attributes import OUTBOX_STUCK
 from workflows.stubs import MIRROR, STORE, GraphStub, MirrorStub
 
 BATCH = 100
-"""Entries in one activity: a batch stays far below NATS' and Temporal's message limits."""
+"""Entries in one activity: a batch stays far below the message limits of NATS and Temporal."""
 
 AGAIN_AFTER = timedelta(minutes=1)
-"""The pause before an activity that was failed for good (by an operator, say) is asked again."""
+"""The pause before an activity that failed for good (by an operator, for example) is retried."""
 
 HAND_ON = "hand_on"
-"""The signal by which a child hands entries to its story."""
+"""The signal by which a child passes entries to its story."""
 
 LEFT = "outbox"
-"""The query that answers the outbox's state: what is yet to be recorded and published."""
+"""The query for the outbox's state: the entries still to record and publish."""
 
 STUCK = "outbox_stuck"
-"""The query that answers the entries that were refused for good: list[OutboxStuck]."""
+"""The query for the stuck entries: list[OutboxStuck]."""
 
 SKIP_ENTRY = "skip_entry"
-"""The update by which a person leaves out an entry that can never be stored."""
+"""The update by which a person skips an entry that can never be stored."""
 
 CLOSURE = "StoryClosureWorkflow"
-"""By its name: it has an outbox itself."""
+"""Started by name: its module imports Outbox."""
 
 
 class Outbox:
     """A workflow's outbox. `through`: the workflow that publishes for this one, or empty.
 
-    An entry that is refused for good (its error is not retryable) is stuck. It is tried again every
-    minute, since its cause may be removed, and it holds up those behind it. The workflow shows it
+    An entry that is refused for good (its error is not retryable) is stuck and blocks the entries
+    behind it. It is retried every minute, because the cause may be removed. The workflow shows it
     in its details, in the query STUCK and in the search attribute OutboxStuck; the update
-    SKIP_ENTRY puts a record of it in its place.
+    SKIP_ENTRY replaces it by a record of it (docs/design/0011-stuck-outbox-entries.md).
     """
 
     def __init__(
@@ -72,27 +72,30 @@ class Outbox:
         """Register the outbox's queries and its update.
 
         Args:
-            state: what continue-as-new carried, or a new one.
+            state: the state carried by continue-as-new, or a new one.
             through: the workflow that publishes for this one; empty: this one.
             owner: the workflow whose outbox `state` is; empty: this one.
-            on_skipped: gets the record of an entry that a person has left out.
+            on_skipped: called with the record of an entry that a person has skipped.
         """
         self.state = state
         self.owner = owner or workflow.info().workflow_id
         self.through = through
         self.first_run = self.run = workflow.info().original_execution_run_id
-        """Names this run in ids. A reset run bears its first run's name up to where it was reset:
-        what was appended before happened once, and has one id."""
+        """The name of this run in ids.
+
+        A reset run keeps its first run's name up to the point of the reset, so that entries
+        appended before keep their ids (docs/design/0002-event-ids-and-resets.md).
+        """
         workflow.register_random_seed_callback(self._on_reset)
         workflow.set_query_handler(LEFT, lambda: self.state)
         workflow.set_query_handler(STUCK, lambda: list(self.stuck.values()))
         workflow.set_update_handler(SKIP_ENTRY, self._skip, validator=self._may_skip)
         self.held = False
-        """Entries are recorded, but neither published nor handed on."""
+        """True: entries are recorded, but neither published nor passed on."""
         self.stuck: dict[str, OutboxStuck] = {}
-        """By entry id: at most one for each cursor."""
+        """Stuck entries by id: at most one for each cursor."""
         self.details = ""
-        """What the workflow's current details end with while an entry is stuck."""
+        """The end of the workflow's current details while an entry is stuck."""
         self._skips: dict[str, SkipEntry] = {}
         self._on_skipped = on_skipped
         self._marked = bool(workflow.info().typed_search_attributes.get(OUTBOX_STUCK))
@@ -100,7 +103,7 @@ class Outbox:
             state.started_ms = int(workflow.info().start_time.timestamp() * 1000)
 
     def start(self) -> None:
-        """Begin to drain. Call once, at the beginning of `run`."""
+        """Start to drain. Call it once, at the beginning of `run`."""
         self._tasks = [asyncio.create_task(self._record()), asyncio.create_task(self._publish())]
 
     def append(self, body: EventBody) -> Entry:
@@ -124,7 +127,7 @@ class Outbox:
         return body.SUBJECT
 
     def extend(self, entries: list[Entry]) -> None:
-        """Take entries that a child handed on; they keep their ids."""
+        """Append entries from a child; they keep their ids."""
         self.state.entries.extend(entries)
 
     @property
@@ -132,7 +135,7 @@ class Outbox:
         return not self.state.entries
 
     async def drained(self) -> None:
-        """Wait until every entry is on the bus, or handed on. A cancellation ends as `closed`."""
+        """Wait until every entry is published or passed on. If cancelled, end like `closed`."""
         try:
             await workflow.wait_condition(lambda: self.empty)
         except asyncio.CancelledError:
@@ -141,7 +144,7 @@ class Outbox:
             raise
 
     async def closed(self) -> None:
-        """Wait as `drained` does, but not for a stuck entry: a workflow of its own goes on with it.
+        """Wait as `drained` does, but leave a stuck entry to a separate workflow.
 
         For workflows that are cancelled or fail: they end although an entry is stuck.
         """
@@ -161,12 +164,12 @@ class Outbox:
         )
 
     async def recorded(self) -> None:
-        """Wait until what was appended so far is in the graph: for work that reads it there."""
+        """Wait until everything appended so far is in the graph, for work that reads it there."""
         position = self.state.end
         await workflow.wait_condition(lambda: self.state.recorded >= position)
 
     def _on_reset(self, seed: int) -> None:
-        """The run was reset here: what happens from now on is not what happened then."""
+        """Rename the run: events after the reset are not those that happened in the first run."""
         # The SDK calls this outside the workflow's loop: `workflow.info()` would raise here.
         self.run = run_after_reset(self.first_run, seed)
 
@@ -199,7 +202,7 @@ class Outbox:
                 if self._can_divide(batch):
                     one_by_one = first + len(batch)
                 elif skipped := await self._pause("record", batch, error):
-                    state.entries[first - state.published] = skipped  # recorded in its place
+                    state.entries[first - state.published] = skipped  # Recorded in its place.
             else:
                 self._settled(batch)
                 state.recorded += len(batch)
@@ -209,7 +212,7 @@ class Outbox:
         try:
             await story.signal(HAND_ON, batch)
         except FailureError:
-            # The story is gone (terminated): what happened is recorded and published from here.
+            # The story is gone (terminated): this workflow records and publishes the events itself.
             self.through = ""
         else:
             self.state.recorded += len(batch)
@@ -244,13 +247,13 @@ class Outbox:
                 self._settle(len(batch))
 
     def _can_divide(self, batch: list[Entry]) -> bool:
-        """Whether to try the batch's entries one by one, to find which of them is refused."""
+        """Return whether to try the entries one by one, to find which of them is refused."""
         return len(batch) > 1 and workflow.patched("stuck-entries-found")
 
     async def _pause(
         self, step: Literal["record", "publish"], batch: list[Entry], error: ActivityError
     ) -> Entry | None:
-        """Show why the batch was refused, and wait; the record of its entry if it is skipped."""
+        """Show why the batch was refused, and wait; return the entry's record if it is skipped."""
         entry, cause = batch[0], error.cause or error
         stuck = OutboxStuck(
             entry_id=entry.id,
@@ -277,14 +280,14 @@ class Outbox:
         return skipped
 
     def _settled(self, batch: list[Entry]) -> None:
-        """The batch is done with: none of its entries is stuck any more."""
+        """Mark the batch as handled: none of its entries is stuck any more."""
         for entry in batch:
             if self.stuck.pop(entry.id, None):
                 self._skips.pop(entry.id, None)
                 self._show_stuck("")
 
     def _show_stuck(self, kind: str) -> None:
-        """Show in the details and the search attribute what is stuck. kind: of the entry."""
+        """Show the stuck entries in details and search attribute. `kind`: the new entry's."""
         shown = workflow.get_current_details().removesuffix(self.details)
         info = workflow.info()
         self.details = stuck_details(info.workflow_id, list(self.stuck.values()))
@@ -297,7 +300,7 @@ class Outbox:
             self._marked = False
 
     def _skip(self, request: SkipEntry) -> OutboxStuck:
-        """Leave out a stuck entry; answers with it."""
+        """Skip a stuck entry and return it."""
         self._may_skip(request)
         self._skips[request.entry_id] = request
         return self.stuck[request.entry_id]
@@ -318,7 +321,7 @@ class Outbox:
 
 
 def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry) -> Entry:
-    """The record of an entry that was left out: it has all of it."""
+    """Build the record of a skipped entry; it contains the whole entry."""
     at = timestamp()
     body = EntrySkipped(
         story_id=entry.story_id,

@@ -1,4 +1,4 @@
-"""An outbox's state: what continue-as-new carries."""
+"""The state of an outbox, which continue-as-new carries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workflows.models import Actor, Request, Wire
 
 
 class OutboxState(BaseModel):
-    """What continue-as-new carries: the entries still to do and the two cursors.
+    """The part of an outbox that continue-as-new carries: unfinished entries and two cursors.
 
     Positions count entries from 0 over all runs; `entries[0]` has position `published`.
     """
@@ -27,9 +27,11 @@ class OutboxState(BaseModel):
 
 
 class OutboxStuck(Wire):
-    """An entry that was refused for good: it is tried again every minute, or skipped.
+    """An entry that was refused for good: it is retried every minute, or skipped.
 
-    step: what was refused. error_type: of the ApplicationError, by which it is final.
+    Attributes:
+        step: the refused step.
+        error_type: the type of the ApplicationError, which makes it final.
     """
 
     entry_id: str
@@ -40,7 +42,7 @@ class OutboxStuck(Wire):
 
 
 class SkipEntry(Request):
-    """Leave out an entry that can never be stored; `reason` goes into the timeline."""
+    """A request to skip an entry that can never be stored; `reason` goes into the timeline."""
 
     entry_id: str
     actor: Actor
@@ -48,11 +50,14 @@ class SkipEntry(Request):
 
 
 class StoryClosure(BaseModel):
-    """The input of StoryClosureWorkflow. outbox: as the story's last run left it.
+    """The input of StoryClosureWorkflow.
 
-    owner: the workflow whose outbox it is; empty: the story's.
-    gates: those that are open; gate: the one of a closure that an earlier version has begun.
-    cancelled: None where the story had come to its end, and its outbox had not.
+    Attributes:
+        outbox: the outbox as the story's last run left it.
+        owner: the workflow whose outbox it is; empty: the story's.
+        gates: the open gates.
+        gate: the open gate of a closure that an earlier version has started.
+        cancelled: None if the story had ended and only its outbox had not.
     """
 
     story_id: str

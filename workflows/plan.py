@@ -1,7 +1,7 @@
-"""PlanWorkflow: runs a plan's DAG, every task as soon as what it depends on is done.
+"""PlanWorkflow: runs a plan's DAG, each task as soon as its dependencies are done.
 
-A task that fails stops only what depends on it; the plan ends with what was done and what was not
-(design section 3).
+A failed task stops only the tasks that depend on it; the plan ends with a list of what was done and
+what was not.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.news import decisions_with, holding
 
 TASK_TIMEOUT_S = 3600.0
-"""A task's deliberation may wait for agents that are down, or queue behind its siblings."""
+"""A task's deliberation may wait for unavailable agents, or queue behind its siblings."""
 
 
 @workflow.defn
@@ -92,17 +92,17 @@ class PlanWorkflow:
 
     @workflow.signal
     async def add_decision(self, decision: DecisionAdded) -> None:
-        """A decision made meanwhile: running deliberations have it at their next wave."""
+        """Receive a decision made meanwhile; running deliberations get it in their next wave."""
         await self.share([decision], [*self.running])
 
     @workflow.signal
     async def add_decisions(self, request: DecisionsAdded) -> None:
-        """Decisions made, corrected or withdrawn meanwhile."""
+        """Receive decisions that were made, corrected or withdrawn meanwhile."""
         await self.share(request.decisions, [*self.running])
 
     @workflow.signal
     async def add_milestones(self, request: MilestonesAdded) -> None:
-        """What happened meanwhile: running deliberations have it at their next wave."""
+        """Receive milestones from outside; running deliberations get them in their next wave."""
         for task_id in [*self.running]:
             deliberation = workflow.get_external_workflow_handle_for(
                 DeliberationWorkflow.run, deliberation_workflow_id(task_id)
@@ -110,11 +110,11 @@ class PlanWorkflow:
             try:
                 await deliberation.signal(DeliberationWorkflow.add_milestones, request)
             except FailureError:
-                continue  # It has ended meanwhile: it needs no more news.
+                continue  # It has ended and needs no more news.
 
     @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:
-        """Something that happened meanwhile: running deliberations have it at their next wave."""
+        """Receive a milestone from outside; running deliberations get it in their next wave."""
         for task_id in [*self.running]:
             deliberation = workflow.get_external_workflow_handle_for(
                 DeliberationWorkflow.run, deliberation_workflow_id(task_id)
@@ -122,19 +122,19 @@ class PlanWorkflow:
             try:
                 await deliberation.signal(DeliberationWorkflow.add_milestone, milestone)
             except FailureError:
-                continue  # It has ended meanwhile: it needs no more news.
+                continue  # It has ended and needs no more news.
 
     @workflow.signal
     def outlive(self) -> None:
-        """The story continues as new: cancellations pass by from now on (workflows/child.py)."""
+        """Ignore cancellations from now on: the story continues as new (workflows/child.py)."""
 
     @workflow.signal
     def stop(self) -> None:
-        """End as by a cancellation (workers/outliving.py makes one of it)."""
+        """End as if cancelled: workers/outliving.py turns this signal into a cancellation."""
 
     @workflow.signal
     def not_understood(self, name: str, reason: str) -> None:
-        """A signal that is unknown or malformed is recorded (workers/payloads.py)."""
+        """Record an unknown or malformed signal (workers/payloads.py)."""
         if workflow.patched("signals-not-understood"):
             self.outbox.append(
                 RequestRefused(
@@ -147,20 +147,20 @@ class PlanWorkflow:
 
     @workflow.query
     def plan(self) -> list[PlannedTask]:
-        """The plan's tasks."""
+        """Return the plan's tasks."""
         return self.tasks
 
     @workflow.query
     def progress(self) -> dict[str, str]:
-        """Task id -> done, failed, not_run, running or waiting."""
+        """Return for each task id: done, failed, not_run, running or waiting."""
         return {task.task_id: self.status(task.task_id) for task in self.tasks}
 
     # --- the steps, in order --------------------------------------------------------------------
 
     async def find_tasks(self) -> list[PlannedTask]:
-        """A plan from the bus: its tasks from the graph, else derived from the story's node.
+        """Load the tasks of a plan from the bus, or derive them from the story in the graph.
 
-        Where there is neither, each of the roles that its approval names has one task.
+        If the graph has neither, each role that the approval names gets one task.
         """
         query = PlanQuery(story_id=self.input.story_id, plan_id=self.input.plan_id)
         stored = await workflow.execute_activity_method(
@@ -197,7 +197,7 @@ class PlanWorkflow:
             ) from error
 
     async def run_tasks(self) -> None:
-        """Dispatch what is ready, until nothing runs and nothing more can."""
+        """Dispatch tasks as they become ready, until nothing runs and nothing more can."""
         runs: dict[str, asyncio.Task[None]] = {}
         while True:
             for task in dag.ready(self.tasks, self.with_status("done"), [*runs, *self.outcomes]):
@@ -299,7 +299,7 @@ class PlanWorkflow:
         )
 
     def finish(self, status: str) -> None:
-        """Announce the plan's end; where it was stopped, first that of each task without one."""
+        """Publish the plan's end; if it was stopped, first the end of each unfinished task."""
         for task in self.tasks:
             if task.task_id not in self.outcomes and status in ("CANCELLED", "FAILED"):
                 self.announce_end(task, "cancelled", "", "")
@@ -315,7 +315,7 @@ class PlanWorkflow:
         )
 
     async def share(self, decisions: list[DecisionAdded], task_ids: list[str]) -> None:
-        """Tell running deliberations, and those to come, of decisions made meanwhile."""
+        """Send decisions made meanwhile to running deliberations, and keep them for later ones."""
         self.decisions = holding(decisions_with(self.decisions, decisions))
         in_lists = workflow.patched("news-in-lists") if decisions and task_ids else False
         for task_id in task_ids:
@@ -323,7 +323,7 @@ class PlanWorkflow:
                 DeliberationWorkflow.run, deliberation_workflow_id(task_id)
             )
             if in_lists:
-                with suppress(FailureError):  # It has ended meanwhile: it needs no more decisions.
+                with suppress(FailureError):  # It has ended and needs no more decisions.
                     await deliberation.signal(
                         DeliberationWorkflow.add_decisions, DecisionsAdded(decisions=decisions)
                     )
@@ -332,7 +332,7 @@ class PlanWorkflow:
                 try:
                     await deliberation.signal(DeliberationWorkflow.add_decision, decision)
                 except FailureError:
-                    break  # It has ended meanwhile: it needs no more decisions.
+                    break  # It has ended and needs no more decisions.
 
     # --- shapes ---------------------------------------------------------------------------------
 
@@ -367,12 +367,12 @@ class PlanWorkflow:
 
 
 def failed_outcome(task: PlannedTask, error: FailureError) -> TaskOutcome:
-    """A failed deliberation's outcome; its calls were paid for and are counted."""
+    """Return a failed deliberation's outcome, with the usage of the calls it paid for."""
     failure = failed_deliberation(error)
     usage = failure.usage if failure else []
     return outcome_of(task, status="failed", error=cause_of(error), usage=usage)
 
 
 def outcome_of(task: PlannedTask, **fields: Any) -> TaskOutcome:
-    """An outcome of `task` with the given fields."""
+    """Return an outcome of `task` with the given fields."""
     return TaskOutcome(task_id=task.task_id, role=task.role, title=task.title, **fields)

@@ -1,7 +1,6 @@
-"""Which proposal wins: scores from checks, near ties, and a final order.
+"""The choice of the winner: scores from checks, near ties, and a final order.
 
-Pure, and the same for any order of the inputs (design section 3): the same candidates always have
-the same winner.
+Pure and independent of the order of the inputs: the same candidates always have the same winner.
 """
 
 from __future__ import annotations
@@ -12,14 +11,18 @@ from dataclasses import dataclass
 from workflows.models import CheckReport, Contender, Critique, Proposal
 
 NEAR_TIE = 0.05
-"""Scores no further apart than this are too close for the checks to tell."""
+"""Scores no further apart than this are too close for the checks to distinguish."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checked proposal. score: 0 to 1. open_points: see `open_points`.
+    """A checked proposal.
 
-    verified: every check that applied was made, and passed. unchecked: one was not made.
+    Attributes:
+        score: 0 to 1.
+        open_points: see the function `open_points`.
+        verified: every check that applied was made, and passed.
+        unchecked: a check that applied was not made.
     """
 
     agent_id: str
@@ -31,7 +34,7 @@ class Candidate:
 
 
 def score(report: CheckReport) -> float:
-    """The weighted mean, 0 to 1, over the checks that applied; 0 where none did.
+    """Return the weighted mean, 0 to 1, over the checks that applied; 0 if none did.
 
     A check that did not apply, or could not be made, counts neither for nor against.
     """
@@ -45,27 +48,27 @@ def score(report: CheckReport) -> float:
 
 
 def barred(report: CheckReport) -> bool:
-    """Whether a finding bars the proposal from winning, whatever its score."""
+    """Return whether a finding bars the proposal from winning, whatever its score."""
     return any(check.blocking and check.outcome == "failed" for check in report.checks)
 
 
 def verified(report: CheckReport) -> bool:
-    """Whether every check that applied was made, and passed."""
+    """Return whether every check that applied was made, and passed."""
     return all(check.outcome in ("passed", "not_applicable") for check in report.checks)
 
 
 def unchecked(report: CheckReport) -> bool:
-    """Whether a check that applied was not made."""
+    """Return whether a check that applied was not made."""
     return any(check.outcome == "not_checked" for check in report.checks)
 
 
 def open_points(critiques: Iterable[Critique]) -> int:
-    """The points held against a proposal by critics that did not accept it."""
+    """Return the number of points against a proposal from critics that did not accept it."""
     return sum(len(critique.points) for critique in critiques if critique.verdict != "accept")
 
 
 def order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """By score, the best first; then fewest open points; then agent id. Barred ones come last.
+    """Sort by score, the best first; then fewest open points; then agent id. Barred ones come last.
 
     An unchecked candidate never comes before a verified one: it counts for no more than the
     verified one with the lowest score, and comes after it.
@@ -81,9 +84,9 @@ def order(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def near_tie(candidates: Iterable[Candidate]) -> list[str]:
-    """Agent ids within NEAR_TIE of the best score, in `order`; barred ones are out of it.
+    """Return the agent ids within NEAR_TIE of the best score, in `order`, without barred ones.
 
-    One: it has won. More: they need a judge. None: every candidate is barred.
+    One id: it has won. Several: they need a judge. None: every candidate is barred.
     """
     fit = [candidate for candidate in order(candidates) if not candidate.barred]
     if any(candidate.verified for candidate in fit):
@@ -93,7 +96,7 @@ def near_tie(candidates: Iterable[Candidate]) -> list[str]:
 
 
 def fewest_open_points(candidates: Iterable[Candidate], tied: Sequence[str]) -> str:
-    """Who of the `tied` wins without a judge: fewest open points, then agent id.
+    """Return who of the `tied` wins without a judge: fewest open points, then agent id.
 
     Raises:
         ValueError: `tied` names no candidate.
@@ -102,9 +105,11 @@ def fewest_open_points(candidates: Iterable[Candidate], tied: Sequence[str]) -> 
 
 
 def rank(candidates: Sequence[Candidate], winner_id: str | None) -> list[Candidate]:
-    """The final order: the winner, then the others in `order`.
+    """Return the final order: the winner, then the others in `order`.
 
-    `winner_id` None: no winner, which is so where every candidate is barred.
+    Args:
+        candidates: all candidates.
+        winner_id: None if there is no winner because every candidate is barred.
 
     Raises:
         ValueError: `winner_id` is not one of the near tie.
@@ -118,5 +123,5 @@ def rank(candidates: Sequence[Candidate], winner_id: str | None) -> list[Candida
 
 
 def contender(candidate: Candidate, proposal: Proposal) -> Contender:
-    """What a judge is shown of a candidate in a near tie."""
+    """Return what a judge is shown of a candidate in a near tie."""
     return Contender(agent_id=candidate.agent_id, score=candidate.score, proposal=proposal)

@@ -1,12 +1,12 @@
 """The Definition of Ready: a story's text, scored against INVEST and its acceptance criteria.
 
-Rules over words, in English: deterministic, pure, and linear in what they read, which is bounded,
-so that a brief of a megabyte costs no more than one that is merely too long (design section 3).
-A story starts with 100 points; each finding says what it costs and what to change.
+The rules work on English words. They are deterministic, pure and linear in the text they read,
+which is bounded: a brief of a megabyte costs no more than one that is slightly too long. A story
+starts with 100 points; each finding names its cost and what to change.
 
-The rules are set so that the thresholds tell stories apart: a bare title stays below 50 (L0), a
-title with a good brief and no acceptance criteria below 75 (L1), good criteria without saying for
-whom and why the story is reach 85 (L2) at best, and 90 (L3) is left for slips of wording.
+The thresholds separate stories: a bare title stays below 50 (L0), a title with a good brief and no
+acceptance criteria below 75 (L1), good criteria without naming for whom and why the story exists
+reach at most 85 (L2), and 90 (L3) leaves room only for small wording problems.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from workflows.models import Finding, Readiness, StoryText
 
 READ_CHARACTERS = 20_000
-"""How much of a brief is read; one that is longer is too long whatever it says."""
+"""Characters of a brief that are read; a longer one is too long whatever it contains."""
 READ_CRITERIA = 100
 READ_CRITERION_CHARACTERS = 1_000
 
@@ -74,7 +74,7 @@ _DIGIT = re.compile(r"\d")
 
 
 def score_story(text: StoryText) -> Readiness:
-    """Score a story, 0 to 100, with what cost points; the same text always has the same score."""
+    """Score a story from 0 to 100, with findings; the same text always has the same score."""
     title = " ".join(text.title[:READ_CHARACTERS].split())
     brief = text.brief[:READ_CHARACTERS]
     criteria = [c[:READ_CRITERION_CHARACTERS] for c in text.acceptance_criteria[:READ_CRITERIA]]
@@ -194,7 +194,7 @@ def _clear(title: str, brief: str, criteria: list[str]) -> Iterator[Finding]:
 
 
 def _vague(sentences: list[str]) -> list[str]:
-    """The vague words, sorted. A number beside one makes it precise: "fast: within 200 ms"."""
+    """Return the vague words, sorted. A number makes a word precise: "fast: within 200 ms"."""
     return sorted(
         {
             found.group().lower()

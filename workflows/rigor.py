@@ -1,7 +1,7 @@
-"""Rigor: how strict a story is taken, from deploy/config/rigor.yaml, and what a report is worth.
+"""Rigor: the strictness levels from deploy/config/rigor.yaml, and the scores of reports.
 
-Pure (design section 3). A failed build or a failed unit run scores 0; otherwise each dimension
-scores 0 to 100 against its threshold, and the report's score is their weighted sum.
+Pure. A failed build or a failed unit run scores 0; otherwise each dimension scores 0 to 100 against
+its threshold, and the report's score is their weighted sum.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from workflows.models import ReportScore, Rigor, RigorLevel, WorkspaceReport
 
 PASS = 90
 WARN = 70
-"""Points from which a report passes, and from which it warns; less blocks."""
+"""Points from which a report passes, and from which it warns; fewer points block."""
 
 LEVELS: tuple[str, ...] = get_args(Rigor)
 DIMENSIONS = ("build", "unit", "static", "e2e", "coverage", "lint")
 
 
 class InvalidRigor(ValueError):
-    """The document is no rigor. `problems`: each names the place and the rule."""
+    """The document is not a valid rigor.yaml. `problems`: each names the place and the rule."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -68,7 +68,7 @@ class _Document(_Part):
 
 
 def parse_rigor(document: dict[str, Any]) -> dict[str, RigorLevel]:
-    """The levels L0 to L3 that the content of a rigor.yaml describes.
+    """Parse the content of a rigor.yaml into the levels L0 to L3.
 
     Raises:
         InvalidRigor: names every field that is missing, unknown or out of range, and then every
@@ -99,7 +99,7 @@ _REMEDIES = {"missing": "required; add it", "extra_forbidden": "unknown key; rem
 
 
 def score_report(level: RigorLevel, rigor: str, report: WorkspaceReport) -> ReportScore:
-    """What `report` is worth by `level`, which is named `rigor`; a reason for each point lost."""
+    """Score `report` by `level`, which is named `rigor`, with a reason for each lost point."""
     failed = [
         f"{name}: failed{result.why and f' ({result.why})'}; nothing else counts until it is ok"
         for name, result in (("build", report.build), ("unit", report.unit))
@@ -130,11 +130,11 @@ def score_report(level: RigorLevel, rigor: str, report: WorkspaceReport) -> Repo
 
 
 def _measured(level: RigorLevel, report: WorkspaceReport) -> Iterator[tuple[str, float, str]]:
-    """Each dimension but the build, its points, and what was measured against which threshold."""
+    """Yield each dimension except the build, its points, and the measured value and threshold."""
     unit, static, e2e = report.unit, report.static, report.e2e
     yield "unit", *_tests(unit.passed, unit.failed, level.unit_pass_rate)
     yield "static", *_static(level, report)
-    # A run that is not ok has failed at least once, whatever it counted; no test is no run.
+    # A run that is not ok counts as at least one failure; without tests there was no run.
     e2e_failed = max(e2e.failed, 1) if e2e.passed and not e2e.ok else e2e.failed
     yield "e2e", *_tests(e2e.passed, e2e_failed, level.e2e_pass_rate)
     yield (
@@ -182,10 +182,10 @@ def _static(level: RigorLevel, report: WorkspaceReport) -> tuple[float, str]:
 
 
 def _reached(measured: float, threshold: float) -> float:
-    """100 from the threshold on, below it the share of it."""
+    """Return 100 from the threshold on; below it, the percentage of the threshold."""
     return 100.0 if measured >= threshold else 100 * measured / threshold
 
 
 def _within(count: int, limit: int) -> float:
-    """100 up to the limit, above it the limit's share of the count."""
+    """Return 100 up to the limit; above it, the limit as a percentage of the count."""
     return 100.0 if count <= limit else 100 * limit / count

@@ -1,4 +1,4 @@
-"""The search attributes, in one registry: workers register them at start-up."""
+"""The registry of search attributes; workers register them at start-up."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ PENDING_GATE = SearchAttributeKey.for_keyword("PendingGate")
 RIGOR = SearchAttributeKey.for_keyword("Rigor")
 DOR_SCORE = SearchAttributeKey.for_int("DorScore")
 STORY_ROLE = SearchAttributeKey.for_keyword("StoryRole")
-"""A story: the role that may open its pending gate. A deliberation: its council's role."""
+"""Story: the role that may open its pending gate. Deliberation: its council's role."""
 OUTBOX_STUCK = SearchAttributeKey.for_keyword("OutboxStuck")
-"""The kind of the entry that can be neither stored nor published, while there is one."""
+"""The kind of the entry that can be neither stored nor published, while one is stuck."""
 
 TITLE_MEMO = "title"
-"""Not searched for, but listed: the memo that holds a story's title."""
+"""The memo for a story's title: listed, but not searched."""
 
 ALL: tuple[SearchAttributeKey[str] | SearchAttributeKey[int], ...] = (
     STORY_STATE,

@@ -1,4 +1,4 @@
-"""StoryWorkflow: a story's life through the machine, steered by updates (design section 3)."""
+"""StoryWorkflow: drives a story through the state machine; updates steer it."""
 
 from __future__ import annotations
 
@@ -102,24 +102,24 @@ with workflow.unsafe.imports_passed_through():
     from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story, refusal
 
 COUNCIL_TIMEOUT_S = 3600.0
-"""A story's deliberation may wait for agents that are down; it fails when they stay so."""
+"""A story's deliberation may wait for unavailable agents; it fails if they stay unavailable."""
 
 QUIET = timedelta(milliseconds=10)
 
 WORK_PAUSES = tuple(timedelta(seconds=s) for s in (15, 60, 300, 600))
-"""Pauses before a state's failed work is begun again; after the last, a person has to move."""
+"""Pauses before a state's failed work is retried; after the last one, a person has to act."""
 
 FEEDBACK_SHOWN = 5
 
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
-"""By its name: it knows the story's workflow, which it signals."""
+"""Started by name: its module imports StoryWorkflow, which it signals."""
 
 Asked = TypeVar("Asked", bound=Request)
 
 
 @workflow.defn
 class StoryWorkflow:
-    """A story's life to the machine's final state; people steer it with updates."""
+    """The life of a story up to the machine's final state; people steer it with updates."""
 
     @workflow.init
     def __init__(self, input: StoryInput) -> None:
@@ -128,14 +128,14 @@ class StoryWorkflow:
         self.outbox = Outbox(self.story.outbox, on_skipped=self.entry_skipped)
         self.child = Child(self.story)
         self.requests = 0
-        """Updates that have come."""
+        """Number of updates received."""
         self.asking = False
-        """An answer is on its way that the next run would have to ask for again."""
+        """True while an answer is expected that the next run would have to request again."""
         self.attributes: dict[str, Any] = {}
 
     @workflow.run
     async def run(self, input: StoryInput) -> StoryResult:
-        """Live until the final state; mirror everything before the end."""
+        """Run until the final state; publish all events before the end."""
         require_id(story_workflow_id(input.story_id))
         if input.carried is not None and not workflow.info().continued_run_id:
             raise refusal(INVALID_INPUT, "carried: is set by continue-as-new only; remove it")
@@ -170,7 +170,7 @@ class StoryWorkflow:
 
     @workflow.update
     async def approve(self, request: Approve) -> StoryView:
-        """Open a gate; answer with the new state."""
+        """Open a gate; return the new state."""
         await self.ready()
         transition = self.story.require_approve(request)
         self.pass_gate(transition, request)
@@ -187,7 +187,7 @@ class StoryWorkflow:
 
     @workflow.update
     async def reject(self, request: Reject) -> StoryView:
-        """Take a rejection; its reason goes to the next deliberation."""
+        """Take a rejection; pass its reason to the next deliberation."""
         await self.ready()
         transition = self.story.require_reject(request)
         self.send_back(transition, request.actor, request.reason)
@@ -204,7 +204,7 @@ class StoryWorkflow:
 
     @workflow.update
     async def report(self, report: WorkspaceReport) -> StoryView:
-        """Take a workspace report and score it by the story's rigor."""
+        """Store a workspace report and score it by the story's rigor."""
         await self.ready()
         self.story.require_report(report)
         self.story.take_report(report)
@@ -228,7 +228,7 @@ class StoryWorkflow:
 
     @workflow.update
     async def amend(self, request: Amend) -> StoryView:
-        """Change the story's text; what was approved on the old text is approved anew."""
+        """Change the story's text; approvals of the old text have to be given again."""
         await self.ready()
         way = self.story.require_amend(request)
         changed = self.story.amended(request)
@@ -250,7 +250,7 @@ class StoryWorkflow:
 
     @workflow.update
     async def raise_budget(self, request: RaiseBudget) -> StoryView:
-        """Add tokens to the budget; waves that waited for it begin."""
+        """Add tokens to the budget; start the waves that waited for it."""
         await self.ready()
         await self.ready()
         story = self.story
@@ -277,7 +277,7 @@ class StoryWorkflow:
     async def obey(
         self, model: type[Asked], update: Callable[[Any, Asked], Any], request: Any
     ) -> None:
-        """A signal has no answer: its refusal goes into the timeline and the graph."""
+        """Apply a signal like its update; record a rejection in the timeline and the graph."""
         try:
             await update(self, model.model_validate(request))
         except ApplicationError as error:
@@ -285,7 +285,7 @@ class StoryWorkflow:
 
     @workflow.signal
     async def not_understood(self, name: str, reason: str) -> None:
-        """A signal that is unknown or malformed leaves a line (workers/payloads.py)."""
+        """Record an unknown or malformed signal in the timeline (workers/payloads.py)."""
         if not workflow.patched("signals-not-understood"):
             return
         await self.ready()
@@ -295,18 +295,18 @@ class StoryWorkflow:
 
     @workflow.signal
     def hand_on(self, entries: list[Entry]) -> None:
-        """A child's events: they go out through the story's outbox, in one order."""
+        """Publish a child's events through the story's outbox, in a single order."""
         self.outbox.extend(entries)
         for entry in entries:
             self.story.add_line(timeline_entry(entry))
 
     def entry_skipped(self, entry: Entry) -> None:
-        """The outbox has left out an entry: a line of the timeline."""
+        """Add a line to the timeline for an entry that the outbox has skipped."""
         self.story.timeline.append(timeline_entry(entry))
 
     @workflow.signal(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
     async def request_wave(self, request: WaveRequest) -> None:
-        """A deliberation asks for leave to start a wave; it waits while the budget is spent."""
+        """Grant a wave to a deliberation; wait while the budget is used up."""
         self.story.used(request.workflow_id, request.usage)
         if workflow.patched("waves-outlive-a-run"):
             self.story.waves.append(request)
@@ -316,11 +316,11 @@ class StoryWorkflow:
         try:
             await deliberation.signal(DeliberationWorkflow.grant_wave, request.wave)
         except FailureError:
-            return  # It was stopped while it waited: there is no wave to grant any more.
+            return  # It was stopped while it waited: there is no wave to grant.
 
     @workflow.signal
     async def add_decision(self, decision: DecisionAdded) -> None:
-        """A decision from outside: agents at work have it at their next wave."""
+        """Receive a decision from outside; running agents get it in their next wave."""
         if workflow.patched("news-in-lists"):
             self.story.take_decisions([decision], bool(self.story.child))
             return
@@ -333,16 +333,16 @@ class StoryWorkflow:
         try:
             await child.signal(DeliberationWorkflow.add_decision, decision)
         except FailureError:
-            return  # It has ended meanwhile; `told` goes to the next deliberation.
+            return  # It has ended; the next deliberation gets `told`.
 
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
-        """Decisions from outside: new ones, corrections and withdrawals."""
+        """Receive decisions from outside: new ones, corrections and withdrawals."""
         self.story.take_decisions(request.decisions, bool(self.story.child))
 
     @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:
-        """Something that happened outside: agents at work have it at their next wave."""
+        """Receive a milestone from outside; running agents get it in their next wave."""
         if workflow.patched("news-in-lists"):
             self.story.take_milestones([milestone], timestamp(), bool(self.story.child))
             return
@@ -355,54 +355,54 @@ class StoryWorkflow:
         try:
             await child.signal(DeliberationWorkflow.add_milestone, milestone)
         except FailureError:
-            return  # It has ended meanwhile; the next one reads it in the graph.
+            return  # It has ended; the next one reads it from the graph.
 
     @workflow.signal
     def add_milestones(self, request: MilestonesAdded) -> None:
-        """What happened outside."""
+        """Receive milestones from outside; running agents get them in their next wave."""
         self.story.take_milestones(request.milestones, timestamp(), bool(self.story.child))
 
     @workflow.signal
     def context_updated(self, version: Annotated[int, Field(ge=0, lt=2**31)]) -> None:
-        """Others have changed what agents are told: the story counts on from their version."""
+        """Take over a context version that others have created; the story continues from it."""
         self.story.context_version = max(self.story.context_version, version)
 
     # --- queries --------------------------------------------------------------------------------
 
     @workflow.query
     def state(self) -> StoryView:
-        """Where the story stands."""
+        """Return the story's current state."""
         return self.story.view()
 
     @workflow.query
     def text(self) -> StoryText:
-        """What a person wrote, as it stands after every amendment."""
+        """Return the text that people wrote, with every amendment."""
         return self.story.text
 
     @workflow.query
     def transitions(self) -> list[Move]:
-        """What may happen now, and what blocks it."""
+        """Return the possible moves and what blocks them."""
         return self.story.moves()
 
     @workflow.query
     def plan(self) -> Plan | None:
-        """The plan; None before the design is done."""
+        """Return the plan; None before the design is done."""
         return self.story.plan
 
     @workflow.query
     def timeline(self) -> list[TimelineEntry]:
-        """Everything that happened, oldest first."""
+        """Return the timeline, oldest entry first."""
         return self.story.timeline
 
     @workflow.query
     def usage(self) -> list[UsageLine]:
-        """Calls, tokens and seconds by phase, role and model."""
+        """Return calls, tokens and seconds by phase, role and model."""
         return self.story.usage_lines()
 
     # --- the life, in order ---------------------------------------------------------------------
 
     async def begin(self, input: StoryInput) -> None:
-        """Pin the process in the history, then tell of the story."""
+        """Pin the process in the history, then record that the story was created."""
         process = await workflow.execute_activity_method(
             PlanningStub.load_process,
             input.rigor,
@@ -444,15 +444,20 @@ class StoryWorkflow:
         await stopped(work)
 
     def outgrown(self) -> bool:
-        """Whether to continue as new: a child at work goes on, one that is being started waits."""
+        """Return whether to continue as new.
+
+        A running child continues in the next run; one that is just being started has to start
+        first.
+        """
         begins = bool(self.story.child) and not self.child.runs
         suggested = workflow.info().is_continue_as_new_suggested()
         return suggested and not begins and not self.asking
 
     async def leave(self, input: StoryInput, over: Callable[[], bool]) -> None:
-        """Continue as new in the midst of the state's work; return when the work is over.
+        """Continue as new while the state's work is running; return when the work is over.
 
-        The next run begins the work where it stands: with the child, if one is at work.
+        The next run continues the work, with the child if one is running
+        (docs/design/0007-continue-as-new-with-a-child.md).
         """
         while not over():
             child = self.story.child
@@ -468,10 +473,10 @@ class StoryWorkflow:
         return self.story.child != child
 
     async def quiet(self) -> None:
-        """Return in a workflow task that answers no update.
+        """Wait for a workflow task that answers no update.
 
-        Temporal tries the task that continues as new again when something comes meanwhile, and
-        fails the updates that the first try had answered.
+        Temporal retries the task that continues as new if something arrives meanwhile, and fails
+        the updates that the first try had answered.
         """
         seen = -1
         while workflow.patched("quiet-before-continue-as-new") and seen != self.requests:
@@ -494,7 +499,7 @@ class StoryWorkflow:
     # --- a state's work -------------------------------------------------------------------------
 
     async def work(self, visit: int) -> None:
-        """The state's work; where it fails, again after a pause, its cause shown meanwhile."""
+        """Do the state's work; if it fails, show the cause and retry after a pause."""
         story = self.story
         if story.work_done:
             return
@@ -534,7 +539,7 @@ class StoryWorkflow:
                 pass
 
     def deliberation_timeout(self) -> float | None:
-        """Seconds that a deliberation gets, as the process that this story is pinned to has it."""
+        """Return a deliberation's time limit in seconds, from the story's pinned process."""
         return self.story.process.deliberation_timeout if self.story.process else None
 
     def require_visit(self, visit: int) -> None:
@@ -554,17 +559,17 @@ class StoryWorkflow:
         self.story.readiness = readiness
 
     async def design(self) -> None:
-        """The council's design, then the plan that is derived from it."""
+        """Run the council's design, then derive the plan from it."""
         if self.story.state not in self.story.councils:
             await self.deliberate()
         await self.derive_plan(self.story.councils[self.story.state].proposal)
 
     async def deliberate(self) -> None:
-        """The state's council, as a child; its decisions are the story's."""
+        """Run the state's council as a child; its decisions become the story's."""
         story, spec = self.story, self.story.spec
         self.work_on(f"the {spec.role} council deliberates")
         visit = story.visit
-        await self.outbox.recorded()  # the council reads the story in the graph
+        await self.outbox.recorded()  # The council reads the story from the graph.
         await self.number_after_earlier_runs()
         task_id = f"{story.story_id}-{story.state.lower()}-{story.council_number}"
         council = deliberation_workflow_id(task_id)
@@ -599,7 +604,11 @@ class StoryWorkflow:
         story.take_council(result)
 
     async def number_after_earlier_runs(self) -> None:
-        """Once, before the first council: this run's plans and councils have ids of their own."""
+        """Load the numbers of earlier runs once, before the first council.
+
+        This run's plans and councils then get ids that no earlier run has used
+        (docs/design/0009-story-ids-used-again.md).
+        """
         story = self.story
         if story.before is None and workflow.patched("numbers-after-earlier-runs"):
             story.before = await workflow.execute_activity_method(
@@ -675,9 +684,9 @@ class StoryWorkflow:
             self.emit(created)
 
     async def build(self) -> None:
-        """Run the plan's tasks that are not done yet, as a child."""
+        """Run the plan's unfinished tasks as a child."""
         story, plan = self.story, self.story.plan
-        if plan is None:  # a machine that an older release took, and today's would refuse
+        if plan is None:  # A machine that an older release accepted and today's would reject.
             raise ApplicationError(f"{story.state} runs a plan, and there is none", type="NoPlan")
         done = set(story.done_tasks)
         left = [
@@ -727,7 +736,10 @@ class StoryWorkflow:
     # --- moves ----------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """After a change: take an automatic transition, or open, close or renew the gate."""
+        """Take an automatic transition if there is one; otherwise open, close or refresh the gate.
+
+        Call it after every change.
+        """
         story = self.story
         if story.work_done and not story.done:
             automatic = fsm.automatic(story.machine, story.state, story.facts)
@@ -783,7 +795,7 @@ class StoryWorkflow:
             )
 
     def pass_gate(self, transition: Transition, request: Approve) -> None:
-        """Record who approved what; move when no human guard is left."""
+        """Record who approved what; move if no human guard is left."""
         story, run = self.story, self.outbox.run[-8:]
         approval_id = f"{story.story_id}-{request.gate}-{story.visit}-{request.role}-{run}"
         revision = story.revision
@@ -820,7 +832,7 @@ class StoryWorkflow:
         self.move(transition, actor, reason)
 
     async def update_context(self, actor: str) -> None:
-        """Announce the story's own change as every update of its context: versions are one row."""
+        """Publish the story's own change as a context update: versions form one sequence."""
         story_id = self.story.story_id
         await workflow.start_child_workflow(
             CONTEXT_UPDATE,
@@ -833,7 +845,7 @@ class StoryWorkflow:
     def amended(
         self, request: Amend, changed: list[str], way: list[Transition], announce: bool
     ) -> None:
-        """Record the new text; go back to where it is approved, by the machine's own rejections."""
+        """Record the new text; take the machine's rejections back to where it is approved."""
         story = self.story
         self.save_spec()
         if announce:
@@ -871,7 +883,7 @@ class StoryWorkflow:
     # --- budget ---------------------------------------------------------------------------------
 
     async def budget(self) -> None:
-        """Return when the story is within its token budget; the budget gate is open meanwhile."""
+        """Wait until the story is within its token budget; the budget gate is open meanwhile."""
         story = self.story
         if not story.within_budget and not story.budget_gate:
             story.budget_gate = True
@@ -880,7 +892,7 @@ class StoryWorkflow:
         await workflow.wait_condition(lambda: story.within_budget)
 
     async def grant_waves(self) -> None:
-        """Let the waves that wait begin, in order, whenever the budget allows."""
+        """Grant the waiting waves in order, whenever the budget allows."""
         story = self.story
         while True:
             await workflow.wait_condition(lambda: bool(story.waves))
@@ -890,10 +902,10 @@ class StoryWorkflow:
             with suppress(FailureError):  # It was stopped while it waited.
                 await deliberation.signal(DeliberationWorkflow.grant_wave, request.wave)
 
-    # --- telling --------------------------------------------------------------------------------
+    # --- notifications --------------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """An update may come before the process is loaded."""
+        """Wait until the process is loaded: an update may arrive earlier."""
         self.requests += 1
         await workflow.wait_condition(lambda: self.story.process is not None)
 
@@ -933,7 +945,7 @@ class StoryWorkflow:
         self.show()
 
     def show(self) -> None:
-        """Search attributes and title (only what changed), and the current details."""
+        """Set the search attributes and the title, if they changed, and the current details."""
         view = self.story.view()
         now: dict[SearchAttributeKey[Any], Any] = {
             STORY_STATE: view.state,
@@ -957,7 +969,7 @@ class StoryWorkflow:
 
 
 def timeline_entry(entry: Entry) -> TimelineEntry:
-    """An outbox entry as a line that a person reads."""
+    """Convert an outbox entry into a timeline line for people to read."""
     body = entry.body
     skip = {"story_id", "timestamp", "actor", "brief", "acceptance_criteria", "tasks", "decisions"}
     text = ", ".join(f"{key}={value}" for key, value in body.items() if key not in skip and value)

@@ -1,6 +1,6 @@
-"""A story's state and its rules: what is legal now, what a gate shows, what was spent. Pure.
+"""A story's state and its rules: possible moves, the content of gates, and usage. Pure.
 
-StoryWorkflow (story.py) drives it and does the waiting. The whole state is one model, so that
+StoryWorkflow (story.py) uses it and does the waiting. The whole state is one model, so that
 continue-as-new carries it by `model_dump`.
 """
 
@@ -49,7 +49,7 @@ BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"
 
 LINES_KEPT = 10_000
-"""Lines of a timeline (design section 10); the graph and the bus have every event."""
+"""Maximum number of timeline lines; the graph and the bus have every event."""
 
 UNKNOWN_GATE = "UnknownGate"
 GATE_NOT_OPEN = "GateNotOpen"
@@ -61,7 +61,7 @@ NO_BUDGET = "NoBudget"
 
 
 class Approval(BaseModel):
-    """Who let a human guard pass, and on what."""
+    """An approval of a human guard: who passed it, and in which role."""
 
     guard: str
     actor: str
@@ -69,7 +69,10 @@ class Approval(BaseModel):
 
 
 class Shown(BaseModel):
-    """A revision that a gate showed, and what made it: it tells a stale approver what changed."""
+    """A revision that a gate showed, and the change that caused it.
+
+    A stale approver is shown what has changed since.
+    """
 
     gate: str
     revision: str
@@ -77,7 +80,7 @@ class Shown(BaseModel):
 
 
 class Council(BaseModel):
-    """What a state's deliberation came to."""
+    """The outcome of a state's deliberation."""
 
     task_id: str
     winner_id: str
@@ -86,23 +89,23 @@ class Council(BaseModel):
 
 
 class Story(BaseModel):
-    """Everything a story's run knows; replaced by nothing, carried by continue-as-new."""
+    """The complete state of a story's run; continue-as-new carries it."""
 
     input: StoryInput
     text: StoryText
     state: str
     process: Process | None = None
     visit: int = 0
-    """Grows with every transition and every amendment: work begun before is stale."""
+    """A counter of transitions and amendments: work started before the last one is stale."""
     attempts: dict[str, int] = {}
-    """How often each state's work was begun: it numbers plans and deliberations."""
+    """Number of times that each state's work was started; it numbers plans and deliberations."""
     before: StoryRuns | None = None
-    """What earlier runs under this id have numbered; None before the first council."""
+    """Numbers that earlier runs under this id have used; None before the first council."""
     child: str = ""
-    """The workflow id of the deliberation or plan at work."""
+    """The workflow id of the running deliberation or plan."""
     child_run: str = ""
     outlived: bool = False
-    """The child goes on when this run continues as new: it is followed, and stopped by signal."""
+    """True if the child continues when this run continues as new; a signal then stops it."""
     waves: list[WaveRequest] = []
     """Waves that wait for the budget, in order."""
     readiness: Readiness | None = None
@@ -118,23 +121,23 @@ class Story(BaseModel):
     gate: str = ""
     shown: list[Shown] = []
     change: str = "the story was written"
-    """What last changed what a gate shows."""
+    """The last change to what a gate shows."""
     feedback: list[str] = []
     derivations: int = 0
     working_on: str = ""
     work_failed: str = ""
     work_done: bool = False
-    """The present state's work is done: its gate may open."""
+    """True if the current state's work is done: its gate may open."""
     decisions: list[RecordedDecision] = []
     told: list[DecisionAdded] = []
-    """The newest decisions from outside, for the deliberations to come; the graph has them all."""
+    """The newest decisions from outside, for the next deliberations; the graph has all of them."""
     heard: list[str] = []
     """Ids of the newest milestones from outside."""
     unsent_decisions: list[DecisionAdded] = []
-    """For the child at work, which has no signal of them yet."""
+    """Decisions for the running child that have not been sent to it yet."""
     unsent_milestones: list[MilestoneReached] = []
     usage: dict[str, list[UsageLine]] = {}
-    """One run of one deliberation -> what it used, so that a later figure replaces an earlier."""
+    """One run of one deliberation -> its usage so far: a later value replaces an earlier one."""
     token_budget: int | None = None
     budget_gate: bool = False
     context_version: int = 0
@@ -175,7 +178,7 @@ class Story(BaseModel):
 
     @property
     def guards(self) -> dict[str, bool]:
-        """The computed guards (design section 3)."""
+        """The computed guards and whether each one holds."""
         assert self.process is not None
         deliberated = self.state in self.councils
         return {
@@ -198,7 +201,7 @@ class Story(BaseModel):
         )
 
     def moves(self) -> list[Move]:
-        """What may happen now, and what blocks it, in words that say why."""
+        """Return the possible moves and what blocks each one, with the reason."""
         if self.process is None:
             return []
         why = self.reasons()
@@ -215,7 +218,7 @@ class Story(BaseModel):
         ]
 
     def reasons(self) -> dict[str, str]:
-        """Why a computed guard does not hold."""
+        """Return the reason why each computed guard does not hold."""
         assert self.process is not None
         waits = self.working_on or self.work_failed
         ready = self.readiness
@@ -243,7 +246,7 @@ class Story(BaseModel):
     # --- the gate -------------------------------------------------------------------------------
 
     def gate_content(self, gate: Transition) -> object:
-        """The exact thing that a gate approves: story text, design and plan, report, docs."""
+        """Return exactly what a gate approves: story text, design and plan, report, or document."""
         council = self.councils.get(self.state)
         proposal = council.proposal.model_dump() if council else None
         match self.spec.work:
@@ -263,12 +266,12 @@ class Story(BaseModel):
 
     @property
     def revision(self) -> str:
-        """The content hash of what the open gate shows; empty where none is open."""
+        """The content hash of what the open gate shows; empty if no gate is open."""
         transition = fsm.gate_transition(self.machine, self.gate) if self.gate else None
         return content_hash(self.gate_content(transition)) if transition else ""
 
     def show_revision(self) -> None:
-        """Note the open gate's revision; a new one voids approvals that were of the old."""
+        """Record the open gate's revision; a new one voids approvals of the old one."""
         revision = self.revision
         last = self.shown[-1] if self.shown else None
         if last and (last.gate, last.revision) == (self.gate, revision):
@@ -277,7 +280,7 @@ class Story(BaseModel):
         self.shown.append(Shown(gate=self.gate, revision=revision, change=self.change))
 
     def since(self, revision: str) -> str:
-        """What changed after `revision` was shown."""
+        """Return what changed after `revision` was shown."""
         at = [i for i, shown in enumerate(self.shown) if shown.revision == revision]
         if not at:
             return "this gate never showed it"
@@ -342,7 +345,7 @@ class Story(BaseModel):
             raise refusal(ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}")
 
     def require_amend(self, request: Amend) -> list[Transition]:
-        """The rejections that lead back to the state whose gate approved the text; [] if there."""
+        """Return the rejections that lead back to the state that approved the text; [] if there."""
         if self.done:
             raise refusal(ILLEGAL_MOVE, f"amend: the story has ended; {self.legal()}")
         home = next((s.name for s in self.machine.states if s.work == "readiness"), self.state)
@@ -362,13 +365,13 @@ class Story(BaseModel):
 
     @property
     def council_number(self) -> int:
-        """The number of the present state's deliberation: earlier runs' numbers are not reused."""
+        """Number of the current state's deliberation; numbers of earlier runs are not reused."""
         earlier = self.before.councils.get(self.state.lower(), 0) if self.before else 0
         return earlier + self.visited(self.state)
 
     @property
     def designs_begun(self) -> int:
-        """How often any state that makes a plan was entered: plans are numbered by it."""
+        """Number of times that a state that makes a plan was entered; it numbers the plans."""
         return sum(self.visited(s.name) for s in self.machine.states if s.work == "design")
 
     def require_raise_budget(self, request: RaiseBudget) -> None:
@@ -382,7 +385,7 @@ class Story(BaseModel):
     # --- changes --------------------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
-        """Begin a visit of a state: what it will make anew is dropped."""
+        """Start a visit of a state; drop the results that its work will replace."""
         self.state = state
         self.visit += 1
         self.attempts[state] = self.visited(state) + 1
@@ -400,7 +403,7 @@ class Story(BaseModel):
                 self.report = self.score = None
 
     def amended(self, request: Amend) -> list[str]:
-        """Take the new text; answer with the names of the fields that really changed."""
+        """Store the new text; return the names of the fields that differ from before."""
         new = request.model_dump(
             include={"title", "brief", "acceptance_criteria"}, exclude_none=True
         )
@@ -428,7 +431,7 @@ class Story(BaseModel):
         self.change = f"{result.task_id} was decided"
 
     def approve_guards(self, transition: Transition, actor: str, role: str) -> bool:
-        """Pass the human guards of `role`; True when none is left to pass."""
+        """Pass the human guards of `role`; return True if none is left to pass."""
         human = {
             g.name: g.role for g in self.machine.guards if g.role and g.name in transition.guards
         }
@@ -441,14 +444,14 @@ class Story(BaseModel):
         return set(human) <= {approval.guard for approval in self.approvals}
 
     def add_line(self, line: TimelineEntry) -> None:
-        """Into the timeline, which keeps its newest lines."""
+        """Append to the timeline, which keeps its newest lines."""
         self.timeline.append(line)
         del self.timeline[:-LINES_KEPT]
 
     # --- what comes from outside ----------------------------------------------------------------
 
     def take_decisions(self, decisions: Iterable[DecisionAdded], child_runs: bool) -> None:
-        """New decisions, corrections and withdrawals: for the child at work and those to come."""
+        """Add new decisions, corrections and withdrawals for the running child and later ones."""
         known = {decision.decision_id: decision for decision in self.told}
         news = [each for each in decisions if each != known.get(each.decision_id)]
         self.told = decisions_with(self.told, news)
@@ -463,7 +466,7 @@ class Story(BaseModel):
         return bool(self.unsent_decisions or self.unsent_milestones)
 
     def taken_unsent(self) -> tuple[list[DecisionAdded], list[MilestoneReached]]:
-        """What the child has no signal of yet; it is taken, to be sent."""
+        """Return and clear the decisions and milestones that the child has not been sent yet."""
         unsent = self.unsent_decisions, self.unsent_milestones
         self.unsent_decisions, self.unsent_milestones = [], []
         return unsent
@@ -471,7 +474,7 @@ class Story(BaseModel):
     def take_milestones(
         self, milestones: Iterable[MilestoneReached], at: str, child_runs: bool
     ) -> None:
-        """What happened outside, each once: into the timeline, and to the child at work."""
+        """Add each milestone from outside once, to the timeline and for the running child."""
         known = set(self.heard)
         for milestone in milestones:
             if milestone.milestone_id in known:
@@ -496,17 +499,17 @@ class Story(BaseModel):
         return self.token_budget is None or self.tokens_used < self.token_budget
 
     def used(self, run: str, calls: Iterable[CallUsage]) -> None:
-        """Note what one run of a deliberation has used so far; a later note replaces this one."""
+        """Store what one run of a deliberation has used so far; a later call replaces it."""
         self.usage[f"{self.visit}/{run}"] = summed(self.state, calls)
 
     def keep_usage(self) -> None:
-        """Keep what a failed try has used: the next one notes its own under the same names."""
+        """Keep the usage of a failed try: the next try stores its own under the same names."""
         runs = [run for run in self.usage if run.startswith(f"{self.visit}/")]
         lines = [line for run in runs for line in self.usage.pop(run)]
         self.usage[f"{self.visit}/earlier tries"] = merged(lines)
 
     def usage_lines(self) -> list[UsageLine]:
-        """By phase, role and model."""
+        """Return calls, tokens and seconds by phase, role and model."""
         return merged(line for lines in self.usage.values() for line in lines)
 
     # --- what people see ------------------------------------------------------------------------
@@ -535,19 +538,22 @@ class Story(BaseModel):
         )
 
     def open_gates(self) -> dict[str, str]:
-        """Every open gate and the role that opens it: the budget's first, for no wave passes it."""
+        """Return every open gate and the role that opens it.
+
+        The budget gate comes first, because no wave passes it.
+        """
         budget = {BUDGET_GATE: BUDGET_ROLE} if self.budget_gate else {}
         return budget | ({self.gate: self.next_role(self.gate)} if self.gate else {})
 
     def next_role(self, gate: str) -> str:
-        """The role whose guard of the gate is still to pass."""
+        """Return the role whose guard of the gate has not been passed yet."""
         passed = {approval.role for approval in self.approvals}
         roles = fsm.gate_roles(self.machine, gate)
         return next((role for role in roles if role not in passed), roles[0])
 
 
 def refusal(kind: str, message: str) -> ApplicationError:
-    """A request that is not legal now: field, rule and what is."""
+    """Build the error for a request that is not allowed now: field, rule and what is allowed."""
     return ApplicationError(message[:2000], type=kind, non_retryable=True)
 
 
@@ -569,7 +575,7 @@ def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
 
 
 def merged(lines: Iterable[UsageLine]) -> list[UsageLine]:
-    """One line for each phase, role and model."""
+    """Return one line for each phase, role and model."""
     by_kind: dict[tuple[str, str, str], UsageLine] = {}
     for line in lines:
         kind = (line.phase, line.role, line.model)

@@ -1,7 +1,7 @@
-"""What workflows ask for: each activity's name, shape and options, once.
+"""The activities that workflows call: the name, signature and options of each, in one place.
 
-`activities/` and `bridge/` implement these. LLM calls are bounded; storing and mirroring are
-retried without limit, at most a minute apart (design sections 3 and 6).
+`activities/` and `bridge/` implement them. LLM calls have limits; storing and publishing are
+retried without limit, at most a minute apart.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ LLM_CALL = ActivityConfig(
     ),
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-"""An LLM call. Heartbeats say how many tokens have come; a dead worker is noticed in 5 s.
+"""Options of an LLM call. Heartbeats report received tokens; a dead worker is noticed in 5 s.
 
-15 attempts take about 3 minutes: an engine that is started anew is back by then. A cancelled call
-has stopped in the engine when its workflow goes on.
+15 attempts take about 3 minutes, in which a restarted engine becomes available again. The workflow
+continues after a cancelled call only when the call has stopped in the engine.
 """
 
 ANSWERED_WITHIN = timedelta(minutes=10)
@@ -75,10 +75,10 @@ NATS_CALL = ActivityConfig(
     retry_policy=LLM_CALL["retry_policy"],
     cancellation_type=ActivityCancellationType.TRY_CANCEL,
 )
-"""A call to an external agent. One that is silent for a minute is given up: another is asked.
+"""Options of a call to an external agent. After a minute of silence, another agent is asked.
 
-Nobody outside hears of a cancellation, so the workflow does not wait for it: the call is given up
-at the agent's next word, and its answer is refused.
+External agents are not notified of a cancellation, so the workflow does not wait for it: the call
+is given up at the agent's next message, and its answer is rejected.
 """
 
 CHECK = ActivityConfig(
@@ -96,7 +96,7 @@ STORE = ActivityConfig(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
     ),
 )
-"""Reading and writing graph and cache: without limit, for a store that is away comes back."""
+"""Options for reading and writing graph and cache: retried without limit during an outage."""
 
 READ_CONFIG = ActivityConfig(
     task_queue=CONTEXT_QUEUE,
@@ -111,7 +111,7 @@ FOLLOW = ActivityConfig(
     heartbeat_timeout=timedelta(seconds=15),
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
 )
-"""Waiting for a workflow's end: asked again each hour, and without limit."""
+"""Options for waiting for a workflow's end: renewed every hour and retried without limit."""
 
 MIRROR = ActivityConfig(
     task_queue=BRIDGE_QUEUE,
@@ -124,12 +124,12 @@ MIRROR = ActivityConfig(
 
 
 def agent_call(agent: Agent) -> ActivityConfig:
-    """The options of a call to this agent."""
+    """Return the options of a call to this agent."""
     return NATS_CALL if agent.agent_type == "NATS" else LLM_CALL
 
 
 class AgentStub:
-    """Calls to agents. Each raises ApplicationError; its type tells whether it is retried."""
+    """Calls to agents. Each raises ApplicationError; its type decides whether it is retried."""
 
     @activity.defn
     async def propose(self, request: ProposeInput) -> ProposalAnswer:
@@ -157,7 +157,7 @@ class AgentStub:
 
 
 class CheckStub:
-    """Policy, lint and dry run of a proposal."""
+    """The check of a proposal by policy, lint and dry run."""
 
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
@@ -165,7 +165,7 @@ class CheckStub:
 
 
 class GraphStub:
-    """Neo4j and Valkey. Every write is idempotent and returns after its commit."""
+    """Access to Neo4j and Valkey. Every write is idempotent and returns after its commit."""
 
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
@@ -177,7 +177,11 @@ class GraphStub:
 
     @activity.defn
     async def load_council(self, query: CouncilQuery) -> Council:
-        """Raises ApplicationError `UnknownCouncil` (not retryable), naming the roles there are."""
+        """Load a council with its agents.
+
+        Raises:
+            ApplicationError: `UnknownCouncil`, not retryable, naming the existing roles.
+        """
         raise NotImplementedError
 
     @activity.defn
@@ -194,16 +198,24 @@ class GraphStub:
 
     @activity.defn
     async def update_context(self, write: ContextWrite) -> ContextAnswer:
-        """Raises ApplicationError `UnknownStory` or `RequestReused`, not retryable."""
+        """Store an update of a story's context.
+
+        Raises:
+            ApplicationError: `UnknownStory` or `RequestReused`, not retryable.
+        """
         raise NotImplementedError
 
 
 class PlanningStub:
-    """Reading the process's configuration, and scoring a story."""
+    """Access to the process's configuration, and the scoring of stories."""
 
     @activity.defn
     async def load_process(self, rigor: str) -> Process:
-        """Raises ApplicationError `InvalidConfig` where a file does not hold together."""
+        """Load the process's configuration at a rigor level.
+
+        Raises:
+            ApplicationError: `InvalidConfig` if a file is inconsistent.
+        """
         raise NotImplementedError
 
     @activity.defn
@@ -212,13 +224,13 @@ class PlanningStub:
 
 
 FOLLOW_CHILD = "follow_child"
-"""By its name: what it answers is what the followed workflow does."""
+"""Called by name, because its result type is that of the followed workflow."""
 
 CHILD_ENDED = "ChildEnded"
 
 
 class MirrorStub:
-    """Temporal -> JetStream."""
+    """Publishing from Temporal to JetStream."""
 
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
