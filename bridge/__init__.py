@@ -1,1 +1,1 @@
-"""The edges: Temporal to JetStream, and back."""
+"""The connection of Temporal to JetStream, in both directions."""

@@ -1,8 +1,8 @@
-"""Calls to external agents in Valkey: what is asked, of which activity, and what became of it.
+"""Calls to external agents in Valkey: the question, its activity, and the outcome.
 
-`swe:agent-call:{call_id}` is an OpenCall until one message settles it, for good and atomically; it
-stays as a SettledCall for as long as an answer may be on its way, so that what comes late or twice
-is known from what was never asked.
+`swe:agent-call:{call_id}` is an OpenCall until one message settles it, once and atomically. It
+remains as a SettledCall for as long as an answer may be on its way, which distinguishes a late or
+double answer from one that no one asked for. See docs/design/0003-kept-answers.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workflows.events import AgentCommand
 from workflows.models import CallUsage, Wire
 
 STAYS_FOR = timedelta(hours=1)
-"""Beyond the activity's start-to-close: the age that AGENT_RESPONSES keeps a message."""
+"""Time after the activity's start-to-close: how long AGENT_RESPONSES keeps a message."""
 
 SETTLE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -35,7 +35,7 @@ return 1
 
 
 class _Call(Wire):
-    """Whose call it is. task_token: of the activity's attempt, in base 64."""
+    """The identity of a call. task_token: of the activity's attempt, in base 64."""
 
     call_id: str
     task_id: str
@@ -50,10 +50,10 @@ class _Call(Wire):
 
 
 class OpenCall(_Call):
-    """A call that waits for its answer. request: the activity's input; prompt: as first asked.
+    """A call that waits for its answer. request: the activity's input; prompt: the first one.
 
-    The tokens are those of the answers that could not be used, and of earlier attempts, which
-    asked `asked_before` times; ask: 1 for this attempt's first.
+    The tokens are those of answers that could not be used and of earlier attempts, which asked
+    `asked_before` times. ask: the number of this ask, 1 for the first of this attempt.
     """
 
     state: Literal["open"] = "open"
@@ -66,7 +66,7 @@ class OpenCall(_Call):
     silence_ms: int
     """How long the agent may be silent."""
     began_ms: int
-    """When it was first asked, since 1970."""
+    """When it was first asked, in milliseconds since 1970."""
     ask: int = 1
     asked_before: int = 0
     tokens_in: int = 0
@@ -81,7 +81,7 @@ class OpenCall(_Call):
         return Prompt(**self.prompt)
 
     def settled(self, outcome: Outcome, by: int, **details: Any) -> SettledCall:
-        """What becomes of it. by: the sequence of the message that settles it."""
+        """Return the call as settled. by: the sequence of the message that settles it."""
         return SettledCall(
             **self.model_dump(include=set(_Call.model_fields)), outcome=outcome, by=by, **details
         )
@@ -91,13 +91,13 @@ Outcome = Literal["answered", "asked_again", "failed", "given_up"]
 
 
 class SettledCall(_Call):
-    """A call that is over. error, error_type, final, usage: of the failure where it failed."""
+    """A call that is over. error, error_type, final, usage: of the failure if it failed."""
 
     state: Literal["settled"] = "settled"
     outcome: Outcome
     by: int
     next_call_id: str = ""
-    """The call by which it was asked again."""
+    """The call that asked again."""
     error: str = ""
     error_type: str = ""
     final: bool = False
@@ -111,39 +111,39 @@ _STATES: TypeAdapter[OpenCall | SettledCall] = TypeAdapter(
 
 @dataclass(frozen=True)
 class Found:
-    """A call as it was read: `raw` is what it is settled against."""
+    """A call as it was read; it is settled only if Valkey still holds `raw`."""
 
     raw: bytes | str
     call: OpenCall | SettledCall
 
 
 class AgentCalls:
-    """The calls in Valkey. Every method raises RedisError where Valkey did not do it."""
+    """The calls in Valkey. Every method raises RedisError if Valkey fails."""
 
     def __init__(self, valkey: Redis) -> None:
         self._valkey = valkey
 
     async def open(self, call: OpenCall) -> None:
-        """Keep a call before its command is published: the answer may come at once."""
+        """Store a call; do so before its command is published, as the answer may come at once."""
         await self._valkey.set(_key(call.call_id), call.model_dump_json(), px=call.stays_ms)
 
     async def find(self, call_id: str) -> Found | None:
-        """The call, open or settled; None where it never was, or long ago."""
+        """Return the call, open or settled; None if it never existed or has expired."""
         raw: bytes | str | None = await self._valkey.get(_key(call_id))
         return None if raw is None else Found(raw, _STATES.validate_json(raw))
 
     async def answer(self, found: Found, settled: SettledCall, answer: str) -> bool:
-        """Settle the call and keep its answer, both or neither; see `settle`."""
+        """Settle the call and store its answer atomically; return as `settle`."""
         return await self._settle(found, settled, settled.answer_key, answer, KEPT_FOR)
 
     async def ask_again(self, found: Found, settled: SettledCall, following: OpenCall) -> bool:
-        """Settle the call and open the one that follows it, both or neither; see `settle`."""
+        """Settle the call and open the one that follows it atomically; return as `settle`."""
         stays = timedelta(milliseconds=following.stays_ms)
         key = _key(following.call_id)
         return await self._settle(found, settled, key, following.model_dump_json(), stays)
 
     async def settle(self, found: Found, settled: SettledCall) -> bool:
-        """Settle the call; False where another message has done so since it was read."""
+        """Settle the call; return False if another message has done so since it was read."""
         return await self._settle(found, settled)
 
     async def _settle(
@@ -166,7 +166,7 @@ class AgentCalls:
 
 
 def new_call_id() -> str:
-    """Told to nobody but the agents of the role: who does not know it cannot answer."""
+    """Return a random id, which only the agents of the role receive: no one else can answer."""
     return secrets.token_hex(16)
 
 
@@ -175,7 +175,7 @@ def encoded(task_token: bytes) -> str:
 
 
 def prompt_fields(prompt: Prompt) -> dict[str, Any]:
-    """A prompt as JSON holds it; `Prompt(**fields)` is the same again."""
+    """Convert a prompt to JSON fields; `Prompt(**fields)` converts it back."""
     return asdict(prompt)
 
 

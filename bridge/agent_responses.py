@@ -1,11 +1,12 @@
-"""What external agents say on `agent.response.{task_id}`: it completes the activities that ask.
+"""Responses of external agents on `agent.response.{task_id}`, which complete the activities.
 
-`working` is a heartbeat; `done` an answer, which is kept in Valkey before the activity completes,
-or asked for again where it cannot be used; `failed` fails the attempt. What is late, double,
-forged or malformed becomes a dead letter with the reason (design sections 3 and 5).
+`working` is a heartbeat. `done` is an answer: it is stored in Valkey before the activity completes,
+or asked for again if it cannot be used. `failed` fails the attempt. A late, double, forged or
+malformed message becomes a dead letter with the reason.
 
-A message is acknowledged when all this is done. Where a replica dies before, the message comes
-again, and what it had begun is finished: a call is settled once, and remembers by which message.
+A message is acknowledged when all this is done. If a replica dies before that, the message is
+delivered again and the remaining steps are completed: a call is settled once, and stores which
+message settled it. See docs/design/0003-kept-answers.md.
 """
 
 from __future__ import annotations
@@ -47,23 +48,23 @@ from workflows.models import CallUsage, invalid_input
 SUBJECT = "agent.response."
 
 LARGEST_RESPONSE = 512 * 1024
-"""Bytes. The longest answer that a form takes has a tenth of that."""
+"""Largest response in bytes: ten times the longest answer that a form accepts."""
 
 FETCH_WITHIN_S = 1.0
 TEMPORAL_WITHIN = timedelta(seconds=5)
 
 AGAIN_AFTER_S = (0.5, 1.0, 2.0, 5.0)
-"""How long the job rests while a server is away, and a message that could not be settled."""
+"""Pauses of the job while a server is down, and delays of a message that could not be settled."""
 
 LAST_DELIVERY = 8
-"""A message that fails now, and by no server's absence, is buried."""
+"""Delivery at which a failed message is dead-lettered, unless a server is down."""
 
 AGENT_FAILED = "AgentFailed"
 
 FIGURES = frozenset({"tokens_in", "tokens_out", "duration_ms"})
 
 GONE = RPCStatusCode.NOT_FOUND
-"""What Temporal says of the token of an attempt that is over."""
+"""Temporal's status for the task token of an attempt that is over."""
 
 TEMPORAL_AWAY = frozenset(
     {
@@ -81,7 +82,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Refused(ValueError):
-    """A message that is not an answer to an open call: the reason, and what exactly was wrong."""
+    """Rejection of a message that does not answer an open call.
+
+    reason: why, in a few words. error: what exactly was wrong.
+    """
 
     def __init__(self, reason: str, error: str = "") -> None:
         super().__init__(reason)
@@ -90,11 +94,11 @@ class Refused(ValueError):
 
 
 class Away(Exception):
-    """A server is away: wait, and the message comes again."""
+    """Outage of a server: wait, and the message is delivered again."""
 
 
 class AgentResponses:
-    """A job beside the agents' worker; any number of replicas share the consumer."""
+    """A job next to the agents' worker; any number of replicas share the consumer."""
 
     def __init__(
         self, nats: Nats, nats_replicas: int, temporal: Client, valkey: Redis, prompts: Prompts
@@ -113,11 +117,11 @@ class AgentResponses:
 
     @property
     def is_running(self) -> bool:
-        """Whether it consumes, or waits for a server; not where a person has to mend something."""
+        """Whether it consumes or waits for a server; False if a person has to fix something."""
         return self._running and not self._refused
 
     async def run(self) -> None:
-        """Settle messages until `shutdown`; while a server is away, wait and try again."""
+        """Settle messages until `shutdown`; while a server is down, wait and try again."""
         self._running = True
         failures = 0
         try:
@@ -139,7 +143,7 @@ class AgentResponses:
             self._running = False
 
     async def shutdown(self) -> None:
-        """Fetch nothing more; what is being settled is finished."""
+        """Stop fetching; the message being settled is finished."""
         self._stopping.set()
 
     async def _rest(self, seconds: float) -> None:
@@ -149,8 +153,13 @@ class AgentResponses:
             return
 
     async def _consume(self) -> None:
-        """Settle one message after the other until `shutdown`. Raises what is away."""
-        if not self._nats.is_connected:  # who connects tells why not
+        """Settle one message after the other until `shutdown`.
+
+        Raises:
+            Away, NatsError, OSError: a server is down.
+            StreamError, ConsumerError: a stream or consumer that a person has to fix.
+        """
+        if not self._nats.is_connected:  # the connection logs the reason
             return await self._rest(AGAIN_AFTER_S[0])
         jetstream = self._nats.jetstream()
         await streams.reconcile(jetstream, self._nats_replicas)
@@ -162,12 +171,12 @@ class AgentResponses:
         try:
             while not self._stopping.is_set():
                 try:
-                    # One: for more, the client would wait until there are so many.
+                    # One at a time: for more, the client would wait until so many are there.
                     (message,) = await responses.fetch(1, FETCH_WITHIN_S)
                 except NatsTimeout:
                     if not self._nats.is_connected:
                         raise
-                    # Nothing comes either where somebody has removed the consumer.
+                    # Raises if the consumer was removed: no messages come then either.
                     await jetstream.consumer_info(AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name)
                     continue
                 await self._settle(message)
@@ -176,12 +185,12 @@ class AgentResponses:
                 await responses.unsubscribe()
 
     async def _settle(self, message: Msg) -> None:
-        """Acknowledge the message once all that follows from it is done, or bury it."""
+        """Process the message, or dead-letter it; then acknowledge it."""
         try:
             await self._take(message)
         except Refused as refused:
             await self._bury(message, refused.reason, refused.error)
-        except Exception as error:  # whatever it is: sent again, and at last a dead letter
+        except Exception as error:  # any error: delivered again, finally a dead letter
             delivered = message.metadata.num_delivered or 1
             away = is_away(error)
             if away or delivered < LAST_DELIVERY:
@@ -199,7 +208,12 @@ class AgentResponses:
         )
 
     async def _take(self, message: Msg) -> None:
-        """Do what the message says. Raises Refused, or what the servers raise."""
+        """Apply the message to its call and its activity.
+
+        Raises:
+            Refused: the message does not answer an open call.
+            Exception: as the servers' clients raise it.
+        """
         response = understood(message.subject, message.data)
         by = message.metadata.sequence.stream
         while (found := await self._calls.find(response.call_id)) is not None:
@@ -217,19 +231,19 @@ class AgentResponses:
                     return None
                 made = await self._settle_call(found, settled, response, by)
                 if made is None:
-                    continue  # another message was faster; see what it made of the call
+                    continue  # another message settled the call first: read its result
                 settled = made
             if response.status == "working":
-                return None  # overtaken by the answer, or said to a call that was given up
+                return None  # overtaken by the answer, or for a call that was given up
             if settled.by != by or settled.outcome == "given_up":
                 raise Refused(*late(settled))
             return await self._finish(settled)
         raise Refused("forged or too late: no such call", f"call_id {response.call_id[:100]}")
 
     async def _alive(self, call: OpenCall, response: AgentResponse) -> bool:
-        """Heartbeat; whether Temporal still waits for this attempt."""
+        """Send a heartbeat; return whether Temporal still waits for this attempt."""
         handle = self._handle(call)
-        costs = usage_of(call, response)  # for the next attempt, or where this one times out
+        costs = usage_of(call, response)  # for the next attempt, in case this one times out
         progress = costs.model_dump(mode="json") | {
             "tokens": costs.tokens_out,
             "state": response.status,
@@ -249,7 +263,7 @@ class AgentResponses:
     async def _settle_call(
         self, found: Found, call: OpenCall, response: AgentResponse, by: int
     ) -> SettledCall | None:
-        """Settle an open call by `done` or `failed`; None where another message has already."""
+        """Settle an open call by `done` or `failed`; None if another message already has."""
         if response.status == "failed":
             words = (response.error or "it gave no reason")[:LONGEST_MESSAGE]
             settled = call.settled(
@@ -272,7 +286,7 @@ class AgentResponses:
     async def _ask_again(
         self, found: Found, call: OpenCall, response: AgentResponse, by: int, problem: str
     ) -> SettledCall | None:
-        """Ask with what was wrong, under a new id; after the last ask the call has failed."""
+        """Ask again under a new id, naming the problem; after the last ask, the call has failed."""
         if call.ask == ASKS:
             bad = call.question.unanswered(f"Agent {call.agent_id}", problem)
             settled = call.settled(
@@ -299,7 +313,7 @@ class AgentResponses:
         return settled if await self._calls.ask_again(found, settled, following) else None
 
     async def _finish(self, call: SettledCall) -> None:
-        """Do what follows from the settlement; done twice, it is done once."""
+        """Complete the steps that follow from the settlement; a repetition has no effect."""
         handle = self._handle(call)
         match call.outcome:
             case "answered":
@@ -324,7 +338,7 @@ class AgentResponses:
 
 
 async def unless_gone(told: Awaitable[None]) -> None:
-    """Tell Temporal, unless the attempt is over: then nobody waits to be told."""
+    """Await a report to Temporal; ignore it if the attempt is over."""
     try:
         await told
     except RPCError as error:
@@ -333,7 +347,7 @@ async def unless_gone(told: Awaitable[None]) -> None:
 
 
 def is_away(error: Exception) -> bool:
-    """Whether a server is away, which is no message's fault."""
+    """Return whether the error means that a server is down, which no message causes."""
     match error:
         case RPCError():
             return error.status in TEMPORAL_AWAY
@@ -344,14 +358,18 @@ def is_away(error: Exception) -> bool:
 
 
 def understood(subject: str, data: bytes) -> AgentResponse:
-    """The message as it is meant. Raises Refused."""
+    """Parse a response.
+
+    Raises:
+        Refused: it is malformed, or its subject is another task's.
+    """
     if len(data) > LARGEST_RESPONSE:
         raise Refused(
             "malformed: too large", f"it has {len(data)} bytes, {LARGEST_RESPONSE} at most"
         )
     try:
         fields = json.loads(data)
-        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is not a text
+        json.dumps(fields, ensure_ascii=False).encode()  # rejects half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise Refused("malformed: not JSON", str(error) or "nested too deeply") from None
     try:
@@ -367,9 +385,10 @@ def understood(subject: str, data: bytes) -> AgentResponse:
 
 
 def as_meant(fields: Any) -> Any:
-    """The fields by the types that they stand for, however an agent's JSON library writes them.
+    """Convert the fields to their types, however an agent's JSON library writes them.
 
-    Null is missing, a document is its text, a figure may have a fraction or be a text.
+    Null counts as missing, a document becomes its JSON text, and a number may have a fraction or
+    be a string.
     """
     if not isinstance(fields, dict):
         return fields
@@ -386,7 +405,7 @@ def as_meant(fields: Any) -> Any:
 
 
 def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:
-    """What a call has cost with this response, as its agent states it."""
+    """Return the cost of a call including this response, as the agent states it."""
     return CallUsage(
         act=call.act,
         agent_id=call.agent_id,
@@ -402,19 +421,26 @@ def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:
 
 
 def response_subject(task_id: str) -> str:
-    """Where a task's answers are put. One whose id has dots or colons may also come as it is."""
+    """Return the subject of a task's answers.
+
+    A task id with dots or colons is encoded; a response is also accepted with the id as it is.
+    """
     return f"{SUBJECT}{encode_id(task_id)}"
 
 
 def written(response: AgentResponse) -> str:
-    """The answer's text. Raises ValueError where there is none."""
+    """Return the answer's text.
+
+    Raises:
+        ValueError: the answer is empty.
+    """
     if not (response.content or "").strip():
         raise ValueError("it was empty")
     return response.content or ""
 
 
 def late(call: SettledCall) -> tuple[str, str]:
-    """Why an answer to a call that is over is refused: the reason, and what became of it."""
+    """Return why an answer to a settled call is refused: the reason, and the call's outcome."""
     if call.outcome == "given_up":
         return (
             "late: the call was given up",

@@ -1,8 +1,8 @@
-"""Agents outside the fleet: a call is a command on NATS, and its activity completes by its answer.
+"""External agents: a call is a command on NATS, and the answer completes its activity.
 
-The activity keeps the call in Valkey, publishes the command on `agent.cmd.{role}`, where the
-agents of a role share the work, and ends without an answer; `bridge.agent_responses` completes it
-by its task token (design sections 3 and 5).
+The activity stores the call in Valkey, publishes the command on `agent.cmd.{role}`, where the
+agents of a role share the work, and ends without an answer. `bridge.agent_responses` completes it
+by its task token. See docs/design/0003-kept-answers.md.
 """
 
 from __future__ import annotations
@@ -34,22 +34,30 @@ from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
 COMMANDS = "AGENT_COMMANDS"
 
 EXPIRY = "ce-expirytime"
-"""Header of a command: after this time the fleet asks another, and an agent need not begin."""
+"""Header of a command: the time after which the fleet asks again, and no agent need begin."""
 
 INVALID_AGENT = "InvalidAgent"
 ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 
 
 class NatsAgents:
-    """Agents that take commands from NATS. An activity that asks one completes asynchronously.
+    """Agents that receive commands from NATS; an activity that asks one completes asynchronously.
 
-    How a call ends: `bridge.agent_responses`.
+    `bridge.agent_responses` describes how a call ends.
     """
 
     def __init__(
         self, nats: Nats, valkey: Redis, prompts: Prompts, source: Source, window: int
     ) -> None:
-        """window: the tokens that prompt and answer may have together in the agents' models."""
+        """Create the agents.
+
+        Args:
+            nats: the connection to the JetStream server.
+            valkey: where calls and answers are stored.
+            prompts: the builder of prompts.
+            source: the fleet's identity on the bus.
+            window: the tokens that prompt and answer together may have in the agents' models.
+        """
         self._commands = Commands(nats)
         self._valkey = valkey
         self._calls = AgentCalls(valkey)
@@ -58,12 +66,12 @@ class NatsAgents:
         self._window = window
 
     async def answer(self, question: Question[AnswerT]) -> AnswerT:
-        """The answer that is kept already; where there is none, an agent is asked for one.
+        """Return the stored answer; if there is none, ask an agent and complete asynchronously.
 
         Raises:
-            ApplicationError: the types of `bridge.mirror.REFUSALS` where the command could not be
+            ApplicationError: the types of `bridge.mirror.REFUSALS` if the command could not be
                 published, `PromptTooLong` and `InvalidAgent` (not retryable), `StoreUnreachable`
-                where Valkey does not keep the call.
+                if Valkey does not store the call.
         """
         call = question.call
         key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
@@ -112,7 +120,7 @@ class NatsAgents:
 
 
 class CostsBefore(Wire):
-    """What the attempts before this one have cost, as the last answer's heartbeat has it."""
+    """The cost of earlier attempts, as recorded in the heartbeat of the last answer."""
 
     asks: int = 0
     tokens_in: int = 0
@@ -120,20 +128,20 @@ class CostsBefore(Wire):
 
 
 def costs_before(info: activity.Info) -> CostsBefore:
-    """Of the heartbeat that the attempt before has left; asks that cost nothing do not count."""
+    """Read the cost from the heartbeat of the last attempt; asks that cost nothing do not count."""
     before = CostsBefore.model_validate(next(iter(info.heartbeat_details), {}))
     return before if before.tokens_in or before.tokens_out else CostsBefore()
 
 
 class Commands:
-    """Publishes commands to external agents."""
+    """Publisher of commands to external agents."""
 
     def __init__(self, nats: Nats) -> None:
         self._nats = nats
         self._jetstream = nats.jetstream(timeout=ACK_WITHIN_S)
 
     async def publish(self, call: OpenCall) -> None:
-        """Put the call's command on JetStream; a command that is there already is stored once.
+        """Publish the call's command on JetStream; a repetition stores nothing twice.
 
         Raises:
             ApplicationError: by `bridge.mirror.REFUSALS`.
@@ -149,13 +157,14 @@ class Commands:
             )
         except PUBLISH_FAILURES as error:
             what = f"The command to agent {call.agent_id} on {call.subject} is not on JetStream"
-            raise refused(what, error) from None  # told in full; Temporal cuts long chains
+            # Without the cause: its text is in the message, and Temporal cuts long chains.
+            raise refused(what, error) from None
 
 
 def command(
     question: Question[AnswerT], prompt: Prompt, call_id: str, ask: int = 1
 ) -> AgentCommand:
-    """What the agent is told."""
+    """Build the command that the agent receives."""
     call = question.call
     return AgentCommand(
         task_id=call.task.task_id,
@@ -173,10 +182,10 @@ def command(
 
 
 def command_subject(role: str) -> str:
-    """The subject that the agents of a role take their commands from.
+    """Return the subject from which the agents of a role receive their commands.
 
     Raises:
-        ApplicationError: `InvalidAgent`, not retryable: the graph has a role that is none.
+        ApplicationError: `InvalidAgent`, not retryable: the graph has a malformed role.
     """
     if not ROLE.fullmatch(role):
         raise ApplicationError(
@@ -188,7 +197,7 @@ def command_subject(role: str) -> str:
 
 
 def headers(call: OpenCall) -> dict[str, str]:
-    """The CloudEvents attributes, the id that JetStream deduplicates by, and the trace."""
+    """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
     asked = datetime.fromisoformat(call.command.timestamp)
     told = {
         Header.MSG_ID.value: call.call_id,

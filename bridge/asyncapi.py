@@ -1,7 +1,7 @@
-"""The AsyncAPI 3 document of every subject, made of the models that the code sends and reads.
+"""The AsyncAPI 3 document of every subject, generated from the models that the code uses.
 
-`python -m bridge.asyncapi` prints it as YAML (docs/asyncapi.yaml), `--page` as the page for people
-(docs/events.md). Both are checked in, and a test says that they are what the code makes.
+`python -m bridge.asyncapi` prints it as YAML (docs/asyncapi.yaml), and with `--page` as Markdown
+(docs/events.md). Both files are checked in, and a test compares them with the generated text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workflows.events import PUBLISHED, AgentCommand, AgentResponse, EventBody
 Json = dict[str, Any]
 
 CONTRACT_VERSION = "1.0.0"
-"""Of the subjects and bodies: the major grows when a consumer of the last one would break."""
+"""Version of subjects and bodies; a change that would break a consumer raises the major number."""
 
 INFO = (
     "What the fleet says on NATS JetStream, and what it listens to. Every event is a flat JSON "
@@ -152,7 +152,7 @@ AGENT_COMMAND, AGENT_RESPONSE, DEAD_LETTER = "agent.cmd", "agent.response", "dea
 
 
 def document() -> Json:
-    """The AsyncAPI 3.0 document as plain data."""
+    """Build the AsyncAPI 3.0 document as plain data."""
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "SWE AI Fleet", "version": CONTRACT_VERSION, "description": INFO},
@@ -269,7 +269,7 @@ TAKES = {
 
 
 def _operations() -> list[tuple[str, Json]]:
-    """By name; an action is the fleet's: it sends, or it receives."""
+    """Return the operations by name; `send` and `receive` are the fleet's actions."""
     return [
         *(
             (
@@ -366,7 +366,7 @@ def _message(body: type[BaseModel], headers: Json) -> Json:
 
 
 def example(body: type[BaseModel]) -> Json:
-    """A body, with every field that can stand beside the others."""
+    """Build an example body with every field that has an example value."""
     told = {name: words(body.__name__, name).example for name in body.model_fields}
     return {name: value for name, value in told.items() if value is not None}
 
@@ -382,10 +382,10 @@ BODIES: tuple[type[BaseModel], ...] = (*PUBLISHED.values(), AgentCommand, AgentR
 
 
 def _schemas() -> Json:
-    """Every body, and what bodies are made of, by class name."""
+    """Return the schemas of every body and its nested models, by class name."""
     schemas: Json = {}
     for body in BODIES:
-        # An agent writes the response: what has a default may be left out there.
+        # An agent writes the response, and may leave out fields that have a default.
         written_here = body is not AgentResponse
         made = body.model_json_schema(
             mode="serialization" if written_here else "validation",
@@ -397,7 +397,10 @@ def _schemas() -> Json:
 
 
 def _schema(name: str, schema: Json, *, all_there: bool) -> Json:
-    """all_there: every field is sent, but one that is nothing."""
+    """Build the schema of one model.
+
+    all_there: the sender writes every field except those that are None.
+    """
     rules, fields = schema["properties"], {}
     nullable = [field for field, rule in rules.items() if {"type": "null"} in rule.get("anyOf", ())]
     for field, rule in rules.items():
@@ -436,14 +439,14 @@ HEADER = (
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes what occurs twice out twice."""
+    """A dumper that writes repeated values in full, without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def as_yaml() -> str:
-    """docs/asyncapi.yaml."""
+    """Return the text of docs/asyncapi.yaml."""
     return HEADER + yaml.dump(
         document(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100
     )

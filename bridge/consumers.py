@@ -1,4 +1,4 @@
-"""The durable pull consumers (design section 5) as data, and their reconciliation at start-up."""
+"""The durable pull consumers as data, and their reconciliation at start-up."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from nats.js.errors import APIError, NotFoundError
 from pydantic import BaseModel, ConfigDict
 
 ACK_WAIT = timedelta(seconds=30)
-"""A killed replica's messages go to another after this; one at work says so thrice meanwhile."""
+"""Time after which a killed replica's messages go to another one. A replica that is at work
+reports progress three times in that time."""
 
 MAX_ACK_PENDING = 2_048
-"""Unsettled messages of a consumer in all replicas together: two batches for each of four."""
+"""Most unsettled messages of a consumer in all replicas: two batches for each of four replicas."""
 
 MAX_DELIVER = 1_000
-"""Where JetStream itself would leave a message lying, untold. The inbox buries it long before."""
+"""Deliveries after which JetStream would stop delivering a message, without a notice. The inbox
+dead-letters it long before."""
 
 
 class ConsumerError(Exception):
-    """A consumer that start-up may not mend; the message names it, the rule and the remedy."""
+    """A consumer that start-up may not fix; the message names it, the rule and the remedy."""
 
 
 class Consumer(BaseModel):
@@ -58,24 +60,24 @@ CONSUMERS = (
     _consumer("orch-context-milestone", "CONTEXT", MILESTONE),
     _consumer("orch-context-decision", "CONTEXT", DECISION),
 )
-"""The inbox's."""
+"""The consumers of the inbox."""
 
 AGENTS_RESPONSES = Consumer(
     name="agents-responses",
     stream="AGENT_RESPONSES",
     subject="agent.response.>",
-    ack_wait=timedelta(seconds=10),  # an activity waits for it
+    ack_wait=timedelta(seconds=10),  # an activity waits for the response
 )
-"""The agents' process's: what external agents answer."""
+"""The consumer of the agents' process, for the responses of external agents."""
 
 
 def declared(consumer: Consumer) -> dict[str, object]:
-    """The settings of the consumer that JetStream can change, by ConsumerConfig's names."""
+    """Return the settings of the consumer that JetStream can change, by ConsumerConfig's names."""
     return {
         "filter_subject": consumer.subject,
         "ack_wait": consumer.ack_wait.total_seconds(),
-        # The inbox says how long a failed message rests; beside a list here, JetStream counts that
-        # from the list's time, and a message of the second delivery rests half a minute longer.
+        # The inbox sets the delay of a failed message. With a list here, JetStream would count it
+        # from the list's time: after its second delivery, a message would wait 30 s longer.
         "backoff": None,
         "max_ack_pending": MAX_ACK_PENDING,
         "max_deliver": MAX_DELIVER,
@@ -89,11 +91,11 @@ FIXED: dict[str, object] = {
     "replay_policy": ReplayPolicy.INSTANT,
     "deliver_subject": None,
 }
-"""What JetStream changes in no consumer: it has to be made anew."""
+"""Settings that JetStream cannot change: the consumer must be created again."""
 
 
 def unfit(found: ConsumerConfig) -> str:
-    """Why no update makes this consumer what is declared; or nothing."""
+    """Return why no update gives this consumer the declared settings; or ''."""
     for setting, wanted in FIXED.items():
         has = getattr(found, setting)
         if has != wanted:
@@ -102,7 +104,7 @@ def unfit(found: ConsumerConfig) -> str:
 
 
 def drift(found: ConsumerConfig, consumer: Consumer) -> dict[str, object]:
-    """The settings that differ from what is declared, with the values they must have."""
+    """Return the settings that differ from the declared ones, with their declared values."""
     return {
         setting: wanted
         for setting, wanted in declared(consumer).items()
@@ -113,12 +115,15 @@ def drift(found: ConsumerConfig, consumer: Consumer) -> dict[str, object]:
 async def reconcile(
     jetstream: JetStreamContext, consumers: Sequence[Consumer] = CONSUMERS
 ) -> dict[str, list[str]]:
-    """Make what is missing, update what drifted; repeatable, and safe from several at once.
+    """Create missing consumers and update changed settings; repeatable and safe concurrently.
 
-    The streams are there (bridge.streams). Answers what was changed, as that does.
+    The streams must exist (`bridge.streams.reconcile`).
+
+    Returns:
+        What was changed: consumer -> `["made"]` or the names of the settings.
 
     Raises:
-        ConsumerError: a consumer that cannot be made what is declared.
+        ConsumerError: a consumer that cannot get the declared settings.
     """
     changes = {}
     for consumer in consumers:

@@ -1,7 +1,8 @@
-"""Dead letters: messages that could not be understood or applied, kept with the reason.
+"""Dead letters: messages that could not be parsed or applied, kept with the reason.
 
-A dead letter is the original's body on `deadletter.{original subject}` in DEAD_LETTERS. Headers say
-what happened (`Dead-*`) and keep the original's own (`Original-*`), so that it can be put back.
+A dead letter is the original's body on `deadletter.{original subject}` in DEAD_LETTERS. Its headers
+record what happened (`Dead-*`) and the original's headers (`Original-*`), so that the message can
+be replayed.
 """
 
 from __future__ import annotations
@@ -23,25 +24,26 @@ ORIGINAL = "Original-"
 CE_ID = "ce-id"
 
 CONTROL = "nats-"
-"""Begins the names of the headers that NATS itself obeys: what the sender asked of the server for
+"""Prefix of the headers that NATS itself interprets. What the sender requested from the server for
 the first publication (a deduplication id, an expected sequence, a time to live, a roll-up, a
-schedule) must not be asked again for the replay."""
+schedule) must not be requested again for the replay."""
 
 LONGEST_TEXT = 1_000
 NEXT_WITHIN_S = 10.0
 
 HEADERS_AT_MOST = 16 * 1024
-"""Bytes that are kept free for a dead letter's headers where its body fills the server's limit."""
+"""Bytes reserved for a dead letter's headers if its body fills the server's limit."""
 
 
 class NoSuchLetter(LookupError):
-    """There is no dead letter of that number; or not its whole body any more."""
+    """Absence of a dead letter with that number, or of its whole body."""
 
 
 def place(stream: str, sequence: int, time: datetime) -> str:
-    """The identity of a message whose sender gave none: its place in its stream.
+    """Return the identity of a message whose sender gave none: its place in its stream.
 
-    With the time at which JetStream stored it: a stream that is recreated counts from 1 again.
+    It includes the time at which JetStream stored the message, because a stream that is recreated
+    counts from 1 again.
     """
     return f"{stream}/{sequence}/{int(time.timestamp() * 1_000_000)}"
 
@@ -50,7 +52,7 @@ def place(stream: str, sequence: int, time: datetime) -> str:
 class DeadLetter:
     """One dead letter. number: its sequence in DEAD_LETTERS. size: bytes of the original body.
 
-    body: the original's, or its beginning where the server's limit left no room for the headers.
+    body: the original's, or its beginning if the server's limit left no room for the headers.
     """
 
     number: int
@@ -69,26 +71,26 @@ class DeadLetter:
 
     @property
     def whole(self) -> bool:
-        """Whether `body` is all of it."""
+        """Whether `body` is the complete body."""
         return len(self.body) == self.size
 
     @property
     def place(self) -> str:
-        """The original's place, under which it is known once it is back, if by nothing else."""
+        """The original's place: its identity after a replay if its sender gave none."""
         return place(self.stream, self.sequence, datetime.fromisoformat(self.received))
 
 
 class DeadLetters:
-    """The dead letters of a NATS; in every method, errors of its client pass."""
+    """The dead letters on a NATS server. Every method passes on the errors of the NATS client."""
 
     def __init__(self, nats: Nats) -> None:
         self._nats = nats
         self._jetstream = nats.jetstream()
 
     async def bury(self, message: Msg, *, consumer: str, reason: str, error: str = "") -> None:
-        """Keep a message that a consumer gives up; returns when it is stored.
+        """Store a message that a consumer gives up as a dead letter.
 
-        Burying it again, after a crash, stores nothing twice. Acknowledge the message afterwards.
+        Acknowledge the message afterwards. A repetition after a crash stores nothing twice.
         """
         about = message.metadata
         room = self._nats.max_payload - HEADERS_AT_MOST
@@ -113,7 +115,7 @@ class DeadLetters:
         )
 
     async def list(self) -> AsyncIterator[DeadLetter]:
-        """All that there are, oldest first."""
+        """Yield all dead letters, oldest first."""
         if not (await self._jetstream.stream_info(STREAM)).state.messages:
             return
         letters = await self._jetstream.subscribe(
@@ -132,10 +134,10 @@ class DeadLetters:
             await letters.unsubscribe()
 
     async def get(self, number: int) -> DeadLetter:
-        """One of them.
+        """Return the dead letter with that number.
 
         Raises:
-            NoSuchLetter: there is none of that number.
+            NoSuchLetter: there is none with that number.
         """
         try:
             found = await self._jetstream.get_msg(STREAM, number)
@@ -146,10 +148,10 @@ class DeadLetters:
         return _letter(number, found.headers or {}, found.data or b"", found.time)
 
     async def replay(self, number: int) -> DeadLetter:
-        """Put the original back on its subject, with its identity, and remove the dead letter.
+        """Publish the original on its subject again, with its identity, and remove the dead letter.
 
         Raises:
-            NoSuchLetter: there is none of that number, or the whole original is gone.
+            NoSuchLetter: there is none with that number, or the whole original is gone.
         """
         letter = await self.get(number)
         headers = {
@@ -160,7 +162,7 @@ class DeadLetters:
         body = await self._body(letter)
         if not stated_identity(in_lower_case(headers), body):
             headers[CE_ID] = letter.place
-        # Its own id may still be in the duplicate window: the stream would drop it.
+        # The original's id may still be in the duplicate window: the stream would drop it.
         headers[Header.MSG_ID.value] = f"replay/{STREAM}/{number}"
         await self._jetstream.publish(letter.subject, body, headers=headers)
         await self.drop(number)
@@ -170,7 +172,7 @@ class DeadLetters:
         """Remove a dead letter for good.
 
         Raises:
-            NoSuchLetter: there is none of that number.
+            NoSuchLetter: there is none with that number.
         """
         await self.get(number)
         await self._jetstream.delete_msg(STREAM, number)
@@ -214,6 +216,6 @@ def _letter(
 
 
 def _line(text: str) -> str:
-    """What a header can hold: one line of ASCII."""
+    """Convert a text to one line of ASCII, which a header can hold."""
     line = " ".join(text.split())[:LONGEST_TEXT]
     return line.encode("ascii", "backslashreplace").decode()

@@ -1,8 +1,9 @@
-"""What a message's sender says: its fields, identity, source and time, however they are wrapped.
+"""Unwrapping of a message into its fields, identity, source and time. Pure.
 
-Four ways are read. A flat JSON object; the same with CloudEvents attributes in headers (binary
-mode), in any case; CloudEvents structured mode (`application/cloudevents+json`); and the envelope
-`{event_type, payload, idempotency_key, timestamp, producer, ...}`. Pure.
+Four formats are accepted: a flat JSON object; the same with CloudEvents attributes in headers
+(binary mode), whose names may be in any case; CloudEvents structured mode
+(`application/cloudevents+json`); and the envelope
+`{event_type, payload, idempotency_key, timestamp, producer, ...}`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ Json = dict[str, Any]
 
 
 class NotUnderstood(ValueError):
-    """A message that no retry can apply; the words name the field, the rule and the remedy."""
+    """A message that no retry can apply; the text names the field, the rule and the remedy."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A message without its wrapping. Empty: the sender did not say.
+    """A message without its envelope. An empty value was not given by the sender.
 
-    story_id and time are the wrapping's, and stand for what the fields lack.
+    story_id and time are the envelope's, used if the fields have none.
     """
 
     fields: Json
@@ -43,17 +44,21 @@ class Sent:
 
 
 def in_lower_case(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """The headers by their names in lower case, as senders write them in any."""
+    """Return the headers by lower-case names; senders may write the names in any case."""
     return {name.lower(): value for name, value in (headers or {}).items()}
 
 
 def unwrap(subject: str, headers: Mapping[str, str], data: bytes, ids: Collection[str]) -> Sent:
-    """What the message says.
+    """Extract a message from its envelope.
 
-    headers: by names in lower case. ids: the fields that a flat body of this subject has.
+    Args:
+        subject: the message's subject.
+        headers: by names in lower case.
+        data: the body.
+        ids: the ids that a flat body of this subject has; without them it may be an envelope.
 
     Raises:
-        NotUnderstood: it is not a JSON object, or its wrapping breaks a rule.
+        NotUnderstood: it is not a JSON object, or its envelope breaks a rule.
     """
     body = _object(data, "body")
     _require_storable(body, "")
@@ -75,7 +80,7 @@ def unwrap(subject: str, headers: Mapping[str, str], data: bytes, ids: Collectio
 
 
 def stated_identity(headers: Mapping[str, str], data: bytes) -> str:
-    """The identity that the sender gave a message, which need not be one that is understood."""
+    """Return the identity that the sender gave a message, even if the message cannot be parsed."""
     try:
         body = _object(data, "body")
         event_id = _text(body, "id") if _is_structured(headers, body) else ""
@@ -133,7 +138,7 @@ def _names_an_envelope(body: Json) -> bool:
 
 
 def _inner(value: Any, field: str) -> Json:
-    """An object inside a wrapping: as it is, or as JSON in a text."""
+    """Return the object inside an envelope, which is given as an object or as JSON text."""
     if value is None:
         raise NotUnderstood(f"{field}: required; add it")
     if isinstance(value, str | bytes):
@@ -145,7 +150,7 @@ def _inner(value: Any, field: str) -> Json:
 
 
 def _require_same_subject(field: str, given: Any, subject: str) -> None:
-    """The subject says what an event is; a type that is another subject's contradicts it."""
+    """Refuse a type that belongs to another subject, because the subject defines the event."""
     if given != subject and given in PUBLISHED:
         raise NotUnderstood(f"{field}: {given} on the subject {subject}; publish it on its own")
 

@@ -1,4 +1,4 @@
-"""docs/events.md: the AsyncAPI document as a page for people."""
+"""Generation of docs/events.md: the AsyncAPI document as a page for people."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PLURAL = {"string": "texts", "integer": "numbers", "number": "numbers", "object"
 
 
 def page(document: Json) -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     return "\n".join(_lines(document)) + "\n"
 
 
 def resolved(document: Json, value: Any) -> Any:
-    """What `value` refers to in the document; itself, where it is no reference."""
+    """Resolve `value` in the document; return it unchanged if it is not a reference."""
     while isinstance(value, dict) and "$ref" in value:
         found: Any = document
         for step in value["$ref"].removeprefix("#/").split("/"):

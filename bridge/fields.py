@@ -1,4 +1,4 @@
-"""What each field of a message on the bus means, with an example: a word of its own per field."""
+"""The meaning of each field of a message on the bus, with an example."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 
 class Field(NamedTuple):
-    """meaning: one sentence without its stop. example: what its rule allows; None: it is absent."""
+    """The documentation of a field.
+
+    meaning: one sentence without its full stop. example: a valid value; None if it is absent.
+    """
 
     meaning: str
     example: Any
@@ -139,9 +142,13 @@ FIELDS: dict[str, Field] = {
     "tokens_in": Field("How long the prompt was, in tokens", 1_830),
     "tokens_out": Field("How long the answer was, in tokens", 412),
 }
-"""Field, or class and field where a class means another thing by it -> its words."""
+"""Field -> its documentation; class and field, if the field has another meaning in that class."""
 
 
 def words(model: str, field: str) -> Field:
-    """The field's words in that class; KeyError where nobody has written them."""
+    """Return the documentation of a field of that class.
+
+    Raises:
+        KeyError: the field is not documented.
+    """
     return FIELDS.get(f"{model}.{field}") or FIELDS[field]

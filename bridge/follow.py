@@ -1,4 +1,4 @@
-"""Follows the fleet's streams live: an ephemeral ordered consumer each, merged in time order."""
+"""Live following of the fleet's streams: one ephemeral ordered consumer each, merged by time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVENT_STREAMS = tuple(
     for stream in STREAMS
     if stream.name in ("PLANNING_EVENTS", "CONTEXT", "ORCHESTRATOR_EVENTS")
 )
-"""The streams that mirror what workflows do."""
+"""The streams that hold the events of workflows."""
 
 BATCH = 200
 FETCH_S = 2.0
@@ -36,20 +36,20 @@ ANSWER_S = 5.0
 """How long the server has to answer any other request, in seconds."""
 
 AGAIN_AFTER_S = 0.5
-"""The pause before a consumer that is gone is made anew."""
+"""The pause before a lost consumer is created again."""
 
 LINGER_S = 0.2
-"""How long an event waits for an older one of another stream, once all streams are read up."""
+"""How long an event waits for an older one of another stream, once all streams are read."""
 
 GONE_AFTER_S = 30.0
-"""How long the server keeps a consumer that nobody reads."""
+"""How long the server keeps a consumer that no one reads."""
 
 AWAY = (nats_errors.Error, js_errors.Error, OSError, TimeoutError)
-"""What a client raises while its server is away, or after it came back without the consumer."""
+"""Errors of a client while its server is down, or back without the consumer."""
 
 
 class StreamMissing(Exception):
-    """There is no such stream; the message says what makes it."""
+    """Absence of a stream; the message names what creates it."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Seen:
     """A message of a stream.
 
     id: its `ce-id`; without one, stream and sequence. time: when it happened, ISO 8601. stored:
-    when JetStream took it, which orders the streams among one another. body: its JSON, or its
-    text where it is none.
+    when JetStream stored it, by which the streams are merged. body: its JSON, or its text if it
+    is not JSON.
     """
 
     stream: str
@@ -73,7 +73,7 @@ class Seen:
 
 
 def seen(message: Msg) -> Seen:
-    """What a stream's message says; it need not be one of the fleet's own."""
+    """Parse a stream's message, which need not be one of the fleet's own."""
     about = message.metadata
     headers = dict(message.headers or {})
     named = in_lower_case(headers)
@@ -98,22 +98,22 @@ def seen(message: Msg) -> Seen:
 
 @dataclass
 class Source:
-    """What has come of one stream, and is not given on yet.
+    """The messages of one stream that were read and are not passed on yet.
 
-    read_up: whether all that the stream had, when it was last asked, has come.
+    read_up: whether all messages that the stream held at the last request have been read.
     """
 
     waiting: deque[tuple[float, Seen]] = field(default_factory=deque)
-    """When each came, by the loop's clock, and the event; oldest first."""
+    """When each event was read, by the loop's clock, and the event; oldest first."""
     read_up: bool = False
     ended: bool = False
 
 
 def due(sources: Iterable[Source], now: float, linger: float = LINGER_S) -> Source | None:
-    """The source whose first event is the next in time, if it may be given on already.
+    """Return the source whose first event is the next in time, if it may be passed on already.
 
-    An older one may still come from a source that has none waiting: from one that is not read up
-    for certain, from one that is, within `linger` seconds.
+    A source without waiting events may still bring an older one. The event waits until that source
+    is read completely, and then for `linger` seconds.
     """
     sources = list(sources)
     holding = [source for source in sources if source.waiting]
@@ -131,7 +131,7 @@ def due(sources: Iterable[Source], now: float, linger: float = LINGER_S) -> Sour
 class Following:
     """The streams' events from `since` on, or from now on.
 
-    `on_away` is told once for each time that the server is away, `on_back` once it is there again.
+    `on_away` is called once per outage of the server, `on_back` once when it is back.
     """
 
     def __init__(
@@ -153,10 +153,10 @@ class Following:
         self._changed = asyncio.Event()
 
     async def events(self, live: bool = True) -> AsyncIterator[Seen]:
-        """Every event in time order, each once; without `live`, to what is there at the start.
+        """Yield every event once, in time order; without `live`, only those stored at the start.
 
         Raises:
-            StreamMissing: a stream is not there, at the start.
+            StreamMissing: a stream does not exist at the start.
         """
         begins = {name: await self._begin(name) for name in self._sources}
         readers = [
@@ -188,7 +188,7 @@ class Following:
             return
 
     async def _begin(self, stream: str) -> tuple[ConsumerConfig, int]:
-        """Where to begin in the stream, and its last message at this moment."""
+        """Return where to begin in the stream, and the sequence of its current last message."""
         try:
             state = (await self._jetstream.stream_info(stream)).state
         except js_errors.NotFoundError:
@@ -207,13 +207,13 @@ class Following:
         return config, state.last_seq
 
     async def _read(self, stream: str, config: ConsumerConfig, last: int | None) -> None:
-        """Fill the stream's source; where the consumer is lost, go on behind the last event."""
+        """Fill the stream's source; if the consumer is lost, continue after the last event."""
         source = self._sources[stream]
         position = 0
         while not source.ended:
             try:
                 if position > (await self._jetstream.stream_info(stream)).state.last_seq:
-                    config, position = _from(1), 0  # another stream of that name was made since
+                    config, position = _from(1), 0  # the stream was deleted and created again
                 async with aclosing(self._consume(stream, config)) as messages:
                     async for message, pending in messages:
                         self._note_back()
@@ -227,7 +227,7 @@ class Following:
                         self._changed.set()
                         if source.ended:
                             return
-                        while len(source.waiting) > BATCH:  # whoever reads is slower: wait
+                        while len(source.waiting) > BATCH:  # the reader is slower: wait
                             await asyncio.sleep(LINGER_S / 4)
             except AWAY:
                 source.read_up = False
@@ -238,9 +238,9 @@ class Following:
     async def _consume(
         self, stream: str, config: ConsumerConfig
     ) -> AsyncGenerator[tuple[Msg | None, int]]:
-        """Messages in the stream's order without a gap, each with how many are left behind it.
+        """Yield messages in the stream's order without a gap, each with the number still pending.
 
-        Ends where one is missing: the server redelivers nothing to such a consumer.
+        It ends if a message is missing: the server redelivers nothing to such a consumer.
         """
         subscription = await self._jetstream.pull_subscribe(
             "",
@@ -269,11 +269,11 @@ class Following:
     async def _fetch(
         self, subscription: JetStreamContext.PullSubscription, pending: int
     ) -> list[Msg]:
-        # No more than is there: such a request is answered at once.
+        # Request no more than is available: such a request is answered at once.
         try:
             return await subscription.fetch(max(1, min(pending, BATCH)), timeout=FETCH_S)
         except nats_errors.TimeoutError:
-            # Nothing has come, or the server has forgotten the consumer: then this raises.
+            # No message came, or the server lost the consumer: then this raises.
             await subscription.consumer_info()
             return []
 
@@ -295,7 +295,7 @@ def _from(sequence: int) -> ConsumerConfig:
 
 
 async def _drop(subscription: JetStreamContext.PullSubscription) -> None:
-    """Give the subscription up; the server removes the consumer by itself."""
+    """End the subscription; the server removes the consumer by itself."""
     try:
         await subscription.unsubscribe()
     except AWAY:

@@ -1,4 +1,4 @@
-"""Reads a story's histories from Temporal: every run, every child, every plan of its own."""
+"""Reading of a story's histories from Temporal: every run, every child and every plan."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RECORDING = (
     "WorkflowType IN ('StoryWorkflow', 'PlanWorkflow', 'DeliberationWorkflow', "
     "'ContextUpdateWorkflow', 'DerivationWorkflow', 'StoryClosureWorkflow')"
 )
-"""Workflows that write to the graph; one that coaches writes nothing."""
+"""Workflows that write to the graph; a CoachWorkflow does not."""
 
 ENDED_EARLY = frozenset(
     {
@@ -53,19 +53,22 @@ ENDED_EARLY = frozenset(
         EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
     }
 )
-"""How a run ends that may leave something in its outbox; reset ends the run before by the first."""
+"""Ends of a run that may leave entries in its outbox; a reset terminates the run before it."""
 
 
 @dataclass
 class Found:
-    """A story's runs. unanswered: those that ended early, and whose outbox nobody could tell."""
+    """A story's runs. unanswered: runs that ended early and whose outbox could not be queried."""
 
     runs: list[Told] = field(default_factory=list)
     unanswered: list[RunId] = field(default_factory=list)
 
 
 async def read(client: Client, story_id: str, tell: Callable[[int, int], None]) -> Found:
-    """Read all that belongs to the story; `tell` gets how many runs are read, of how many.
+    """Read every history that belongs to the story.
+
+    The client needs the fleet's data converter. The callback receives the number of runs that are
+    read, and the number of runs known so far.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -76,15 +79,16 @@ async def read(client: Client, story_id: str, tell: Callable[[int, int], None]) 
 
 
 async def _beginnings(client: Client, story_id: str) -> set[RunId]:
-    """The story's runs, and what may have been started for it by others.
+    """Return the story's runs, and those that others may have started for it.
 
-    Ids of other stories may begin alike: what they tell is of another story, and left out then.
+    Ids of other stories may have the same beginning: their entries are left out later, because
+    they name the other story.
     """
     beginnings = [f"WorkflowId STARTS_WITH '{name('')}'" for name in _names(story_id)]
     query = " OR ".join([f"WorkflowId = '{story_workflow_id(story_id)}'", *beginnings])
     found = {RunId(each.id, each.run_id) async for each in client.list_workflows(query)}
     found |= (await _told_by_input(client, STANDALONE)).get(story_id, set())
-    # Visibility may be behind: the story that runs now is asked for by its id.
+    # Visibility may lag behind, so the current run is looked up by its id.
     try:
         now = await client.get_workflow_handle(story_workflow_id(story_id)).describe()
         found.add(RunId(now.id, now.run_id))
@@ -95,7 +99,7 @@ async def _beginnings(client: Client, story_id: str) -> set[RunId]:
 
 
 def _names(story_id: str) -> list[Callable[[str], str]]:
-    """The ids of workflows that are named after the story, but for the rest of their name."""
+    """Return functions that make the ids of the story's workflows from the rest of the id."""
     return [
         partial(plan_workflow_id, story_id),
         partial(derivation_workflow_id, story_id),
@@ -107,9 +111,9 @@ def _names(story_id: str) -> list[Callable[[str], str]]:
 
 
 async def all_stories(client: Client) -> list[str]:
-    """The ids of every story that Temporal knows something of, in order.
+    """Return the ids of all stories that have workflows in Temporal, sorted.
 
-    Among them '' where deliberations were started without a story.
+    They include '' if deliberations were started without a story.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -118,7 +122,7 @@ async def all_stories(client: Client) -> list[str]:
 
 
 async def _told_by_input(client: Client, query: str) -> dict[str, set[RunId]]:
-    """Story id -> the runs that no other workflow started, by the story that their input names."""
+    """Map each story id to the runs whose input names it and that no other workflow started."""
     slots = asyncio.Semaphore(AT_ONCE)
     found: dict[str, set[RunId]] = {}
 
@@ -143,19 +147,19 @@ async def _told_by_input(client: Client, query: str) -> dict[str, set[RunId]]:
 
 
 async def _story_of(client: Client, run: RunId) -> str | None:
-    """The story that a run's input names; None where there is none to read."""
+    """Return the story that a run's input names; None if the input cannot be read."""
     handle = client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
     try:
         first = await anext(handle.fetch_history_events(page_size=1))
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
-        return None  # its retention is over
+        return None  # its retention has expired
     payloads = first.workflow_execution_started_event_attributes.input.payloads
     try:
         (value,) = await client.data_converter.decode(payloads)
     except (ValueError, RuntimeError):
-        return None  # it was refused for that
+        return None  # the workflow refused this input too
     story_id = value.get("story_id") if isinstance(value, dict) else None
     return story_id or "" if story_id is None or isinstance(story_id, str) else None
 
@@ -192,9 +196,9 @@ class _Reading:
             except RPCError as error:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
-                return set()  # its retention is over
+                return set()  # its retention has expired
             if not history.events:
-                return set()  # it is being removed
+                return set()  # it is being deleted
             decoded = [(each, await self._decode(each)) for each in given(history.events)]
             state = await self._left(run, handle, history)
         started = history.events[0].event_time.ToDatetime(UTC)
@@ -213,7 +217,7 @@ class _Reading:
     async def _left(
         self, run: RunId, handle: WorkflowHandle[object, object], history: WorkflowHistory
     ) -> OutboxState | None:
-        """What the run left in its outbox, where it ended early; a story worker answers it."""
+        """Query the outbox of a run that ended early; a story worker must answer."""
         if history.events[-1].event_type not in ENDED_EARLY:
             return None
         try:

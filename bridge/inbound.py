@@ -1,8 +1,8 @@
-"""What a message from outside says, understood or refused with its reason. Pure.
+"""Parsing of messages from outside: a change, or a refusal with its reason. Pure.
 
-`bridge.envelopes` takes the fields out of their wrapping; here they become the body of an event.
-Only the ids that give an event its meaning, and a transition's `to_phase`, are required: READING
-says what is taken for everything else.
+`bridge.envelopes` extracts the fields from their envelope; this module makes them the body of an
+event. Only the ids of the event and the `to_phase` of a transition are required. READING defines
+the defaults of everything else. See docs/design/0010-reading-what-others-write.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from workflows.models import DecisionAdded, MilestoneReached, content_hash, inva
 
 MAX_ID_CHARACTERS = 1_000
 MAX_DECISIONS = 500
-"""Decisions in one message: what the graph links in one transaction."""
+"""Most decisions in one message: so many are linked in one transaction of the graph."""
 
 MAX_VERSION = 2**31
 MAX_TITLE = 300
@@ -47,11 +47,11 @@ Default = Any | Callable[[Json], Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a body from outside is read.
+    """Rules for reading a body from outside.
 
-    spellings: other names of a field, the first that is there counts. defaults: what is taken for
-    a field that is missing, null or blank; a function makes it of the fields that are there.
-    words: what such a function takes, for docs/events.md.
+    spellings: other names of a field; the first one present counts. defaults: the value of a field
+    that is missing, null or blank; a function computes it from the fields that are present.
+    words: a description of what such a function returns, for docs/events.md.
     """
 
     defaults: Mapping[str, Default]
@@ -124,7 +124,7 @@ READING: dict[type[EventBody], Reading] = {
         words={"description": "`event_type`"},
     ),
 }
-"""The one table of what a body may lack and what is taken then, by kind."""
+"""The only table of the fields that a body may lack and their defaults, by kind of event."""
 
 DECISION = Reading(
     defaults={
@@ -141,7 +141,7 @@ DECISION = Reading(
         "title": "the first line of `rationale`, else the decision's id",
     },
 )
-"""The same for each of a deliberation's decisions."""
+"""Rules for reading each decision of a deliberation."""
 
 IDS: dict[str, TypeAdapter[str]] = {
     "story_id": TypeAdapter(Id),
@@ -153,7 +153,7 @@ IDS_OF: dict[type[EventBody], tuple[str, ...]] = {
 }
 
 LISTS = ("roles", "changed", "affects")
-"""Fields that are lists of texts: one text is a list of it."""
+"""Fields that are lists of strings; a single string is read as a list of one."""
 
 _LONG_ID: TypeAdapter[str] = TypeAdapter(LongId)
 _ROLE: TypeAdapter[str] = TypeAdapter(Role)
@@ -161,7 +161,7 @@ _ROLE: TypeAdapter[str] = TypeAdapter(Role)
 
 @dataclass(frozen=True)
 class Received:
-    """A message as it came. time: when JetStream stored it. headers: in lower case."""
+    """A message as received. time: when JetStream stored it. headers: by names in lower case."""
 
     subject: str
     stream: str
@@ -173,9 +173,9 @@ class Received:
 
 @dataclass(frozen=True)
 class Understood:
-    """A change that a message brings, and by what a second message of one identity is known.
+    """The change of a message, and the hash that detects a reused identity.
 
-    content: the hash of what the sender wrote; empty where the sender gave no identity.
+    content: the hash of what the sender wrote; empty if the sender gave no identity.
     """
 
     change: Change
@@ -183,10 +183,10 @@ class Understood:
 
 
 def understand(received: Received) -> Understood:
-    """The change that a message brings.
+    """Parse a message into its change.
 
     Raises:
-        NotUnderstood: it is not a JSON object, lacks what no one can know, or breaks a rule.
+        NotUnderstood: it is not a JSON object, lacks a required field, or breaks a rule.
     """
     kind = PUBLISHED[received.subject]
     sent = unwrap(received.subject, received.headers, received.data, IDS_OF[kind])
@@ -206,7 +206,7 @@ def understand(received: Received) -> Understood:
     try:
         found = change(entry, int(received.time.timestamp() * 1000), received.sequence)
         if isinstance(body, ContextDecisionAdded | ContextMilestoneReached):
-            news(found)  # stored only if the story can take it
+            news(found)  # stored only if the story can accept it
     except ApplicationError as error:
         raise NotUnderstood(error.message) from None
     content = content_hash([received.subject, given]) if sent.identity else ""
@@ -214,10 +214,10 @@ def understand(received: Received) -> Understood:
 
 
 def news(told: Change) -> DecisionAdded | MilestoneReached:
-    """What a running story, and its agents, are told of a change.
+    """Build the decision or milestone that a running story and its agents receive for a change.
 
     Raises:
-        ApplicationError: `InvalidInput`, not retryable, where a text is empty or too long.
+        ApplicationError: `InvalidInput`, not retryable, if a text is empty or too long.
     """
     body = told.body
     if isinstance(body, ContextDecisionAdded):
@@ -233,7 +233,7 @@ def news(told: Change) -> DecisionAdded | MilestoneReached:
 
 
 def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventBody, Json]:
-    """The body, and the fields of it that the sender gave."""
+    """Build the body; return it with the fields that the sender gave."""
     reading = READING[kind]
     given = _given(kind.model_fields, reading, sent.fields)
     if "story_id" not in given and sent.story_id:
@@ -260,7 +260,7 @@ def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventB
 
 
 def _given(names: Mapping[str, Any], reading: Reading, fields: Json) -> Json:
-    """The fields that are there, by our names; what is null or blank counts as missing."""
+    """Return the fields that are present, by our names; null or blank counts as missing."""
     found = {}
     for name in names:
         for spelling in (name, *reading.spellings.get(name, ())):
@@ -280,7 +280,7 @@ def _complete(reading: Reading, fields: Json) -> Json:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A whole number is a text where a text is asked for; a truth value is never one of ours."""
+    """Convert an integer to a string if the field is not a number; refuse booleans."""
     if isinstance(value, bool):
         raise NotUnderstood(f"{name}: is {str(value).lower()}; send a text or a number")
     numbers = ("timestamp", "version", "score", "duration_ms")
@@ -320,7 +320,7 @@ def _decisions(given: Any, task_id: str) -> list[Json]:
 
 
 def _roles(given: Any) -> list[str]:
-    """Each role once, in capitals."""
+    """Return each role once, in capitals."""
     if not isinstance(given, list):
         raise NotUnderstood("roles: must be a list; send a list of roles, such as DEV")
     found = []
@@ -340,7 +340,7 @@ def _require_version(version: Any) -> None:
     try:
         number = float(version)
     except (TypeError, ValueError):
-        return  # the model names the rule
+        return  # the model's validation names the rule
     if not 0 <= number <= MAX_VERSION:
         raise NotUnderstood(
             f"version: {str(version)[:40]} is not from 0 to {MAX_VERSION}; send the story's version"
@@ -348,7 +348,7 @@ def _require_version(version: Any) -> None:
 
 
 def _time(given: Any, received: datetime) -> str:
-    """ISO 8601 in UTC; the message's own time where none is given."""
+    """Return the time as ISO 8601 in UTC; the message's own time if none is given."""
     if given in (None, ""):
         return received.astimezone(UTC).isoformat()
     at, shown = instant(given), str(given)[:60]

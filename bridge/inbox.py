@@ -1,13 +1,14 @@
-"""JetStream -> graph and workflows: what nine durable consumers bring (design section 5).
+"""Consumption of JetStream events from nine durable consumers into the graph and the workflows.
 
-A message is acknowledged after the commit, or after Temporal's acceptance. What cannot be
-understood, or has failed its last delivery, becomes a dead letter. A store that is away is not the
-message's fault: the consumer keeps what it holds, fetches nothing, and tries again until the store
-is back.
+A message is acknowledged after the graph has committed or Temporal has accepted it. A message that
+cannot be parsed, or that failed at its last delivery, becomes a dead letter. An outage of a store
+is not the message's fault: the consumer keeps its messages, fetches nothing, and retries until the
+store is back. See docs/design/0004-inbox-settling.md.
 
-`context-*` stores in the graph, in the stream's order within a batch. Batches of several replicas
-may overtake each other: every write carries its time, and the later in time wins. `orch-*` tells
-the story's workflow; what no `context-*` stores (milestones, decisions), it stores first.
+`context-*` consumers store in the graph, in the stream's order within a batch. Batches of different
+replicas may overtake each other: every write carries its time, and the later time wins. `orch-*`
+consumers signal the story's workflow. Milestones and decisions, which no `context-*` consumer
+stores, they store first.
 """
 
 from __future__ import annotations
@@ -58,26 +59,27 @@ from workflows.stubs import STORY_QUEUE
 
 BATCH = 256
 AT_ONCE = 2
-"""Batches of a consumer at work: one is read while the stores are busy with the other."""
+"""Concurrent batches of a consumer: one is read while the stores are busy with the other."""
 
 FETCH_WITHIN_S = 5.0
 GATHERED_WITHIN_S = 0.25
-"""How long a message waits for those that are there too, to be stored with them."""
+"""How long to wait for the other available messages, so that they are stored together."""
 
 SIGNAL_BYTES = 512 * 1024
-"""Of messages whose content goes to a story in one signal: Temporal takes 2 MB."""
+"""Largest size of the messages that go to a story in one signal; Temporal's limit is 2 MB."""
 
 TELLING = 16
-"""Stories that are told something at once."""
+"""Stories that are signalled at the same time."""
 
 NAK_AFTER_S = (1.0, 5.0, 30.0, 120.0)
-"""How long a failed message rests, after its first delivery, its second, and so on."""
+"""Delay before a failed message is delivered again, by the number of its deliveries so far."""
 
 LAST_DELIVERY = 6
-"""A message that fails now is buried: some three minutes after it first failed."""
+"""Delivery at which a failure dead-letters the message: some three minutes after the first."""
 
 UNAPPLIED_AFTER = 50
-"""Deliveries without any settlement: its replicas died of it, and the next shall not."""
+"""Deliveries without a settlement after which a message is dead-lettered unread: it probably
+crashed the replicas that read it."""
 
 STORE_AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 LAG_EVERY_S = 5.0
@@ -88,7 +90,7 @@ AWAY = frozenset(
         *("CacheUnavailable", "CacheCredentials", "CacheFull"),
     }
 )
-"""Errors of `activities.graph.errors` that are nobody's message's fault."""
+"""Types of `activities.graph.errors` that no message causes."""
 
 TEMPORAL_AWAY = frozenset(
     {
@@ -117,7 +119,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Failed(Exception):
-    """What was to be applied could not be. final: and never can be."""
+    """Failure to apply a message.
+
+    final: it can never be applied.
+    """
 
     def __init__(self, why: str, final: bool) -> None:
         super().__init__(why)
@@ -125,14 +130,14 @@ class Failed(Exception):
 
 
 class Stopping(Exception):
-    """The inbox shuts down while a server is away: what it holds goes to another replica."""
+    """Shutdown of the inbox while a server is down: another replica gets its unsettled messages."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A message that is not settled yet, and the change that it brings.
+    """A message that is not settled yet, and its change.
 
-    content: the hash of what its sender wrote; empty where the sender gave it no id.
+    content: the hash of the fields that the sender wrote; empty if the sender gave no id.
     """
 
     message: Msg
@@ -141,13 +146,13 @@ class Held:
 
     @property
     def claim(self) -> Claim:
-        """The id that the message has, and what for."""
+        """The message's id, with the content, story and time that it was used for."""
         entry = self.change.entry
         return Claim(entry.id, self.content, self.change.story_id, entry.time)
 
 
 class Inbox:
-    """The job of the process `inbox`; any number of them share the consumers."""
+    """The job of the process `inbox`; any number of replicas share the consumers."""
 
     def __init__(
         self,
@@ -157,7 +162,16 @@ class Inbox:
         nats_replicas: int,
         deliberation_timeout: timedelta | None = None,
     ) -> None:
-        """deliberation_timeout: of each task of a plan that it starts; None: an hour."""
+        """Create an inbox.
+
+        Args:
+            nats: the connection to the JetStream server.
+            graph: where messages are stored.
+            temporal: the client of the workflows that are signalled or started.
+            nats_replicas: the number of replicas for a stream that has to be created again.
+            deliberation_timeout: limit for each task of a plan that the inbox starts; None: an
+                hour.
+        """
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._jetstream = nats.jetstream()
         self._graph = graph
@@ -172,10 +186,11 @@ class Inbox:
         return self._running
 
     async def run(self) -> None:
-        """Consume until `shutdown`; what was fetched by then is settled.
+        """Consume until `shutdown`; messages fetched by then are settled.
 
         Raises:
-            StreamError, ConsumerError: a stream or consumer was removed and cannot be made again.
+            StreamError, ConsumerError: a stream or consumer was removed and cannot be created
+                again.
         """
         self._source = await read_source(self._temporal)
         self._running = True
@@ -189,11 +204,11 @@ class Inbox:
             await asyncio.gather(*consuming)
         finally:
             self._running = False
-            self._stopping.set()  # a cancellation alone may end in the client as a time-out
+            self._stopping.set()  # the client may turn a cancellation into a time-out
             await asyncio.gather(watching, *consuming, return_exceptions=True)
 
     async def shutdown(self) -> None:
-        """Fetch nothing more."""
+        """Stop fetching messages."""
         self._stopping.set()
 
     # --- fetching and settling ----------------------------------------------------------------
@@ -208,7 +223,7 @@ class Inbox:
                     while not self._stopping.is_set():
                         if messages := await self._fetched(shared):
                             await self._settle(consumer, messages)
-                        else:  # nothing comes either where somebody has removed the consumer
+                        else:  # raises if the consumer was removed: no messages come then either
                             await self._jetstream.consumer_info(consumer.stream, consumer.name)
                 finally:
                     await shared.unsubscribe()
@@ -218,12 +233,12 @@ class Inbox:
                 await streams.reconcile(self._jetstream, self._nats_replicas)
                 await consumers.reconcile(self._jetstream)
             except (nats_errors.Error, OSError) as error:
-                # What was fetched is not acknowledged, and comes again.
+                # Messages that were fetched are not acknowledged, and are delivered again.
                 log.warning("NATS does not answer", consumer=consumer.name, error=repr(error))
                 await self._wait(STORE_AGAIN_S[1])
 
     async def _fetched(self, shared: JetStreamContext.PullSubscription) -> list[Msg]:
-        """The next messages; none where none came in time, or the inbox shuts down."""
+        """Return the next messages; none if none came in time or the inbox shuts down."""
         fetching = asyncio.ensure_future(_next(shared))
         stopped = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((fetching, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -237,7 +252,7 @@ class Inbox:
         async with _in_progress(messages, consumer.ack_wait):
             held = [each for message in messages if (each := await self._read(consumer, message))]
             held = await self._with_own_ids(consumer, held)
-            # In the order of the stories: two replicas then take their nodes' locks alike.
+            # Sorted by story, so that two replicas take the nodes' locks in the same order.
             held.sort(key=lambda each: each.change.story_id)
             if consumer.subject == UPDATED:
                 await self._forget_packs(consumer, held)
@@ -251,7 +266,7 @@ class Inbox:
                 await self._tell_all(consumer, held)
 
     async def _read(self, consumer: Consumer, message: Msg) -> Held | None:
-        """The message, understood; None where it is settled already."""
+        """Parse the message; return None if nothing remains to be done with it."""
         about, headers = message.metadata, in_lower_case(message.headers)
         if await self._is_own(consumer, headers):
             await message.ack()
@@ -273,12 +288,15 @@ class Inbox:
             return Held(message, understood.change, understood.content)
         except NotUnderstood as error:
             await self._bury(consumer, message, str(error))
-        except Exception as error:  # a fault of ours: one message's matter, not the inbox's end  # noqa: BLE001
+        except Exception as error:  # a bug must not stop the inbox  # noqa: BLE001
             await self._failed(consumer, message, Failed(repr(error), final=False))
         return None
 
     async def _is_own(self, consumer: Consumer, headers: Mapping[str, str]) -> bool:
-        """Whether this fleet mirrored it; an older release named no cluster: Temporal is asked."""
+        """Return whether this fleet published the message.
+
+        Messages of older releases do not name a cluster: for them, Temporal is asked.
+        """
         if self._source.may_own(headers):
             return await self._patiently(consumer, partial(has_sent, self._temporal, headers))
         return self._source.owns(headers)
@@ -288,7 +306,10 @@ class Inbox:
         HANDLED.labels(consumer.name, outcome).inc()
 
     async def _failed(self, consumer: Consumer, message: Msg, failure: Failed) -> None:
-        """Again after a while; for the last time, a dead letter."""
+        """Have a failed message delivered again after a delay.
+
+        It is dead-lettered if the failure is final or this was its last delivery.
+        """
         deliveries = message.metadata.num_delivered or 1
         if failure.final:
             await self._bury(consumer, message, "it can never be applied", str(failure))
@@ -306,7 +327,7 @@ class Inbox:
     # --- graph and cache ----------------------------------------------------------------------
 
     async def _with_own_ids(self, consumer: Consumer, held: Sequence[Held]) -> list[Held]:
-        """Those whose id no other message has; the others are settled."""
+        """Return the messages whose id no other message has; settle the others."""
         claims = [each.claim for each in held if each.content]
         try:
             refused = await self._patiently(consumer, lambda: self._graph.claim(claims))
@@ -325,9 +346,10 @@ class Inbox:
         return [each for each in held if not (each.content and each.claim in taken)]
 
     async def _stored(self, consumer: Consumer, held: Sequence[Held]) -> list[Held]:
-        """Store in one transaction; where that fails, in halves, until the faulty one is alone.
+        """Store in one transaction; if that fails, in halves, until the faulty message is alone.
 
-        Answers what is stored; the others are settled.
+        Returns:
+            The messages that are stored; the others are settled.
         """
         if not held:
             return []
@@ -360,7 +382,7 @@ class Inbox:
     # --- workflows ----------------------------------------------------------------------------
 
     async def _tell_all(self, consumer: Consumer, held: Sequence[Held]) -> None:
-        """Several stories at once, each of them in the stream's order."""
+        """Signal several stories concurrently, each in the stream's order."""
         free = asyncio.Semaphore(TELLING)
 
         async def tell(story: Sequence[Held]) -> None:
@@ -375,7 +397,7 @@ class Inbox:
                 raise ended
 
     async def _tell_part(self, consumer: Consumer, held: Sequence[Held]) -> None:
-        """Signal the story once; where that fails, in halves, until the faulty one is alone."""
+        """Signal the story once; if that fails, in halves, until the faulty message is alone."""
         changes = [each.change for each in held]
         try:
             if not await self._patiently(consumer, partial(self._tell, changes)):
@@ -394,7 +416,7 @@ class Inbox:
             await self._done(consumer, each, "told")
 
     async def _settle_alone(self, consumer: Consumer, held: Held) -> None:
-        """The story does not run: a plan of its may."""
+        """Settle a message whose story does not run; an approved plan is started without it."""
         try:
             await self._patiently(consumer, partial(self._run_alone, held.change))
         except Failed as failure:
@@ -403,7 +425,7 @@ class Inbox:
             await self._done(consumer, held, "told")
 
     async def _tell(self, changes: Sequence[Change]) -> bool:
-        """Signal one story's workflow; whether it runs."""
+        """Signal one story's workflow; return False if it does not run."""
         story = self._temporal.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(changes[0].story_id)
         )
@@ -424,7 +446,10 @@ class Inbox:
         return True
 
     async def _run_alone(self, change: Change) -> None:
-        """Run an approved plan whose story no workflow knows; one that has ended knows it."""
+        """Run an approved plan whose story has no workflow.
+
+        A story workflow that has ended counts: then nothing is started.
+        """
         if not isinstance(change.body, PlanApproved):
             return
         story_id, plan_id = change.story_id, change.body.plan_id
@@ -449,17 +474,17 @@ class Inbox:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 static_summary=f"plan {plan_id} of {story_id}, approved on the bus",
             )
-        except WorkflowAlreadyStartedError:  # by an earlier message, or delivery
+        except WorkflowAlreadyStartedError:  # by an earlier message or delivery
             await require_plan(self._temporal, story_id, plan_id)
 
     # --- patience -----------------------------------------------------------------------------
 
     async def _patiently(self, consumer: Consumer, apply: Callable[[], Awaitable[T]]) -> T:
-        """Apply, however long a server is away.
+        """Call `apply`, and retry for as long as a server is down.
 
         Raises:
-            Failed: it is not the servers' fault.
-            Stopping: shut down meanwhile.
+            Failed: `apply` failed for another reason than an outage.
+            Stopping: the inbox shuts down.
         """
         for again_s in chain(STORE_AGAIN_S, repeat(STORE_AGAIN_S[-1])):
             try:
@@ -473,7 +498,7 @@ class Inbox:
                     final = error.status == RPCStatusCode.INVALID_ARGUMENT
                     raise Failed(f"Temporal refuses: {error.message}", final) from None
                 why = f"Temporal does not answer: {error.message}"
-            except Exception as error:  # as above
+            except Exception as error:  # a bug must not stop the inbox
                 raise Failed(repr(error), final=False) from error
             else:
                 PAUSED.labels(consumer.name).set(0)
@@ -485,7 +510,7 @@ class Inbox:
         raise AssertionError("repeat ends nowhere")
 
     async def _wait(self, seconds: float) -> bool:
-        """Wait so long, or until the shutdown; whether it is that."""
+        """Wait for `seconds` or until the shutdown; return whether it is the shutdown."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
         return self._stopping.is_set()
@@ -493,10 +518,10 @@ class Inbox:
     # --- lag ----------------------------------------------------------------------------------
 
     async def _watch_lag(self) -> None:
-        """What the consumers have before them, for Prometheus."""
+        """Report the backlog of the consumers to Prometheus."""
         while True:
             for consumer in CONSUMERS:
-                # While NATS is away the last figures stand; `_consume` tells of it.
+                # While NATS is down, the last values stay; `_consume` logs the outage.
                 with suppress(nats_errors.Error, OSError):
                     told = await self._jetstream.consumer_info(consumer.stream, consumer.name)
                     PENDING.labels(consumer.name).set(told.num_pending or 0)
@@ -507,7 +532,7 @@ class Inbox:
 
 
 def _transactions(held: Sequence[Held]) -> Iterator[list[Held]]:
-    """The messages in parts that one transaction can store: by how many decisions they hold."""
+    """Split the messages into transactions of at most MAX_DECISIONS decisions."""
     part: list[Held] = []
     decisions = 0
     for each in held:
@@ -523,7 +548,10 @@ def _transactions(held: Sequence[Held]) -> Iterator[list[Held]]:
 
 
 async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:
-    """What there is, as soon as there is one: for a batch, the client waits until it is whole."""
+    """Fetch the available messages as soon as there is one.
+
+    A single fetch of a batch would wait until the batch is full.
+    """
     try:
         (first,) = await shared.fetch(1, timeout=FETCH_WITHIN_S)
         more = min(first.metadata.num_pending or 0, BATCH - 1)
@@ -531,13 +559,13 @@ async def _next(shared: JetStreamContext.PullSubscription) -> list[Msg]:
         return []
     try:
         rest = await shared.fetch(more, timeout=GATHERED_WITHIN_S) if more else []
-    except nats_errors.TimeoutError:  # other replicas had them
+    except nats_errors.TimeoutError:  # other replicas got them
         rest = []
     return [first, *rest]
 
 
 def _parts(held: Sequence[Held]) -> Iterator[list[Held]]:
-    """One story's messages in parts that are small enough for one signal each."""
+    """Split one story's messages into parts that are small enough for one signal each."""
     part: list[Held] = []
     size = 0
     for each in held:
@@ -552,14 +580,14 @@ def _parts(held: Sequence[Held]) -> Iterator[list[Held]]:
 
 @asynccontextmanager
 async def _in_progress(messages: Sequence[Msg], ack_wait: timedelta) -> AsyncIterator[None]:
-    """Say thrice in every `ack_wait` that those not settled are at work."""
+    """Report three times per `ack_wait` that the unsettled messages are in progress."""
 
     async def say() -> None:
         while True:
             await asyncio.sleep(ack_wait.total_seconds() / 3)
             for message in messages:
                 if not message.is_acked:
-                    # Unsaid, it is delivered again, and applied once all the same.
+                    # Without the report it is delivered again, and still applied only once.
                     with suppress(nats_errors.Error, OSError):
                         await message.in_progress()
 

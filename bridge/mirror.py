@@ -1,7 +1,7 @@
-"""Temporal -> JetStream: what a workflow's outbox holds becomes events (design section 5).
+"""Publication of workflows' outbox entries on JetStream.
 
-CloudEvents 1.0 in NATS headers, a flat JSON body, and `Nats-Msg-Id` equal to the entry's id, so
-that a batch published twice is stored once.
+An event has CloudEvents 1.0 attributes in NATS headers and a flat JSON body. Its `Nats-Msg-Id` is
+the entry's id, so that a batch published twice is stored once. See docs/design/0001-outbox.md.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ ACK_WITHIN_S = 5.0
 
 AWAY = "NATS is away"
 REFUSALS: tuple[tuple[type[Exception], str, str, bool], ...] = (
-    # What the client raises, our type, what to tell, whether a retry may mend it. First match.
+    # The client's error, our type, our message, whether a retry may succeed. First match counts.
     (js_errors.NoStreamResponseError, "NoStream", "no stream takes the subject", True),
     (js_errors.APIError, "StreamRefused", "the stream refused it", True),
     (nats_errors.MaxPayloadError, "EventTooLarge", "raise max_payload of the server", True),
@@ -39,14 +39,14 @@ REFUSALS: tuple[tuple[type[Exception], str, str, bool], ...] = (
     (nats_errors.Error, "NatsError", "NATS failed", True),
     (OSError, "NatsAway", AWAY, True),
 )
-"""Every way a publish can fail. Whatever the outside can mend is retried: no event is lost."""
+"""Every way a publish can fail. Failures that can pass are retried, so that no event is lost."""
 
 PUBLISH_FAILURES = (nats_errors.Error, asyncio.TimeoutError, OSError)
-"""The classes that REFUSALS are of. Any other error is a bug, and goes its own way."""
+"""The base classes of the errors in REFUSALS. Any other error is a bug and is not caught."""
 
 
 class Mirror(MirrorStub):
-    """Publishes outbox entries. `nats` must buffer nothing: see `workers.clients.nats`."""
+    """The publisher of outbox entries. `nats` must not buffer: see `workers.clients.nats`."""
 
     def __init__(self, nats: Nats, source: Source) -> None:
         self._nats = nats
@@ -57,24 +57,24 @@ class Mirror(MirrorStub):
     async def publish(self, batch: PublishBatch) -> None:
         """Store each entry in its stream, one after the other, in the batch's order.
 
-        An entry is sent only when the one before it is stored, so that order holds across
-        retries and across an earlier attempt that is still running.
+        An entry is sent only after the one before it is stored, so that the order holds across
+        retries and an earlier attempt that is still running.
 
         Raises:
-            ApplicationError: by REFUSALS; the entries before the one it names are stored.
+            ApplicationError: by REFUSALS; the entries before the one that it names are stored.
         """
         for entry in batch.entries:
             await self.store(entry)
 
     async def store(self, entry: Entry) -> bool:
-        """Store one entry in its stream; whether it is new there, and not known already.
+        """Store one entry in its stream; return whether it is new there.
 
         Raises:
-            ApplicationError: as `publish`.
+            ApplicationError: by REFUSALS.
         """
         stream = stream_of(entry.subject)
         if stream is None:
-            # Retried: a newer worker, in the middle of an upgrade, may know the subject.
+            # Retryable: during an upgrade, a newer worker may know the subject.
             raise ApplicationError(f"{_named(entry)}: no declared stream takes it", type="NoStream")
         try:
             ack = await self._jetstream.publish(
@@ -84,7 +84,8 @@ class Mirror(MirrorStub):
                 headers=self.headers(entry),
             )
         except PUBLISH_FAILURES as error:
-            raise refusal(entry, error) from None  # told in full; Temporal cuts long chains
+            # Without the cause: its text is in the message, and Temporal cuts long chains.
+            raise refusal(entry, error) from None
         if ack.stream != stream.name:
             raise ApplicationError(
                 f"{_named(entry)}: stored in {ack.stream} and not in {stream.name}",
@@ -93,7 +94,7 @@ class Mirror(MirrorStub):
         return not ack.duplicate
 
     def headers(self, entry: Entry) -> dict[str, str]:
-        """The CloudEvents attributes, the id that JetStream deduplicates by, and the trace."""
+        """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
         headers = {
             Header.MSG_ID.value: entry.id,
             "Content-Type": "application/json",
@@ -109,12 +110,15 @@ class Mirror(MirrorStub):
 
 
 def refusal(entry: Entry, error: Exception) -> ApplicationError:
-    """The failure that Temporal is told: which event, what happened, whether to try again."""
+    """Build the failure for Temporal: which event, what happened, and whether to retry."""
     return refused(_named(entry), error)
 
 
 def refused(what: str, error: Exception) -> ApplicationError:
-    """The failure of a publish, by REFUSALS; `what` is not where it should be."""
+    """Build the failure of a publish, by REFUSALS.
+
+    what: the beginning of the message, which names what was not published.
+    """
     for foreign, kind, told, retryable in REFUSALS:
         if isinstance(error, foreign):
             return ApplicationError(

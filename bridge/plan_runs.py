@@ -1,7 +1,7 @@
-"""Which plan a PlanWorkflow runs.
+"""Check of which plan a PlanWorkflow runs.
 
-Its id `plan-{story_id}-{plan_id}` is a contract, and may stand for plans of two stories: `a-b` with
-`c`, and `a` with `b-c`. So who finds a workflow under it looks at what it was started with.
+Its id `plan-{story_id}-{plan_id}` is a contract, but can belong to plans of two stories: `a-b` with
+`c`, and `a` with `b-c`. Code that finds a workflow by this id therefore checks its input.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ OTHER_PLAN = "AlreadyExists"
 
 
 async def require_plan(temporal: Client, story_id: str, plan_id: str) -> None:
-    """See that the workflow under the plan's id runs, or ran, this plan.
+    """Check that the workflow with the plan's id runs, or ran, this plan.
 
     Raises:
         ApplicationError: `AlreadyExists`, not retryable: it is the plan of another story.
-        RPCError: Temporal does not know it, or does not answer.
+        RPCError: Temporal does not know the workflow, or does not answer.
     """
     workflow_id = plan_workflow_id(story_id, plan_id)
     history = temporal.get_workflow_handle(workflow_id).fetch_history_events(page_size=1)

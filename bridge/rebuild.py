@@ -1,4 +1,4 @@
-"""Writes a story's part of the graph, and its timeline, again from its histories."""
+"""Rebuilding of a story's part of the graph, and its timeline, from its histories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflows.models import DeliberationRecord
 
 @dataclass
 class Rebuilt:
-    """What was written again. refused: writes that the graph refuses for good, and why."""
+    """The result of a rebuild. refused: writes that the graph refuses for good, and why."""
 
     found: Found
     writes: int = 0
@@ -27,17 +27,17 @@ class Rebuilt:
 async def rebuild(
     client: Client, graph: Graph, story_id: str, report: Callable[[str, int, int], None]
 ) -> Rebuilt:
-    """Write what the story's histories wrote, in the same order. What is there stays as it is.
+    """Repeat the writes of the story's histories in the same order; existing data stays unchanged.
 
     Args:
         client: Temporal, with the fleet's data converter.
         graph: where to write.
-        story_id: '' stands for the deliberations that were started without a story.
-        report: gets the step, how much of it is done, and of how much.
+        story_id: the story; '' for the deliberations that were started without a story.
+        report: called with the step, how much of it is done, and of how much.
 
     Raises:
         RPCError: Temporal does not answer.
-        ApplicationError: retryable: a store is away. What was written stays.
+        ApplicationError: a store is down (retryable); what was written stays.
     """
     found = await read(client, story_id, lambda done, of: report("histories", done, of))
     done = Rebuilt(found)

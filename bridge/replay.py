@@ -1,4 +1,4 @@
-"""What a story's histories say that belongs on the bus and in the graph; in order. Pure."""
+"""Extraction of events and graph writes from a story's histories, in order. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflows.outbox import HAND_ON
 from workflows.outbox_state import OutboxState
 
 GraphWrite = RecordBatch | DeliberationRecord | ContextWrite
-"""What an activity that writes to the graph was given."""
+"""The input of an activity that writes to the graph."""
 
 WRITES: dict[str, type[GraphWrite]] = {
     "record": RecordBatch,
@@ -38,9 +38,9 @@ class RunId(NamedTuple):
 class Given:
     """Entries in a history, not decoded yet.
 
-    what: an activity of WRITES, or `publish`, for what it was given; `hand_on` for what a child
-    handed over. done: when the entries were known to be recorded; None: the history does not say
-    that they are.
+    what: an activity of WRITES, or `publish`, for an activity's input; `hand_on` for entries from
+    a child. done: when the entries were known to be recorded; None if the history does not show
+    that they were.
     """
 
     what: str
@@ -49,9 +49,9 @@ class Given:
 
 
 def given(history: Iterable[HistoryEvent]) -> list[Given]:
-    """What one run's outbox was given to do, in order.
+    """Return the inputs of one run's outbox activities and signals, in order.
 
-    A batch is published only once it is recorded: what `publish` was asked for is recorded.
+    A batch is published only after it is recorded: the input of `publish` counts as recorded.
     """
     found: dict[int, Given] = {}
     for event in history:
@@ -78,7 +78,7 @@ def given(history: Iterable[HistoryEvent]) -> list[Given]:
 
 
 def related(workflow_id: str, history: Sequence[HistoryEvent]) -> Iterator[RunId]:
-    """The runs that this one goes on from, by continue-as-new or reset, and its children."""
+    """Yield the runs that this one continues, by continue-as-new or reset, and its children."""
     started = history[0].workflow_execution_started_event_attributes
     if started.continued_execution_run_id:
         yield RunId(workflow_id, started.continued_execution_run_id)
@@ -98,9 +98,10 @@ def related(workflow_id: str, history: Sequence[HistoryEvent]) -> Iterator[RunId
 
 @dataclass(frozen=True)
 class Told:
-    """What one run says. recorded: in order, and since when at the latest; left: not recorded.
+    """The entries and graph writes of one run.
 
-    writes: what was written to the graph, and when it was known to be there.
+    recorded: in order, each with the time by which it was recorded. left: not recorded. writes:
+    what was written to the graph, with the time by which it was there.
     """
 
     run: RunId
@@ -116,9 +117,13 @@ def told(
     decoded: Iterable[tuple[Given, GraphWrite | list[Entry]]],
     state: OutboxState | None = None,
 ) -> Told:
-    """What a run says, by what its outbox was given and, where it ended early, the outbox itself.
+    """Collect a run's entries and writes from its inputs and, if it ended early, its outbox.
 
-    state: the outbox as the run left it; None: not asked, or nobody answers.
+    Args:
+        run: the run.
+        started: when it started.
+        decoded: the inputs that `given` found, each with its decoded value.
+        state: the outbox as the run left it; None if it was not queried or not answered.
     """
     recorded: list[tuple[datetime, Entry]] = []
     batches: list[RecordBatch] = []
@@ -150,7 +155,7 @@ def told(
                 entries=state.entries[start:],
             )
         ]
-        # Recorded already, and not yet given to `publish`.
+        # Recorded already, and not yet passed to `publish`.
         at = recorded[-1][0] if recorded else started
         recorded += [(at, entry) for entry in state.entries[:start]]
     taken = {entry.id for batch in batches for entry in batch.entries}
@@ -165,7 +170,7 @@ def told(
 
 
 def in_order(runs: Iterable[Told], story_id: str) -> list[Entry]:
-    """The story's recorded events, each once, in the order in which they were recorded."""
+    """Return the story's recorded events, each once, in the order in which they were recorded."""
     recorded = [
         pair for run in sorted(runs, key=lambda each: each.started) for pair in run.recorded
     ]
@@ -174,7 +179,7 @@ def in_order(runs: Iterable[Told], story_id: str) -> list[Entry]:
 
 
 def unrecorded(runs: Sequence[Told], story_id: str) -> list[RecordBatch]:
-    """What no run says is recorded, as `record` takes it; in the runs' order."""
+    """Return the entries that no run has recorded, as inputs of `record`, in the runs' order."""
     known = {entry.id for run in runs for _, entry in run.recorded}
     batches = []
     for run in sorted(runs, key=lambda each: each.started):
@@ -185,7 +190,7 @@ def unrecorded(runs: Sequence[Told], story_id: str) -> list[RecordBatch]:
                 if entry.id not in known and entry.story_id == story_id
             ]
             known |= {entry.id for _, entry in numbered}
-            # One by one: each keeps its place in its outbox.
+            # One batch per entry: each keeps its position in its outbox.
             batches += [
                 batch.model_copy(update={"first": number, "entries": [entry]})
                 for number, entry in numbered
@@ -194,9 +199,9 @@ def unrecorded(runs: Sequence[Told], story_id: str) -> list[RecordBatch]:
 
 
 def graph_writes(runs: Sequence[Told], story_id: str) -> list[GraphWrite]:
-    """The story's writes to the graph, in the order in which they were made; then what is left.
+    """Return the story's writes to the graph in their order, followed by the unrecorded entries.
 
-    A reset run repeats the writes of the run before: what is written again changes nothing.
+    A reset run repeats the writes of the run before it: writing them again changes nothing.
     """
     made = [pair for run in sorted(runs, key=lambda each: each.started) for pair in run.writes]
     made.sort(key=lambda pair: pair[0])
@@ -213,7 +218,7 @@ def graph_writes(runs: Sequence[Told], story_id: str) -> list[GraphWrite]:
 
 
 def _of_story(batch: RecordBatch, story_id: str) -> list[RecordBatch]:
-    """The story's entries of the batch, each at its place in the outbox."""
+    """Return the story's entries of the batch, each with its position in the outbox."""
     if all(entry.story_id == story_id for entry in batch.entries):
         return [batch]
     return [

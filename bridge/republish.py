@@ -1,4 +1,4 @@
-"""Puts a story's events on the streams again: those that a stream lacks, or all."""
+"""Republishing of a story's events: those that a stream lacks, or all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bridge.streams import Stream, stream_of
 from workflows.events import Entry
 
 CLOCKS_APART = timedelta(hours=1)
-"""How much earlier than an event its message is looked for: the servers' clocks may differ."""
+"""How long before an event the search for its message begins: the servers' clocks may differ."""
 
 BATCH = 500
 NEXT_WITHIN_S = 10.0
@@ -22,10 +22,10 @@ NEXT_WITHIN_S = 10.0
 
 @dataclass
 class Count:
-    """Of one stream. events: the story's; published: new there now; known: there already.
+    """The counts of one stream. events: the story's. published: new in it. known: already in it.
 
-    withheld: not there, and yet not taken: they were deleted from the stream, which knows their
-    ids until its duplicate window is over.
+    withheld: not in it and not accepted, because they were deleted from the stream, which knows
+    their ids until its duplicate window is over.
     """
 
     events: int = 0
@@ -37,10 +37,10 @@ class Count:
 async def ids_there(
     jetstream: JetStreamContext, stream: Stream, story_id: str, since: datetime
 ) -> set[str]:
-    """The ids of the story's events that the stream holds.
+    """Return the ids of the story's events that the stream holds.
 
     Raises:
-        nats.errors.Error: NATS went away meanwhile.
+        nats.errors.Error: NATS went down meanwhile.
     """
     subscription = await jetstream.pull_subscribe(
         "",
@@ -68,7 +68,7 @@ async def ids_there(
 
 
 async def there(jetstream: JetStreamContext, story_id: str, entries: Iterable[Entry]) -> set[str]:
-    """Which of the story's events are on their streams."""
+    """Return the ids of the story's events that are on their streams."""
     entries = list(entries)
     if not entries:
         return set()
@@ -87,10 +87,15 @@ async def republish(
     everything: bool,
     tell: Callable[[int, int], None],
 ) -> dict[str, Count]:
-    """Publish, one after the other, what is not known, or everything; stream -> what came of it.
+    """Publish the entries that are not known, or everything, one after the other.
+
+    The callback receives the number of entries that are done, and the number of all entries.
+
+    Returns:
+        Stream -> its counts.
 
     Raises:
-        ApplicationError: by `bridge.mirror.REFUSALS`; what came before it is stored.
+        ApplicationError: by `bridge.mirror.REFUSALS`; the entries before it are stored.
     """
     counts: dict[str, Count] = {}
     for done, entry in enumerate(entries, 1):

@@ -1,8 +1,8 @@
 """The `ce-source` of the fleet's own events: `/swe-ai-fleet/{cluster id}/{namespace}/{workflow}`.
 
-The cluster id is the id of the Temporal namespace: its server makes it once, when the namespace is
-made, and keeps it across restarts. So two fleets on one bus differ, although the namespaces of both
-are called `default`.
+The cluster id is the id of the Temporal namespace. The server assigns it when the namespace is
+created, and keeps it across restarts. So two fleets on one bus differ even if the namespaces of
+both are called `default`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 SOURCE_PREFIX = "/swe-ai-fleet/"
 OLD_CLUSTER = "temporal"
-"""What releases before the cluster id sent in its place."""
+"""What older releases sent in place of the cluster id."""
 
 RUN_ID_CHARACTERS = 36
 
@@ -29,21 +29,21 @@ class Source:
     namespace: str
 
     def of(self, workflow_id: str) -> str:
-        """The `ce-source` of what that workflow sends."""
+        """Return the `ce-source` of the events of that workflow."""
         return f"{SOURCE_PREFIX}{self.cluster_id}/{self.namespace}/{workflow_id}"
 
     def owns(self, headers: Mapping[str, str]) -> bool:
-        """Whether this fleet sent the message: graph and workflow have its event already."""
+        """Return whether this fleet sent the message: graph and workflow already have its event."""
         return headers.get("ce-source", "").startswith(self.of(""))
 
     def may_own(self, headers: Mapping[str, str]) -> bool:
-        """Whether a release before the cluster id, of a fleet with this namespace name, sent it."""
+        """Return whether an older release of a fleet with this namespace name sent the message."""
         old = Source(OLD_CLUSTER, self.namespace)
         return self.cluster_id != OLD_CLUSTER and old.owns(headers)
 
 
 async def read_source(client: Client) -> Source:
-    """This fleet's identity.
+    """Read this fleet's identity from Temporal.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -54,7 +54,7 @@ async def read_source(client: Client) -> Source:
 
 
 async def has_sent(client: Client, headers: Mapping[str, str]) -> bool:
-    """Whether Temporal knows the run that the message's `ce-id` names: run ids are unique.
+    """Return whether Temporal knows the run that the message's `ce-id` names; run ids are unique.
 
     Raises:
         RPCError: Temporal does not answer.

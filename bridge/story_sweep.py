@@ -1,7 +1,7 @@
-"""Finds stories whose workflow ended early, and has their end recorded and published.
+"""Recording and publishing of the end of stories whose workflow ended early.
 
-A workflow that is terminated, times out or fails cannot announce it itself. Any number of sweeps
-run side by side: the closure of a run has one workflow id, and one workflow.
+A workflow that is terminated, times out or fails cannot publish its end itself. Any number of
+sweeps can run at the same time: the closure of a run has one workflow id, and one workflow.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ ENDED_EARLY = (
     "WorkflowType = 'StoryWorkflow' AND ExecutionStatus IN ('Terminated', 'TimedOut', 'Failed')"
 )
 RECEIVED_FOR = 2 * max(stream.max_age for stream in STREAMS)
-"""How long the identity of a message is kept: its stream holds the message for the maximum age at
-most, and as a dead letter it may be replayed for that time again. After that it cannot return."""
+"""How long the identity of a message is kept. Its stream holds the message for the maximum age at
+most, and its dead letter may be replayed for that time again. After that it cannot return."""
 
 ANSWER_WITHIN = timedelta(seconds=10)
 
 ASKED_AT_MOST = 5
-"""So many sweeps ask a story whose history the workers cannot replay: a release that can may come.
-Then it is closed by what visibility knows."""
+"""Number of sweeps that query a story whose history the workers cannot replay, because a release
+that can may be deployed meanwhile. Then the story is closed with the data of visibility."""
 
 NOT_REPLAYED = "its history cannot be replayed, so what it had not recorded is lost"
 JITTER = 0.2
@@ -63,7 +63,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class StorySweep:
-    """A job of the process `inbox`: sweeps at its start, and then again and again.
+    """A job of the process `inbox` that sweeps at its start and then periodically.
 
     It also removes the identities of messages that no stream holds any more.
     """
@@ -73,23 +73,23 @@ class StorySweep:
         self._stopping = asyncio.Event()
         self._running = False
         self._settled: set[str] = set()
-        """Runs that need nothing more: they are not asked for again."""
+        """Runs that need no more work: they are not looked at again."""
         self._unanswered = Counter[str]()
-        """Run -> how often its history could not be replayed."""
+        """Run -> how many times its history could not be replayed."""
 
     @property
     def is_running(self) -> bool:
         return self._running
 
     async def run(self) -> None:
-        """Sweep until `shutdown`. A server that is away is asked again at the next sweep."""
+        """Sweep until `shutdown`; after an outage of a server, try again at the next sweep."""
         self._running = True
         try:
             while not self._stopping.is_set():
                 try:
                     await self.sweep()
                     await self._graph.forget_received(RECEIVED_FOR)
-                except Exception as error:  # the servers' matter, or one sweep's: not the job's end  # noqa: BLE001
+                except Exception as error:  # an outage or a bug must not stop the job  # noqa: BLE001
                     FAILURES.inc()
                     log.warning("sweep for ended stories failed", error=repr(error))
                 pause_s = self._every.total_seconds() * random.uniform(1 - JITTER, 1 + JITTER)
@@ -99,15 +99,18 @@ class StorySweep:
             self._running = False
 
     async def shutdown(self) -> None:
-        """Begin no sweep any more."""
+        """Start no more sweeps."""
         self._stopping.set()
 
     async def sweep(self) -> int:
-        """Look once; answers how many closures were started.
+        """Sweep once.
+
+        Returns:
+            The number of closures that were started.
 
         Raises:
             RPCError: Temporal does not answer.
-            ApplicationError: the graph does not.
+            ApplicationError: the graph does not answer.
         """
         ended = [run async for run in self._temporal.list_workflows(ENDED_EARLY)]
         self._settled &= {run.run_id for run in ended}
@@ -121,7 +124,7 @@ class StorySweep:
                 continue
             try:
                 started += await self._close(run)
-            except Exception as error:  # one story's matter: the others are closed  # noqa: BLE001
+            except Exception as error:  # the other stories are closed all the same  # noqa: BLE001
                 FAILURES.inc()
                 log.warning("story not closed yet", workflow_id=run.id, error=repr(error))
             else:
@@ -129,7 +132,7 @@ class StorySweep:
         return started
 
     async def _close(self, run: WorkflowExecution) -> bool:
-        """Have the story's end recorded and published; whether that was to be done."""
+        """Start the closure that records and publishes the end; return whether it was started."""
         latest = await self._temporal.get_workflow_handle(run.id).describe()
         if latest.run_id != run.run_id:
             return False
@@ -154,7 +157,7 @@ class StorySweep:
     async def _closure(
         self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
     ) -> StoryClosure | None:
-        """What is still to be announced, or None. A story worker answers the queries."""
+        """Return what is still to be published, or None; a story worker must answer the queries."""
         try:
             outbox = await handle.query(LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN)
             view = await handle.query("state", result_type=StoryView, rpc_timeout=ANSWER_WITHIN)
@@ -174,7 +177,11 @@ class StorySweep:
         return _closing(run, outbox, view.open_gates, actor, reason)
 
     async def _stop(self, child: str) -> None:
-        """End a child that outlived its story's run: Temporal cancels only that of the last run."""
+        """Stop a child that outlived a run of its story.
+
+        Temporal itself cancels only a child that the last run started. See
+        docs/design/0007-continue-as-new-with-a-child.md.
+        """
         if not child:
             return
         try:
@@ -187,7 +194,7 @@ class StorySweep:
 async def _closure_by_visibility(
     run: WorkflowExecution, handle: WorkflowHandle[object, object]
 ) -> StoryClosure | None:
-    """The end of a story that cannot answer; None: it had not begun."""
+    """Build the closure of a story whose queries fail; None if the story had not begun."""
     known = run.typed_search_attributes
     if not known.get(STORY_STATE):
         return None
@@ -204,11 +211,11 @@ def _closing(
     actor: str,
     reason: str,
 ) -> StoryClosure:
-    """The end of a run: its open gates close, and the story ends."""
+    """Build the closure of a run, which closes its open gates and ends the story."""
     story_id = story_of(run.id)
     terminated = run.status == WorkflowExecutionStatus.TERMINATED
     assert run.close_time
-    at = iso(run.close_time)  # what a later run of the story says is newer
+    at = iso(run.close_time)  # older than anything that a later run of the story writes
     return StoryClosure(
         story_id=story_id,
         run_id=run.run_id,
@@ -228,7 +235,7 @@ def _closing(
 
 
 async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:
-    """Who ended the run, and why."""
+    """Return who ended the run, and why."""
     closing = handle.fetch_history_events(
         event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
     )

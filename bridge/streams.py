@@ -1,4 +1,4 @@
-"""The JetStream streams (design section 5) as data, and their reconciliation at start-up."""
+"""The JetStream streams as data, and their reconciliation at start-up."""
 
 from datetime import timedelta
 
@@ -15,11 +15,11 @@ SUBJECTS_OVERLAP = 10065
 
 
 class StreamError(Exception):
-    """A stream that start-up may not or cannot mend; the message names stream, rule and remedy."""
+    """A stream that start-up may not or cannot fix; the message names stream, rule and remedy."""
 
 
 class Stream(BaseModel):
-    """One stream. `subjects` end in `.>`; max_messages None: no limit but the age."""
+    """One stream. `subjects` end in `.>`. max_messages: None if only the age is limited."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,11 +30,11 @@ class Stream(BaseModel):
 
     @property
     def duplicate_window(self) -> timedelta:
-        """How long the server knows an id again: never longer than it keeps the message."""
+        """How long the server recognises an id: never longer than it keeps the message."""
         return min(DUPLICATE_WINDOW, self.max_age)
 
     def takes(self, subject: str) -> bool:
-        """Whether `subject` is stored here."""
+        """Return whether the stream stores `subject`."""
         return any(subject.startswith(pattern.removesuffix(">")) for pattern in self.subjects)
 
 
@@ -74,12 +74,12 @@ STREAMS = (
 
 
 def stream_of(subject: str) -> Stream | None:
-    """The declared stream that stores `subject`."""
+    """Return the declared stream that stores `subject`, or None."""
     return next((stream for stream in STREAMS if stream.takes(subject)), None)
 
 
 def declared(stream: Stream, replicas: int) -> dict[str, object]:
-    """The settings that make the stream what design section 5 says, by StreamConfig's names."""
+    """Return the declared settings of the stream, by StreamConfig's names."""
     return {
         "subjects": list(stream.subjects),
         "max_age": stream.max_age.total_seconds(),
@@ -87,7 +87,7 @@ def declared(stream: Stream, replicas: int) -> dict[str, object]:
         "duplicate_window": stream.duplicate_window.total_seconds(),
         "discard": DiscardPolicy.OLD,
         "num_replicas": replicas,
-        # Limits that nobody declared would drop or refuse events too.
+        # Limits that are not declared here would also drop or refuse events.
         "max_bytes": UNLIMITED,
         "max_msg_size": UNLIMITED,
         "max_msgs_per_subject": UNLIMITED,
@@ -96,7 +96,7 @@ def declared(stream: Stream, replicas: int) -> dict[str, object]:
 
 
 def unfit(found: StreamConfig) -> str:
-    """Why this stream would lose events, or take none, in a way no update mends; or nothing."""
+    """Return why this stream loses or refuses events in a way that no update fixes; or ''."""
     if found.storage != StorageType.FILE:
         return "its storage is memory, and must be file: a restart of the server would empty it"
     if found.retention != RetentionPolicy.LIMITS:
@@ -110,7 +110,7 @@ def unfit(found: StreamConfig) -> str:
 
 
 def drift(found: StreamConfig, stream: Stream, replicas: int) -> dict[str, object]:
-    """The settings that differ from what is declared, with the values they must have."""
+    """Return the settings that differ from the declared ones, with their declared values."""
     return {
         setting: wanted
         for setting, wanted in declared(stream, replicas).items()
@@ -119,9 +119,10 @@ def drift(found: StreamConfig, stream: Stream, replicas: int) -> dict[str, objec
 
 
 async def reconcile(jetstream: JetStreamContext, replicas: int) -> dict[str, list[str]]:
-    """Make what is missing, update what drifted; repeatable, and safe from several at once.
+    """Create missing streams and update changed settings; repeatable and safe concurrently.
 
-    Answers what was changed: stream -> `["made"]` or the names of the settings.
+    Returns:
+        What was changed: stream -> `["made"]` or the names of the settings.
 
     Raises:
         StreamError: a stream that would lose events, or that the server refuses.
@@ -158,7 +159,7 @@ async def _make(jetstream: JetStreamContext, stream: Stream, replicas: int) -> l
         name=stream.name, storage=StorageType.FILE, retention=RetentionPolicy.LIMITS
     ).evolve(**declared(stream, replicas))
     try:
-        # The server answers a second request for the same stream with the stream.
+        # The server answers a repeated request with the existing stream.
         await jetstream.add_stream(config)
     except APIError as error:
         raise _refused(stream, replicas, error) from error
