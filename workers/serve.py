@@ -23,7 +23,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
-    "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",  # only one hook is possible, and ours is set
+    "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",  # Ray allows one hook; _start_ray sets it
     "RAY_SERVE_LLM_ROUTER_MIN_REPLICAS": "1",
     "RAY_SERVE_LLM_ROUTER_INITIAL_REPLICAS": "1",
 }

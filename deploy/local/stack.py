@@ -112,7 +112,7 @@ class Stack:
             if all(part.healthy for part in status):
                 return False
         if not self.supervisor.running():
-            await asyncio.to_thread(self.supervisor.end_strays)  # servers that outlived their supervisor
+            await asyncio.to_thread(self.supervisor.end_strays)  # left by an earlier run
         await self._require_free_ports(going)
         write_private(self.env_file, _as_lines(self.parts.env))
         self.supervisor.configure(self.wanted)
