@@ -399,7 +399,7 @@ class StoryWorkflow:
         """Return calls, tokens and seconds by phase, role and model."""
         return self.story.usage_lines()
 
-    # --- the life, in order ---------------------------------------------------------------------
+    # --- the steps, in order --------------------------------------------------------------------
 
     async def begin(self, input: StoryInput) -> None:
         """Pin the process in the history, then record that the story was created."""
@@ -543,7 +543,7 @@ class StoryWorkflow:
         return self.story.process.deliberation_timeout if self.story.process else None
 
     def require_visit(self, visit: int) -> None:
-        """Stop work that a person's move has made stale: its answer came in the same task."""
+        """Cancel work that is stale: a person's move came in the same task as its answer."""
         if self.story.visit != visit:
             raise asyncio.CancelledError
 

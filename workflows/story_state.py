@@ -286,7 +286,7 @@ class Story(BaseModel):
             return "this gate never showed it"
         return "since then " + "; ".join(shown.change for shown in self.shown[at[-1] + 1 :])
 
-    # --- requests: each raises ApplicationError where it is not legal now -----------------------
+    # --- requests: each raises ApplicationError if it is not allowed now ------------------------
 
     def require_approve(self, request: Approve) -> Transition:
         if request.gate == BUDGET_GATE:
@@ -448,7 +448,7 @@ class Story(BaseModel):
         self.timeline.append(line)
         del self.timeline[:-LINES_KEPT]
 
-    # --- what comes from outside ----------------------------------------------------------------
+    # --- decisions and milestones from outside --------------------------------------------------
 
     def take_decisions(self, decisions: Iterable[DecisionAdded], child_runs: bool) -> None:
         """Add new decisions, corrections and withdrawals for the running child and later ones."""
@@ -512,7 +512,7 @@ class Story(BaseModel):
         """Return calls, tokens and seconds by phase, role and model."""
         return merged(line for lines in self.usage.values() for line in lines)
 
-    # --- what people see ------------------------------------------------------------------------
+    # --- views ----------------------------------------------------------------------------------
 
     def view(self) -> StoryView:
         open_gates = self.open_gates()
