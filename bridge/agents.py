@@ -34,7 +34,7 @@ from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
 COMMANDS = "AGENT_COMMANDS"
 
 EXPIRY = "ce-expirytime"
-"""Header of a command: the time after which the fleet asks again, and no agent need begin."""
+"""Header of a command: after this time the fleet asks another agent, so none needs to start."""
 
 INVALID_AGENT = "InvalidAgent"
 ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")

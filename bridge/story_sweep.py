@@ -50,8 +50,8 @@ most, and its dead letter may be replayed for that time again. After that it can
 ANSWER_WITHIN = timedelta(seconds=10)
 
 ASKED_AT_MOST = 5
-"""Number of sweeps that query a story whose history the workers cannot replay, because a release
-that can may be deployed meanwhile. Then the story is closed with the data of visibility."""
+"""Number of sweeps that query a story whose history the workers cannot replay. A release that can
+replay it may be deployed meanwhile. After that, visibility's data is used to close the story."""
 
 NOT_REPLAYED = "its history cannot be replayed, so what it had not recorded is lost"
 JITTER = 0.2
