@@ -1,7 +1,6 @@
-"""What each act asks of an agent, whatever kind of agent it is: prompt, form of the answer, seed.
+"""The questions of each act, for agents of any kind: prompt, form of the answer, seed.
 
-A question is made of an activity's input alone, so that one who has only that, and the answer,
-can read the answer (design section 3, Agents).
+A question depends on an activity's input alone, so that the input is enough to parse the answer.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from workflows.models import (
 )
 
 ASKS = 3
-"""An answer that cannot be used is asked again at most twice."""
+"""How often an agent is asked: after an unusable answer, it is asked again at most twice."""
 
 BAD_ANSWER = "BadAnswer"
 
@@ -57,7 +56,7 @@ ANSWERS: Mapping[str, type[Wire]] = {
     "derive_plan": DerivePlanAnswer,
     "write_story": WriteStoryAnswer,
 }
-"""What each act's activity returns."""
+"""Act -> the return type of its activity."""
 
 AnswerT = TypeVar(
     "AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer, WriteStoryAnswer
@@ -66,7 +65,7 @@ AnswerT = TypeVar(
 
 @dataclass(frozen=True)
 class Question(Generic[AnswerT]):
-    """One call of one act. form: the answer's tokens -> how the answer is written and read."""
+    """One call of one act. `form`: the answer's tokens -> how the answer is written and parsed."""
 
     act: str
     call: AgentCall
@@ -77,26 +76,26 @@ class Question(Generic[AnswerT]):
     def prompt(
         self, prompts: Prompts, window: int, bytes_per_token: float = BYTES_PER_TOKEN
     ) -> Prompt:
-        """The prompt, cut to a model's window in tokens.
+        """Render the prompt, cut to a model's window in tokens.
 
         Raises:
-            ApplicationError: as `Prompts.render`.
+            ApplicationError: as in `Prompts.render`.
         """
         material = {**self.material, "persona": self.call.agent.persona}
         shared = shared_values(self.call)
         return prompts.render(self.act, shared, material, window, bytes_per_token)
 
     def seed(self, ask: int) -> int:
-        """The seed of the call's first ask, its second, and so on."""
+        """Return the seed of the call's `ask`th ask, counted from 1."""
         call = self.call
         return call_seed(call.task.task_id, call.agent.agent_id, call.wave, ask)
 
     def answer(self, fields: Mapping[str, Any], usage: CallUsage) -> AnswerT:
-        """What the activity returns: what `Form.read` made of the text, and what it cost."""
+        """Build the activity's result from the fields that `Form.read` returned, and the costs."""
         return self.answer_type.model_validate({**fields, "usage": usage})
 
     def unanswered(self, who: str, problem: str) -> ApplicationError:
-        """The end of a call whose every ask brought something that cannot be used."""
+        """Return the error of a call whose asks all gave unusable answers."""
         return ApplicationError(
             f"{who} was asked {ASKS} times to {self.act.replace('_', ' ')} "
             f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
@@ -148,7 +147,7 @@ def write_story(request: WriteStoryInput) -> Question[WriteStoryAnswer]:
 
 
 def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
-    """The question of an act, from its activity's input as JSON."""
+    """Build the question of an act from its activity's input as JSON."""
     match act:
         case "propose":
             return propose(ProposeInput.model_validate(request))
@@ -166,7 +165,7 @@ def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
 
 
 def charged(error: ApplicationError, usage: CallUsage) -> ApplicationError:
-    """The same failure with what the failed call has cost: workflows count it."""
+    """Return the error with the costs of the failed call, which workflows count."""
     return ApplicationError(
         error.message,
         usage,
@@ -177,7 +176,10 @@ def charged(error: ApplicationError, usage: CallUsage) -> ApplicationError:
 
 
 def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
-    """0 to 2^31 - 1: other for every agent, wave and ask, the same when a run is repeated."""
+    """Return a seed from 0 to 2^31 - 1.
+
+    It differs for each agent, wave and ask, and is the same when a run is repeated.
+    """
     digest = hashlib.sha256(f"{task_id}/{agent_id}/{wave}/{ask}".encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
 
@@ -186,7 +188,7 @@ def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
 
 
 def shared_values(call: AgentCall) -> dict[str, str]:
-    """What every agent of a deliberation is told, in every act."""
+    """Return the prompt values that all agents of a deliberation get in every act."""
     task, pack = call.task, call.pack
     return {
         "role": task.role,

@@ -1,7 +1,7 @@
-"""Agents that are LLMs: an OpenAI-compatible endpoint asked for structured answers.
+"""Agents that are LLMs: an OpenAI-compatible endpoint that gives structured answers.
 
 An answer is paid for once: it is kept in Valkey under its call's key before the activity returns,
-and a retry finds it there (design section 3, Agents).
+and a retry finds it there (docs/design/0003-kept-answers.md).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from workflows.models import (
 from workflows.stubs import AgentStub
 
 FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
-"""Tried in turn where the engine counts more tokens than we did."""
+"""Ratios tried in turn if the engine counts more tokens than we did."""
 
 KEEP_AGAIN = timedelta(seconds=1)
 UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
@@ -69,21 +69,26 @@ CANCELLED = ApplicationError("the call was cancelled", type=CALL_CANCELLED, non_
 
 
 class Answering(Protocol):
-    """Agents of one type."""
+    """A back end for agents of one type."""
 
     async def answer(self, question: Question[AnswerT]) -> AnswerT:
-        """Their answer; runs within the activity that asks, and may raise ApplicationError."""
+        """Answer the question; runs within the calling activity and may raise ApplicationError."""
 
 
 class Agents(AgentStub):
-    """The activities of the agents: each call goes to the agents of its agent's type.
+    """The activities of the agents; each call goes to the back end of its agent's type.
 
-    Every activity raises ApplicationError `AgentTypeNotSupported` (not retryable) for a type that
-    nobody serves, a mock among them; else what the agents of the type raise.
+    Raises:
+        ApplicationError: in every activity, `AgentTypeNotSupported` (not retryable) for a type
+            without a back end, such as a mock; otherwise the errors of the back end.
     """
 
     def __init__(self, by_type: Mapping[str, Answering]) -> None:
-        """by_type: `workflows.models.AgentType` -> who serves it."""
+        """Create the activities.
+
+        Args:
+            by_type: `workflows.models.AgentType` -> its back end.
+        """
         self._by_type = by_type
 
     @activity.defn
@@ -111,7 +116,7 @@ class Agents(AgentStub):
         return await self._of(request.agent).answer(acts.write_story(request))
 
     def _of(self, agent: Agent) -> Answering:
-        """Nothing stands in for an agent (design section 3, Agents)."""
+        """Return the back end of an agent's type; there are no mock agents."""
         kind = str(agent.agent_type)
         if kind in self._by_type:
             return self._by_type[kind]
@@ -127,10 +132,10 @@ class Agents(AgentStub):
 
 @dataclass
 class CallProgress:
-    """What a heartbeat says of a call under way, and what its asks have cost so far.
+    """The progress of a running call, as sent in heartbeats, with the costs of its asks so far.
 
-    The next attempt begins with the costs of the one before: the engine was paid for both. A
-    heartbeat is also a CallUsage, which holds where the call times out.
+    The next attempt starts with the costs of the previous one, because both were paid for. A
+    heartbeat is also a CallUsage, which is used if the call times out.
     """
 
     act: str
@@ -149,7 +154,13 @@ class CallProgress:
 
     @classmethod
     def after(cls, act: str, agent: Agent, heartbeats: Sequence[Any]) -> CallProgress:
-        """The progress of a new attempt. heartbeats: details of the last one's heartbeat."""
+        """Start the progress of a new attempt.
+
+        Args:
+            act: the act.
+            agent: the agent that is called.
+            heartbeats: the details of the previous attempt's last heartbeat.
+        """
         before = heartbeats[0] if heartbeats and isinstance(heartbeats[0], dict) else {}
         costs = {each.name: before[each.name] for each in fields(cls) if each.name in before}
         who = {"act": act, "agent_id": agent.agent_id, "role": agent.role}
@@ -160,16 +171,16 @@ class CallProgress:
         self._written = ""
 
     def ask(self, prompt: Sequence[Message]) -> None:
-        """Begin an ask."""
+        """Start an ask."""
         self._prompt, self._written = prompt, ""
 
     def count(self, text: str) -> None:
-        """Take the text of a chunk of the ask under way."""
+        """Add the text of a chunk of the current ask."""
         self.tokens += 1
         self._written += text
 
     def spent(self) -> CallProgress:
-        """The same with the costs of the ask under way, estimated from the text that has come."""
+        """Return a copy that includes the current ask's costs, estimated from the text so far."""
         so_far = replace(self)
         if self._written:
             tokens_in, tokens_out = tokens_of_prompt(self._prompt), tokens_of(self._written)
@@ -177,7 +188,7 @@ class CallProgress:
         return so_far
 
     def pay(self, reply: Reply) -> None:
-        """Add what the ask under way has cost, whether its reply can be used or not."""
+        """Add the costs of the current ask, whether its reply is usable or not."""
         self._written = ""
         self.asks += 1
         self.tokens_in += reply.tokens_in
@@ -186,7 +197,7 @@ class CallProgress:
         self.estimated = self.estimated or reply.estimated
 
     def usage(self, began: float) -> CallUsage:
-        """began: by `time.monotonic`."""
+        """Return the usage of the call that started at `began`, by `time.monotonic`."""
         return CallUsage(
             act=self.act,
             agent_id=self.agent_id,
@@ -204,12 +215,19 @@ class CallProgress:
 
 
 class VllmAgents:
-    """Agents hosted by vLLM, behind Ray Serve or alone."""
+    """Agents hosted by vLLM, with or without Ray Serve."""
 
     def __init__(
         self, client: httpx.AsyncClient, valkey: Redis, default_model: str, prompts: Prompts
     ) -> None:
-        """client: made by `activities.llm.connect`. default_model: empty: the one served."""
+        """Create the back end.
+
+        Args:
+            client: created by `activities.llm.connect`.
+            valkey: stores the answers.
+            default_model: for agents that name none; empty: the one that is served.
+            prompts: the prompt files.
+        """
         self._client = client
         self._valkey = valkey
         self._default_model = default_model
@@ -217,13 +235,13 @@ class VllmAgents:
         self._served: dict[str, int] = {}
 
     async def answer(self, question: Question[AnswerT]) -> AnswerT:
-        """The answer that is kept already; where there is none, the engine's.
+        """Return the kept answer if there is one; otherwise ask the engine.
 
         Raises:
-            ApplicationError: the types of `activities.llm_errors`, `BadAnswer` (not retryable)
-                where no ask brought a usable answer, `StoreUnreachable` where Valkey cannot be
-                asked for a kept answer, `Cancelled` (not retryable) where a call was cancelled that
-                has cost tokens. Its detail is a CallUsage where the call has cost tokens.
+            ApplicationError: the types of `activities.llm_errors`; `BadAnswer` (not retryable) if
+                no ask gave a usable answer; `StoreUnreachable` if Valkey cannot be asked for a kept
+                answer; `Cancelled` (not retryable) if a call was cancelled after it had cost
+                tokens. Its detail is a CallUsage if the call has cost tokens.
         """
         call = question.call
         info = activity.info()
@@ -247,11 +265,11 @@ class VllmAgents:
                 raise acts.charged(error, spent.usage(began)) from None
             details = activity.cancellation_details()
             if not (details and details.cancel_requested):
-                raise  # timed out, or the worker stops: the heartbeat has the costs
+                raise  # timed out, or the worker stops: the costs are in the heartbeat
             raise acts.charged(CANCELLED, spent.usage(began)) from None
 
     async def _write(self, question: Question[Any], progress: CallProgress) -> Mapping[str, Any]:
-        """An answer; where the model was renamed behind the endpoint, from the new one."""
+        """Get an answer; if the endpoint has renamed the model, from the new one."""
         try:
             return await self._write_within_window(question, progress)
         except CallFailed as error:
@@ -266,7 +284,7 @@ class VllmAgents:
     async def _write_within_window(
         self, question: Question[Any], progress: CallProgress
     ) -> Mapping[str, Any]:
-        """An answer to the prompt, which is cut further where the engine finds it too long."""
+        """Get an answer to the prompt; cut it further if the engine rejects it as too long."""
         for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
             model, window = await self._model(question.call.agent)
             prompt = question.prompt(self._prompts, window, bytes_per_token)
@@ -277,13 +295,13 @@ class VllmAgents:
                 if error.type != PROMPT_TOO_LONG:
                     raise
                 refusal = error
-                self._served.pop(model, None)  # the engine may be back with a shorter one
+                self._served.pop(model, None)  # the engine may have restarted with a shorter window
         raise refusal
 
     async def _ask(
         self, question: Question[Any], prompt: Prompt, progress: CallProgress
     ) -> Mapping[str, Any]:
-        """Ask until an answer is whole and valid, at most ASKS times."""
+        """Ask until an answer is complete and valid, at most ASKS times."""
         wanted = question.form(prompt.max_tokens)
         asked = prompt
         for ask in range(1, ASKS + 1):
@@ -314,10 +332,10 @@ class VllmAgents:
         raise question.unanswered(progress.model, problem)
 
     async def _model(self, agent: Agent) -> tuple[str, int]:
-        """The agent's model and its window in tokens.
+        """Return the agent's model and its window in tokens.
 
         Raises:
-            CallFailed: `LlmRefused` where it is not served.
+            CallFailed: `LlmRefused` if the model is not served.
         """
         wanted = agent.model or self._default_model
         if not self._served or (wanted and wanted not in self._served):
@@ -328,7 +346,7 @@ class VllmAgents:
         return model, self._served[model]
 
     async def _keep(self, key: str, answer: str, progress: CallProgress) -> None:
-        """Store the answer however long it takes, for it is paid for: the time-out ends it."""
+        """Store the answer, which is paid for; retry until the activity's time-out."""
         while True:
             try:
                 await self._valkey.set(key, answer, ex=KEPT_FOR)
@@ -341,7 +359,7 @@ class VllmAgents:
 
 @asynccontextmanager
 async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
-    """Heartbeat with the progress, three times in every heartbeat time-out."""
+    """Send the progress as a heartbeat, three times per heartbeat time-out."""
     every = (activity.info().heartbeat_timeout or UNTOLD_HEARTBEAT_TIMEOUT) / 3
 
     async def beat() -> None:
@@ -357,7 +375,7 @@ async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
 
 
 def is_read(read: Callable[[str], object], text: str) -> bool:
-    """Whether a form reads the text as an answer."""
+    """Return whether a form accepts the text as an answer."""
     try:
         read(text)
     except ValueError:
@@ -366,7 +384,7 @@ def is_read(read: Callable[[str], object], text: str) -> bool:
 
 
 def flaw(reply: Reply) -> str:
-    """What the engine itself says is wrong with its reply; empty where it says nothing."""
+    """Return the problem that the engine reports with its reply, or an empty text."""
     match reply.finish_reason:
         case "length" | "max_tokens" | "model_length":
             return "it was cut off because it was too long"

@@ -1,12 +1,12 @@
-"""What the decoder is made to write: each act's JSON schema, sized to the answer's tokens.
+"""The answers that the decoder has to write: each act's JSON schema, sized to the answer's tokens.
 
-A string's `maxLength` is a share of the characters that the answer's tokens hold, so that even a
-small model, which writes until it is stopped, closes its document in time; with a longer window,
-or more `max_tokens` in the prompt's front matter, every field grows alike, up to what the graph and
-the wire take (design section 3).
+A string's `maxLength` is a share of the characters that the answer's tokens can hold, so that even
+a small model, which writes until it is stopped, closes its document in time. With a longer window,
+or more `max_tokens` in the prompt's front matter, all fields grow in proportion, up to the limits
+of the graph and the API.
 
-Not every endpoint holds a model to the schema, so an answer is validated by the same rules that the
-schema states. A document may stand within other text, such as thoughts or a fence.
+Not every endpoint enforces the schema, so an answer is validated by the same rules as in the
+schema. A document may be embedded in other text, such as thoughts or a fence.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from workflows.models import (
 )
 
 CHARACTERS_PER_TOKEN = 3
-"""Fewer than a token of prose or code has (about 4): what is left pays for the JSON around it."""
+"""Less than in prose or code (about 4); the difference leaves room for the JSON syntax."""
 
 SHORTEST_TASK = 400
 AROUND_A_TASK = 100
 LONGEST_TASK_TITLE = 80
-"""Characters: a planned task with its JSON, the JSON alone, a title that fits a summary."""
+"""Characters of a planned task with its JSON, of the JSON alone, and of a title in a summary."""
 
 LONGEST_STORY_TITLE = 120
 LEAST_CRITERIA, MOST_CRITERIA = 2, 6
@@ -46,14 +46,14 @@ LEAST_CRITERIA, MOST_CRITERIA = 2, 6
 LONGEST_TITLE = 300
 LONGEST_LINE = 4_000
 LONGEST_TEXT = 64_000
-"""Characters, whatever the answer's tokens: what a Title, a Line and a text of the wire take."""
+"""Characters, regardless of the answer's tokens: the limits of a Title, a Line and an API text."""
 
 CANDIDATES = 64
-"""How many opening braces of an answer are tried as the beginning of its document."""
+"""How many opening braces of an answer are tried as the start of its document."""
 
 _THOUGHTS = re.compile(r"\A.*</think(ing)?>", re.DOTALL | re.IGNORECASE)
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda name: _not_json(name))
-"""Lenient where models err: a line break within a string is one."""
+"""Lenient, because models make mistakes such as a line break within a string."""
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 PartT = TypeVar("PartT", bound=Part)
@@ -62,16 +62,16 @@ FieldsT = TypeVar("FieldsT", bound=Mapping[str, Any])
 
 @dataclass(frozen=True)
 class Form:
-    """`schema`: the JSON schema of an answer. `read`: its text -> the answer's own fields."""
+    """The form of an answer. `schema`: its JSON schema; `read`: its text -> its fields."""
 
     schema: dict[str, Any]
     read: Callable[[str], Mapping[str, Any]]
-    """Raises ValueError, which says what is wrong with the text."""
+    """Raises ValueError with the problem of the text."""
 
 
 @lru_cache(maxsize=16)
 def proposal_form(tokens: int) -> Form:
-    """`approach`, `content`, 1 to 3 `decisions` that affect at most 2 things each."""
+    """Return the form of `approach`, `content`, and 1 to 3 `decisions` with at most 2 `affects`."""
     size = _Sizes(tokens)
 
     class Decision(Part):
@@ -91,7 +91,7 @@ def proposal_form(tokens: int) -> Form:
 
 @lru_cache(maxsize=16)
 def critique_form(tokens: int) -> Form:
-    """1 to 3 `points`, a `suggestion`, and then the `verdict` that follows from them."""
+    """Return the form of 1 to 3 `points`, a `suggestion`, and the `verdict` based on them."""
     size = _Sizes(tokens)
 
     class Point(Part):
@@ -107,7 +107,7 @@ def critique_form(tokens: int) -> Form:
 
 
 def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], Form]:
-    """A `reason`, and then a `winner_id` that is one of the contenders'."""
+    """Return the form of a `reason`, followed by a `winner_id` that is one of the contenders."""
 
     def form(tokens: int) -> Form:
         reason: Any = Annotated[str, _Sizes(tokens).text(0.85)]
@@ -121,7 +121,10 @@ def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], Form]:
 
 
 def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
-    """`tasks`, a DAG by construction; as many of MAX_TASKS as the answer has room for."""
+    """Return the form of `tasks`, a DAG by construction.
+
+    Allows up to MAX_TASKS tasks, as many as the answer has room for.
+    """
 
     def form(tokens: int) -> Form:
         characters = tokens * CHARACTERS_PER_TOKEN
@@ -146,7 +149,7 @@ def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
 
 @lru_cache(maxsize=16)
 def story_form(tokens: int) -> Form:
-    """`title`, `description`, and 2 to 6 acceptance criteria as `ac`."""
+    """Return the form of `title`, `description`, and 2 to 6 acceptance criteria as `ac`."""
     size = _Sizes(tokens)
     title = StringConstraints(
         strip_whitespace=True,
@@ -193,10 +196,10 @@ def _form(written: type[Part], field: str, wire: type[Wire]) -> Form:
 
 
 def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
-    """What `fields_of` makes of the text's last document that it accepts.
+    """Return the fields of the last document in the text that `fields_of` accepts.
 
     Raises:
-        ValueError: what is wrong with the document, or with the JSON where the text has none.
+        ValueError: the problem of the document, or of the JSON if the text has no document.
     """
     answer = _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
     problem: ValueError | None = None
@@ -205,7 +208,7 @@ def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
         try:
             accepted.append(fields_of(document))
         except ValueError as error:
-            if 2 * size > len(answer):  # else a part of a document that is cut off
+            if 2 * size > len(answer):  # otherwise a part of a document that was cut off
                 problem = error
     if not accepted:
         raise problem or ValueError(_json_problem(answer))
@@ -213,7 +216,7 @@ def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
 
 
 def _documents(text: str) -> Iterator[tuple[Any, int]]:
-    """The JSON objects that stand in the text, in order, with their length there."""
+    """Yield the JSON objects in the text, in order, with their length in it."""
     place = text.find("{")
     for _ in range(CANDIDATES):
         if place < 0:
@@ -229,7 +232,7 @@ def _documents(text: str) -> Iterator[tuple[Any, int]]:
 
 
 def _json_problem(answer: str) -> str:
-    """Why the text is not a JSON object."""
+    """Return the reason why the text is not a JSON object."""
     try:
         _DECODER.decode(answer)
     except json.JSONDecodeError as error:
@@ -244,7 +247,7 @@ def _not_json(name: str) -> Any:
 
 
 def cleaned(value: Any) -> Any:
-    """The value without what no store takes: U+0000 is removed, half a character is U+FFFD."""
+    """Clean a value for the stores: remove U+0000, replace lone surrogates by U+FFFD."""
     match value:
         case str():
             return (
@@ -267,7 +270,7 @@ def _validated(written: type[PartT], document: Any) -> PartT:
 
 
 def _fault(error: Any) -> str:
-    """A rule of a JSON schema that is broken, with its field."""
+    """Describe a violation of a JSON schema: the field and the rule."""
     place = ".".join(map(str, error.absolute_path)) or "the document"
     rule = f"must keep {error.validator} {error.validator_value}"[:300]
     return f"{place}: {error.message if len(error.message) <= 200 else rule}"
@@ -278,18 +281,18 @@ class _Sizes:
     tokens: int
 
     def text(self, share: float, most: int = LONGEST_TEXT) -> StringConstraints:
-        """Text that is not blank, of at most `share` of the answer's characters and `most`."""
+        """Return constraints: not blank, at most `share` of the answer's characters and `most`."""
         return StringConstraints(
             strip_whitespace=True, min_length=1, max_length=min(self.longest(share), most)
         )
 
     def longest(self, share: float) -> int:
-        """Characters: `share` of the answer's, and one at least."""
+        """Return `share` of the answer's characters, at least one."""
         return max(int(share * self.tokens * CHARACTERS_PER_TOKEN), 1)
 
 
 def _problems(error: ValidationError) -> str:
-    """Each wrong field with its rule."""
+    """Describe each invalid field and its rule."""
     return "; ".join(
         f"{'.'.join(str(part) for part in problem['loc']) or 'the document'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False)

@@ -1,8 +1,8 @@
-"""Context packs: what an agent knows of a story, by role and phase (design section 4).
+"""Context packs: what an agent knows about a story, by role and phase.
 
-scopes.yaml says which scopes a role has in a phase. Each scope is one read of the graph, rendered
-as lines of Markdown, what matters most first. A pack keeps as many of the lines as its budget
-holds, and loses the last line of the least relevant scope first.
+scopes.yaml defines which scopes a role has in a phase. Each scope is one read of the graph,
+rendered as lines of Markdown, most relevant first. A pack keeps as many lines as its budget allows,
+and drops the last line of the least relevant scope first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from workflows.ids import Role
 from workflows.models import ContextPack, PackQuery, Part, content_hash
 
 BYTES_PER_TOKEN = 2.5
-"""See `count_tokens`."""
+"""UTF-8 bytes per token; see `count_tokens`."""
 
 LONGEST_SHARE = 4
-"""One line takes a quarter of the budget at most, so that no text shuts out all others."""
+"""One line takes at most a quarter of the budget, so that no text displaces all others."""
 
 Scope = Literal[
     "CASE_HEADER",
@@ -48,11 +48,15 @@ Scope = Literal[
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 DONE = ["DONE", "COMPLETED"]
-"""Statuses of a subtask that is done: ours, and others'."""
+"""Statuses of a subtask that is done: ours and those of other systems."""
 
 
 class Scopes(Part):
-    """scopes.yaml. token_budget: tokens of a pack by default. relevance: most relevant first."""
+    """The content of scopes.yaml.
+
+    `token_budget` is a pack's default budget in tokens; `relevance` lists the most relevant scope
+    first.
+    """
 
     token_budget: Annotated[int, Field(gt=0)]
     aliases: dict[Role, Role] = {}
@@ -73,11 +77,11 @@ class Scopes(Part):
 
     @cached_property
     def version(self) -> str:
-        """The content hash: a pack that was built with another is stale."""
+        """The content hash; a pack that was built with another one is stale."""
         return content_hash(self.model_dump())
 
     def role(self, name: str) -> str:
-        """The role that callers mean: in capitals, by its alias where it has one."""
+        """Return the role's canonical name: upper case, with aliases resolved."""
         role = name.strip().upper()
         return self.aliases.get(role, role)
 
@@ -95,31 +99,31 @@ def load_scopes(path: Path) -> Scopes:
 
 
 def scopes_for(config: Scopes, role: str, phase: str) -> list[Scope]:
-    """The scopes of a role in a phase; for an unknown role or phase, the headers."""
+    """Return the scopes of a role in a phase; for an unknown role or phase, the headers."""
     table = config.scopes.get(phase.strip().upper(), {})
     return [*config.headers, *table.get(config.role(role), [])]
 
 
 def has_scopes(config: Scopes, role: str, phase: str) -> bool:
-    """Whether the file has that role in that phase; where not, the headers are all there is."""
+    """Return whether the file has that role in that phase; if not, it has the headers only."""
     return config.role(role) in config.scopes.get(phase.strip().upper(), {})
 
 
 def check_scopes(
     config: Scopes, role: str, phase: str, provided: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """What `provided` lacks, and what it has too much: (missing, extra)."""
+    """Return the scopes that `provided` lacks and those that it has in excess: (missing, extra)."""
     expected = scopes_for(config, role, phase)
     missing: list[str] = [scope for scope in expected if scope not in provided]
     return missing, sorted(set(provided).difference(expected))
 
 
 def count_tokens(text: str) -> int:
-    """An estimate without a tokenizer: UTF-8 bytes by 2.5.
+    """Estimate the number of tokens without a tokenizer: UTF-8 bytes divided by 2.5.
 
-    Measured with SmolLM2's: 3.0 bytes a token in packs like ours, 2.6 in Python and German, 2.4 in
-    Russian, 2.0 in Chinese, 1.0 in bare digits. So it errs on the side of more for packs in
-    English; a larger vocabulary needs fewer still.
+    Measured with the tokenizer of SmolLM2: 3.0 bytes a token in packs like ours, 2.6 in Python and
+    German, 2.4 in Russian, 2.0 in Chinese, 1.0 in bare digits. So the estimate is too high for
+    packs in English; a larger vocabulary needs even fewer tokens.
     """
     return ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
@@ -128,17 +132,19 @@ def count_tokens(text: str) -> int:
 
 
 class Section(NamedTuple):
-    """A scope's lines, what matters most first."""
+    """The lines of a scope, most relevant first."""
 
     scope: Scope
     lines: list[str]
 
 
 class Read(NamedTuple):
-    """How a scope is read, converted, sorted and shown. `none`: shown where there is nothing.
+    """How a scope is read, converted, sorted and shown.
 
-    by: sorts the rows where times decide, which the graph cannot compare as instants; at_most: so
-    many of them are shown.
+    Attributes:
+        none: shown if there are no rows.
+        by: sort key for rows ordered by time, which the graph cannot compare as instants.
+        at_most: the maximum number of rows that are shown.
     """
 
     heading: str
@@ -150,7 +156,7 @@ class Read(NamedTuple):
     at_most: int | None = None
 
     def rows(self, found: Sequence[dict[str, Any]]) -> list[Any]:
-        """The rows of a result, whatever their properties' types are."""
+        """Convert the rows of a result, whatever types their properties have."""
         rows = [self.row.model_validate(each) for each in found]
         return (sorted(rows, key=self.by) if self.by else rows)[: self.at_most]
 
@@ -172,7 +178,7 @@ WHERE NOT EXISTS { (t)<-[:HAS_SUBTASK]-(:PlanVersion) } RETURN t
 }
 WITH t WHERE coalesce(t.status, '') <> 'DELETED'"""
 )
-"""The last plan's tasks, and those that are in no plan."""
+"""The tasks of the last plan, and those without a plan."""
 
 _OWN: LiteralString = " AND (t.role = $role OR t.id = $subtask)"
 
@@ -190,7 +196,7 @@ MATCH (d:Decision {case_id: $story}) WHERE coalesce(d.status, '') <> 'DELETED'
 
 DECIDED_AT: LiteralString = "coalesce(d.decided_at, d.created_at_ms, d.created_at)"
 DECIDED_BY: LiteralString = "coalesce(d.decided_by, d.approved_by, d.author_id)"
-"""Who decided and when, also where others wrote it."""
+"""Who decided and when, also for decisions that other systems wrote."""
 
 _DECISION_FIELDS: LiteralString = (
     """
@@ -232,16 +238,16 @@ class _DecisionRow(Row):
 
     @property
     def relevance(self) -> tuple[Any, ...]:
-        """Binding decisions first, then the newest.
+        """Sort key: binding decisions first, then the newest.
 
-        What people and architects decided binds the whole story. The decisions of single tasks,
-        which come later and are many, do not push it out of a pack.
+        Decisions of people and architects bind the whole story. The decisions of single tasks,
+        which are later and numerous, do not push them out of a pack.
         """
         return (not self.binding, *newest(self.decided_at), self.id, self.on_id)
 
     @property
     def relevance_to_role(self) -> tuple[Any, ...]:
-        """What bears on the task first, then what bears on its role."""
+        """Sort key: decisions that affect the task first, then those that affect its role."""
         return (not self.on_this, not self.on_role, *newest(self.decided_at), self.id)
 
 
@@ -256,7 +262,7 @@ class _TaskRow(Row):
 
 
 class MilestoneRow(Row):
-    """What happened to a story: an event, or a transition of its machine."""
+    """A milestone of a story: an event, or a transition of its state machine."""
 
     id: Text
     event_type: Text = ""
@@ -279,7 +285,7 @@ class MilestoneRow(Row):
 
     @property
     def recency(self) -> tuple[Any, ...]:
-        """Sorts the newest first; of one instant, the last id."""
+        """Sort key: the newest first; at the same time, the last id first."""
         return (*newest(self.at), *newest_text(self.id))
 
 
@@ -294,12 +300,12 @@ class SummaryRow(Row):
 
 
 def newest(at: datetime | None) -> tuple[bool, float]:
-    """Sorts later times first, and what has no time last."""
+    """Return a sort key that puts later times first and missing times last."""
     return (at is None, -at.timestamp() if at else 0.0)
 
 
 def newest_text(text: str) -> tuple[int, ...]:
-    """Sorts texts in the opposite order."""
+    """Return a sort key that reverses the order of texts."""
     return (*(-ord(character) for character in text), 1)
 
 
@@ -374,7 +380,7 @@ RETURN row.id AS id, row.event_type AS event_type, row.description AS descriptio
        row.actor AS actor, row.from_phase AS from_phase, row.to_phase AS to_phase,
        row.reason AS reason, row.at AS at
 """
-"""What happened to the story `s`: the newest of ours, and what others wrote with other times."""
+"""The milestones of the story `s`: our newest, and those that others wrote with other times."""
 
 READS: dict[Scope, Read] = {
     "CASE_HEADER": Read(
@@ -486,7 +492,7 @@ READS: dict[Scope, Read] = {
 
 
 def with_summary(sections: Sequence[Section], summary: str) -> list[Section]:
-    """The sections, with a summary of the story before the last answer of a council."""
+    """Insert a summary of the story before the last answer of a council."""
     return [
         section._replace(lines=[summary, *section.lines])
         if summary and section.scope == "SUMMARY_LAST"
@@ -496,13 +502,13 @@ def with_summary(sections: Sequence[Section], summary: str) -> list[Section]:
 
 
 NOISE = ["orchestration.round.completed", "orchestration.deliberation.started", "context.updated"]
-"""Events that are no milestones to an agent."""
+"""Events that agents do not see as milestones."""
 
 
 async def read_sections(
     tx: AsyncManagedTransaction, config: Scopes, query: PackQuery
 ) -> list[Section]:
-    """Read the role's scopes, one query each, in the order of their relevance."""
+    """Read the role's scopes with one query each, in the order of their relevance."""
     wanted = scopes_for(config, query.role, query.phase)
     sections = []
     for scope in sorted(wanted, key=config.relevance.index):
@@ -531,12 +537,18 @@ def assemble(
     sections: Sequence[Section],
     redact: Callable[[str], str] = str,
 ) -> ContextPack:
-    """The pack of these sections, most relevant first, that the budget holds.
+    """Build the largest pack of these sections, most relevant first, that fits the budget.
 
-    `redact` takes secrets out of each line, before it is cut: half of a secret is none by any rule.
+    The system block is always included, so a budget that is smaller is exceeded. The pack's
+    `scopes` are those that kept a line, or had no lines.
 
-    The system block is always there, so a budget smaller than it is exceeded. `scopes` are those
-    that kept a line, or had none to lose.
+    Args:
+        config: the scopes file.
+        query: the story, role and phase.
+        token_budget: the pack's size in tokens.
+        sections: the sections, most relevant first.
+        redact: removes secrets from each line before it is cut, because no rule detects half of a
+            secret.
     """
     role = config.role(query.role)
     of_story = f" It is about story {query.story_id}." if query.story_id else ""
@@ -579,7 +591,7 @@ def _render(lines: Sequence[tuple[Section, str]]) -> str:
 
 
 def _cut(line: str, longest: int) -> str:
-    """The line in one paragraph, cut to so many UTF-8 bytes."""
+    """Join the line's words in one paragraph, and cut it to at most `longest` UTF-8 bytes."""
     text = " ".join(line.split())
     if len(text.encode()) <= longest:
         return text
