@@ -1,7 +1,7 @@
 """The client of an OpenAI-compatible endpoint: one streamed answer, and the models it serves.
 
-An answer that is whole is taken, however its stream ends; what is not an answer leaves this module
-as a `CallFailed` of the table in `activities.llm_errors` (design section 3, Agents).
+A complete answer is accepted, however its stream ends; anything else is raised as a `CallFailed`
+from the table in `activities.llm_errors`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Message = dict[str, str]
 
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 60.0
-"""How long an engine may be silent, before its first chunk or between two."""
+"""How long an engine may be silent before its first chunk or between two chunks."""
 
 QUIET_SECONDS = 2.0
-"""How long to wait for more (the usage, mostly) after the last word of an answer that is whole."""
+"""How long to wait for more (mostly the usage) after the last text of a complete answer."""
 AFTER_DONE_SECONDS = 0.1
 """How long to wait for the end of the body after [DONE], so that the connection can be reused."""
 TICK_SECONDS = 0.25
@@ -49,14 +49,14 @@ ERROR_BODY_SECONDS = 5.0
 LONGEST_ERROR_BODY = 64 * 1024
 
 BYTES_PER_TOKEN = 3.0
-"""UTF-8 bytes that a token stands for, at least: 3 holds for prose and code in Latin script. An
-engine that counts more refuses the prompt, and it is cut further."""
+"""Minimum UTF-8 bytes per token: 3 holds for prose and code in Latin script. An engine that counts
+more tokens refuses the prompt, which is then cut further."""
 
 LARGEST_FIGURE = 10**9
-"""Tokens; more is not the usage of one call."""
+"""Tokens; a larger count cannot be the usage of one call."""
 
 DEFAULT_WINDOW = 8_192
-"""Tokens; taken when an endpoint does not state a model's window."""
+"""Tokens; used if an endpoint does not state a model's window."""
 
 _WINDOW_FIELDS = (
     ("max_model_len",),  # vLLM, SGLang
@@ -68,7 +68,13 @@ _WINDOW_FIELDS = (
 
 
 def connect(base_url: str, api_key: str, idle_seconds: float = IDLE_SECONDS) -> httpx.AsyncClient:
-    """A client that never retries by itself: Temporal does. base_url: up to and with `/v1`."""
+    """Create a client that never retries, because Temporal does.
+
+    Args:
+        base_url: the address up to and including `/v1`.
+        api_key: the endpoint's key.
+        idle_seconds: how long the endpoint may be silent.
+    """
     return httpx.AsyncClient(
         base_url=base_url,
         headers={"Authorization": f"Bearer {api_key}"},
@@ -79,7 +85,7 @@ def connect(base_url: str, api_key: str, idle_seconds: float = IDLE_SECONDS) -> 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer as it came, or what came of it.
+    """One answer as received, possibly incomplete.
 
     `finish_reason` is the engine's, or empty. `estimated`: a figure that the engine did not state
     is computed from the text.
@@ -94,7 +100,7 @@ class Reply:
 
 
 class AnswerBroken(CallFailed):
-    """A call that failed after some of its answer had come: `reply` has been paid for."""
+    """A call that failed after part of its answer was received: `reply` has been paid for."""
 
     def __init__(self, failed: CallFailed, reply: Reply) -> None:
         super().__init__(
@@ -122,24 +128,24 @@ async def stream_reply(
 ) -> Reply:
     """Ask the model once, and read its answer as a stream.
 
-    The answer stands when a finish_reason or `[DONE]` has come, or when `is_whole(text)` and the
-    stream ends, breaks or falls quiet. A cancellation closes the connection, at which the engine
-    stops generating.
+    The answer is accepted when a finish_reason or `[DONE]` was received, or when `is_whole(text)`
+    and the stream ends, breaks or goes silent. A cancellation closes the connection, which makes
+    the engine stop generating.
 
     Args:
         client: bound to the endpoint's base URL, with its key.
-        model: as the endpoint lists it.
+        model: the name in the endpoint's list of models.
         messages: the prompt.
-        schema_name: the name under which the decoder gets `schema`.
+        schema_name: the name that is sent with `schema`.
         schema: the JSON schema of the answer.
         temperature: 0 for the likeliest answer.
-        max_tokens: the most tokens of the answer.
+        max_tokens: the maximum number of tokens of the answer.
         seed: makes the answer repeatable on engines that support it.
-        on_text: called with the text of every chunk that has some.
-        is_whole: whether a text is a whole answer.
+        on_text: called with the text of every chunk that has text.
+        is_whole: returns whether a text is a complete answer.
 
     Raises:
-        CallFailed: see `activities.llm_errors`; AnswerBroken when part of the answer had come.
+        CallFailed: see `activities.llm_errors`; AnswerBroken if part of the answer was received.
     """
     request = client.build_request(
         "POST",
@@ -174,7 +180,7 @@ async def stream_reply(
 
 
 async def _read(response: httpx.Response, answer: _Answer) -> None:
-    """Give the answer its events, until the body ends or nothing more is worth waiting for."""
+    """Pass the events to the answer, until the body ends or nothing more is worth waiting for."""
     if not response.is_success:
         raise status_failure(answer.place, response, await _error_body(response))
     parser: EventParser | DocumentParser | None = None
@@ -192,7 +198,7 @@ async def _read(response: httpx.Response, answer: _Answer) -> None:
 
 
 def _parser_for(chunk: bytes, response: httpx.Response, place: str) -> EventParser | DocumentParser:
-    """By what the body begins with: the content type says nothing reliable."""
+    """Choose a parser by the first bytes of the body, because the content type is not reliable."""
     match chunk.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]:
         case b"{" | b"[":
             return DocumentParser()
@@ -205,7 +211,7 @@ def _parser_for(chunk: bytes, response: httpx.Response, place: str) -> EventPars
 
 
 async def _ticking(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The body's chunks; an empty one after each TICK_SECONDS without any."""
+    """Yield the body's chunks, and an empty one after each TICK_SECONDS without a chunk."""
     body = response.aiter_bytes()
     reading: asyncio.Future[bytes] | None = None
     try:
@@ -229,7 +235,7 @@ async def _ticking(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 
 @dataclass
 class _Answer:
-    """What has come of an answer so far."""
+    """The part of an answer that was received so far."""
 
     place: str
     messages: Sequence[Message]
@@ -238,7 +244,7 @@ class _Answer:
     parts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     message: str = ""
-    """The text of a whole message, as endpoints that do not stream send it."""
+    """The text of a complete message, as sent by endpoints that do not stream."""
     finish_reason: str = ""
     is_done: bool = False
     figures: dict[str, int] = field(default_factory=dict)
@@ -259,7 +265,7 @@ class _Answer:
                 self._take_value(value)
 
     def _values(self, data: str) -> Iterator[Any]:
-        """The JSON values of an event: one, or one for each line where no blank line is sent."""
+        """Yield the JSON values of an event: one, or one per line if no blank lines are sent."""
         text = data.strip()
         if text == "[DONE]":
             self.is_done = True
@@ -306,7 +312,7 @@ class _Answer:
             self.last_word = time.monotonic()
 
     def _count(self, usage: dict[str, Any]) -> None:
-        """The larger of several figures holds: some endpoints count on, some count again."""
+        """Keep the largest of several figures: some endpoints send totals, some start again."""
         details = _object(usage.get("prompt_tokens_details"))
         for name, value in (
             ("in", usage.get("prompt_tokens", usage.get("input_tokens"))),
@@ -322,7 +328,7 @@ class _Answer:
 
     @property
     def text(self) -> str:
-        """The text; that of a message, or of thoughts that are an answer, where no other came."""
+        """The text; if there is none, that of a message or of thoughts that are an answer."""
         said = _joined(self.parts)
         if not said.strip():
             said = _joined([self.message])
@@ -332,7 +338,7 @@ class _Answer:
         return said
 
     def is_over(self) -> bool:
-        """Whether nothing more is worth waiting for."""
+        """Return whether nothing more is worth waiting for."""
         if self.error:
             return True
         silent = time.monotonic() - self.last_word
@@ -349,7 +355,7 @@ class _Answer:
         return self.is_whole(self.text)
 
     def reply_or_raise(self, failed: CallFailed | None) -> Reply:
-        """The reply, if it stands; failed: how the call ended otherwise."""
+        """Return the reply if it is accepted; otherwise raise `failed` or a more specific error."""
         reply = self._reply()
         has_ended = bool(self.finish_reason or self.is_done) and self.error is None
         if has_ended and self.finish_reason not in ("abort", "error"):
@@ -389,7 +395,7 @@ class _Answer:
 
 
 def tokens_of(text: str) -> int:
-    """An estimate, where the engine states none."""
+    """Estimate the number of tokens of a text, for engines that do not state it."""
     return round(len(text.encode(errors="replace")) / BYTES_PER_TOKEN)
 
 
@@ -402,14 +408,14 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A message's content: a string, or parts with texts."""
+    """Return the text of a message's content, which is a string or a list of parts."""
     if isinstance(value, list):
         return "".join(_text(_object(part).get("text")) for part in value)
     return value if isinstance(value, str) else ""
 
 
 def figure(value: Any) -> int:
-    """A count of tokens: an integer, or what stands for one; 0 for anything else."""
+    """Convert a number of tokens, also one as text or float; return 0 for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return 0
     try:
@@ -420,7 +426,7 @@ def figure(value: Any) -> int:
 
 
 def _joined(parts: Sequence[str]) -> str:
-    """The parts as one text; halves of a character are joined, a lone half becomes U+FFFD."""
+    """Join the parts; surrogate pairs split across parts are joined, lone ones become U+FFFD."""
     text = "".join(parts)
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -429,7 +435,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 async def served_models(client: httpx.AsyncClient) -> dict[str, int]:
-    """The models served: name -> the tokens that a prompt and its answer may have together.
+    """Return the models served: name -> the tokens that a prompt and its answer share.
 
     Raises:
         CallFailed: see `activities.llm_errors`.
@@ -453,7 +459,7 @@ async def served_models(client: httpx.AsyncClient) -> dict[str, int]:
 
 
 def not_served(client: httpx.AsyncClient, model: str, served: Mapping[str, int]) -> CallFailed:
-    """The refusal of a model that the endpoint does not serve."""
+    """Return the error for a model that the endpoint does not serve."""
     names = ", ".join(served)[:LONGEST_MESSAGE]
     return CallFailed(
         f"{place_of(client.base_url)} does not serve the model '{model}'; "
@@ -464,10 +470,10 @@ def not_served(client: httpx.AsyncClient, model: str, served: Mapping[str, int])
 
 
 def sole_model(client: httpx.AsyncClient, served: Mapping[str, int]) -> str:
-    """The model for agents that name none, where VLLM_MODEL is unset.
+    """Return the model for agents that name none, if VLLM_MODEL is unset.
 
     Raises:
-        CallFailed: it is not exactly one that is served.
+        CallFailed: the endpoint does not serve exactly one model.
     """
     if len(served) == 1:
         return next(iter(served))
@@ -494,7 +500,10 @@ def _window(model: dict[str, Any]) -> int:
 
 @asynccontextmanager
 async def _sent(client: httpx.AsyncClient, request: httpx.Request) -> AsyncIterator[httpx.Response]:
-    """The response, its body unread. A redirect that keeps the method is followed once."""
+    """Send a request and yield the response with its body unread.
+
+    Follows one redirect that keeps the method.
+    """
     response = await client.send(request, stream=True)
     if response.status_code in (307, 308) and response.next_request:
         await response.aclose()
@@ -506,7 +515,7 @@ async def _sent(client: httpx.AsyncClient, request: httpx.Request) -> AsyncItera
 
 
 async def _error_body(response: httpx.Response) -> bytes:
-    """As much of an error's body as comes in time."""
+    """Read as much of an error's body as arrives in time."""
     body = b""
     try:
         async with asyncio.timeout(ERROR_BODY_SECONDS):
@@ -515,5 +524,5 @@ async def _error_body(response: httpx.Response) -> bytes:
                 if len(body) > LONGEST_ERROR_BODY:
                     break
     except (httpx.HTTPError, httpx.StreamError, TimeoutError):
-        pass  # the status says enough
+        pass  # the status is enough
     return body

@@ -1,14 +1,14 @@
-"""What can go wrong at an OpenAI-compatible endpoint: one table of types, retryable or not.
+"""Errors of an OpenAI-compatible endpoint: one table of types, retryable or not.
 
 | what happened                                         | type           | retried |
 |-------------------------------------------------------|----------------|---------|
-| no connection, one that broke, a proxy's 404          | LlmUnreachable | yes     |
+| no connection, a broken connection, a proxy's 404     | LlmUnreachable | yes     |
 | silence, 408                                          | LlmTimeout     | yes     |
-| 409, 429, 529, an error event that says so            | LlmOverloaded  | yes     |
+| 409, 429, 529, an error event with that meaning       | LlmOverloaded  | yes     |
 | 5xx, any other error event, finish_reason abort       | LlmServerError | yes     |
-| what is neither JSON nor an event stream              | LlmProtocol    | yes     |
+| a body that is neither JSON nor an event stream       | LlmProtocol    | yes     |
 | the prompt does not fit the window, 413               | PromptTooLong  | no      |
-| any other status; an error event that says so         | LlmRefused     | no      |
+| any other status; an error event with that meaning    | LlmRefused     | no      |
 
 `Retry-After`, in seconds or as a date, is the next attempt's delay, at most 60 s.
 """
@@ -36,7 +36,7 @@ LLM_REFUSED = "LlmRefused"
 PROMPT_TOO_LONG = "PromptTooLong"
 
 FINAL = frozenset({PROMPT_TOO_LONG, LLM_REFUSED})
-"""The types that asking again cannot help; all others are retried."""
+"""The types for which asking again does not help; all others are retried."""
 
 LONGEST_RETRY_AFTER = timedelta(seconds=60)
 LONGEST_MESSAGE = 500
@@ -72,11 +72,11 @@ _NAMED_REFUSED = re.compile(
 
 
 class CallFailed(ApplicationError):
-    """A call that brought no answer.
+    """A call without an answer.
 
     Attributes:
-        status: the HTTP status; None when there was none.
-        is_unknown_model: whether the endpoint does not serve the model it was asked for.
+        status: the HTTP status, if present.
+        is_unknown_model: whether the endpoint does not serve the requested model.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class CallFailed(ApplicationError):
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as an endpoint states it. names: its type and code; code: a status among them."""
+    """An error as stated by an endpoint. `names`: its type and code; `code`: a status in them."""
 
     words: str
     names: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class Problem:
 
     @property
     def is_too_long(self) -> bool:
-        """The engines have no common code for it, but these words."""
+        """Whether the prompt is too long. Engines have no common code for it, but similar words."""
         return any(map(_TOO_LONG_CODE.search, self.names)) or bool(
             _TOO_LONG_WORDS.search(self.words)
         )
@@ -124,12 +124,12 @@ class Problem:
 
 
 def place_of(url: httpx.URL) -> str:
-    """How an endpoint is named in errors: without path and credentials."""
+    """Return the name of an endpoint for errors, without path and credentials."""
     return f"The LLM at {url.scheme}://{url.host}:{url.port or ''}".rstrip(":")
 
 
 def problem_in(value: Any) -> Problem | None:
-    """The error that a JSON value states: nested, flat, or as a string; None if it states none."""
+    """Find the error in a JSON value: nested, flat, or as a string; return None without one."""
     if not isinstance(value, dict):
         return None
     error = value.get("error")
@@ -143,7 +143,7 @@ def problem_in(value: Any) -> Problem | None:
 
 
 def problem_of(data: str) -> Problem:
-    """The error that a text states: an error's body, or the data of an `event: error`."""
+    """Parse the error in a text: the body of an error, or the data of an `event: error`."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -170,14 +170,14 @@ def _stated(error: dict[str, Any], is_engines: bool) -> Problem:
 
 
 def _status(value: Any) -> int | None:
-    """An error's code as an HTTP status; None if it is something else."""
+    """Convert an error's code to an HTTP status; return None if it is something else."""
     if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value):
         return int(value)
     return value if type(value) is int and 400 <= value < 600 else None
 
 
 def stated_failure(place: str, problem: Problem) -> CallFailed:
-    """The failure for an error within a stream or a body of status 200."""
+    """Return the failure for an error within a stream or a body of status 200."""
     words = _shown(problem)
     return CallFailed(
         f"{place} reported: {words}",
@@ -188,7 +188,7 @@ def stated_failure(place: str, problem: Problem) -> CallFailed:
 
 
 def status_failure(place: str, response: httpx.Response, body: bytes) -> CallFailed:
-    """The failure for any status but 2xx. body: of the response, or what came of it."""
+    """Return the failure for any status but 2xx; `body` may be incomplete."""
     status = response.status_code
     problem = problem_of(body.decode(errors="replace"))
     words = _shown(problem) or "nothing"
@@ -215,18 +215,18 @@ def _type_of(status: int | None, problem: Problem) -> str:
     if status >= 500:
         return LLM_SERVER_ERROR
     if status == 404 and not (problem.is_engines or problem.is_unknown_model):
-        # A proxy answers so, in text or JSON, until the engine behind it is up again.
+        # A proxy answers like this, in text or JSON, until the engine behind it is up again.
         return LLM_UNREACHABLE
     return LLM_REFUSED
 
 
 def _is_other_than_too_long(status: int | None, problem: Problem) -> bool:
-    """A rate limit counts tokens too, and says so in similar words."""
+    """Return whether it is another error: rate limits mention tokens in similar words."""
     return status in (401, 403, 429) or problem.is_named(_NAMED_OVERLOADED)
 
 
 def _named_type(problem: Problem) -> str:
-    """An error event without a status: by the names in it."""
+    """Return the type of an error event without a status, by the names in it."""
     for pattern, kind in (
         (_NAMED_OVERLOADED, LLM_OVERLOADED),
         (_NAMED_TIMEOUT, LLM_TIMEOUT),
@@ -238,7 +238,7 @@ def _named_type(problem: Problem) -> str:
 
 
 def _shown(problem: Problem) -> str:
-    """The words with the names that they do not contain, on one line."""
+    """Return the words on one line, with the names that they do not contain."""
     names: Iterable[str] = (name for name in problem.names if name and name not in problem.words)
     more = ", ".join(names)
     words = " ".join(problem.words.split())[:LONGEST_MESSAGE]
@@ -246,7 +246,7 @@ def _shown(problem: Problem) -> str:
 
 
 def transport_failure(place: str, error: httpx.HTTPError | httpx.StreamError) -> CallFailed:
-    """The failure for what the HTTP client raises."""
+    """Return the failure for an error of the HTTP client."""
     match error:
         case httpx.ConnectTimeout() | httpx.ConnectError():
             kind, what = LLM_UNREACHABLE, f"cannot be reached: {_cause(error)}"
@@ -264,7 +264,7 @@ def _cause(error: Exception) -> str:
 
 
 def retry_after(header: str | None, now: datetime) -> timedelta | None:
-    """The delay a `Retry-After` header asks for, at most 60 s; None: it asks for none."""
+    """Return the delay that a `Retry-After` header asks for, at most 60 s, or None."""
     if not header:
         return None
     try:

@@ -1,9 +1,9 @@
 """Prompts: a file per act, rendered so that a council shares one prefill and every prompt fits.
 
-A prompt is two messages. The system message and the beginning of the user message hold what all
-agents of a deliberation share, the same bytes in every act; then comes the act with what it works
-on, the persona last: vLLM's prefix cache then computes the shared part once (design section 3,
-Agents). What people and models wrote is fenced by `| data`, and cannot end its fence.
+A prompt has two messages. The system message and the start of the user message hold the part that
+all agents of a deliberation share, with the same bytes in every act. The act and its material
+follow, the persona last, so that vLLM's prefix cache computes the shared part once. Texts of people
+and models are fenced by `| data` and cannot close their fence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from activities.redaction import Redact, load_redaction
 from workflows.models import Part, content_hash
 
 Values = Mapping[str, str | Sequence[str]]
-"""A template's variables: texts, each cut where the prompt would not fit."""
+"""A template's variables: texts, which are cut if the prompt would not fit otherwise."""
 
 SHARED = {
     "system": {"role", "system"},
@@ -43,20 +43,20 @@ ACTS = {
     "write_story": {"goal", "story", "findings", "persona"},
 }
 ASK_AGAIN = {"again": {"problem"}}
-"""Each file's name and the variables it must use, all of them."""
+"""File name -> the variables that the file must use, all of them."""
 
 _GAP = "\n\n"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
 _FENCE = re.compile(r"<(?=/?data\b|\|\w+\|>)", re.IGNORECASE)
-"""What begins a fence of ours, or a control token of a chat template such as `<|im_end|>`."""
+"""The start of one of our fences, or of a control token of a chat template such as `<|im_end|>`."""
 
 
 class InvalidPrompt(ValueError):
-    """A prompt file that is missing or cannot work: which, and why."""
+    """A missing or invalid prompt file; the message has its name and the reason."""
 
 
 class WritingSettings(Part):
-    """An act's front matter. max_tokens: of the answer, where the model's window allows it."""
+    """An act's front matter. `max_tokens`: of the answer, if the model's window allows it."""
 
     temperature: float = Field(ge=0, le=2)
     max_tokens: int = Field(ge=64)
@@ -64,7 +64,7 @@ class WritingSettings(Part):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one call sends. max_tokens: of the answer; window: of the model, in tokens."""
+    """The request of one call. `max_tokens`: of the answer; `window`: of the model, in tokens."""
 
     messages: list[Message]
     temperature: float
@@ -89,8 +89,8 @@ class Prompts:
         """Read `{name}.md` for every act and shared part.
 
         Args:
-            folder: of the prompt files.
-            redact: takes secrets out of every value; None: by the policy that ships.
+            folder: the folder of the prompt files.
+            redact: removes secrets from every value; None: by the default policy.
 
         Raises:
             InvalidPrompt: a file is missing, its front matter is wrong, or it does not use
@@ -126,13 +126,13 @@ class Prompts:
         window: int,
         bytes_per_token: float = BYTES_PER_TOKEN,
     ) -> Prompt:
-        """The messages of one call, cut so that prompt, answer and a second asking fit `window`.
+        """Render the messages of one call, so that prompt, answer and a repeated ask fit `window`.
 
-        The shared part gets two fifths of the window at most, whatever the act, so that it is
-        the same in all of them; the answer a fifth, a tenth is left for asking again.
+        The shared part gets at most two fifths of the window, regardless of the act, so that it is
+        the same in all acts; the answer gets a fifth, and a tenth is reserved for asking again.
 
         Raises:
-            ApplicationError: `PromptTooLong`, where not even the files' own words fit.
+            ApplicationError: `PromptTooLong`, if not even the fixed text of the files fits.
         """
         settings = self.settings[act]
         max_tokens = min(settings.max_tokens, window // 5)
@@ -152,7 +152,7 @@ class Prompts:
         )
 
     def ask_again(self, prompt: Prompt, answer: str, problem: str) -> Prompt:
-        """The prompt once more, with the answer that cannot be used and what was wrong."""
+        """Return the prompt extended by the unusable answer and its problem."""
         size = int(prompt.window // 10 * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
         more: list[Message] = [
@@ -165,8 +165,8 @@ class Prompts:
         return replace(prompt, messages=prompt.messages + more)
 
     def _fit(self, names: Sequence[str], values: Values, size: int) -> list[str]:
-        """The templates rendered to at most `size` bytes, long values cut, short ones whole."""
-        # Secrets first: half of one that was cut is none by any rule.
+        """Render the templates to at most `size` bytes; cut long values, keep short ones whole."""
+        # Secrets are removed before cutting, because no rule detects half of a secret.
         texts = {name: _each(value, self._safe) for name, value in values.items()}
         lengths = [len(text.encode()) for value in texts.values() for text in _flat(value)]
         words = self._render(names, {name: _each(text, _trace) for name, text in texts.items()})
@@ -193,7 +193,7 @@ class Prompts:
 
 
 def fair_cap(lengths: Sequence[int], room: int) -> int:
-    """The largest cap with `sum(min(length, cap)) <= room`: short ones stay whole."""
+    """Return the largest cap with `sum(min(length, cap)) <= room`; short texts stay whole."""
     for place, length in enumerate(sorted(lengths)):
         sharing = len(lengths) - place
         if length * sharing > room:
@@ -203,7 +203,7 @@ def fair_cap(lengths: Sequence[int], room: int) -> int:
 
 
 def cut(text: str, size: int) -> str:
-    """`text` in at most `size` UTF-8 bytes: head and tail, and between them how much is missing."""
+    """Cut `text` to `size` UTF-8 bytes: head, a note of how much is left out, and tail."""
     encoded = text.encode()
     if len(encoded) <= size:
         return text
@@ -246,12 +246,12 @@ def _fenced(text: str) -> str:
 
 
 def _unfenced(text: str) -> str:
-    """The text without anything that reads as a fence, or as the end of its message."""
+    """Escape everything in the text that looks like a fence or the end of its message."""
     return _FENCE.sub(r"<\\", text)
 
 
 def _trace(text: str) -> str:
-    """One byte where there is text, so that the words around it are counted."""
+    """Return one byte for a text that is not empty, so that the words around it are counted."""
     return "x" if text else ""
 
 

@@ -1,8 +1,8 @@
-"""Server-sent events, read from bytes as they come.
+"""Server-sent events, parsed incrementally from bytes.
 
-Why not httpx-sse 0.4: it refuses a stream by its content type, decodes by the charset that a
-header claims, takes a byte order mark for a part of the first field, drops the last event when
-no blank line follows, and holds an event that ends with CR back until the next byte.
+Why not httpx-sse 0.4: it refuses a stream by its content type, decodes by the charset in the
+header, treats a byte order mark as part of the first field, drops the last event if no blank line
+follows, and delays an event that ends with CR until the next byte.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class LineTooLong(ValueError):
 
 @dataclass(frozen=True)
 class Event:
-    """An event that carries data. name: of its `event:` field, or empty."""
+    """An event with data. `name`: the value of its `event:` field, or empty."""
 
     name: str
     data: str
 
 
 class EventParser:
-    """Bytes in, events out. Comments, `id:`, `retry:` and events without data give nothing."""
+    """A parser from bytes to events; it skips comments, `id:`, `retry:` and events without data."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -41,7 +41,7 @@ class EventParser:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that `chunk` completes. Bytes that are not UTF-8 become U+FFFD.
+        """Yield the events that `chunk` completes; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             LineTooLong: the stream does not consist of lines.
@@ -56,7 +56,7 @@ class EventParser:
             yield from self._line(line)
 
     def close(self) -> Iterator[Event]:
-        """The last event, when the stream ended without the blank line that completes it."""
+        """Yield the last event, if the stream ended without the blank line that completes it."""
         yield from self._line(self._rest)
         yield from self._line(b"")
         self._rest = b""
@@ -79,14 +79,14 @@ class EventParser:
 
 
 class DocumentParser:
-    """The same for a body that is JSON instead of an event stream: one event, at its end."""
+    """A parser for a body that is JSON instead of an event stream: one event, at its end."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Nothing yet.
+        """Add a chunk; yield no events.
 
         Raises:
             LineTooLong: the document is larger than LONGEST_LINE.
@@ -98,7 +98,7 @@ class DocumentParser:
         return iter(())
 
     def close(self) -> Iterator[Event]:
-        """The document."""
+        """Yield the document as one event, if it is not blank."""
         text = b"".join(self._parts).removeprefix(_BYTE_ORDER_MARK).decode(errors="replace")
         self._parts = []
         if text.strip():
