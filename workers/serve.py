@@ -91,7 +91,10 @@ class ServeSettings(BaseSettings):
 
 
 class NoDownload(CallbackBase):  # type: ignore[misc]  # Ray ships no types
-    """A callback that saves Ray's process for finding out that there is nothing to fetch."""
+    """A callback with which Ray skips the download of a model that is already here.
+
+    Without it, Ray would start a process only to find out that there is nothing to fetch.
+    """
 
     async def on_before_node_init(self) -> None:
         """Skip the initialisation of the node; the engine calls this as it starts."""

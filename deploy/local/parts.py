@@ -171,7 +171,7 @@ def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
         settings.home / "ray", settings.serve_port, settings.model, settings.ray_address
     )
     env |= {"VLLM_URL": server.url, "VLLM_MODEL": server.model}
-    # Ray gives its own node 30 s to start, and ends when the machine is too busy for that.
+    # Ray gives its node 30 s to start, and ends if the machine is too busy for that.
     return Part(server, f"{server.url} ({server.model})", within, timedelta(seconds=60), tries=3)
 
 

@@ -81,7 +81,7 @@ class ServerProcess:
 
 
 def _spawn(argv: tuple[str, ...], env: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    # If the starter itself is killed, no server must stay behind.
+    # The server must also end when its starter is killed.
     setpriv = shutil.which("setpriv")
     dies_with_us = (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
     return subprocess.Popen(

@@ -115,8 +115,8 @@ async def until_ready(
 
     Args:
         server: What to probe.
-        deadline: How long it may take.
-        alive: Whether it makes sense to continue.
+        deadline: How long it may take to serve.
+        alive: Returns whether the process may still become ready.
         log: The log that the error names.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The process supervisor of the stack: supervisord, told by its configuration and its XML-RPC."""
+"""The process supervisor of the stack: supervisord, controlled by its configuration and XML-RPC."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from deploy.local.parts import Part
 from deploy.local.servers import ROOT, Server, leave_short_folder, short_folder, write_private
 
 MARK = "FLEET_STACK"
-"""In the environment of every process of a stack: its home. By it they are found again."""
+"""The variable with the stack's home in the environment of its processes, to find them again."""
 
 STARTS_WITHIN = timedelta(seconds=20)
 NOT_RUNNING, ALREADY_STARTED = 70, 60  # supervisord's fault codes
@@ -32,7 +32,7 @@ class SupervisorFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What the supervisor says of one part."""
+    """The supervisor's view of one part."""
 
     state: str
     pid: int
@@ -40,7 +40,7 @@ class ProcessState:
 
 
 class Supervisor:
-    """One supervisord for the stack in `home`."""
+    """The supervisord of the stack in `home`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -54,15 +54,15 @@ class Supervisor:
         return short_folder(self.folder, spare=20) / "supervisor.sock"
 
     def leave_no_scratch(self) -> None:
-        """Remove the folder of the socket, where it could not be in the stack's own."""
+        """Remove the folder of the socket, if the path of the stack's own was too long."""
         leave_short_folder(self.folder, self._socket.parent)
 
     def log(self, name: str) -> Path:
-        """The log of one part."""
+        """Return the path of the log of one part."""
         return self.logs / f"{name}.log"
 
     def running(self) -> bool:
-        """Whether it answers."""
+        """Return whether the supervisor answers."""
         try:
             self._rpc.getPID()
         except (OSError, xmlrpc.client.Error):
@@ -72,11 +72,11 @@ class Supervisor:
     @property
     def _rpc(self) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
-        # The address is a form only: the transport knows the socket.
+        # The address is a placeholder: the transport connects to the socket.
         return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor
 
     def configure(self, parts: Iterable[Part]) -> None:
-        """Write the configuration of the parts that are ours, their servers' files included."""
+        """Write the configuration of the parts that are started here, with their servers' files."""
         self.logs.mkdir(parents=True, exist_ok=True)
         sections = [
             f"""\
@@ -122,7 +122,7 @@ stdout_logfile_backups=3
 """
 
     def ensure_running(self) -> None:
-        """Start it where it does not run, and have it read the configuration."""
+        """Start the supervisor if it does not run, and make it read the configuration."""
         if self.running():
             self._reload()
             return
@@ -154,17 +154,17 @@ stdout_logfile_backups=3
             self._rpc.addProcessGroup(name)
 
     def start(self, name: str) -> None:
-        """Start one part; nothing happens if it runs."""
+        """Start one part; do nothing if it runs."""
         with _forgiven(ALREADY_STARTED):
             self._rpc.startProcess(name, False)
 
     def stop(self, name: str) -> None:
-        """Stop one part and wait for its end; nothing happens if it does not run."""
+        """Stop one part and wait for its end; do nothing if it does not run."""
         with _forgiven(NOT_RUNNING):
             self._rpc.stopProcess(name, True)
 
     def states(self) -> dict[str, ProcessState]:
-        """Every part that it knows; none when it does not run."""
+        """Return the state of every known part; none if the supervisor does not run."""
         try:
             infos: list[dict[str, Any]] = self._rpc.getAllProcessInfo()
         except (OSError, xmlrpc.client.Error):
@@ -179,7 +179,7 @@ stdout_logfile_backups=3
         }
 
     def shut_down(self) -> None:
-        """End the supervisor, and with it what it still runs."""
+        """End the supervisor, and everything that it still runs."""
         if not self.running():
             return
         self._rpc.shutdown()
@@ -188,17 +188,18 @@ stdout_logfile_backups=3
             time.sleep(0.1)
 
     def stray_pids(self) -> set[int]:
-        """Every process that is of this stack, whether the supervisor still knows it or not."""
+        """Return every process of this stack, whether the supervisor still knows it or not."""
         seen = _Processes.seen(self.home)
         return seen.of(seen.sessions_of_the_stack())
 
     def end_strays(self) -> list[int]:
-        """SIGKILL every process that is of this stack; their ids."""
+        """Send SIGKILL to every process of this stack; return their ids."""
         ended: set[int] = set()
         sessions: set[int] = set()
-        for _ in range(100):  # one may start another while we look
+        for _ in range(100):  # one may start another during the search
             seen = _Processes.seen(self.home)
-            # What is found by its session is found still when all that bore the mark are gone.
+            # What was found by its session is still found when all processes with the mark have
+            # ended.
             sessions |= seen.sessions_of_the_stack()
             strays = seen.of(sessions)
             if not strays:
@@ -213,11 +214,11 @@ stdout_logfile_backups=3
 
 @dataclass(frozen=True)
 class _Processes:
-    """The machine's processes at one moment: the session of each, and which bear the mark.
+    """The processes of the machine at one moment: their sessions, and which have the mark.
 
-    lives: those that have an environment; one that is about to end has none any more.
-    A process that renames itself, as Ray's workers do, may have overwritten its own mark; the
-    supervisor makes a session of its own, and all that it starts stays in it.
+    lives: those that have an environment; a process that is about to end has none. A process that
+    renames itself, as Ray's workers do, may have overwritten its mark. The supervisor creates its
+    own session, and everything that it starts stays in that session.
     """
 
     session: Mapping[int, int]
@@ -244,7 +245,7 @@ class _Processes:
         return cls(session, frozenset(marked), frozenset(lives))
 
     def sessions_of_the_stack(self) -> set[int]:
-        """Those whose leader bears the mark or has ended: a person's own shell does neither."""
+        """Return sessions whose leader has the mark or has ended: a user's shell does neither."""
         return {
             self.session[pid]
             for pid in self.marked
@@ -252,7 +253,7 @@ class _Processes:
         }
 
     def of(self, sessions: set[int]) -> set[int]:
-        """The processes in `sessions`."""
+        """Return the processes in `sessions`."""
         return {pid for pid, session in self.session.items() if session in sessions}
 
 
@@ -266,12 +267,12 @@ def _forgiven(code: int) -> Iterator[None]:
 
 
 def _quoted(text: object) -> str:
-    """Text for a supervisord setting, which would expand a percent sign."""
+    """Escape text for a supervisord setting, which would expand a percent sign."""
     return str(text).replace("%", "%%")
 
 
 def _value(text: str) -> str:
-    """A value in a supervisord `environment`."""
+    """Return a value for a supervisord `environment`."""
     if '"' in text or "\n" in text:
         raise ValueError(f"supervisord cannot pass on {text!r}: it has a quote or a line break")
     return f'"{_quoted(text)}"'
