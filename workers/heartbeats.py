@@ -8,10 +8,10 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 
 class Heartbeats(Interceptor):
-    """An interceptor that heartbeats three times per heartbeat time-out while an activity runs.
+    """An interceptor that heartbeats three times per heartbeat timeout while an activity runs.
 
-    If a worker is killed, its activity is retried after that time-out, and not only after the whole
-    start-to-close time-out. Not for activities that send heartbeats with details.
+    If a worker is killed, its activity is retried after that timeout, and not only after the whole
+    start-to-close timeout. Not for activities that send heartbeats with details.
     """
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:

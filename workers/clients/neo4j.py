@@ -24,7 +24,7 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
         auth=(settings.neo4j_user, plain(settings.neo4j_password) or ""),
         connection_timeout=ANSWER_WITHIN_S,
         connection_acquisition_timeout=ANSWER_WITHIN_S,
-        max_transaction_retry_time=ANSWER_WITHIN_S,  # less than the time-out of an activity
+        max_transaction_retry_time=ANSWER_WITHIN_S,  # less than the timeout of an activity
         notifications_min_severity="OFF",
     )
     async with driver:

@@ -26,7 +26,7 @@ def valkey_client(settings: Settings) -> Redis:
         password=plain(settings.redis_password),
         ssl=settings.redis_tls,
         socket_connect_timeout=ANSWER_WITHIN_S,
-        socket_timeout=ANSWER_WITHIN_S,  # less than the time-out of an activity
+        socket_timeout=ANSWER_WITHIN_S,  # less than the timeout of an activity
         health_check_interval=30,
     )
 
