@@ -1,6 +1,6 @@
 """Checks of a proposal: policy, lint and a dry run, each made or reported as not made.
 
-Nothing passes unchecked, and code runs in a sandbox or not at all (design section 3).
+Nothing passes unchecked, and code runs in a sandbox or not at all (docs/design/0006-sandbox.md).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ POLICY_FILE = "policy.yaml"
 CHECKS_FILE = "checks.yaml"
 
 MAX_CHARACTERS = 100_000
-"""Of a proposal's texts together: more is not read, and reported as not checked."""
+"""Total length of a proposal's texts; the rest is not read, and reported as not checked."""
 
 MAX_BLOCKS = 200
-"""Of code: more are not linted, and reported as not checked."""
+"""Number of code blocks; the rest are not linted, and reported as not checked."""
 
 _FINDINGS = 50
-_OUTPUT = 4_000  # characters that are kept of a program's output, its beginning and its end
+_OUTPUT = 4_000  # characters kept of a program's output, from its start and its end
 _DEFAULT_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
 _Name = Literal["policy", "lint", "dry_run"]
 
 
 class CheckWeights(BaseModel):
-    """What deploy/config/checks.yaml holds: each check's weight, 0 or more."""
+    """The content of deploy/config/checks.yaml: each check's weight, 0 or more."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,10 +50,10 @@ class CheckWeights(BaseModel):
 
 
 class Checks(CheckStub):
-    """Implements CheckStub with the rules and weights of a directory.
+    """The implementation of CheckStub with the rules and weights of a directory.
 
     Raises:
-        InvalidConfig: a file is missing, is not YAML, or does not hold together.
+        InvalidConfig: a file is missing, not YAML, or inconsistent.
     """
 
     def __init__(self, directory: Path = CONFIG, sandbox: Sandbox | None = None) -> None:
@@ -63,7 +63,7 @@ class Checks(CheckStub):
 
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
-        """Check a proposal. The same proposal has the same report, on the same machine."""
+        """Check a proposal; the same proposal gets the same report on the same machine."""
         async with _heartbeats():
             return CheckReport(
                 checks=await self._checks(request.proposal), weights=dict(self._weights)
@@ -79,7 +79,7 @@ class Checks(CheckStub):
         return [policy, await self._lint(blocks), await self._dry_run(blocks)]
 
     def _read(self, texts: dict[str, str]) -> tuple[Check, list[Block]]:
-        """The policy check of all texts, and the content's code blocks."""
+        """Check all texts against the policy; also return the content's code blocks."""
         blocks = {part: code_blocks(text) for part, text in texts.items()}
         findings, blocking, warnings = [], 0, 0
         for part, text in texts.items():
@@ -157,7 +157,7 @@ def _unclear(blocks: Sequence[Block]) -> str:
 
 
 def _texts(proposal: Proposal) -> dict[str, str]:
-    """Every text of a proposal, by what a finding's line number follows."""
+    """Return every text of a proposal, by the words that precede a finding's line number."""
     texts = {"content line": proposal.content, "approach line": proposal.approach}
     for number, decision in enumerate(proposal.decisions, start=1):
         texts[f"decision {number} line"] = "\n".join(
@@ -171,7 +171,7 @@ def _not_checked(name: _Name, why: str) -> Check:
 
 
 def _shown(findings: Any) -> list[str]:
-    """What people read on a terminal: without control characters, and no more than they can."""
+    """Prepare findings for a terminal: no control characters, limited number and length."""
     lines = [_printable(finding)[:1000] for finding in findings]
     left_out = len(lines) - _FINDINGS
     return [*lines[:_FINDINGS], f"and {left_out} more"] if left_out > 0 else lines
@@ -190,7 +190,7 @@ def _printable(text: str) -> str:
 
 @asynccontextmanager
 async def _heartbeats() -> AsyncIterator[None]:
-    """Heartbeat three times in every heartbeat time-out."""
+    """Send three heartbeats per heartbeat time-out."""
     every = (activity.info().heartbeat_timeout or _DEFAULT_HEARTBEAT_TIMEOUT) / 3
 
     async def beat() -> None:
@@ -206,10 +206,10 @@ async def _heartbeats() -> AsyncIterator[None]:
 
 
 def load_policy(directory: Path = CONFIG) -> PolicyRules:
-    """The rules of a directory's policy.yaml.
+    """Load the rules of a directory's policy.yaml.
 
     Raises:
-        InvalidConfig: the file is missing, is not YAML, or does not hold together.
+        InvalidConfig: the file is missing, not YAML, or inconsistent.
     """
     return read_config(directory / POLICY_FILE, PolicyRules)
 

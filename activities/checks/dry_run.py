@@ -1,4 +1,4 @@
-"""Dry run: the Python of a proposal, run in the sandbox (design section 3)."""
+"""Dry run: the Python of a proposal, run in the sandbox (docs/design/0006-sandbox.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIGNALS = {
 async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
     """Run Python blocks as a notebook: in order, in one namespace, as `__main__`.
 
-    Blocks that name a file are there under that name; the Python blocks import each other by it.
+    Blocks that name a file are stored under that name, by which Python blocks import each other.
 
     Raises:
         CannotRun: there is no sandbox, or the code needs a package that is not in it, a person's
@@ -45,13 +45,13 @@ async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:
 
 
 def last_line(run: Run) -> str:
-    """The last line that a program wrote; empty where it wrote none."""
+    """Return the last line that a program wrote, or an empty text."""
     lines = run.output[-4096:].decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 
 
 def failure(run: Run, limits: Limits) -> str:
-    """Why a run failed, in a line."""
+    """Return the reason why a run failed, on one line."""
     if run.ended == "wall_time":
         return f"ran for more than {limits.wall_s:g} s"
     if run.ended == "output":

@@ -1,9 +1,10 @@
-"""The first program in the sandbox: takes limits upon itself, then becomes the checked program.
+"""The first program in the sandbox: sets its own limits, then executes the checked program.
 
 Arguments: a file descriptor; the user to become, or nothing; `NAME:soft:hard` for each resource
-limit, with spaces between; then the program and its arguments. It writes READY to the descriptor
-when nothing is left but to run the program, and adds the reason where that cannot be run: without
-exactly READY, nothing was run. It imports next to nothing: starting is most of what it does.
+limit, separated by spaces; then the program and its arguments. It writes READY to the descriptor
+just before it executes the program, and appends the reason if that fails: anything but exactly
+READY means that nothing was run. It imports as little as possible, because most of its run time is
+start-up.
 """
 
 import os
@@ -17,7 +18,7 @@ def main() -> None:
     descriptor, user, limits, *argv = sys.argv[1:]
     ready = int(descriptor)
     os.set_inheritable(ready, False)
-    # Whatever the machine runs out of memory for, it is this that goes.
+    # If the machine runs out of memory, the kernel kills this process first.
     with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123  pathlib takes 10 ms
         score.write("1000")
     for limit in limits.split():
@@ -30,7 +31,7 @@ def main() -> None:
         os.setresuid(uid, uid, uid)
     os.write(ready, READY)
     try:
-        # Sets and dicts then iterate alike in every run: the same program, the same output.
+        # Sets and dicts iterate in the same order in every run, so the output is the same.
         os.execve(argv[0], argv, {"PYTHONHASHSEED": "0"})  # noqa: S606
     except OSError as error:
         os.write(ready, f": {error}".encode())

@@ -1,4 +1,4 @@
-"""The code of a proposal: its Markdown's code blocks, with language and place."""
+"""The code of a proposal: the code blocks of its Markdown, with language and position."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ _CANONICAL = {
 
 @dataclass(frozen=True)
 class Block:
-    """One code block. language: lower case, `python` for `py` and its like, empty where unnamed.
+    """One code block.
 
-    line: number of its first line of code in the Markdown, from 1. lines: how many it covers.
-    file: the relative path that its label or its first comment names; empty where neither does.
+    Attributes:
+        language: lower case, `python` for `py` and similar; empty if unnamed.
+        line: number of its first line of code in the Markdown, from 1.
+        lines: number of lines that it covers.
+        file: the relative path in its label or its first comment; empty if neither has one.
     """
 
     language: str
@@ -42,11 +45,11 @@ class Block:
 
 
 def code_blocks(markdown: str) -> list[Block]:
-    """Every fenced or indented code block, in order; an unclosed fence runs to the end.
+    """Return every fenced or indented code block, in order; an unclosed fence runs to the end.
 
-    Raw HTML is a block in the language HTML: what it shows, a reader may take for code. Blocks in
-    lists and quotes count. The language is the info string's first word: `python` of
-    "```python title=x", of "```{.python}" and of "```{python}".
+    Raw HTML is a block in the language HTML, because readers may take its content for code. Blocks
+    in lists and quotes count. The language is the info string's first word: `python` for
+    "```python title=x", "```{.python}" and "```{python}".
     """
     blocks = []
     for token in _MARKDOWN.parse(markdown):
@@ -68,8 +71,8 @@ def code_blocks(markdown: str) -> list[Block]:
 
 HTML = "html"
 UNCLEAR = "unclear"
-"""The language of a block that may be Python: it reads like it and cannot be parsed as such, or it
-is a single line without a label that other languages have too.
+"""The language of a block that may be Python: it looks like Python but cannot be parsed, or it is a
+single unlabelled line that is also valid in other languages.
 """
 
 _PYTHON = re.compile(r"(?:i?python[\d.]*|py[\d.]*|pycon|pyi|python-repl|code-cell|doctest)$")
@@ -84,10 +87,10 @@ _PYTHON_LINE = re.compile(
 
 
 def _language(info: str, text: str) -> str:
-    """The language that the info string names, or that the text itself is in.
+    """Return the language in the info string, or the language detected from the text.
 
-    Text that parses as Python and imports, defines or calls something is `python`, whatever its
-    label is.
+    Text that parses as Python and imports, defines or calls something is `python`, regardless of
+    its label.
     """
     named = _named(info)
     if named == "python" or _is_python(text):
@@ -128,13 +131,13 @@ def _file(info: str, text: str) -> str:
 
 
 def _is_python(text: str) -> bool:
-    """Whether the text parses as Python that imports or defines something."""
+    """Return whether the text parses as Python that imports or defines something."""
     certain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return any(isinstance(node, certain) for node in _parsed(text))
 
 
 def _calls(text: str) -> set[str]:
-    """What the text calls, where it parses as Python: each call's first name."""
+    """Return the first name of each call in the text, if it parses as Python."""
     found = set()
     for node in (node for statement in _parsed(text) for node in ast.walk(statement)):
         if isinstance(node, ast.Call):
@@ -153,7 +156,7 @@ def _parsed(text: str) -> list[ast.stmt]:
 
 
 def _is_json(text: str) -> bool:
-    """Whether the text is an object or a list in JSON."""
+    """Return whether the text is a JSON object or list."""
     try:
         return text.lstrip().startswith(("{", "[")) and json.loads(text) is not None
     except (ValueError, RecursionError):
@@ -161,10 +164,10 @@ def _is_json(text: str) -> bool:
 
 
 def without_prompts(text: str) -> str:
-    """A Python session's code without its prompts; what it printed becomes empty lines.
+    """Remove the prompts from a Python session; its output becomes empty lines.
 
-    Any other text stays as it is: a program with a session in a docstring, and a session whose
-    output reads like code, so that a prompt hides nothing from the checks.
+    Any other text stays unchanged, such as a program with a session in a docstring, or a session
+    whose output looks like code, so that prompts cannot hide code from the checks.
     """
     if not text.lstrip().startswith(">>> "):
         return text

@@ -1,6 +1,6 @@
-"""Lint: every block parses in its language, and ruff reads the Python (design section 3).
+"""Lint: every block has to parse in its language, and ruff checks the Python.
 
-Python is read as a notebook, as the dry run runs it: what one block defines, the next may use.
+Python is checked as a notebook, as in the dry run: a block may use definitions of earlier blocks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LANGUAGES = frozenset(parsers.PARSERS)
 
 ERROR_COST = 0.25
 WARNING_COST = 0.05
-_FAILING = 4  # errors that take a block's score to 0
+_FAILING = 4  # errors that reduce a block's score to 0
 
 _OVERFLOWED = (-signal.SIGSEGV, 128 + signal.SIGSEGV)
-"""Exit codes of a parser whose stack the text has overflowed."""
+"""Exit codes of a parser after a stack overflow caused by the text."""
 
 PARSER_LIMITS = Limits(cpu_s=8, wall_s=25, memory_bytes=2 * 1024 * 1024 * 1024)
 _PARSERS = Path(parsers.__file__)
@@ -38,12 +38,12 @@ _RUFF = str(Path(sysconfig.get_path("scripts")) / "ruff")
 _RULES = "E4,E7,E9,F"
 _NOT_IN_A_NOTEBOOK = "F404"  # a block may begin with a future import, wherever it stands
 _ERROR = re.compile(r"E9|F63|F7|F82|invalid-syntax")
-"""What fails when it runs; the rest is a warning."""
+"""Findings that fail at run time; all others are warnings."""
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """line: in the proposal's content, from 1."""
+    """A lint finding. `line`: in the proposal's content, from 1."""
 
     line: int
     message: str
@@ -52,10 +52,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Lint:
-    """score: 0 to 1, the mean over the blocks.
+    """The result of linting. `score`: 0 to 1, the mean over the blocks.
 
-    A block that does not parse scores 0; another, 1 less ERROR_COST for each error and
-    WARNING_COST for each warning, and not below 0.
+    A block that does not parse scores 0. Any other block scores 1, minus ERROR_COST for each error
+    and WARNING_COST for each warning, but at least 0.
     """
 
     score: float
@@ -65,12 +65,15 @@ class Lint:
 async def lint_code(
     blocks: Sequence[Block], sandbox: Sandbox, limits: Limits = PARSER_LIMITS
 ) -> Lint:
-    """Lint the blocks whose language is one of LANGUAGES; there is at least one.
+    """Lint the blocks whose language is in LANGUAGES; there must be at least one.
 
-    limits: for each parser and for ruff; shell has those of the sandbox.
+    Args:
+        blocks: the code blocks.
+        sandbox: runs the parser of shell code.
+        limits: of each parser and of ruff; shell has the limits of the sandbox.
 
     Raises:
-        CannotRun: a parser, ruff or the sandbox (for shell) is not to be had, or gave up.
+        CannotRun: a parser, ruff or the sandbox (for shell) is not available or gave up.
     """
     shell = [block for block in blocks if block.language == "shell"]
     other = [block for block in blocks if block.language in LANGUAGES - {"shell"}]
@@ -104,10 +107,10 @@ def _sources(blocks: Sequence[Block]) -> bytes:
 
 
 def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
-    """Each block's problems, from what the parsers wrote."""
-    answers = run.output.decode(errors="replace").split("\n")[:-1]  # whole lines
+    """Return each block's problems, from the output of the parsers."""
+    answers = run.output.decode(errors="replace").split("\n")[:-1]  # complete lines
     if run.ended == "output" or run.exit_code in _OVERFLOWED:
-        # The text itself is the cause: it does not pass.
+        # The text itself is the cause, so it does not pass.
         answers += ['[[1, "its problems are too many, or it is nested too deeply"]]'] * (
             len(blocks) - len(answers)
         )
@@ -135,7 +138,7 @@ async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Pro
         json.dumps(_notebook(blocks)).encode(),
         limits,
     )
-    if run.ended == "output":  # the text makes more findings than are read: it does not pass
+    if run.ended == "output":  # more findings than are read: the text does not pass
         why = f"more lint findings than fit in {limits.output_bytes} bytes"
         return {block: [Problem(block.line, why, True)] * _FAILING for block in blocks}
     try:
@@ -155,13 +158,13 @@ async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Pro
 
 
 def _other_file(block: Block, blocks: Sequence[Block], message: str) -> bool:
-    """Whether the name that is redefined is another file's: each is a module of its own."""
+    """Return whether the redefined name belongs to another file, which is a separate module."""
     cell = re.search(r"from cell (\d+)", message)
     return cell is not None and blocks[int(cell[1]) - 1].file != block.file
 
 
 def _place(block: Block, line: int) -> int:
-    """The proposal's line of a block's line; of its last, where the code ends too early."""
+    """Convert a block's line to the proposal's, limited to the last line of the block."""
     return block.line + min(line, max(1, block.text.count("\n"))) - 1
 
 

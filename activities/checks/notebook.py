@@ -1,16 +1,17 @@
-"""Runs code blocks in the sandbox as a notebook does: in order, in one namespace, as `__main__`.
+"""A program that runs code blocks in the sandbox like a notebook: in order, in one namespace.
 
-Standard input is a marshalled list of (name, source, file): json would take as long to import as
-Python to start. A block with a file is written under that name; a Python file is a module, which
-the other blocks can import, before it and after it. Data files have an empty name and only a file.
-An error ends the run with its traceback and exit code 1. Only the standard library is at hand here.
+The blocks run as `__main__`. Standard input is a marshalled list of (name, source, file), because
+importing json would take as long as starting Python. A block with a file is written under that
+name; a Python file is a module that all other blocks can import, also earlier ones. Data files have
+an empty name and only a file. An error ends the run with its traceback and exit code 1. Only the
+standard library is available here.
 
-The verdict is this process's exit code, and the code runs in a child process. The child has no
-descriptors but the standard three, and this process cannot be traced or read: nothing that the code
-prints, writes to a descriptor or exits with passes for a report, and killing this process fails the
-run. The child reports through a page of memory that both share. Code that is written against this
-very program can find that page, since it runs in the process that writes to it; it gains what code
-without assertions has anyway: a dry run that passes, or one that counts as not checked.
+The verdict is this process's exit code, and the code runs in a child process. The child has only
+the three standard descriptors, and this process cannot be traced or read. So nothing that the code
+prints, writes to a descriptor or exits with can pass for a report, and killing this process fails
+the run. The child reports through a page of memory that both share. Code written against this
+program can find that page, because it runs in the process that writes to it. It only gains what
+code without assertions gets anyway: a dry run that passes, or one that counts as not checked.
 """
 
 import io
@@ -24,7 +25,7 @@ Module = type(sys)
 ModuleSpec = type(sys.__spec__)
 
 EARLY, MISSING, WAITS = 70, 71, 72
-"""Exit codes: ended cleanly before the end; a package is missing; it waits for someone."""
+"""Exit codes: clean exit before the end; a package is missing; the code waits for input."""
 
 _RESERVED = (EARLY, MISSING, WAITS)
 
@@ -33,7 +34,7 @@ _TERMINAL = (0, "/dev/stdin", "/dev/tty", "/dev/fd/0", "/proc/self/fd/0")
 _READING = (None, "r", "rb", "r+", "rb+", "r+b")  # modes of `open`; os.open has None
 
 _REST_S, _LOOK_S = 4, 0.5
-"""A server that has done nothing for so many seconds waits for a client; how often to look."""
+"""Seconds without activity after which a server waits for a client, and the polling interval."""
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         return
     at_rest = until_end_or_rest(child)
     try:
-        os.kill(-1, 9)  # all that is left but this process: nothing writes after the report
+        os.kill(-1, 9)  # every process but this one: nothing writes after the report
     except ProcessLookupError:
         pass
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -67,9 +68,9 @@ def main() -> None:
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Whether processes of the same user may trace this one, and open its memory and descriptors.
+    """Set whether processes of the same user may trace this one, and open its memory and files.
 
-    Without `ctypes`, which takes longer to import than Python to start.
+    Does not use `ctypes`, which takes longer to import than Python takes to start.
     """
     import _ctypes
 
@@ -79,7 +80,7 @@ def set_dumpable(dumpable: bool) -> None:
 
 
 def until_end_or_rest(child: int) -> bool:
-    """Wait for the child's end, and return False; or True once it only waits for clients."""
+    """Wait until the child ends, and return False; return True once it only waits for clients."""
     ended, looks, before = os.pidfd_open(child), 0, 0
     while not select.select([ended], [], [], _LOOK_S)[0]:
         running, ticks = activity()
@@ -91,7 +92,7 @@ def until_end_or_rest(child: int) -> bool:
 
 
 def activity() -> tuple[bool, int]:
-    """Whether the code's processes run, and how many CPU ticks they have used."""
+    """Return whether the code's processes run, and how many CPU ticks they have used."""
     running, ticks = False, 0
     for pid in os.listdir("/proc"):
         if not pid.isdigit() or int(pid) in (1, os.getpid()):
@@ -108,7 +109,7 @@ def activity() -> tuple[bool, int]:
 
 
 def listens() -> bool:
-    """Whether a socket of the sandbox waits for connections or datagrams."""
+    """Return whether a socket of the sandbox waits for connections or datagrams."""
     for table, column, state in (
         ("tcp", 3, "0A"),
         ("tcp6", 3, "0A"),
@@ -118,7 +119,7 @@ def listens() -> bool:
     ):
         try:
             with open(f"/proc/net/{table}") as lines:
-                # A listener of multiprocessing's own serves the code's own processes.
+                # A listener of multiprocessing serves the code's own processes only.
                 if any(line.split()[column] == state and "/pymp-" not in line for line in lines):
                     return True
         except OSError:
@@ -130,7 +131,7 @@ def listens() -> bool:
 
 
 def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
-    """Run the blocks; only the process that began them reports, no process that they fork."""
+    """Run the blocks; only the process that started them reports, not its forks."""
     pid = os.getpid()
 
     def report(text: str) -> None:
@@ -139,7 +140,7 @@ def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
             page.write(text.encode()[:1000].ljust(len(page), b"\0"))
 
     def wait_for(person: str) -> None:
-        """End the run where it would wait, whatever the code makes of the end of its input."""
+        """End the run when it would wait, however the code handles the end of its input."""
         if os.getpid() == pid:
             report(f"waits {person}")
             show_stack(blocks)
@@ -160,9 +161,9 @@ def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
                 if number == len(codes):
                     report("end")
                 elif module_of(block[2]) and not error.code:
-                    continue  # a program of its own, which is done
+                    continue  # a separate program that has finished
             raise
-        except BaseException as error:  # the block has failed, whatever it raised  # noqa: BLE001
+        except BaseException as error:  # any exception fails the block  # noqa: BLE001
             if root := missing(error):
                 report(f"missing {root}")
             elif lacks_argument(error):
@@ -173,7 +174,7 @@ def run(blocks: list[tuple[str, str, str]], page: mmap.mmap) -> None:
 
 
 def prepare(wait_for) -> None:  # type: ignore[no-untyped-def]
-    """Set up the environment, the arguments and the standard input that a program finds."""
+    """Set up the environment, the arguments and the standard input of the code."""
     os.environ.clear()
     sys.argv = Arguments([""])
     sys.stdin = io.TextIOWrapper(io.BufferedReader(Terminal(wait_for)), encoding="utf-8")
@@ -187,9 +188,9 @@ def prepare(wait_for) -> None:  # type: ignore[no-untyped-def]
 
 
 class Arguments(list):  # type: ignore[type-arg]
-    """Stands for sys.argv: remembers the error of an argument that was not given."""
+    """A replacement of sys.argv that remembers the error of a missing argument."""
 
-    lacking: "list[IndexError]" = []  # of all, for a slice has the same arguments
+    lacking: "list[IndexError]" = []  # shared, because a slice has the same arguments
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         try:
@@ -201,7 +202,7 @@ class Arguments(list):  # type: ignore[type-arg]
 
 
 class Terminal(io.RawIOBase):
-    """Stands for standard input: whoever reads it waits for a person."""
+    """A replacement of standard input: reading it counts as waiting for a person."""
 
     def __init__(self, wait_for) -> None:  # type: ignore[no-untyped-def]
         self._wait_for = wait_for
@@ -232,7 +233,7 @@ def write_files(blocks: list[tuple[str, str, str]]) -> None:
 
 
 def module_of(file: str) -> str:
-    """`shop.cart` of `src/shop/cart.py`; empty where the file is not a module that others import.
+    """Return `shop.cart` for `src/shop/cart.py`; empty if the file is not an importable module.
 
     A file with the name of a standard module, or `__main__.py`, runs as a block without a name.
     """
@@ -245,7 +246,7 @@ def module_of(file: str) -> str:
 
 
 class Notebook:
-    """Runs blocks in one namespace, and imports those that are Python files, with their folders."""
+    """A runner of blocks in one namespace, and an importer for blocks that are Python files."""
 
     def __init__(self, blocks: list[tuple[str, str, str]]) -> None:
         module = sys.modules["__main__"] = Module("__main__")
@@ -261,7 +262,7 @@ class Notebook:
                     folder = folder.rpartition(".")[0]
 
     def run(self, name: str, source: str, file: str) -> None:
-        """Run a block. One that is a file is imported, then run as a program is."""
+        """Run a block; a file is imported first, then run like a program."""
         if not (known := module_of(file)):
             exec(self._compiled(source, name), self._namespace)  # noqa: S102
             return
@@ -288,7 +289,7 @@ class Notebook:
         return None
 
     def create_module(self, spec):  # type: ignore[no-untyped-def]
-        """`src.shop` is `shop`; any other is left to the import system."""
+        """Return the module `shop` for `src.shop`; leave all others to the import system."""
         if known := spec.name.startswith("src.") and spec.name.removeprefix("src."):
             __import__(known)
             return sys.modules[known]
@@ -296,14 +297,14 @@ class Notebook:
 
     def exec_module(self, module) -> None:  # type: ignore[no-untyped-def]
         if module.__name__ != module.__spec__.name:
-            return  # it is imported already, without its `src.`
-        # As in a notebook, a block may use what an earlier one has defined.
+            return  # already imported without the prefix `src.`
+        # As in a notebook, a block may use definitions of earlier ones.
         module.__dict__.update(public(self._namespace))
         for name, source in self._files[module.__name__]:
             exec(self._compiled(source, name, module.__package__), module.__dict__)  # noqa: S102
 
     def _compiled(self, source: str, name: str, package: str = ""):  # type: ignore[no-untyped-def]
-        """Code of a block. At the top, a relative import of another block is an absolute one."""
+        """Compile a block; at the top level, relative imports of other blocks become absolute."""
         if package or "from ." not in source:
             return compile(source, name, "exec", dont_inherit=True)
         import ast
@@ -341,7 +342,7 @@ def traces(error: BaseException):  # type: ignore[no-untyped-def]
 
 
 def at_the_end(error: SystemExit, name: str, source: str) -> bool:
-    """Whether a clean exit comes from the last statement: then everything was run."""
+    """Return whether a clean exit comes from the last statement, after everything was run."""
     import ast
 
     last = ast.parse(source).body[-1].lineno
@@ -355,9 +356,9 @@ def in_block(trace, name: str) -> bool:  # type: ignore[no-untyped-def]
 
 
 def needs_argument(error: SystemExit, blocks: list[tuple[str, str, str]]) -> bool:
-    """Whether the program was started without arguments that it requires.
+    """Return whether the program exited because required arguments are missing.
 
-    The code exits where an argument was not there, or after it has looked; or argparse exits.
+    The code exits when an argument is missing or after a check of sys.argv, or argparse exits.
     """
     if lacks_argument(error) or exits_for_arguments(error, blocks):
         return True
@@ -374,7 +375,7 @@ def needs_argument(error: SystemExit, blocks: list[tuple[str, str, str]]) -> boo
 
 
 def exits_for_arguments(error: SystemExit, blocks: list[tuple[str, str, str]]) -> bool:
-    """Whether the exit stands under an `if` on sys.argv: `if len(sys.argv) != 2: sys.exit(1)`."""
+    """Return whether the exit is in an `if` on sys.argv: `if len(sys.argv) != 2: sys.exit(1)`."""
     import ast
 
     trace = [*traces(error)][-1]
@@ -389,7 +390,7 @@ def exits_for_arguments(error: SystemExit, blocks: list[tuple[str, str, str]]) -
 
 
 def lacks_argument(error: BaseException) -> bool:
-    """Whether it is the error of a missing argument, or came from handling that."""
+    """Return whether the error is that of a missing argument, or was raised while handling it."""
     cause: BaseException | None = error
     while cause:
         if any(cause is each for each in Arguments.lacking):
@@ -399,7 +400,7 @@ def lacks_argument(error: BaseException) -> bool:
 
 
 def missing(error: BaseException) -> str:
-    """The package that an import statement did not find; one that is raised by hand is none."""
+    """Return the package that an import statement did not find; ignore errors raised by hand."""
     trace = [None, *traces(error)][-1]
     if not isinstance(error, ImportError) or trace is None:
         return ""
@@ -424,7 +425,7 @@ def root_of(error: ImportError) -> str:
 
 
 def show(error: BaseException, blocks: list[tuple[str, str, str]]) -> None:
-    """Print the traceback from the block on, with its lines."""
+    """Print the traceback, starting in the block, with source lines."""
     import traceback
 
     cache_lines(blocks)
@@ -436,7 +437,7 @@ def show(error: BaseException, blocks: list[tuple[str, str, str]]) -> None:
 
 
 def show_stack(blocks: list[tuple[str, str, str]]) -> None:
-    """Print where the code reads its input, as if the input had ended there."""
+    """Print the position where the code reads its input, as if the input had ended there."""
     import traceback
 
     cache_lines(blocks)

@@ -1,10 +1,10 @@
-"""Parses code blocks in a process of its own: a parser that hangs or crashes harms no worker.
+"""A program that parses code blocks, so that a parser that hangs or crashes harms no worker.
 
 Standard input is a marshalled list of (language, source). Standard output has a line of JSON for
-each, as soon as it is read: a list of [line from 1, message], empty where the source parses. bash
-is found at the path that is the first argument; it reads and runs nothing.
+each, as soon as it is parsed: a list of [line from 1, message], empty if the source parses. The
+first argument is the path of bash, which parses without running anything.
 
-Each parser imports what it needs, when it is needed: starting is most of what is done here.
+Each parser imports its packages when they are needed, because most of the run time is start-up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Problem = tuple[int, str]
 
 SQL_DIALECTS = (None, "postgres", "mysql")
-"""None: sqlglot's own, which takes most of all of them."""
+"""The dialects that are tried. None: sqlglot's own, which accepts the most of all."""
 
 STANDARD = frozenset({"python", "json", "toml", "shell"})
 """Languages that the standard library parses: their parsers need no installed package."""
@@ -58,7 +58,7 @@ def parse_toml(source: str) -> Iterator[Problem]:
 
 
 def parse_yaml(source: str) -> Iterator[Problem]:
-    """Syntax and anchors; what an alias or a merge key stands for is not built up."""
+    """Check syntax and anchors, without expanding aliases and merge keys."""
     import yaml
 
     anchors = set()
@@ -77,13 +77,13 @@ def parse_yaml(source: str) -> Iterator[Problem]:
 
 
 def parse_sql(source: str) -> Iterator[Problem]:
-    """SQL of any of SQL_DIALECTS; its problems are those of the first."""
+    """Parse SQL of any of SQL_DIALECTS; report the problems in the first dialect."""
     import logging
 
     import sqlglot
     from sqlglot.errors import ParseError, TokenError
 
-    logging.disable()  # it tells of statements that it takes as they are
+    logging.disable()  # sqlglot logs statements that it accepts without parsing them
     refusals = []
     for dialect in SQL_DIALECTS:
         try:
@@ -124,12 +124,12 @@ PARSERS: dict[str, Callable[[str], Iterator[Problem]]] = {
 
 
 def problems(language: str, source: str) -> list[Problem]:
-    """What keeps a source from being parsed; its first five problems."""
+    """Return the first five problems that prevent a source from being parsed."""
     try:
         found = list(PARSERS[language](source))[:5]
     except (RecursionError, MemoryError):
         return [(1, "nested too deeply to be parsed")]
-    except ValueError as error:  # a zero byte, a number of thousands of digits
+    except ValueError as error:  # a zero byte, a number with thousands of digits
         found = [(1, str(error))]
     return [(line, message[:300]) for line, message in found]
 
@@ -146,7 +146,7 @@ def main() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nothing but answers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # standard error would mix with the answers
     for language, source in marshal.loads(sys.stdin.buffer.read()):  # noqa: S302  the worker's
         print(answer(problems(language, source)), flush=True)
 

@@ -1,7 +1,7 @@
-"""The policy: secrets, destructive commands, forbidden imports and licences (design section 3).
+"""The policy: secrets, destructive commands, forbidden imports and licences.
 
-The rules are data (deploy/config/policy.yaml). Patterns are RE2: the time they take is linear in
-the text, whatever the rule and the text are.
+The rules are data (deploy/config/policy.yaml). Patterns are RE2, so that their run time is linear
+in the length of the text, for any rule and any text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from activities.checks.fences import HTML, UNCLEAR, Block
 Severity = Literal["blocking", "warning"]
 
 _MATCHES = 5
-"""Of one rule, in one text: more would say nothing new."""
+"""Maximum number of matches of one rule in one text; more would add no information."""
 
 _COMMAND_READING = str.maketrans(dict.fromkeys("\"'`,()[]{}", " "))
 
@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class PatternRule(_Part):
-    """A rule on text; policy.yaml's head says what each field means."""
+    """A rule on text; the head of policy.yaml explains each field."""
 
     id: str = Field(min_length=1)
     severity: Severity
@@ -53,7 +53,7 @@ class PatternRule(_Part):
 
 
 class ImportRule(_Part):
-    """Modules that Python code may not import, with all they contain."""
+    """Modules that Python code may not import, including their submodules."""
 
     id: str = Field(min_length=1)
     severity: Severity
@@ -62,7 +62,7 @@ class ImportRule(_Part):
 
 
 class PatternRules(_Part):
-    """Rules of one kind; `unless` holds for each of them."""
+    """Rules of one kind; `unless` applies to each of them."""
 
     unless: str = ""
     rules: list[PatternRule]
@@ -81,7 +81,7 @@ class ImportRules(_Part):
 
 
 class PolicyRules(_Part):
-    """What deploy/config/policy.yaml holds."""
+    """The content of deploy/config/policy.yaml."""
 
     warning_cost: float = Field(ge=0, le=1)
     secrets: PatternRules
@@ -92,7 +92,7 @@ class PolicyRules(_Part):
 
 @dataclass(frozen=True, order=True)
 class Violation:
-    """One match of a rule. line: in its text, from 1. It never holds a secret."""
+    """One match of a rule, without the matched text. `line`: in its text, from 1."""
 
     line: int
     rule: str
@@ -100,7 +100,7 @@ class Violation:
     reason: str
 
 
-# HTML's, and not the redirections of a shell.
+# Tags of HTML, but not the redirections of a shell.
 _TAG = re.compile(
     r"</?(?:a|b|blockquote|br|code|dd|details|div|dl|dt|em|h[1-6]|hr|i|kbd|li|ol|p|pre|samp|script"
     r"|span|strong|summary|table|td|th|tr|tt|ul)\b[^<>\n]*>|<!--|-->",
@@ -132,15 +132,15 @@ class Policy:
         ]
 
     def violations(self, markdown: str, blocks: list[Block]) -> list[Violation]:
-        """Every violation in a Markdown text with these code blocks, by line.
+        """Return every violation in a Markdown text with these code blocks, sorted by line.
 
-        At most five of each rule on text. A rule on code holds for raw HTML and for a line that is
-        a command of its own too; a mention in a sentence is a warning.
+        Each rule on text has at most five. A rule on code also applies to raw HTML and to a line
+        that is a command by itself; a mention in a sentence is a warning.
         """
         code_lines = {
             line for block in blocks for line in range(block.line, block.line + block.lines)
         }
-        # As long as the text itself, so that a match is at the same place in both.
+        # Has the same length as the text, so that a match is at the same position in both.
         command = markdown.replace("\\\n", "  ").translate(_COMMAND_READING)
         command = _TAG.sub(lambda tag: " " * len(tag[0]), command)
         found = set()
@@ -168,7 +168,7 @@ class Policy:
 
 
 def _begins_line(markdown: str, start: int) -> bool:
-    """Whether only a bullet or a prompt precedes the match, and the line is not a sentence."""
+    """Return whether only a bullet or prompt precedes the match, and the line is not a sentence."""
     begin = markdown.rfind("\n", 0, start) + 1
     end = markdown.find("\n", start)
     line = markdown[begin:end] if end >= 0 else markdown[begin:]
@@ -177,7 +177,7 @@ def _begins_line(markdown: str, start: int) -> bool:
 
 
 class SecretPatterns:
-    """The rules on secrets, compiled to say where in a text the secrets are."""
+    """The rules on secrets, compiled to find the positions of secrets in a text."""
 
     def __init__(self, rules: PatternRules) -> None:
         self.rules = rules
@@ -192,7 +192,7 @@ class SecretPatterns:
         ]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """(start, end) of every secret, in order and apart; of all rules, wherever they hold."""
+        """Return (start, end) of every secret, sorted and disjoint, by all rules in any place."""
         found = []
         for rule, pattern, unless, covers in self._patterns:
             for match in _found(rule, pattern, unless, text):
@@ -209,17 +209,17 @@ class SecretPatterns:
 
 
 def _secret(pattern: Any) -> int:
-    """The group of a match that is the secret."""
+    """Return the number of the group that holds the secret."""
     return int(pattern.groupindex.get("value", 0))
 
 
 def _matches(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Iterator[int]:
-    """Where the rule's matches begin. The text is read at most once for each match."""
+    """Yield the start of each match of the rule; read the text at most once for each match."""
     return (match.start() for match in _found(rule, pattern, unless, text))
 
 
 def _found(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Iterator[Any]:
-    """The rule's matches that no exception takes back."""
+    """Yield the rule's matches, except those that an exception excludes."""
     secret = _secret(pattern)
     for match in pattern.finditer(text):
         value = match.group(secret)
@@ -230,15 +230,15 @@ def _found(rule: PatternRule, pattern: Any, unless: list[Any], text: str) -> Ite
 
 
 def entropy(text: str) -> float:
-    """Shannon entropy, in bits for each character."""
+    """Return the Shannon entropy in bits per character."""
     counts = Counter(text).values()
     return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
 
 
 def _imports(source: str) -> list[tuple[int, str]]:
-    """(line, dotted module) of every import, those by name in `__import__` and importlib too.
+    """Return (line, dotted module) of every import, including `__import__` and importlib.
 
-    Where the source does not parse, its lines are read one by one.
+    If the source does not parse, its lines are parsed one by one.
     """
     try:
         return sorted(set(_imported(ast.parse(source), 1)))
@@ -253,7 +253,7 @@ def _imports_by_line(source: str) -> Iterator[tuple[int, str]]:
             try:
                 yield from _imported(ast.parse(statement), number)
             except (SyntaxError, ValueError):
-                continue  # not an import, then
+                continue  # not an import
 
 
 def _imported(tree: ast.AST, first_line: int) -> Iterator[tuple[int, str]]:

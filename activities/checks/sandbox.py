@@ -1,13 +1,14 @@
-"""Runs programs within limits: untrusted ones in bubblewrap, or says why it cannot.
+"""The sandbox: programs run within limits, untrusted ones in bubblewrap or not at all.
 
-In the sandbox a program sees the system's libraries and a Python interpreter with its standard
-library, all read-only, and a small /tmp of its own. It has no network, no environment, no other
-process to look at, and limits on CPU, memory, files, processes, output and wall time. It is
-killed as a whole: at a limit, on cancellation, and when the worker dies (design section 3).
+In the sandbox, a program sees the system's libraries and a Python interpreter with its standard
+library, all read-only, and its own small /tmp. It has no network and no environment, sees no other
+processes, and has limits on CPU, memory, files, processes, output and wall time. All its processes
+are killed at a limit, on cancellation, and when the worker dies. See
+docs/design/0006-sandbox.md.
 
-Namespaces need rights. An ordinary user gets them from a user namespace. Root makes them itself
-and the program becomes a user that no one else is: the limit on processes does not hold for root,
-nor for the users that a namespace maps onto root.
+Namespaces need privileges. An ordinary user gets them from a user namespace. Root creates the
+namespaces itself, and the program runs as an otherwise unused user, because the limit on processes
+does not apply to root, nor to users that a namespace maps to root.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Literal
 from activities.checks import entry, seccomp
 
 _MIB = 1024 * 1024
-_UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above what users and containers are given
+_UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above the ids of users and containers
 
 _PYTHON = str(Path(sys.executable).resolve())
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
@@ -37,15 +38,15 @@ _ENTRY = Path(entry.__file__).read_text(encoding="utf-8")
 
 
 class CannotRun(Exception):
-    """Nothing was run; the message says why."""
+    """A program that was not run; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. CPU and memory count for each of its processes.
+    """The resources that a program may use. CPU and memory are per process.
 
-    Wall time is far above CPU time, so that a busy machine does not change a result.
-    processes: only in the sandbox; outside, the limit would count the worker's own.
+    Wall time is far above CPU time, so that a busy machine does not change a result. `processes`
+    applies in the sandbox only, because outside it would count the worker's own processes.
     """
 
     cpu_s: int = 5
@@ -60,9 +61,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Run:
-    """How a program ended. exit_code: negative or 128 + signal where a signal ended it.
+    """The result of a program.
 
-    It is None where it was killed for its wall time or its output. output: stdout and stderr.
+    Attributes:
+        ended: how it ended.
+        exit_code: negative or 128 + signal if a signal ended it; None if it was killed for its wall
+            time or its output.
+        output: stdout and stderr.
     """
 
     ended: Literal["exit", "wall_time", "output"]
@@ -71,14 +76,14 @@ class Run:
 
 
 def python_program(source: Path) -> list[str]:
-    """The command that runs a Python file's text in the sandbox, with the standard library only."""
+    """Return the command that runs a Python file in the sandbox, with the standard library only."""
     return [_PYTHON, "-s", "-S", "-P", "-u", "-c", source.read_text(encoding="utf-8")]
 
 
 async def run_limited(argv: Sequence[str], stdin: bytes, limits: Limits) -> Run:
-    """Run a program of our own, absolute path first, on untrusted input: limits only.
+    """Run a trusted program on untrusted input, with limits but without the sandbox.
 
-    It has the limits before it has its input.
+    The first argument is an absolute path. The limits are set before it gets its input.
 
     Raises:
         CannotRun: the program could not be started.
@@ -89,7 +94,7 @@ async def run_limited(argv: Sequence[str], stdin: bytes, limits: Limits) -> Run:
 
 
 class Sandbox:
-    """Runs at most one program for each core at a time. bwrap: bubblewrap's name or path."""
+    """A sandbox that runs at most one program per core. `bwrap`: bubblewrap's name or path."""
 
     def __init__(self, bwrap: str = "bwrap", limits: Limits | None = None) -> None:
         self._bwrap = bwrap
@@ -97,10 +102,15 @@ class Sandbox:
         self._free = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def run(self, argv: Sequence[str], stdin: bytes, visible: Sequence[str] = ()) -> Run:
-        """Run a program, absolute path first; `visible`: files to see besides the system's.
+        """Run a program in the sandbox.
+
+        Args:
+            argv: the program's absolute path and its arguments.
+            stdin: its input.
+            visible: additional files that it can read.
 
         Raises:
-            CannotRun: bubblewrap is missing or could not set the sandbox up.
+            CannotRun: bubblewrap is missing or could not set up the sandbox.
         """
         if not seccomp.supported():
             raise CannotRun("the sandbox's system call filter is for Linux on x86-64 only")
@@ -117,7 +127,7 @@ class Sandbox:
 
     def _prefix(self, visible: Sequence[str], filter_fd: int, root: bool) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
-        # As process 1: a process 1 of bubblewrap's would be the same user's, who could rewrite it.
+        # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.
         as_user = ("--unshare-user", "--uid", "65534", "--gid", "65534", "--as-pid-1")
         return [
             self._bwrap,
@@ -130,7 +140,7 @@ class Sandbox:
         ]
 
     def _view(self, visible: Sequence[str]) -> list[str]:
-        """The file system inside: a fresh, read-only root, and little in it."""
+        """Return the options for the file system: a new read-only root with a minimal content."""
         view: list[str] = []
         for link in _LINKED:
             if Path(link).is_symlink():
@@ -139,12 +149,12 @@ class Sandbox:
                 view += ["--ro-bind-try", link, link]
         library = str(Path(sys.base_prefix) / "lib")
         paths = dict.fromkeys((*_SYSTEM, library, _PYTHON, *visible))
-        # bwrap would make them for their owner alone; `--dir` makes them for all.
+        # bwrap would create them for their owner only; `--dir` creates them for all.
         for folder in dict.fromkeys(p for path in paths for p in reversed(Path(path).parents)):
             view += ["--dir", str(folder)]
         for path in paths:
             view += ["--ro-bind-try", path, path]
-        # Installed packages are not the standard library; this product may be among them.
+        # Hide installed packages, which are not the standard library; this product may be one.
         packages = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
         if packages.startswith(library) and Path(packages).is_dir():
             view += ["--tmpfs", packages, "--remount-ro", packages]
@@ -163,7 +173,7 @@ async def _run(
     uid: int | None,
     filter_fd: int,
 ) -> Run:
-    """Run `prefix`, in it the entry (activities/checks/entry.py), and in its place `argv`."""
+    """Run `prefix`, which runs activities/checks/entry.py, which executes `argv`."""
     resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
     words = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in resources.items())
     ready, entered = os.pipe()
@@ -186,15 +196,18 @@ async def _run(
 
 
 def _limit(pid: int, limits: Limits) -> None:
-    """Lay the limits on a program that has just been started."""
-    with suppress(ProcessLookupError, FileNotFoundError):  # it has ended, and read nothing
+    """Set the limits of a program that has just been started."""
+    with suppress(ProcessLookupError, FileNotFoundError):  # it ended without reading its input
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
         for name, limit in _resources(limits).items():
             resource.prlimit(pid, getattr(resource, name), limit)
 
 
 def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
-    """(soft, hard) by the resource's name. Over soft CPU time comes SIGXCPU, over hard, SIGKILL."""
+    """Return (soft, hard) by resource name.
+
+    Exceeding the soft CPU time raises SIGXCPU, the hard one SIGKILL.
+    """
     return {
         "RLIMIT_CPU": (limits.cpu_s, limits.cpu_s + 1),
         "RLIMIT_AS": (limits.memory_bytes, limits.memory_bytes),
@@ -208,7 +221,7 @@ def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
 async def _started(
     command: Sequence[str], pass_fds: tuple[int, ...]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The running program; killed with all it started, and reaped, on leaving."""
+    """Yield the running program; on exit, kill it with its child processes, and reap it."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -225,9 +238,9 @@ async def _started(
         yield process
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and with bwrap, its process 1 and all below
+            os.killpg(process.pid, signal.SIGKILL)  # with bwrap, also its process 1 and children
         while await _output(process).read(65_536):
-            pass  # a full pipe would hide that it has ended
+            pass  # a full pipe would hide that the program has ended
         await process.wait()
 
 
@@ -250,7 +263,7 @@ async def _watched(process: asyncio.subprocess.Process, stdin: bytes, limits: Li
 async def _write(process: asyncio.subprocess.Process, data: bytes) -> None:
     if process.stdin is None:
         raise RuntimeError("the program was started without a pipe for its input")
-    with suppress(ConnectionError):  # it need not read what it is given
+    with suppress(ConnectionError):  # the program does not have to read its input
         process.stdin.write(data)
         await process.stdin.drain()
     process.stdin.close()

@@ -1,8 +1,8 @@
-"""The sandbox's system call filter, for x86-64: what namespaces and resource limits do not cover.
+"""The sandbox's system call filter for x86-64, beyond namespaces and resource limits.
 
-Refused are namespaces within the sandbox, mounts, tracing, kernel keyrings and programs, memory
-that no resource limit counts (System V shared memory, memory files), and sockets other than Unix
-and IP ones: a virtual machine's host socket is in no network namespace.
+It refuses namespaces within the sandbox, mounts, tracing, kernel keyrings and programs, memory that
+no resource limit counts (System V shared memory, memory files), and sockets other than Unix and IP,
+because a virtual machine's host socket does not belong to a network namespace.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 
 
 def supported() -> bool:
-    """Whether this machine's system calls are the ones the filter knows."""
+    """Return whether the filter supports this machine's system calls."""
     return platform.machine() == "x86_64"
 
 
 def program() -> bytes:
-    """The filter as an array of `struct sock_filter`, the form that `bwrap --seccomp` reads."""
+    """Return the filter as an array of `struct sock_filter`, as `bwrap --seccomp` reads it."""
     return b"".join(struct.pack("HBBI", *instruction) for instruction in _instructions())
 
 
 def _instructions() -> Iterator[tuple[int, int, int, int]]:
-    """(operation, skip if true, skip if false, operand), one at a time."""
+    """Yield the instructions: (operation, skip if true, skip if false, operand)."""
     refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     yield (_LOAD, 0, 0, _ARCH)
     yield (_JEQ, 1, 0, _AUDIT_ARCH_X86_64)
@@ -79,7 +79,7 @@ def _instructions() -> Iterator[tuple[int, int, int, int]]:
     for number in _REFUSED.values():
         yield (_JEQ, 0, 1, number)
         yield refuse
-    yield (_JEQ, 0, 1, _CLONE3)  # its flags are out of a filter's reach; the C library has clone
+    yield (_JEQ, 0, 1, _CLONE3)  # a filter cannot read its flags; the C library falls back to clone
     yield (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
     yield (_JEQ, 0, 3, _CLONE)
     yield (_LOAD, 0, 0, _FIRST_ARGUMENT)
