@@ -1,1 +1,1 @@
-"""Every side effect that a workflow asks for."""
+"""The activities: every side effect that workflows request."""

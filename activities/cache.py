@@ -4,16 +4,17 @@
     swe:case:{id}:planning:draft   JSON: a PlanDerived, with `order` first
     swe:case:{id}:planning:stream  stream: one line for each entry, fields by LINE
     context:{story}:{role}:{phase} JSON: a ContextPack, with `config`; kept for CONTEXT_CACHE_TTL
-                                   seconds. That of a subtask or another budget has
-                                   `:{subtask}:{budget}` at the end
+                                   seconds. For a subtask or another budget, the key ends in
+                                   `:{subtask}:{budget}`
     context:{story}:packs          set: the keys of the story's packs, so that they can be dropped
     context:{story}:generation     counter: grows with every change of the story
-    swe:case:{id}:planning:late    set: ids of the timeline's lines that came late (see TIMELINE)
-    swe:case:{id}:summaries:last   text: the story so far, which other systems write and packs show
-    swe:case:{id}:session:{hash}   JSON: what agents got when they resumed the story; for
-                                   as long as they asked
+    swe:case:{id}:planning:late    set: ids of timeline lines that arrived late (see TIMELINE)
+    swe:case:{id}:summaries:last   text: the story so far, written by other systems, shown in packs
+    swe:case:{id}:session:{hash}   JSON: what agents got when they resumed the story; kept for as
+                                   long as they requested
 
-Parts of a key that come from outside are encoded (`workflows.ids`), so none can name another key.
+Parts of a key that come from outside are encoded (`workflows.ids`), so that none can form another
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from workflows.ids import encode_id
 from workflows.models import ContextPack
 
 PACK_TTL_S = 3600
-"""Design section 4."""
+"""Default time, in seconds, for which a context pack is kept."""
 
 LINE = ("id", "kind", "event_type", "description", "actor", "timestamp", "source")
 """The fields of a line of the timeline."""
@@ -98,16 +99,19 @@ return 1
 
 
 class Line(NamedTuple):
-    """A line of a story's timeline. stream_id: `{owner's start in ms}-{position in its outbox}`."""
+    """A line of a story's timeline.
+
+    `stream_id`: `{owner's start in ms}-{position in its outbox}`.
+    """
 
     story_id: str
     stream_id: str
     values: tuple[str, ...]
-    """By LINE."""
+    """The values of the fields in LINE."""
 
 
 class Document(NamedTuple):
-    """A JSON text under `key`; the one with the greatest `order` stays."""
+    """A JSON document under `key`; the one with the greatest `order` is kept."""
 
     key: str
     order: str
@@ -115,50 +119,55 @@ class Document(NamedTuple):
 
 
 def spec_key(story_id: str) -> str:
-    """Where the story's text is kept."""
+    """Return the key of the story's text."""
     return f"swe:case:{encode_id(story_id)}:spec"
 
 
 def draft_key(story_id: str) -> str:
-    """Where the story's last derived plan is kept."""
+    """Return the key of the story's last derived plan."""
     return f"swe:case:{encode_id(story_id)}:planning:draft"
 
 
 def timeline_key(story_id: str) -> str:
-    """The stream of the story's timeline."""
+    """Return the key of the story's timeline, which is a stream."""
     return f"swe:case:{encode_id(story_id)}:planning:stream"
 
 
 def summary_key(story_id: str) -> str:
-    """Where other systems keep the story's last summary."""
+    """Return the key under which other systems keep the story's last summary."""
     return f"swe:case:{encode_id(story_id)}:summaries:last"
 
 
 def session_key(story_id: str, content: str) -> str:
-    """Where a session is kept. content: the hash of its content."""
+    """Return the key of a session. `content`: the hash of its content."""
     return f"swe:case:{encode_id(story_id)}:session:{encode_id(content)}"
 
 
 def pack_key(story_id: str, role: str, phase: str, variant: str = "") -> str:
-    """Where a context pack is kept. variant: of a subtask or budget, or empty."""
+    """Return the key of a context pack. `variant`: see `pack_variant`; may be empty."""
     key = ":".join(encode_id(part) for part in (story_id, role, phase))
     return f"context:{key}:{variant}" if variant else f"context:{key}"
 
 
 def pack_variant(subtask_id: str, token_budget: int) -> str:
-    """The suffix of a pack that is not the default one; token_budget 0: the default."""
+    """Return the key's suffix for a pack other than the default; `token_budget` 0: the default."""
     return f"{encode_id(subtask_id)}:{token_budget}" if subtask_id or token_budget else ""
 
 
 class Cache:
-    """Valkey, through a client that gives bytes back (decode_responses off).
+    """Valkey, through a client that returns bytes (decode_responses off).
 
     Raises:
-        redis.exceptions.RedisError: in every method, where Valkey did not do it.
+        redis.exceptions.RedisError: in every method, if Valkey fails.
     """
 
     def __init__(self, client: Redis, pack_ttl_s: int = PACK_TTL_S) -> None:
-        """pack_ttl_s: how long a context pack is kept."""
+        """Create the cache.
+
+        Args:
+            client: Valkey.
+            pack_ttl_s: how long a context pack is kept, in seconds.
+        """
         self.client = client
         self._pack_ttl_s = pack_ttl_s
         self._timeline = client.register_script(TIMELINE)
@@ -167,7 +176,7 @@ class Cache:
         self._keep_pack = client.register_script(KEEP_PACK)
 
     async def store(self, lines: Iterable[Line], documents: Iterable[Document]) -> None:
-        """Append lines, in their order, and keep documents; what is there already stays once."""
+        """Append lines, in their order, and keep documents; lines already stored are skipped."""
         by_story: dict[str, list[str]] = {}
         for line in lines:
             by_story.setdefault(line.story_id, []).extend((line.stream_id, *line.values))
@@ -181,7 +190,7 @@ class Cache:
             await pipe.execute()
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
-        """Drop the stories' context packs, and any that is being built from what was there."""
+        """Drop the stories' context packs, and those that are still being built from old data."""
         async with self.client.pipeline(transaction=False) as pipe:
             for story_id in sorted(set(stories)):
                 keys = [_generation_key(story_id), _packs_key(story_id)]
@@ -191,7 +200,7 @@ class Cache:
     async def find_pack(
         self, story_id: str, key: str, config: str
     ) -> tuple[ContextPack | None, str]:
-        """The pack, if it is there and was built with this config, and the story's generation."""
+        """Return the pack, if one with this config is stored, and the story's generation."""
         text, generation = await self.client.mget(key, _generation_key(story_id))
         number = str(int(generation or 0))
         if text is None or json.loads(text).get("config") != config:
@@ -201,19 +210,19 @@ class Cache:
     async def keep_pack(
         self, story_id: str, key: str, config: str, generation: str, pack: ContextPack
     ) -> bool:
-        """Keep a pack, unless the story has changed since `generation`: then False."""
+        """Keep a pack and return True, unless the story has changed since `generation`."""
         text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
         keys = [_generation_key(story_id), _packs_key(story_id), key]
         return bool(await self._keep_pack(keys, [generation, text, self._pack_ttl_s]))
 
     async def find_summary(self, story_id: str) -> str:
-        """The story's last summary; empty if there is none, or it is not a text."""
+        """Return the story's last summary; empty if there is none, or it is not a text."""
         # GET would fail on a value of another type.
         found: Any = await self.client.mget(summary_key(story_id))
         return (found[0] or b"").decode(errors="replace").strip()
 
     async def keep(self, key: str, text: str, seconds: int) -> None:
-        """Keep a text so long."""
+        """Keep a text under `key` for `seconds`."""
         await self.client.set(key, text, ex=seconds)
 
 

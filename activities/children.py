@@ -1,4 +1,7 @@
-"""Waiting for the end of a deliberation or plan that an earlier run of its story began."""
+"""Waiting for the end of a deliberation or plan that an earlier run of its story started.
+
+See docs/design/0007-continue-as-new-with-a-child.md.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ DRAINS = "WorkerDrains"
 
 
 class Children:
-    """Follows workflows by their runs."""
+    """The activity that follows workflows by their runs."""
 
     def __init__(self, temporal: Client) -> None:
         self._temporal = temporal
 
     @activity.defn(name=FOLLOW_CHILD)
     async def follow(self, child: ChildRun) -> Any:
-        """What the child answers.
+        """Wait for the child's end and return its result.
 
         Raises:
-            ApplicationError: not retryable: the child's own error; of type ChildEnded where it was
-                cancelled, terminated or timed out, or where Temporal no longer has it.
-            ApplicationError: retryable: of type WorkerDrains, where this worker stops.
+            ApplicationError: not retryable: the child's own error; of type ChildEnded if it was
+                cancelled, terminated or timed out, or if Temporal no longer has it.
+            ApplicationError: retryable: of type WorkerDrains, if this worker stops.
             RPCError: Temporal does not answer.
         """
         handle = self._temporal.get_workflow_handle(child.workflow_id, run_id=child.run_id)

@@ -1,7 +1,7 @@
 """Configuration files: one strict reader of YAML for all of them.
 
-Strict, because what a lenient reader makes of a slip is silence: of a key that is given twice,
-YAML libraries keep the last, and a team's rules are gone without a word.
+The reader is strict because a lenient one hides mistakes: if a key is given twice, YAML libraries
+keep the last one, and a team's rules are lost without notice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class InvalidConfig(ValueError):
-    """A configuration file cannot be used. `problems`: each names the place and the remedy."""
+    """A configuration file that cannot be used. `problems`: each names the place and the remedy."""
 
     def __init__(self, file: Path, problems: list[str]) -> None:
         super().__init__(f"{file}: " + "; ".join(problems))
@@ -32,15 +32,15 @@ class InvalidConfig(ValueError):
         self.problems = problems
 
     def final(self) -> ApplicationError:
-        """The same as an activity raises it: `InvalidConfig`, not retryable."""
+        """Convert to the error that an activity raises: `InvalidConfig`, not retryable."""
         return ApplicationError(str(self), type=INVALID_CONFIG, non_retryable=True)
 
 
 def read_text(file: Path) -> str:
-    """The file's text: UTF-8, with or without a byte order mark.
+    """Read a file as UTF-8, with or without a byte order mark.
 
     Raises:
-        InvalidConfig: it cannot be read, or is not UTF-8.
+        InvalidConfig: the file cannot be read, or is not UTF-8.
     """
     try:
         content = file.read_bytes()
@@ -56,19 +56,19 @@ def read_text(file: Path) -> str:
 
 
 def read_yaml(file: Path) -> Any:
-    """The one document that a YAML file holds, of plain types; None where the file is empty.
+    """Read the single document of a YAML file, as plain types; None if the file is empty.
 
     Raises:
-        InvalidConfig: it cannot be read, is not UTF-8, is not YAML, or has a key twice.
+        InvalidConfig: the file cannot be read, is not UTF-8, is not YAML, or has a key twice.
     """
     return parse_yaml(file, read_text(file))
 
 
 def parse_yaml(file: Path, text: str) -> Any:
-    """The document that `text`, a part of `file`, holds.
+    """Parse the document in `text`, a part of `file`.
 
     Raises:
-        InvalidConfig: it is not YAML, or has a key twice; lines count from the beginning of `text`.
+        InvalidConfig: it is not YAML, or has a key twice; lines count from the start of `text`.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -85,11 +85,11 @@ def parse_yaml(file: Path, text: str) -> Any:
 
 
 def read_config(file: Path, model: type[_Model]) -> _Model:
-    """The file as a model.
+    """Read a file as a model.
 
     Raises:
-        InvalidConfig: as `read_yaml`, or a field breaks a rule.
-        ApplicationError: as the model's own validators raise it.
+        InvalidConfig: as in `read_yaml`, or a field breaks a rule.
+        ApplicationError: raised by the model's own validators.
     """
     try:
         return model.model_validate(read_yaml(file))
@@ -99,12 +99,12 @@ def read_config(file: Path, model: type[_Model]) -> _Model:
 
 
 def _repeated_keys(root: yaml.Node) -> Iterator[str]:
-    """Every key that its mapping has twice, at any depth, with its line."""
+    """Yield every key that its mapping has twice, at any depth, with its line."""
     seen: set[int] = set()
     waiting = [root]
     while waiting:
         node = waiting.pop()
-        if id(node) in seen:  # an alias leads back to a node that was read
+        if id(node) in seen:  # an alias refers to a node that was read already
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):

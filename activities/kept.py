@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept in Valkey under their call's key (design section 3, Agents)."""
+"""Paid answers, kept in Valkey under their call's key (docs/design/0003-kept-answers.md)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from temporalio.exceptions import ApplicationError
 from workflows.ids import encode_id
 
 KEPT_FOR = timedelta(days=7)
-"""Longer than a call is ever retried."""
+"""How long an answer is kept: longer than any call is retried."""
 
 STORE_UNREACHABLE = "StoreUnreachable"
 
 
 def answer_key(info: activity.Info, wave: int, act: str, agent_id: str) -> str:
-    """Valkey's key of a call's answer: workflow, run, wave, act, agent."""
+    """Return the Valkey key of a call's answer: workflow, run, wave, act, agent."""
     return (
         f"swe:answer:{info.workflow_id}:{info.workflow_run_id}:{wave}:{act}:{encode_id(agent_id)}"
     )
 
 
 async def kept_answer(valkey: Redis, key: str) -> bytes | str | None:
-    """The JSON of a call's answer; None while it has none.
+    """Return the JSON of a call's answer; None if there is none yet.
 
     Raises:
-        ApplicationError: `StoreUnreachable`: without Valkey nobody knows, and nothing is asked.
+        ApplicationError: `StoreUnreachable`; the agent is not asked while Valkey is unreachable.
     """
     try:
         kept: bytes | str | None = await valkey.get(key)

@@ -1,9 +1,9 @@
-"""The graph's schema, in versions that every worker applies at its start.
+"""The graph's schema, in versions that every worker applies when it starts.
 
-A version, once released, never changes: a later one corrects it. Applying is repeatable and safe
-for any number of workers at once: each schema statement says IF NOT EXISTS, each repair finds
-nothing when it runs again, and a version is noted as a `(:Migration {version})` node when all of it
-is there. Neo4j Community has all that is used.
+A released version never changes; later versions correct it. Applying is repeatable and safe for
+concurrent workers: each schema statement has IF NOT EXISTS, each repair does nothing when it runs
+again, and a version is recorded as a `(:Migration {version})` node after all of it was applied.
+Neo4j Community is sufficient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MADE_MEANWHILE = "Neo.ClientError.Schema.EquivalentSchemaRuleAlreadyExists"
 
 
 class Migration(NamedTuple):
-    """Schema statements, then a repair of the data. Both must be repeatable."""
+    """Schema statements, followed by a repair of the data; both must be repeatable."""
 
     version: int
     name: str
@@ -34,7 +34,7 @@ class Migration(NamedTuple):
 
 
 AT_ONCE = 1_000
-"""Nodes that a repair changes in one transaction."""
+"""Number of nodes that a repair changes in one transaction."""
 
 OTHER_KEYS: LiteralString = """
 SHOW CONSTRAINTS YIELD name, type, labelsOrTypes, properties
@@ -58,10 +58,10 @@ UTC_TEXT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 async def _remove_what_constraints_refuse(session: AsyncSession) -> None:
-    """Make the first constraints possible on a graph that another system wrote.
+    """Prepare a graph that another system wrote for the first constraints.
 
-    Such a system may have made ids unique by themselves, which are unique within their story
-    here, and may have created one node twice.
+    Such a system may have constraints that make ids globally unique, which are unique within their
+    story here, and may have created a node twice.
     """
     names = await session.execute_read(_column, OTHER_KEYS, labels=list(LABELS))
     for name in names:
@@ -77,7 +77,7 @@ async def _remove_what_constraints_refuse(session: AsyncSession) -> None:
 
 
 async def _adopt_everything(session: AsyncSession) -> None:
-    """Adopt every story that others wrote, and complete what older versions of ours wrote."""
+    """Adopt every story that others wrote, and complete nodes from older versions of the fleet."""
     unadopted = await session.execute_read(all_unadopted)
     for some in _chunks(sorted(unadopted), 100):
         await session.execute_write(adopt_all, some)
@@ -94,7 +94,7 @@ def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 async def _store_in_utc(session: AsyncSession, label: str, name: str) -> None:
-    """Rewrite the label's times that are not UTC in milliseconds; what is no time stays."""
+    """Rewrite the label's times that are not UTC in milliseconds; other values stay."""
     found = await session.execute_read(
         _rows,
         f"MATCH (n:{label}) WHERE n[$name] IS :: STRING NOT NULL AND NOT n[$name] =~ $utc "
@@ -143,7 +143,7 @@ MIGRATIONS = (
             "CREATE CONSTRAINT check_id IF NOT EXISTS FOR (n:Check) REQUIRE n.id IS UNIQUE",
             "CREATE CONSTRAINT council_role IF NOT EXISTS FOR (n:Council) REQUIRE n.role IS UNIQUE",
             "CREATE CONSTRAINT agent_id IF NOT EXISTS FOR (n:Agent) REQUIRE n.id IS UNIQUE",
-            # People and other systems name these within their story: two stories may have a plan-1.
+            # Unique within their story, because people name them: two stories may have a plan-1.
             "CREATE CONSTRAINT plan_version_id IF NOT EXISTS "
             "FOR (n:PlanVersion) REQUIRE (n.case_id, n.id) IS UNIQUE",
             "CREATE CONSTRAINT subtask_id IF NOT EXISTS "
@@ -205,11 +205,11 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
     """Bring the graph's schema up to date; return the versions that this call applied.
 
     Raises:
-        neo4j.exceptions.Neo4jError: where the data already there breaks a constraint, or the user
-            may not change the schema.
+        neo4j.exceptions.Neo4jError: the existing data violates a constraint, or the user may not
+            change the schema.
     """
     async with driver.session() as session:
-        # The note itself must be unique before two workers write it.
+        # Migration nodes must be unique before two workers write one.
         await _make(session, NOTES_ARE_UNIQUE)
         applied = await session.execute_read(_applied)
         new = [each for each in migrations if each.version not in applied]
@@ -231,13 +231,13 @@ async def _make(session: AsyncSession, statement: LiteralString) -> None:
     try:
         await session.execute_write(_change_schema, statement)
     except ClientError as error:
-        # Another worker made it after Neo4j had looked whether it exists.
+        # Another worker created it after Neo4j checked whether it exists.
         if error.code != MADE_MEANWHILE:
             raise
 
 
 async def _change_schema(tx: AsyncManagedTransaction, statement: LiteralString) -> None:
-    """One statement in a managed transaction: workers at once wait for each other's locks."""
+    """Run one statement in a managed transaction; concurrent workers wait for its locks."""
     await (await tx.run(statement)).consume()
 
 
@@ -252,7 +252,7 @@ async def _note(tx: AsyncManagedTransaction, migration: Migration) -> None:
 
 
 async def _column(tx: AsyncManagedTransaction, /, cypher: str, **parameters: Any) -> list[Any]:
-    """The first value of each row."""
+    """Run a query and return the first value of each row."""
     return [record[0] async for record in await tx.run(cypher, parameters)]
 
 

@@ -1,7 +1,7 @@
 """The process: the state machine and the rigor, read from YAML; and a story's readiness.
 
-Read anew for each story that starts, so that an edit counts from the next story on (design
-section 3). Workers read it at start-up too, so that a faulty edit stops them with its problems.
+The files are read again for each story that starts, so that an edit applies from the next story on.
+Workers also read them at start-up, so that an invalid edit stops them and reports its problems.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class ProcessConfig:
 
 
 def load_config(directory: Path = CONFIG) -> ProcessConfig:
-    """Read agile.fsm.yaml and rigor.yaml from `directory`, and hold them against councils.yaml.
+    """Read agile.fsm.yaml and rigor.yaml from `directory`, and check them against councils.yaml.
 
     Raises:
-        InvalidConfig: a file is missing, is not YAML, or does not hold together.
-        ApplicationError: as `load_councils`.
+        InvalidConfig: a file is missing, not YAML, or inconsistent.
+        ApplicationError: as in `load_councils`.
     """
     machine_document = read_yaml(directory / FSM_FILE)
     rigor_document = read_yaml(directory / RIGOR_FILE)
@@ -67,18 +67,23 @@ def load_config(directory: Path = CONFIG) -> ProcessConfig:
 
 
 class Planning(PlanningStub):
-    """Implements PlanningStub over the files of a directory."""
+    """The implementation of PlanningStub with the files of a directory."""
 
     def __init__(
         self, directory: Path = CONFIG, deliberation_timeout: timedelta | None = None
     ) -> None:
-        """deliberation_timeout: what each deliberation of a story gets; None: an hour."""
+        """Create the activities.
+
+        Args:
+            directory: the folder of the configuration files.
+            deliberation_timeout: the time-out of each deliberation of a story; None: an hour.
+        """
         self._directory = directory
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
 
     @activity.defn
     async def load_process(self, rigor: str) -> Process:
-        """What a story of this rigor keeps to from its start to its end.
+        """Return the process that a story of this rigor follows from its start to its end.
 
         Raises:
             ApplicationError: not retryable; `InvalidConfig` names the file and its problems,
@@ -103,7 +108,7 @@ class Planning(PlanningStub):
 
     @activity.defn
     async def score_story(self, text: StoryText) -> Readiness:
-        """The story's Definition of Ready."""
+        """Score the story against the Definition of Ready."""
         return score_story(text)
 
 
@@ -115,10 +120,10 @@ def _parse(file: Path, parse: Callable[[Any], _T], document: Any) -> _T:
 
 
 def _require_councils(directory: Path, machine: Machine) -> None:
-    """Every role that a state asks has a council.
+    """Check that every role of a state has a council.
 
     Raises:
-        InvalidConfig: one has none; its deliberations could never begin.
+        InvalidConfig: a role has no council, so that its deliberations could never start.
     """
     councils = load_councils(directory / COUNCILS_FILE).councils
     missing = [

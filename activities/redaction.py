@@ -1,4 +1,4 @@
-"""Secrets are taken out of what agents are told, by the policy's rules on secrets.
+"""Redaction of secrets in the texts for agents, by the policy's rules on secrets.
 
 It is applied at the edges: where a context pack or a session is assembled, and where a prompt is
 rendered. The graph keeps the original.
@@ -18,18 +18,18 @@ from workflows.models import content_hash
 REDACTED = "[REDACTED]"
 
 PASSES = 5
-"""What is taken out may uncover a neighbour; a text is read again until nothing is found."""
+"""Maximum number of passes: removing a secret may expose another one next to it."""
 
 
 class Redaction:
-    """Takes the secrets out of a text. `version`: the hash of the rules."""
+    """A function that removes the secrets from a text. `version`: the hash of the rules."""
 
     def __init__(self, secrets: SecretPatterns) -> None:
         self._secrets = secrets
         self.version = content_hash(secrets.rules.model_dump())
 
     def __call__(self, text: str) -> str:
-        """The text with `[REDACTED]` in the place of each secret; the rest is as it was."""
+        """Replace each secret in the text by `[REDACTED]`; the rest stays unchanged."""
         for _ in range(PASSES):
             spans = self._secrets.spans(text)
             if not spans:
@@ -47,9 +47,9 @@ Redact = Callable[[str], str]
 
 @cache
 def load_redaction(directory: Path = CONFIG) -> Redaction:
-    """The redaction by a directory's policy.yaml.
+    """Load the redaction from a directory's policy.yaml.
 
     Raises:
-        InvalidConfig: the file is missing, is not YAML, or does not hold together.
+        InvalidConfig: the file is missing, not YAML, or inconsistent.
     """
     return Redaction(SecretPatterns(load_policy(directory).secrets))

@@ -1,8 +1,9 @@
-"""What a property of the graph is to its readers, whatever type it was written with.
+"""Conversion of graph properties for readers, whatever type they were written with.
 
 Other systems write the same properties as native times, numbers, lists or nothing. Every read of
-the graph converts here what it finds, and nowhere else; a value that has no meaning as what is
-asked for counts as absent. No conversion raises: data is never an error.
+the graph converts its values here, and only here; a value that has no meaning as the requested type
+counts as absent. No conversion raises: data is never an error. See
+docs/design/0010-reading-what-others-write.md.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from workflows.clock import iso
 
 MILLISECONDS_FROM = 10**11
-"""A number of at least so much is a time in milliseconds, a smaller one in seconds."""
+"""A number from this value on is a time in milliseconds, a smaller one in seconds."""
 
 INT32 = (-(2**31), 2**31 - 1)
-"""What counts, versions and priorities are on the wire."""
+"""The range of counts, versions and priorities in the API."""
 
 
 def instant(value: Any) -> datetime | None:
-    """A time in UTC: of ISO 8601 or a number as text, a number, a native time; or None.
+    """Convert a native time, a number, or a text (ISO 8601 or a number) to UTC, or return None.
 
-    What has no offset is taken as UTC; a date is its first moment.
+    A time without an offset is taken as UTC; a date stands for its first moment.
     """
     try:
         match value:
@@ -58,7 +59,7 @@ def _in_utc(at: datetime) -> datetime:
 
 
 def text(value: Any) -> str:
-    """Any value as text; nothing, bytes and points are the empty text."""
+    """Convert any value to text; None, bytes and points become the empty text."""
     match value:
         case str():
             return value
@@ -77,25 +78,25 @@ def text(value: Any) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """A list of texts; a single value is a list of one, and what is no text is left out."""
+    """Convert to a list of texts; a single value becomes a list of one, empty texts are skipped."""
     values = value if isinstance(value, list) else [value]
     return [said for each in values if (said := text(each))]
 
 
 def time_text(value: Any) -> str:
-    """A time in UTC as ISO 8601; what is no time, as its text."""
+    """Convert a time to ISO 8601 in UTC; any other value to its text."""
     at = instant(value)
     return iso(at) if at else text(value)
 
 
 def number(value: Any) -> int | None:
-    """A whole number, also one as text, or None. One that int32 cannot hold is the nearest."""
+    """Convert a number, also one as text, to the nearest int32 integer, or return None."""
     found = real(value)
     return None if found is None else int(min(max(found, INT32[0]), INT32[1]))
 
 
 def real(value: Any) -> float | None:
-    """A finite number, also one as text, or None."""
+    """Convert a finite number, also one as text, or return None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -106,7 +107,7 @@ def real(value: Any) -> float | None:
 
 
 def yes(value: Any) -> bool:
-    """Whether it is true, also as a number or text."""
+    """Return whether the value is true, also as a number or text."""
     return value is True or value == 1 or text(value).strip().lower() in ("true", "yes")
 
 
@@ -122,6 +123,6 @@ Flag = Annotated[bool, BeforeValidator(yes)]
 
 
 class Row(BaseModel):
-    """What a query returns, converted by the types of the fields; what is missing has a default."""
+    """A row of a query, converted by the types of its fields; missing values get the default."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
