@@ -184,7 +184,7 @@ def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
     return int.from_bytes(digest[:4]) >> 1
 
 
-# --- what the prompts are filled with -----------------------------------------------------------
+# --- prompt values ------------------------------------------------------------------------------
 
 
 def shared_values(call: AgentCall) -> dict[str, str]:

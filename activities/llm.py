@@ -312,7 +312,7 @@ class _Answer:
             self.last_word = time.monotonic()
 
     def _count(self, usage: dict[str, Any]) -> None:
-        """Keep the largest of several figures: some endpoints send totals, some start again."""
+        """Keep the largest of several figures, because endpoints may increase or repeat them."""
         details = _object(usage.get("prompt_tokens_details"))
         for name, value in (
             ("in", usage.get("prompt_tokens", usage.get("input_tokens"))),

@@ -90,7 +90,7 @@ def time_text(value: Any) -> str:
 
 
 def number(value: Any) -> int | None:
-    """Convert a number, also one as text, to the nearest int32 integer, or return None."""
+    """Convert a number, also one as text, to an integer limited to int32, or return None."""
     found = real(value)
     return None if found is None else int(min(max(found, INT32[0]), INT32[1]))
 

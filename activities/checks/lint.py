@@ -36,7 +36,7 @@ _PARSERS = Path(parsers.__file__)
 
 _RUFF = str(Path(sysconfig.get_path("scripts")) / "ruff")
 _RULES = "E4,E7,E9,F"
-_NOT_IN_A_NOTEBOOK = "F404"  # a block may begin with a future import, wherever it stands
+_NOT_IN_A_NOTEBOOK = "F404"  # any block may begin with a future import, not only the first one
 _ERROR = re.compile(r"E9|F63|F7|F82|invalid-syntax")
 """Findings that fail at run time; all others are warnings."""
 

@@ -25,7 +25,7 @@ Module = type(sys)
 ModuleSpec = type(sys.__spec__)
 
 EARLY, MISSING, WAITS = 70, 71, 72
-"""Exit codes: clean exit before the end; a package is missing; the code waits for input."""
+"""Exit codes: clean exit before the end; a package is missing; the code waits for someone."""
 
 _RESERVED = (EARLY, MISSING, WAITS)
 

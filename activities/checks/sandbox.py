@@ -140,7 +140,7 @@ class Sandbox:
         ]
 
     def _view(self, visible: Sequence[str]) -> list[str]:
-        """Return the options for the file system: a new read-only root with a minimal content."""
+        """Return the options for the file system: a new, read-only, minimal root."""
         view: list[str] = []
         for link in _LINKED:
             if Path(link).is_symlink():

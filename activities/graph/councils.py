@@ -337,7 +337,7 @@ async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
 
 
 async def create_council(driver: AsyncDriver, council: NewCouncil) -> list[str]:
-    """Create a council with its agents, and return their ids.
+    """Create a council with its agents, and return the agents' ids.
 
     Raises:
         ApplicationError: `AlreadyExists`.

@@ -252,7 +252,7 @@ NAMES: dict[type[Payload], dict[str, str]] = {kind: _names(kind) for kind in PAY
 """Every accepted name of a field -> our name: ours, others', and the protobuf JSON form of both."""
 
 
-# --- fields of others -----------------------------------------------------------------------------
+# --- unknown fields -------------------------------------------------------------------------------
 
 EXTRA_PREFIX = "x_"
 """Prefix of properties that hold unknown fields, so that they cannot clash with ours."""
@@ -433,7 +433,7 @@ def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, 
         raise Refused(invalid_input("payload", error).message) from None
 
 
-# --- judging them against the graph ---------------------------------------------------------------
+# --- validation against the graph -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -533,7 +533,7 @@ def _warning(number: int, change: ContextChange, why: str) -> str:
 
 
 def _fixed(asked: Asked, found: Found) -> list[str]:
-    """Return the immutable case fields that the change tries to give another value."""
+    """Return the immutable fields of the case for which the change has another value."""
     if not isinstance(asked.payload, CasePayload) or not found.created:
         return []
     given = asked.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
