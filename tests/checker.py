@@ -1,8 +1,8 @@
-"""Holds what stories' histories say against the streams and the graph, and names what differs.
+"""An independent checker that compares stories' histories with the streams and the graph.
 
-It knows the fleet by its contracts only (design sections 4 to 6): the activities `record` and
-`publish`, the signal `hand_on`, the subjects, the labels. Nothing of the fleet's code is imported,
-so that what that code gets wrong, this does not get wrong in the same way.
+It uses only the fleet's contracts: the activities `record` and `publish`, the signal `hand_on`,
+the subjects and the labels. It imports none of the fleet's code, so that it does not repeat that
+code's errors.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ NODES = {
     "context.decision.added": ("Decision", "decision_id"),
     "context.milestone.reached": ("Event", "milestone_id"),
 }
-"""Subject -> the node that stores it, and the field of the body that is its id; None: the event's.
-Every other event is an `Event` under its own id."""
+"""Subject -> the label of its node and the body field with the node's id (None: the event's id).
+
+Every other event is an `Event` node under its own id.
+"""
 
 FINAL_TASK = {"DONE", "FAILED", "NOT_RUN", "CANCELLED", "DELETED"}
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event as it is announced."""
+    """An event as it is published."""
 
     id: str
     subject: str
@@ -58,15 +60,15 @@ class Event:
 
 @dataclass
 class Told:
-    """What a story's histories say, its children's among them."""
+    """The contents of a story's histories and of its children's histories."""
 
     story_id: str
     events: list[Event] = field(default_factory=list)
-    """In the order in which they were given to `publish`."""
+    """Events in the order in which they were passed to `publish`."""
     handed_on: list[Event] = field(default_factory=list)
-    """What children gave to the story to publish."""
+    """Events that children handed to the story for publishing."""
     states: list[str] = field(default_factory=list)
-    """The values that StoryState took, the machine's first state before all."""
+    """The values of StoryState in order, starting with the machine's initial state."""
     deliberations: list[str] = field(default_factory=list)
     """Ids of the deliberations that completed."""
     faults: list[str] = field(default_factory=list)
@@ -86,7 +88,7 @@ class Published:
 
 
 async def read_histories(client: Client, story_id: str) -> Told:
-    """Every run of the story's workflow, and of every child it started."""
+    """Read every run of the story's workflow and of every child it started."""
     told = Told(story_id)
     to_read, read = [f"story-{story_id}"], set[str]()
     while to_read:
@@ -106,7 +108,7 @@ async def read_histories(client: Client, story_id: str) -> Told:
 
 
 async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[HistoryEvent]]:
-    """The histories of a workflow's runs, each continued as new by the next; oldest first."""
+    """Fetch the histories of a workflow's chain of continue-as-new runs, oldest first."""
     runs: list[list[HistoryEvent]] = []
     while run_id:
         history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
@@ -117,7 +119,7 @@ async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[Hist
 
 
 def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> list[str]:
-    """Take in one run; the workflow ids of its children."""
+    """Add one run to `told` and return the workflow ids of its children."""
     recording: dict[int, list[str]] = {}
     recorded: set[str] = set()
     publishing: dict[int, list[Event]] = {}
@@ -171,7 +173,7 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
 
 
 def _events(entries: list[dict[str, Any]]) -> list[Event]:
-    """The entries that are for the bus; those without a subject are for the graph alone."""
+    """Return the entries for the bus; an entry without a subject is for the graph only."""
     return [Event(e["id"], e["subject"], e["body"]) for e in entries if e["subject"]]
 
 
@@ -184,7 +186,7 @@ def _arguments(payloads: Payloads) -> list[Any]:
 
 
 async def read_streams(nats: Nats) -> list[Published]:
-    """Every message of the three streams, each stream in its order."""
+    """Read every message of the three streams, one stream after another, in stream order."""
     messages = []
     for stream in STREAMS:
         messages += [message async for message in _read_stream(nats, stream)]
@@ -218,20 +220,20 @@ async def _read_stream(nats: Nats, stream: str) -> AsyncIterator[Published]:
 
 @dataclass(frozen=True)
 class Graph:
-    """What the graph holds of one story."""
+    """The contents of the graph for one story."""
 
     nodes: frozenset[tuple[str, str]]
-    """(label, id)."""
+    """Pairs of label and id."""
     transitions: list[tuple[str, str, str]]
-    """(id, from, to), in order of time."""
+    """Transitions as (id, from, to), ordered by time."""
     status: str
     tasks: dict[str, str]
     plans: dict[str, str]
-    """Id -> status."""
+    """Plan id -> status."""
     deliberations: dict[str, int]
-    """Deliberation id -> how many proposals of it came first."""
+    """Deliberation id -> number of its proposals with rank 1."""
     lost_decisions: list[str]
-    """Decisions that come from no proposal."""
+    """Ids of decisions without a link to a proposal."""
 
 
 async def read_graph(driver: neo4j.AsyncDriver, story_id: str) -> Graph:
@@ -276,7 +278,10 @@ async def read_graph(driver: neo4j.AsyncDriver, story_id: str) -> Graph:
 
 
 def differences(told: Told, streams: Iterable[Published], graph: Graph) -> list[str]:
-    """What does not agree, each in a line; nothing where all is as it must be."""
+    """Return the differences between histories, streams and graph, one per line.
+
+    The list is empty if all three agree.
+    """
     mine = [message for message in streams if message.story_id == told.story_id]
     return [
         f"{told.story_id}: {fault}"
@@ -361,7 +366,7 @@ def _path(transitions: Iterable[tuple[str, str, str]]) -> str:
 
 
 def paid_twice(calls: Iterable[dict[str, Any]]) -> list[str]:
-    """Calls that the endpoint has answered more than once, by act, prompt and seed."""
+    """Return the calls that the endpoint answered more than once, by act, prompt and seed."""
     answered = Counter(
         (call["act"], call["seed"], json.dumps(call["messages"]))
         for call in calls
@@ -377,7 +382,7 @@ def paid_twice(calls: Iterable[dict[str, Any]]) -> list[str]:
 async def check(
     client: Client, nats: Nats, driver: neo4j.AsyncDriver, story_ids: Iterable[str]
 ) -> list[str]:
-    """Every difference in these stories."""
+    """Return every difference found in these stories."""
     streams = await read_streams(nats)
     found = []
     for story_id in story_ids:

@@ -1,8 +1,9 @@
 """Real servers for the tests, started once per run on free ports.
 
 `temporal`, `nats_server`, `neo4j_server` and `valkey` each yield a running server with the
-address and credentials a client needs. A test that breaks one (`await nats_server.kill()`)
-starts it again (`await nats_server.start()`): the rest of the run uses the same one.
+address and credentials that a client needs. A test that breaks a server
+(`await nats_server.kill()`) starts it again (`await nats_server.start()`), because the rest of the
+run uses the same server.
 """
 
 from collections.abc import AsyncIterator
@@ -17,17 +18,17 @@ from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats, Neo4j, Server, Temporal, Valkey
 from tests.llm_server import LlmServer
 
-# A machine that is busy is slow, and no law is broken by that.
+# No deadline for examples: a busy machine is slow, which is not a failure.
 settings.register_profile("fleet", deadline=None)
 settings.load_profile("fleet")
 
 READY_WITHIN = timedelta(seconds=120)
-"""Generous: the machine may be building and serving other things meanwhile."""
+"""A generous limit: the machine may be busy with other builds and servers."""
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server under test: `address` is what its client connects to."""
+    """A server under test; a client connects to `address`."""
 
     name: str
     address: str
@@ -39,15 +40,15 @@ class RunningServer:
     ui_url: str | None = None
 
     async def start(self) -> None:
-        """Start it again after `stop` or `kill`; its data is still there."""
+        """Start the server again after `stop` or `kill`; its data is kept."""
         await self.process.start()
 
     async def stop(self) -> None:
-        """End it in good order."""
+        """Stop the server gracefully."""
         await self.process.stop()
 
     async def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the server, as a crash would."""
         await self.process.kill()
 
 
@@ -62,7 +63,7 @@ def _process(server: Server, homes: Path) -> ServerProcess:
 
 @pytest.fixture(scope="session")
 async def temporal(server_homes: Path) -> AsyncIterator[RunningServer]:
-    """A Temporal development server; namespace `default`."""
+    """Start a Temporal development server with the namespace `default`."""
     port, ui_port = free_ports(2)
     server = Temporal(server_homes / "temporal", port, ui_port)
     process = _process(server, server_homes)
@@ -76,12 +77,12 @@ async def temporal(server_homes: Path) -> AsyncIterator[RunningServer]:
         process=process,
     )
     yield running
-    await running.kill()  # what it stored goes with the folder
+    await running.kill()  # its data is deleted with the folder
 
 
 @pytest.fixture(scope="session")
 async def nats_server(server_homes: Path) -> AsyncIterator[RunningServer]:
-    """NATS with JetStream, its store empty at the start of the run."""
+    """Start NATS with JetStream; its store is empty at the start of the run."""
     (port,) = free_ports(1)
     server = Nats(server_homes / "nats", port)
     process = _process(server, server_homes)
@@ -96,12 +97,12 @@ async def nats_server(server_homes: Path) -> AsyncIterator[RunningServer]:
         process=process,
     )
     yield running
-    await running.kill()  # what it stored goes with the folder
+    await running.kill()  # its data is deleted with the folder
 
 
 @pytest.fixture(scope="session")
 async def neo4j_server(server_homes: Path) -> AsyncIterator[RunningServer]:
-    """Neo4j Community, empty at the start of the run."""
+    """Start Neo4j Community, empty at the start of the run."""
     (port,) = free_ports(1)
     server = Neo4j(server_homes / "neo4j", port)
     process = _process(server, server_homes)
@@ -116,12 +117,12 @@ async def neo4j_server(server_homes: Path) -> AsyncIterator[RunningServer]:
         process=process,
     )
     yield running
-    await running.kill()  # what it stored goes with the folder
+    await running.kill()  # its data is deleted with the folder
 
 
 @pytest.fixture(scope="session")
 async def valkey(server_homes: Path) -> AsyncIterator[RunningServer]:
-    """Valkey, empty at the start of the run; `address` is `host:port`."""
+    """Start Valkey, empty at the start of the run; `address` is `host:port`."""
     (port,) = free_ports(1)
     server = Valkey(server_homes / "valkey", port)
     process = _process(server, server_homes)
@@ -135,12 +136,12 @@ async def valkey(server_homes: Path) -> AsyncIterator[RunningServer]:
         process=process,
     )
     yield running
-    await running.kill()  # what it stored goes with the folder
+    await running.kill()  # its data is deleted with the folder
 
 
 @dataclass(frozen=True)
 class Servers:
-    """All four at once, for tests of the whole."""
+    """The four servers together, for tests of the whole fleet."""
 
     temporal: RunningServer
     nats: RunningServer
@@ -160,6 +161,6 @@ async def servers(
 
 @pytest.fixture
 async def llm() -> AsyncIterator[LlmServer]:
-    """A deterministic LLM behind real HTTP; it misbehaves when it is told to."""
+    """Start a deterministic LLM behind real HTTP; a test can make it misbehave."""
     async with LlmServer() as server:
         yield server

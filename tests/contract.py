@@ -1,4 +1,4 @@
-"""Holds what is on the streams against the AsyncAPI document (docs/asyncapi.yaml)."""
+"""A check of the messages on the streams against the AsyncAPI document (docs/asyncapi.yaml)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STREAMS = (
 
 @dataclass(frozen=True)
 class Sent:
-    """A message as it is on its stream."""
+    """A message as stored on its stream."""
 
     stream: str
     subject: str
@@ -41,13 +41,13 @@ class Sent:
 
 @cache
 def described() -> dict[str, Any]:
-    """The document as it is checked in."""
+    """Load the document as it is checked in."""
     loaded: dict[str, Any] = yaml.safe_load(DOCUMENT.read_text())
     return loaded
 
 
 async def everything(nats: Nats) -> list[Sent]:
-    """Every message of every stream that is there."""
+    """Read every message of every existing stream."""
     return [message for stream in STREAMS async for message in _read(nats, stream)]
 
 
@@ -69,16 +69,16 @@ async def _read(nats: Nats, stream: str) -> AsyncIterator[Sent]:
 
 
 def faults(document: dict[str, Any], messages: Iterable[Sent]) -> list[str]:
-    """What the document does not know, or says otherwise; each in a line."""
+    """Return where messages differ from the document or are missing from it, one per line."""
     return [fault for message in messages for fault in _faults(document, message)]
 
 
 def channel_of(document: dict[str, Any], subject: str) -> dict[str, Any] | None:
-    """The channel whose address takes the subject."""
+    """Return the channel whose address matches the subject, or None."""
     for channel in document["channels"].values():
         pattern = re.escape(channel["address"])
         for parameter in channel.get("parameters", {}):
-            # Only a dead letter's parameter, a whole subject, has dots in it.
+            # Only a dead letter's parameter contains dots: it is a whole subject.
             token = ".+" if parameter == "subject" else r"[^.]+"
             pattern = pattern.replace(re.escape("{" + parameter + "}"), token)
         if re.fullmatch(pattern, subject):
@@ -112,7 +112,7 @@ def _faults(document: dict[str, Any], message: Sent) -> Iterable[str]:
 
 
 def _broken(document: dict[str, Any], schema: dict[str, Any], value: Any) -> Iterable[str]:
-    """The rules that the value breaks; a field that the schema does not name breaks one too."""
+    """Yield the schema rules that the value violates; an unknown field is a violation too."""
     validator = Draft7Validator(_closed(document, schema), format_checker=CHECKER)
     for error in validator.iter_errors(value):
         yield f"{'.'.join(str(step) for step in error.absolute_path)} {error.message}"[:300]
@@ -127,9 +127,9 @@ def _is_time(text: object) -> bool:
 
 
 def _closed(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with its references put in, and closed to what it does not name.
+    """Return the schema with its references resolved and no additional properties allowed.
 
-    Consumers are told to take what they do not know; the fleet itself sends only what is told.
+    Consumers must accept unknown fields; the fleet itself sends only documented ones.
     """
     schema = _follow(document, schema)
     if "allOf" in schema:

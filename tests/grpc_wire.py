@@ -1,6 +1,6 @@
-"""What clients of the gRPC services depend on, as plain data: names, numbers, types, methods.
+"""The wire contract of the gRPC services as plain data: names, numbers, types and methods.
 
-`tests/grpc_wire.json` holds it as it was agreed. What is served may have more, and nothing else.
+`tests/grpc_wire.json` holds the agreed contract. The served one may add to it, but not change it.
 """
 
 import json
@@ -19,7 +19,11 @@ Wire = dict[str, dict[str, Any]]
 
 
 def wire_of(file: FileDescriptorProto) -> Wire:
-    """`package.Message` -> field -> [number, type, repeated]; the same of services and enums."""
+    """Return `package.Message` -> field -> [number, type, repeated], and services and enums alike.
+
+    A service maps each method to [input type, output type, client streaming, server streaming],
+    an enum each name to its number.
+    """
     found: Wire = {}
 
     def message(scope: str, each: DescriptorProto) -> None:
@@ -53,7 +57,7 @@ def wire_of(file: FileDescriptorProto) -> Wire:
 
 
 def breaks(agreed: Wire, served: Wire) -> list[str]:
-    """What a client of `agreed` would miss in `served`, or find otherwise."""
+    """Return what is missing from `served`, or different there, for a client of `agreed`."""
     return [
         f"{name}.{member}: {served.get(name, {}).get(member, 'missing')}, must be {wanted}"
         for name, members in agreed.items()
@@ -63,6 +67,6 @@ def breaks(agreed: Wire, served: Wire) -> list[str]:
 
 
 def agreed() -> Wire:
-    """The contracts."""
+    """Load the agreed contract."""
     found: Wire = json.loads(AGREED.read_text())
     return found

@@ -1,9 +1,9 @@
 """An OpenAI-compatible HTTP server for tests: real HTTP and SSE, deterministic answers.
 
-It speaks `/v1/models` and `/v1/chat/completions` (streamed, `json_schema`) as vLLM does: it writes
-a document that is valid for the schema it is given, the same one for the same model, messages and
-seed. It can be told to misbehave for the next calls, and tells what it was asked and which requests
-were broken off. In a process of its own: `python -m tests.llm_server --port 8000`.
+It serves `/v1/models` and `/v1/chat/completions` (streamed, `json_schema`) as vLLM does: it writes
+a document that is valid for the given schema, and always the same one for the same model, messages
+and seed. It can be made to misbehave for the next calls, and records each call and whether the
+client aborted it. As a separate process: `python -m tests.llm_server --port 8000`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ safe durable ordered idempotent atomic bounded before after because without with
 CODE = "```python\ndef add(left: int, right: int) -> int:\n    return left + right\n```"
 _WORDS = WORDS.split()
 BYTES_PER_TOKEN = 4
-"""What this engine's tokenizer makes of text."""
+"""Bytes of text in one token of this engine's tokenizer."""
 
 
 class Fault(BaseModel):
-    """How the next `times` chat calls go wrong.
+    """A fault that the next `times` chat calls have.
 
-    empty: an answer without text. half: JSON that ends in the middle, as if finished. long: cut off
-    at max_tokens. wrong: JSON that is not of the schema. status: an HTTP error with `retry_after`.
-    html: a 200 page. hang: no byte of an answer. stall: silence in mid-stream. drop: the
-    connection breaks in mid-stream. ends: the stream ends in good order, but too early. error: an
-    error event in mid-stream. slow: `ms` before each token.
+    empty: an answer without text. half: JSON that ends in the middle, as if finished. long: an
+    answer cut off at max_tokens. wrong: JSON that does not match the schema. status: an HTTP error
+    with `retry_after`. html: an HTML page with status 200. hang: no byte of an answer. stall:
+    silence in mid-stream. drop: the connection breaks in mid-stream. ends: the stream ends
+    gracefully, but too early. error: an error event in mid-stream. slow: `ms` before each token.
     """
 
     # fmt: off
@@ -56,15 +56,15 @@ class Fault(BaseModel):
     times: int = 1
     status: int = 500
     text: str = ""
-    """The body of `status`, as plain text; empty: an OpenAI error as JSON."""
+    """The body for `status`, as plain text; if empty, an OpenAI error as JSON."""
     retry_after: str = ""
     ms: float = 20
 
 
 class Call(BaseModel):
-    """A chat call that came in.
+    """A chat call that the server received.
 
-    `end`: how it ended, `open` while it has not; `ended_at`: when, by `time.monotonic`.
+    `end` is how it ended, or `open`; `ended_at` is when it ended, by `time.monotonic`.
     """
 
     act: str
@@ -83,7 +83,7 @@ class Call(BaseModel):
 
 
 class LlmServer:
-    """The server; `url` ends in `/v1`. Loopback only."""
+    """A deterministic LLM server on the loopback interface; `url` ends in `/v1`."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class LlmServer:
         return self.models[0]
 
     def fail(self, kind: str, times: int = 1, **details: Any) -> None:
-        """Misbehave for the next `times` calls, after the faults that are queued already."""
+        """Misbehave for the next `times` calls, after the faults that are already queued."""
         fault = Fault.model_validate({"kind": kind, "times": times, **details})
         self.faults.extend([fault] * fault.times)
 
@@ -266,7 +266,7 @@ class LlmServer:
 
 
 def _shared_prefix(left: str, right: str) -> int:
-    """How many characters both begin with: by halving, for prompts are long."""
+    """Count the leading characters that both share, by bisection, because prompts are long."""
     same, longest = 0, min(len(left), len(right))
     while same < longest:
         middle = (same + longest + 1) // 2
@@ -308,13 +308,13 @@ def _written(call: Call, schema: dict[str, Any], kind: str) -> str:
         return '{"answer": 42}'
     seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()
     document = json.dumps(document_of(schema, random.Random(seed)))
-    if kind == "long":  # cut off in the document's middle
+    if kind == "long":  # cut off in the middle of the document
         return " " * (call.max_tokens * BYTES_PER_TOKEN - len(document) // 2) + document
     return document
 
 
 def document_of(schema: dict[str, Any], choose: random.Random) -> Any:
-    """A document that is valid for the schema; `choose` decides all that the schema leaves open."""
+    """Return a document that is valid for the schema; `choose` makes every free choice."""
     return _value(schema, schema, choose, "")
 
 
@@ -373,7 +373,7 @@ def _items(
 
 
 def _text(shortest: int, longest: int, choose: random.Random, name: str) -> str:
-    """Words, and in a roomy `content` some code."""
+    """Return words, followed by some code if a `content` field has room for it."""
     wanted = min(longest, max(shortest, choose.randint(20, 240)))
     text = choose.choice(_WORDS).capitalize()
     while len(text) < wanted:
@@ -384,31 +384,31 @@ def _text(shortest: int, longest: int, choose: random.Random, name: str) -> str:
     return text
 
 
-# --- habits of other servers ----------------------------------------------------------------------
+# --- behaviour of other servers -------------------------------------------------------------------
 
 
 Step = bytes | float | Literal["hang", "reset"]
-"""Bytes to send, seconds to wait, silence until the client leaves, or a connection reset."""
+"""Bytes to send, seconds to wait, silence until the client disconnects, or a connection reset."""
 
 Script = Callable[[dict[str, Any]], Iterable[Step]]
-"""The body of a chat request -> the raw HTTP response to it."""
+"""A function from the body of a chat request to the steps of its raw HTTP response."""
 
 
 class ScriptedLlm:
-    """A TCP server that answers byte by byte as its scripts say: one under each path `/{name}/v1`.
+    """A TCP server that answers byte by byte from scripts, one path `/{name}/v1` for each name.
 
-    The last of a name's scripts answers all further calls.
+    A name's scripts answer its calls in order; the last one answers all further calls.
     """
 
     def __init__(self) -> None:
         self.scripts: dict[str, list[Script]] = {}
         self.models: dict[str, str] = {}
-        """Name -> the model that its `/models` lists; `test-model` where it has none."""
+        """Name -> the model that its `/models` lists; `test-model` by default."""
         self.listings: dict[str, Any] = {}
-        """Name -> what its `/models` answers instead."""
+        """Name -> the answer of its `/models`, instead of a list with its model."""
         self.asked: dict[str, list[dict[str, Any]]] = {}
         self.left: set[str] = set()
-        """Names whose client has left before its answer had ended."""
+        """Names whose client disconnected before its answer had ended."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._talk, "127.0.0.1", limit=2**24)
@@ -464,7 +464,7 @@ class ScriptedLlm:
                     await reader.read()
                     self.left.add(name)
                 case "reset":
-                    await asyncio.sleep(0.05)  # else it overtakes what was sent
+                    await asyncio.sleep(0.05)  # else it overtakes the bytes sent before
                     linger = struct.pack("ii", 1, 0)
                     writer.get_extra_info("socket").setsockopt(
                         socket.SOL_SOCKET, socket.SO_LINGER, linger
@@ -481,7 +481,10 @@ def raw_response(
     content_type: str = "application/json",
     **headers: str,
 ) -> bytes:
-    """An HTTP response; body None: its head alone, and the body is what follows until the end."""
+    """Return an HTTP response, or only its head if body is None.
+
+    What follows the head is then its body, until the connection closes.
+    """
     fields = {"Content-Type": content_type, "Connection": "close"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None:

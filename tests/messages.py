@@ -1,4 +1,4 @@
-"""Random protobuf messages of any type, for laws about what a service does with bad input."""
+"""Random protobuf messages of any type, for property tests of services with bad input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES: dict[int, st.SearchStrategy[Any]] = {
 
 
 def messages(kind: type[Message]) -> st.SearchStrategy[Any]:
-    """Messages of this type: any field absent, or of any value that the wire can carry."""
+    """Generate messages of this type; each field is absent or has any value of its wire type."""
     return _fields(kind.DESCRIPTOR).map(lambda fields: kind(**fields))
 
 

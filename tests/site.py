@@ -1,4 +1,4 @@
-"""A whole fleet, each of whose processes can be killed: servers, and one worker of each kind."""
+"""A whole fleet whose processes can be killed: servers, and one worker of each kind."""
 
 from __future__ import annotations
 
@@ -55,12 +55,15 @@ GOOD_REPORT = WorkspaceReport.model_validate(
 
 
 class Site:
-    """Starts with `async with`; ends by killing all that runs, for its folder goes with it."""
+    """A fleet that runs inside `async with`; on exit all its processes are killed.
+
+    Its folder is deleted afterwards, so nothing needs a graceful stop.
+    """
 
     def __init__(self, home: Path, llm_url: str) -> None:
         self.home, self.llm_url = home, llm_url
         self.started: set[int] = set()
-        """Process ids; each is the id of the session that its children are in."""
+        """Process ids; each is also the session id of the process's children."""
         ports = iter(free_ports(len(WORKERS) + 5 + len(GRPC_PORTS)))
         self.grpc_ports = {name: next(ports) for name in GRPC_PORTS}
         self.temporal = Temporal(home / "temporal", next(ports), next(ports))
@@ -95,7 +98,7 @@ class Site:
             "VLLM_URL": self.llm_url,
             "DRAIN_SECONDS": "5",
             "GRPC_TOKEN_KEY": TOKEN_KEY,
-            "STORY_SWEEP_SECONDS": "86400",  # tests of replays come before the sweep
+            "STORY_SWEEP_SECONDS": "86400",  # so that tests of replays run before the sweep
             **{name.upper(): str(port) for name, port in self.grpc_ports.items()},
         }
 
@@ -108,7 +111,7 @@ class Site:
             await self.start(*WORKERS)
         except BaseException as error:
             await self.kill(*self.processes)
-            if isinstance(error, ServerNotReady) and error.log:  # which goes with the folder
+            if isinstance(error, ServerNotReady) and error.log:  # deleted with the folder
                 error.add_note(error.log.read_text(errors="replace")[-2_000:])
             raise
         self.client = await Client.connect(
@@ -135,13 +138,13 @@ class Site:
         await asyncio.gather(*(self.processes[name].kill() for name in names))
 
     async def kill_and_start(self, *names: str) -> None:
-        """As after a crash of all of them: the servers first, for a worker needs its own."""
+        """Kill the processes and start them again, servers before the workers that need them."""
         await self.kill(*names)
         await self.start(*(name for name in names if name in SERVERS))
         await self.start(*(name for name in names if name in WORKERS))
 
     def orphans(self) -> list[str]:
-        """Processes that outlived the worker or server that started them."""
+        """Return the processes that outlived the worker or server that started them."""
         ours = {process.pid for process in self.processes.values()}
         return [
             f"{pid}: {name}"
@@ -155,7 +158,7 @@ class Site:
         async with neo4j.AsyncGraphDatabase.driver(
             self.neo4j.uri,
             auth=auth,
-            notifications_min_severity="OFF",  # as the fleet's own
+            notifications_min_severity="OFF",  # as the fleet's own driver
         ) as driver:
             connection = await nats.connect(
                 self.nats.url, user=self.nats.user, password=self.nats.password
@@ -166,7 +169,7 @@ class Site:
                 await connection.close()
 
     def valkey_client(self) -> Redis:
-        """A client of Valkey that gives text back."""
+        """Return a client of Valkey that decodes responses to text."""
         return Redis(
             host=self.valkey.host,
             port=self.valkey.port,
@@ -175,7 +178,7 @@ class Site:
         )
 
     async def kept_answers(self, workflow_id: str) -> list[str]:
-        """The keys in Valkey under which a deliberation's answers are kept."""
+        """Return the Valkey keys that hold a deliberation's kept answers."""
         async with self.valkey_client() as valkey:
             return [key async for key in valkey.scan_iter(f"swe:answer:{workflow_id}:*")]
 
@@ -192,7 +195,7 @@ class Site:
         )
 
     async def finish(self, story_id: str) -> str:
-        """Give the report that BUILD waits for, and wait for the end; the state it ended in."""
+        """Send the report that BUILD waits for, wait for the end and return the final state."""
         handle = self.client.get_workflow_handle(f"story-{story_id}")
         while await self.told(story_id, STORY_STATE) not in ("BUILD", "TEST", "DOCS", "DONE"):
             await asyncio.sleep(0.5)
@@ -205,13 +208,13 @@ class Site:
         return str(result["state"])
 
     async def told(self, story_id: str, key: SearchAttributeKey[str]) -> str | None:
-        """What a search attribute says; unlike a query, it costs the workflow nothing."""
+        """Return a search attribute's value; unlike a query, this does not load the workflow."""
         handle = self.client.get_workflow_handle(f"story-{story_id}")
         description: WorkflowExecutionDescription = await patient(handle.describe)
         return description.typed_search_attributes.get(key)
 
     async def until_scheduled(self, workflow_id: str, activity: str) -> None:
-        """Wait until the workflow has asked for that activity; follows the history as it grows."""
+        """Follow the workflow's history until it has scheduled that activity."""
         handle = self.client.get_workflow_handle(workflow_id)
 
         async def follow() -> bool:
@@ -225,21 +228,21 @@ class Site:
         assert await patient(follow), f"{workflow_id} ended without {activity}"
 
     async def differences(self, *story_ids: str) -> list[str]:
-        """What the checker finds, once all that the stories asked for is done."""
+        """Return the checker's differences for stories whose work is all done."""
         async with self.clients() as (connection, driver):
             client = await Client.connect(self.temporal.address)
             return await check(client, connection, driver, story_ids)
 
 
 def sessions() -> Iterator[tuple[int, str, int]]:
-    """Process id, name and session id of every process that is no zombie."""
+    """Yield the process id, name and session id of every process that is not a zombie."""
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             stat = (folder / "stat").read_text()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended in the meantime
         name, _, rest = stat.partition("(")[2].rpartition(")")
         state, _, _, session = rest.split()[:4]
         if state != "Z":
@@ -259,7 +262,10 @@ PASSING = (
 
 
 async def patient(call: Any) -> Any:
-    """The call's answer, through whatever is killed meanwhile; a test's time-out ends it."""
+    """Repeat the call while servers are unavailable and return its answer.
+
+    There is no limit on the retries: the test's timeout ends them.
+    """
     while True:
         try:
             return await call()

@@ -1,8 +1,8 @@
-"""Records the histories that tests/replay replays: `python -m tests.replay.record [PATH...]`.
+"""Recording of the histories that tests/replay replays: `python -m tests.replay.record [PATH...]`.
 
-Each path is a story, or a call of its own, on a real Temporal server, with the instant activities
-of the unit tests. A history that is there already is kept: it stands for the release that wrote it.
-Delete a file, or add a path, and run this to record what is missing.
+Each path is a story or a separate call on a real Temporal server, with the instant activities of
+the unit tests. An existing history is kept, because it represents the release that wrote it. To
+record one again, delete its file; to record a new one, add a path. Then run this module.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from workflows.plan import PlanWorkflow
 
 HISTORIES = Path(__file__).parent / "histories"
 WIRE = Path(__file__).parent / "wire.json"
-"""The models that histories hold, with their fields."""
+"""The file with the models that histories contain, and their fields."""
 
 Path_ = Callable[[StartStory, World], Awaitable[RunningStory]]
 
@@ -112,7 +112,10 @@ async def amended(start: StartStory, _: World) -> RunningStory:
 
 
 async def stale_approval(start: StartStory, world: World) -> RunningStory:
-    """By signal: an update's validator refuses it before it leaves a trace in the history."""
+    """Send a stale approval by signal.
+
+    A stale update would leave no trace in the history: its validator refuses it first.
+    """
     story = await start()
     old = await story.until(gate="approve_scope")
     await story.update("amend", title="Shorten every link")
@@ -137,7 +140,7 @@ async def failed_quorum(start: StartStory, world: World) -> RunningStory:
 
 
 async def paid_failures(start: StartStory, world: World) -> RunningStory:
-    """Failed calls have cost tokens, and the council's next try counts on from them."""
+    """Let calls fail after they cost tokens; the council's next attempt adds to that count."""
     world.failures_cost = True
     world.failing = {f"propose/agent-architect-{n}": "the engine is down" for n in (1, 2)}
     story = await start(token_budget=1_000_000)
@@ -163,7 +166,7 @@ async def failed_task(start: StartStory, world: World) -> RunningStory:
 
 
 async def late_decision(start: StartStory, world: World) -> RunningStory:
-    """A decision comes while the architects write; their critiques know of it."""
+    """Send a decision while the architects write; their critiques include it."""
     world.hold["propose"] = asyncio.Event()
     story = await start()
     await story.until(gate="approve_scope")
@@ -182,7 +185,7 @@ async def late_decision(start: StartStory, world: World) -> RunningStory:
 
 
 async def news_in_lists(start: StartStory, world: World) -> RunningStory:
-    """Lists of decisions and milestones come while the architects write, and while tasks run."""
+    """Send lists of decisions and milestones while the architects write and while tasks run."""
     world.hold |= {"propose": asyncio.Event()}
     story = await start()
     await story.until(gate="approve_scope")
@@ -216,12 +219,12 @@ async def _send_news(client: Client, story: RunningStory, number: int, reader: s
 
 
 async def continued(start: StartStory, world: World) -> RunningStory:
-    """On a server that suggests to continue as new after 60 events."""
+    """Approve a story on a server that suggests continue-as-new after 60 events."""
     return await approved(start, world)
 
 
 async def continued_at_work(start: StartStory, world: World) -> RunningStory:
-    """The same, while architects write and while tasks run, with a budget."""
+    """Continue as new while architects write and while tasks run, with a budget."""
     story = await start(token_budget=1_000_000)
     for gate in ("approve_scope", "approve_design"):
         await story.until(gate=gate)
@@ -234,13 +237,13 @@ async def continued_at_work(start: StartStory, world: World) -> RunningStory:
 
 
 async def earlier_runs(start: StartStory, world: World) -> RunningStory:
-    """The story's id was used before: plans and councils are numbered after the earlier ones."""
+    """Run a story whose id was used before; its plans and councils continue the numbering."""
     world.runs = StoryRuns(plans=2, councils={"design": 3, "test": 1})
     return await approved(start, world)
 
 
 async def waves_in_order(start: StartStory, world: World) -> RunningStory:
-    """Waves wait for the budget in the story's state, not in their signals' handlers."""
+    """Let waves wait for the budget in the story's state, not in their signal handlers."""
     return await budget_gate(start, world)
 
 
@@ -260,7 +263,7 @@ async def near_tie(start: StartStory, world: World) -> RunningStory:
 
 
 async def unchecked(start: StartStory, world: World) -> RunningStory:
-    """A proposal whose code was not run comes after one whose checks passed."""
+    """Rank a proposal whose code was not run after one whose checks passed."""
     world.unchecked = {"agent-architect-1"}
     return await approved(start, world)
 
@@ -285,7 +288,7 @@ async def auto_approved(start: StartStory, _: World) -> RunningStory:
 
 
 async def stuck_entry_skipped(start: StartStory, world: World) -> RunningStory:
-    """An entry that the graph refuses for good is found in its batch, tried again and skipped."""
+    """Find the entry of a batch that the graph refuses for good, retry it and skip it."""
     world.failing = {"record/StoryCreated": "no"}
     story = await start()
     await _skip(story.handle)
@@ -295,7 +298,7 @@ async def stuck_entry_skipped(start: StartStory, world: World) -> RunningStory:
 
 
 async def cancelled_while_stuck(start: StartStory, world: World) -> RunningStory:
-    """What the story left unrecorded goes on in a closure."""
+    """Cancel a story with a stuck outbox; a closure workflow records what is left."""
     story = await start()
     await story.to("TEST")
     await story.until(gate="qa_passed")
@@ -314,7 +317,7 @@ async def cancelled_while_stuck(start: StartStory, world: World) -> RunningStory
 
 
 async def _skip(handle: WorkflowHandle[Any, Any]) -> None:
-    """Skip what the workflow's outbox is stuck on."""
+    """Skip the entry on which the workflow's outbox is stuck."""
     while not (stuck := await handle.query("outbox_stuck")):
         await asyncio.sleep(0.02)
     request = {"entry_id": stuck[0]["entry_id"], "actor": "ana", "reason": "it never fits"}
@@ -322,7 +325,7 @@ async def _skip(handle: WorkflowHandle[Any, Any]) -> None:
 
 
 async def retitled(start: StartStory, _: World) -> RunningStory:
-    """The title is in the memo, for lists: as it was given, then as it was amended."""
+    """Amend the title; the memo, which lists read, has the first title and then the new one."""
     story = await start()
     await story.until(gate="approve_scope")
     await story.update("amend", title="Shorten every link")
@@ -331,12 +334,12 @@ async def retitled(start: StartStory, _: World) -> RunningStory:
 
 
 async def announced(start: StartStory, world: World) -> RunningStory:
-    """Approvals, and the ends of tasks and plans, are published."""
+    """Publish approvals and the ends of tasks and plans."""
     return await approved(start, world)
 
 
 async def amended_in_order(start: StartStory, world: World) -> RunningStory:
-    """What is amended is announced by an update of the story's context."""
+    """Announce an amendment by an update of the story's context."""
     return await amended(start, world)
 
 
@@ -394,7 +397,7 @@ PATHS: dict[str, Path_] = {
 
 
 Call_ = Callable[[Client, World], Awaitable[dict[str, str]]]
-"""Runs to its end on its own; answers kind -> id of the workflows whose histories are kept."""
+"""A call that runs to its end and returns kind -> id of the workflows whose histories are kept."""
 
 
 async def coached(client: Client, world: World) -> dict[str, str]:
@@ -406,7 +409,7 @@ async def coached(client: Client, world: World) -> dict[str, str]:
 
 
 async def context_updated(client: Client, world: World) -> dict[str, str]:
-    """A story runs: it hears of the decision and the milestone."""
+    """Update the context of a running story, which receives the decision and the milestone."""
     story = await StartStory(client, world)()
     workflow_id = await _context_updated(client, story.story_id)
     await client.get_workflow_handle(workflow_id).result()
@@ -415,19 +418,19 @@ async def context_updated(client: Client, world: World) -> dict[str, str]:
 
 
 async def context_in_lists(client: Client, world: World) -> dict[str, str]:
-    """A story runs: decisions and milestones reach it as lists."""
+    """Update the context of a running story, which receives decisions and milestones as lists."""
     return await context_updated(client, world)
 
 
 async def context_of_nobody_updated(client: Client, world: World) -> dict[str, str]:
-    """No story runs."""
+    """Update the context of a story that is not running."""
     workflow_id = await _context_updated(client, f"US-{world.key}")
     await client.get_workflow_handle(workflow_id).result()
     return {"context": workflow_id}
 
 
 async def context_in_order(client: Client, world: World) -> dict[str, str]:
-    """A story runs and publishes for both updates; the second waits for the first."""
+    """Update a running story's context twice; it publishes both, the second after the first."""
     story = await StartStory(client, world)()
     await story.until(gate="approve_scope")
     world.bus_open.clear()
@@ -440,7 +443,7 @@ async def context_in_order(client: Client, world: World) -> dict[str, str]:
 
 
 async def context_of_nobody_in_order(client: Client, world: World) -> dict[str, str]:
-    """No story runs: the second update waits until the first is on the bus."""
+    """Update a context twice without a running story; the second waits for the first's publishing."""
     world.bus_open.clear()
     story_id = f"US-{world.key}"
     first = await _context_updated(client, story_id)
@@ -481,24 +484,24 @@ async def _context_updated(client: Client, story_id: str, request_id: str = "1")
 
 
 async def derived(client: Client, world: World) -> dict[str, str]:
-    """The graph has the story's text, and no plan."""
+    """Derive a plan when the graph has the story's text and no plan."""
     world.stored = StoredPlan(story=StoryText(title="Shorten links", brief="They are long."))
     return await _derived(client, world)
 
 
 async def plan_from_the_bus(client: Client, world: World) -> dict[str, str]:
-    """The graph has the story's text: the plan's tasks are derived, announced and run."""
+    """Run a plan when the graph has only the story's text: its tasks are derived and announced."""
     world.stored = StoredPlan(story=StoryText(title="Shorten links", brief="They are long."))
     return await _run_plan(client, world)
 
 
 async def plan_of_nobody(client: Client, world: World) -> dict[str, str]:
-    """The graph has neither tasks nor story."""
+    """Run a plan when the graph has neither its tasks nor its story."""
     return await _run_plan(client, world)
 
 
 async def plan_of_roles(client: Client, world: World) -> dict[str, str]:
-    """The graph knows nothing of the story; the plan's approval names two roles."""
+    """Run a plan of a story that the graph does not have; the plan's approval names two roles."""
     return await _run_plan(client, world, roles=["DEV", "QA"])
 
 
@@ -511,14 +514,14 @@ async def _run_plan(client: Client, world: World, **more: Any) -> dict[str, str]
 
 
 async def derived_of_nobody(client: Client, world: World) -> dict[str, str]:
-    """The graph has no such story."""
+    """Derive a plan of a story that the graph does not have."""
     with suppress(WorkflowFailureError):
         await _derived(client, world)
     return {"derivation": derivation_workflow_id(f"US-{world.key}", "plan-1")}
 
 
 async def closed(client: Client, world: World) -> dict[str, str]:
-    """A story was terminated while a gate waited, and an entry was not published yet."""
+    """Close a story that was terminated while a gate was open and an entry was unpublished."""
     story_id = f"US-{world.key}"
     at = {"story_id": story_id, "timestamp": "2026-03-01T10:00:00.000Z"}
     created = events.StoryCreated(title="Undo", rigor="standard", created_by="ana", **at)
@@ -573,11 +576,11 @@ CALLS: dict[str, Call_] = {
 
 
 IMPATIENT = {"continued", "continued_at_work"}
-"""Paths on a server that suggests to continue as new early."""
+"""Paths that need a server that suggests continue-as-new early."""
 
 
 async def record(names: list[str]) -> None:
-    """Run each path that has no history yet; keep the story's and its children's histories."""
+    """Run each path without a history and write the histories of the story and its children."""
     for server, paths in (
         (Temporal, [name for name in names if name not in IMPATIENT]),
         (Impatient, [name for name in names if name in IMPATIENT]),
@@ -636,7 +639,7 @@ STICKY_QUEUE = re.compile(r"^\d+@.+-(?=[0-9a-f]{32}$)")
 
 
 def portable(part: Any) -> Any:
-    """A history without what names the machine it was recorded on: stack traces, worker names.
+    """Return a history without stack traces and worker names, which identify the machine.
 
     Replay reads neither.
     """
@@ -661,7 +664,7 @@ def _write(name: str, history: WorkflowHistory) -> None:
 
 
 def wire() -> dict[str, dict[str, list[str]]]:
-    """Model -> the fields it has, and those of them that have no default."""
+    """Return each model's fields and the fields without a default."""
     return {
         f"{model.__module__}.{model.__qualname__}": {
             "fields": sorted(model.model_fields),
@@ -676,7 +679,7 @@ def wire() -> dict[str, dict[str, list[str]]]:
 
 
 def record_wire() -> None:
-    """Add the models that are not in WIRE yet; those that are there stay: histories hold them."""
+    """Add new models to WIRE; existing ones stay, because histories contain them."""
     known = json.loads(WIRE.read_text()) if WIRE.exists() else {}
     WIRE.write_text(json.dumps(wire() | known, indent=1, sort_keys=True) + "\n")
 

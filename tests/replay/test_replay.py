@@ -1,4 +1,4 @@
-"""Recorded histories replay against today's code: an upgrade breaks no story under way."""
+"""Replay of recorded histories against the current code: an upgrade breaks no running story."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_workflow_has_a_history() -> None:
 
 
 def test_a_model_that_histories_hold_loses_no_field_and_gains_none_without_a_default() -> None:
-    """Else a history that was written before cannot be read: give the new field a default."""
+    """Without a default for a new field, older histories cannot be read."""
     recorded, today = json.loads(WIRE.read_text()), wire()
 
     assert sorted(recorded) == sorted(today), "run python -m tests.replay.record; remove no model"
