@@ -1,4 +1,4 @@
-"""One site for the run, and an engine that takes its time, so that there is a middle to kill in."""
+"""One site for the whole run, and an engine slow enough for kills in the middle of an answer."""
 
 from __future__ import annotations
 

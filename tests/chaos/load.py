@@ -23,17 +23,19 @@ from tests.llm_server import Call, LlmServer
 from tests.site import SERVERS, WORKERS, Site
 
 PAUSE_S = (0.5, 4.0)
-"""Between two blows: from, to."""
+"""The shortest and longest pause between two kills, in seconds."""
 
 IN_THE_AIR_S = 5.0
-"""An answer may be on its way to the worker, or wait for Valkey, for so long when that is killed.
+"""The longest time, in seconds, for which a finished answer may not be stored yet.
 
-Nobody has such an answer, so it is asked for again."""
+It may be on its way to the worker, or wait for Valkey. If the worker is killed then, no one has
+the answer, so it is asked for again.
+"""
 
 
 @dataclass
 class Outcome:
-    """What a load came to. `faults`: what differs, each in a line."""
+    """The result of a load. `faults`: the differences found, one per line."""
 
     seed: int
     stories: int = 0
@@ -51,7 +53,7 @@ class Outcome:
 
 
 def victims(choose: random.Random) -> tuple[str, ...]:
-    """Most often one worker, now and then a server, rarely half of all at once."""
+    """Choose what to kill: mostly one worker, sometimes a server, rarely four processes at once."""
     match choose.choices(("worker", "server", "many"), (6, 3, 1))[0]:
         case "worker":
             return (choose.choice(WORKERS),)
@@ -71,9 +73,9 @@ async def run_load(
     blows: int = 0,
     tell: Callable[[str], None] = print,
 ) -> Outcome:
-    """Keep `stories` in flight while something is killed, `blows` times and for `lasting`.
+    """Keep `stories` in flight while processes are killed, `blows` times and for `lasting`.
 
-    The last of them are then left to finish in peace, and everything is checked.
+    The last stories are then left to finish undisturbed, and everything is checked.
     """
     outcome, began = Outcome(seed), time.monotonic()
     choose = random.Random(seed)
@@ -114,7 +116,7 @@ async def run_load(
 
 
 def in_the_air(call: Call, kills: list[tuple[float, tuple[str, ...]]]) -> bool:
-    """Whether the agents' worker was killed when it may not have kept this answer yet."""
+    """Return whether the agents' worker was killed while this answer might not be stored yet."""
     return any(
         "agents" in names and call.ended_at - 0.05 <= at <= call.ended_at + IN_THE_AIR_S
         for at, names in kills

@@ -1,4 +1,4 @@
-"""Whatever is killed, wherever a story stands: it reaches DONE, and nothing is lost or doubled."""
+"""Whatever is killed at any point of a story: it reaches DONE, nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(600)
 WAVES = ("load_council", "propose", "criticise", "revise", "check_proposal", "record_deliberation")
 
 AWAY_S = 65
-"""Longer than the longest pause between two attempts, which is a minute."""
+"""Longer than the longest pause between two attempts, which is one minute."""
 
 
 @pytest.mark.parametrize("kind", WORKERS)
@@ -60,7 +60,7 @@ async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
 async def test_answers_that_temporal_never_heard_of_are_not_paid_for_twice(
     site: Site, engine: LlmServer
 ) -> None:
-    """Temporal is away when they come, and their worker dies before it is back."""
+    """Temporal is down when they arrive, and their worker is killed before it is back."""
     engine.calls.clear()
     await site.begin("US-unheard")
     async with asyncio.timeout(60):
@@ -94,7 +94,7 @@ async def test_everything_is_killed_at_once_in_mid_wave(site: Site) -> None:
 
 
 async def test_the_checker_names_what_is_doctored(site: Site) -> None:
-    """Lost, doubled, foreign and reordered events; a lost node, a changed status."""
+    """Lost, duplicated, foreign and reordered events; a lost node, a changed status."""
     await site.begin("US-doctored")
     assert await site.finish("US-doctored") == "DONE"
     assert await site.differences("US-doctored") == []
@@ -131,7 +131,7 @@ async def test_the_checker_names_what_is_doctored(site: Site) -> None:
 
 
 async def test_each_server_may_be_away_for_longer_than_every_pause(tmp_path: Path) -> None:
-    """Three fleets side by side, each without one server in mid-deliberation."""
+    """Three fleets side by side, each without one server in the middle of a deliberation."""
 
     async def without(server: str) -> tuple[str, list[str]]:
         async with (

@@ -1,4 +1,4 @@
-"""The mirror when something is amiss: NATS away, streams lost, stories terminated or reset."""
+"""The mirror in failure cases: NATS unavailable, streams lost, stories terminated or reset."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 
 async def fleet(site: Site, *arguments: str) -> tuple[int, str, str]:
-    """Run the CLI: its code, what it said, and to stderr."""
+    """Run the CLI; return its exit code, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "workers.cli", *arguments,
         env=site.env | {"FLEET_HOME": str(site.home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
@@ -71,7 +71,7 @@ async def on_streams(site: Site, story_id: str) -> list[Published]:
 
 
 async def lacking_in_the_graph(site: Site, story_id: str, messages: Iterable[Published]) -> Any:
-    """The events that a subscriber has and the graph has not."""
+    """Return the ids of the events that were published but are not in the graph."""
     async with site.clients() as (_, driver):
         nodes = (await read_graph(driver, story_id)).nodes
     return [each.event.id for each in messages if each.event.node not in nodes]
@@ -84,7 +84,7 @@ async def without_streams(site: Site, *names: str) -> None:
 
 
 async def given_to(site: Site, handle: WorkflowHandle[Any, Any], name: str) -> list[dict[str, Any]]:
-    """The entries that a run's history gave to `record` or `publish`, each id once."""
+    """Return the entries that a run's history passed to `record` or `publish`, each id once."""
     history = await handle.fetch_history()
     entries: dict[str, dict[str, Any]] = {}
     for event in history.events:
@@ -95,7 +95,7 @@ async def given_to(site: Site, handle: WorkflowHandle[Any, Any], name: str) -> l
     return list(entries.values())
 
 
-# --- NATS away ------------------------------------------------------------------------------------
+# --- NATS unavailable -----------------------------------------------------------------------------
 
 
 async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
@@ -106,7 +106,7 @@ async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
     await until(site, "US-away", state="DONE")
     description = await handle.describe()
 
-    # All its work is done; it lives on, for its outbox is not empty.
+    # All its work is done; it keeps running because its outbox is not empty.
     assert description.status is WorkflowExecutionStatus.RUNNING
     await site.start("nats")
     result = await patient(handle.result)
@@ -115,7 +115,7 @@ async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
     assert await site.differences("US-away") == []
 
 
-# --- streams that are lost ------------------------------------------------------------------------
+# --- lost streams ---------------------------------------------------------------------------------
 
 
 async def test_streams_that_were_deleted_are_rebuilt_with_the_same_events(site: Site) -> None:
@@ -192,7 +192,7 @@ async def test_an_event_that_was_deleted_is_put_back_once_its_stream_has_forgott
         info = await jetstream.stream_info(lost.stream)
         await jetstream.update_stream(info.config.evolve(duplicate_window=0.1))
         await asyncio.sleep(1)
-        # The command makes the window again what it must be.
+        # The command restores the duplicate window.
         put_back = await replayed(site, "US-window")
         restored = (await jetstream.stream_info(lost.stream)).config.duplicate_window
 
@@ -215,7 +215,7 @@ async def test_a_story_that_is_unknown_is_refused_with_the_remedy(site: Site) ->
     assert "is no story id" in malformed[2]
 
 
-# --- a graph that is lost -------------------------------------------------------------------------
+# --- a lost graph ---------------------------------------------------------------------------------
 
 GRAPH = """
 MATCH (n) WHERE NOT n:Migration
@@ -225,7 +225,7 @@ RETURN labels(n) AS labels, n {.*} AS node,
 
 
 async def whole_graph(site: Site) -> list[str]:
-    """Every node with its properties and relationships, each as a text."""
+    """Return every node with its properties and relationships, each as a text."""
     async with site.clients() as (_, driver):
         rows, _, _ = await driver.execute_query(GRAPH)
     nodes = [
@@ -237,7 +237,7 @@ async def whole_graph(site: Site) -> list[str]:
 
 
 async def timelines(site: Site) -> dict[str, list[str]]:
-    """Story's key -> the ids of the events in its timeline, in order."""
+    """Map each story's timeline key to the ids of its events, in order."""
     async with site.valkey_client() as valkey:
         keys = [key async for key in valkey.scan_iter("swe:case:*:planning:stream")]
         found: dict[str, Any] = {key: await valkey.xrange(key) for key in sorted(keys)}
@@ -251,7 +251,7 @@ async def rebuilt(site: Site, *arguments: str) -> dict[str, Any]:
 
 
 async def other_workflows_of(site: Site, story_id: str) -> None:
-    """An update of its context, a derived plan, and councils that are not named after it."""
+    """Run a context update, a plan derivation, and councils that are not named after the story."""
     change = {
         "operation": "CREATE",
         "entity_type": "DECISION",
@@ -305,7 +305,7 @@ async def test_a_graph_and_timelines_that_were_lost_are_rebuilt_from_the_histori
 
     assert one["US-graph"]["writes"] == everything_again["US-graph"]["writes"] > 0
     assert {"", "US-graph", "US-open"} <= set(everything_again)
-    assert sorted({*after[0]} ^ {*graph}) == []  # what differs, and nothing else, is shown
+    assert sorted({*after[0]} ^ {*graph}) == []  # only the differences are shown
     assert after == (graph, lines)
     assert (count(replay, "events"), count(replay, "published")) == (len(on_bus), 0)
     assert sorted({*repeated[0]} ^ {*after[0]}) == []
@@ -315,7 +315,7 @@ async def test_a_graph_and_timelines_that_were_lost_are_rebuilt_from_the_histori
     await open_story.terminate("enough")
 
 
-# --- stories that end before their outbox does ----------------------------------------------------
+# --- stories that end before their outbox is empty ------------------------------------------------
 
 
 async def test_what_a_terminated_story_had_recorded_and_not_published_is_published(
@@ -360,7 +360,7 @@ async def test_what_a_terminated_story_had_not_even_recorded_is_recorded_and_the
     answer = await replayed(site, "US-unrecorded")
     there = await on_streams(site, "US-unrecorded")
 
-    # More than the first batch, which was under way: what was appended behind it, too.
+    # Also the entries behind the first batch, which was under way.
     assert len(there) > len(asked) > 0
     assert answer["recorded"] >= len(there)
     assert answer["unanswered"] == []
@@ -373,7 +373,7 @@ async def test_what_a_terminated_story_had_not_even_recorded_is_recorded_and_the
 
 
 async def reset(site: Site, handle: WorkflowHandle[Any, Any], event_id: int) -> Any:
-    """Reset to a workflow task; the handle of the run that goes on from there."""
+    """Reset to a workflow task; return the handle of the new run."""
     description = await handle.describe()
     answer = await site.client.workflow_service.reset_workflow_execution(
         ResetWorkflowExecutionRequest(
@@ -388,7 +388,7 @@ async def reset(site: Site, handle: WorkflowHandle[Any, Any], event_id: int) -> 
 
 
 async def tasks_of(handle: WorkflowHandle[Any, Any]) -> list[int]:
-    """The completed workflow tasks of a run: where it can be reset to."""
+    """Return the event ids of a run's completed workflow tasks, to which it can be reset."""
     return [
         event.event_id
         for event in (await handle.fetch_history()).events
@@ -399,7 +399,7 @@ async def tasks_of(handle: WorkflowHandle[Any, Any]) -> list[int]:
 async def each_once_and_as_told(
     site: Site, story_id: str, *runs: WorkflowHandle[Any, Any]
 ) -> list[Published]:
-    """What both runs gave to `publish` is on the streams: once, and with the body it had."""
+    """Check that what the runs passed to `publish` is on the streams once, with the same body."""
     there = await on_streams(site, story_id)
     bodies = {each.event.id: each.event.body for each in there}
     assert set(Counter(each.event.id for each in there).values()) == {1}
@@ -418,7 +418,7 @@ async def settled(site: Site, run: WorkflowHandle[Any, Any]) -> None:
 
 
 async def settled_at_gate(site: Site, run: WorkflowHandle[Any, Any]) -> None:
-    """Wait until the run itself waits at its first gate, and has told so."""
+    """Wait until the run itself waits at its first gate and its outbox is empty."""
     async with asyncio.timeout(60):
         while (await run.query("state"))["pending_gate"] != "approve_scope":
             await asyncio.sleep(0.2)
@@ -435,7 +435,7 @@ async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_on
     handle = await site.begin("US-flight", approvals="human")
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
     await until(site, "US-flight", gate="approve_scope")
-    await site.stop("nats")  # the rest of what happened before the reset waits in the outbox
+    await site.stop("nats")  # the other entries from before the reset wait in the outbox
     await handle.execute_update(
         "amend", {"title": "Undo any deletion", "actor": "ana"}, result_type=StoryView
     )
@@ -464,13 +464,13 @@ async def test_what_happens_anew_after_a_reset_has_ids_of_its_own_and_nothing_is
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
     await until(site, "US-reset", gate="approve_scope")
     await settled(site, first)
-    point = (await tasks_of(first))[-1]  # the gate is open already, and told
+    point = (await tasks_of(first))[-1]  # the gate is open and its event published
     await handle.signal("approve", Approve(gate="approve_scope", actor="ana", role="PO"))
     await until(site, "US-reset", gate="approve_design")
     await settled(site, first)
     before = await on_streams(site, "US-reset")
 
-    # The approval came after this point: it is given to the second run at once, with the reset.
+    # The approval came after this point, so the reset gives it to the second run immediately.
     second = await reset(site, first, point)
     await until(site, "US-reset", gate="approve_design")
     await settled(site, second)

@@ -1,4 +1,4 @@
-"""Clients and worker processes on the real servers, opened as a person or supervisor would."""
+"""Clients and worker processes on the real servers, started as a person or supervisor would."""
 
 import asyncio
 import contextlib
@@ -46,12 +46,12 @@ Environment = dict[str, str]
 Metadata = tuple[tuple[str, str], ...]
 
 STARTS_WITHIN_S = 120
-"""Generous: the machine may be busy."""
+"""A generous limit in seconds, because the machine may be busy."""
 
 
 @pytest.fixture(autouse=True, scope="session")
 def no_settings_of_a_local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Settings come from the tests alone, whatever stack this checkout runs."""
+    """Take settings from the tests alone, even if this checkout runs a local stack."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEET_HOME", str(tmp_path_factory.mktemp("no-stack")))
         yield
@@ -67,7 +67,7 @@ def nats_settings(server: RunningServer) -> dict[str, Any]:
 
 @pytest.fixture
 async def nats_client(nats_server: RunningServer) -> AsyncIterator[Nats]:
-    """A connection to a JetStream without any of the fleet's streams."""
+    """Connect to a JetStream without any of the fleet's streams."""
     async with open_nats(Settings.model_validate(nats_settings(nats_server))) as client:
         await remove_streams(client.jetstream())
         yield client
@@ -87,7 +87,7 @@ async def remove_streams(jetstream: JetStreamContext) -> None:
 
 @pytest.fixture(scope="session")
 async def driver(neo4j_server: RunningServer) -> AsyncIterator[AsyncDriver]:
-    """A driver of a Neo4j that has the fleet's schema."""
+    """Open a driver to a Neo4j that has the fleet's schema."""
     auth = (neo4j_server.user or "neo4j", neo4j_server.password or "")
     async with AsyncGraphDatabase.driver(neo4j_server.address, auth=auth) as driver:
         await migrate(driver)
@@ -96,7 +96,7 @@ async def driver(neo4j_server: RunningServer) -> AsyncIterator[AsyncDriver]:
 
 @pytest.fixture(scope="session")
 async def client(valkey: RunningServer) -> AsyncIterator[Redis]:
-    """A client of Valkey."""
+    """Open a Valkey client."""
     client = Redis(host=valkey.host, port=valkey.port, password=valkey.password)
     yield client
     await client.aclose()
@@ -104,10 +104,10 @@ async def client(valkey: RunningServer) -> AsyncIterator[Redis]:
 
 @pytest.fixture(scope="session")
 async def graph(driver: AsyncDriver, client: Redis) -> Graph:
-    """The activities that read and write the graph, with the configuration that ships."""
+    """Return the activities that read and write the graph, with the shipped configuration."""
     graph = Graph(driver, Cache(client), load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"))
-    # A server that has just started plans each statement at its first use, which takes longer than
-    # the statement: here, one transaction each, and not in a test.
+    # A new server plans each statement at its first use, which takes longer than the statement.
+    # One transaction of each kind does this here, so that no test has to wait for it.
     story = new_story()
     for number, body in enumerate(one_of_each(story)):
         await graph.record(batch(story, body, first=number))
@@ -119,7 +119,7 @@ async def graph(driver: AsyncDriver, client: Redis) -> Graph:
 
 
 def variables(servers: Servers, llm: LlmServer) -> Environment:
-    """The variables of a worker on these servers, and no others of the fleet's."""
+    """Return the variables of a worker on these servers, without any other fleet variables."""
     ports = free_ports(len(GRPC_PORTS))
     kept = {
         name: value
@@ -144,7 +144,7 @@ def variables(servers: Servers, llm: LlmServer) -> Environment:
 
 
 async def a_namespace(servers: Servers) -> str:
-    """A new namespace: workers in it take no work that other tests have left."""
+    """Register a new namespace, so that workers take no work left by other tests."""
     client = await Client.connect(servers.temporal.address)
     name = f"test-{uuid.uuid4().hex[:8]}"
     await client.workflow_service.register_namespace(
@@ -180,7 +180,7 @@ class Log:
         self.lines: list[dict[str, Any]] = []
 
     async def until(self, event: str) -> dict[str, Any]:
-        """Read on to the line whose event begins so."""
+        """Read up to the first line whose event begins with `event`, and return that line."""
         assert self.process.stdout
         async with asyncio.timeout(STARTS_WITHIN_S):
             while line := await self.process.stdout.readline():
@@ -190,7 +190,7 @@ class Log:
         raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
 
     async def drain(self) -> None:
-        """Read on to the end: a pipe that nobody reads stops the process."""
+        """Read up to the end, because a process blocks on a pipe that no one reads."""
         assert self.process.stdout
         while await self.process.stdout.readline():
             pass
@@ -198,7 +198,7 @@ class Log:
 
 @asynccontextmanager
 async def running(name: str, environment: Environment, *more: str) -> AsyncIterator[Log]:
-    """A worker process that runs; killed at the end where the test did not end it."""
+    """Run a worker process; kill it at the end if the test did not stop it."""
     process = await launch(name, environment, *more)
     try:
         log = Log(process)
@@ -214,7 +214,7 @@ async def running(name: str, environment: Environment, *more: str) -> AsyncItera
 
 
 def bearer(actor: str = "ana", *roles: str, valid_for: timedelta = timedelta(hours=1)) -> Metadata:
-    """The metadata of a call with a token of that actor's."""
+    """Return the metadata of a call with a token for that actor."""
     token = create_token(TOKEN_KEY, Caller(actor=actor, roles=frozenset(roles)), valid_for)
     return (("authorization", f"Bearer {token}"),)
 
@@ -227,7 +227,7 @@ async def serving(
     requests: Requests | None = None,
     options: Sequence[tuple[str, int]] = (),
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to the service, which runs until the block ends. options: the channel's."""
+    """Serve the service until the block ends; yield a channel to it, with `options`."""
     access = Access(TOKEN_KEY, calls_per_second)
     server = GrpcServer(
         served, "127.0.0.1", port, access, drain=timedelta(seconds=5), requests=requests
@@ -243,7 +243,7 @@ async def serving(
 
 
 def problem(error: grpc.aio.AioRpcError) -> tuple[str, list[Any]]:
-    """What a failed call was told: google.rpc.ErrorInfo's reason, and all details unpacked."""
+    """Return the reason in a failed call's google.rpc.ErrorInfo, and all its details unpacked."""
     trailers = dict(error.trailing_metadata())
     status = Status.FromString(trailers["grpc-status-details-bin"])
     assert status.message == error.details()

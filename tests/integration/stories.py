@@ -1,4 +1,4 @@
-"""Stories as their outboxes tell them, and what the graph then holds."""
+"""Stories as their outboxes record them, and the resulting graph."""
 
 import uuid
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def at(second: int) -> str:
 
 
 def batch(story: str, *bodies: EventBody, first: int = 0) -> RecordBatch:
-    """As the story's outbox gives them to `record`, numbered from `first`."""
+    """Return the batch that the story's outbox would pass to `record`, numbered from `first`."""
     return RecordBatch(
         owner=f"story-{story}",
         owner_started_ms=STARTED_MS,
@@ -123,7 +123,7 @@ def plan(story: str, second: int = 10) -> PlanDerived:
 
 
 def one_of_each(story: str) -> list[EventBody]:
-    """A story's life, with every kind of entry."""
+    """Return the event bodies of a whole story, with every kind of entry."""
     decision = RecordedDecision(
         id=f"{story}-e1", title="Cookies", rationale="Simple", affects=["the form"]
     )

@@ -45,7 +45,7 @@ IDLE_SECONDS = 2.0
 
 
 def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
-    """What every call is given."""
+    """Return the fields that every call is given."""
     return {
         "task": Task(task_id="t1", role="DEV", description="Store every event."),
         "agent": Agent(agent_id=agent_id, role="DEV", persona=f"You are {agent_id}.", **agent),
@@ -80,7 +80,7 @@ def agents(client: httpx.AsyncClient, llm: LlmServer, store: Redis) -> Agents:
 
 @pytest.fixture
 def environment() -> ActivityEnvironment:
-    """A call of a run of its own, so that no other test's answers are found."""
+    """Return the environment of a call in a new run, which finds no answers of other tests."""
     environment = ActivityEnvironment()
     environment.info = dataclasses.replace(
         environment.info,
@@ -92,7 +92,7 @@ def environment() -> ActivityEnvironment:
 
 
 async def refusal(call: Awaitable[Any]) -> ApplicationError:
-    """The ApplicationError that the call ends with."""
+    """Return the ApplicationError that the call ends with."""
     with pytest.raises(ApplicationError) as raised:
         await call
     return raised.value
@@ -261,7 +261,7 @@ async def test_a_misbehaving_engine_is_retried_where_that_can_help(
 
     assert (error.type, not error.non_retryable) == (type_, retried), error.message
     assert "127.0.0.1" in error.message
-    assert len(llm.calls) == 1  # Temporal retries, nobody else
+    assert len(llm.calls) == 1  # Temporal retries, the client does not
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ async def test_an_agent_of_a_type_that_nobody_serves_is_refused_with_what_to_use
     assert "use one of RAY_VLLM, VLLM" in error.message
 
 
-# --- nothing is paid for twice --------------------------------------------------------------------
+# --- no answer is paid for twice ------------------------------------------------------------------
 
 
 def key(environment: ActivityEnvironment, act: str = "propose", agent_id: str = "dev-1") -> str:
@@ -423,7 +423,7 @@ async def test_without_valkey_nothing_is_asked(
     assert not llm.calls
 
 
-# --- at work --------------------------------------------------------------------------------------
+# --- running calls --------------------------------------------------------------------------------
 
 
 def recorded(environment: ActivityEnvironment) -> list[dict[str, Any]]:
@@ -458,7 +458,7 @@ async def test_cancelling_stops_the_generation_in_the_engine(
 
     environment.cancel()
 
-    # A call that has cost something says so: Temporal's own cancellation has no details.
+    # A call that has cost something reports it: Temporal's own cancellation has no details.
     with pytest.raises(ApplicationError if kind == "slow" else asyncio.CancelledError):
         await call
     await until(lambda: llm.calls[0].end == "aborted")
@@ -467,7 +467,7 @@ async def test_cancelling_stops_the_generation_in_the_engine(
     assert len(heartbeats) == beats
 
 
-# --- whatever the model's window ------------------------------------------------------------------
+# --- the model's context window -------------------------------------------------------------------
 
 
 def huge() -> ProposeInput:

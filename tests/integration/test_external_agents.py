@@ -1,4 +1,4 @@
-"""External agents on NATS: commands, answers, refusals, time-outs, crashes, and a mixed council."""
+"""External agents on NATS: commands, answers, refusals, timeouts, crashes, and a mixed council."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Asked = WorkflowHandle[AskWorkflow, ProposalAnswer]
 
 
 def proposing(**agent: Any) -> ProposeInput:
-    """A call to an external agent, of a task of its own."""
+    """Return a call to an external agent with its own task."""
     fields = {"agent_id": "dev-7", "role": "DEV", "agent_type": "NATS", "persona": "You doubt."}
     return ProposeInput(
         task=Task(
@@ -80,7 +80,7 @@ def proposing(**agent: Any) -> ProposeInput:
 
 
 def document(command: AgentCommand) -> str:
-    """An answer that is as the command wants it."""
+    """Return an answer that conforms to the command's schema."""
     return json.dumps(document_of(command.answer_schema, random.Random(7)))
 
 
@@ -91,7 +91,7 @@ async def until(happened: Callable[[], Awaitable[bool]]) -> None:
 
 
 class Outside:
-    """What is outside of the fleet: an agent that does as the test says, and those who ask."""
+    """The outside of the fleet: an agent controlled by the test, and the clients that ask it."""
 
     def __init__(self, nats: Nats, temporal: Client) -> None:
         self.nats, self.temporal = nats, temporal
@@ -112,14 +112,14 @@ class Outside:
         )
 
     async def pending(self, handle: Asked) -> Any:
-        """The activity as Temporal shows it to people."""
+        """Return the pending activity as Temporal describes it, or None."""
         description = (await handle.describe()).raw_description
         return description.pending_activities[0] if description.pending_activities else None
 
     # --- the agent's side -------------------------------------------------------------------------
 
     async def take(self) -> AgentCommand:
-        """The next command of the role DEV."""
+        """Take and acknowledge the next command for the role DEV."""
         if self._taking is None:
             self._taking = await self.jetstream.pull_subscribe(
                 "agent.cmd.DEV", stream="AGENT_COMMANDS"
@@ -131,7 +131,7 @@ class Outside:
         return self.commands[-1]
 
     async def asked(self) -> int:
-        """How many commands there ever were."""
+        """Count the commands published so far."""
         return (await self.jetstream.stream_info("AGENT_COMMANDS")).state.messages
 
     async def say(self, command: AgentCommand, status: str, **fields: Any) -> None:
@@ -152,13 +152,13 @@ class Outside:
     async def answer(self, command: AgentCommand) -> None:
         await self.say(command, "done", content=document(command))
 
-    # --- what is refused --------------------------------------------------------------------------
+    # --- refusals ---------------------------------------------------------------------------------
 
     async def letters(self) -> list[DeadLetter]:
         return [letter async for letter in DeadLetters(self.nats).list()]
 
     async def refused(self) -> DeadLetter:
-        """The one message that was refused, once all that was said has been settled."""
+        """Wait until all responses are settled, and return the only dead letter."""
         await self.settled()
         (letter,) = await self.letters()
         assert letter.consumer == AGENTS_RESPONSES.name
@@ -173,7 +173,7 @@ class Outside:
                     AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name
                 )
             except NotFoundError:
-                return False  # the process has not made it yet
+                return False  # the process has not created the consumer yet
             stream = await self.jetstream.stream_info("AGENT_RESPONSES")
             settled = info.ack_floor.stream_seq if info.ack_floor else 0
             return settled == stream.state.last_seq
@@ -188,7 +188,7 @@ def settings_of(environment: Environment) -> Settings:
 
 @asynccontextmanager
 async def agents_process(environment: Environment) -> AsyncIterator[None]:
-    """The process `agents`, in this one."""
+    """Run the process `agents` inside this process."""
     stop = asyncio.Event()
     async with ready("agents", settings_of(environment)) as process:
         runs = asyncio.create_task(run_until(list(process.jobs.values()), stop, process.lost))
@@ -201,7 +201,7 @@ async def agents_process(environment: Environment) -> AsyncIterator[None]:
 async def outside(
     environment: Environment, nats_client: Nats, client: Redis
 ) -> AsyncIterator[Outside]:
-    """A fleet's streams, and a worker that asks; nobody serves the calls yet."""
+    """Set up the fleet's streams and a worker that asks; no process serves the calls yet."""
     await reconcile(nats_client.jetstream(), replicas=1)
     temporal = await Client.connect(
         environment["TEMPORAL_ADDRESS"],
@@ -216,13 +216,13 @@ async def outside(
 
 @pytest.fixture
 async def fleet(outside: Outside, environment: Environment) -> AsyncIterator[Outside]:
-    """With the process `agents`."""
+    """Run the process `agents` as well."""
     async with agents_process(environment):
         yield outside
 
 
 async def failure(handle: Asked) -> ApplicationError:
-    """What the activity failed with."""
+    """Return the error that the activity failed with."""
     with pytest.raises(WorkflowFailureError) as failed:
         await handle.result()
     cause = failed.value.cause.__cause__
@@ -323,7 +323,7 @@ async def test_a_kept_answer_is_not_asked_for_again(fleet: Outside, client: Redi
     usage = {"act": "propose", "agent_id": "dev-7", "role": "DEV", "model": "kept"}
     kept = ProposalAnswer.model_validate({"proposal": fields, "usage": usage})
 
-    await client.set(key, kept.model_dump_json())  # and the agent stays silent
+    await client.set(key, kept.model_dump_json())  # the agent does not answer
 
     assert await handle.result() == kept
     assert await fleet.asked() == 1
@@ -332,7 +332,7 @@ async def test_a_kept_answer_is_not_asked_for_again(fleet: Outside, client: Redi
 async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
     outside: Outside, environment: Environment
 ) -> None:
-    """Ten calls, each answered the moment its command is there."""
+    """Ten calls are each answered as soon as their command arrives."""
     async with agents_process(environment):
         handles = []
         for _ in range(10):
@@ -412,7 +412,7 @@ async def test_an_answer_counts_what_all_attempts_before_it_have_cost(fleet: Out
     handle = await fleet.ask(silence_s=2, attempts=3)
     await fleet.say(await fleet.take(), "done", content="no JSON")
     await fleet.say(await fleet.take(), "failed", error="out of memory")
-    await fleet.say(await fleet.take(), "working")  # and then it is silent
+    await fleet.say(await fleet.take(), "working")  # no answer follows
     await fleet.answer(await fleet.take())
 
     usage = (await handle.result()).usage
@@ -422,7 +422,7 @@ async def test_an_answer_counts_what_all_attempts_before_it_have_cost(fleet: Out
 async def test_an_attempt_that_broke_off_is_counted_with_the_next(
     fleet: Outside, llm: LlmServer
 ) -> None:
-    """Temporal hands the next attempt the last heartbeat: what the engine was paid for already."""
+    """The next attempt gets the last heartbeat, which holds the usage that was already paid for."""
     llm.fail("drop")
 
     answer = await (await fleet.ask(proposing(agent_type="VLLM"), attempts=2)).result()
@@ -433,7 +433,7 @@ async def test_an_attempt_that_broke_off_is_counted_with_the_next(
     assert answer.usage.tokens_out > whole.tokens + broken.tokens // 2
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def forged(**fields: Any) -> Callable[[AgentCommand], dict[str, Any]]:
@@ -651,7 +651,7 @@ async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is
     assert (await fleet.refused()).reason == "late: the call was given up"
 
 
-# --- what is away, or dies ------------------------------------------------------------------------
+# --- outages and crashes --------------------------------------------------------------------------
 
 
 async def test_a_nats_that_is_away_is_told_and_the_command_goes_out_when_it_is_back(
@@ -692,7 +692,7 @@ async def test_the_agents_start_without_nats_and_find_it_later(
 async def test_an_answer_outlives_the_process_that_was_completing_it(
     outside: Outside, environment: Environment, client: Redis
 ) -> None:
-    """Killed with the answer kept and Temporal not told: the next process tells it, unasked."""
+    """The process is killed after it stored the answer; the next one reports it to Temporal."""
     dying = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.integration.agents_that_hang"),
         env=environment,
@@ -720,11 +720,11 @@ async def test_an_answer_outlives_the_process_that_was_completing_it(
     assert await outside.letters() == []
 
 
-# --- the agent that ships -------------------------------------------------------------------------
+# --- the example agent ----------------------------------------------------------------------------
 
 
 class Example:
-    """The example agent as a process; `lines` is what it has printed."""
+    """The example agent as a process, and the `lines` that it has printed."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -763,7 +763,7 @@ async def example(environment: Environment, llm: LlmServer, role: str) -> AsyncI
 
 
 async def asks(llm: LlmServer) -> None:
-    """Wait until an agent's LLM is at work."""
+    """Wait until an agent's LLM has received a call."""
 
     async def at_work() -> bool:
         return bool(llm.calls)
@@ -780,7 +780,7 @@ async def test_two_agents_of_a_role_share_the_work(
 
         answers = [await handle.result() for handle in handles]
 
-        for agent in (one, two):  # each takes one at a time: both were at work at once
+        for agent in (one, two):  # each takes one at a time, so both worked at once
             await agent.printed("is done with")
     assert {answer.usage.model for answer in answers} == {llm.model}
     assert await fleet.asked() == len(llm.calls) == 6
@@ -801,7 +801,7 @@ async def test_a_killed_agents_command_goes_to_another(
         answer = await asyncio.wait_for(handle.result(), PATIENCE_S)
 
     assert answer.usage.tokens_out > 0
-    assert await fleet.asked() == 1  # JetStream gave it to the next; the fleet did not ask again
+    assert await fleet.asked() == 1  # JetStream redelivered it; the fleet did not ask again
     assert (await fleet.letters()) == []
 
 
@@ -819,7 +819,7 @@ async def test_an_agent_that_ends_hands_its_command_back(
         began = time.monotonic()
         await handle.result()
 
-    assert time.monotonic() - began < 15  # less than JetStream's wait for a killed one
+    assert time.monotonic() - began < 15  # shorter than JetStream's wait after a kill
     assert await fleet.asked() == 1
 
 
@@ -832,12 +832,12 @@ async def test_an_agent_without_its_llm_says_so(
     async with example(environment, llm, "DEV"):
         answer = await handle.result()
 
-    assert answer.usage.asks == 1  # of the second attempt
+    assert answer.usage.asks == 1  # only those of the second attempt
     assert await fleet.asked() == 2
     assert [call.end for call in llm.calls] == ["refused", "answered"]
 
 
-# --- a council of both ----------------------------------------------------------------------------
+# --- a council of external and LLM agents ---------------------------------------------------------
 
 
 DECIDED = """
@@ -894,7 +894,7 @@ async def test_a_council_of_llms_and_external_agents_decides(
 
 
 def a_config(folder: Path, role: str, kinds: dict[str, str]) -> Path:
-    """The configuration that ships, with one more council."""
+    """Copy the shipped configuration and add a council for the role."""
     config = folder / "config"
     shutil.copytree(ROOT / "deploy" / "config", config)
     path = config / "councils.yaml"

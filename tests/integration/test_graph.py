@@ -1,4 +1,4 @@
-"""The context graph against a real Neo4j: nothing twice, nothing lost, outside text stays data."""
+"""The context graph on a real Neo4j: no duplicates, no losses, outside text stays data."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def story() -> str:
 
 
 async def dump(driver: neo4j.AsyncDriver, story: str) -> list[str]:
-    """Everything of a story, whatever its id: nodes with labels and properties, relationships."""
+    """Return a story's nodes with labels, properties and relationships, by any of its id fields."""
     mine = "n.case_id = $story OR n.story_id = $story OR n.id STARTS WITH $story"
     nodes = await rows(
         driver, f"MATCH (n) WHERE {mine} RETURN labels(n), properties(n)", story=story
@@ -577,7 +577,7 @@ async def test_a_plan_without_tasks_gives_its_storys_text_and_an_unknown_story_n
 
 @pytest.fixture
 async def councils(driver: neo4j.AsyncDriver) -> AsyncIterator[None]:
-    """The councils of deploy/config, as at a first start; so they are left to others, too."""
+    """Seed the councils of deploy/config as at a first start, before and after the test."""
 
     async def begin() -> None:
         await rows(driver, "MATCH (c:Council) DETACH DELETE c")
@@ -750,7 +750,7 @@ async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
     assert {kind for *_, kind in constraints} == {"UNIQUENESS"}
 
 
-# --- identities of messages -----------------------------------------------------------------------
+# --- ids of messages ------------------------------------------------------------------------------
 
 
 async def test_the_identities_of_messages_are_kept_while_a_stream_may_hold_them(

@@ -45,7 +45,7 @@ WITHIN_S = 200
 
 
 class Service:
-    """The four methods with a developer's token; keyword arguments make the request."""
+    """A client of the four methods with a developer's token; keyword arguments form the request."""
 
     def __init__(self, channel: grpc.aio.Channel, actor: str = "ana") -> None:
         self.stub: Any = context_pb2_grpc.ContextServiceStub(channel)
@@ -92,7 +92,7 @@ def created(**payload: Any) -> Any:
 
 
 def planned() -> list[Any]:
-    """A plan of two tasks and two decisions."""
+    """Return the changes that create a plan, two tasks, three decisions and a milestone."""
     return [
         change("CREATE", "PLAN", "plan-1", status="APPROVED"),
         change("CREATE", "SUBTASK", "t-1", title="The schema", role="DATA", priority=1),
@@ -120,7 +120,7 @@ async def bus(nats_client: Nats, jetstream: JetStreamContext) -> JetStreamContex
 
 
 def storing(temporal: Client, graph: Graph) -> list[Worker]:
-    """The queues `story` and `context`: all that an answer needs."""
+    """Return workers for the queues `story` and `context`, which is all that an answer needs."""
     return [
         Worker(
             temporal,
@@ -148,7 +148,7 @@ def mirroring(temporal: Client, nats: Nats) -> Worker:
 
 @pytest.fixture
 async def service(temporal_client: Client, graph: Graph) -> AsyncIterator[Service]:
-    """The service and the workers that its answers need; nobody publishes."""
+    """Serve the service with the workers that its answers need; no events are published."""
     story, context = storing(temporal_client, graph)
     async with serving(served(temporal_client, graph)) as channel, story, context:
         yield Service(channel)
@@ -168,7 +168,7 @@ def story() -> str:
 
 
 async def nodes(driver: AsyncDriver, story_id: str) -> int:
-    """How many nodes belong to the story, itself included."""
+    """Count the nodes that belong to the story, including its own."""
     found = await rows(
         driver,
         "MATCH (n) WHERE $story IN [n.case_id, n.story_id, n.id] RETURN count(n)",
@@ -178,7 +178,7 @@ async def nodes(driver: AsyncDriver, story_id: str) -> int:
 
 
 async def entities(driver: AsyncDriver, story_id: str) -> list[str]:
-    """The ids of the story's plans, subtasks, decisions and milestones, deleted ones too."""
+    """Return the ids of the story's plans, subtasks, decisions and milestones, deleted or not."""
     found = await rows(
         driver,
         "MATCH (n:PlanVersion|Subtask|Decision|Event {case_id: $story}) "
@@ -189,7 +189,7 @@ async def entities(driver: AsyncDriver, story_id: str) -> list[str]:
 
 
 async def settled(client: Redis, story_id: str, updates: int) -> None:
-    """Wait until so many updates have dropped the story's packs: stored, and then announced."""
+    """Wait until that many updates have dropped the story's packs: when stored, when published."""
     async with asyncio.timeout(WITHIN_S):
         while int(await client.get(f"context:{story_id}:generation") or 0) < 2 * updates:
             await asyncio.sleep(0.05)
@@ -481,7 +481,7 @@ async def test_what_is_created_anew_has_nothing_of_what_was_deleted(
 async def test_a_ring_of_subtasks_is_not_closed_by_a_later_request_either(
     service: Service, story: str
 ) -> None:
-    await service.update(story, created(), *planned())  # t-2 waits for t-1
+    await service.update(story, created(), *planned())  # t-2 depends on t-1
 
     ring = await service.update(story, change("UPDATE", "SUBTASK", "t-1", depends_on=["t-2"]))
     await service.update(story, change("DELETE", "SUBTASK", "t-2"))
@@ -563,7 +563,7 @@ async def test_it_answers_while_nats_is_away_and_announces_when_it_is_back(
 ) -> None:
     answer = await service.update(story, created(), change("CREATE", "DECISION", "d", title="D"))
 
-    assert (await bus.stream_info("CONTEXT")).state.messages == 0  # nobody publishes yet
+    assert (await bus.stream_info("CONTEXT")).state.messages == 0  # no mirror runs yet
     subscription = await bus.subscribe("context.updated")
     async with mirroring(temporal_client, nats_client):
         message = await subscription.next_msg(timeout=WITHIN_S)
@@ -749,7 +749,7 @@ async def test_each_role_gets_its_own_and_stats_count_each_thing_once(
     )
     assert [each.subtask_id for each in data.subtasks] == [f"{story}-t1"]
     assert not answer.packs["QA"].subtasks
-    # d1 affects the form (DEV's); d2 and d-9 name no subtask; d2 depends on d1.
+    # d1 affects the form (a DEV task); d2 and d-9 name no subtask; d2 depends on d1.
     assert {each.id for each in dev.decisions} == {f"{story}-d1", f"{story}-d2", "d-9"}
     assert [(each.src_id, each.dst_id) for each in dev.decision_deps] == [
         (f"{story}-d2", f"{story}-d1")
@@ -777,7 +777,7 @@ async def test_a_decision_that_affects_only_others_is_not_a_roles_but_what_it_bu
 
     ids = {role: {each.id for each in pack.decisions} for role, pack in answer.packs.items()}
     assert ids == {
-        "DEV": {"d-1", "d-2", "d-3"},  # d-3 is about its form, and depends on d-1
+        "DEV": {"d-1", "d-2", "d-3"},  # d-3 affects a DEV task and depends on d-1
         "DATA": {"d-1", "d-2"},
         "DEVOPS": {"d-2"},
         "QA": {"d-1", "d-2", "d-3"},
@@ -816,7 +816,7 @@ async def test_no_roles_are_all_of_them(service: Service, story: str) -> None:
 
 
 AT_MS = 1_767_225_600_000
-"""2026-01-01: a number that can only be milliseconds."""
+"""2026-01-01 in milliseconds; the number is too large to be seconds."""
 
 
 async def test_the_timeline_and_the_summary_are_told_where_they_are_asked_for(
@@ -926,7 +926,7 @@ async def test_scopes_of_nobody_or_never_are_refused(
     assert [each.field for each in problem(error)[1][1].field_violations] == [field]
 
 
-# --- a journey ------------------------------------------------------------------------------------
+# --- a complete scenario --------------------------------------------------------------------------
 
 
 async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a_restart(
@@ -943,7 +943,7 @@ async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a
         after = await service.rehydrate(story, *roles)
         pack = await service.get(story, "ARCHITECT", "BUILD")
 
-    # Everything is started anew: service, workers and servers, and packs that were lost.
+    # Restart the service, the workers and the servers, and lose the cached packs.
     stores = (servers.temporal, servers.neo4j, servers.valkey, servers.nats)
     await asyncio.gather(*(store.kill() for store in stores))
     await asyncio.gather(*(store.start() for store in stores))
@@ -960,18 +960,18 @@ async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a
     assert (after.stats.decisions, after.stats.decision_edges) == (2, 0)
     assert all("d-1" not in {each.id for each in pack.decisions} for pack in after.packs.values())
     assert "One table" not in pack.context
-    for role in roles:  # `context.updated` is noise: nothing else has changed meanwhile
+    for role in roles:  # nothing but `context.updated` has happened meanwhile
         assert resumed.packs[role] == after.packs[role]
     assert next_update.version == gone.version + 1
     assert "1 of 2 tasks done" in same.context
 
 
-# --- whatever comes -------------------------------------------------------------------------------
+# --- arbitrary requests ---------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 INT32 = st.integers(-(2**31), 2**31 - 1)
 KNOWN = "US-known"
-"""A story that there is, with a plan."""
+"""The id of a story that exists and has a plan."""
 STORIES = st.one_of(TEXT, st.just(KNOWN), st.builds(lambda: f"US-{uuid.uuid4().hex[:8]}"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
@@ -1069,7 +1069,7 @@ async def test_whatever_comes_is_answered_or_refused_and_nothing_is_half_written
 
 
 async def whole(driver: AsyncDriver, story_id: str) -> list[Any]:
-    """Everything that changes of the story may write: nodes and edges, not what counts updates."""
+    """Return all that changes of the story may write: nodes and edges, without update counters."""
     return await rows(
         driver,
         "MATCH (n:Story|PlanVersion|Subtask|Decision|Event {case_id: $story}) "
@@ -1082,7 +1082,7 @@ async def whole(driver: AsyncDriver, story_id: str) -> list[Any]:
 
 
 async def updates(driver: AsyncDriver, story_id: str) -> tuple[int, int]:
-    """How many updates of the story are stored, and its version."""
+    """Return the number of stored updates of the story, and its version."""
     found = await rows(
         driver,
         "OPTIONAL MATCH (s:Story {id: $story}) "

@@ -54,7 +54,7 @@ from workflows.models import DeliberationInput, DeliberationResult
 SERVICE = "orchestrator.v1.OrchestratorService"
 WITHIN_S = 200
 TIMEOUT = timedelta(seconds=150)
-"""The setting DELIBERATION_TIMEOUT."""
+"""The value of the setting DELIBERATION_TIMEOUT."""
 
 TASK = "Write a function that adds two numbers"
 
@@ -69,7 +69,7 @@ DETACH DELETE each
 
 @dataclass
 class Fleet:
-    """A whole fleet, and the service in this process."""
+    """A whole fleet, and the orchestrator service in this process."""
 
     temporal: Client
     graph: Graph
@@ -101,7 +101,7 @@ class Fleet:
 
 @asynccontextmanager
 async def a_replica(environment: Environment) -> AsyncIterator[tuple[Process, Any]]:
-    """The service in a process of its own, and a stub of it."""
+    """Run the service in its own process; yield the process and a stub of the service."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.integration.orchestrator_replica"),
         env=environment,
@@ -139,7 +139,7 @@ async def whole(
             there = await rows(driver, SEATED)
             url = Settings.model_validate({"vllm_url": llm.url})
             yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
-            # Neo4j is every test's: the councils are again what they were.
+            # All tests share Neo4j: restore its councils.
             await rows(driver, LEAVE_ONLY, ids=[each for seat in there for each in seat])
             reader.cancel()
 
@@ -290,7 +290,7 @@ async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_is_tol
 
 
 async def begun_with(fleet: Fleet, workflow_id: str) -> DeliberationInput:
-    """What a deliberation was started with."""
+    """Return the input that a deliberation was started with."""
     async for event in fleet.temporal.get_workflow_handle(workflow_id).fetch_history_events():
         payloads = event.workflow_execution_started_event_attributes.input.payloads
         (begun,) = await fleet.temporal.data_converter.decode(payloads, [DeliberationInput])
@@ -476,7 +476,7 @@ async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
 
 
 async def forget(fleet: Fleet, task_id: str) -> None:
-    """Let Temporal forget a deliberation, as it does after its retention."""
+    """Delete a deliberation from Temporal, as happens after its retention period."""
     await fleet.temporal.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace=fleet.temporal.namespace,
@@ -594,7 +594,7 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
         task_id = dict(await lost.initial_metadata())["x-task-id"]
         process.kill()
         with fails(StatusCode.UNAVAILABLE):
-            for _ in range(40):  # what had come before it was killed is still read
+            for _ in range(40):  # what arrived before the kill can still be read
                 await lost.read()
         again = [each async for each in other.StreamDeliberation(request, metadata=mine)]
         answer = await other.Deliberate(request, metadata=mine)
@@ -710,7 +710,7 @@ async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) 
     )
     assert left.success
 
-    async with fleet.stub() as another:  # a replica that has seen nothing of it
+    async with fleet.stub() as another:  # a replica that has not seen any of it
         listed = await another.ListCouncils(
             wire.ListCouncilsRequest(role_filter=role, include_agents=True), metadata=ANA
         )
@@ -1169,13 +1169,13 @@ async def test_a_task_has_the_context_of_its_story(fleet: Fleet, stub: Any) -> N
     assert "## Tasks" in scoped.blocks.history
     assert plain.version_hash != full.version_hash
     timeline, _, decisions = full.blocks.history.partition("\n\n")
-    assert len(timeline.splitlines()) == 6  # a heading, and the five that were asked for
+    assert len(timeline.splitlines()) == 6  # a heading, and the five requested lines
     assert "Cookies" in decisions
     assert full.context_text.endswith(full.blocks.history)
     assert violated(caught) == ["options.scopes.0"]
 
 
-# --- figures --------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------
 
 
 async def test_figures_are_counted_and_measured(stub: Any) -> None:
@@ -1238,20 +1238,20 @@ async def test_metrics_that_there_are_not_are_refused(
     assert violated(caught) == [field]
 
 
-# --- whatever comes in ----------------------------------------------------------------------------
+# --- arbitrary requests ---------------------------------------------------------------------------
 
 UNDERSTOOD = {
     *(StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND),
     *(StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS),
 }
-"""What bad input may end in: never INTERNAL, nor UNKNOWN."""
+"""The codes that bad input may end in: neither INTERNAL nor UNKNOWN."""
 
 WORDS = ["", "DEV", "dev", "US-1", "plan-1", "approve_scope", "planning.plan.approved", "all", "\0"]
 TEXTS = st.one_of(st.sampled_from(WORDS), st.text(max_size=40))
 
 
 def messages(descriptor: Any) -> st.SearchStrategy[dict[str, Any]]:
-    """Any message of that type, as keyword arguments."""
+    """Generate messages of that type, as keyword arguments."""
     return st.fixed_dictionaries(
         {}, optional={field.name: values(field) for field in descriptor.fields}
     )

@@ -1,4 +1,4 @@
-"""The inbox on real servers: stored once, told once, never buried for a server's sake."""
+"""The inbox on real servers: each message handled once, none dead-lettered during an outage."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def moved(story_id: str, to: str = "BUILD", minute: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 async def bus(nats_client: Nats, jetstream: JetStreamContext) -> JetStreamContext:
-    """JetStream with the fleet's streams and consumers."""
+    """Return a JetStream context with the fleet's streams and consumers."""
     await streams.reconcile(jetstream, replicas=1)
     await consumers.reconcile(jetstream)
     return jetstream
@@ -71,7 +71,7 @@ async def temporal_client(servers: Servers, namespace: str) -> Client:
 async def consuming(
     nats: Nats, graph: Graph, temporal: Client, replicas: int = 1
 ) -> AsyncIterator[None]:
-    """So many inboxes, until the block ends."""
+    """Run that many inboxes until the block ends."""
     inboxes = [Inbox(nats, graph, temporal, 1) for _ in range(replicas)]
     runs = [asyncio.create_task(inbox.run()) for inbox in inboxes]
     try:
@@ -239,7 +239,7 @@ async def test_a_message_that_comes_alone_does_not_wait_for_others(
 
 
 async def all_wait(bus: JetStreamContext) -> bool:
-    """Whether every consumer has fetches that wait for a message."""
+    """Return whether every consumer has fetches that wait for a message."""
     told = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
     return all(info.num_waiting for info in told)
 
@@ -369,7 +369,7 @@ async def test_a_time_long_past_and_another_offset_are_understood(
 
 
 class Poisoned(Graph):
-    """A graph that can never store what concerns one plan."""
+    """A graph that can never store changes of one particular plan."""
 
     async def store(self, known: Any) -> None:
         changes: list[Change] = list(known)
@@ -379,7 +379,7 @@ class Poisoned(Graph):
 
 
 class Forgetful(Graph):
-    """A graph with a fault in its code, which one story brings out."""
+    """A graph with a bug that one particular story triggers."""
 
     async def store(self, changes: Sequence[Change]) -> None:
         if any(change.story_id == "US-fault" for change in changes):
@@ -417,7 +417,7 @@ async def test_an_error_that_nobody_thought_of_ends_no_inbox(
 
 
 class Slow(Graph):
-    """A graph whose every transaction takes a while."""
+    """A graph in which every transaction takes 3 s."""
 
     async def store(self, changes: Sequence[Change]) -> None:
         await asyncio.sleep(3)

@@ -1,4 +1,4 @@
-"""How OpenAI-compatible endpoints behave, byte by byte, and what becomes of each answer."""
+"""Behaviors of OpenAI-compatible endpoints, byte by byte, and the outcome of each answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IN_UTF_8 = json.dumps(PROPOSAL, ensure_ascii=False)
 HALF, REST = DOCUMENT[:MIDDLE], DOCUMENT[MIDDLE:]
 
 PATIENCE_S = 30.0
-"""The client's idle time-out: an answer that stands must not wait for it."""
+"""The client's idle timeout in seconds: a complete answer must not wait for it."""
 
 HEAD = raw_response(None, content_type="text/event-stream")
 USAGE = {"prompt_tokens": 700, "completion_tokens": 90}
@@ -67,9 +67,9 @@ WHOLE = WORDS + STOP + COUNTED + DONE
 
 @dataclass(frozen=True)
 class Habit:
-    """What an endpoint sends, ask by ask, and the outcome that is right.
+    """The responses that an endpoint sends to successive requests, and the expected outcome.
 
-    kind: `taken`, or the failure's type. tokens: None where they are estimated.
+    kind: `taken`, or the failure's type. tokens: None if they are estimated.
     """
 
     asks: list[tuple[Step, ...]]
@@ -84,7 +84,7 @@ class Habit:
 
 
 def taken(*steps: Step, tokens: tuple[int, int] | None = TOKENS) -> Habit:
-    """The answer is taken at its first ask."""
+    """Expect the answer to be taken at the first request."""
     return Habit([(HEAD, *steps)], "taken", tokens=tokens)
 
 
@@ -93,18 +93,18 @@ def taken_response(*steps: Step, tokens: tuple[int, int] | None = TOKENS) -> Hab
 
 
 def failed(kind: str, words: str, *steps: Step, patience: float = PATIENCE_S) -> Habit:
-    """The stream fails with this type and these words."""
+    """Expect the stream to fail with this type and these words."""
     return Habit([(HEAD, *steps)], kind, words, patience=patience)
 
 
 def refused(kind: str, words: str, status: str, body: Any, **headers: str) -> Habit:
-    """The HTTP status fails with this type and these words."""
+    """Expect the HTTP status to fail with this type and these words."""
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Habit([(raw_response(text, status, **headers),)], kind, words)
 
 
 def again(words: str, *steps: Step) -> Habit:
-    """The answer cannot be used: asked again with these words, and then taken."""
+    """Expect the answer to be rejected, requested again with these words, and then taken."""
     ok = (HEAD, WHOLE)
     return Habit([(HEAD, *steps), ok], "taken", words, asked=2, tokens=None)
 
@@ -471,7 +471,7 @@ def environment_of_a_run() -> ActivityEnvironment:
 
 @dataclass
 class Outcome:
-    """What became of a call, and what the endpoint was asked."""
+    """The outcome of a call, and the requests that the endpoint received."""
 
     answer: ProposalAnswer | None
     error: BaseException | None
@@ -499,7 +499,7 @@ def path(name: str) -> str:
 
 @pytest.fixture(scope="module")
 async def outcomes(store: Redis) -> dict[str, Outcome]:
-    """Every habit met once, many at a time."""
+    """Run every habit once, up to 16 at a time."""
     limit = asyncio.Semaphore(16)
 
     async def meet(server: ScriptedLlm, name: str, habit: Habit) -> Outcome:
@@ -552,7 +552,7 @@ def test_there_are_habits_enough() -> None:
     assert len(HABITS) == len({*ENDS, *FRAMES, *SHAPES, *UNUSABLE, *ERRORS, *REFUSALS}) >= 46
 
 
-# --- what a call has cost -------------------------------------------------------------------------
+# --- the cost of a call ---------------------------------------------------------------------------
 
 
 def paid(met: Outcome) -> CallUsage:
@@ -652,7 +652,7 @@ async def test_a_call_that_is_stopped_says_what_had_come(
         assert usage.tokens == at_the_end.tokens
 
 
-# --- other than answers ---------------------------------------------------------------------------
+# --- other requests -------------------------------------------------------------------------------
 
 
 async def test_a_model_that_was_renamed_behind_the_endpoint_is_looked_up_again(

@@ -1,4 +1,4 @@
-"""A story on a real graph: one that has lost it, and one that refuses what it has to store."""
+"""A story whose graph was lost, and one whose graph rejects what the story has to store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -63,7 +63,7 @@ async def test_no_pack_is_built_of_a_story_that_the_graph_has_lost(
 
 @pytest.fixture
 async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
-    """A client of a server with the workers that a story needs until its council deliberates."""
+    """Run the workers that a story needs before its council deliberates; yield a client."""
     client = await Client.connect(
         servers.temporal.address,
         namespace=await a_namespace(servers),
@@ -91,7 +91,7 @@ async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
 
 
 async def until(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until there is something."""
+    """Call `ask` until its result is truthy, and return the result."""
     async with asyncio.timeout(WITHIN_S):
         while not (found := await ask()):
             await asyncio.sleep(0.1)
@@ -99,7 +99,7 @@ async def until(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 async def started(fleet: Client, driver: AsyncDriver, story: str) -> Handle:
-    """A story that waits at its first gate, and that the graph has."""
+    """Start a story; wait until it is at its first gate and in the graph."""
     text = StoryInput(
         story_id=story,
         title="Undo the deletion of a note",
@@ -139,7 +139,7 @@ async def test_a_council_of_a_lost_story_fails_and_begins_once_the_graph_is_rebu
 
 
 async def stuck_on(running: Handle) -> OutboxStuck:
-    """Wait until an entry of the workflow is stuck."""
+    """Wait until an entry of the workflow is stuck, and return what is stuck."""
 
     async def ask() -> list[OutboxStuck]:
         found: list[OutboxStuck] = await running.query(
@@ -151,7 +151,7 @@ async def stuck_on(running: Handle) -> OutboxStuck:
 
 
 def refused_entry(story: str) -> Entry:
-    """An entry whose task's id is longer than the graph takes."""
+    """Return an entry whose task id is longer than the graph accepts."""
     at = "2026-01-01T00:01:00.000Z"
     task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
     return Entry(
@@ -220,11 +220,11 @@ async def test_a_story_that_is_terminated_while_an_entry_is_stuck_is_closed(
 
     ended = "MATCH (s:Story {id: $id, status: 'CANCELLED'}) RETURN s.id"
     await until(lambda: rows(driver, ended, id=story))
-    await closure.terminate()  # nothing publishes here
+    await closure.terminate()  # no worker here publishes
 
 
 async def lines(running: Handle, word: str) -> list[str]:
-    """The lines of the story's timeline that have that word."""
+    """Return the texts of the story's timeline entries that contain that word."""
     return [
         entry.text
         for entry in await running.query(StoryWorkflow.timeline)
