@@ -29,7 +29,7 @@ GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The stack under test, steered through its commands as subprocesses."""
+    """The stack under test, controlled through its commands as subprocesses."""
 
     stack: Stack
 
@@ -52,7 +52,7 @@ class Fleet:
         return {name: value for name, value in values.items() if value is not None}
 
     async def up(self) -> None:
-        """Start the stack, its coverage not measured: an engine that is traced is slow."""
+        """Start the stack without measuring its coverage, because a traced engine is slow."""
         traced = {name: os.environ.pop(name) for name in list(os.environ) if "COVERAGE_" in name}
         try:
             await self.stack.up()
@@ -102,7 +102,7 @@ class Fleet:
     async def until(
         self, story_id: str, holds: Callable[[dict[str, Any]], bool], within_s: float = 600
     ) -> dict[str, Any]:
-        """Poll the query `state` until `holds`."""
+        """Poll the query `state` until `holds` returns true, and return the state."""
         view: dict[str, Any] = {}
         try:
             async with asyncio.timeout(within_s):
@@ -120,7 +120,7 @@ class Fleet:
         handle = client.get_workflow_handle(deliberation_id)
         async with asyncio.timeout(300):
             while True:
-                with contextlib.suppress(RPCError):  # it has not begun yet
+                with contextlib.suppress(RPCError):  # it may not have started yet
                     description = (await handle.describe()).raw_description
                     for pending in description.pending_activities:
                         for payload in pending.heartbeat_details.payloads:
@@ -129,7 +129,7 @@ class Fleet:
                 await asyncio.sleep(0.5)
 
     def processes(self, name: str, argument: str = "") -> list[int]:
-        """Those of this stack whose name begins so, with that in their command line."""
+        """Return the ids of the stack's processes with that name prefix and command line text."""
         mark = f"FLEET_HOME={self.stack.home}".encode()
         return [
             pid
@@ -140,7 +140,7 @@ class Fleet:
         ]
 
     async def differences(self, *story_ids: str) -> list[str]:
-        """What the checker finds in these stories."""
+        """Return the differences that the checker finds in these stories."""
         env = self.env
         auth = (env["NEO4J_USER"], env["NEO4J_PASSWORD"])
         client = await Client.connect(env["TEMPORAL_ADDRESS"])

@@ -1,4 +1,4 @@
-"""What the agents rest on: vLLM on Ray Serve, asked by the OpenAI client as they ask it."""
+"""The agents' language model: vLLM on Ray Serve, called with the OpenAI client as agents do."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def prompt(text: str) -> list[Any]:
 async def ask(
     llm: AsyncOpenAI, fleet: Fleet, messages: list[Any], **options: Any
 ) -> tuple[str, str, CompletionUsage]:
-    """Stream one answer: its text, why it ended, what it used."""
+    """Stream one answer; return its text, its finish reason and its usage."""
     text, reason, usage = "", "", None
     stream = await llm.chat.completions.create(
         model=fleet.env["VLLM_MODEL"],
@@ -99,7 +99,7 @@ async def test_a_council_shares_one_prefill(llm: AsyncOpenAI, fleet: Fleet) -> N
 async def test_seeded_calls_with_long_prompts_at_once_are_all_answered(
     llm: AsyncOpenAI, fleet: Fleet
 ) -> None:
-    """Their prompts do not fit into one step of the engine."""
+    """The prompts together do not fit into one step of the engine."""
     long = [f"Story {number}: " + "this part limits requests. " * 200 for number in range(4)]
 
     answers = await asyncio.gather(
@@ -150,5 +150,5 @@ async def test_a_prompt_that_is_too_long_is_refused_as_a_bad_request(
 async def test_nothing_of_the_fleet_listens_beyond_loopback(fleet: Fleet) -> None:
     listeners = listeners_of(fleet.stack.supervisor.stray_pids())
 
-    assert len(listeners) >= 10  # the servers, the workers, and what Ray opens for itself
+    assert len(listeners) >= 10  # the servers, the workers, and Ray's own
     assert [one for one in listeners if not one.on_loopback] == []

@@ -1,4 +1,4 @@
-"""A story on the real stack, through the `temporal` CLI: from start to DONE, and what refuses."""
+"""A story on the real stack, through the `temporal` CLI: from start to DONE, and refusals."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ RECORDED = {
     "RETURN count(n) AS n",
     "context.decision.added": "MATCH (n:Decision {id: $decision_id}) RETURN count(n) AS n",
 }
-"""Subject -> what the graph must hold when a subscriber has the event."""
+"""Subject -> the query that must find a node when a subscriber has the event."""
 
 
 class Follower:
-    """A NATS subscriber that looks each event up in Neo4j as it receives it."""
+    """A NATS subscriber that looks up each event in Neo4j as it receives it."""
 
     def __init__(self, fleet: Fleet, story_id: str) -> None:
         self.env, self.story_id = fleet.env, story_id
@@ -283,7 +283,7 @@ async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_pa
         "--fail-existing",
     )  # fmt: skip
     by_fleet = await fleet.run("fleet", "start", str(file))
-    # The CLI's own default names the run that there is, and starts nothing.
+    # By default, the `temporal` CLI returns the existing run and starts nothing.
     unasked = await fleet.start(tmp_path, **another)
 
     assert refused.code == 1
@@ -305,10 +305,10 @@ async def test_a_brief_of_a_megabyte_is_no_trouble(fleet: Fleet, tmp_path: Path)
     )
 
     assert view["state"] == "DRAFT"
-    # The start's own payload is inline, for the CLI has no storage; none of ours repeats it.
+    # The start's payload is inline, because the CLI has no storage; no worker's payload repeats it.
     assert len(shown.out) < 3_000_000
     cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-3")
-    ended = await fleet.result("US-3")  # when all of it is recorded
+    ended = await fleet.result("US-3")  # after everything is recorded
     assert (cancelled.code, ended.code) == (0, 1)
 
 
@@ -332,7 +332,7 @@ async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_
     before = await ask(fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)")
     fleet.stack.kill()
     await fleet.up()
-    # A small model on two cores writes for minutes: the plan's length is its own choice.
+    # The model decides how long the plan is, and a small one on two cores writes for minutes.
     await fleet.until("US-4", lambda view: view["state"] == "DONE", within_s=900)
     assert (await fleet.result("US-4")).code == 0
 

@@ -1,6 +1,6 @@
-"""The process `agents`, but for one thing: it never tells Temporal of an external agent's answer.
+"""The process `agents`, except that it never reports an external agent's answer to Temporal.
 
-A test kills it there. It says `completing` where the telling would have begun.
+A test kills it at that point. It prints `completing` where it would have called Temporal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.settings import load
 
 
 class Hanging(Interceptor):
-    """Takes the place of the call to Temporal."""
+    """An interceptor that replaces the call to Temporal."""
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
         return _Hangs(next)

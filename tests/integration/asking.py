@@ -1,4 +1,4 @@
-"""A workflow that asks one agent once, with time-outs that a test can wait for."""
+"""A workflow that asks one agent once, with timeouts short enough for a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workflows.stubs import NATS_CALL, AgentStub
 
 
 class Asking(Wire):
-    """What is asked, and how long the agent may be silent."""
+    """A request to an agent, the longest silence in seconds, and the number of attempts."""
 
     request: ProposeInput
     silence_s: float = 60
@@ -21,7 +21,7 @@ class Asking(Wire):
 
 @workflow.defn
 class AskWorkflow:
-    """Ends with the agent's proposal."""
+    """A workflow that returns the agent's proposal."""
 
     @workflow.run
     async def run(self, asking: Asking) -> ProposalAnswer:

@@ -1,4 +1,4 @@
-"""A replica of the Orchestrator in a process of its own, to be killed: prints its port, serves."""
+"""An Orchestrator replica in its own process, for a test to kill: prints its port, then serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache against a real Valkey: a line is there once, and no stale pack stays."""
+"""The cache on a real Valkey: each line is stored once, and no stale pack remains."""
 
 import asyncio
 import json
@@ -144,7 +144,7 @@ async def test_a_pack_lives_an_hour_and_only_for_the_configuration_it_was_built_
 
 
 async def test_builders_and_changes_at_once_leave_no_stale_pack(client: Redis) -> None:
-    """The graph is a number here: what a change writes first, and a builder reads second."""
+    """A number stands for the graph: a change writes it first, and a builder reads it second."""
     story, cache, graph = new_story(), Cache(client), {"version": 0}
     key = pack_key(story, "DEV", "BUILD")
 

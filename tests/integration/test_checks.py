@@ -286,7 +286,7 @@ async def test_the_same_proposal_has_the_same_report(environment: ActivityEnviro
     ],
 )
 async def test_it_heartbeats_all_the_while(environment: ActivityEnvironment, content: str) -> None:
-    # In CPU time: a busy machine is not a blocked event loop.
+    # Measured in CPU time, so that a busy machine does not look like a blocked event loop.
     beats = [time.process_time()]
     environment.on_heartbeat = lambda *_: beats.append(time.process_time())
 

@@ -1,4 +1,4 @@
-"""The `fleet` CLI against a running fleet: real servers, real workers, an LLM over real HTTP."""
+"""The `fleet` CLI and a running fleet: real servers, real workers, an LLM over real HTTP."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ WITHIN_S = 120
 
 @pytest.fixture(scope="module")
 async def fleet(servers: Servers) -> AsyncIterator[Environment]:
-    """A fleet that runs; the variables by which the CLI finds it."""
+    """Run a fleet; yield the variables by which the CLI finds it."""
     async with LlmServer() as llm:
         environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
         async with running("all", environment) as log:
@@ -37,7 +37,7 @@ async def fleet(servers: Servers) -> AsyncIterator[Environment]:
 
 
 class Result:
-    """How a command ended. json: what it printed for programs."""
+    """The result of a command. json: its stdout, parsed."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -58,7 +58,7 @@ async def command(fleet: Environment, *arguments: str, stdin: str = "") -> Resul
 
 
 async def refused(fleet: Environment, *arguments: str, stdin: str = "") -> str:
-    """The reason of a command that is refused: exit code 1, nothing on stdout."""
+    """Run a command that must be refused (exit code 1, empty stdout); return its stderr."""
     ended = await command(fleet, *arguments, stdin=stdin)
     assert (ended.code, ended.out) == (1, ""), ended.out + ended.err
     return ended.err
@@ -88,7 +88,7 @@ async def started(fleet: Environment, **changed: Any) -> str:
 async def until(
     fleet: Environment, story_id: str, holds: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Poll `fleet show` until the story's state is as asked."""
+    """Poll `fleet show` until the condition holds for the story's state."""
     async with asyncio.timeout(WITHIN_S):
         while True:
             shown = (await command(fleet, "show", story_id, "--json")).json
@@ -147,7 +147,7 @@ async def test_a_file_that_is_not_there_is_refused(fleet: Environment) -> None:
     assert "No such file" in await refused(fleet, "start", "/nowhere/story.json")
 
 
-# --- steering -------------------------------------------------------------------------------------
+# --- control --------------------------------------------------------------------------------------
 
 
 async def test_a_gate_is_opened_by_the_right_role_only_and_the_answer_is_the_new_state(
@@ -312,7 +312,7 @@ async def test_a_report_is_measured_and_sent(fleet: Environment) -> None:
     assert empty.err
 
 
-# --- looking --------------------------------------------------------------------------------------
+# --- inspection -----------------------------------------------------------------------------------
 
 
 async def test_list_shows_what_waits_for_a_role(fleet: Environment) -> None:
@@ -387,7 +387,7 @@ async def test_a_shell_completes_running_stories(
     assert await asyncio.to_thread(complete_story, "elsewhere") == []
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("story_id", ["a/b", "a  b", "x" * 10_000, "') RETURN 1 //", "planning.>"])

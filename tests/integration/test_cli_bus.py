@@ -1,4 +1,4 @@
-"""`fleet events` on a real NATS: everything once, in order, through a restart."""
+"""`fleet events` on a real NATS: each event once, in order, across a server restart."""
 
 import asyncio
 import itertools
@@ -29,7 +29,7 @@ WITHIN_S = 60
 NUMBERS = itertools.count()
 
 SUBJECTS = ("planning.gate.opened", "orchestration.round.completed", "context.updated")
-"""One of each stream."""
+"""One subject of each stream."""
 
 
 def an_entry(subject: str, story: str = "US-1", **body: Any) -> Entry:
@@ -62,7 +62,7 @@ def environment(nats_server: RunningServer) -> Environment:
 
 
 async def publish(mirror: Mirror, *entries: Entry) -> list[str]:
-    """Put them on the streams; their ids."""
+    """Publish the entries to the streams and return their ids."""
     await mirror.publish(PublishBatch(entries=list(entries)))
     return [entry.id for entry in entries]
 
@@ -75,7 +75,7 @@ async def command(environment: Environment, *arguments: str) -> tuple[int, str, 
 
 
 async def there(environment: Environment, *arguments: str) -> list[dict[str, Any]]:
-    """What the streams hold, as the command tells it."""
+    """Return the events in the streams, as the command prints them."""
     code, out, err = await command(environment, "events", "--no-follow", "--json", *arguments)
     assert (code, err) == (0, "")
     return [json.loads(line) for line in out.splitlines()]
@@ -83,7 +83,7 @@ async def there(environment: Environment, *arguments: str) -> list[dict[str, Any
 
 @asynccontextmanager
 async def following(environment: Environment, *arguments: str) -> AsyncIterator[Process]:
-    """The command as a process, once it reads the streams."""
+    """Run the command as a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "workers.cli", "events", "--json", *arguments,
         env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE,
@@ -140,7 +140,7 @@ async def test_since_begins_with_what_was_stored_from_then_on(
     mirror: Mirror, environment: Environment, as_span: bool
 ) -> None:
     await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
-    await asyncio.sleep(3 if as_span else 0.1)  # the past that is left out
+    await asyncio.sleep(3 if as_span else 0.1)  # so that these are older than the requested period
     begin = datetime.now(UTC)
     ids = await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
 
@@ -219,7 +219,7 @@ async def test_a_restart_of_nats_is_said_once_and_nothing_is_lost_or_doubled(
         assert process.stderr
         async with asyncio.timeout(WITHIN_S):
             away = await process.stderr.readline()
-        await asyncio.sleep(2)  # several attempts to connect fail meanwhile
+        await asyncio.sleep(2)  # several connection attempts fail meanwhile
         await nats_server.start()
         async with asyncio.timeout(WITHIN_S):
             while not nats_client.is_connected:

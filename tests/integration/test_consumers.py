@@ -1,4 +1,4 @@
-"""The durable consumers on a real NATS: made, mended, or refused with the remedy."""
+"""The durable consumers on a real NATS: created, corrected, or refused with the remedy."""
 
 import asyncio
 
@@ -39,7 +39,7 @@ async def test_every_consumer_is_made_as_declared_and_then_left_alone(
         assert found.max_ack_pending
         assert found.max_deliver
         assert found.ack_wait == consumer.ack_wait.total_seconds()
-        assert not found.backoff  # or a nak's delay would count from the list's time
+        assert not found.backoff  # with a list, a nak's delay would count from the list's time
     assert await reconcile(jetstream) == {}
 
 

@@ -1,6 +1,6 @@
-"""The context service as its existing clients call it: by the contract alone, over a real channel.
+"""The context service as existing clients call it: by the contract alone, over a real channel.
 
-The client is made of tests/contracts, the contracts as they were agreed, and not of our own code.
+The client is built from tests/contracts, the contracts as agreed, not from our own code.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ Roles = tuple[str, ...]
 
 
 class ContractClient:
-    """Calls the methods of one service by their names, as its contract has them."""
+    """A client that calls the methods of one service by their names in its contract."""
 
     def __init__(self, channel: grpc.aio.Channel, service: Any, pool: Any) -> None:
         self._channel = channel
@@ -54,7 +54,7 @@ class ContractClient:
     async def __call__(
         self, method: str, *, roles: Roles = DEVELOPER_ROLES, actor: str = "ana", **fields: Any
     ) -> dict[str, Any]:
-        """The answer as JSON with the contract's names, fields without a value included."""
+        """Return the response as JSON with the contract's names, including fields with no value."""
         found = self._service.methods_by_name[method]
         request = json_format.ParseDict(fields, message_factory.GetMessageClass(found.input_type)())
         answer_type: Any = message_factory.GetMessageClass(found.output_type)
@@ -73,7 +73,7 @@ class ContractClient:
         return await self("UpdateContext", story_id=story_id, changes=changes, **more)
 
     async def refused(self, method: str, **fields: Any) -> tuple[grpc.StatusCode, str]:
-        """The status and the words of a call that is refused."""
+        """Return the status and details of a call that must be refused."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await self(method, **fields)
         return caught.value.code(), caught.value.details() or ""
@@ -405,7 +405,7 @@ async def test_what_cannot_be_is_refused_with_the_field_or_the_role(
     assert await rows(driver, "MATCH (n {id: $story}) RETURN n.id", story=story) == []
 
 
-# --- a story that its workflow runs ---------------------------------------------------------------
+# --- a story with a running workflow --------------------------------------------------------------
 
 
 async def test_a_running_story_is_moved_by_its_own_moves_and_its_text_by_amend_alone(

@@ -1,4 +1,4 @@
-"""Dead letters on a real NATS: kept whole, and put back as what they were."""
+"""Dead letters on a real NATS: stored unchanged, and published again as the original messages."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ async def letters(nats_client: Nats, jetstream: JetStreamContext) -> DeadLetters
 
 
 async def received(jetstream: JetStreamContext, body: bytes, **headers: str) -> Msg:
-    """A message that was sent, as a consumer has it."""
+    """Publish a message and return it as a consumer receives it."""
     await jetstream.publish(SUBJECT, body, headers=headers or None)
     return await newest(jetstream)
 

@@ -1,4 +1,4 @@
-"""The dry run's verdict, on the real sandbox: what passes, fails, and cannot be checked."""
+"""The dry run's verdict in the real sandbox: what passes, fails, or cannot be checked."""
 
 import dataclasses
 import textwrap
@@ -27,7 +27,7 @@ def python(code: str) -> str:
     return f"```python\n{textwrap.dedent(code)}\n```\n"
 
 
-# --- who waits is not checked ---------------------------------------------------------------------
+# --- programs that wait are not checked -----------------------------------------------------------
 
 PERSON, ARGUMENT, CLIENT = "a person's input", "an argument", "a client"
 
@@ -257,9 +257,9 @@ PRICE = "def price(cents: int) -> str:\n    return f'{cents / 100:.2f}'\n"
         python(f"# src/shop/price.py\n{PRICE}")
         + python("# src/shop/__init__.py\nfrom .price import price")
         + python("import shop\nprice = shop.price"),
-        # Used before its place in the text.
+        # Used before its definition in the text.
         python("# test_price.py\nfrom price import price") + python(f"# price.py\n{PRICE}"),
-        # In two parts; without an import, as in a notebook.
+        # In two parts, and without an import, as in a notebook.
         python("# price.py\nimport math") + python(f"# price.py\n{PRICE}") + python("math.pi"),
     ],
 )
@@ -358,7 +358,7 @@ def write_everywhere(data):
         "print(\"ModuleNotFoundError: No module named 'x'\")\nsys.exit(1)",
         "write_everywhere(b'end')\nos._exit(0)",
         "write_everywhere(b'missing x')\nos._exit(0)",
-        # The secret that a runner might keep in a pipe.
+        # Read the secret that a runner might keep in a pipe.
         """
 for name in os.listdir("/proc/self/fd"):
     try:
@@ -380,7 +380,7 @@ for process in os.listdir("/proc"):
             pass
 os._exit(0)
 """,
-        # A child reaches the end, and the program does not.
+        # The child reaches the end, but the program does not.
         "if os.fork():\n    os._exit(0)\nelse:\n    BROKEN = False",
         *(
             f"import signal\nos.kill(os.getppid(), signal.{name})\nsignal.pause()"
@@ -413,7 +413,7 @@ async def test_the_process_that_holds_the_verdict_cannot_be_read_or_written() ->
         )
     )
 
-    # The standard three, and the listing's own.
+    # The three standard descriptors, and the one of the listing itself.
     assert (check.outcome, check.output) == ("passed", "0 1 2\n4\n")
 
 

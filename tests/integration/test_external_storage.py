@@ -1,4 +1,4 @@
-"""Large payloads go to Valkey: a real workflow, whose history holds only a claim."""
+"""Large payloads go to Valkey: a real workflow whose history holds only references."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ async def shout(text: str) -> str:
 
 @workflow.defn
 class Shout:
-    """Takes a text through an activity and back."""
+    """A workflow that sends a text through an activity and returns the result."""
 
     @workflow.run
     async def run(self, text: str) -> str:
@@ -59,7 +59,7 @@ async def temporal_client(temporal: RunningServer, client: Redis) -> Client:
 
 @pytest.fixture
 async def queue(temporal_client: Client) -> AsyncIterator[str]:
-    """A task queue with a worker that starts every task from the history, not from its memory."""
+    """Return a task queue whose worker starts each task from the history instead of its cache."""
     name = f"shout-{uuid.uuid4().hex}"
     async with Worker(
         temporal_client,
@@ -101,7 +101,7 @@ async def test_a_small_payload_stays_in_the_history(temporal_client: Client, que
 
     await temporal_client.execute_workflow(Shout.run, small, id=f"{queue}-small", task_queue=queue)
 
-    # The input, the activity's input, its result and the workflow's: four times.
+    # Four times: the input, the activity's input, its result and the workflow's result.
     assert await history_bytes(temporal_client, f"{queue}-small") > 4 * len(small)
 
 
@@ -121,7 +121,7 @@ async def test_the_temporal_cli_starts_a_workflow_with_a_large_payload_inline(
 
     handle = temporal_client.get_workflow_handle(f"{queue}-cli", result_type=str)
     assert await handle.result() == MEGABYTE.upper()
-    # Its own input is in the history; what the worker wrote is not.
+    # The CLI's input is in the history; the worker's payloads are not.
     size = await history_bytes(temporal_client, f"{queue}-cli")
     assert len(MEGABYTE) < size < 1.1 * len(MEGABYTE)
 
@@ -136,7 +136,7 @@ async def test_a_workflow_waits_for_a_payload_that_valkey_has_lost(
         text,
         id=queue,
         task_queue=queue,
-        task_timeout=timedelta(seconds=1),  # a failed task is tried again after so long
+        task_timeout=timedelta(seconds=1),  # a failed task is retried after this time
     )
     key = f"swe:payload:{await claim_of(temporal_client, queue)}"
     payload = await client.getdel(key)

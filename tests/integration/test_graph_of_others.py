@@ -1,4 +1,4 @@
-"""A graph that other systems write too: before the fleet starts, and while it runs."""
+"""A graph that other systems also write to: before the fleet starts, and while it runs."""
 
 import asyncio
 from typing import Any

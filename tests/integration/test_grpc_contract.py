@@ -1,4 +1,4 @@
-"""The wire of the five services is as it was agreed, and is served by the process `grpc`."""
+"""The wire format of the five services is the agreed one, and the process `grpc` serves it."""
 
 import asyncio
 import uuid
@@ -34,7 +34,7 @@ from tests.integration.conftest import (
 )
 from workers.settings import ROOT, SERVICES
 
-# Their stubs are typed for channels that are not asynchronous.
+# The generated stubs are typed for synchronous channels only.
 Health: Any = health_pb2_grpc.HealthStub
 Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
 Orchestrator: Any = orchestrator_pb2_grpc.OrchestratorServiceStub
@@ -42,7 +42,7 @@ Planning: Any = planning_pb2_grpc.PlanningServiceStub
 
 PROTOS = ROOT / "bridge" / "grpc" / "protos"
 AGREED = ROOT / "tests" / "contracts"
-"""The contracts as they were agreed with the clients: a copy, to compare and to make clients of."""
+"""The contracts as agreed with the clients: a copy to compare with and to build clients from."""
 
 FULL_NAMES = {
     "orchestrator": "orchestrator.v1.OrchestratorService",
@@ -54,7 +54,7 @@ FULL_NAMES = {
 
 
 def compiled(folder: Path, into: Path) -> Wire:
-    """What the contracts of a folder say."""
+    """Compile the contracts of a folder and return their wire format."""
     protos = [str(path) for path in sorted(folder.glob("*.proto"))]
     arguments = ["protoc", f"--proto_path={folder}", f"--descriptor_set_out={into}", *protos]
     assert protoc.main(arguments) == 0
@@ -84,7 +84,7 @@ def test_a_changed_contract_is_noticed() -> None:
 
 
 async def served(channel: grpc.aio.Channel, symbol: str) -> Wire:
-    """What a service says of itself by reflection, to one without a token."""
+    """Return a service's wire format by reflection, which needs no token."""
     asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
     stub = Reflection(channel)
     found: Wire = {}
@@ -192,7 +192,7 @@ async def test_one_service_alone_is_served_over_tls_to_who_trusts_its_certificat
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate of `localhost` for a day, and its key."""
+    """Create a certificate for `localhost`, valid for one day, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)

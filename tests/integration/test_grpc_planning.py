@@ -1,4 +1,4 @@
-"""The Planning service over a real channel, with stories that run on the real stack."""
+"""The Planning service over a real channel, with stories on the real stack."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ READY: dict[str, Any] = {
     ],
 }
 
-# Their stubs are typed for channels that are not asynchronous.
+# The generated stubs are typed for synchronous channels only.
 Stub: Any = planning_pb2_grpc.PlanningServiceStub
 
 
@@ -65,7 +65,7 @@ async def connected(servers: Servers, namespace: str) -> Client:
 
 @pytest.fixture(scope="module")
 async def stories(servers: Servers) -> AsyncIterator[Client]:
-    """A client of a fleet that runs."""
+    """Run a fleet and yield a client of it."""
     async with LlmServer() as llm, AsyncExitStack() as stack:
         namespace = await a_namespace(servers)
         environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
@@ -92,7 +92,7 @@ async def created(planning: Any, **changed: Any) -> wire.CreateStoryResponse:
 
 
 async def shown(planning: Any, story_id: str) -> tuple[wire.GetStoryResponse, dict[str, Any]]:
-    """A story, and its plan_json read."""
+    """Return a story and its parsed plan_json."""
     story = await planning.GetStory(wire.GetStoryRequest(story_id=story_id), metadata=ANA)
     return story, json.loads(story.plan_json)
 
@@ -127,7 +127,7 @@ async def refusal(call: Any) -> grpc.aio.AioRpcError:
 
 
 async def violations(call: Any) -> dict[str, str]:
-    """Field -> rule, of a call that is refused as INVALID_ARGUMENT."""
+    """Return field -> rule of a call that must be refused as INVALID_ARGUMENT."""
     error = await refusal(call)
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error.details()
     _, details = problem(error)
@@ -136,7 +136,7 @@ async def violations(call: Any) -> dict[str, str]:
 
 
 async def listed(planning: Any, **keys: str) -> tuple[dict[str, wire.Story], str]:
-    """ListStories' page by story id, and the next page's token."""
+    """Return one page of ListStories by story id, and the next page's token."""
     metadata = [(f"x-{key.replace('_', '-')}", value) for key, value in keys.items()]
     call = planning.ListStories(wire.ListStoriesRequest(), metadata=(*ANA, *metadata))
     page = await call
@@ -484,7 +484,7 @@ async def test_a_page_belongs_to_its_filters(planning: Any) -> None:
     assert set(await violations(listed(planning, page_token=token))) == {"x-page-token"}
 
 
-# --- anything -------------------------------------------------------------------------------------
+# --- arbitrary requests ---------------------------------------------------------------------------
 
 EXPECTED = {
     grpc.StatusCode.OK,

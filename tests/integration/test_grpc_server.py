@@ -1,4 +1,4 @@
-"""What every gRPC service has: tokens, statuses, limits, deadlines, health, reflection, drain."""
+"""The common behavior of gRPC services: tokens, statuses, limits, deadlines, health, draining."""
 
 import asyncio
 import uuid
@@ -24,7 +24,7 @@ from tests.integration.conftest import bearer, problem, serving
 from tests.site import TOKEN_KEY
 from workflows.models import InvalidInput
 
-# Their stubs are typed for channels that are not asynchronous.
+# The generated stubs are typed for synchronous channels only.
 Health: Any = health_pb2_grpc.HealthStub
 Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
 
@@ -34,7 +34,7 @@ STATUS = f"/{NAME}/GetStatus"
 
 
 class Behaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """A service that does as its test says."""
+    """A service whose behavior its test controls."""
 
     def __init__(self) -> None:
         self.raises: Exception | None = None
@@ -143,7 +143,7 @@ async def test_what_a_service_raises_is_a_status_with_details_and_a_count(
     reason, details = problem(error)
     assert reason == "GraphUnavailable"
     assert details[-1].retry_delay.seconds == 1
-    # The call is counted as it ends, and its client may know of the end before.
+    # The call is counted when it ends, which its client may notice earlier.
     async with asyncio.timeout(10):
         while REGISTRY.get_sample_value("fleet_grpc_calls_total", labels) != before + 1:
             await asyncio.sleep(0.01)
@@ -207,7 +207,7 @@ async def test_one_actor_that_calls_too_often_is_told_to_wait(served: Served) ->
 async def test_a_silent_call_outlives_the_pings_of_its_client(
     served: Served, service: Behaving
 ) -> None:
-    """A client that pings every 10 s gets its answer; faster ones do too, down to one a second."""
+    """A client may ping every 10 s, or as often as once per second, and still gets its response."""
     service.stays.clear()
     pings = (
         ("grpc.keepalive_time_ms", 1_200),
@@ -247,7 +247,7 @@ async def test_a_request_id_stands_for_one_request_of_its_caller(
         assert {each.code() for each in reused} == {grpc.StatusCode.ALREADY_EXISTS}
         assert {problem(each)[0] for each in reused} == {"RequestReused"}
         assert len(service.callers) == 2
-        # Another caller's id is another one; what only reads takes none.
+        # Another caller's request id is a different one, and reading methods record none.
         assert (await moves(another, metadata=bearer("bo") + mine)).processed
         await stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer() + mine)
 

@@ -39,20 +39,20 @@ PERFECT: dict[str, Any] = {
 }
 POOR = {"title": "Fix it", "description": "Make everything better and fast."}
 
-# Their stubs are typed for channels that are not asynchronous.
+# The generated stubs are typed for synchronous channels only.
 Stub: Any = storycoach_pb2_grpc.StoryCoachServiceStub
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """A fleet that runs, and its language model."""
+    """A running fleet and its language model."""
 
     temporal: Client
     llm: LlmServer
     coach: Any
 
     async def status(self) -> dict[str, WorkflowExecutionStatus | None]:
-        """Workflow id -> status, of all that coach, by visibility."""
+        """Return workflow id -> status of all coach workflows, by visibility."""
         found = self.temporal.list_workflows("WorkflowType = 'CoachWorkflow'")
         return {each.id: each.status async for each in found}
 
@@ -82,7 +82,7 @@ async def running_fleet(servers: Servers) -> AsyncIterator[Fleet]:
 
 @pytest.fixture
 def fleet(running_fleet: Fleet) -> Fleet:
-    """The same for all, with a model that behaves and has not been asked."""
+    """Return the shared fleet, with a model without faults and without recorded calls."""
     running_fleet.llm.faults.clear()
     running_fleet.llm.calls.clear()
     return running_fleet
@@ -101,7 +101,7 @@ async def refusal(call: Any) -> grpc.aio.AioRpcError:
 
 
 async def violations(call: Any) -> dict[str, str]:
-    """Field -> rule, of a call that is refused as INVALID_ARGUMENT."""
+    """Return field -> rule of a call that must be refused as INVALID_ARGUMENT."""
     error = await refusal(call)
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error.details()
     (bad,) = (each for each in problem(error)[1] if isinstance(each, BadRequest))
@@ -109,7 +109,7 @@ async def violations(call: Any) -> dict[str, str]:
 
 
 def total(story: Any) -> int:
-    """What the Definition of Ready gives a message that has a story's fields."""
+    """Return the Definition of Ready score of a message that has a story's fields."""
     return score_story(
         StoryText(title=story.title, brief=story.description, acceptance_criteria=list(story.ac))
     ).total
@@ -201,7 +201,7 @@ async def test_a_suggestion_needs_a_goal(fleet: Fleet) -> None:
     assert set(found) == {"goal"}
 
 
-# --- calls that end -------------------------------------------------------------------------------
+# --- calls that are ended early -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ends_by", ["cancel", "deadline"])
@@ -268,7 +268,7 @@ async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) 
     assert problem(error)[0] == "BadAnswer"
 
 
-# --- anything -------------------------------------------------------------------------------------
+# --- arbitrary requests ---------------------------------------------------------------------------
 
 
 @settings(max_examples=25)

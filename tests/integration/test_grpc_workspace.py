@@ -23,7 +23,7 @@ from workflows.rigor import LEVELS, score_report
 RIGOR = load_config().rigor
 ANA = bearer("ana")
 
-# Their stubs are typed for channels that are not asynchronous.
+# The generated stubs are typed for synchronous channels only.
 Stub: Any = workspace_pb2_grpc.WorkspaceServiceStub
 
 
@@ -56,7 +56,7 @@ def report(**changed: Any) -> wire.WorkspaceReport:
 
 
 async def violations(call: Any) -> dict[str, str]:
-    """Field -> rule, of a call that is refused as INVALID_ARGUMENT."""
+    """Return field -> rule of a call that must be refused as INVALID_ARGUMENT."""
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await call
     assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -217,7 +217,7 @@ async def test_200_clients_at_once_are_all_answered() -> None:
     asked = wire.ScoreWorkspaceRequest(report=report(), rigor_level="L2")
 
     async def client() -> int:
-        # A pool of its own: a connection for each client, as from 200 machines.
+        # Its own pool: one connection for each client, as from 200 machines.
         alone = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=alone) as own:
             answers = [await Stub(own).ScoreWorkspace(asked, metadata=ANA) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""Messages as the predecessor's clients send them, and what must become of each; on real servers.
+"""Messages as the predecessor's clients send them, and their expected effects, on real servers.
 
 `tests/cases/inbound.json` holds the contract's own cases, in their order. MORE has others of the
 same kinds, in the same form.
@@ -63,7 +63,7 @@ async def test_every_message_becomes_what_the_contract_says(
                 await settled(bus)
                 assert not await has_pack(graph, story), case
             if "ce-id" in str(case).lower() or "idempotency" in str(case):
-                await settled(bus)  # which of two is first is certain then
+                await settled(bus)  # so that the order of two messages is certain
         await settled(bus)
 
     letters = await dead(nats_client)
@@ -100,7 +100,7 @@ async def has_pack(graph: Graph, story_id: str) -> bool:
 async def found(
     driver: AsyncDriver, label: str, expect: dict[str, Any], stream: str, sequence: int
 ) -> bool:
-    """Whether the node is there with what is expected, and joined to its story."""
+    """Return whether the node exists with the expected properties and belongs to its story."""
     identity = expect.get("identity", expect.get("id", f"{stream}/{sequence}/"))
     nodes = await rows(
         driver,
@@ -123,7 +123,7 @@ async def found(
 
 
 def same(value: Any, wanted: Any) -> bool:
-    """Times are compared as instants."""
+    """Return whether two values are equal; times are compared as instants."""
     if isinstance(wanted, str) and wanted[:2] == "20" and isinstance(value, str):
         at = datetime.fromisoformat
         return at(value) == at(wanted)

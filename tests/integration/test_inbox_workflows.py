@@ -1,4 +1,4 @@
-"""What comes on the bus, as the stories' workflows and the people who look at them see it."""
+"""Messages on the bus, as the stories' workflows and the people who look at them see them."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ APPROVED = "planning.plan.approved"
 async def fleet(
     servers: Servers, llm: LlmServer, jetstream: JetStreamContext
 ) -> AsyncIterator[Client]:
-    """A whole fleet in one process, its inbox too, in a namespace of its own."""
+    """Run a whole fleet, inbox included, in one process and a new namespace; yield a client."""
     llm.delay_ms = 500
     namespace = await a_namespace(servers)
     environment = variables(servers, llm) | {
@@ -60,7 +60,7 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def ended(client: Client, workflow_id: str) -> dict[str, Any]:
-    """The result of a workflow that somebody will start."""
+    """Wait until a workflow exists, and return its result."""
     handle = client.get_workflow_handle(workflow_id)
 
     async def there() -> bool:
@@ -111,7 +111,7 @@ async def test_a_plan_approved_outside_is_stored_and_runs_or_ends_as_nothing_to_
     by_story = {row["id"]: (row["by"], row["status"]) for row in found}
     assert by_story == {unknown: ("unknown", "NOTHING_TO_RUN"), known: ("ana", "COMPLETED")}
 
-    # A second approval of the same plan is stored, and runs nothing twice.
+    # A second approval of the same plan is stored, and nothing runs again.
     await send(jetstream, APPROVED, {"story_id": unknown, "plan_id": "plan-1"})
 
     async def acked() -> bool:
@@ -199,7 +199,7 @@ async def test_a_terminated_story_is_announced_once_as_cancelled(
     await until(waits_and_is_published)
     async with driver.session() as session:
         await session.run("CREATE (:Received {id: $id, received_ms: 0})", id=f"old-{story}")
-    sweep = StorySweep(fleet, graph, timedelta(seconds=0.5))  # beside the fleet's own
+    sweep = StorySweep(fleet, graph, timedelta(seconds=0.5))  # in addition to the fleet's own
     sweeping = asyncio.create_task(sweep.run())
     await handle.terminate(reason="no longer wanted")
 

@@ -1,4 +1,4 @@
-"""The local stack with its four data servers: up, down, broken and up again."""
+"""The local stack with its four data servers: started, stopped, broken and started again."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 
 STACK_WITHIN_S = 600
-"""Several cold starts of Neo4j on a machine that does other things too."""
+"""Several cold starts of Neo4j on a machine that is also busy with other work, in seconds."""
 
 pytestmark = pytest.mark.timeout(STACK_WITHIN_S)
 
@@ -45,7 +45,7 @@ def env(stack: Stack) -> dict[str, str]:
 
 
 async def write_everywhere(stack: Stack, key: str) -> None:
-    """Something in each of the four servers, by the settings the stack wrote."""
+    """Write something to each of the four servers, with the settings that the stack wrote."""
     at = env(stack)
     temporal = await Client.connect(at["TEMPORAL_ADDRESS"])
     await temporal.start_workflow("NobodyRunsThis", id=key, task_queue="nobody")

@@ -1,4 +1,4 @@
-"""The mirror on a real NATS: every event, once, in order, whatever fails in between."""
+"""The mirror on a real NATS: every event once and in order, whatever fails in between."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ RUNS = itertools.count()
 
 
 def entries(*subjects: str) -> list[Entry]:
-    """One story's entries, numbered, under ids that no other call gets."""
+    """Return numbered entries of one story, with ids that no other call returns."""
     run = next(RUNS)
     return [
         Entry(
@@ -50,7 +50,7 @@ async def mirror(nats_client: Nats, jetstream: JetStreamContext) -> Mirror:
 
 
 async def stored(jetstream: JetStreamContext, stream: str) -> list[Msg]:
-    """Every message of a stream, in the stream's order."""
+    """Return every message of a stream, in the stream's order."""
     count = (await jetstream.stream_info(stream)).state.messages
     consumer = await jetstream.pull_subscribe(">", stream=stream)
     return [message for _ in range(count) for message in await consumer.fetch(1)]

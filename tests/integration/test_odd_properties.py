@@ -1,4 +1,4 @@
-"""Properties of any type, as other systems write them: every reader of the graph answers."""
+"""Properties of any type, as other systems write them: every reader of the graph still answers."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -60,8 +60,10 @@ ODD = {
 }
 
 KEYS = ["id", "case_id", "story_id", "deliberation_id", "run_id", "rank", "name", "outcome"]
-"""What readers find a node by; `rank` decides which proposal is the winner, and a check without
-its name or outcome is left out."""
+"""The properties that stay as they are: the keys of nodes, and three others.
+
+`rank` decides which proposal is the winner, and a check without its name or outcome is left out.
+"""
 
 MAKE_ODD = """
 MATCH (s:Case {{id: $story}})
@@ -75,7 +77,7 @@ CALL (n) {{
 
 
 class Call:
-    """Calls a method of one of the services that read the graph."""
+    """A caller of any method of the services that read the graph."""
 
     def __init__(self, *stubs: Any) -> None:
         self._stubs = stubs
@@ -109,7 +111,7 @@ async def call(servers: Servers, graph: Graph, driver: AsyncDriver) -> AsyncIter
 
 @pytest.fixture(params=ODD)
 async def story(request: pytest.FixtureRequest, graph: Graph, driver: AsyncDriver) -> str:
-    """A story with one node of each kind, all of whose properties are of an odd type."""
+    """Store a story with one node of each kind, all of whose properties have an odd type."""
     story = new_story()
     await graph.record(batch(story, *one_of_each(story)))
     own = plan_of(story).model_dump() | {"plan_id": f"{story}-plan-1"}

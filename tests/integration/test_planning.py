@@ -1,4 +1,4 @@
-"""Reading a team's process from its files, as the activity and a worker's start-up do."""
+"""Reading a team's process from its files, as the activity and a worker's startup do."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from workflows.models import DraftTask, StoryText
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A team's own copy of the shipped files."""
+    """Return a folder with a team's own copy of the shipped files."""
     for name in ("agile.fsm.yaml", "rigor.yaml", "checks.yaml", "councils.yaml"):
         shutil.copy(CONFIG / name, tmp_path)
     return tmp_path

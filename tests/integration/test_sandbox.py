@@ -1,4 +1,4 @@
-"""The sandbox's limits, each tried by a program that wants to break it."""
+"""The sandbox's limits, each tested by a program that tries to break it."""
 
 import asyncio
 import marshal
@@ -37,7 +37,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Processes of this machine whose command line has the mark in it."""
+    """Return the ids of this machine's processes whose command line contains the mark."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -134,7 +134,7 @@ async def test_there_is_no_network(call: str) -> None:
 
 @pytest.fixture
 def secret_files(tmp_path: Path) -> Iterator[list[Path]]:
-    """Secrets in the home, in the repository's data folder, and in the machine's /tmp."""
+    """Create secrets in the home, in the repository's data folder, and in the machine's /tmp."""
     name = f"secret-{uuid.uuid4().hex}"
     files = [Path.home() / name, REPOSITORY / ".fleet" / name, tmp_path / name]
     created = not files[1].parent.exists()
@@ -184,7 +184,7 @@ async def test_the_home_the_repository_and_the_machine_s_files_cannot_be_read(
 
 @pytest.fixture
 def open_folder(tmp_path: Path) -> Path:
-    """A folder of the machine that anyone may write to."""
+    """Return a folder of the machine that anyone may write to."""
     tmp_path.chmod(0o777)
     return tmp_path
 

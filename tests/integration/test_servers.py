@@ -1,4 +1,4 @@
-"""The servers themselves: what was written survives a crash, and nobody else is let in."""
+"""The servers themselves: written data survives a crash, and strangers are refused."""
 
 import nats
 import neo4j

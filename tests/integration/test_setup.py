@@ -1,4 +1,4 @@
-"""Set-up: nothing is done twice, what broke off goes on, what fails says why and what to do."""
+"""Setup: no step runs twice, an interrupted setup continues, an error states cause and remedy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deploy.local.setup import Step
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stamps and logs of the test's own."""
+    """Redirect stamps and logs to the test's own folder."""
     monkeypatch.setattr(setup, "STAMPS", tmp_path / "stamps")
     monkeypatch.setattr(setup, "LOGS", tmp_path / "logs")
     return tmp_path
 
 
 def making(file: Path, *, inputs: Callable[[], str] = lambda: "v1", program: str = "touch") -> Step:
-    """A step that makes a file with a real program."""
+    """Return a step that creates a file with a real program."""
 
     def make() -> None:
         setup._run("thing", [program, str(file)], "make room for it")

@@ -1,4 +1,4 @@
-"""Errors of a real Neo4j and a real Valkey: what is waited for, and what is final."""
+"""Errors of a real Neo4j and a real Valkey: which are retried, and which are final."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ async def test_what_neo4j_may_do_later_is_retried(
 
 @pytest.fixture
 async def other(tmp_path: Path, driver: AsyncDriver) -> AsyncIterator[Redis]:
-    """A client of a second Valkey."""
+    """Run a second Valkey and yield a client of it."""
     (port,) = free_ports(1)
     server = Valkey(tmp_path / "valkey", port)
     process = ServerProcess(server, tmp_path / "valkey.log", READY_WITHIN)
@@ -110,7 +110,7 @@ async def test_a_valkey_that_is_a_replica_or_has_lost_its_master_is_away(
 
 
 async def _answers(client: Redis, word: str) -> None:
-    """Wait until Valkey answers with that error."""
+    """Wait until Valkey responds with that error."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -122,7 +122,7 @@ async def _answers(client: Redis, word: str) -> None:
 
 
 async def _is_away(graph: Graph) -> None:
-    """Writes in a pipeline and single ones are refused as by a store that is away."""
+    """Check that pipelined and single writes are refused as by an unavailable store."""
     story = new_story()
     with pytest.raises(ApplicationError) as stored:
         await graph.record(batch(story, *one_of_each(story)))

@@ -1,4 +1,4 @@
-"""A story's runs on the real servers: one after another under an id, and each continued as new."""
+"""A story's runs on real servers: one after another under one id, each continued as new."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.site import SAMPLE_STORY
 
 WITHIN_S = 180
 SIGNALS = 5_000
-"""Enough for the server to suggest to continue as new: it does at 4,096 events."""
+"""Enough for the server to suggest continue-as-new, which it does at 4,096 events."""
 
 
 @pytest.fixture
 async def fleet(servers: Servers, llm: LlmServer) -> AsyncIterator[Client]:
-    """A whole fleet in one process, in a namespace of its own."""
+    """Run a whole fleet in one process and a new namespace; yield a client."""
     namespace = await a_namespace(servers)
     environment = variables(servers, llm) | {
         "TEMPORAL_NAMESPACE": namespace,
@@ -57,7 +57,7 @@ async def start(client: Client, story: str) -> Any:
 
 
 async def built_and_cancelled(client: Client, story: str) -> str:
-    """Run the story until its plan is done, and end it; answers the plan's id."""
+    """Run the story until its plan is done, cancel it, and return the plan's id."""
     handle = await start(client, story)
 
     async def built() -> bool:

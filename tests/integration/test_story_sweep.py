@@ -1,4 +1,4 @@
-"""Stories whose workflow ended early, on real servers: their end is recorded and published once."""
+"""Stories whose workflow ended early, on real servers: their end is stored and published once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Story = WorkflowHandle[Any, Any]
 
 @pytest.fixture
 async def environment(servers: Servers, llm: LlmServer) -> Environment:
-    """Of a whole fleet that does not sweep: the tests do."""
+    """Return the variables of a whole fleet that does not sweep, because the tests do."""
     return variables(servers, llm) | {
         "TEMPORAL_NAMESPACE": await a_namespace(servers),
         "STORY_SWEEP_SECONDS": "86400",
@@ -89,7 +89,7 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def gates(story: Story, *names: str) -> None:
-    """Wait until just these gates are open."""
+    """Wait until exactly these gates are open."""
 
     async def are_open() -> bool:
         view = await story.query("state")
@@ -106,12 +106,12 @@ async def all_is_published(story: Story) -> None:
 
 
 async def closed(sweep: StorySweep) -> None:
-    """Sweep until a closure is started: visibility is a little late."""
+    """Sweep until a closure is started, because visibility lags slightly."""
     assert await until(sweep.sweep) == 1
 
 
 async def events(jetstream: JetStreamContext, story: Story, last: str) -> list[dict[str, Any]]:
-    """The story's events on the stream, with their subjects, up to the last."""
+    """Return the story's events on the stream, with their subjects, up to the subject `last`."""
     subscription = await jetstream.subscribe("planning.>", ordered_consumer=True)
     found: list[dict[str, Any]] = []
     async with asyncio.timeout(WITHIN_S):
@@ -192,7 +192,7 @@ async def test_what_a_run_and_a_sweep_left_while_nats_was_away_goes_out_once_and
     await story.terminate(reason="no longer wanted")
     await closed(sweep)
     later = StorySweep(fleet, graph, timedelta(seconds=0.5))
-    assert await later.sweep() == 0  # the closure is there, and waits
+    assert await later.sweep() == 0  # the closure exists and waits
     await nats_server.start()
     found = await events(jetstream, story, CANCELLED)
 
@@ -225,7 +225,7 @@ async def test_a_sweep_while_the_graph_is_away_is_made_again(
     async def failed() -> bool:
         return bool(FAILURES._value.get() > before)
 
-    await until(failed)  # the driver tries for half a minute
+    await until(failed)  # the driver retries for half a minute
     await neo4j_server.start()
     *_, end = await events(jetstream, story, CANCELLED)
     await sweep.shutdown()
@@ -263,7 +263,7 @@ async def test_a_story_that_failed_has_failed(
 
 
 async def fail(client: Client, message: str) -> None:
-    """Fail the workflow whose task is next, as a worker of another release would."""
+    """Fail the workflow that has the next task, as a worker of another release would."""
     service, queue = client.workflow_service, TaskQueue(name="story")
     task = await until(
         lambda: service.poll_workflow_task_queue(

@@ -1,4 +1,4 @@
-"""The streams on a real NATS: made, mended, refused; the same from any number of replicas."""
+"""The streams on a real NATS: created, corrected, refused; the same from any number of replicas."""
 
 import asyncio
 from datetime import timedelta
@@ -12,7 +12,7 @@ from bridge.streams import STREAMS, StreamError, declared, drift, reconcile, str
 from workflows.events import PUBLISHED
 
 DECLARED = {
-    # design section 5: subjects, days, messages, hours of the duplicate window
+    # subjects, days, messages, hours of the duplicate window
     "PLANNING_EVENTS": (["planning.>"], 30, 1_000_000, 1),
     "CONTEXT": (["context.>"], 7, 100_000, 1),
     "ORCHESTRATOR_EVENTS": (["orchestration.>"], 7, 50_000, 1),

@@ -1,4 +1,4 @@
-"""Temporal keeps what it was told through a crash, and lets no story wait for another."""
+"""Temporal keeps what it has confirmed through a crash, and no story has to wait for another."""
 
 import asyncio
 import uuid
@@ -30,13 +30,13 @@ async def test_a_started_workflow_survives_a_crash(temporal: RunningServer) -> N
     again = await Client.connect(temporal.address)
     description = await again.get_workflow_handle(started.id).describe()
     assert description.run_id == started.result_run_id
-    assert await read_source(again) == source  # the fleet's identity on the bus
+    assert await read_source(again) == source  # the source of the fleet's events on the bus
     assert str(uuid.UUID(source.cluster_id)) == source.cluster_id
     await again.get_workflow_handle(started.id).terminate()
 
 
 class Calls:
-    """An engine that notes whose call came when."""
+    """An activity that records the order of the stories' calls."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -48,7 +48,7 @@ class Calls:
 
 @workflow.defn
 class Asking:
-    """A story that asks for many calls at once."""
+    """A story that makes many calls at once."""
 
     @workflow.run
     async def run(self, story: str, calls: int, queue: str) -> None:
@@ -83,7 +83,7 @@ async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) 
         started.append(handle)
 
     async def backlog(calls: int) -> None:
-        """Wait until so many calls are in the queue."""
+        """Wait until that many calls are in the queue."""
         request = DescribeTaskQueueRequest(
             namespace=client.namespace,
             task_queue=TaskQueue(name=f"{name}-calls"),

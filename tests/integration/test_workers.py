@@ -1,4 +1,4 @@
-"""The worker processes, as a supervisor sees them: start, refuse to start, be healthy, drain."""
+"""The worker processes as a supervisor sees them: start, refuse to start, be healthy, drain."""
 
 import asyncio
 import os
@@ -38,11 +38,11 @@ from workflows.stubs import STORY_QUEUE
 
 NOWHERE = "127.0.0.1:1"
 REFUSES_WITHIN_S = 60
-"""Generous: the machine may be busy; what a process itself waits for is seconds."""
+"""A generous limit, because the machine may be busy; a process itself waits only seconds."""
 
 
 async def refusal(name: str, environment: Environment) -> str:
-    """The line that the process would end with; nothing of it runs."""
+    """Return the message that the process would exit with; nothing of it runs."""
     values = {name.lower(): value for name, value in environment.items()}
     settings = Settings.model_validate(
         {k: v for k, v in values.items() if k in Settings.model_fields}
@@ -292,7 +292,7 @@ async def test_a_credential_that_is_withdrawn_stops_the_process(
         (tmp_path / "nats" / "password").write_text("another\n")
         server.prepare()
         assert nats.pid
-        os.kill(nats.pid, signal.SIGHUP)  # it reads its configuration again
+        os.kill(nats.pid, signal.SIGHUP)  # it reloads its configuration
 
         await log.until("workers drain")
 
