@@ -1,8 +1,8 @@
-"""Where the time goes, side by side with what one would use instead: `make bench`.
+"""The benchmark of the fleet against simpler alternatives: `make bench`.
 
-`python -m tests.bench [PART...]`: all of PARTS, or those named. Everything runs on real servers on
-this machine; a table at the end, and `.fleet/bench.json` with the machine, the versions and the
-command.
+`python -m tests.bench [PART...]` runs all of PARTS, or the named ones, on real servers on this
+machine. It prints a table at the end and writes `.fleet/bench.json` with the figures, the machine,
+the versions and the command.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PARTS: dict[str, Part] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What the figures were taken on."""
+    """The machine, versions and command with which the figures were taken."""
 
     cores: int
     memory_gib: float

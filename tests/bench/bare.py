@@ -1,4 +1,4 @@
-"""A story's shape without the fleet: as many no-op activities, in the same order and breadth."""
+"""A story's shape without the fleet: as many no-op activities, in the same order and batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from temporalio import activity, workflow
 
 
 class Shape(BaseModel):
-    """batches: activities asked for at once, batch after batch. children: child workflows."""
+    """The activities and children of a workflow.
+
+    `batches` are the numbers of activities scheduled at once, batch after batch; `children` are
+    the shapes of its child workflows.
+    """
 
     batches: list[int]
     children: list[Shape]
@@ -22,12 +26,12 @@ class Shape(BaseModel):
 
 @activity.defn
 async def noop() -> None:
-    """Nothing: what is measured is Temporal."""
+    """Do nothing: only Temporal is measured."""
 
 
 @workflow.defn(sandboxed=False)
 class BareStory:
-    """Runs a shape: its own batches and, beside them, its children one after another."""
+    """A workflow that runs a shape: its own batches and, concurrently, its children in turn."""
 
     @workflow.run
     async def run(self, shape: Shape) -> None:

@@ -1,4 +1,4 @@
-"""What the bus costs, both ways: into the graph, and from a change of state to a subscriber."""
+"""The cost of the bus: into the graph, and from a change of state to a subscriber."""
 
 from __future__ import annotations
 
@@ -53,11 +53,14 @@ MERGE (n)-[:OF]->(s)
 
 
 async def inbox(folder: Path) -> list[Figure]:
-    """Inbound events a second against a bare script, with one replica and three; a backlog."""
+    """Measure inbound events per second against a bare script, with one and three replicas.
+
+    Also measures a replica's memory while it works off a backlog.
+    """
     async with LlmServer() as engine, Site(folder, engine.url) as site:
         await site.stop("inbox")
         async with site.clients() as (nats, driver):
-            await drained(site, nats, DISPATCHED, 2_000, replicas=1)  # statements are planned
+            await drained(site, nats, DISPATCHED, 2_000, replicas=1)  # plans the statements
             alone = await bare(nats, driver)
             one, _ = await drained(site, nats, DISPATCHED, EVENTS, replicas=1)
             alone = (alone + await bare(nats, driver)) / 2
@@ -81,7 +84,7 @@ async def inbox(folder: Path) -> list[Figure]:
 async def drained(
     site: Site, nats: Nats, subject: str, count: int, replicas: int
 ) -> tuple[float, float]:
-    """Seconds from the first delivery to the last ack of so many messages, and MiB at the peak."""
+    """Return the seconds from first delivery to last ack of `count` messages, and the peak MiB."""
     jetstream = nats.jetstream()
     await fill(jetstream, subject, count)
     processes = [
@@ -92,7 +95,7 @@ async def drained(
         )
         for port in free_ports(replicas)
     ]
-    # The replicas are to begin together, and not while they are still being started.
+    # The consumers are paused so that all replicas begin together, after all have started.
     paused = [await pause(jetstream, *consumer) for consumer in CONSUMERS[subject]]
     await asyncio.gather(*(process.start() for process in processes))
     began, peak = time.perf_counter(), 0.0
@@ -133,7 +136,7 @@ async def left(jetstream: JetStreamContext, subject: str) -> int:
 
 
 async def bare(nats: Nats, driver: neo4j.AsyncDriver) -> float:
-    """Seconds that a script takes for as many: fetch, UNWIND, ack."""
+    """Return the seconds that a bare script (fetch, UNWIND, ack) takes for EVENTS messages."""
     jetstream = nats.jetstream()
     await jetstream.purge_stream("ORCHESTRATOR_EVENTS")
     await fill(jetstream, DISPATCHED, EVENTS)
@@ -173,7 +176,7 @@ def peak_mib(pid: int | None) -> float:
 
 
 async def mirror(folder: Path) -> list[Figure]:
-    """From a change of state to a subscriber that holds the event, on an idle stack."""
+    """Measure the time from a change of state to a subscriber's event, on an idle stack."""
     async with LlmServer() as engine, Site(folder, engine.url) as site, site.clients() as (nats, _):
         story = await site.begin("US-1", approvals="human")
         while not await site.told("US-1", PENDING_GATE):
@@ -181,7 +184,7 @@ async def mirror(folder: Path) -> list[Figure]:
         async with changes_of(nats) as came:
             took = []
             for _ in range(CHANGES):
-                await asyncio.sleep(0.2)  # idle
+                await asyncio.sleep(0.2)  # let the stack go idle
                 await story.execute_update("amend", {"brief": uuid.uuid4().hex}, result_type=dict)
                 took.append(await came.get())
         jetstream, trips, sent = nats.jetstream(), [], []
@@ -203,7 +206,7 @@ async def mirror(folder: Path) -> list[Figure]:
 
 @asynccontextmanager
 async def changes_of(nats: Nats) -> AsyncIterator[asyncio.Queue[float]]:
-    """Seconds from a change's own time to its `context.updated` being here, as they come."""
+    """Yield a queue of the seconds from a change to the arrival of its `context.updated`."""
     came: asyncio.Queue[float] = asyncio.Queue()
 
     async def note(message: Msg) -> None:
@@ -216,7 +219,7 @@ async def changes_of(nats: Nats) -> AsyncIterator[asyncio.Queue[float]]:
 
 
 async def round_trip(site: Site) -> float:
-    """One no-op activity: ten in a row less none at all, by ten."""
+    """Return the seconds of one no-op activity: a run of ten less a run of none, divided by ten."""
     seconds = []
     for batches in ([], [1] * 10):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The calls of a council, recorded as they go to the endpoint, and made again without the fleet."""
+"""The calls of a council, recorded on their way to the endpoint and repeated without the fleet."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from deploy.local.servers import LOOPBACK
 Body = dict[str, Any]
 
 WAVES = ("propose", "criticise", "revise")
-"""Nine calls of a council of three; a judge's, after the checks, is none of them."""
+"""Acts of the nine calls of a council of three, without a judge's call after the checks."""
 
 
 class Recorder:
-    """A proxy before an OpenAI-compatible endpoint: keeps each chat call's body."""
+    """A proxy for an OpenAI-compatible endpoint that keeps the body of each chat call."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint.removesuffix("/v1")
@@ -35,7 +35,7 @@ class Recorder:
         self._http = ClientSession(timeout=ClientTimeout(total=None))
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._pass)
-        self._runner = web.AppRunner(app, handler_cancellation=True)  # as the engine would see it
+        self._runner = web.AppRunner(app, handler_cancellation=True)  # the engine sees a disconnect
         await self._runner.setup()
         await web.TCPSite(self._runner, LOOPBACK, 0).start()
         self.url = f"http://{LOOPBACK}:{self._runner.addresses[0][1]}/v1"
@@ -67,7 +67,7 @@ class Recorder:
             return response
 
     def take(self) -> list[list[Body]]:
-        """What was recorded since the last time, by wave."""
+        """Return the bodies recorded since the last `take`, by wave."""
         bodies, self.bodies = self.bodies, []
         return [wave for act in WAVES if (wave := [body for body in bodies if act_of(body) == act])]
 
@@ -78,7 +78,7 @@ def act_of(body: Body) -> str:
 
 @dataclass(frozen=True)
 class Answered:
-    """What some calls came to. Tokens as the endpoint counts them."""
+    """The duration and tokens of some calls; the endpoint counts the tokens."""
 
     seconds: float
     tokens_in: int
@@ -87,7 +87,7 @@ class Answered:
 
 
 async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
-    """The calls in plain asyncio: those of a wave at once, wave after wave."""
+    """Make the calls in plain asyncio: all calls of a wave at once, wave after wave."""
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
 
         async def call(body: Any) -> CompletionUsage:
@@ -95,7 +95,7 @@ async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
             events: AsyncStream[Any] = await client.post(
                 "/chat/completions",
                 body=body,
-                cast_to=object,  # events as the fleet reads them, for the same price
+                cast_to=object,  # read events as the fleet does, at the same cost
                 stream=True,
                 stream_cls=AsyncStream[object],
             )
@@ -116,7 +116,7 @@ async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
 
 
 def reworded(waves: Sequence[Sequence[Body]], old: str, new: str) -> list[list[Body]]:
-    """The same calls about something else of the same length: no cache knows them."""
+    """Return the same calls about another topic of the same length, which no cache holds."""
     assert len(old) == len(new)
     text = json.dumps(list(map(list, waves)))
     assert old in text
@@ -125,7 +125,7 @@ def reworded(waves: Sequence[Sequence[Body]], old: str, new: str) -> list[list[B
 
 
 def apart(wave: Sequence[Body], names: Sequence[str]) -> list[Body]:
-    """The wave's calls, each with another beginning: nothing for one from the others' prefill."""
+    """Return the wave's calls, each starting with its name; different names share no prefill."""
     unlike = copy.deepcopy(list(wave))
     for body, name in zip(unlike, names, strict=True):
         body["messages"][0]["content"] = name + body["messages"][0]["content"][len(name) :]

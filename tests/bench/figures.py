@@ -1,4 +1,4 @@
-"""A figure of the benchmark, and whether it reached its aim."""
+"""Figures of the benchmark, and whether they reached their aims."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `met`: whether the aim was reached; None where there is none."""
+    """One line of the table; `met` is whether the aim was reached, or None without an aim."""
 
     what: str
     value: float

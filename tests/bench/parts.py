@@ -1,4 +1,4 @@
-"""The parts of the benchmark; each starts what it needs and answers with its figures."""
+"""The parts of the benchmark; each starts what it needs and returns its figures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from workflows.models import PlannedTask
 from workflows.search_attributes import PENDING_GATE
 
 PAIRS = 7
-"""Durable and plain, in turns; the figure is the median of the pairs' ratios."""
+"""Pairs of a durable and a plain run, in turns; the figure is the median of the pairs' ratios."""
 
 
 # --- a deliberation -------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ PAIRS = 7
 
 @dataclass(frozen=True)
 class Durable:
-    """A durable deliberation. calls_s: from the first call asked for to the last answer."""
+    """A durable deliberation; `calls_s`: from scheduling the first call to the last answer."""
 
     seconds: float
     calls_s: float
@@ -81,7 +81,7 @@ async def calls_span(handle: WorkflowHandle[Any, Any]) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """A durable deliberation and the same calls in plain asyncio."""
+    """A durable deliberation, and the same calls in plain asyncio."""
 
     durable: Durable
     plain: Answered
@@ -92,7 +92,7 @@ class Pair:
 
 
 async def pairs(client: Client, recorder: Recorder, count: int) -> list[Pair]:
-    await deliberate(client, recorder)  # connections are opened, code is loaded
+    await deliberate(client, recorder)  # warm-up: opens connections, loads code
     found = []
     for _ in range(count):
         durable = await deliberate(client, recorder)
@@ -114,7 +114,7 @@ def ratios(found: Sequence[Pair], on: str, aim: float | None) -> list[Figure]:
 
 
 async def deliberation(folder: Path) -> list[Figure]:
-    """(a) Durable against plain, on an endpoint of 200 ms and on one that answers at once."""
+    """Compare durable with plain calls, at 200 ms a call and on an instant endpoint."""
     figures = []
     for delay_ms, on in ((200, "200 ms a call"), (0, "instant endpoint")):
         async with (
@@ -141,9 +141,9 @@ WARMING = 10
 
 
 async def load(folder: Path) -> list[Figure]:
-    """(c) Stories a minute against bare Temporal with as many no-op activities, same shape."""
+    """Compare stories per minute with bare Temporal: no-op activities in the same shape."""
     async with LlmServer() as engine, Site(folder, engine.url) as site:
-        warm = [f"WARM-{number}" for number in range(WARMING)]  # Neo4j's JVM, above all
+        warm = [f"WARM-{number}" for number in range(WARMING)]  # mainly for Neo4j's JVM
         await asyncio.gather(*(through(site, name) for name in warm))
         began, before = time.perf_counter(), cpu_of(site)
         names = [f"US-{number}" for number in range(1, STORIES + 1)]
@@ -190,7 +190,7 @@ async def load(folder: Path) -> list[Figure]:
 
 
 def cpu_of(site: Site) -> dict[str, float]:
-    """CPU seconds of each process and of the children it has waited for."""
+    """Return the CPU seconds of each process, including the children it has waited for."""
     tick = os.sysconf("SC_CLK_TCK")
     spent = {}
     for name, process in site.processes.items():
@@ -205,7 +205,7 @@ async def through(site: Site, name: str) -> None:
 
 
 async def shape_of(client: Client, workflow_id: str) -> Shape:
-    """How many activities each workflow task asked for, and the same of the children."""
+    """Return how many activities each workflow task scheduled, and the shapes of the children."""
     history = await client.get_workflow_handle(workflow_id).fetch_history()
     batches: dict[int, int] = {}
     children = []
@@ -224,7 +224,7 @@ async def shape_of(client: Client, workflow_id: str) -> Shape:
 
 @dataclass(frozen=True)
 class Patient(Temporal):
-    """A server that does not suggest to continue as new before 100,000 events."""
+    """A server that does not suggest continue-as-new before 100,000 events."""
 
     def prepare(self) -> Command:
         command = super().prepare()
@@ -237,7 +237,10 @@ TAKEN = 15
 
 
 async def growth(folder: Path) -> list[Figure]:
-    """(d) What a move costs as the history grows; bytes of a deliberation; a plan of 50 tasks."""
+    """Measure an amendment as the history grows, and the histories of a plan of 50 tasks.
+
+    The figures also include the events and KiB of one of its deliberations.
+    """
     async with LlmServer() as engine, patient_site(folder, engine.url) as site:
         handle = await site.begin("US-1", approvals="human")
         figures = []
@@ -246,7 +249,7 @@ async def growth(folder: Path) -> list[Figure]:
                 for _ in range(20):
                     await handle.signal("amend", {"brief": uuid.uuid4().hex})
                 await asyncio.sleep(0.5)
-            await asyncio.sleep(2)  # what the last amendments asked for is done
+            await asyncio.sleep(2)  # until the work of the last amendments is done
             took = [await amend(handle) for _ in range(TAKEN)]
             how = f"median of {TAKEN} updates"
             each = statistics.median(took) * 1000
@@ -291,7 +294,7 @@ async def plan_of_fifty(site: Site) -> list[Figure]:
         id="plan-US-50-p50",
         task_queue="story",
     )
-    # Its result is large and kept in the fleet's own storage: only that it has ended matters here.
+    # Not `result`: it is large and in the fleet's own storage, and only the end matters here.
     while (await handle.describe()).close_time is None:
         await asyncio.sleep(0.5)
     plan = (await handle.describe()).raw_description.workflow_execution_info
@@ -318,7 +321,7 @@ OPEN_STORIES = 1_000
 
 
 async def memory(folder: Path) -> list[Figure]:
-    """(f) Each process idle, and with a thousand open stories."""
+    """Measure the memory of each process, idle and with a thousand open stories."""
     async with LlmServer() as engine, Site(folder, engine.url) as site:
         idle = {name: rss_mib(process.pid) for name, process in site.processes.items()}
         gate = asyncio.Semaphore(50)
@@ -355,7 +358,7 @@ CALL_S = 3.0
 
 
 async def recovery(folder: Path) -> list[Figure]:
-    """(g) kill -9 in mid-wave and a new worker at once: what that takes beyond what was left."""
+    """Kill a worker (-9) in mid-wave, start a new one at once and measure the extra time."""
     figures = []
     async with (
         LlmServer(delay_ms=CALL_S * 1000) as engine,
@@ -396,7 +399,10 @@ VLLM_PAIRS = 2
 
 
 async def vllm(folder: Path) -> list[Figure]:
-    """(a) (b) (e) On Ray Serve and vLLM: durable, plain, one after another; the prefix cache."""
+    """Compare durable, plain and sequential calls on Ray Serve and vLLM.
+
+    Also measures what the prefix cache gains for a council.
+    """
     others = ("temporal", "nats", "neo4j", "valkey", "workers")
     stack = Stack(StackSettings.load(home=folder, pick_free_ports=True), without=others)
     try:

@@ -1,4 +1,4 @@
-"""What the gRPC services cost: beside a health check, beside bare Cypher, under many clients."""
+"""The cost of the gRPC services: against a health check, against bare Cypher, under load."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DELIBERATIONS = 10
 CLIENTS = 200
 LOAD_S = 60.0
 SETTLED_S = 20.0
-"""Growth is counted from here on: by then every client has called."""
+"""Seconds until growth is counted: by then every client has made a call."""
 
 STORY = "US-1"
 ASKED = context_pb2.GetContextRequest(story_id=STORY, role="DEV", phase="DESIGN")
@@ -57,12 +57,12 @@ REPORT = workspace_pb2.WorkspaceReport(
     e2e=workspace_pb2.E2EResult(ok=True, passed=3, failed=0),
 )
 
-# Their stubs are typed for channels that are not asynchronous.
+# Any, because the stubs are typed for synchronous channels only.
 Health: Any = health_pb2_grpc.HealthStub
 
 
 async def grpc(folder: Path) -> list[Figure]:
-    """All figures of the services, on one stack."""
+    """Measure all figures of the services on one stack."""
     async with (
         LlmServer() as engine,
         Site(folder, engine.url) as site,
@@ -110,7 +110,7 @@ async def seconds(work: Callable[[], Awaitable[object]]) -> float:
 
 
 async def packs(site: Site, driver: neo4j.AsyncDriver, cache: Cache) -> list[Figure]:
-    """GetContext from the cache beside a health check, and from the graph beside bare Cypher."""
+    """Compare GetContext from the cache with a health check, and from the graph with Cypher."""
     scopes, metadata = load_scopes(ROOT / "deploy" / "config" / "scopes.yaml"), bearer()
     checks, cached, bare, built = [], [], [], []
     async with channel(site, "context") as open_channel:
@@ -159,7 +159,7 @@ async def _read(tx: neo4j.AsyncManagedTransaction, scopes: Scopes) -> None:
 
 
 async def deliberations(site: Site) -> Figure:
-    """Deliberate's time beyond the workflow's own."""
+    """Measure the time that Deliberate takes beyond its workflow's own duration."""
     over = []
     async with channel(site, "orchestrator") as open_channel:
         stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(open_channel)
@@ -186,7 +186,7 @@ async def deliberations(site: Site) -> Figure:
 
 
 async def load(site: Site, process: ServerProcess) -> list[Figure]:
-    """Many clients at once: errors, and what the process grows by."""
+    """Run many clients at once and measure errors and the memory growth of the process."""
     failed: Counter[str] = Counter()
     done: Counter[str] = Counter()
     until = time.monotonic() + LOAD_S

@@ -443,7 +443,7 @@ async def context_in_order(client: Client, world: World) -> dict[str, str]:
 
 
 async def context_of_nobody_in_order(client: Client, world: World) -> dict[str, str]:
-    """Update a context twice without a running story; the second waits for the first's publishing."""
+    """Update twice without a running story; the second waits until the first is on the bus."""
     world.bus_open.clear()
     story_id = f"US-{world.key}"
     first = await _context_updated(client, story_id)
