@@ -1069,7 +1069,7 @@ async def test_whatever_comes_is_answered_or_refused_and_nothing_is_half_written
 
 
 async def whole(driver: AsyncDriver, story_id: str) -> list[Any]:
-    """Return all that changes of the story may write: nodes and edges, without update counters."""
+    """Return all that updates can write to a story: nodes and edges, without update counters."""
     return await rows(
         driver,
         "MATCH (n:Story|PlanVersion|Subtask|Decision|Event {case_id: $story}) "

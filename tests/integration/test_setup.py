@@ -1,4 +1,4 @@
-"""Setup: no step runs twice, an interrupted setup continues, an error states cause and remedy."""
+"""Setup: no step is repeated, an interrupted setup continues, an error states cause and remedy."""
 
 from __future__ import annotations
 
