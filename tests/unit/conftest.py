@@ -1,8 +1,8 @@
 """Workflows on a Temporal server, with activities that answer at once.
 
-The activities here are the world of a unit test: each answers from the data of the test whose
-workflow asks. Workers are shared by the whole run. Everything real besides Temporal (Neo4j, NATS,
-Valkey, an LLM over HTTP) is in tests/integration and tests/e2e.
+The activities here are the world of a unit test: each answers from the data of the test that owns
+the calling workflow. The whole run shares the workers. Apart from Temporal, real servers (Neo4j,
+NATS, Valkey, an LLM over HTTP) are used only in tests/integration and tests/e2e.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def machine_document() -> dict[str, Any]:
 
 @dataclass
 class World:
-    """What the activities answer, and what was asked of them.
+    """The answers of the activities, and the requests that they received.
 
-    `key` is part of the ids of the test's workflows: by it an activity finds its world.
+    `key` is part of the ids of the test's workflows; an activity finds its world by it.
     """
 
     key: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
@@ -117,21 +117,21 @@ class World:
     scores: dict[str, float] = field(default_factory=dict)
     blocking: set[str] = field(default_factory=set)
     unchecked: set[str] = field(default_factory=set)
-    """Agents whose code cannot be run: its dry run is not made."""
+    """Ids of agents whose code cannot be run, so that it has no dry run."""
     failing: dict[str, str] = field(default_factory=dict)
-    """Agent id, `act/agent id`, task id or activity name -> the error it raises for good."""
+    """Agent id, `act/agent id`, task id or activity name -> text of a permanent error."""
     failures_cost: bool = False
-    """Whether a failed call has cost tokens, as an answered one has."""
+    """Whether a failed call costs tokens, as an answered one does."""
     judge: bool = True
     stored: StoredPlan = field(default_factory=StoredPlan)
     machine: dict[str, Any] = field(default_factory=machine_document)
     tokens: int = 10
     bus_open: asyncio.Event = field(default_factory=asyncio.Event)
-    """Cleared: NATS is away."""
+    """An event that is cleared while NATS is unavailable."""
     graph_open: asyncio.Event = field(default_factory=asyncio.Event)
     config_open: asyncio.Event = field(default_factory=asyncio.Event)
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
-    """Act -> an event that its calls wait for."""
+    """Act -> the event that its calls wait for."""
 
     calls: list[AgentCall] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
@@ -142,7 +142,7 @@ class World:
     updates: list[ContextWrite] = field(default_factory=list)
     runs: StoryRuns = field(default_factory=StoryRuns)
     known: bool = False
-    """Whether the graph knows the story already."""
+    """Whether the graph already has the story."""
 
     def __post_init__(self) -> None:
         self.bus_open.set()
@@ -388,7 +388,7 @@ def activities() -> list[Any]:
 
 @asynccontextmanager
 async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[None]:
-    """The four queues' workers with instant activities."""
+    """Run the workers of the four queues with instant activities."""
     workers = [
         Worker(
             client,
@@ -419,7 +419,7 @@ def world() -> Iterator[World]:
     world = World()
     WORLDS[world.key] = world
     yield world
-    # Whatever the test left waiting goes on and ends.
+    # Workflows that the test left waiting continue and end.
     world.bus_open.set()
     world.graph_open.set()
     world.config_open.set()
@@ -429,7 +429,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 async def fleet(temporal: RunningServer) -> AsyncIterator[Client]:
-    """A client of a real server on which the fleet's workflows run."""
+    """Return a client of a real server on which the fleet's workflows run."""
     client = await Client.connect(temporal.address, data_converter=pydantic_data_converter)
     await register(client)
     async with instant_workers(client):
@@ -438,7 +438,7 @@ async def fleet(temporal: RunningServer) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def skipping_fleet() -> AsyncIterator[Client]:
-    """The same on a time-skipping server: for what waits long."""
+    """Return a client of a time-skipping server, for workflows with long waits."""
     environment = await WorkflowEnvironment.start_time_skipping(
         test_server_existing_path=str(script("temporal-test-server")),
         data_converter=pydantic_data_converter,
@@ -467,7 +467,7 @@ GOOD_REPORT: dict[str, Any] = {
 
 
 class RunningStory:
-    """A story under test, steered as a person would."""
+    """A story under test, with the actions of a person."""
 
     def __init__(self, handle: WorkflowHandle[StoryWorkflow, StoryResult], story_id: str) -> None:
         self.handle = handle
@@ -491,7 +491,7 @@ class RunningStory:
         return view
 
     async def until(self, *, state: str = "", gate: str | None = None, **fields: Any) -> StoryView:
-        """Poll the query `state` until it is as asked; at most 30 s."""
+        """Poll the query `state` until it has these values, for at most 30 s."""
         async with asyncio.timeout(30):
             while True:
                 view = await self.state()
@@ -503,7 +503,7 @@ class RunningStory:
                 await asyncio.sleep(0.02)
 
     async def to(self, state: str) -> StoryView:
-        """Bring the story to `state` by the way of approvals."""
+        """Bring the story to `state` by approvals."""
         steps = {
             "DRAFT": None,
             "DESIGN": ("approve_scope", "PO"),
@@ -524,7 +524,7 @@ class RunningStory:
         return await self.state()
 
     async def finish(self) -> RunningStory:
-        """From wherever the story stands to DONE, gate by gate."""
+        """Bring the story from its current state to DONE, gate by gate."""
         while (view := await self.state()).state != "DONE":
             if view.pending_gate:
                 await self.approve(view.pending_gate, role=view.gate_role)

@@ -1,4 +1,4 @@
-"""A question is the same for who asks it and for who reads its answer."""
+"""Questions are the same for the agent that asks and for the reader of the answer."""
 
 from __future__ import annotations
 

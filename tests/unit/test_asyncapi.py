@@ -1,4 +1,4 @@
-"""The AsyncAPI document is what the code makes, is valid, and names all there is."""
+"""The AsyncAPI document is generated from the code, valid and complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workflows.events import PUBLISHED
 
 DOCS = Path(__file__).parents[2] / "docs"
 OFFICIAL = Path(__file__).with_name("asyncapi-3.0.0.schema.json")
-"""AsyncAPI's own JSON schema."""
+"""The official JSON schema of AsyncAPI."""
 
 MADE = "python -m bridge.asyncapi"
 

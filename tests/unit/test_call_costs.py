@@ -1,4 +1,4 @@
-"""What a call that ended without an answer had cost, by the failure that its workflow gets."""
+"""The cost of a call without an answer, read from the failure that its workflow receives."""
 
 from __future__ import annotations
 

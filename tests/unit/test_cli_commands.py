@@ -1,4 +1,4 @@
-"""The list of the CLI's commands is what the commands themselves say."""
+"""The list of the CLI's commands matches the help of the commands."""
 
 import pytest
 from typer.core import TyperGroup

@@ -1,4 +1,4 @@
-"""The coach: what comes back is never worse, and an agent is asked twice at most."""
+"""The coach: its result is never worse than the original, and it asks an agent at most twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every configuration file is read strictly: slips are refused by name, not passed over."""
+"""Every configuration file is read strictly: mistakes are named and refused, not ignored."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A team's own copy of the shipped files."""
+    """Return a team's own copy of the shipped files."""
     return Path(shutil.copytree(CONFIG, tmp_path / "config"))
 
 
 def first_key(text: str) -> str:
-    """A line of the text that gives a top-level key, with what belongs to it."""
+    """Return the first line with a top-level key, and the lines that belong to it."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line[:1].isalpha() and ":" in line)
     end = next((i for i in range(start + 1, len(lines)) if lines[i][:1].strip(" #")), len(lines))

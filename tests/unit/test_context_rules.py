@@ -1,4 +1,4 @@
-"""What of a session is a role's, which changes are stored, and scopes in words."""
+"""The part of a session that a role gets, the changes that are stored, and scopes in words."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def scopes() -> Scopes:
 def decided(
     name: str, role: str = "", affects: tuple[str, ...] = (), depends_on: tuple[str, ...] = ()
 ) -> Decided:
-    """affects: roles of the subtasks that it affects, each with an id of its own."""
+    """Return a decision that affects a subtask of each role in `affects`, each with its own id."""
     return Decided(
         decision={"id": name, "title": name},
         role=role,
@@ -215,7 +215,7 @@ def judged(*changes: ContextChange, found: Found | None = None, at: str = "2026-
 
 
 def told(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[str, Any]:
-    """What is read of a payload."""
+    """Return the fields that are read from a payload."""
     name = STORY if entity_type == "CASE" else "t"
     read = read_change(0, change(operation, entity_type, name, json.dumps(payload)), STORY, NOW)
     assert read.payload
@@ -223,12 +223,12 @@ def told(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[st
 
 
 def nodes(outcome: Judged) -> list[dict[str, Any]]:
-    """The properties that are written, entity by entity."""
+    """Return the properties that are written, entity by entity."""
     return [write.row["node"] for write in outcome.writes if "node" in write.row]
 
 
 def there(*entities: tuple[str, str]) -> Found:
-    """A story that has these."""
+    """Return the state of a story that has these entities."""
     found = Found(story_live=True)
     found.entities = {entity: Known(live=True) for entity in [("CASE", STORY), *entities]}
     return found
@@ -253,7 +253,7 @@ def test_a_change_sees_what_those_before_it_have_done() -> None:
 
 
 def properties(node: dict[str, Any]) -> dict[str, Any]:
-    """What is set of a new node's properties."""
+    """Return the non-empty properties of a new node, without its order properties."""
     orders = ("status_order", "text_order")
     return {name: value for name, value in node.items() if value and name not in orders}
 

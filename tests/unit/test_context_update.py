@@ -1,4 +1,4 @@
-"""An update of the context: stored once, answered at once, announced whatever happens."""
+"""Context updates: stored once, answered at once, and always announced."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from workflows.models import TimelineEntry as Line
 async def ask(
     client: Client, update: ContextUpdate, as_of: str = "", request_id: str = "1"
 ) -> ContextAnswer:
-    """As the service asks. as_of: the hash of another request under the same id."""
+    """Send an update as the service does; `as_of` is another request's hash under the same id."""
     return await client.execute_update_with_start_workflow(
         ContextUpdateWorkflow.stored,
         as_of or request_hash(update),
@@ -124,7 +124,7 @@ async def test_a_story_that_runs_hears_of_decisions_and_milestones(
 
 
 def versions(entries: list[Entry]) -> list[int]:
-    """The versions of a story's context that these announce."""
+    """Return the versions of a story's context that these entries announce."""
     return [entry.body["version"] for entry in entries if entry.subject == "context.updated"]
 
 
@@ -135,7 +135,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def activities(client: Client, workflow_id: str) -> list[str]:
-    """The activities that the workflow has scheduled."""
+    """Return the activities that the workflow has scheduled."""
     history = await client.get_workflow_handle(workflow_id).fetch_history()
     return [
         event.activity_task_scheduled_event_attributes.activity_type.name
@@ -145,7 +145,7 @@ async def activities(client: Client, workflow_id: str) -> list[str]:
 
 
 async def signalled(client: Client, workflow_id: str, signal: str) -> None:
-    """Wait until the workflow has that signal."""
+    """Wait until the workflow has received that signal."""
     async with asyncio.timeout(30):
         while True:
             history = await client.get_workflow_handle(workflow_id).fetch_history()
@@ -169,7 +169,7 @@ async def test_updates_are_announced_in_the_order_of_their_versions(
     for preceding in ids[:2]:
         await signalled(fleet, preceding, "follow")
 
-    await until(lambda: len(versions(world.recorded)) == 3)  # though NATS is away
+    await until(lambda: len(versions(world.recorded)) == 3)  # although NATS is unavailable
     publishing = [await activities(fleet, each) for each in ids]
     world.bus_open.set()
     for each in ids:

@@ -1,4 +1,4 @@
-"""A story that lives long continues as new, and loses nothing."""
+"""Long-running stories continue as new and lose nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.search_attributes import register
 
 @dataclasses.dataclass(frozen=True)
 class Impatient(Temporal):
-    """A server that suggests to continue as new after 60 events."""
+    """A server that suggests continue-as-new after 60 events."""
 
     def prepare(self) -> Command:
         command = super().prepare()
@@ -70,7 +70,7 @@ async def test_a_story_continues_as_new_and_loses_nothing(impatient: Client, wor
 
 
 async def flooded(client: Client, story: RunningStory) -> None:
-    """Decisions come, one signal each, until the story has continued as new."""
+    """Send decisions, one signal each, until the story has continued as new."""
     first = (await story.handle.describe()).run_id
     async with asyncio.timeout(60):
         number = 0
@@ -82,7 +82,7 @@ async def flooded(client: Client, story: RunningStory) -> None:
 
 
 async def until_asked(world: World) -> None:
-    """Return when an agent waits with its proposal."""
+    """Wait until an agent has been asked for its proposal."""
     asked = len(world.acts)
     async with asyncio.timeout(60):
         while len(world.acts) == asked:
@@ -90,7 +90,7 @@ async def until_asked(world: World) -> None:
 
 
 async def held_in(client: Client, world: World, state: str) -> tuple[RunningStory, str]:
-    """A story whose child in `state` waits for its agents, and the child's id."""
+    """Return a story whose child in `state` waits for its agents, and the child's id."""
     story = await StartStory(client, world)(token_budget=1_000_000)
     gate = {"DESIGN": "approve_scope", "BUILD": "approve_design"}[state]
     if state == "BUILD":

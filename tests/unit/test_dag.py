@@ -1,4 +1,4 @@
-"""A plan's rules, and a schema that only valid plans satisfy."""
+"""The rules of a plan, and a schema that only valid plans satisfy."""
 
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,7 @@ def faults(tasks: list[PlannedTask], **rules: Any) -> list[str]:
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[PlannedTask]:
-    """A sound plan of any shape, in any order."""
+    """Generate a valid plan of any shape, in any order."""
     size = draw(st.integers(1, 12))
     tasks = [
         task(
@@ -223,7 +223,7 @@ def test_drafts_are_numbered_and_a_dependency_twice_is_one() -> None:
 
 
 def documents(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Documents of the keywords that a plan's schema is made of, and of no others."""
+    """Generate documents of a schema that uses only the keywords of a plan's schema."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema["type"] == "string":
@@ -297,7 +297,7 @@ def test_the_schema_takes_tasks_and_nothing_else(document: dict[str, Any]) -> No
 
 
 def test_the_schema_closes_its_list_after_the_last_task() -> None:
-    """For decoders that look at `items` and not at `maxItems`."""
+    """Some decoders look at `items` and not at `maxItems`."""
     tasks = dag.plan_schema(ROLES, max_tasks=3)["properties"]["tasks"]
 
     assert (len(tasks["prefixItems"]), tasks["items"]) == (3, False)

@@ -1,4 +1,4 @@
-"""DeliberationWorkflow: waves, quorum, near ties, late decisions, time-outs."""
+"""DeliberationWorkflow: waves, quorum, near ties, late decisions, timeouts."""
 
 from __future__ import annotations
 

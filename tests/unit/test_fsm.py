@@ -1,4 +1,4 @@
-"""The state machine: what the shipped YAML allows, and what no YAML gets away with."""
+"""The state machine: moves that the shipped YAML allows, and YAML that is always refused."""
 
 import copy
 import re
@@ -298,7 +298,7 @@ def add(key: str, *rows: Any) -> Any:
     return change
 
 
-SCOPE, BUILD_DONE, REJECT_DESIGN = 1, 3, 6  # places in the shipped machine's transitions
+SCOPE, BUILD_DONE, REJECT_DESIGN = 1, 3, 6  # indexes in the shipped machine's transitions
 FAULTS: dict[str, tuple[Any, str]] = {
     "a transition to nowhere": (
         put("transitions", 0, "to", to="LIMBO"),
@@ -517,7 +517,7 @@ def test_what_is_no_machine_at_all_is_refused(document: Any) -> None:
 
 @st.composite
 def chains(draw: st.DrawFn) -> dict[str, Any]:
-    """A sound machine: a chain of states, each left by a gate or automatically, with ways back."""
+    """Generate a valid machine: a chain of states with gates, automatic moves and rejections."""
     length = draw(st.integers(2, 7))
     names = [f"S{n}" for n in range(length)]
     document: dict[str, Any] = {

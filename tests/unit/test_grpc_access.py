@@ -1,4 +1,4 @@
-"""Tokens: whose they are, what they allow, and what is none."""
+"""Tokens: their actor, the access they give, and invalid ones."""
 
 from datetime import timedelta
 

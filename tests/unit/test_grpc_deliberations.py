@@ -1,4 +1,4 @@
-"""A deliberation's result and its history, as gRPC's clients read them."""
+"""The result and the history of a deliberation, as gRPC clients read them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_metadata_tells_why_and_who_failed() -> None:
 
 
 class History:
-    """Writes events as a deliberation does."""
+    """A writer of history events, as a deliberation produces them."""
 
     def __init__(self, rounds: int) -> None:
         self.updates = Updates(rounds)

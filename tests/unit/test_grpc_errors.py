@@ -1,4 +1,4 @@
-"""Every error that the fleet raises has a status, and every status its details."""
+"""Every error that the fleet raises has a gRPC status, and every status has its details."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ MAKERS = ("ApplicationError", "refusal", "refused")
 
 
 def raised_types() -> Iterator[tuple[str, str]]:
-    """(type, where) of every ApplicationError that the code makes with a type that is written."""
+    """Yield (type, where) of every ApplicationError whose type is a literal or a constant."""
     for folder in ("workflows", "activities", "bridge"):
         for path in (ROOT / folder).rglob("*.py"):
             if "wire" not in path.parts:
@@ -151,7 +151,7 @@ def test_a_status_stays_small_enough_for_trailers() -> None:
 
 
 def test_what_was_sent_is_no_template() -> None:
-    """A message of pydantic's holds what was sent: braces in it mean nothing."""
+    """Messages of pydantic contain the input, so braces in them have no meaning."""
     for text in ('{"story_id": "US-1" "title": "x"}', '{"title": "{0.__class__}"}', '{"a": }'):
         with pytest.raises((ApplicationError, ValidationError)) as refusal:
             StoryInput.model_validate_json(text)

@@ -1,7 +1,7 @@
 """Every field of every request is read by the code that serves it: none is accepted and ignored.
 
-What is read is found in the source: attributes of parameters that are annotated with a message, of
-their parts, and of names that stand for them.
+The fields that are read are found in the source: attributes of parameters annotated with a message,
+of the messages in them, and of names assigned from either.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READ_BY_NAME = {
     **{f"orchestrator.v1.ContextOptions.{name}": "_context_options" for name in FLAGS.values()},
     "fleet.workspace.v1": "workspace.report_of takes every field of a report",
 }
-"""Fields, or whole packages, that are read by `getattr`."""
+"""Fields or whole packages that are read by `getattr`."""
 
 DECIDES_NOTHING = {
     "fleet.planning.v1.TransitionRequest.actor": "who acts is the token's actor (design 10)",
@@ -79,7 +79,7 @@ def requests_of(service: str) -> Iterator[Descriptor]:
 
 
 def parts_of(message: Descriptor) -> Iterator[Descriptor]:
-    """The message, and the messages in it; a map is a field."""
+    """Yield the message and the messages in it; a map counts as a field."""
     yield message
     for field in message.fields:
         if (part := message_in(field)) and not part.GetOptions().map_entry:
@@ -92,7 +92,7 @@ def message_in(field: FieldDescriptor) -> Descriptor | None:
 
 
 def read_in(module: ast.Module) -> Iterator[str]:
-    """The fields of messages that a module's functions read."""
+    """Yield the fields of messages that a module's functions read."""
     wires = {
         alias.asname or alias.name: import_module(f"{WIRE}.{alias.name}")
         for node in ast.walk(module)
@@ -115,7 +115,7 @@ def read_in(module: ast.Module) -> Iterator[str]:
 
 
 def read_with(function: ast.AST, names: Names) -> Iterator[str]:
-    """The fields that a function reads of the messages that its names stand for."""
+    """Yield the fields that a function reads from the messages in `names` or derived from them."""
     for node in ast.walk(function):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
@@ -137,7 +137,7 @@ def read_with(function: ast.AST, names: Names) -> Iterator[str]:
 
 
 def messages(expression: ast.expr, names: Names) -> set[Descriptor]:
-    """What an expression may be of: a name, or a part of what a name stands for."""
+    """Return the messages that an expression may be: a name's, or those of its attribute."""
     match expression:
         case ast.Name(id=name):
             return names.get(name, set())

@@ -1,4 +1,4 @@
-"""Planning's pure part: which move an event is, what a list asks visibility, whose a page is."""
+"""Planning's pure part: the move of an event, a list's visibility query, and page tokens."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_page_token_that_somebody_made_is_refused(text: str) -> None:
         try:
             read = page_read(token, "query")
         except InvalidInput as error:
-            assert error.problems[0][0] == "x-page-token"  # noqa: PT017 - or it is a page's
+            assert error.problems[0][0] == "x-page-token"  # noqa: PT017 - some texts are valid tokens
         else:
             assert page_token(read or b"", "query") == token
 

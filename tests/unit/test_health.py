@@ -1,4 +1,4 @@
-"""The health endpoint: what it says while servers, or the process itself, do not answer."""
+"""The health endpoint: its answers while servers or the process itself do not respond."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from workers.clients import StartError
 
 
 async def well() -> None:
-    """A server that answers."""
+    """Return at once, as a server that responds."""
 
 
 async def away() -> None:
@@ -60,7 +60,7 @@ async def test_a_process_whose_event_loop_is_stuck_says_so(
     monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
 
     with health.serve("127.0.0.1", 0, {"nats": well}) as url:
-        # This call blocks the loop that the checks would run on.
+        # This call blocks the event loop on which the checks would run.
         answer = httpx.Client(trust_env=False, timeout=30).get(f"{url}/health")
 
     assert answer.status_code == 503

@@ -1,4 +1,4 @@
-"""Ids: what is one, and how it is encoded in workflow ids, subjects and keys."""
+"""Ids: which texts are valid, and how they are encoded in workflow ids, subjects and keys."""
 
 import re
 

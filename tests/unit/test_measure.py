@@ -1,4 +1,4 @@
-"""Measuring a project: what the report says is what the project is."""
+"""Measuring a project: the report matches the project."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def everything_in(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Path:
-    """A copy of the sample project, to be broken."""
+    """Return a copy of the sample project that a test can break."""
     return shutil.copytree(
         SAMPLE, tmp_path / "sample", ignore=shutil.ignore_patterns("__pycache__", ".*")
     )
@@ -126,7 +126,7 @@ def test_a_bug_fails_the_tests_that_see_it_and_no_others(sample: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rough(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WorkspaceReport]:
-    """A flat project with something of everything that costs points, and its report."""
+    """Return a flat project with an example of everything that costs points, and its report."""
     root = write(
         tmp_path_factory.mktemp("rough"),
         {
@@ -153,7 +153,7 @@ def rough(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WorkspaceRepo
 
 @pytest.fixture(scope="module", autouse=True)
 def credentials() -> Iterator[None]:
-    """A credential in our own environment, which no measured project may see."""
+    """Set a credential in this process's environment, which no measured project may see."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEET_PASSWORD", "secret")
         yield
@@ -170,7 +170,7 @@ def test_skipped_tests_have_neither_passed_nor_failed(
 def test_coverage_is_of_the_code_and_not_of_its_tests(
     rough: tuple[Path, WorkspaceReport],
 ) -> None:
-    # Statements of price.py: an import, two defs, a return; three more that no test reaches.
+    # Statements in price.py: an import, two defs, a return; and three that no test reaches.
     assert rough[1].unit.coverage == pytest.approx(100 * 4 / 7, abs=0.01)
 
 
@@ -224,7 +224,7 @@ def test_a_wheel_that_cannot_be_made_fails_the_build(tmp_path: Path) -> None:
     assert report.commit == git(project, "rev-parse", "HEAD") + "-dirty"
 
 
-# --- settings and files that must not change what is measured -------------------------------------
+# --- settings and files that must not change the result -------------------------------------------
 
 
 TESTED = {
@@ -289,7 +289,7 @@ def test_settings_behind_a_link_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_packages_named_as_builds_are_code_and_are_linted(tmp_path: Path) -> None:
-    """At the top, build and dist hold what was built."""
+    """Only at the top level, build and dist hold build output and are left out."""
     unsafe = "import subprocess\n\nsubprocess.run('ls', shell=True)\n"
     write(
         tmp_path,
@@ -317,13 +317,13 @@ def test_sockets_and_fifos_are_not_copied(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as server:
         folder = os.open(tmp_path, os.O_RDONLY)
-        server.bind(f"/proc/self/fd/{folder}/socket")  # a path that is short enough
+        server.bind(f"/proc/self/fd/{folder}/socket")  # a short path, within the limit for sockets
         os.close(folder)
 
         assert measure(tmp_path, quietly).unit.ok
 
 
-# --- why it failed --------------------------------------------------------------------------------
+# --- reasons for failures -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_failed_unit_run_says_why(tmp_path: Path, test: str, why: str) -> None
     assert reason.startswith(f"unit: failed ({report.unit.why})")
 
 
-# --- what cannot be measured ----------------------------------------------------------------------
+# --- projects that cannot be measured -------------------------------------------------------------
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_tests_that_hang_are_ended_with_what_they_started(
             ),
         },
     )
-    # Longer than pytest takes to begin on a busy machine; the test would take ten minutes.
+    # Longer than pytest needs to start on a busy machine; the test would run for ten minutes.
     monkeypatch.setattr(measuring, "TESTS_WITHIN_S", 15)
 
     with pytest.raises(CannotMeasure, match="unit tests: still running after 15 s"):

@@ -1,4 +1,4 @@
-"""Decisions and milestones from outside: corrected, withdrawn, and never too many."""
+"""Decisions and milestones from outside: corrections, withdrawals and limits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
     deliberation = start_story.client.get_workflow_handle(council)
 
     async def signals() -> list[bytes]:
-        """What the child's signals bear, in order."""
+        """Return the payloads of the child's signals, in order."""
         history = await deliberation.fetch_history()
         found = [event.workflow_execution_signaled_event_attributes for event in history.events]
         return [signal.input.payloads[0].data for signal in found if signal.signal_name]

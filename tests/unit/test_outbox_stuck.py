@@ -1,6 +1,6 @@
-"""An entry that can never be stored is shown, retried, and skipped by a person.
+"""Outbox entries that can never be stored are shown, retried, and skipped by a person.
 
-It does not hold up a cancellation.
+They do not delay a cancellation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WITHIN_S = 60
 
 
 async def stuck_on(handle: WorkflowHandle[Any, Any] | RunningStory, kind: str) -> OutboxStuck:
-    """Wait until an entry of that kind is stuck."""
+    """Wait until an entry of that kind is stuck, and return it."""
     asked = handle.handle if isinstance(handle, RunningStory) else handle
     async with asyncio.timeout(WITHIN_S):
         while True:
@@ -127,7 +127,7 @@ async def test_an_entry_whose_cause_is_removed_is_stored_without_a_person(
     await stuck_on(story, "StoryCreated")
 
     world.failing = {}
-    async with asyncio.timeout(WITHIN_S + 60):  # it is tried again after a minute
+    async with asyncio.timeout(WITHIN_S + 60):  # it is retried after a minute
         while "planning.gate.opened" not in world.subjects():
             await asyncio.sleep(0.1)
 

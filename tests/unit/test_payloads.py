@@ -1,4 +1,4 @@
-"""Inputs that cannot be read: each is refused with its reason, and no workflow task fails of it."""
+"""Unreadable inputs: each is refused with its reason, and none fails a workflow task."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ WORKFLOW_CLASSES: list[type] = [
 
 
 async def replay(handle: WorkflowHandle[Any, Any]) -> None:
-    """As a worker does that has the workflow no more in its cache."""
+    """Replay the workflow, as a worker does that no longer has it in its cache."""
     replayer = Replayer(
         workflows=WORKFLOW_CLASSES,
         workflow_runner=workflow_runner(),

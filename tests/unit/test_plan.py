@@ -46,7 +46,7 @@ async def start(
 
 
 def created(world: World) -> list[str]:
-    """The tasks that were announced, in order."""
+    """Return the ids of the tasks that were announced, in order."""
     return [e.body["task_id"] for e in world.published if e.subject == "planning.task.created"]
 
 

@@ -15,7 +15,7 @@ from activities.config import CONFIG
 RULES = yaml.safe_load((CONFIG / POLICY_FILE).read_bytes())
 POLICY = Policy(PolicyRules.model_validate(RULES))
 
-# Put together here, so that no scanner takes this file for a leak.
+# Assembled here so that no secret scanner reports this file as a leak.
 KEY = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6lM9o"
 SECRETS = {
     "aws_access_key": "AKIA" + "2E0A8F3B244C9986",

@@ -1,4 +1,4 @@
-"""Prompts: files that are checked, a shared prefix, and a size that fits."""
+"""Prompts: checked files, a shared prefix, and a size that fits."""
 
 import json
 import random
@@ -174,7 +174,7 @@ def test_a_cut_text_fits_and_keeps_its_head(text: str, size: int) -> None:
     assert not text or size < 4 or short[0] == text[0]
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- the schemas of answers -----------------------------------------------------------------------
 
 
 PROPOSED = {
@@ -216,7 +216,7 @@ def test_every_document_of_a_schema_is_read_and_fits_its_tokens(
 
 
 def longest_document(form: Form) -> str:
-    """The document with every string and list as long as the schema lets it be."""
+    """Return the document with every string and list as long as the schema allows."""
 
     def fill(schema: Any) -> Any:
         match schema:

@@ -1,4 +1,4 @@
-"""Readiness: what a story's text is worth, and what each finding tells its author."""
+"""Readiness: the score of a story's text, and the advice in each finding."""
 
 import json
 import time
@@ -34,7 +34,7 @@ def codes(readiness: Readiness) -> list[str]:
     return [finding.code for finding in readiness.findings]
 
 
-# --- what the thresholds tell apart ---------------------------------------------------------------
+# --- what the thresholds distinguish --------------------------------------------------------------
 
 
 def test_a_well_written_story_scores_100() -> None:
@@ -185,7 +185,7 @@ def test_a_megabyte_is_scored_at_once(filler: str) -> None:
     assert "SMALL" in codes(readiness)
 
 
-# --- what each finding costs, and where each rule begins ------------------------------------------
+# --- costs of the findings, and limits of the rules -----------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The documents say what the code does, and their links lead somewhere."""
+"""The documents match the code, and their links lead to existing files."""
 
 from __future__ import annotations
 

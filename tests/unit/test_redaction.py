@@ -1,4 +1,4 @@
-"""Secrets are taken out of what agents are told, and nothing else is."""
+"""Secrets, and nothing else, are removed from the text that agents receive."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from workflows.models import PackQuery
 REDACT = load_redaction()
 PROMPTS = Prompts.load(CONFIG / "prompts")
 
-# (the text, the part of it that must not be seen)
+# name -> (the text, the part of it that must not appear)
 HELD: dict[str, tuple[str, str]] = {name: (text, text) for name, text in SECRETS.items()} | {
     "private_key": (
         "-----BEGIN RSA "

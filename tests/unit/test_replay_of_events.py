@@ -1,4 +1,4 @@
-"""What histories say that belongs on the bus, and what is the next event of several streams."""
+"""The events in histories that belong on the bus, and the merging of several streams."""
 
 from __future__ import annotations
 

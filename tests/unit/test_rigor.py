@@ -1,4 +1,4 @@
-"""Rigor: thresholds from YAML, and what a workspace report is worth by them."""
+"""Rigor: thresholds from YAML, and the score that they give a workspace report."""
 
 import copy
 import re
@@ -20,7 +20,7 @@ RIGOR = parse_rigor(DOCUMENT)
 
 
 def report(**changes: Any) -> WorkspaceReport:
-    """A perfect report, but for `changes`, written as `unit__failed=1`."""
+    """Return a perfect report except for `changes`, which are written as `unit__failed=1`."""
     document: dict[str, Any] = {
         "job_id": "job-1",
         "build": {"ok": True},
@@ -168,7 +168,7 @@ def test_what_is_no_rigor_at_all_is_refused(document: Any) -> None:
         parse_rigor(document)
 
 
-# --- what a report is worth -----------------------------------------------------------------------
+# --- the score of a report ------------------------------------------------------------------------
 
 
 def test_the_shipped_document_holds_together() -> None:

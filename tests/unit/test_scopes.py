@@ -1,4 +1,4 @@
-"""Scopes, the budget of a context pack, and which of the stores' errors are final: pure rules."""
+"""Pure rules: scopes, the budget of a context pack, and which errors of the stores are final."""
 
 import inspect
 from pathlib import Path
@@ -209,7 +209,7 @@ FOREIGN = [
     for _, error in inspect.getmembers(module, inspect.isclass)
     if issubclass(error, Exception)
     and not issubclass(error, Warning)
-    # Signs of a bug in the use of a client, not of a store.
+    # These indicate a bug in the use of a client, not a failure of a store.
     and error.__name__ not in {"ChildDeadlockedError", "IncorrectPolicyType"}
 ]
 

@@ -1,4 +1,4 @@
-"""Settings: read from the environment or the stack's file, refused with name, rule and remedy."""
+"""Settings: read from the environment or the stack's file; errors name field, rule and remedy."""
 
 import os
 import re
@@ -29,7 +29,7 @@ SECRETS = ("temporal_api_key", "nats_password", "neo4j_password", "redis_passwor
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No setting but the test's own; FLEET_HOME is an empty folder."""
+    """Remove all settings from the environment; FLEET_HOME is an empty folder."""
     for name in (*Settings.model_fields, *ALIASES):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("FLEET_HOME", str(tmp_path))

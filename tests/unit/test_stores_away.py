@@ -1,4 +1,4 @@
-"""How errors of the stores are classed, by the drivers' own error objects."""
+"""The classification of the stores' errors, by the drivers' own error objects."""
 
 from __future__ import annotations
 

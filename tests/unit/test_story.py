@@ -17,7 +17,7 @@ from workflows.models import Move, Plan, StoryRuns, TimelineEntry, UsageLine
 
 @contextmanager
 def refused(kind: str, *words: str) -> Iterator[None]:
-    """The update inside fails with an ApplicationError of `kind` whose message has `words`."""
+    """Expect an update that fails with an ApplicationError of `kind` whose message has `words`."""
     with pytest.raises(WorkflowUpdateFailedError) as failed:
         yield
     cause = failed.value.cause

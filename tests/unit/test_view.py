@@ -1,4 +1,4 @@
-"""What the CLI prints: text from outside is text, never markup nor a terminal's command."""
+"""The output of the CLI: text from outside is never markup or a terminal command."""
 
 import io
 
@@ -32,7 +32,7 @@ OUTSIDE = st.text(max_size=40) | st.sampled_from(
         "[link=x]",
     ]
 )
-"""What people and models write."""
+"""Texts that people and models may write."""
 
 
 def printed(shown: RenderableType, width: int = 500) -> str:
@@ -154,7 +154,7 @@ TIMES = {"at": "2026-11-28T03:03:49Z"}
 
 
 def full() -> list[RenderableType]:
-    """What a team's story looks like, with ids and texts of their usual length."""
+    """Return the views of a team's story, with ids and texts of their usual length."""
     rows = [
         view.StoryRow(
             story_id=f"US-{n}",
