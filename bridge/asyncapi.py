@@ -43,7 +43,7 @@ INFO = (
 
 TRACE = {
     "traceparent": {"type": "string", "description": "The W3C trace it was sent in"},
-    "tracestate": {"type": "string", "description": "The trace's state, where there is one"},
+    "tracestate": {"type": "string", "description": "The trace's state, if present"},
 }
 
 JETSTREAM = {
@@ -237,7 +237,7 @@ def _agent_responses() -> Json:
 def _dead_letters() -> Json:
     return {
         "address": PREFIX + "{subject}",
-        "description": "A message that no retry mends, or that failed its last delivery.",
+        "description": "A message that no retry can fix, or that failed its last delivery.",
         "parameters": {"subject": {"description": "The original's subject, its dots included"}},
         "messages": {"DeadLetter": _ref("messages", "DeadLetter")},
         **_stored(f"{PREFIX}context.updated"),
@@ -263,7 +263,7 @@ def _limits(stream: Stream) -> Json:
 
 TAKES = {
     "context": "Stores it in the graph, and drops stale context packs",
-    "orch": "Tells the story's workflow",
+    "orch": "Notifies the story's workflow",
 }
 """What a durable consumer does with a message, by the first word of its name."""
 

@@ -157,8 +157,8 @@ async def _put(jetstream: JetStreamContext, consumer: Consumer, config: Consumer
 def _refused(consumer: Consumer, why: str) -> ConsumerError:
     return ConsumerError(
         f"Consumer {consumer.name} on {consumer.stream}: {why}. Remove it with "
-        f"`nats consumer rm {consumer.stream} {consumer.name}` and start again: it is then made "
-        "anew and reads the stream from its beginning, which stores nothing twice"
+        f"`nats consumer rm {consumer.stream} {consumer.name}` and start again: it is then created "
+        "again and reads the stream from its beginning, which stores nothing twice"
     )
 
 

@@ -72,7 +72,7 @@ FIELDS: dict[str, Field] = {
     "GateApproved.revision": Field(
         "The content hash of what was approved; empty where none was shown", "3f2a9c1e5b7d8042"
     ),
-    "GateApproved.comment": Field("What the person said about it; else empty", ""),
+    "GateApproved.comment": Field("The person's comment; else empty", ""),
     "GateApproved.via": Field(
         "How the actor is known: `claim`, the actor and role as the caller named them", "claim"
     ),
@@ -96,7 +96,7 @@ FIELDS: dict[str, Field] = {
     "RecordedDecision.type": Field("What kind of decision it is", "DESIGN"),
     "RecordedDecision.title": Field("The decision in a line", "Deleted notes are kept for a day"),
     "rationale": Field("Why it was decided so", "An undo needs the text"),
-    "affected_subtask": Field("The task that it is about, where there is one; else empty", ""),
+    "affected_subtask": Field("The task that it is about; else empty", ""),
     "affects": Field("What it touches, in the agent's words", ["the store of notes"]),
     "duration_ms": Field("How long it took, in milliseconds", 41_250),
     "error_type": Field(
@@ -136,7 +136,7 @@ FIELDS: dict[str, Field] = {
     "status": Field("`working`: alive and at it; `done`: has content; `failed`: has error", "done"),
     "content": Field("The answer: a JSON document of the command's `answer_schema`", "{}"),
     "AgentResponse.error": Field("Why the agent failed", None),
-    "AgentResponse.timestamp": Field("When it was said: ISO 8601", "2026-03-01T10:00:41.250Z"),
+    "AgentResponse.timestamp": Field("When it was published: ISO 8601", "2026-03-01T10:00:41.250Z"),
     "AgentResponse.duration_ms": Field("How long the agent took, in milliseconds", 41_250),
     "model": Field("The model that answered", "SmolLM2-135M-Instruct"),
     "tokens_in": Field("How long the prompt was, in tokens", 1_830),

@@ -143,7 +143,7 @@ async def _reconcile(jetstream: JetStreamContext, stream: Stream, replicas: int)
         raise StreamError(
             f"Stream {stream.name} would lose events: {why}. Keep what it holds, if you need it, "
             f"with `nats stream backup {stream.name} DIRECTORY`, then remove it with "
-            f"`nats stream rm {stream.name}` and start again: it is then made anew"
+            f"`nats stream rm {stream.name}` and start again: it is then created again"
         )
     changes = drift(found, stream, replicas)
     if changes:

@@ -322,7 +322,7 @@ def _state_problems(content: _Document) -> Iterator[str]:
         if not name:
             yield f"{end}: required; name the {end} state"
         elif name not in content.states:
-            yield f"{end}: unknown state {name!r}; add it to states, or mend the name"
+            yield f"{end}: unknown state {name!r}; add it to states, or correct the name"
     if content.initial and content.initial == content.final:
         yield f"final: {content.final!r} is the initial state too; name another"
     for names in _alike(content.states):
@@ -364,7 +364,7 @@ def _guard_problems(content: _Document) -> Iterator[str]:
             if guard not in content.guards:
                 yield (
                     f"{transition.place}: unknown guard {guard!r}; "
-                    "declare it under guards, or mend the name"
+                    "declare it under guards, or correct the name"
                 )
 
 
@@ -373,7 +373,7 @@ def _transition_problems(content: _Document) -> Iterator[str]:
         place = transition.place
         for state in dict.fromkeys((transition.source, transition.target)):
             if state not in content.states:
-                yield f"{place}: unknown state {state!r}; add it to states, or mend the name"
+                yield f"{place}: unknown state {state!r}; add it to states, or correct the name"
         if transition.source == content.final:
             yield f"{place}: {content.final!r} is final and has no exits; remove the transition"
         human = [guard for guard in transition.guards if content.role(guard)]
@@ -387,7 +387,7 @@ def _transition_problems(content: _Document) -> Iterator[str]:
             yield f"{place}: a gate without a human guard; add one, or take it out of gates"
         elif human and not is_gate:
             yield (
-                f"{place}: human guard {human[0]!r} on a transition that is no gate; "
+                f"{place}: human guard {human[0]!r} on a transition that is not a gate; "
                 f"add {transition.event!r} to gates, or remove the guard"
             )
     pairs = Counter((t.source, t.event) for t in content.transitions)

@@ -687,7 +687,9 @@ class StoryWorkflow:
         """Run the plan's unfinished tasks as a child."""
         story, plan = self.story, self.story.plan
         if plan is None:  # A machine that an older release accepted and today's would reject.
-            raise ApplicationError(f"{story.state} runs a plan, and there is none", type="NoPlan")
+            raise ApplicationError(
+                f"{story.state} runs a plan, and the story has none", type="NoPlan"
+            )
         done = set(story.done_tasks)
         left = [
             task.model_copy(update={"depends_on": [d for d in task.depends_on if d not in done]})

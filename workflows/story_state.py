@@ -329,7 +329,7 @@ class Story(BaseModel):
         transition = fsm.rejection(self.machine, self.state, request.event)
         if transition is None:
             raise refusal(
-                ILLEGAL_MOVE, f"event: {request.event!r} is no rejection here; {self.legal()}"
+                ILLEGAL_MOVE, f"event: {request.event!r} is not a rejection here; {self.legal()}"
             )
         if request.role not in transition.roles:
             raise refusal(

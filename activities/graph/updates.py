@@ -346,9 +346,9 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
     operation = change.operation.strip().upper()
     entity_type = change.entity_type.strip().upper()
     if operation not in OPERATIONS:
-        raise Refused(f"operation: {operation[:40]!r} is none of {', '.join(OPERATIONS)}")
+        raise Refused(f"operation: {operation[:40]!r} is not one of {', '.join(OPERATIONS)}")
     if entity_type not in ENTITY_TYPES:
-        raise Refused(f"entity_type: {entity_type[:40]!r} is none of {', '.join(ENTITY_TYPES)}")
+        raise Refused(f"entity_type: {entity_type[:40]!r} is not one of {', '.join(ENTITY_TYPES)}")
     entity_id = change.entity_id or (story_id if entity_type == "CASE" else "")
     try:
         _ENTITY_ID.validate_python(entity_id)
@@ -379,7 +379,7 @@ def _payload_fields(text: str) -> Row:
     try:
         fields = from_json(text, allow_inf_nan=False) if text.strip() else {}
     except ValueError as error:
-        raise Refused(f"payload: is no JSON ({error})") from None
+        raise Refused(f"payload: is not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise Refused("payload: is JSON, but not an object")
     if _has_null_character(fields):

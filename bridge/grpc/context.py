@@ -720,7 +720,7 @@ def verdict(scopes: Scopes, role: str, phase: str, missing: list[str], extra: li
     if not faults:
         return f"these are the scopes of {where}"
     if not known_role(scopes, scopes.role(role)):
-        faults.append(f"{role} is no role, and has the headers only")
+        faults.append(f"{role} is not a role, and has the headers only")
     elif phase.upper() not in scopes.scopes:
-        faults.append(f"{phase} is no phase, and has the headers only")
+        faults.append(f"{phase} is not a phase, and has the headers only")
     return "; ".join(faults)

@@ -328,7 +328,7 @@ async def known(story_id: str) -> AsyncIterator[None]:
     try:
         yield
     except WorkflowQueryFailedError as error:
-        raise refused(UNREADABLE, f"story {story_id} cannot tell: {error}") from error
+        raise refused(UNREADABLE, f"story {story_id} cannot answer: {error}") from error
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
@@ -472,7 +472,7 @@ def page_read(token: str, query: str) -> bytes | None:
             return base64.b64decode(encoded, altchars=b"-_", validate=True)
     except ValueError:
         pass  # a valid checksum of something that is not a page token
-    rule = "is no page of this list; take it from x-next-page-token, with the same filters"
+    rule = "is not a page of this list; take it from x-next-page-token, with the same filters"
     raise InvalidInput("ListStories", [("x-page-token", rule)])
 
 

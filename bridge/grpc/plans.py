@@ -417,7 +417,7 @@ def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
             raise refused(
                 "InvalidPlan",
                 f"max_tasks_per_role: the plan has {number} tasks for {role}, at most {most} were "
-                "asked for; ask for more, or plan anew",
+                "asked for; ask for more, or derive a new plan",
             )
 
 

@@ -91,7 +91,7 @@ class Agent:
             told = json.loads(message.data)
             command = {name: told[name] for name in COMMAND}
         except (ValueError, TypeError, KeyError) as error:
-            print(f"{self._name} refuses what is no command: {error!r}", flush=True)
+            print(f"{self._name} refuses what is not a command: {error!r}", flush=True)
             await message.term()
             return
         print(f"{self._name} takes {command['call_id']}: {command['act']}", flush=True)

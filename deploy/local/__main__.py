@@ -231,7 +231,7 @@ def _answering_errors() -> None:
             "start this stack with --free-ports, or use the server that runs there by its address"
         )
     except ServerNotReady as error:
-        _fail(f"{error}{_end_of(error.log)}\nwhat runs is left running: mend it, then try again")
+        _fail(f"{error}{_end_of(error.log)}\nwhat runs is left running: correct it, then try again")
     except (InvalidStackSettings, NotInstalled, StillRunning, SupervisorFailed) as error:
         _fail(str(error))
     except OSError as error:

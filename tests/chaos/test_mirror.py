@@ -212,7 +212,7 @@ async def test_a_story_that_is_unknown_is_refused_with_the_remedy(site: Site) ->
     assert (unknown[0], unknown[1], malformed[0]) == (1, "", 1)
     assert "There is no story US-nobody" in unknown[2]
     assert "`fleet list --all` lists those there are" in unknown[2]
-    assert "is no story id" in malformed[2]
+    assert "is not a story id" in malformed[2]
 
 
 # --- a lost graph ---------------------------------------------------------------------------------

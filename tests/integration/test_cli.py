@@ -394,7 +394,7 @@ async def test_a_shell_completes_running_stories(
 async def test_an_id_that_is_none_is_refused(fleet: Environment, story_id: str) -> None:
     reason = await refused(fleet, "show", story_id)
 
-    assert "is no story id: it is 1 to 100 letters, digits" in reason
+    assert "is not a story id: it is 1 to 100 letters, digits" in reason
     assert len(reason) < 400
 
 

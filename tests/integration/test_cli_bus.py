@@ -283,7 +283,7 @@ async def test_what_cannot_be_is_refused(environment: Environment, nats_client: 
 
     assert (unknown[0], story[0], streams[0], nowhere[0]) == (2, 1, 1, 1)
     assert "No such option" in unknown[2]
-    assert "is no story id" in story[2]
+    assert "is not a story id" in story[2]
     assert "NATS has no stream PLANNING_EVENTS: the bridge makes it" in streams[2]
     assert "is not reachable" in nowhere[2]
 

@@ -283,7 +283,7 @@ NOW = "2026-01-01T00:00:00Z"
         (change("UPDATE", "CASE"), "nothing to change"),
         (change("CREATE", "MILESTONE", "m-9", event_type="x", timestamp_ms=2**70), "timestamp_ms"),
         (pb.ContextChange(operation="CREATE", entity_type="DECISION", entity_id="d-9",
-                          payload='{"title": "a" "b"}'), "payload: is no JSON"),
+                          payload='{"title": "a" "b"}'), "payload: is not JSON"),
         (change("CREATE", "DECISION", "d-9", title="x", decided_at="{error}"), "ISO 8601"),
     ],
 )  # fmt: skip
@@ -913,7 +913,7 @@ async def test_scopes_are_held_against_the_scopes_file(service: Service) -> None
         "there is no scope SECRETS"
     )
     assert list(cook.extra) == ["MILESTONES"]
-    assert "COOK is no role" in cook.reason
+    assert "COOK is not a role" in cook.reason
 
 
 @pytest.mark.parametrize(("role", "phase", "field"), [("", "BUILD", "role"), ("DEV", "", "phase")])

@@ -222,7 +222,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("key", "words"),
-    [(None, b"go together"), ("cert", b"are no certificate and its key")],
+    [(None, b"go together"), ("cert", b"are not a certificate and its key")],
 )
 async def test_what_is_no_certificate_and_key_is_refused(
     environment: Environment, tmp_path: Path, key: str | None, words: bytes

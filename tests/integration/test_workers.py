@@ -86,14 +86,18 @@ async def test_a_process_that_cannot_start_exits_1_with_one_line_and_no_tracebac
     [
         ("story", {"TEMPORAL_NAMESPACE": "nope"}, "has no namespace nope. Set TEMPORAL_NAMESPACE"),
         ("story", {"REDIS_PORT": "1"}, "Valkey at 127.0.0.1:1 is not reachable"),
-        ("story", {"REDIS_PASSWORD": "wrong"}, "does not let us in. Mend REDIS_PASSWORD"),
+        ("story", {"REDIS_PASSWORD": "wrong"}, "authentication failed. Check REDIS_PASSWORD"),
         ("bridge", {"NATS_URL": f"nats://u:secret@{NOWHERE}"}, f"NATS at nats://{NOWHERE} is not"),
-        ("bridge", {"NATS_PASSWORD": "wrong"}, "does not let us in. Mend NATS_USER and NATS_P"),
+        ("bridge", {"NATS_PASSWORD": "wrong"}, "authentication failed. Check NATS_USER and NATS_P"),
         ("bridge", {"NATS_REPLICAS": "3"}, "NATS_REPLICAS is 3: it must be 1 on one server"),
         ("context", {"NEO4J_URI": f"bolt://{NOWHERE}"}, f"Neo4j at bolt://{NOWHERE} is not reach"),
-        ("context", {"NEO4J_PASSWORD": "wrong"}, "does not let us in. Mend NEO4J_USER and NEO4J_P"),
+        (
+            "context",
+            {"NEO4J_PASSWORD": "wrong"},
+            "authentication failed. Check NEO4J_USER and NEO4J_P",
+        ),
         ("agents", {"VLLM_URL": f"http://{NOWHERE}/v1"}, "is not reachable. Start it (loading a"),
-        ("agents", {"VLLM_MODEL": "gpt"}, "does not serve the model gpt, but test-model. Mend"),
+        ("agents", {"VLLM_MODEL": "gpt"}, "does not serve the model gpt, but test-model. Correct"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
@@ -299,7 +303,7 @@ async def test_a_credential_that_is_withdrawn_stops_the_process(
         assert await log.process.wait() == 1
         assert log.process.stderr
         said = (await log.process.stderr.read()).decode()
-        assert said.startswith(f"NATS at {server.url} does not let us in")
+        assert said.startswith(f"NATS at {server.url}: authentication failed")
     await nats.stop()
 
 

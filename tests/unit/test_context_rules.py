@@ -191,7 +191,7 @@ def test_scopes_are_judged_in_words(scopes: Scopes) -> None:
     assert verdict(scopes, "dev", "build", [], []) == "these are the scopes of DEV in BUILD"
     assert verdict(scopes, "DEV", "LUNCH", ["PLAN_HEADER"], ["MILESTONES"]) == (
         "DEV in LUNCH lacks PLAN_HEADER; DEV in LUNCH is not given MILESTONES; "
-        "LUNCH is no phase, and has the headers only"
+        "LUNCH is not a phase, and has the headers only"
     )
 
 

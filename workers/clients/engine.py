@@ -47,7 +47,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
 def _refusal(error: TimeoutError | CallFailed) -> str:
     match error:
         case CallFailed(status=401 | 403):
-            return "does not let us in. Mend VLLM_API_KEY"
+            return "refuses the key. Check VLLM_API_KEY"
         case CallFailed(status=int(status)):
             return (
                 f"answers {status} to /models. Set VLLM_URL to an "
@@ -102,5 +102,6 @@ def _require_model(settings: Settings, where: str, served: Mapping[str, int]) ->
         raise StartError(f"{where} serves {names}. Set VLLM_MODEL to the one for the agents")
     if wanted and wanted not in served:
         raise StartError(
-            f"{where} does not serve the model {wanted}, but {names}. Mend VLLM_MODEL or serve it"
+            f"{where} does not serve the model {wanted}, but {names}. "
+            "Correct VLLM_MODEL or serve it"
         )

@@ -50,7 +50,7 @@ async def open_nats(
         StartError: wrong address or credential, or no JetStream.
     """
     where = f"NATS at {place(settings.nats_url)}"
-    refused = f"{where} does not let us in. Mend NATS_USER and NATS_PASSWORD"
+    refused = f"{where}: authentication failed. Check NATS_USER and NATS_PASSWORD"
     closing = False
 
     def give_up(why: str) -> None:

@@ -33,7 +33,7 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
                 await driver.verify_connectivity()
         except AuthError as error:
             raise StartError(
-                f"{where} does not let us in. Mend NEO4J_USER and NEO4J_PASSWORD"
+                f"{where}: authentication failed. Check NEO4J_USER and NEO4J_PASSWORD"
             ) from error
         except (TimeoutError, OSError, DriverError, Neo4jError, ValueError) as error:
             raise StartError(f"{where} is not reachable. Start it, or set NEO4J_URI") from error
@@ -52,5 +52,5 @@ def takes_schema(settings: Settings) -> Iterator[None]:
     except (Neo4jError, DriverError) as error:
         raise StartError(
             f"Neo4j at {place(settings.neo4j_uri)} does not take the graph's schema: "
-            f"{words(error)}. Mend what it names, then start again"
+            f"{words(error)}. Correct what it names, then start again"
         ) from error

@@ -57,7 +57,9 @@ def _temporal_remedy(settings: Settings, error: RPCError) -> str:
             f"temporal operator namespace create --namespace {name}"
         )
     if error.status in (RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.PERMISSION_DENIED):
-        return f"does not let us in: {error.message}. Mend TEMPORAL_API_KEY or the certificate"
+        return (
+            f"refuses the credentials: {error.message}. Check TEMPORAL_API_KEY or the certificate"
+        )
     return f"does not serve: {error.message}. Look at its log"
 
 

@@ -46,7 +46,7 @@ async def open_valkey(settings: Settings) -> AsyncIterator[Redis]:
                 await client.ping()
                 await _keeps_everything(client, where)
         except (AuthenticationError, NoPermissionError) as error:
-            raise StartError(f"{where} does not let us in. Mend REDIS_PASSWORD") from error
+            raise StartError(f"{where}: authentication failed. Check REDIS_PASSWORD") from error
         except (TimeoutError, OSError, RedisError) as error:
             raise StartError(
                 f"{where} is not reachable. Start it, or set REDIS_HOST and REDIS_PORT"

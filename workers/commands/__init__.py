@@ -182,7 +182,7 @@ async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
             f"out then: look with `fleet show {quoted}` before you repeat it"
         ) from None
     except WorkflowQueryFailedError as error:
-        raise Refused(f"Story {story_id} cannot tell: {error}") from None
+        raise Refused(f"Story {story_id} cannot answer: {error}") from None
     except RPCError as error:
         raise Refused(_rpc_reason(story_id, client, error)) from None
 
@@ -202,7 +202,7 @@ def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
     if error.status in AWAY:
         return (
             f"No answer from Temporal at {where}, or from a story worker ({error.message}). "
-            "Start them: `make status` tells what runs"
+            "Start them: `make status` shows what runs"
         )
     return f"Temporal at {where} refuses: {error.message}"
 
@@ -212,7 +212,7 @@ def checked(story_id: str) -> str:
     try:
         return TypeAdapter(Id).validate_python(story_id)
     except ValidationError:
-        raise Refused(f"STORY: {story_id[:60]!r} is no story id: it is {ID_RULE}") from None
+        raise Refused(f"STORY: {story_id[:60]!r} is not a story id: it is {ID_RULE}") from None
 
 
 @contextlib.contextmanager

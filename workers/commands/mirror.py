@@ -201,7 +201,7 @@ def _shown(done: Replayed) -> RenderableType:
     if done.unanswered:
         lines.append(
             view.text(
-                f"{len(done.unanswered)} runs ended early, and no story worker tells what they "
+                f"{len(done.unanswered)} runs ended early, and no story worker answered what they "
                 "had left. Start one (`python -m workers story`) and run this again: "
                 + ", ".join(done.unanswered),
                 "yellow",

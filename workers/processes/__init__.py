@@ -128,6 +128,6 @@ def valid_config(*invalid: type[Exception]) -> Iterator[None]:
     try:
         yield
     except ApplicationError as error:
-        raise StartError(f"{error.message}. Mend it in FLEET_CONFIG") from error
+        raise StartError(f"{error.message}. Correct it in FLEET_CONFIG") from error
     except invalid as error:
-        raise StartError(f"{error}. Mend it in FLEET_CONFIG") from error
+        raise StartError(f"{error}. Correct it in FLEET_CONFIG") from error

@@ -174,15 +174,15 @@ def tls(settings: Settings) -> grpc.ServerCredentials | None:
     if cert is None or key is None:
         if not on_loopback(settings.grpc_host):
             raise StartError(
-                f"GRPC_HOST {settings.grpc_host} is no loopback address, and tokens would go over "
-                "the network in the clear: set GRPC_TLS_CERT and GRPC_TLS_KEY"
+                f"GRPC_HOST {settings.grpc_host} is not a loopback address, and tokens would go "
+                "over the network in the clear: set GRPC_TLS_CERT and GRPC_TLS_KEY"
             )
         return None
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
         raise StartError(
-            f"GRPC_TLS_CERT {cert} and GRPC_TLS_KEY {key} are no certificate and its key: "
+            f"GRPC_TLS_CERT {cert} and GRPC_TLS_KEY {key} are not a certificate and its key: "
             f"{words(error)}"
         ) from error
     return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
