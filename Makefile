@@ -41,11 +41,12 @@ clean: ## remove the stack's data, logs and credentials (YES=1: without asking)
 format: ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-lint: setup ## check style, types and import rules
+lint: setup ## check style, types, import rules and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.language
 
 test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*

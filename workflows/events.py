@@ -186,7 +186,7 @@ class RoundCompleted(EventBody):
 
 
 class ContextUpdated(EventBody):
-    """What agents are told has changed; `version` grows per story."""
+    """A story's context has changed; `version` grows per story."""
 
     SUBJECT: ClassVar[str] = "context.updated"
     version: int

@@ -252,7 +252,6 @@ class StoryWorkflow:
     async def raise_budget(self, request: RaiseBudget) -> StoryView:
         """Add tokens to the budget; start the waves that waited for it."""
         await self.ready()
-        await self.ready()
         story = self.story
         story.require_raise_budget(request)
         assert story.token_budget is not None
@@ -333,7 +332,7 @@ class StoryWorkflow:
         try:
             await child.signal(DeliberationWorkflow.add_decision, decision)
         except FailureError:
-            return  # It has ended; the next deliberation gets `told`.
+            return  # It has ended; the next deliberation gets the decision at its start.
 
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
