@@ -37,7 +37,8 @@ WORDS = {re.compile(rf"\b({words})\b", re.IGNORECASE): better for words, better 
 
 def pages() -> Iterator[tuple[Path, int, str]]:
     """Yield each line of Markdown, with its place."""
-    for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*/*.md")]):
+    places = ("*.md", "docs/**/*.md", "deploy/*/*.md")
+    for page in sorted(page for place in places for page in ROOT.glob(place)):
         for number, line in enumerate(page.read_text().splitlines(), 1):
             yield page, number, line
 
@@ -48,9 +49,9 @@ def texts() -> Iterator[tuple[Path, int, str]]:
         if str(module.relative_to(ROOT)).startswith(NOT_OURS):
             continue
         for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if " " in node.value.strip():
-                    yield module, node.lineno, node.value
+            match node:
+                case ast.Constant(value=str(text)) if " " in text.strip():
+                    yield module, node.lineno, text
         with module.open("rb") as source:
             for token in tokenize.tokenize(source.readline):
                 if token.type == tokenize.COMMENT:

@@ -224,7 +224,8 @@ class Plans:
         """Make the story's move to `to_state`; if it has no workflow, store the transition.
 
         Raises:
-            ApplicationError: `IllegalMove` names the moves that are legal; otherwise the story's own errors.
+            ApplicationError: `IllegalMove` names the moves that are legal; others are the
+                story's own.
         """
         if not event.to_state:
             raise InvalidInput("PlanningEventRequest", [("to_state", "required; add it")])
