@@ -130,6 +130,10 @@ class Agents(AgentStub):
         raise ApplicationError(message, type=AGENT_TYPE_NOT_SUPPORTED, non_retryable=True)
 
 
+CUT_OFF = ("length", "max_tokens", "model_length")
+"""A finish_reason that means: the answer reached its most tokens before it was complete."""
+
+
 @dataclass
 class CallProgress:
     """The progress of a running call, as sent in heartbeats, with the costs of its asks so far.
@@ -303,6 +307,7 @@ class VllmAgents:
     ) -> Mapping[str, Any]:
         """Ask until an answer is complete and valid, at most ASKS times."""
         wanted = question.form(prompt.max_tokens)
+        schema = wanted.schema
         asked = prompt
         for ask in range(1, ASKS + 1):
             progress.seed = question.seed(ask)
@@ -313,7 +318,7 @@ class VllmAgents:
                     model=progress.model,
                     messages=asked.messages,
                     schema_name=question.act,
-                    schema=wanted.schema,
+                    schema=schema,
                     temperature=asked.temperature,
                     max_tokens=asked.max_tokens,
                     seed=progress.seed,
@@ -328,6 +333,9 @@ class VllmAgents:
                 return wanted.read(reply.text)
             except ValueError as error:
                 problem = flaw(reply) or str(error)
+                if reply.finish_reason in CUT_OFF:
+                    # What was written had fewer characters per token than the form allows for.
+                    schema = question.form(prompt.max_tokens // (ask + 1)).schema
                 asked = self._prompts.ask_again(prompt, reply.text, problem)
         raise question.unanswered(progress.model, problem)
 
@@ -386,7 +394,7 @@ def is_read(read: Callable[[str], object], text: str) -> bool:
 def flaw(reply: Reply) -> str:
     """Return the problem that the engine reports with its reply, or an empty text."""
     match reply.finish_reason:
-        case "length" | "max_tokens" | "model_length":
+        case reason if reason in CUT_OFF:
             return "it was cut off because it was too long"
         case "content_filter":
             return "the engine's content filter stopped it (finish_reason content_filter)"

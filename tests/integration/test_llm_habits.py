@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gzip
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable
@@ -679,6 +680,23 @@ async def test_a_model_that_was_renamed_behind_the_endpoint_is_looked_up_again(
 
     assert answer.usage.model == "new-model"
     assert (refusal.value.type, refusal.value.non_retryable) == ("LlmRefused", True)
+
+
+async def test_an_answer_that_was_cut_off_is_asked_again_with_shorter_texts(store: Redis) -> None:
+    def longest(request: dict[str, Any]) -> int:
+        schema = json.dumps(request["response_format"])
+        return max(map(int, re.findall(r'"maxLength": (\d+)', schema)))
+
+    cut = (HEAD, BEGIN, chunk(finish="length"), COUNTED, DONE)
+    async with ScriptedLlm() as server:
+        server.scripts["cut"] = [lambda _: cut, lambda _: cut, lambda _: (HEAD, WHOLE)]
+
+        met = await ask(server, "cut", store)
+
+    assert met.answer is not None
+    first, second, third = map(longest, met.asked)
+    assert second <= first / 2
+    assert third <= first / 3
 
 
 @pytest.mark.parametrize("steps", [(), (HEAD,)])
