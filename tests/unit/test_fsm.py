@@ -370,7 +370,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a human guard off the gates": (
         put("transitions", BUILD_DONE, "guards", to=["builds_passing", "qa_signoff"]),
-        r"transition 'build_done' from 'BUILD': human guard 'qa_signoff' .* no gate",
+        r"transition 'build_done' from 'BUILD': human guard 'qa_signoff' .* not a gate",
     ),
     "a rejection that is a gate": (
         put("transitions", SCOPE, "roles", to=["PO"]),
