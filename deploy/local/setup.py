@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
             if not steps:
                 raise SetupFailed(
                     f"{' '.join(arguments)!r} is not understood",
-                    f"--only takes one of {', '.join(step.name for step in STEPS)}",
+                    f"--only takes one of {', '.join(step.name for step in wanted)}",
                 )
             todo = [step for step in steps if not step.done]
             for number, step in enumerate(steps, 1):

@@ -110,4 +110,14 @@ def test_the_kind_of_engine_is_cpu_or_gpu(
 
     assert setup.main([]) == code
 
-    assert ("set it to cpu or gpu" in capsys.readouterr().err) == (code == 1)
+    assert ("set it to cpu, gpu or none" in capsys.readouterr().err) == (code == 1)
+
+
+def test_without_servers_there_are_no_steps_for_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLEET_SERVE", "none")
+
+    assert setup.main(["--only", "neo4j"]) == 1
+
+    assert "--only takes one of uv, packages, wire\n" in capsys.readouterr().err
