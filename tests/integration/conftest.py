@@ -24,6 +24,7 @@ from neo4j import AsyncDriver, AsyncGraphDatabase
 from redis.asyncio import Redis
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.cache import Cache
 from activities.context import load_scopes
@@ -152,7 +153,17 @@ async def a_namespace(servers: Servers) -> str:
             namespace=name, workflow_execution_retention_period=Duration(seconds=86_400)
         )
     )
-    return name
+    there = await Client.connect(servers.temporal.address, namespace=name)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await there.count_workflows()
+            except RPCError as error:  # the server does not know it everywhere yet
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return name
 
 
 @pytest.fixture

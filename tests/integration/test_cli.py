@@ -19,7 +19,7 @@ from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.llm_server import LlmServer
 from workers import cli
-from workers.commands import complete_story
+from workers.commands import complete_story, stories
 from workers.settings import ROOT, Settings
 
 WITHIN_S = 120
@@ -419,7 +419,7 @@ async def test_a_wrong_setting_is_refused(fleet: Environment) -> None:
 async def test_without_a_story_worker_a_command_says_so(
     fleet: Environment, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "QUERY_WITHIN", timedelta(seconds=1))
+    monkeypatch.setattr(stories, "QUERY_WITHIN", timedelta(seconds=1))
     monkeypatch.setattr(cli, "UPDATE_WITHIN_S", 1)
     elsewhere = fleet | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
     story_id = await started(elsewhere)
