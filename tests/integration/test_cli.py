@@ -420,7 +420,7 @@ async def test_without_a_story_worker_a_command_says_so(
     fleet: Environment, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stories, "QUERY_WITHIN", timedelta(seconds=1))
-    monkeypatch.setattr(cli, "UPDATE_WITHIN_S", 1)
+    monkeypatch.setattr(stories, "UPDATE_WITHIN_S", 1)
     elsewhere = fleet | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
     story_id = await started(elsewhere)
 

@@ -491,8 +491,8 @@ class RunningStory:
         return view
 
     async def until(self, *, state: str = "", gate: str | None = None, **fields: Any) -> StoryView:
-        """Poll the query `state` until it has these values, for at most 30 s."""
-        async with asyncio.timeout(30):
+        """Poll the query `state` until it has these values, for at most 90 s."""
+        async with asyncio.timeout(90):
             while True:
                 view = await self.state()
                 wanted = {"state": state or view.state, **fields}
