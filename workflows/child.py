@@ -119,9 +119,12 @@ class Child:
     async def outlives(self) -> bool:
         """Prepare the child for the story's next run; return False if it has ended meanwhile."""
         if not self.may_be_left:
+            run = self.story.child_run
             try:
                 await self._signal(OUTLIVE)
             except FailureError:
+                return False
+            if self.story.child_run != run:  # It ended in the same workflow task.
                 return False
             self.story.outlived = True
         return True
