@@ -84,8 +84,8 @@ class Column:
     drop: int = 0
 
 
-class Fitting:
-    """A table as wide as its terminal: it drops columns before it breaks words."""
+class FittingTable:
+    """A table of plain texts: it drops columns before it breaks words, and never its first one."""
 
     def __init__(
         self, title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]]
@@ -145,18 +145,11 @@ def shared(left: int, columns: Sequence[tuple[int, int]]) -> list[int]:
     return widths
 
 
-def table(
-    title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]]
-) -> RenderableType:
-    """Return a table of plain texts, whose first column is never broken or dropped."""
-    return Fitting(title, columns, rows)
-
-
 def stories(rows: Sequence[StoryRow]) -> RenderableType:
     """Render stories, one per line."""
     if not rows:
         return text("No story fits. Start one: fleet start STORY.json")
-    return table(
+    return FittingTable(
         "Stories",
         (
             "story",
@@ -228,7 +221,7 @@ def snapshot(now: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [story(now.story)]
     if now.councils:
         parts.append(
-            table(
+            FittingTable(
                 "Councils at work",
                 ("task", "wave", "answered", "still thinking", "failed", "tokens"),
                 map(_council, now.councils),
@@ -274,7 +267,7 @@ def page(shown: StoryPage) -> RenderableType:
     """Render everything about a story."""
     parts: list[RenderableType] = [
         story(shown.story),
-        table(
+        FittingTable(
             "What may happen now",
             ("event", "to", Column("kind", drop=1), "role", "blocked by"),
             (
@@ -285,7 +278,7 @@ def page(shown: StoryPage) -> RenderableType:
     ]
     if shown.plan:
         parts.append(
-            table(
+            FittingTable(
                 f"Plan {shown.plan.plan_id}",
                 ("task", "role", "title", "after"),
                 (
@@ -295,12 +288,12 @@ def page(shown: StoryPage) -> RenderableType:
             )
         )
     parts += [
-        table(
+        FittingTable(
             "Timeline",
             ("at", "event"),
             ((moment(entry.at), _event(entry)) for entry in shown.timeline),
         ),
-        table(
+        FittingTable(
             "Usage",
             (
                 "phase",
@@ -368,7 +361,7 @@ def _why(found: Why) -> RenderableType:
         ),
         text("Critiques", "bold"),
         *map(_critique, found.critiques),
-        table(
+        FittingTable(
             "Checks",
             ("check", "outcome", "score", "findings"),
             (
@@ -381,7 +374,7 @@ def _why(found: Why) -> RenderableType:
                 for each in found.checks
             ),
         ),
-        table(
+        FittingTable(
             "Approvals",
             ("gate", "who", "role", Column("when", drop=1), "comment"),
             (

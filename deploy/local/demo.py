@@ -230,7 +230,9 @@ async def tell(settings: Settings, story_id: str) -> None:
 
 def _table(title: str, rows: Sequence[Any], columns: Sequence[str]) -> RenderableType:
     shown = [view.Column(each, drop=int(each == "model")) for each in columns]
-    return view.table(title, shown, [[row[column] or "" for column in columns] for row in rows])
+    return view.FittingTable(
+        title, shown, [[row[column] or "" for column in columns] for row in rows]
+    )
 
 
 def _program(name: str) -> str:

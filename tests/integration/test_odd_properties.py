@@ -138,7 +138,7 @@ async def test_the_demonstration_shows_what_was_decided(story: str, driver: Asyn
     assert decisions
     assert approvals
     shown = [list(record.values()) for record in (*decisions, *approvals)]
-    Console(file=StringIO()).print(view.table("All", ["a", "b", "c", "d"], shown))
+    Console(file=StringIO()).print(view.FittingTable("All", ["a", "b", "c", "d"], shown))
 
 
 async def test_agents_get_their_packs_plans_and_history(

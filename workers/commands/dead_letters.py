@@ -145,4 +145,4 @@ def _table(letters: list[DeadLetter]) -> RenderableType:
         (each.number, each.buried[:19], each.subject, each.consumer, each.reason)
         for each in letters
     ]
-    return view.table(f"{len(letters)} dead letters", columns, rows)
+    return view.FittingTable(f"{len(letters)} dead letters", columns, rows)

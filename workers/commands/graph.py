@@ -180,7 +180,7 @@ def _summary(story_id: str, rebuilt: Rebuilt) -> RebuiltStory:
 
 def _shown(done: list[RebuiltStory]) -> RenderableType:
     lines: list[RenderableType] = [
-        view.table(
+        view.FittingTable(
             f"{len(done)} stories rebuilt",
             ("story", "runs", "writes", "refused"),
             (

@@ -178,7 +178,7 @@ def _on_stream(name: str, count: Count) -> OnStream:
 
 def _shown(done: Replayed) -> RenderableType:
     lines: list[RenderableType] = [
-        view.table(
+        view.FittingTable(
             f"Story {done.story_id}, from {done.runs} runs",
             ("stream", "events", "published", "there already", "withheld"),
             (
