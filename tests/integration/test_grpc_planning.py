@@ -27,6 +27,7 @@ from tests.integration.conftest import a_namespace, bearer, problem, running, se
 from tests.integration.stories import rows
 from tests.llm_server import LlmServer
 from tests.messages import messages
+from workers.clients.queries import RepeatedQueries
 from workflows.models import StoryInput
 from workflows.story import StoryWorkflow
 
@@ -59,7 +60,10 @@ def served(client: Client, driver: AsyncDriver) -> Served:
 
 async def connected(servers: Servers, namespace: str) -> Client:
     return await Client.connect(
-        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
+        servers.temporal.address,
+        namespace=namespace,
+        data_converter=pydantic_data_converter,
+        interceptors=[RepeatedQueries()],
     )
 
 

@@ -14,6 +14,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from bridge.source import read_source
 from tests.conftest import RunningServer
+from workers.clients.queries import RepeatedQueries
 
 
 async def test_a_started_workflow_survives_a_crash(temporal: RunningServer) -> None:
@@ -66,6 +67,36 @@ class Asking:
         )
 
 
+@workflow.defn
+class Ended:
+    """A workflow that ends at once and answers queries."""
+
+    @workflow.run
+    async def run(self) -> None:
+        pass
+
+    @workflow.query
+    def answer(self) -> int:
+        return 42
+
+
+async def test_no_query_of_an_ended_workflow_is_lost_when_many_come_at_once(
+    temporal: RunningServer,
+) -> None:
+    client = await Client.connect(temporal.address, interceptors=[RepeatedQueries()])
+    queue = f"ended-{uuid.uuid4()}"
+    async with Worker(
+        client, task_queue=queue, workflows=[Ended], workflow_runner=UnsandboxedWorkflowRunner()
+    ):
+        for turn in range(40):
+            handle = await client.start_workflow(Ended.run, id=f"{queue}-{turn}", task_queue=queue)
+            await handle.result()
+
+            answers = await asyncio.gather(*(handle.query(Ended.answer) for _ in range(4)))
+
+            assert answers == [42] * 4
+
+
 async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) -> None:
     client = await Client.connect(temporal.address)
     engine, name = Calls(), f"fair-{uuid.uuid4()}"
@@ -107,4 +138,6 @@ async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) 
 
     assert len(engine.order) == 205
     last_of_small = max(place for place, story in enumerate(engine.order) if story == "small")
-    assert last_of_small < 50, engine.order
+    # Without fairness the small story's calls would be the last five. The server shares out each
+    # partition of the queue by itself, so that how soon exactly they come differs from run to run.
+    assert last_of_small < 100, engine.order

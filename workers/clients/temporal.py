@@ -10,6 +10,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.clients.queries import RepeatedQueries
 from workers.settings import Settings
 
 
@@ -35,6 +36,7 @@ async def open_temporal(
                 data_converter=converter,
                 runtime=runtime,
                 plugins=plugins,
+                interceptors=[RepeatedQueries()],
             )
             await client.workflow_service.describe_namespace(
                 DescribeNamespaceRequest(namespace=settings.temporal_namespace)
