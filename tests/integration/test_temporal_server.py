@@ -89,7 +89,7 @@ async def test_no_query_of_an_ended_workflow_is_lost_when_many_come_at_once(
         client, task_queue=queue, workflows=[Ended], workflow_runner=UnsandboxedWorkflowRunner()
     ):
         for turn in range(40):
-            handle = await client.start_workflow(Ended.run, id=f"{queue}-{turn}", task_queue=queue)
+            handle = await client.start_workflow("Ended", id=f"{queue}-{turn}", task_queue=queue)
             await handle.result()
 
             answers = await asyncio.gather(*(handle.query(Ended.answer) for _ in range(4)))
