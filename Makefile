@@ -2,10 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 LOCKS  := deploy/local/requirements
+OUT    ?= .
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
-        dev test-integration test-e2e test-chaos soak bench mutants lock
+        dev test-integration test-e2e test-chaos soak bench mutants protos lock
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -75,6 +76,11 @@ bench: setup ## measure against plain asyncio and bare Temporal (PARTS=all)
 mutants: setup ## run mutation tests and list surviving mutants
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
+
+protos: ## generate bridge/grpc/wire from bridge/grpc/protos
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=bridge/grpc/wire=bridge/grpc/protos \
+	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
+	  $(patsubst bridge/grpc/protos/%,bridge/grpc/wire/%,$(wildcard bridge/grpc/protos/*.proto))
 
 lock: ## pin the packages again (UPGRADE=1: to the newest that fit)
 	@$(PYTHON) -m deploy.local.setup --only uv

@@ -7,8 +7,8 @@ that help and completion are fast.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, NoReturn
+from importlib import import_module, metadata
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -80,8 +80,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version("swe-ai-fleet"))
+        raise typer.Exit
+
+
 @app.callback()
-def fleet() -> None:
+def fleet(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Start, steer and watch the stories of SWE AI Fleet."""
 
 

@@ -289,34 +289,6 @@ def _packages_inputs() -> str:
     )
 
 
-# Code of the gRPC contracts
-
-WIRE = ROOT / "bridge/grpc/wire"
-PROTOS = ROOT / "bridge/grpc/protos"
-
-
-def _make_wire() -> None:
-    shutil.rmtree(WIRE, ignore_errors=True)
-    WIRE.mkdir()
-    (WIRE / "__init__.py").write_text('"""Made by set-up from bridge/grpc/protos."""\n')
-    contracts = [f"bridge/grpc/wire/{proto.name}" for proto in sorted(PROTOS.glob("*.proto"))]
-    _run(
-        "wire",
-        [
-            *(str(VENV / "bin/python"), "-m", "grpc_tools.protoc"),
-            f"--proto_path=bridge/grpc/wire={PROTOS}",  # so that its modules use absolute imports
-            *("--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *contracts),
-        ],
-        "the packages may be damaged: remove .venv and run `make setup` again",
-    )
-
-
-def _wire_inputs() -> str:
-    protos = [proto.read_text() for proto in sorted(PROTOS.glob("*.proto"))]
-    pinned = [line for line in _lock().read_text().splitlines() if line.startswith("grpcio-tools")]
-    return "\n".join([*pinned, *protos])
-
-
 # Neo4j
 
 
@@ -378,13 +350,6 @@ STEPS = (
         _install_packages,
     ),
     Step(
-        "wire",
-        "Python code of the gRPC contracts",
-        _wire_inputs,
-        WIRE / "workspace_pb2_grpc.py",
-        _make_wire,
-    ),
-    Step(
         "neo4j",
         "Neo4j Community from Maven (116 MB)",
         _neo4j_inputs,
@@ -401,7 +366,7 @@ STEPS = (
 )
 
 
-WITHOUT_SERVERS = ("uv", "packages", "wire")
+WITHOUT_SERVERS = ("uv", "packages")
 """The steps that run with FLEET_SERVE=none."""
 
 

@@ -98,7 +98,7 @@ def test_an_unknown_step_is_refused_with_those_there_are(
 ) -> None:
     assert setup.main(["--only", "kitchen"]) == 1
 
-    steps = "programs, uv, packages, wire, neo4j, model"
+    steps = "programs, uv, packages, neo4j, model"
     assert f"--only takes one of {steps}" in capsys.readouterr().err
 
 
@@ -120,4 +120,4 @@ def test_without_servers_there_are_no_steps_for_them(
 
     assert setup.main(["--only", "neo4j"]) == 1
 
-    assert "--only takes one of uv, packages, wire\n" in capsys.readouterr().err
+    assert "--only takes one of uv, packages\n" in capsys.readouterr().err

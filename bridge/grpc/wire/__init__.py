@@ -1,0 +1,1 @@
+"""Generated from bridge/grpc/protos by `make protos`."""
