@@ -66,8 +66,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the wheel into an empty environment; return the folder of its programs."""
     folder = tmp_path_factory.mktemp("empty")
     run([UV, "venv", "-q", "--python", setup.VENV / "bin" / "python", "venv"], folder)
-    install = [UV, "pip", "install", "-q", "--python", "venv/bin/python", "-c", LOCK, wheel]
-    run(install, folder)
+    install = [UV, "pip", "install", "-q", "--python", "venv/bin/python", "-c", str(LOCK)]
+    run([*install, wheel], folder)
     return folder / "venv" / "bin"
 
 

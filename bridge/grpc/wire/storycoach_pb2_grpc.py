@@ -5,7 +5,7 @@ import warnings
 
 from bridge.grpc.wire import storycoach_pb2 as bridge_dot_grpc_dot_wire_dot_storycoach__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
