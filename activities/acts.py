@@ -23,6 +23,7 @@ from activities.answers import (
 from activities.llm import BYTES_PER_TOKEN
 from activities.llm_errors import LONGEST_MESSAGE
 from activities.prompts import Prompt, Prompts, Values
+from workflows.errors import ErrorType, application_error
 from workflows.models import (
     AgentCall,
     CallUsage,
@@ -46,7 +47,6 @@ from workflows.models import (
 ASKS = 3
 """How often an agent is asked: after an unusable answer, it is asked again at most twice."""
 
-BAD_ANSWER = "BadAnswer"
 
 ANSWERS: Mapping[str, type[Wire]] = {
     "propose": ProposalAnswer,
@@ -96,11 +96,10 @@ class Question(Generic[AnswerT]):
 
     def unanswered(self, who: str, problem: str) -> ApplicationError:
         """Return the error of a call whose asks all gave unusable answers."""
-        return ApplicationError(
+        return application_error(
+            ErrorType.BAD_ANSWER,
             f"{who} was asked {ASKS} times to {self.act.replace('_', ' ')} "
             f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
-            type=BAD_ANSWER,
-            non_retryable=True,
         )
 
 

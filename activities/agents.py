@@ -35,9 +35,9 @@ from activities.llm import (
     tokens_of,
     tokens_of_prompt,
 )
-from activities.llm_errors import LLM_REFUSED, PROMPT_TOO_LONG, CallFailed
+from activities.llm_errors import CallFailed
 from activities.prompts import Prompt, Prompts
-from workflows.call_costs import CALL_CANCELLED
+from workflows.errors import ErrorType, application_error
 from workflows.models import (
     Agent,
     CallUsage,
@@ -61,11 +61,9 @@ FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
 KEEP_AGAIN = timedelta(seconds=1)
 UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
-AGENT_TYPE_NOT_SUPPORTED = "AgentTypeNotSupported"
-
 MOCK_REFUSED = "Mock agents not allowed in production"
 
-CANCELLED = ApplicationError("the call was cancelled", type=CALL_CANCELLED, non_retryable=True)
+CANCELLED = application_error(ErrorType.CANCELLED, "the call was cancelled")
 
 
 class Answering(Protocol):
@@ -127,7 +125,7 @@ class Agents(AgentStub):
                 f"Agent {agent.agent_id} is of type {kind}, which this fleet does not run; "
                 f"use one of {', '.join(self._by_type)}"
             )
-        raise ApplicationError(message, type=AGENT_TYPE_NOT_SUPPORTED, non_retryable=True)
+        raise application_error(ErrorType.AGENT_TYPE_NOT_SUPPORTED, message)
 
 
 CUT_OFF = ("length", "max_tokens", "model_length")
@@ -277,7 +275,7 @@ class VllmAgents:
         try:
             return await self._write_within_window(question, progress)
         except CallFailed as error:
-            is_renamed = error.is_unknown_model and error.type == LLM_REFUSED
+            is_renamed = error.is_unknown_model and error.type == ErrorType.LLM_REFUSED
             if not is_renamed or question.call.agent.model or self._default_model:
                 raise
             self._served = await served_models(self._client)
@@ -296,7 +294,7 @@ class VllmAgents:
             try:
                 return await self._ask(question, prompt, progress)
             except ApplicationError as error:
-                if error.type != PROMPT_TOO_LONG:
+                if error.type != ErrorType.PROMPT_TOO_LONG:
                     raise
                 refusal = error
                 self._served.pop(model, None)  # the engine may have restarted with a shorter window

@@ -13,10 +13,9 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from workflows.errors import ErrorType, application_error
 from workflows.models import ChildRun
-from workflows.stubs import CHILD_ENDED, FOLLOW_CHILD
-
-DRAINS = "WorkerDrains"
+from workflows.stubs import FOLLOW_CHILD
 
 
 class Children:
@@ -41,7 +40,9 @@ class Children:
         try:
             await asyncio.wait((result, draining), return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
-                raise ApplicationError("the worker drains: another goes on waiting", type=DRAINS)
+                raise application_error(
+                    ErrorType.WORKER_DRAINS, "the worker drains: another goes on waiting"
+                )
             return result.result()
         except WorkflowFailureError as failure:
             cause = failure.cause
@@ -60,6 +61,6 @@ class Children:
 
 
 def _ended(child: ChildRun, how: str) -> ApplicationError:
-    return ApplicationError(
-        f"{child.workflow_id} ended without a result: {how}", type=CHILD_ENDED, non_retryable=True
+    return application_error(
+        ErrorType.CHILD_ENDED, f"{child.workflow_id} ended without a result: {how}"
     )

@@ -14,9 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from temporalio.exceptions import ApplicationError
 
+from workflows.errors import ErrorType, application_error
 from workflows.models import invalid_input
-
-INVALID_CONFIG = "InvalidConfig"
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "config"
 
@@ -33,7 +32,7 @@ class InvalidConfig(ValueError):
 
     def final(self) -> ApplicationError:
         """Convert to the error that an activity raises: `InvalidConfig`, not retryable."""
-        return ApplicationError(str(self), type=INVALID_CONFIG, non_retryable=True)
+        return application_error(ErrorType.INVALID_CONFIG, str(self))
 
 
 def read_text(file: Path) -> str:

@@ -7,14 +7,12 @@ from datetime import timedelta
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
+from workflows.errors import ErrorType, application_error
 from workflows.ids import encode_id
 
 KEPT_FOR = timedelta(days=7)
 """How long an answer is kept: longer than any call is retried."""
-
-STORE_UNREACHABLE = "StoreUnreachable"
 
 
 def answer_key(info: activity.Info, wave: int, act: str, agent_id: str) -> str:
@@ -33,7 +31,7 @@ async def kept_answer(valkey: Redis, key: str) -> bytes | str | None:
     try:
         kept: bytes | str | None = await valkey.get(key)
     except RedisError as error:
-        raise ApplicationError(
-            f"Valkey cannot be asked for a kept answer: {error}", type=STORE_UNREACHABLE
+        raise application_error(
+            ErrorType.STORE_UNREACHABLE, f"Valkey cannot be asked for a kept answer: {error}"
         ) from error
     return kept

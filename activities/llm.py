@@ -17,10 +17,6 @@ from typing import Any
 import httpx
 
 from activities.llm_errors import (
-    LLM_PROTOCOL,
-    LLM_REFUSED,
-    LLM_SERVER_ERROR,
-    LLM_UNREACHABLE,
     LONGEST_MESSAGE,
     CallFailed,
     place_of,
@@ -31,6 +27,7 @@ from activities.llm_errors import (
     transport_failure,
 )
 from activities.sse import DocumentParser, Event, EventParser, LineTooLong
+from workflows.errors import ErrorType
 
 Message = dict[str, str]
 """A chat message: `role` and `content`."""
@@ -105,7 +102,7 @@ class AnswerBroken(CallFailed):
     def __init__(self, failed: CallFailed, reply: Reply) -> None:
         super().__init__(
             failed.message,
-            type=failed.type or LLM_UNREACHABLE,
+            type=failed.type or ErrorType.LLM_UNREACHABLE,
             status=failed.status,
             is_unknown_model=failed.is_unknown_model,
             next_retry_delay=failed.next_retry_delay,
@@ -173,7 +170,7 @@ async def stream_reply(
     except (httpx.HTTPError, httpx.StreamError) as error:
         failed = transport_failure(answer.place, error)
     except LineTooLong as error:
-        failed = CallFailed(f"{answer.place} sent no chunks: {error}", type=LLM_PROTOCOL)
+        failed = CallFailed(f"{answer.place} sent no chunks: {error}", type=ErrorType.LLM_PROTOCOL)
     except CallFailed as error:
         failed = error
     return answer.reply_or_raise(failed)
@@ -205,7 +202,8 @@ def _parser_for(chunk: bytes, response: httpx.Response, place: str) -> EventPars
         case b"<":
             content_type = response.headers.get("content-type", "a page")
             raise CallFailed(
-                f"{place} answered a stream's request with {content_type}", type=LLM_PROTOCOL
+                f"{place} answered a stream's request with {content_type}",
+                type=ErrorType.LLM_PROTOCOL,
             )
     return EventParser()
 
@@ -370,14 +368,16 @@ class _Answer:
         if self.finish_reason:
             return CallFailed(
                 f"{self.place} gave up generating (finish_reason {self.finish_reason})",
-                type=LLM_SERVER_ERROR,
+                type=ErrorType.LLM_SERVER_ERROR,
             )
         if self.unread and not self.parts:
             return CallFailed(
-                f"{self.place} sent what is not a chunk: {self.unread!r}", type=LLM_PROTOCOL
+                f"{self.place} sent what is not a chunk: {self.unread!r}",
+                type=ErrorType.LLM_PROTOCOL,
             )
         return CallFailed(
-            f"{self.place} ended the stream before its answer was finished", type=LLM_UNREACHABLE
+            f"{self.place} ended the stream before its answer was finished",
+            type=ErrorType.LLM_UNREACHABLE,
         )
 
     def _reply(self) -> Reply:
@@ -453,7 +453,7 @@ async def served_models(client: httpx.AsyncClient) -> dict[str, int]:
     models = _object(listed).get("data")
     if not isinstance(models, list):
         raise CallFailed(
-            f"{place} answered /models with something else than models", type=LLM_PROTOCOL
+            f"{place} answered /models with something else than models", type=ErrorType.LLM_PROTOCOL
         )
     return {model["id"]: _window(model) for model in map(_object, models) if _text(model.get("id"))}
 
@@ -464,7 +464,7 @@ def not_served(client: httpx.AsyncClient, model: str, served: Mapping[str, int])
     return CallFailed(
         f"{place_of(client.base_url)} does not serve the model '{model}'; "
         f"it serves: {names or 'none'}",
-        type=LLM_REFUSED,
+        type=ErrorType.LLM_REFUSED,
         is_unknown_model=True,
     )
 
@@ -481,7 +481,7 @@ def sole_model(client: httpx.AsyncClient, served: Mapping[str, int]) -> str:
     raise CallFailed(
         f"{place_of(client.base_url)} serves {names or 'nothing'}. "
         "Set VLLM_MODEL to the one for the agents",
-        type=LLM_REFUSED,
+        type=ErrorType.LLM_REFUSED,
     )
 
 

@@ -27,16 +27,7 @@ from typing import Any
 import httpx
 from temporalio.exceptions import ApplicationError
 
-LLM_UNREACHABLE = "LlmUnreachable"
-LLM_TIMEOUT = "LlmTimeout"
-LLM_OVERLOADED = "LlmOverloaded"
-LLM_SERVER_ERROR = "LlmServerError"
-LLM_PROTOCOL = "LlmProtocol"
-LLM_REFUSED = "LlmRefused"
-PROMPT_TOO_LONG = "PromptTooLong"
-
-FINAL = frozenset({PROMPT_TOO_LONG, LLM_REFUSED})
-"""The types for which asking again does not help; all others are retried."""
+from workflows.errors import RETRYABLE, ErrorType
 
 LONGEST_RETRY_AFTER = timedelta(seconds=60)
 LONGEST_MESSAGE = 500
@@ -90,9 +81,9 @@ class CallFailed(ApplicationError):
     ) -> None:
         super().__init__(
             message,
-            type=type,
-            non_retryable=type in FINAL,
-            next_retry_delay=None if type in FINAL else next_retry_delay,
+            type=str(type),
+            non_retryable=type not in RETRYABLE,
+            next_retry_delay=next_retry_delay if type in RETRYABLE else None,
         )
         self.status = status
         self.is_unknown_model = is_unknown_model
@@ -205,19 +196,19 @@ def status_failure(place: str, response: httpx.Response, body: bytes) -> CallFai
 
 def _type_of(status: int | None, problem: Problem) -> str:
     if status == 413 or (problem.is_too_long and not _is_other_than_too_long(status, problem)):
-        return PROMPT_TOO_LONG
+        return ErrorType.PROMPT_TOO_LONG
     if status is None:
         return _named_type(problem)
     if status == 408:
-        return LLM_TIMEOUT
+        return ErrorType.LLM_TIMEOUT
     if status in (409, 429, 529):
-        return LLM_OVERLOADED
+        return ErrorType.LLM_OVERLOADED
     if status >= 500:
-        return LLM_SERVER_ERROR
+        return ErrorType.LLM_SERVER_ERROR
     if status == 404 and not (problem.is_engines or problem.is_unknown_model):
         # A proxy answers like this, in text or JSON, until the engine behind it is up again.
-        return LLM_UNREACHABLE
-    return LLM_REFUSED
+        return ErrorType.LLM_UNREACHABLE
+    return ErrorType.LLM_REFUSED
 
 
 def _is_other_than_too_long(status: int | None, problem: Problem) -> bool:
@@ -228,13 +219,13 @@ def _is_other_than_too_long(status: int | None, problem: Problem) -> bool:
 def _named_type(problem: Problem) -> str:
     """Return the type of an error event without a status, by the names in it."""
     for pattern, kind in (
-        (_NAMED_OVERLOADED, LLM_OVERLOADED),
-        (_NAMED_TIMEOUT, LLM_TIMEOUT),
-        (_NAMED_REFUSED, LLM_REFUSED),
+        (_NAMED_OVERLOADED, ErrorType.LLM_OVERLOADED),
+        (_NAMED_TIMEOUT, ErrorType.LLM_TIMEOUT),
+        (_NAMED_REFUSED, ErrorType.LLM_REFUSED),
     ):
         if problem.is_named(pattern):
             return kind
-    return LLM_REFUSED if problem.is_unknown_model else LLM_SERVER_ERROR
+    return ErrorType.LLM_REFUSED if problem.is_unknown_model else ErrorType.LLM_SERVER_ERROR
 
 
 def _shown(problem: Problem) -> str:
@@ -249,13 +240,16 @@ def transport_failure(place: str, error: httpx.HTTPError | httpx.StreamError) ->
     """Return the failure for an error of the HTTP client."""
     match error:
         case httpx.ConnectTimeout() | httpx.ConnectError():
-            kind, what = LLM_UNREACHABLE, f"cannot be reached: {_cause(error)}"
+            kind, what = ErrorType.LLM_UNREACHABLE, f"cannot be reached: {_cause(error)}"
         case httpx.TimeoutException():
-            kind, what = LLM_TIMEOUT, "was silent for too long"
+            kind, what = ErrorType.LLM_TIMEOUT, "was silent for too long"
         case httpx.DecodingError():
-            kind, what = LLM_PROTOCOL, f"sent what cannot be decompressed: {_cause(error)}"
+            kind, what = (
+                ErrorType.LLM_PROTOCOL,
+                f"sent what cannot be decompressed: {_cause(error)}",
+            )
         case _:
-            kind, what = LLM_UNREACHABLE, f"broke the connection: {_cause(error)}"
+            kind, what = ErrorType.LLM_UNREACHABLE, f"broke the connection: {_cause(error)}"
     return CallFailed(f"{place} {what}", type=kind)
 
 

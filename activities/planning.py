@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
 from activities.config import CONFIG, InvalidConfig, read_yaml
 from activities.graph.councils import load_councils
+from workflows.errors import ErrorType, application_error
 from workflows.fsm import InvalidMachine, parse_machine
 from workflows.models import (
-    INVALID_INPUT,
     Machine,
     Process,
     Readiness,
@@ -94,10 +93,9 @@ class Planning(PlanningStub):
         except InvalidConfig as error:
             raise error.final() from error
         if rigor not in config.rigor:
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.INVALID_INPUT,
                 f"rigor: unknown level {rigor!r}; one of {', '.join(config.rigor)}",
-                type=INVALID_INPUT,
-                non_retryable=True,
             )
         return Process(
             machine=config.machine,

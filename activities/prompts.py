@@ -16,12 +16,11 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
-from temporalio.exceptions import ApplicationError
 
 from activities.config import InvalidConfig, parse_yaml, read_text
 from activities.llm import BYTES_PER_TOKEN, Message
-from activities.llm_errors import PROMPT_TOO_LONG
 from activities.redaction import Redact, load_redaction
+from workflows.errors import ErrorType, application_error
 from workflows.models import Part, content_hash
 
 Values = Mapping[str, str | Sequence[str]]
@@ -172,12 +171,11 @@ class Prompts:
         words = self._render(names, {name: _each(text, _trace) for name, text in texts.items()})
         room = size - len("".join(words).encode())
         if room < 0:
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.PROMPT_TOO_LONG,
                 f"The model's window leaves {size} bytes for the prompt's part "
                 f"{'+'.join(names)}, whose own words need {size - room}; "
                 "serve a model with a longer window or shorten the prompt file",
-                type=PROMPT_TOO_LONG,
-                non_retryable=True,
             )
         cap = fair_cap(lengths, room)
         return self._render(

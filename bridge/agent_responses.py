@@ -41,6 +41,7 @@ from bridge.agents import Commands, command
 from bridge.consumers import AGENTS_RESPONSES, ConsumerError
 from bridge.dead_letters import DeadLetters
 from bridge.streams import StreamError
+from workflows.errors import ErrorType
 from workflows.events import AgentResponse
 from workflows.ids import encode_id
 from workflows.models import CallUsage, invalid_input
@@ -59,7 +60,6 @@ AGAIN_AFTER_S = (0.5, 1.0, 2.0, 5.0)
 LAST_DELIVERY = 8
 """Delivery at which a failed message is dead-lettered, unless a server is down."""
 
-AGENT_FAILED = "AgentFailed"
 
 FIGURES = frozenset({"tokens_in", "tokens_out", "duration_ms"})
 
@@ -270,7 +270,7 @@ class AgentResponses:
                 "failed",
                 by,
                 error=f"Agent {call.agent_id} failed: {words}",
-                error_type=AGENT_FAILED,
+                error_type=ErrorType.AGENT_FAILED,
                 usage=usage_of(call, response),
             )
             return settled if await self._calls.settle(found, settled) else None

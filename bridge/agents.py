@@ -18,15 +18,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
 from activities.acts import AnswerT, Question
-from activities.kept import STORE_UNREACHABLE, answer_key, kept_answer
+from activities.kept import answer_key, kept_answer
 from activities.prompts import Prompt, Prompts
 from bridge.agent_calls import STAYS_FOR, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
 from bridge.mirror import ACK_WITHIN_S, PUBLISH_FAILURES, refused
 from bridge.source import Source
 from workflows.clock import iso
+from workflows.errors import ErrorType, application_error
 from workflows.events import AgentCommand
 from workflows.models import Wire
 from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
@@ -36,7 +36,6 @@ COMMANDS = "AGENT_COMMANDS"
 EXPIRY = "ce-expirytime"
 """Header of a command: after this time the fleet asks another agent, so none needs to start."""
 
-INVALID_AGENT = "InvalidAgent"
 ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 
 
@@ -86,9 +85,9 @@ class NatsAgents:
         try:
             await self._calls.open(call)
         except RedisError as error:
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.STORE_UNREACHABLE,
                 f"Valkey does not keep the call to agent {call.agent_id}: {error}",
-                type=STORE_UNREACHABLE,
             ) from error
         await self._commands.publish(call)
 
@@ -188,10 +187,9 @@ def command_subject(role: str) -> str:
         ApplicationError: `InvalidAgent`, not retryable: the graph has a malformed role.
     """
     if not ROLE.fullmatch(role):
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.INVALID_AGENT,
             f"role {role!r} cannot be part of a subject: it must match {ROLE.pattern}",
-            type=INVALID_AGENT,
-            non_retryable=True,
         )
     return f"agent.cmd.{role}"
 

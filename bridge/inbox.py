@@ -43,6 +43,7 @@ from bridge.envelopes import NotUnderstood, in_lower_case
 from bridge.inbound import MAX_DECISIONS, Received, news, understand
 from bridge.plan_runs import require_plan
 from bridge.source import has_sent, read_source
+from workflows.errors import ErrorType
 from workflows.events import DeliberationCompleted, PlanApproved
 from workflows.models import (
     DecisionAdded,
@@ -86,8 +87,13 @@ LAG_EVERY_S = 5.0
 
 AWAY = frozenset(
     {
-        *("GraphUnavailable", "GraphCredentials", "GraphSettings", "StoreUnavailable"),
-        *("CacheUnavailable", "CacheCredentials", "CacheFull"),
+        *(
+            ErrorType.GRAPH_UNAVAILABLE,
+            ErrorType.GRAPH_CREDENTIALS,
+            ErrorType.GRAPH_SETTINGS,
+            ErrorType.STORE_UNAVAILABLE,
+        ),
+        *(ErrorType.CACHE_UNAVAILABLE, ErrorType.CACHE_CREDENTIALS, ErrorType.CACHE_FULL),
     }
 )
 """Types of `activities.graph.errors` that no message causes."""

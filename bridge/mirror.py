@@ -17,6 +17,7 @@ from temporalio.exceptions import ApplicationError
 
 from bridge.source import Source
 from bridge.streams import stream_of
+from workflows.errors import ErrorType, application_error
 from workflows.events import Entry, PublishBatch
 from workflows.stubs import MirrorStub
 
@@ -24,20 +25,20 @@ ACK_WITHIN_S = 5.0
 """How long to wait for one acknowledgement, in seconds."""
 
 AWAY = "NATS is away"
-REFUSALS: tuple[tuple[type[Exception], str, str, bool], ...] = (
-    # The client's error, our type, our message, whether a retry may succeed. First match counts.
-    (js_errors.NoStreamResponseError, "NoStream", "no stream takes the subject", True),
-    (js_errors.APIError, "StreamRefused", "the stream refused it", True),
-    (nats_errors.MaxPayloadError, "EventTooLarge", "raise max_payload of the server", True),
-    (nats_errors.BadSubjectError, "InvalidEvent", "the subject is malformed", False),
-    (nats_errors.BadHeaderError, "InvalidEvent", "a header is malformed", False),
-    (nats_errors.OutboundBufferLimitError, "NatsAway", AWAY, True),
-    (nats_errors.ConnectionClosedError, "NatsAway", AWAY, True),
-    (nats_errors.ConnectionDrainingError, "NatsAway", AWAY, True),
-    (nats_errors.TimeoutError, "NoAck", "no acknowledgement came; it may be stored", True),
-    (asyncio.TimeoutError, "NoAck", "no acknowledgement came; it may be stored", True),
-    (nats_errors.Error, "NatsError", "NATS failed", True),
-    (OSError, "NatsAway", AWAY, True),
+REFUSALS: tuple[tuple[type[Exception], ErrorType, str], ...] = (
+    # The client's error, our type, our message. First match counts.
+    (js_errors.NoStreamResponseError, ErrorType.NO_STREAM, "no stream takes the subject"),
+    (js_errors.APIError, ErrorType.STREAM_REFUSED, "the stream refused it"),
+    (nats_errors.MaxPayloadError, ErrorType.EVENT_TOO_LARGE, "raise max_payload of the server"),
+    (nats_errors.BadSubjectError, ErrorType.INVALID_EVENT, "the subject is malformed"),
+    (nats_errors.BadHeaderError, ErrorType.INVALID_EVENT, "a header is malformed"),
+    (nats_errors.OutboundBufferLimitError, ErrorType.NATS_AWAY, AWAY),
+    (nats_errors.ConnectionClosedError, ErrorType.NATS_AWAY, AWAY),
+    (nats_errors.ConnectionDrainingError, ErrorType.NATS_AWAY, AWAY),
+    (nats_errors.TimeoutError, ErrorType.NO_ACK, "no acknowledgement came; it may be stored"),
+    (asyncio.TimeoutError, ErrorType.NO_ACK, "no acknowledgement came; it may be stored"),
+    (nats_errors.Error, ErrorType.NATS_ERROR, "NATS failed"),
+    (OSError, ErrorType.NATS_AWAY, AWAY),
 )
 """Every way a publish can fail. Failures that can pass are retried, so that no event is lost."""
 
@@ -75,7 +76,9 @@ class Mirror(MirrorStub):
         stream = stream_of(entry.subject)
         if stream is None:
             # Retryable: during an upgrade, a newer worker may know the subject.
-            raise ApplicationError(f"{_named(entry)}: no declared stream takes it", type="NoStream")
+            raise application_error(
+                ErrorType.NO_STREAM, f"{_named(entry)}: no declared stream takes it"
+            )
         try:
             ack = await self._jetstream.publish(
                 entry.subject,
@@ -87,9 +90,9 @@ class Mirror(MirrorStub):
             # Without the cause: its text is in the message, and Temporal cuts long chains.
             raise refusal(entry, error) from None
         if ack.stream != stream.name:
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.STREAM_REFUSED,
                 f"{_named(entry)}: stored in {ack.stream} and not in {stream.name}",
-                type="StreamRefused",
             )
         return not ack.duplicate
 
@@ -119,13 +122,9 @@ def refused(what: str, error: Exception) -> ApplicationError:
 
     what: the beginning of the message, which names what was not published.
     """
-    for foreign, kind, told, retryable in REFUSALS:
+    for foreign, kind, meaning in REFUSALS:
         if isinstance(error, foreign):
-            return ApplicationError(
-                f"{what}: {told} ({_words(error)})",
-                type=kind,
-                non_retryable=not retryable,
-            )
+            return application_error(kind, f"{what}: {meaning} ({_words(error)})")
     raise error
 
 

@@ -7,11 +7,9 @@ Its id `plan-{story_id}-{plan_id}` is a contract, but can belong to plans of two
 from __future__ import annotations
 
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
 
+from workflows.errors import ErrorType, application_error
 from workflows.models import PlanInput, plan_workflow_id
-
-OTHER_PLAN = "AlreadyExists"
 
 
 async def require_plan(temporal: Client, story_id: str, plan_id: str) -> None:
@@ -28,9 +26,8 @@ async def require_plan(temporal: Client, story_id: str, plan_id: str) -> None:
         (run,) = await temporal.data_converter.decode(payloads, [PlanInput])
         break
     if (run.story_id, run.plan_id) != (story_id, plan_id):
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.ALREADY_EXISTS,
             f"plan_id: {workflow_id} is the workflow of plan {run.plan_id} of {run.story_id}; "
             f"give the plan of {story_id} another id",
-            type=OTHER_PLAN,
-            non_retryable=True,
         )

@@ -9,10 +9,8 @@ from pydantic import ValidationError
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.exceptions import TimeoutError as TimedOut
 
+from workflows.errors import ErrorType
 from workflows.models import CallUsage
-
-CALL_CANCELLED = "Cancelled"
-"""The failure type of a cancelled call, whose detail is a CallUsage: Temporal's type has none."""
 
 
 def failed_call(error: ActivityError) -> list[CallUsage]:
@@ -36,6 +34,6 @@ def cancelled_as_such() -> Iterator[None]:
     try:
         yield
     except ActivityError as error:
-        if isinstance(error.cause, ApplicationError) and error.cause.type == CALL_CANCELLED:
+        if isinstance(error.cause, ApplicationError) and error.cause.type == ErrorType.CANCELLED:
             raise CancelledError("the call was cancelled") from error
         raise

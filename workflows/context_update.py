@@ -17,6 +17,7 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
+from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
 from workflows.story import StoryWorkflow
@@ -26,7 +27,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clock import timestamp
     from workflows.events import ContextUpdated, StoryTransitioned
     from workflows.models import (
-        REQUEST_REUSED,
         ContextAnswer,
         ContextUpdate,
         ContextWrite,
@@ -41,7 +41,6 @@ __all__ = ["REUSED", "ContextUpdateWorkflow", "request_hash"]
 ASK_AGAIN_AFTER = timedelta(minutes=1)
 """How often an update checks that the previous one still exists: it may have been terminated."""
 
-GIVEN_UP = "Cancelled"
 REUSED = "another update was sent with this x-request-id; send this one with its own"
 
 
@@ -85,7 +84,7 @@ class ContextUpdateWorkflow:
                 `run`.
         """
         if request != request_hash(self.input):
-            raise ApplicationError(REUSED, type=REQUEST_REUSED, non_retryable=True)
+            raise application_error(ErrorType.REQUEST_REUSED, REUSED)
         await workflow.wait_condition(lambda: bool(self.answer or self.refusal))
         if self.answer is None:
             assert self.refusal
@@ -184,9 +183,7 @@ class ContextUpdateWorkflow:
             self.refusal = (
                 cause
                 if isinstance(cause, ApplicationError)
-                else ApplicationError(
-                    f"given up: {cause or error}", type=GIVEN_UP, non_retryable=True
-                )
+                else application_error(ErrorType.CANCELLED, f"given up: {cause or error}")
             )
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise

@@ -20,6 +20,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
 from workflows.search_attributes import STORY_ROLE
@@ -39,7 +40,6 @@ with workflow.unsafe.imports_passed_through():
         RoundCompleted,
     )
     from workflows.models import (
-        INVALID_INPUT,
         Agent,
         CallUsage,
         Check,
@@ -75,10 +75,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.news import decisions_with, milestones_with
 
-QUORUM_LOST = "QuorumLost"
-TIMED_OUT = "DeliberationTimeout"
-ALL_BARRED = "AllBarred"
-CANCELLED = "Cancelled"
 REQUEST_WAVE = "request_wave"
 
 Answer = TypeVar("Answer")
@@ -144,7 +140,7 @@ class DeliberationWorkflow:
             await self.deliberate()
         except (asyncio.CancelledError, FailureError) as error:
             if is_cancelled_exception(error):
-                await self.announce_failure("cancelled", CANCELLED)
+                await self.announce_failure("cancelled", ErrorType.CANCELLED)
             else:
                 await self.announce_failure(cause_of(error), type_of(error))
             raise
@@ -380,10 +376,8 @@ class DeliberationWorkflow:
         candidates = [seat.candidate for seat in self.seats if seat.candidate]
         tied = ranking.near_tie(candidates)
         if not tied:
-            raise ApplicationError(
-                f"every proposal is barred by policy: {self.findings()}",
-                type=ALL_BARRED,
-                non_retryable=True,
+            raise application_error(
+                ErrorType.ALL_BARRED, f"every proposal is barred by policy: {self.findings()}"
             )
         judged, winner_id = "", tied[0]
         if len(tied) > 1:
@@ -564,11 +558,10 @@ class DeliberationWorkflow:
         self.seats = staying
         if 2 * len(staying) <= self.size:
             causes = "; ".join(f"{f.agent_id} ({f.act}): {f.cause}" for f in self.failed)
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.QUORUM_LOST,
                 f"{len(staying)} of {self.size} agents left, a quorum is more than half. {causes}",
                 self.failure(causes),
-                type=QUORUM_LOST,
-                non_retryable=True,
             )
 
     async def within_time(self, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -589,8 +582,8 @@ class DeliberationWorkflow:
                 raise
             waiting = ", ".join(self.progress().waiting)
             cause = f"not done after {self.input.timeout:g} s, in {self.wave_name}: {waiting}"
-            raise ApplicationError(
-                cause, self.failure(cause), type=TIMED_OUT, non_retryable=True
+            raise application_error(
+                ErrorType.DELIBERATION_TIMEOUT, cause, self.failure(cause)
             ) from None
         self.spent += workflow.now() - began
         return task.result()
@@ -716,10 +709,9 @@ def require_id(expected: str, *former: str) -> None:
     """
     actual = workflow.info().workflow_id
     if actual not in (expected, *former):
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.INVALID_INPUT,
             f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",
-            type=INVALID_INPUT,
-            non_retryable=True,
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
 
 from workflows.deliberation import require_id
+from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
 from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
@@ -31,8 +31,6 @@ with workflow.unsafe.imports_passed_through():
     )
 
 PLANNER = "ARCHITECT"
-NO_STORY = "NotFound"
-INVALID_PLAN = "InvalidPlan"
 
 
 async def derive_tasks(
@@ -77,9 +75,7 @@ def require_plan(tasks: list[PlannedTask], roles: list[str]) -> None:
     try:
         dag.validate(tasks, roles)
     except dag.InvalidPlan as error:
-        raise ApplicationError(
-            f"plan: {error}"[:2000], type=INVALID_PLAN, non_retryable=True
-        ) from error
+        raise application_error(ErrorType.INVALID_PLAN, f"plan: {error}") from error
 
 
 def plan_derived(story_id: str, plan_id: str, version: int, tasks: list[PlannedTask]) -> EventBody:
@@ -132,9 +128,7 @@ class DerivationWorkflow:
         tasks = stored.tasks
         if not tasks:
             if stored.story is None:
-                raise ApplicationError(
-                    f"story {input.story_id} not found", type=NO_STORY, non_retryable=True
-                )
+                raise application_error(ErrorType.NOT_FOUND, f"story {input.story_id} not found")
             tasks, roles = await derive_tasks(
                 input.story_id, input.plan_id, input.phase, stored.story
             )

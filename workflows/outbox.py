@@ -14,10 +14,11 @@ from datetime import timedelta
 from typing import Literal
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+from temporalio.exceptions import ActivityError, FailureError
 
 from workflows.clock import timestamp
 from workflows.details import stuck_details
+from workflows.errors import ErrorType, application_error
 from workflows.events import (
     LATER_PUBLISHED,
     Entry,
@@ -309,10 +310,9 @@ class Outbox:
         if request.entry_id in self.stuck and request.entry_id not in self._skips:
             return
         there = ", ".join(each for each in self.stuck if each not in self._skips) or "none"
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.ENTRY_NOT_STUCK,
             f"entry_id: {request.entry_id[:200]} is not a stuck entry; those that are: {there}",
-            type="EntryNotStuck",
-            non_retryable=True,
         )
 
     def _settle(self, count: int) -> None:

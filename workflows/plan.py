@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
+from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from workflows.deliberation import (
     DeliberationWorkflow,
@@ -20,6 +20,7 @@ from workflows.deliberation import (
     require_id,
 )
 from workflows.derivation import derive_tasks, plan_derived, require_plan, tasks_created
+from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
 from workflows.stubs import STORE, GraphStub
@@ -36,7 +37,6 @@ with workflow.unsafe.imports_passed_through():
         TaskFailed,
     )
     from workflows.models import (
-        INVALID_INPUT,
         DecisionAdded,
         DecisionsAdded,
         DeliberationInput,
@@ -192,9 +192,7 @@ class PlanWorkflow:
         try:
             dag.validate(self.tasks)
         except dag.InvalidPlan as error:
-            raise ApplicationError(
-                f"tasks: {error}", type=INVALID_INPUT, non_retryable=True
-            ) from error
+            raise application_error(ErrorType.INVALID_INPUT, f"tasks: {error}") from error
 
     async def run_tasks(self) -> None:
         """Dispatch tasks as they become ready, until nothing runs and nothing more can."""

@@ -28,6 +28,7 @@ from workflows.deliberation import (
     stopped,
 )
 from workflows.derivation import plan_derived, tasks_created
+from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import (
@@ -62,7 +63,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.fsm import BUDGET_GATE
     from workflows.models import (
-        INVALID_INPUT,
         Amend,
         Approve,
         ContextPack,
@@ -99,7 +99,7 @@ with workflow.unsafe.imports_passed_through():
         plan_workflow_id,
         story_workflow_id,
     )
-    from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story, refusal
+    from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
 
 COUNCIL_TIMEOUT_S = 3600.0
 """A story's deliberation may wait for unavailable agents; it fails if they stay unavailable."""
@@ -138,7 +138,9 @@ class StoryWorkflow:
         """Run until the final state; publish all events before the end."""
         require_id(story_workflow_id(input.story_id))
         if input.carried is not None and not workflow.info().continued_run_id:
-            raise refusal(INVALID_INPUT, "carried: is set by continue-as-new only; remove it")
+            raise application_error(
+                ErrorType.INVALID_INPUT, "carried: is set by continue-as-new only; remove it"
+            )
         self.outbox.start()
         self.helping = [
             asyncio.create_task(self.child.pass_on_news()),
@@ -676,7 +678,7 @@ class StoryWorkflow:
         try:
             dag.validate(tasks, council.roles)
         except dag.InvalidPlan as error:
-            raise ApplicationError(f"plan: {error}", type="InvalidPlan") from error
+            raise application_error(ErrorType.INVALID_PLAN, f"plan: {error}") from error
         story.plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
         self.emit(plan_derived(story.story_id, plan_id, version, tasks))
         for created in tasks_created(story.story_id, plan_id, tasks):
@@ -686,8 +688,8 @@ class StoryWorkflow:
         """Run the plan's unfinished tasks as a child."""
         story, plan = self.story, self.story.plan
         if plan is None:  # A machine that an older release accepted and today's would reject.
-            raise ApplicationError(
-                f"{story.state} runs a plan, and the story has none", type="NoPlan"
+            raise application_error(
+                ErrorType.NO_PLAN, f"{story.state} runs a plan, and the story has none"
             )
         done = set(story.done_tasks)
         left = [
@@ -732,7 +734,7 @@ class StoryWorkflow:
         ]
         story.plan_status = result.status
         if result.status == "PARTIAL":
-            raise ApplicationError("; ".join(story.plan_faults)[:2000], type="PlanPartial")
+            raise application_error(ErrorType.PLAN_PARTIAL, "; ".join(story.plan_faults))
 
     # --- moves ----------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pydantic import BaseModel
-from temporalio.exceptions import ApplicationError
 
 from workflows import fsm, rigor
+from workflows.errors import ErrorType, application_error
 from workflows.fsm import BUDGET_GATE
 from workflows.models import (
     Amend,
@@ -50,14 +50,6 @@ POLICY_ACTOR = "policy:auto"
 
 LINES_KEPT = 10_000
 """Maximum number of timeline lines; the graph and the bus have every event."""
-
-UNKNOWN_GATE = "UnknownGate"
-GATE_NOT_OPEN = "GateNotOpen"
-GATE_ROLE = "GateRole"
-GUARD_BLOCKED = "GuardBlocked"
-STALE_REVISION = "StaleRevision"
-ILLEGAL_MOVE = "IllegalMove"
-NO_BUDGET = "NoBudget"
 
 
 class Approval(BaseModel):
@@ -290,36 +282,38 @@ class Story(BaseModel):
 
     def require_approve(self, request: Approve) -> Transition:
         if request.gate == BUDGET_GATE:
-            raise refusal(GATE_NOT_OPEN, "gate: 'budget' is opened by the update raise_budget")
+            raise application_error(
+                ErrorType.GATE_NOT_OPEN, "gate: 'budget' is opened by the update raise_budget"
+            )
         transition = fsm.gate_transition(self.machine, request.gate)
         if transition is None:
             gates = ", ".join(self.machine.gates)
-            raise refusal(
-                UNKNOWN_GATE,
+            raise application_error(
+                ErrorType.UNKNOWN_GATE,
                 f"gate: {request.gate!r} is unknown; gates are {gates}; {self.legal()}",
             )
         if transition.source != self.state:
-            raise refusal(
-                GATE_NOT_OPEN,
+            raise application_error(
+                ErrorType.GATE_NOT_OPEN,
                 f"gate: {request.gate!r} opens in {transition.source}; {self.legal()}",
             )
         roles = fsm.gate_roles(self.machine, request.gate)
         if request.role not in roles:
-            raise refusal(
-                GATE_ROLE,
+            raise application_error(
+                ErrorType.GATE_ROLE,
                 f"role: {request.gate!r} is opened by {' or '.join(roles)}, not {request.role!r}",
             )
         if self.gate != request.gate:
             blocked = next((m.blocked_by for m in self.moves() if m.event == request.gate), [])
             computed = [reason for reason in blocked if reason.split(":")[0] in self.guards]
-            raise refusal(
-                GUARD_BLOCKED,
+            raise application_error(
+                ErrorType.GUARD_BLOCKED,
                 f"gate: {request.gate!r} is not open yet: "
                 f"{'; '.join(computed) or self.working_on or 'the fleet is at work'}",
             )
         if request.revision is not None and request.revision != self.revision:
-            raise refusal(
-                STALE_REVISION,
+            raise application_error(
+                ErrorType.STALE_REVISION,
                 f"revision: {request.revision!r} is stale: {self.since(request.revision)}; "
                 f"the gate shows {self.revision!r}; look at it and approve that",
             )
@@ -328,12 +322,13 @@ class Story(BaseModel):
     def require_reject(self, request: Reject) -> Transition:
         transition = fsm.rejection(self.machine, self.state, request.event)
         if transition is None:
-            raise refusal(
-                ILLEGAL_MOVE, f"event: {request.event!r} is not a rejection here; {self.legal()}"
+            raise application_error(
+                ErrorType.ILLEGAL_MOVE,
+                f"event: {request.event!r} is not a rejection here; {self.legal()}",
             )
         if request.role not in transition.roles:
-            raise refusal(
-                GATE_ROLE,
+            raise application_error(
+                ErrorType.GATE_ROLE,
                 f"role: {request.event!r} is for {' or '.join(transition.roles)}, "
                 f"not {request.role!r}",
             )
@@ -342,19 +337,23 @@ class Story(BaseModel):
     def require_report(self, report: WorkspaceReport) -> None:
         exits = [t for t in self.machine.transitions if t.source == self.state]
         if not any(self._reads_report(transition) for transition in exits):
-            raise refusal(ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}")
+            raise application_error(
+                ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
+            )
 
     def require_amend(self, request: Amend) -> list[Transition]:
         """Return the rejections that lead back to the state that approved the text; [] if there."""
         if self.done:
-            raise refusal(ILLEGAL_MOVE, f"amend: the story has ended; {self.legal()}")
+            raise application_error(
+                ErrorType.ILLEGAL_MOVE, f"amend: the story has ended; {self.legal()}"
+            )
         home = next((s.name for s in self.machine.states if s.work == "readiness"), self.state)
         if self.state == home or self.visited(home) == 0:
             return []
         way = fsm.way_back(self.machine, self.state, home)
         if way is None:
-            raise refusal(
-                ILLEGAL_MOVE,
+            raise application_error(
+                ErrorType.ILLEGAL_MOVE,
                 f"amend: no rejections lead from {self.state} back to {home}, where the text is "
                 f"approved; {self.legal()}",
             )
@@ -376,10 +375,13 @@ class Story(BaseModel):
 
     def require_raise_budget(self, request: RaiseBudget) -> None:
         if self.token_budget is None:
-            raise refusal(NO_BUDGET, "tokens: this story has no token budget; nothing to raise")
+            raise application_error(
+                ErrorType.NO_BUDGET, "tokens: this story has no token budget; nothing to raise"
+            )
         if request.role != BUDGET_ROLE:
-            raise refusal(
-                GATE_ROLE, f"role: the budget is raised by {BUDGET_ROLE}, not {request.role!r}"
+            raise application_error(
+                ErrorType.GATE_ROLE,
+                f"role: the budget is raised by {BUDGET_ROLE}, not {request.role!r}",
             )
 
     # --- changes --------------------------------------------------------------------------------
@@ -550,11 +552,6 @@ class Story(BaseModel):
         passed = {approval.role for approval in self.approvals}
         roles = fsm.gate_roles(self.machine, gate)
         return next((role for role in roles if role not in passed), roles[0])
-
-
-def refusal(kind: str, message: str) -> ApplicationError:
-    """Build the error for a request that is not allowed now: field, rule and what is allowed."""
-    return ApplicationError(message[:2000], type=kind, non_retryable=True)
 
 
 def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:

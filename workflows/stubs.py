@@ -226,8 +226,6 @@ class PlanningStub:
 FOLLOW_CHILD = "follow_child"
 """Called by name, because its result type is that of the followed workflow."""
 
-CHILD_ENDED = "ChildEnded"
-
 
 class MirrorStub:
     """Publishing from Temporal to JetStream."""

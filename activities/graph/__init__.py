@@ -68,7 +68,6 @@ from typing import Any, LiteralString, TypeVar
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 from neo4j.exceptions import ConstraintError
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
 from activities.cache import (
     Cache,
@@ -111,6 +110,7 @@ from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from activities.redaction import Redaction, load_redaction
 from activities.values import Number, Row, Text, Texts, text
 from workflows.clock import iso
+from workflows.errors import ErrorType, application_error
 from workflows.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models import (
     ContextAnswer,
@@ -166,7 +166,6 @@ STORY_STATUS = "MATCH (s:Case {id: $story_id}) RETURN s.status AS status"
 HAS_BEGUN = "MATCH (s:Case {id: $story_id}) WHERE s.title IS NOT NULL RETURN s.id AS id"
 """A story's first entry writes its title; later entries create a missing node without a title."""
 
-GRAPH_LOST = "GraphLost"
 
 OVER = ("DONE", "CANCELLED", "FAILED")
 """Statuses of a story that has ended."""
@@ -435,11 +434,10 @@ class Graph(GraphStub):
 
     async def _require_begun(self, story_id: str) -> None:
         if not await self._read(HAS_BEGUN, story_id=story_id):
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.GRAPH_LOST,
                 f"the graph has lost story {story_id}, which was recorded there; write it again "
                 f"with `fleet graph rebuild {story_id}`",
-                type=GRAPH_LOST,
-                non_retryable=True,
             )
 
     async def _write(self, found: list[Write]) -> None:

@@ -16,21 +16,15 @@ from typing import Annotated, Any
 
 from neo4j import AsyncDriver, AsyncManagedTransaction
 from pydantic import Field, ValidationError, field_validator, model_validator
-from temporalio.exceptions import ApplicationError
 
 from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
 from activities.values import Number, Row, Text, Texts
+from workflows.errors import ErrorType, application_error
 from workflows.ids import Id, Role
 from workflows.models import Agent, AgentType, Council, CouncilQuery, Part, Wire, invalid_input
 
 MOCK_REFUSED = "Mock agents not allowed in production"
-MOCK_AGENT = "MockAgent"
-UNKNOWN_COUNCIL = "UnknownCouncil"
-COUNCIL_TOO_SMALL = "CouncilTooSmall"
-INVALID_AGENT = "InvalidAgent"
-NOT_FOUND = "NotFound"
-ALREADY_EXISTS = "AlreadyExists"
 
 MOST_AGENTS = 50
 """Maximum number of agents in one council."""
@@ -74,7 +68,7 @@ def refuse_mock(agent_type: Any) -> Any:
         ApplicationError: `MockAgent`, not retryable.
     """
     if isinstance(agent_type, str) and agent_type.strip().upper() == "MOCK":
-        raise ApplicationError(MOCK_REFUSED, type=MOCK_AGENT, non_retryable=True)
+        raise application_error(ErrorType.MOCK_AGENT, MOCK_REFUSED)
     return agent_type
 
 
@@ -271,11 +265,10 @@ def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
     agents = [_agent(each) for each in row["agents"]]
     size = len(agents) if query.size is None else query.size
     if size > len(agents) or not agents:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.COUNCIL_TOO_SMALL,
             f"the {query.role} council has {len(agents)} agents, {max(size, 1)} were asked for; "
             "ask for fewer, or add agents to it",
-            type=COUNCIL_TOO_SMALL,
-            non_retryable=True,
         )
     seated = agents[:size]
     judges = [_agent(each) for each in councils.get(JUDGES, {"agents": []})["agents"]]
@@ -295,10 +288,8 @@ def _council(rows: Sequence[dict[str, Any]], role: str) -> dict[str, Any]:
         if row["role"] == role:
             return row
     there = ", ".join(sorted(row["role"] for row in rows)) or "none"
-    raise ApplicationError(
-        f"no council for role {role[:100]!r}; there are: {there}",
-        type=UNKNOWN_COUNCIL,
-        non_retryable=True,
+    raise application_error(
+        ErrorType.UNKNOWN_COUNCIL, f"no council for role {role[:100]!r}; there are: {there}"
     )
 
 
@@ -307,10 +298,8 @@ def _agent(row: dict[str, Any]) -> Agent:
     try:
         return Agent.model_validate({name: value for name, value in row.items() if value})
     except ValidationError as error:
-        raise ApplicationError(
-            invalid_input(f"agent {row['agent_id']}", error).message,
-            type=INVALID_AGENT,
-            non_retryable=True,
+        raise application_error(
+            ErrorType.INVALID_AGENT, invalid_input(f"agent {row['agent_id']}", error).message
         ) from None
 
 
@@ -403,10 +392,9 @@ async def _create(tx: AsyncManagedTransaction, council: NewCouncil) -> list[str]
         rounds=council.rounds,
     )
     if await made.single() is None:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.ALREADY_EXISTS,
             f"the {council.role} council exists already; add agents to it by RegisterAgent",
-            type=ALREADY_EXISTS,
-            non_retryable=True,
         )
     prefix = f"agent-{council.role.lower()}-"
     taken = {row["id"] for row in await (await tx.run(NAMED_SO, prefix=prefix)).data()}
@@ -427,20 +415,18 @@ async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> 
     seats = _seats(rows)
     elsewhere = seats.get(agent.agent_id, role)
     if elsewhere != role:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.ALREADY_EXISTS,
             f"agent {agent.agent_id} sits in the {elsewhere} council; give it another id, or "
             "unregister it there first",
-            type=ALREADY_EXISTS,
-            non_retryable=True,
         )
     if agent.agent_id in seats:
         changed = _new(agent)
         seat = {"id": changed["id"], "node": {k: v for k, v in changed["node"].items() if v}}
     elif len(council["agents"]) >= MOST_AGENTS:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.INVALID_AGENT,
             f"the {role} council has {MOST_AGENTS} agents, and no more may be; unregister one",
-            type=INVALID_AGENT,
-            non_retryable=True,
         )
     else:
         seat = _new(agent)
@@ -456,14 +442,13 @@ async def _unregister(tx: AsyncManagedTransaction, agent_id: str, role: str) -> 
     if not sits_in or (role and sits_in != role):
         where = f"the {role} council" if role else "any council"
         sits = f"; it sits in the {sits_in} council" if sits_in else ""
-        raise ApplicationError(
-            f"agent {agent_id[:100]} not found in {where}{sits}", type=NOT_FOUND, non_retryable=True
+        raise application_error(
+            ErrorType.NOT_FOUND, f"agent {agent_id[:100]} not found in {where}{sits}"
         )
     if len(_council(rows, sits_in)["agents"]) == 1:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.COUNCIL_TOO_SMALL,
             f"{agent_id} is the last agent of the {sits_in} council; register another one first",
-            type=COUNCIL_TOO_SMALL,
-            non_retryable=True,
         )
     await (await tx.run(REMOVE, role=sits_in, agent_id=agent_id)).consume()
     return sits_in

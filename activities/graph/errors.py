@@ -1,9 +1,8 @@
 """Errors of Neo4j and Valkey, translated for Temporal's retries and the Web UI.
 
-Storing is retried without limit, so an error is final only if the data itself can never be stored;
-a server, a credential or a setting can be fixed while the activity retries. Neo4j's server errors
-are classified by status code (CODES), Valkey's replies without an error class by their first word
-(REPLIES), all others by their class (TABLE).
+An error is final only if the data itself can never be stored. Neo4j's server errors are classified
+by status code (CODES), Valkey's replies without an error class by their first word (REPLIES), all
+others by their class (TABLE).
 
 https://neo4j.com/docs/status-codes/5/errors/all-errors/
 """
@@ -17,85 +16,94 @@ from neo4j import exceptions as neo4j
 from redis import exceptions as redis
 from temporalio.exceptions import ApplicationError
 
-CODES: tuple[tuple[str, str, str, bool], ...] = (
-    # status code or its prefix, type, meaning and remedy, retryable; the first match counts
-    ("Neo.ClientError.Statement.AccessMode", "GraphUnavailable", "Neo4j is read-only now", True),
-    ("Neo.ClientError.Fabric.AccessMode", "GraphUnavailable", "Neo4j is read-only now", True),
+from workflows.errors import ErrorType, application_error
+
+CODES: tuple[tuple[str, ErrorType, str], ...] = (
+    # status code or its prefix, type, meaning and remedy; the first match counts
+    ("Neo.ClientError.Statement.AccessMode", ErrorType.GRAPH_UNAVAILABLE, "Neo4j is read-only now"),
+    ("Neo.ClientError.Fabric.AccessMode", ErrorType.GRAPH_UNAVAILABLE, "Neo4j is read-only now"),
     (
         "Neo.ClientError.General.ForbiddenOnReadOnlyDatabase",
-        *("GraphUnavailable", "Neo4j is read-only now", True),
+        ErrorType.GRAPH_UNAVAILABLE,
+        "Neo4j is read-only now",
     ),
-    ("Neo.ClientError.General.ReadOnly", "GraphUnavailable", "Neo4j is read-only now", True),
+    ("Neo.ClientError.General.ReadOnly", ErrorType.GRAPH_UNAVAILABLE, "Neo4j is read-only now"),
     (
         "Neo.ClientError.Cluster.",
-        *("GraphUnavailable", "Neo4j has no leader for writes now", True),
+        ErrorType.GRAPH_UNAVAILABLE,
+        "Neo4j has no leader for writes now",
     ),
     (
         "Neo.ClientError.Database.",
-        *("GraphUnavailable", "Neo4j's database is not available now", True),
+        ErrorType.GRAPH_UNAVAILABLE,
+        "Neo4j's database is not available now",
     ),
     (
         "Neo.ClientError.Security.",
-        *("GraphCredentials", "Neo4j refused NEO4J_USER, NEO4J_PASSWORD or their rights", True),
+        *(ErrorType.GRAPH_CREDENTIALS, "Neo4j refused NEO4J_USER, NEO4J_PASSWORD or their rights"),
     ),
     # Caused by another transaction: deleted meanwhile, timed out, terminated.
-    ("Neo.ClientError.Statement.EntityNotFound", "GraphBusy", "Neo4j could not do it now", True),
-    ("Neo.ClientError.Transaction.", "GraphBusy", "Neo4j could not do it now", True),
-    ("Neo.ClientError.Statement.TypeError", "GraphValue", "Neo4j cannot hold the value", False),
-    ("Neo.ClientError.Statement.Arg", "GraphValue", "Neo4j cannot use the value", False),
-    ("Neo.ClientError.Statement.Arithmetic", "GraphValue", "Neo4j cannot use the value", False),
+    ("Neo.ClientError.Statement.EntityNotFound", ErrorType.GRAPH_BUSY, "Neo4j could not do it now"),
+    ("Neo.ClientError.Transaction.", ErrorType.GRAPH_BUSY, "Neo4j could not do it now"),
+    ("Neo.ClientError.Statement.TypeError", ErrorType.GRAPH_VALUE, "Neo4j cannot hold the value"),
+    ("Neo.ClientError.Statement.Arg", ErrorType.GRAPH_VALUE, "Neo4j cannot use the value"),
+    ("Neo.ClientError.Statement.Arithmetic", ErrorType.GRAPH_VALUE, "Neo4j cannot use the value"),
     (
         "Neo.ClientError.Statement.Constraint",
-        *("GraphConstraint", "the graph's constraints refuse it", False),
+        ErrorType.GRAPH_CONSTRAINT,
+        "the graph's constraints refuse it",
     ),
-    ("Neo.ClientError.Schema.", "GraphConstraint", "the graph's constraints refuse it", False),
+    ("Neo.ClientError.Schema.", ErrorType.GRAPH_CONSTRAINT, "the graph's constraints refuse it"),
     # "Changing the request might yield a successful outcome": the same request never succeeds.
-    ("Neo.ClientError.", "GraphStatement", "Neo4j cannot run the statement", False),
+    ("Neo.ClientError.", ErrorType.GRAPH_STATEMENT, "Neo4j cannot run the statement"),
     (
         "Neo.TransientError.General.DatabaseUnavailable",
-        *("GraphUnavailable", "Neo4j's database is not available now", True),
+        ErrorType.GRAPH_UNAVAILABLE,
+        "Neo4j's database is not available now",
     ),
     (
         "Neo.TransientError.Database.",
-        *("GraphUnavailable", "Neo4j's database is not available now", True),
+        ErrorType.GRAPH_UNAVAILABLE,
+        "Neo4j's database is not available now",
     ),
-    ("Neo.TransientError.Cluster.", "GraphUnavailable", "Neo4j's cluster is not ready", True),
+    ("Neo.TransientError.Cluster.", ErrorType.GRAPH_UNAVAILABLE, "Neo4j's cluster is not ready"),
     (
         "Neo.TransientError.Security.",
-        *("GraphCredentials", "Neo4j's authentication provider does not answer", True),
+        ErrorType.GRAPH_CREDENTIALS,
+        "Neo4j's authentication provider does not answer",
     ),
-    ("Neo.TransientError.", "GraphBusy", "Neo4j could not do it now", True),
-    ("", "GraphError", "Neo4j failed", True),
+    ("Neo.TransientError.", ErrorType.GRAPH_BUSY, "Neo4j could not do it now"),
+    ("", ErrorType.GRAPH_ERROR, "Neo4j failed"),
 )
 
-REPLIES: tuple[tuple[str, str, str, bool], ...] = (
+REPLIES: tuple[tuple[str, ErrorType, str], ...] = (
     # the reply's first word, then as in CODES
-    ("BUSY ", "CacheUnavailable", "Valkey runs a script now", True),
-    ("NOREPLICAS ", "CacheUnavailable", "Valkey has too few replicas for writes now", True),
-    ("MISCONF ", "CacheUnavailable", "Valkey cannot write to its disk", True),
-    ("", "CacheError", "Valkey refused", True),
+    ("BUSY ", ErrorType.CACHE_UNAVAILABLE, "Valkey runs a script now"),
+    ("NOREPLICAS ", ErrorType.CACHE_UNAVAILABLE, "Valkey has too few replicas for writes now"),
+    ("MISCONF ", ErrorType.CACHE_UNAVAILABLE, "Valkey cannot write to its disk"),
+    ("", ErrorType.CACHE_ERROR, "Valkey refused"),
 )
 
-TABLE: tuple[tuple[type[BaseException], str, str, bool], ...] = (
+TABLE: tuple[tuple[type[BaseException], ErrorType, str], ...] = (
     # error, then as in CODES
-    (neo4j.AuthError, "GraphCredentials", "Neo4j refused NEO4J_USER or NEO4J_PASSWORD", True),
-    (neo4j.ConfigurationError, "GraphSettings", "NEO4J_URI does not fit the server", True),
-    (neo4j.DriverError, "GraphUnavailable", "Neo4j at NEO4J_URI does not answer", True),
-    (neo4j.GqlError, "GraphError", "Neo4j refused", True),
-    (redis.AuthenticationError, "CacheCredentials", "Valkey refused REDIS_PASSWORD", True),
-    (redis.AuthorizationError, "CacheCredentials", "Valkey refused the user's rights", True),
-    (redis.ConnectionError, "CacheUnavailable", "Valkey at REDIS_HOST does not answer", True),
-    (redis.TimeoutError, "CacheUnavailable", "Valkey at REDIS_HOST does not answer", True),
-    (redis.ReadOnlyError, "CacheUnavailable", "Valkey is a read-only replica now", True),
-    (redis.ClusterDownError, "CacheUnavailable", "Valkey's master or cluster is down", True),
-    (redis.TryAgainError, "CacheUnavailable", "Valkey's cluster moves the keys now", True),
-    (redis.OutOfMemoryError, "CacheFull", "Valkey is at its maxmemory: raise it", True),
-    (redis.DataError, "CacheValue", "Valkey cannot hold the value", False),
-    (redis.RedisError, "CacheError", "Valkey refused", True),
-    (redis.RedisClusterException, "CacheError", "Valkey's cluster refused", True),
-    (OSError, "StoreUnavailable", "the network to Neo4j or Valkey failed", True),
-    (UnicodeEncodeError, "GraphValue", "the text is not Unicode", False),
-    (OverflowError, "GraphValue", "the number has more than 64 bits", False),
+    (neo4j.AuthError, ErrorType.GRAPH_CREDENTIALS, "Neo4j refused NEO4J_USER or NEO4J_PASSWORD"),
+    (neo4j.ConfigurationError, ErrorType.GRAPH_SETTINGS, "NEO4J_URI does not fit the server"),
+    (neo4j.DriverError, ErrorType.GRAPH_UNAVAILABLE, "Neo4j at NEO4J_URI does not answer"),
+    (neo4j.GqlError, ErrorType.GRAPH_ERROR, "Neo4j refused"),
+    (redis.AuthenticationError, ErrorType.CACHE_CREDENTIALS, "Valkey refused REDIS_PASSWORD"),
+    (redis.AuthorizationError, ErrorType.CACHE_CREDENTIALS, "Valkey refused the user's rights"),
+    (redis.ConnectionError, ErrorType.CACHE_UNAVAILABLE, "Valkey at REDIS_HOST does not answer"),
+    (redis.TimeoutError, ErrorType.CACHE_UNAVAILABLE, "Valkey at REDIS_HOST does not answer"),
+    (redis.ReadOnlyError, ErrorType.CACHE_UNAVAILABLE, "Valkey is a read-only replica now"),
+    (redis.ClusterDownError, ErrorType.CACHE_UNAVAILABLE, "Valkey's master or cluster is down"),
+    (redis.TryAgainError, ErrorType.CACHE_UNAVAILABLE, "Valkey's cluster moves the keys now"),
+    (redis.OutOfMemoryError, ErrorType.CACHE_FULL, "Valkey is at its maxmemory: raise it"),
+    (redis.DataError, ErrorType.CACHE_VALUE, "Valkey cannot hold the value"),
+    (redis.RedisError, ErrorType.CACHE_ERROR, "Valkey refused"),
+    (redis.RedisClusterException, ErrorType.CACHE_ERROR, "Valkey's cluster refused"),
+    (OSError, ErrorType.STORE_UNAVAILABLE, "the network to Neo4j or Valkey failed"),
+    (UnicodeEncodeError, ErrorType.GRAPH_VALUE, "the text is not Unicode"),
+    (OverflowError, ErrorType.GRAPH_VALUE, "the number has more than 64 bits"),
 )
 
 
@@ -110,15 +118,13 @@ def store_errors() -> Iterator[None]:
 
 def store_error(error: BaseException) -> ApplicationError:
     """Translate an error by CODES, REPLIES or TABLE, with its cause cut to 500 characters."""
-    kind, meaning, retryable = _classed(error)
+    kind, meaning = _classed(error)
     cause = getattr(error, "message", None) or str(error) or type(error).__name__
-    return ApplicationError(
-        f"{meaning} ({type(error).__name__}: {cause[:500]})", type=kind, non_retryable=not retryable
-    )
+    return application_error(kind, f"{meaning} ({type(error).__name__}: {cause[:500]})")
 
 
-def _classed(error: BaseException) -> tuple[str, str, bool]:
-    """Return the error's type, its meaning, and whether it is retryable."""
+def _classed(error: BaseException) -> tuple[ErrorType, str]:
+    """Return the error's type and its meaning."""
     if isinstance(error, neo4j.Neo4jError) and error._from_server:
         return next(row[1:] for row in CODES if error.code.startswith(row[0]))
     if type(error) is redis.ResponseError:

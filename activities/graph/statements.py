@@ -19,6 +19,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.stories import STORY
 from workflows.clock import iso
+from workflows.errors import ErrorType, application_error
 from workflows.events import (
     BODIES,
     ContextDecisionAdded,
@@ -61,8 +62,6 @@ AHEAD_AT_MOST = timedelta(minutes=5)
 LAST_VERSION = 2**31 - 2**20
 """The highest context version that is accepted from others; ours count on from it as int32."""
 
-INVALID_ENTRY = "InvalidEntry"
-UNKNOWN_KIND = "UnknownKind"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -137,10 +136,10 @@ def change(entry: Entry, started_ms: int, number: int, workflow: str = "") -> Ch
     """
     kind = BODIES.get(entry.kind)
     if kind is None:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.UNKNOWN_KIND,
             f"entry {entry.id}: this worker does not know the kind {entry.kind!r}; "
             "it is stored as soon as a worker of the workflow's version runs",
-            type=UNKNOWN_KIND,
         )
     try:
         body = kind.model_validate(entry.body)
@@ -887,4 +886,4 @@ def _key(field: str, value: str) -> str:
 
 
 def _refusal(message: str) -> ApplicationError:
-    return ApplicationError(message, type=INVALID_ENTRY, non_retryable=True)
+    return application_error(ErrorType.INVALID_ENTRY, message)

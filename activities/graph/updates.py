@@ -59,10 +59,9 @@ from activities.graph.statements import (
 )
 from activities.graph.stories import STORY
 from workflows.clock import iso
+from workflows.errors import ErrorType, application_error
 from workflows.ids import LongId
 from workflows.models import (
-    REQUEST_REUSED,
-    UNKNOWN_STORY,
     Actor,
     ContextAnswer,
     ContextChange,
@@ -989,9 +988,7 @@ def _makes_story(asked: Asked, found: Found) -> bool:
 def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationError:
     """Return the error for a story that the graph does not have."""
     why = f"; {'; '.join(warnings)}" if warnings else ""
-    return ApplicationError(
-        f"case not found: {story_id}{why}"[:2_000], type=UNKNOWN_STORY, non_retryable=True
-    )
+    return application_error(ErrorType.UNKNOWN_STORY, f"case not found: {story_id}{why}")
 
 
 def _looked_for(read: Read) -> dict[str, list[str]]:
@@ -1071,10 +1068,9 @@ def _as_news(asked: Asked, actor: str) -> DecisionAdded | None:
 
 def _as_kept(node: Row, request: str, read: Read) -> ContextAnswer:
     if node["request"] != request:
-        raise ApplicationError(
+        raise application_error(
+            ErrorType.REQUEST_REUSED,
             "another update was sent with this x-request-id; send this one with its own",
-            type=REQUEST_REUSED,
-            non_retryable=True,
         )
     applied = [asked for number in node["applied"] if isinstance(asked := read[number], Asked)]
     made = [asked for asked in applied if asked.operation == "CREATE"]

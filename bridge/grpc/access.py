@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jwt
 from temporalio.exceptions import ApplicationError
 
-from bridge.grpc.errors import PERMISSION, RATE, UNAUTHENTICATED, refused
+from workflows.errors import ErrorType, application_error
 from workflows.ids import Role
 from workflows.models import Actor, Request
 
@@ -47,8 +47,8 @@ class Caller(Request):
             if role in self.roles:
                 return role
         has = ", ".join(sorted(self.roles)) or "none"
-        raise refused(
-            PERMISSION,
+        raise application_error(
+            ErrorType.PERMISSION,
             f"this needs the role {' or '.join(roles)}; the token of {self.actor} has {has}",
         )
 
@@ -98,9 +98,13 @@ def read_token(key: str | None, token: str) -> Caller:
         )
         return Caller(actor=claims["sub"], roles=claims.get("roles", []))
     except jwt.ExpiredSignatureError:
-        raise refused(UNAUTHENTICATED, f"the token has expired. {HOW}") from None
+        raise application_error(
+            ErrorType.UNAUTHENTICATED, f"the token has expired. {HOW}"
+        ) from None
     except (jwt.InvalidTokenError, ApplicationError, TypeError) as error:
-        raise refused(UNAUTHENTICATED, f"the token is not one of ours: {error}. {HOW}") from None
+        raise application_error(
+            ErrorType.UNAUTHENTICATED, f"the token is not one of ours: {error}. {HOW}"
+        ) from None
 
 
 class Budget(NamedTuple):
@@ -131,7 +135,7 @@ class Access:
         said = dict(metadata).get("authorization", "")
         scheme, _, token = (said if isinstance(said, str) else "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise refused(UNAUTHENTICATED, f"no token. {HOW}")
+            raise application_error(ErrorType.UNAUTHENTICATED, f"no token. {HOW}")
         found = read_token(self._key, token.strip())
         self._spend(found.actor)
         _caller.set(found)
@@ -142,7 +146,8 @@ class Access:
         before = self._budgets.get(actor, Budget(most, now))
         left = min(most, before.left + (now - before.at) * self._rate)
         if left < 1:
-            raise refused(
-                RATE, f"{actor} makes more than {self._rate:g} calls a second; wait, then go on"
+            raise application_error(
+                ErrorType.RATE_LIMIT,
+                f"{actor} makes more than {self._rate:g} calls a second; wait, then go on",
             )
         self._budgets[actor] = Budget(left - 1, now)

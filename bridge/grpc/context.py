@@ -34,11 +34,11 @@ from bridge.grpc.context_updates import (
     about_case,
     require_roles,
 )
-from bridge.grpc.errors import NOT_FOUND, TOO_LARGE, refused
 from bridge.grpc.planning import NOT_BEGUN, known, legal_move, take
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from workflows.clock import iso
+from workflows.errors import ErrorType, application_error
 from workflows.ids import Id, LongId
 from workflows.models import (
     Actor,
@@ -55,7 +55,6 @@ from workflows.models import (
     story_workflow_id,
 )
 from workflows.story import StoryWorkflow
-from workflows.story_state import ILLEGAL_MOVE
 
 EVENTS = 50
 EVENTS_AT_MOST = 500
@@ -517,7 +516,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             found = await self._graph.neighbourhood(asked.node_type, asked.node_id, asked.depth)
         if found is None:
             kind = asked.node_type.capitalize()
-            raise refused(NOT_FOUND, f"node not found: {kind} {asked.node_id}")
+            raise application_error(ErrorType.NOT_FOUND, f"node not found: {kind} {asked.node_id}")
         answer = context_pb2.GetGraphRelationshipsResponse(
             node=context_pb2.GraphNode(**found.node._asdict()),
             neighbors=[context_pb2.GraphNode(**each._asdict()) for each in found.neighbours],
@@ -615,8 +614,8 @@ def move_between(
     if leading:
         return legal_move(leading[0].event, now, list(moves))
     legal = ", ".join(f"{move.event} to {move.to}" for move in moves) or "none"
-    raise refused(
-        ILLEGAL_MOVE,
+    raise application_error(
+        ErrorType.ILLEGAL_MOVE,
         f"no move leads from {source} to {target}; the story is in {now.state or NOT_BEGUN}; "
         f"legal now: {legal}",
     )
@@ -645,7 +644,7 @@ def require_size(answer: Message, what: str, instead: str) -> None:
     """
     if (size := answer.ByteSize()) > LARGEST_MESSAGE:
         words = f"{what} has {size} bytes, more than {LARGEST_MESSAGE}: ask for {instead}"
-        raise refused(TOO_LARGE, words)
+        raise application_error(ErrorType.TOO_LARGE, words)
 
 
 def rehydrated(

@@ -34,11 +34,10 @@ from bridge.grpc.calls import (
     said,
     seconds_left,
 )
-from bridge.grpc.errors import PERMISSION, STORY_RUNS, refused
 from workflows.clock import iso
 from workflows.context_update import REUSED, ContextUpdateWorkflow
+from workflows.errors import ErrorType, application_error
 from workflows.models import (
-    REQUEST_REUSED,
     ContextAnswer,
     ContextUpdate,
     ContextWrite,
@@ -91,8 +90,8 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
     """
     for asked in _read(update):
         if asked.entity_type == "CASE" and story_runs and _about_our_fields(asked):
-            raise refused(
-                STORY_RUNS,
+            raise application_error(
+                ErrorType.STORY_RUNS,
                 f"change {asked.number} ({asked}): story {update.story_id} is run by its workflow, "
                 "which holds its text and its state. Change the text with the update `amend` "
                 "(fleet amend, role PO), the state with Transition or TransitionPhase",
@@ -100,8 +99,8 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
         roles = roles_for(asked, caller.actor)
         if not caller.roles.intersection(roles):
             has = ", ".join(sorted(caller.roles)) or "none"
-            raise refused(
-                PERMISSION,
+            raise application_error(
+                ErrorType.PERMISSION,
                 f"change {asked.number} ({asked}) needs the role {' or '.join(roles)}"
                 f"{_why(asked, caller.actor)}; the token of {caller.actor} has {has}",
             )
@@ -225,4 +224,4 @@ class Updates:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            raise refused(REQUEST_REUSED, REUSED) from None
+            raise application_error(ErrorType.REQUEST_REUSED, REUSED) from None

@@ -31,11 +31,12 @@ from activities.graph.deliberations import find_ended, history
 from bridge.grpc.access import caller
 from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left, summary
 from bridge.grpc.deliberations import Updates, metadata, results
-from bridge.grpc.errors import NOT_FOUND, refused, status_of
+from bridge.grpc.errors import status_of
 from bridge.grpc.figures import CALLED
 from bridge.grpc.orchestrator_requests import TIMELINE_EVENTS, Deliberating
 from bridge.grpc.wire import orchestrator_pb2 as wire
-from workflows.deliberation import TIMED_OUT, DeliberationWorkflow
+from workflows.deliberation import DeliberationWorkflow
+from workflows.errors import ErrorType, application_error
 from workflows.models import (
     CouncilQuery,
     DeliberationInput,
@@ -246,11 +247,13 @@ class Deliberations:
         deliberation_id = deliberation_workflow_id(task_id)
         ended = await find_ended(self._driver, deliberation_id)
         if ended is None:
-            raise refused(NOT_FOUND, f"deliberation of task {task_id} not found")
+            raise application_error(
+                ErrorType.NOT_FOUND, f"deliberation of task {task_id} not found"
+            )
         found = ended.result
         if found.status == "completed":
             return _completed(task_id, found, ended.ended_ms)
-        late = ended.error_type == TIMED_OUT
+        late = ended.error_type == ErrorType.DELIBERATION_TIMEOUT
         return wire.GetDeliberationResultResponse(
             task_id=task_id,
             status=wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED,
@@ -288,7 +291,7 @@ async def _told(
         return _completed(task_id, await handle.result(), ended_ms)
     except WorkflowFailureError as error:
         cause = error.cause
-        late = isinstance(cause, ApplicationError) and cause.type == TIMED_OUT
+        late = isinstance(cause, ApplicationError) and cause.type == ErrorType.DELIBERATION_TIMEOUT
         late = late or status == WorkflowExecutionStatus.TIMED_OUT
         answer.status = (
             wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED

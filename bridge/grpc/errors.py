@@ -25,16 +25,8 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCStatusCode
 
+from workflows.errors import ErrorType
 from workflows.models import InvalidInput
-
-NOT_FOUND = "NotFound"
-ALREADY_EXISTS = "AlreadyExists"
-UNAUTHENTICATED = "Unauthenticated"
-PERMISSION = "Permission"
-RATE = "RateLimit"
-TOO_LARGE = "TooLarge"
-STORY_RUNS = "StoryRuns"
-CANCELLED = "Cancelled"
 
 NOT_FOUND_WORDS = "not found"
 """Words that clients look for in the details of every NOT_FOUND."""
@@ -56,80 +48,80 @@ RETRY_AFTER = timedelta(seconds=1)
 
 STATUS: dict[str, StatusCode] = {
     # the request
-    "InvalidInput": StatusCode.INVALID_ARGUMENT,
-    "InvalidEntry": StatusCode.INVALID_ARGUMENT,
-    "GraphValue": StatusCode.INVALID_ARGUMENT,
-    "GraphConstraint": StatusCode.FAILED_PRECONDITION,
-    "CacheValue": StatusCode.INVALID_ARGUMENT,
-    "PromptTooLong": StatusCode.INVALID_ARGUMENT,
+    ErrorType.INVALID_INPUT: StatusCode.INVALID_ARGUMENT,
+    ErrorType.INVALID_ENTRY: StatusCode.INVALID_ARGUMENT,
+    ErrorType.GRAPH_VALUE: StatusCode.INVALID_ARGUMENT,
+    ErrorType.GRAPH_CONSTRAINT: StatusCode.FAILED_PRECONDITION,
+    ErrorType.CACHE_VALUE: StatusCode.INVALID_ARGUMENT,
+    ErrorType.PROMPT_TOO_LONG: StatusCode.INVALID_ARGUMENT,
     # the caller
-    UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
-    PERMISSION: StatusCode.PERMISSION_DENIED,
-    "GateRole": StatusCode.PERMISSION_DENIED,
-    RATE: StatusCode.RESOURCE_EXHAUSTED,
-    TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,
+    ErrorType.UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
+    ErrorType.PERMISSION: StatusCode.PERMISSION_DENIED,
+    ErrorType.GATE_ROLE: StatusCode.PERMISSION_DENIED,
+    ErrorType.RATE_LIMIT: StatusCode.RESOURCE_EXHAUSTED,
+    ErrorType.TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,
     # what exists
-    NOT_FOUND: StatusCode.NOT_FOUND,
-    "UnknownCouncil": StatusCode.NOT_FOUND,
-    "UnknownStory": StatusCode.NOT_FOUND,
-    "RequestReused": StatusCode.ALREADY_EXISTS,
-    ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
+    ErrorType.NOT_FOUND: StatusCode.NOT_FOUND,
+    ErrorType.UNKNOWN_COUNCIL: StatusCode.NOT_FOUND,
+    ErrorType.UNKNOWN_STORY: StatusCode.NOT_FOUND,
+    ErrorType.REQUEST_REUSED: StatusCode.ALREADY_EXISTS,
+    ErrorType.ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
     # what is not legal now
-    "UnknownGate": StatusCode.FAILED_PRECONDITION,
-    "GateNotOpen": StatusCode.FAILED_PRECONDITION,
-    "GuardBlocked": StatusCode.FAILED_PRECONDITION,
-    "StaleRevision": StatusCode.FAILED_PRECONDITION,
-    "IllegalMove": StatusCode.FAILED_PRECONDITION,
-    STORY_RUNS: StatusCode.FAILED_PRECONDITION,
-    "NoBudget": StatusCode.FAILED_PRECONDITION,
-    "StoryUnreadable": StatusCode.FAILED_PRECONDITION,
-    "MockAgent": StatusCode.FAILED_PRECONDITION,
-    "AgentTypeNotSupported": StatusCode.FAILED_PRECONDITION,
-    "CouncilTooSmall": StatusCode.FAILED_PRECONDITION,
-    "InvalidAgent": StatusCode.FAILED_PRECONDITION,
-    "InvalidConfig": StatusCode.FAILED_PRECONDITION,
-    "NoPlan": StatusCode.FAILED_PRECONDITION,
-    "InvalidPlan": StatusCode.FAILED_PRECONDITION,
-    "AllBarred": StatusCode.FAILED_PRECONDITION,
-    "EntryNotStuck": StatusCode.FAILED_PRECONDITION,
-    "GraphLost": StatusCode.FAILED_PRECONDITION,
+    ErrorType.UNKNOWN_GATE: StatusCode.FAILED_PRECONDITION,
+    ErrorType.GATE_NOT_OPEN: StatusCode.FAILED_PRECONDITION,
+    ErrorType.GUARD_BLOCKED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.STALE_REVISION: StatusCode.FAILED_PRECONDITION,
+    ErrorType.ILLEGAL_MOVE: StatusCode.FAILED_PRECONDITION,
+    ErrorType.STORY_RUNS: StatusCode.FAILED_PRECONDITION,
+    ErrorType.NO_BUDGET: StatusCode.FAILED_PRECONDITION,
+    ErrorType.STORY_UNREADABLE: StatusCode.FAILED_PRECONDITION,
+    ErrorType.MOCK_AGENT: StatusCode.FAILED_PRECONDITION,
+    ErrorType.AGENT_TYPE_NOT_SUPPORTED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.COUNCIL_TOO_SMALL: StatusCode.FAILED_PRECONDITION,
+    ErrorType.INVALID_AGENT: StatusCode.FAILED_PRECONDITION,
+    ErrorType.INVALID_CONFIG: StatusCode.FAILED_PRECONDITION,
+    ErrorType.NO_PLAN: StatusCode.FAILED_PRECONDITION,
+    ErrorType.INVALID_PLAN: StatusCode.FAILED_PRECONDITION,
+    ErrorType.ALL_BARRED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.ENTRY_NOT_STUCK: StatusCode.FAILED_PRECONDITION,
+    ErrorType.GRAPH_LOST: StatusCode.FAILED_PRECONDITION,
     # what ended without a result
-    "QuorumLost": StatusCode.ABORTED,
-    "BadAnswer": StatusCode.ABORTED,
-    "AgentFailed": StatusCode.ABORTED,
-    "PlanPartial": StatusCode.ABORTED,
-    "ChildEnded": StatusCode.ABORTED,
-    "DeliberationTimeout": StatusCode.DEADLINE_EXCEEDED,
-    CANCELLED: StatusCode.CANCELLED,
+    ErrorType.QUORUM_LOST: StatusCode.ABORTED,
+    ErrorType.BAD_ANSWER: StatusCode.ABORTED,
+    ErrorType.AGENT_FAILED: StatusCode.ABORTED,
+    ErrorType.PLAN_PARTIAL: StatusCode.ABORTED,
+    ErrorType.CHILD_ENDED: StatusCode.ABORTED,
+    ErrorType.DELIBERATION_TIMEOUT: StatusCode.DEADLINE_EXCEEDED,
+    ErrorType.CANCELLED: StatusCode.CANCELLED,
     # what is unavailable for a time
-    "WorkerDrains": StatusCode.UNAVAILABLE,
-    "LlmUnreachable": StatusCode.UNAVAILABLE,
-    "LlmTimeout": StatusCode.UNAVAILABLE,
-    "LlmOverloaded": StatusCode.UNAVAILABLE,
-    "LlmServerError": StatusCode.UNAVAILABLE,
-    "LlmProtocol": StatusCode.UNAVAILABLE,
-    "LlmRefused": StatusCode.FAILED_PRECONDITION,
-    "StoreUnreachable": StatusCode.UNAVAILABLE,
-    "StoreUnavailable": StatusCode.UNAVAILABLE,
-    "GraphUnavailable": StatusCode.UNAVAILABLE,
-    "GraphBusy": StatusCode.UNAVAILABLE,
-    "GraphCredentials": StatusCode.UNAVAILABLE,
-    "GraphSettings": StatusCode.UNAVAILABLE,
-    "CacheUnavailable": StatusCode.UNAVAILABLE,
-    "CacheCredentials": StatusCode.UNAVAILABLE,
-    "CacheFull": StatusCode.UNAVAILABLE,
-    "NatsAway": StatusCode.UNAVAILABLE,
-    "NatsError": StatusCode.UNAVAILABLE,
-    "NoAck": StatusCode.UNAVAILABLE,
-    "NoStream": StatusCode.UNAVAILABLE,
-    "StreamRefused": StatusCode.UNAVAILABLE,
-    "UnknownKind": StatusCode.UNAVAILABLE,
+    ErrorType.WORKER_DRAINS: StatusCode.UNAVAILABLE,
+    ErrorType.LLM_UNREACHABLE: StatusCode.UNAVAILABLE,
+    ErrorType.LLM_TIMEOUT: StatusCode.UNAVAILABLE,
+    ErrorType.LLM_OVERLOADED: StatusCode.UNAVAILABLE,
+    ErrorType.LLM_SERVER_ERROR: StatusCode.UNAVAILABLE,
+    ErrorType.LLM_PROTOCOL: StatusCode.UNAVAILABLE,
+    ErrorType.LLM_REFUSED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.STORE_UNREACHABLE: StatusCode.UNAVAILABLE,
+    ErrorType.STORE_UNAVAILABLE: StatusCode.UNAVAILABLE,
+    ErrorType.GRAPH_UNAVAILABLE: StatusCode.UNAVAILABLE,
+    ErrorType.GRAPH_BUSY: StatusCode.UNAVAILABLE,
+    ErrorType.GRAPH_CREDENTIALS: StatusCode.UNAVAILABLE,
+    ErrorType.GRAPH_SETTINGS: StatusCode.UNAVAILABLE,
+    ErrorType.CACHE_UNAVAILABLE: StatusCode.UNAVAILABLE,
+    ErrorType.CACHE_CREDENTIALS: StatusCode.UNAVAILABLE,
+    ErrorType.CACHE_FULL: StatusCode.UNAVAILABLE,
+    ErrorType.NATS_AWAY: StatusCode.UNAVAILABLE,
+    ErrorType.NATS_ERROR: StatusCode.UNAVAILABLE,
+    ErrorType.NO_ACK: StatusCode.UNAVAILABLE,
+    ErrorType.NO_STREAM: StatusCode.UNAVAILABLE,
+    ErrorType.STREAM_REFUSED: StatusCode.UNAVAILABLE,
+    ErrorType.UNKNOWN_KIND: StatusCode.UNAVAILABLE,
     # faults to fix in the fleet
-    "GraphError": StatusCode.INTERNAL,
-    "GraphStatement": StatusCode.INTERNAL,
-    "CacheError": StatusCode.INTERNAL,
-    "EventTooLarge": StatusCode.INTERNAL,
-    "InvalidEvent": StatusCode.INTERNAL,
+    ErrorType.GRAPH_ERROR: StatusCode.INTERNAL,
+    ErrorType.GRAPH_STATEMENT: StatusCode.INTERNAL,
+    ErrorType.CACHE_ERROR: StatusCode.INTERNAL,
+    ErrorType.EVENT_TOO_LARGE: StatusCode.INTERNAL,
+    ErrorType.INVALID_EVENT: StatusCode.INTERNAL,
 }
 """The type of an ApplicationError -> the status."""
 
@@ -143,11 +135,6 @@ _TEMPORAL: dict[RPCStatusCode, StatusCode] = {
 """Temporal's statuses about the request itself; all others become UNAVAILABLE."""
 
 
-def refused(kind: str, message: str) -> ApplicationError:
-    """Build the error that a servicer raises; `kind` is one of STATUS."""
-    return ApplicationError(message, type=kind, non_retryable=True)
-
-
 def status_of(error: BaseException) -> Status:
     """Return the google.rpc.Status of an error that a call raised; INTERNAL if it is unknown."""
     cause = _cause(error)
@@ -155,7 +142,7 @@ def status_of(error: BaseException) -> Status:
         case ApplicationError(type=str(kind)) if kind in STATUS:
             return _status(STATUS[kind], cause.message, kind, cause)
         case CancelledError():
-            return _status(StatusCode.CANCELLED, "it was cancelled", CANCELLED, cause)
+            return _status(StatusCode.CANCELLED, "it was cancelled", ErrorType.CANCELLED, cause)
         case TerminatedError():
             return _status(StatusCode.ABORTED, "it was terminated", "Terminated", cause)
         case UpdateUnanswered() | TimedOut() | TimeoutError():

@@ -41,9 +41,9 @@ from bridge.grpc.calls import (
     summary,
     understood,
 )
-from bridge.grpc.errors import NOT_FOUND, refused
 from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
+from workflows.errors import ErrorType, application_error
 from workflows.ids import Id
 from workflows.models import (
     Approve,
@@ -66,10 +66,7 @@ from workflows.search_attributes import (
     TITLE_MEMO,
 )
 from workflows.story import StoryWorkflow
-from workflows.story_state import GUARD_BLOCKED, ILLEGAL_MOVE
 from workflows.stubs import STORY_QUEUE
-
-UNREADABLE = "StoryUnreadable"
 
 NOT_BEGUN = "BACKLOG"
 """The state of a story that no worker has started yet."""
@@ -259,7 +256,9 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                 after = await take(story, move, now, said(context))
             except WorkflowUpdateFailedError as error:
                 cause = error.cause
-                if not (isinstance(cause, ApplicationError) and cause.type == GUARD_BLOCKED):
+                if not (
+                    isinstance(cause, ApplicationError) and cause.type == ErrorType.GUARD_BLOCKED
+                ):
                     raise
                 return blocked(now, cause.message)
         if after.state != move.to:  # the gate still waits for another role
@@ -328,13 +327,17 @@ async def known(story_id: str) -> AsyncIterator[None]:
     try:
         yield
     except WorkflowQueryFailedError as error:
-        raise refused(UNREADABLE, f"story {story_id} cannot answer: {error}") from error
+        raise application_error(
+            ErrorType.STORY_UNREADABLE, f"story {story_id} cannot answer: {error}"
+        ) from error
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
         if "already completed" in error.message:
-            raise refused(ILLEGAL_MOVE, f"story {story_id} has ended; legal now: none") from error
-        raise refused(NOT_FOUND, f"story {story_id} not found") from error
+            raise application_error(
+                ErrorType.ILLEGAL_MOVE, f"story {story_id} has ended; legal now: none"
+            ) from error
+        raise application_error(ErrorType.NOT_FOUND, f"story {story_id} not found") from error
 
 
 def next_json(now: StoryView, moves: list[Move]) -> str:
@@ -365,12 +368,14 @@ def legal_move(event: str, now: StoryView, moves: list[Move]) -> Move:
     by_hand = ", ".join(move.event for move in moves if move.kind != "automatic") or "none"
     legal = f"the story is in {now.state or NOT_BEGUN}; legal now: {by_hand}"
     if event not in by_event:
-        raise refused(ILLEGAL_MOVE, f"event: {event[:100]!r} is not legal now; {legal}")
+        raise application_error(
+            ErrorType.ILLEGAL_MOVE, f"event: {event[:100]!r} is not legal now; {legal}"
+        )
     move = by_event[event]
     if move.kind == "automatic":
         waits = "; ".join(move.blocked_by) or "nothing"
-        raise refused(
-            ILLEGAL_MOVE,
+        raise application_error(
+            ErrorType.ILLEGAL_MOVE,
             f"event: {event!r} is the fleet's own to take, as soon as its guards hold; "
             f"it waits for {waits}; {legal}",
         )

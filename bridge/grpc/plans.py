@@ -26,13 +26,13 @@ from bridge.grpc.calls import (
     summary,
     understood,
 )
-from bridge.grpc.errors import NOT_FOUND, refused
 from bridge.grpc.orchestrator_requests import Happened
 from bridge.grpc.planning import known
 from bridge.grpc.wire import orchestrator_pb2 as wire
 from bridge.plan_runs import require_plan
 from workflows.clock import iso
 from workflows.derivation import DerivationWorkflow
+from workflows.errors import ErrorType, application_error
 from workflows.events import (
     Entry,
     EventBody,
@@ -59,7 +59,6 @@ from workflows.models import (
 )
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
-from workflows.story_state import ILLEGAL_MOVE
 from workflows.stubs import STORY_QUEUE
 
 STORY_WITHIN_S = 30.0
@@ -154,7 +153,7 @@ class Plans:
         if stored.tasks:
             return stored.tasks
         if stored.story is None:
-            raise refused(NOT_FOUND, f"case {story_id} not found")
+            raise application_error(ErrorType.NOT_FOUND, f"case {story_id} not found")
         request = understood(
             DerivationInput,
             "DeriveSubtasksRequest",
@@ -244,8 +243,8 @@ class Plans:
             if move.to == event.to_state:
                 return await self._move(event, move.event, context)
         targets = ", ".join(f"{move.to} by {move.event}" for move in legal) or "none"
-        raise refused(
-            ILLEGAL_MOVE,
+        raise application_error(
+            ErrorType.ILLEGAL_MOVE,
             f"to_state: {event.case_id} is in {view.state}, and does not go to "
             f"{event.to_state}; legal now: {targets}",
         )
@@ -256,7 +255,7 @@ class Plans:
         actor.acting_as("PO")
         story_id = event.case_id
         if not await has_story(self._driver, story_id):
-            raise refused(NOT_FOUND, f"case {story_id} not found")
+            raise application_error(ErrorType.NOT_FOUND, f"case {story_id} not found")
         at = (
             datetime.fromtimestamp(event.timestamp_ms / 1000, UTC)
             if 0 < event.timestamp_ms < LAST_MS
@@ -289,7 +288,7 @@ class Plans:
                 view = await story.query(StoryWorkflow.state, rpc_timeout=within)
                 legal = await story.query(StoryWorkflow.transitions, rpc_timeout=within)
         except ApplicationError as error:
-            if error.type == NOT_FOUND and name not in MOVES:
+            if error.type == ErrorType.NOT_FOUND and name not in MOVES:
                 return _not_understood(event, [])
             raise
         move = next((each for each in legal if each.event == name), None)
@@ -333,7 +332,9 @@ class Plans:
         role = caller().acting_as("PO")
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
-            raise refused("InvalidInput", "PlanningEventRequest refused. plan_id: required; add it")
+            raise application_error(
+                ErrorType.INVALID_INPUT, "PlanningEventRequest refused. plan_id: required; add it"
+            )
         tasks = [task.task_id for task in await self._tasks(story_id, plan_id)]
         if await self._is_known(story_workflow_id(story_id)):
             return wire.PlanningEventResponse(
@@ -415,8 +416,8 @@ def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
     for role in sorted({task.role for task in tasks}):
         number = sum(task.role == role for task in tasks)
         if most and number > most:
-            raise refused(
-                "InvalidPlan",
+            raise application_error(
+                ErrorType.INVALID_PLAN,
                 f"max_tasks_per_role: the plan has {number} tasks for {role}, at most {most} were "
                 "asked for; ask for more, or derive a new plan",
             )
@@ -491,8 +492,11 @@ def _not_understood(event: Happened, legal: Sequence[Move]) -> wire.PlanningEven
 def _refuse_other_states(event: Happened, view: StoryView, move: Move | None) -> None:
     """Refuse an event that describes a different move than the story would make."""
     if event.from_state and event.from_state != view.state:
-        raise refused(
-            ILLEGAL_MOVE, f"from_state: {event.from_state}, but {event.case_id} is in {view.state}"
+        raise application_error(
+            ErrorType.ILLEGAL_MOVE,
+            f"from_state: {event.from_state}, but {event.case_id} is in {view.state}",
         )
     if move and event.to_state and event.to_state != move.to:
-        raise refused(ILLEGAL_MOVE, f"to_state: {event.to_state}, but {move.event} is to {move.to}")
+        raise application_error(
+            ErrorType.ILLEGAL_MOVE, f"to_state: {event.to_state}, but {move.event} is to {move.to}"
+        )

@@ -17,8 +17,8 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.errors import store_errors
 from bridge.grpc.calls import REQUEST_ID, derived_id
-from bridge.grpc.errors import STATUS, refused
-from workflows.models import REQUEST_REUSED
+from bridge.grpc.errors import STATUS
+from workflows.errors import ErrorType, application_error
 
 REMEMBERED_S = 7 * 24 * 3_600
 """How long an id is kept: longer than any client repeats a request."""
@@ -66,8 +66,8 @@ class Requests:
         with store_errors():
             before = await self._valkey.set(key, content, nx=True, get=True, ex=REMEMBERED_S)
         if before is not None and before != content.encode():
-            raise refused(
-                REQUEST_REUSED,
+            raise application_error(
+                ErrorType.REQUEST_REUSED,
                 f"x-request-id {given[:100]} was used for another request; send this one with "
                 "its own",
             )

@@ -15,13 +15,13 @@ from redis.asyncio import Redis
 
 from bridge.grpc.access import Access, Caller, caller
 from bridge.grpc.calls import said
-from bridge.grpc.errors import refused
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.integration.conftest import bearer, problem, serving
 from tests.site import TOKEN_KEY
+from workflows.errors import ErrorType, application_error
 from workflows.models import InvalidInput
 
 # The generated stubs are typed for synchronous channels only.
@@ -128,7 +128,7 @@ async def test_a_call_without_a_token_of_ours_reaches_no_service(
 async def test_what_a_service_raises_is_a_status_with_details_and_a_count(
     channel: grpc.aio.Channel, service: Behaving
 ) -> None:
-    service.raises = refused("GraphUnavailable", "Neo4j does not answer")
+    service.raises = application_error(ErrorType.GRAPH_UNAVAILABLE, "Neo4j does not answer")
     labels = {"method": STATUS, "code": "UNAVAILABLE"}
     before = REGISTRY.get_sample_value("fleet_grpc_calls_total", labels) or 0
 
@@ -166,7 +166,7 @@ async def test_a_fault_of_ours_tells_no_secret(
 async def test_a_stream_ends_with_the_status_of_what_it_raises(
     channel: grpc.aio.Channel, service: Behaving
 ) -> None:
-    service.raises = refused("QuorumLost", "1 of 3 left")
+    service.raises = application_error(ErrorType.QUORUM_LOST, "1 of 3 left")
     call = stub(channel).StreamDeliberation(orchestrator.DeliberateRequest(), metadata=bearer())
 
     assert (await call.read()).status == "generating"
@@ -262,7 +262,7 @@ async def test_a_request_that_was_refused_may_be_corrected_under_its_id(
         service.raises = InvalidInput("PlanningEventRequest", [("case_id", "is wrong")])
         moves = stub(channel).ProcessPlanningEvent
         first = await failure(moves(wrong, metadata=bearer() + mine))
-        service.raises = refused("GuardBlocked", "no")
+        service.raises = application_error(ErrorType.GUARD_BLOCKED, "no")
         second = await failure(moves(right, metadata=bearer() + mine))
         third = await failure(moves(wrong, metadata=bearer() + mine))
 

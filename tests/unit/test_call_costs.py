@@ -14,7 +14,8 @@ from temporalio.exceptions import (
 )
 from temporalio.exceptions import TimeoutError as TimedOut
 
-from workflows.call_costs import CALL_CANCELLED, cancelled_as_such, failed_call
+from workflows.call_costs import cancelled_as_such, failed_call
+from workflows.errors import ErrorType
 from workflows.models import CallUsage
 
 USAGE = CallUsage(act="propose", agent_id="a", role="DEV", model="m", tokens_in=700, tokens_out=9)
@@ -43,7 +44,7 @@ def timed_out(*details: Any) -> TimedOut:
     "cause",
     [
         ApplicationError("no answer", USAGE.model_dump(mode="json"), type="BadAnswer"),
-        ApplicationError("stopped", USAGE.model_dump(mode="json"), type=CALL_CANCELLED),
+        ApplicationError("stopped", USAGE.model_dump(mode="json"), type=ErrorType.CANCELLED),
         timed_out(BEAT),
     ],
 )
@@ -67,6 +68,6 @@ def test_a_call_that_cost_nothing_is_not_counted(cause: BaseException) -> None:
 
 def test_a_cancelled_call_is_a_cancellation_where_its_costs_are_not_counted() -> None:
     with pytest.raises(CancelledError), cancelled_as_such():
-        raise failure(ApplicationError("stopped", type=CALL_CANCELLED))
+        raise failure(ApplicationError("stopped", type=ErrorType.CANCELLED))
     with pytest.raises(ActivityError), cancelled_as_such():
         raise failure(ApplicationError("no answer", type="BadAnswer"))

@@ -1,7 +1,6 @@
 """Every error that the fleet raises has a gRPC status, and every status has its details."""
 
 import ast
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,50 +14,48 @@ from temporalio.exceptions import ApplicationError, CancelledError, TerminatedEr
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.graph.errors import CODES, REPLIES, TABLE
-from bridge.grpc.errors import STATUS, code_of, refused, status_of
-from bridge.mirror import REFUSALS
+from bridge.grpc.errors import STATUS, code_of, status_of
 from workers.settings import ROOT
+from workflows.errors import ErrorType, application_error
 from workflows.models import StoryInput, invalid_input
 
 TIMED_OUT = TimedOut("x", type=TimeoutType.START_TO_CLOSE, last_heartbeat_details=[])
-MAKERS = ("ApplicationError", "refusal", "refused")
 
 
-def raised_types() -> Iterator[tuple[str, str]]:
-    """Yield (type, where) of every ApplicationError whose type is a literal or a constant."""
-    for folder in ("workflows", "activities", "bridge"):
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in ("workflows", "activities", "bridge", "workers", "deploy"):
         for path in (ROOT / folder).rglob("*.py"):
-            if "wire" not in path.parts:
-                yield from ((each, str(path)) for each in types_in(path))
-    yield from ((row[1], "activities.graph.errors") for row in (*CODES, *REPLIES, *TABLE))
-    yield from ((row[1], "bridge.mirror.REFUSALS") for row in REFUSALS)
-
-
-def types_in(path: Path) -> Iterator[str]:
-    module = None
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            continue
-        if node.func.id not in MAKERS:
-            continue
-        said = [each.value for each in node.keywords if each.arg == "type"]
-        if node.func.id != "ApplicationError":
-            said = node.args[:1]
-        for value in said:
-            if isinstance(value, ast.Constant):
-                yield str(value.value)
-            elif isinstance(value, ast.Name) and value.id.isupper():
-                name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-                module = module or importlib.import_module(name.removesuffix(".__init__"))
-                yield getattr(module, value.id)
+            if "wire" not in path.parts and path.name != "models.py":
+                yield path.relative_to(ROOT), ast.parse(path.read_text())
 
 
 def test_every_type_of_error_has_a_status() -> None:
-    raised = dict(raised_types())
+    assert set(STATUS) == set(ErrorType)
 
-    assert len(raised) > 40
-    assert {kind: where for kind, where in raised.items() if kind not in STATUS} == {}
+
+def test_every_error_has_a_type_of_the_enumeration() -> None:
+    """A call of ApplicationError may pass on the type of another error, but name none itself."""
+    wrong = []
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ApplicationError":
+                kind = next((each.value for each in node.keywords if each.arg == "type"), None)
+                if not isinstance(kind, ast.Attribute):
+                    wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+
+    assert wrong == []
+
+
+def test_every_type_of_error_is_raised() -> None:
+    raised = {
+        node.attr
+        for path, tree in sources()
+        if path.name != "errors.py" or path.parts[0] == "activities"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ErrorType"
+    }
+
+    assert set(ErrorType.__members__) - raised == set()
 
 
 def details(status: Status) -> dict[str, object]:
@@ -86,9 +83,13 @@ def test_a_wrong_field_is_a_field_violation_with_its_rule() -> None:
 
 
 NOT_FOUND = [
-    *(refused(kind, "no such thing") for kind, code in STATUS.items() if code.name == "NOT_FOUND"),
+    *(
+        application_error(ErrorType(kind), "no such thing")
+        for kind, code in STATUS.items()
+        if code.name == "NOT_FOUND"
+    ),
     RPCError("workflow execution is gone", RPCStatusCode.NOT_FOUND, b""),
-    refused("NotFound", "x" * 10_000),
+    application_error(ErrorType.NOT_FOUND, "x" * 10_000),
 ]
 
 
@@ -98,12 +99,15 @@ def test_the_words_not_found_are_in_every_not_found(error: Exception) -> None:
 
     assert code_of(status) == StatusCode.NOT_FOUND
     assert "not found" in status.message
-    assert status_of(refused("NotFound", "story x not found")).message == "story x not found"
+    assert (
+        status_of(application_error(ErrorType.NOT_FOUND, "story x not found")).message
+        == "story x not found"
+    )
 
 
 @pytest.mark.parametrize("kind", [k for k, code in STATUS.items() if code.name == "UNAVAILABLE"])
 def test_what_is_away_says_when_to_come_back(kind: str) -> None:
-    retry = details(status_of(refused(kind, "away")))["RetryInfo"]
+    retry = details(status_of(application_error(ErrorType(kind), "away")))["RetryInfo"]
 
     assert isinstance(retry, RetryInfo)
     assert retry.retry_delay.seconds == 1
@@ -112,9 +116,17 @@ def test_what_is_away_says_when_to_come_back(kind: str) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (refused("GateRole", "not QA"), "PERMISSION_DENIED", "not QA"),
-        (WorkflowUpdateFailedError(refused("IllegalMove", "no")), "FAILED_PRECONDITION", "no"),
-        (WorkflowFailureError(cause=refused("QuorumLost", "1 of 3")), "ABORTED", "1 of 3"),
+        (application_error(ErrorType.GATE_ROLE, "not QA"), "PERMISSION_DENIED", "not QA"),
+        (
+            WorkflowUpdateFailedError(application_error(ErrorType.ILLEGAL_MOVE, "no")),
+            "FAILED_PRECONDITION",
+            "no",
+        ),
+        (
+            WorkflowFailureError(cause=application_error(ErrorType.QUORUM_LOST, "1 of 3")),
+            "ABORTED",
+            "1 of 3",
+        ),
         (WorkflowFailureError(cause=CancelledError("x")), "CANCELLED", "cancelled"),
         (RPCError("gone", RPCStatusCode.NOT_FOUND, b""), "NOT_FOUND", "gone"),
         (RPCError("down", RPCStatusCode.UNAVAILABLE, b""), "UNAVAILABLE", "down"),
@@ -147,7 +159,7 @@ def test_a_status_stays_small_enough_for_trailers() -> None:
     status = status_of(refusal.value)
 
     assert status.ByteSize() < 8_000
-    assert status_of(refused("UnknownStory", "世" * 5_000)).ByteSize() < 1_000
+    assert status_of(application_error(ErrorType.UNKNOWN_STORY, "世" * 5_000)).ByteSize() < 1_000
 
 
 def test_what_was_sent_is_no_template() -> None:

@@ -23,6 +23,7 @@ from activities.context import (
     scopes_for,
 )
 from activities.graph.errors import TABLE, store_error
+from workflows.errors import RETRYABLE
 from workflows.models import ContextPack, PackQuery
 
 FILE = Path(__file__).parents[2] / "deploy" / "config" / "scopes.yaml"
@@ -223,7 +224,7 @@ FINAL = {"DataError", "UnicodeEncodeError", "OverflowError"}
 
 
 def test_of_the_clients_own_errors_only_unfit_values_are_final() -> None:
-    final = {error.__name__ for error, _, _, retryable in TABLE if not retryable}
+    final = {error.__name__ for error, kind, _ in TABLE if kind not in RETRYABLE}
 
     assert final == FINAL
 

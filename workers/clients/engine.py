@@ -12,6 +12,7 @@ from activities import llm
 from activities.llm_errors import CallFailed
 from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
 from workers.settings import Settings
+from workflows.errors import ErrorType
 
 LOOKED_UP_EVERY_S = 30.0
 LOOKED_UP_WITHIN_S = 2.0
@@ -53,7 +54,7 @@ def _refusal(error: TimeoutError | CallFailed) -> str:
                 f"answers {status} to /models. Set VLLM_URL to an "
                 "OpenAI-compatible API: it ends in /v1"
             )
-        case TimeoutError() | CallFailed(type="LlmUnreachable" | "LlmTimeout"):
+        case TimeoutError() | CallFailed(type=ErrorType.LLM_UNREACHABLE | ErrorType.LLM_TIMEOUT):
             return "is not reachable. Start it (loading a model takes minutes), or set VLLM_URL"
     return (
         "does not answer /models as an OpenAI-compatible API does. "
