@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats, Neo4j, Server, Temporal, Valkey
-from tests.llm_server import LlmServer
+from tests.support.llm_server import LlmServer
 
 # No deadline for examples: a busy machine is slow, which is not a failure.
 settings.register_profile("fleet", deadline=None)

@@ -24,8 +24,8 @@ from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Workers
 from tests.bench.bare import BareStory, Shape, noop
 from tests.bench.figures import Figure, at_least, at_most
-from tests.llm_server import LlmServer
-from tests.site import READY_WITHIN, Site
+from tests.support.llm_server import LlmServer
+from tests.support.site import READY_WITHIN, Site
 from workflows.search_attributes import PENDING_GATE
 
 EVENTS = 20_000

@@ -24,9 +24,9 @@ from deploy.local.stack import Stack
 from tests.bench.bare import BareStory, Shape, noop
 from tests.bench.calls import WAVES, Answered, Body, Recorder, apart, ask, reworded
 from tests.bench.figures import Figure, at_least, at_most
-from tests.checker import paid_twice
-from tests.llm_server import LlmServer
-from tests.site import Site
+from tests.support.checker import paid_twice
+from tests.support.llm_server import LlmServer
+from tests.support.site import Site
 from workflows.models import PlannedTask
 from workflows.search_attributes import PENDING_GATE
 

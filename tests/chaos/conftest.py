@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.llm_server import LlmServer
-from tests.site import Site
+from tests.support.llm_server import LlmServer
+from tests.support.site import Site
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from tests.checker import paid_twice
-from tests.llm_server import Call, LlmServer
-from tests.site import SERVERS, WORKERS, Site
+from tests.support.checker import paid_twice
+from tests.support.llm_server import Call, LlmServer
+from tests.support.site import SERVERS, WORKERS, Site
 
 PAUSE_S = (0.5, 4.0)
 """The shortest and longest pause between two kills, in seconds."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from nats.js.api import Header
 
-from tests.checker import paid_twice, read_streams
-from tests.llm_server import LlmServer
-from tests.site import SERVERS, WORKERS, Site
+from tests.support.checker import paid_twice, read_streams
+from tests.support.llm_server import LlmServer
+from tests.support.site import SERVERS, WORKERS, Site
 
 pytestmark = pytest.mark.timeout(600)
 

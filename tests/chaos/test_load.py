@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.load import run_load
-from tests.llm_server import LlmServer
-from tests.site import Site
+from tests.support.llm_server import LlmServer
+from tests.support.site import Site
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -16,10 +16,10 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from tests.checker import Published, read_graph, read_streams
-from tests.contract import described, everything, faults
-from tests.llm_server import LlmServer
-from tests.site import GOOD_REPORT, Site, patient
+from tests.support.checker import Published, read_graph, read_streams
+from tests.support.contract import described, everything, faults
+from tests.support.llm_server import LlmServer
+from tests.support.site import GOOD_REPORT, Site, patient
 from workers.settings import ROOT
 from workflows.models import Approve, StoryView
 from workflows.search_attributes import PENDING_GATE, STORY_STATE

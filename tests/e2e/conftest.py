@@ -21,8 +21,8 @@ from temporalio.service import RPCError
 
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
-from tests.checker import check
-from tests.site import sessions
+from tests.support.checker import check
+from tests.support.site import sessions
 
 GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
 

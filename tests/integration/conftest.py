@@ -37,9 +37,9 @@ from bridge.streams import STREAMS
 from deploy.local.process import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.conftest import RunningServer, Servers
-from tests.integration.stories import batch, deliberation, new_story, one_of_each
-from tests.llm_server import LlmServer
-from tests.site import TOKEN_KEY
+from tests.support.llm_server import LlmServer
+from tests.support.site import TOKEN_KEY
+from tests.support.stories import batch, deliberation, new_story, one_of_each
 from workers.clients.nats import open_nats
 from workers.settings import ALIASES, ROOT, Settings
 

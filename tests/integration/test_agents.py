@@ -23,7 +23,7 @@ from activities.kept import KEPT_FOR, answer_key
 from activities.llm_errors import retry_after, status_failure
 from activities.prompts import Prompts
 from tests.conftest import RunningServer
-from tests.llm_server import LlmServer
+from tests.support.llm_server import LlmServer
 from workflows.models import (
     Agent,
     Contender,

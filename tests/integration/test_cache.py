@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from activities.cache import Cache, Document, Line, pack_key, pack_variant, timeline_key
-from tests.integration.stories import new_story
+from tests.support.stories import new_story
 from workflows.models import ContextPack
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
-from tests.llm_server import LlmServer
+from tests.support.llm_server import LlmServer
 from workers import cli
 from workers.commands import complete_story, stories
 from workers.settings import ROOT, Settings

@@ -25,8 +25,8 @@ from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, serving
-from tests.integration.stories import new_story, rows
 from tests.integration.test_grpc_context import served
+from tests.support.stories import new_story, rows
 from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.settings import ROOT

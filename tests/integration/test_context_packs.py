@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from activities.cache import pack_key
 from activities.graph import Graph
-from tests.integration.stories import (
+from tests.support.stories import (
     at,
     batch,
     deliberation,

@@ -37,9 +37,9 @@ from bridge.consumers import AGENTS_RESPONSES
 from bridge.dead_letters import DeadLetter, DeadLetters
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
-from tests.integration.asking import Asking, AskWorkflow
 from tests.integration.conftest import Environment, Log, running
-from tests.llm_server import LlmServer, document_of
+from tests.support.asking import Asking, AskWorkflow
+from tests.support.llm_server import LlmServer, document_of
 from workers.external_storage import data_converter
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
@@ -694,7 +694,7 @@ async def test_an_answer_outlives_the_process_that_was_completing_it(
 ) -> None:
     """The process is killed after it stored the answer; the next one reports it to Temporal."""
     dying = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.integration.agents_that_hang"),
+        *(sys.executable, "-m", "tests.support.agents_that_hang"),
         env=environment,
         cwd=ROOT,
         stdout=PIPE,

@@ -22,7 +22,7 @@ from activities.graph.statements import Claim
 from activities.migrations import MIGRATIONS, migrate
 from bridge.story_sweep import RECEIVED_FOR
 from tests.conftest import RunningServer
-from tests.integration.stories import (
+from tests.support.stories import (
     at,
     batch,
     deliberation,

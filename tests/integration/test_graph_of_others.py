@@ -8,7 +8,7 @@ import pytest
 
 from activities.graph import Graph
 from activities.migrations import migrate
-from tests.integration.stories import (
+from tests.support.stories import (
     at,
     batch,
     moved,

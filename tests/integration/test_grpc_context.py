@@ -32,7 +32,7 @@ from bridge.streams import reconcile
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import bearer, problem, serving
-from tests.integration.stories import batch, deliberation, new_story, plan, rows, spec
+from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
 from workers.heartbeats import Heartbeats
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow

@@ -24,7 +24,6 @@ from bridge.grpc.wire import (
 )
 from deploy.local.process import free_ports
 from deploy.local.settings import GRPC_PORTS
-from tests.grpc_wire import Wire, agreed, breaks, wire_of
 from tests.integration.conftest import (
     Environment,
     bearer,
@@ -32,6 +31,7 @@ from tests.integration.conftest import (
     problem,
     running,
 )
+from tests.support.grpc_wire import Wire, agreed, breaks, wire_of
 from workers.settings import ROOT, SERVICES
 
 # The generated stubs are typed for synchronous channels only.

@@ -42,10 +42,10 @@ from tests.integration.conftest import (
     serving,
     variables,
 )
-from tests.integration.stories import batch, new_story, one_of_each, rows, spec
-from tests.integration.stories import plan as a_plan
-from tests.llm_server import LlmServer
-from tests.site import SAMPLE_STORY
+from tests.support.llm_server import LlmServer
+from tests.support.site import SAMPLE_STORY
+from tests.support.stories import batch, new_story, one_of_each, rows, spec
+from tests.support.stories import plan as a_plan
 from workers.clients.engine import DefaultModel
 from workers.external_storage import data_converter
 from workers.settings import ROOT, Settings
@@ -103,7 +103,7 @@ class Fleet:
 async def a_replica(environment: Environment) -> AsyncIterator[tuple[Process, Any]]:
     """Run the service in its own process; yield the process and a stub of the service."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.integration.orchestrator_replica"),
+        *(sys.executable, "-m", "tests.support.orchestrator_replica"),
         env=environment,
         cwd=ROOT,
         stdout=PIPE,

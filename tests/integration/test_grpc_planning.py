@@ -24,9 +24,9 @@ from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
-from tests.integration.stories import rows
-from tests.llm_server import LlmServer
-from tests.messages import messages
+from tests.support.llm_server import LlmServer
+from tests.support.messages import messages
+from tests.support.stories import rows
 from workers.clients.queries import RepeatedQueries
 from workflows.models import StoryInput
 from workflows.story import StoryWorkflow

@@ -20,7 +20,7 @@ from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.integration.conftest import bearer, problem, serving
-from tests.site import TOKEN_KEY
+from tests.support.site import TOKEN_KEY
 from workflows.errors import ErrorType, application_error
 from workflows.models import InvalidInput
 

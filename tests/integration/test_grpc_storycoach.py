@@ -20,8 +20,8 @@ from bridge.grpc.wire import storycoach_pb2 as wire
 from bridge.grpc.wire import storycoach_pb2_grpc
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
-from tests.llm_server import LlmServer
-from tests.messages import messages
+from tests.support.llm_server import LlmServer
+from tests.support.messages import messages
 from workflows.models import StoryText
 from workflows.readiness import score_story
 

@@ -16,7 +16,7 @@ from bridge.grpc.wire import workspace_pb2_grpc
 from bridge.grpc.workspace import WorkspaceServicer
 from deploy.local.process import free_ports
 from tests.integration.conftest import bearer, problem, serving
-from tests.messages import messages
+from tests.support.messages import messages
 from workflows.models import RigorLevel, WorkspaceReport
 from workflows.rigor import LEVELS, score_report
 

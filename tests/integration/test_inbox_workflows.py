@@ -18,8 +18,8 @@ from activities.graph import Graph
 from bridge.story_sweep import StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import a_namespace, running, variables
-from tests.llm_server import LlmServer
-from tests.site import SAMPLE_STORY
+from tests.support.llm_server import LlmServer
+from tests.support.site import SAMPLE_STORY
 from workflows.models import plan_workflow_id
 
 WITHIN_S = 60

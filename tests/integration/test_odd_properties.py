@@ -26,9 +26,9 @@ from bridge.grpc.wire import (
 from deploy.local.demo import APPROVALS, DECISIONS
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, serving
-from tests.integration.stories import batch, deliberation, new_story, one_of_each, rows
-from tests.integration.stories import plan as plan_of
 from tests.integration.test_grpc_context import served
+from tests.support.stories import batch, deliberation, new_story, one_of_each, rows
+from tests.support.stories import plan as plan_of
 from workers import view
 from workflows.events import PlanDerived
 from workflows.models import CouncilQuery, PackQuery, PlanQuery

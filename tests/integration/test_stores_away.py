@@ -19,7 +19,7 @@ from bridge.inbox import AWAY
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Valkey
 from tests.conftest import READY_WITHIN, RunningServer
-from tests.integration.stories import batch, new_story, one_of_each, refused
+from tests.support.stories import batch, new_story, one_of_each, refused
 from workflows.models import PackQuery
 
 FINAL = {

@@ -19,8 +19,8 @@ from bridge.rebuild import rebuild
 from bridge.story_sweep import StorySweep
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace
-from tests.integration.stories import batch, deliberation, moved, new_story, plan, refused, rows
-from tests.integration.stories import spec as text_of
+from tests.support.stories import batch, deliberation, moved, new_story, plan, refused, rows
+from tests.support.stories import spec as text_of
 from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner

@@ -16,8 +16,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, running, variables
-from tests.llm_server import LlmServer
-from tests.site import SAMPLE_STORY
+from tests.support.llm_server import LlmServer
+from tests.support.site import SAMPLE_STORY
 
 WITHIN_S = 180
 SIGNALS = 5_000

@@ -27,8 +27,8 @@ from activities.graph import Graph
 from bridge.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
-from tests.llm_server import LlmServer
-from tests.site import SAMPLE_STORY
+from tests.support.llm_server import LlmServer
+from tests.support.site import SAMPLE_STORY
 
 WITHIN_S = 180
 SAMPLE = json.loads(SAMPLE_STORY.read_text())

@@ -23,7 +23,7 @@ from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats as NatsServer
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, launch, running
-from tests.llm_server import LlmServer
+from tests.support.llm_server import LlmServer
 from workers.__main__ import NAMES
 from workers.clients import StartError
 from workers.processes import PROCESSES

@@ -14,7 +14,7 @@ from bridge.asyncapi import as_yaml, document
 from bridge.consumers import CONSUMERS
 from bridge.events_page import page
 from bridge.streams import STREAMS
-from tests.contract import Sent, channel_of, described, faults
+from tests.support.contract import Sent, channel_of, described, faults
 from workflows.events import PUBLISHED
 
 DOCS = Path(__file__).parents[2] / "docs"

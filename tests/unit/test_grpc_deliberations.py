@@ -14,7 +14,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from bridge.grpc.deliberations import VERSION, Updates, check_suite, metadata, results
 from bridge.grpc.figures import mean, percentile, since
 from bridge.grpc.wire import orchestrator_pb2 as wire
-from tests.integration.stories import deliberation
+from tests.support.stories import deliberation
 from workflows.models import Check, DeliberationResult, FailedAgent
 
 Name = Literal["policy", "lint", "dry_run"]

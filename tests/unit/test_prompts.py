@@ -23,7 +23,7 @@ from activities.answers import (
     verdict_form,
 )
 from activities.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
-from tests.llm_server import document_of
+from tests.support.llm_server import document_of
 from workflows.models import (
     Agent,
     ContextPack,

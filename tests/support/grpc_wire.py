@@ -1,6 +1,7 @@
 """The wire contract of the gRPC services as plain data: names, numbers, types and methods.
 
-`tests/grpc_wire.json` holds the agreed contract. The served one may add to it, but not change it.
+`grpc_wire.json` beside this module holds the agreed contract. The served one may add to it, but not
+change it.
 """
 
 import json

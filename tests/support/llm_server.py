@@ -3,7 +3,7 @@
 It serves `/v1/models` and `/v1/chat/completions` (streamed, `json_schema`) as vLLM does: it writes
 a document that is valid for the given schema, and always the same one for the same model, messages
 and seed. It can be made to misbehave for the next calls, and records each call and whether the
-client aborted it. As a separate process: `python -m tests.llm_server --port 8000`.
+client aborted it. As a separate process: `python -m tests.support.llm_server --port 8000`.
 """
 
 from __future__ import annotations

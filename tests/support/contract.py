@@ -17,7 +17,7 @@ from nats.aio.client import Client as Nats
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "asyncapi.yaml"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "asyncapi.yaml"
 
 STREAMS = (
     "PLANNING_EVENTS",
