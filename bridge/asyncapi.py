@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from bridge.agents import EXPIRY
 from bridge.consumers import CONSUMERS
 from bridge.dead_letters import ORIGINAL, PREFIX
-from bridge.fields import words
 from bridge.inbound import DECISION, IDS_OF, READING, Reading
 from bridge.source import SOURCE_PREFIX
 from bridge.streams import Stream, stream_of
@@ -366,9 +365,8 @@ def _message(body: type[BaseModel], headers: Json) -> Json:
 
 
 def example(body: type[BaseModel]) -> Json:
-    """Build an example body with every field that has an example value."""
-    told = {name: words(body.__name__, name).example for name in body.model_fields}
-    return {name: value for name, value in told.items() if value is not None}
+    """Return an example body: the first example of each field that has one."""
+    return {name: field.examples[0] for name, field in body.model_fields.items() if field.examples}
 
 
 def _meaning(body: type[BaseModel]) -> str:
@@ -379,6 +377,10 @@ def _meaning(body: type[BaseModel]) -> str:
 
 
 BODIES: tuple[type[BaseModel], ...] = (*PUBLISHED.values(), AgentCommand, AgentResponse)
+
+
+ANNOTATIONS = ("title", "default", "description", "examples")
+"""What pydantic writes about a field and its schema here does not repeat."""
 
 
 def _schemas() -> Json:
@@ -404,16 +406,15 @@ def _schema(name: str, schema: Json, *, all_there: bool) -> Json:
     rules, fields = schema["properties"], {}
     nullable = [field for field, rule in rules.items() if {"type": "null"} in rule.get("anyOf", ())]
     for field, rule in rules.items():
-        told = words(name, field)
         if field in nullable:
             (kept,) = [each for each in rule["anyOf"] if each != {"type": "null"}]
         else:
-            kept = {key: value for key, value in rule.items() if key not in ("title", "default")}
+            kept = {key: value for key, value in rule.items() if key not in ANNOTATIONS}
         if not all_there and rule.get("default") not in (None, ""):
             kept = {**kept, "default": rule["default"]}
         if field == "timestamp" and all_there:
             kept = {**kept, "format": "date-time"}
-        fields[field] = {**kept, "description": told.meaning}
+        fields[field] = {**kept, "description": rule["description"]}
     required = [
         field
         for field in rules

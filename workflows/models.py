@@ -809,9 +809,9 @@ class RankedProposal(Wire):
 class FailedAgent(Wire):
     """An agent that was left out, in which act, and why."""
 
-    agent_id: str
-    act: str
-    cause: str
+    agent_id: str = Field(description="The agent that failed")
+    act: str = Field(description="What it was asked to do")
+    cause: str = Field(description="Why it failed")
 
 
 # --- deliberation -------------------------------------------------------------------------------
@@ -851,12 +851,12 @@ class DeliberationInput(Request):
 class RecordedDecision(Wire):
     """A winner's decision as the graph and the events hold it."""
 
-    id: str
-    type: str = "DESIGN"
-    title: str
-    rationale: str = ""
-    affected_subtask: str = ""
-    affects: list[str] = []
+    id: str = Field(description="The decision")
+    type: str = Field("DESIGN", description="What kind of decision it is")
+    title: str = Field(description="The decision in a line")
+    rationale: str = Field("", description="Why it was decided so")
+    affected_subtask: str = Field("", description="The task that it is about; else empty")
+    affects: list[str] = Field([], description="What it touches, in the agent's words")
 
 
 class DeliberationResult(Wire):

@@ -295,7 +295,7 @@ def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
     run(work())
 
 
-@app.command(epilog="Example:  fleet why US-101-design-1-d1")
+@app.command(epilog="Example:  fleet why US-101-design-1-580e3a2a-d1")
 def why(
     decision_id: Annotated[str, typer.Argument(metavar="DECISION", help="The decision's id.")],
     story: Annotated[
