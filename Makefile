@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 LOCKS  := deploy/local/requirements
+EXTRAS := --extra agent --extra dev --extra local --extra report
 OUT    ?= .
 
 .DEFAULT_GOAL := help
@@ -85,13 +86,13 @@ protos: ## generate bridge/grpc/wire from bridge/grpc/protos
 lock: ## pin the packages again (UPGRADE=1: to the newest that fit)
 	@$(PYTHON) -m deploy.local.setup --only uv
 	@for kind in cpu gpu; do \
-	  .fleet/setup/uv/bin/uv pip compile pyproject.toml --extra serve-$$kind --extra dev \
+	  .fleet/setup/uv/bin/uv pip compile pyproject.toml --extra serve-$$kind $(EXTRAS) \
 	    --override $(LOCKS)/$$kind-overrides.txt --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
 	    --no-header --no-annotate --quiet $(if $(UPGRADE),--upgrade) -o $(LOCKS)/$$kind.lock \
 	    && echo "$(LOCKS)/$$kind.lock" || exit 1; \
 	done
-	@.fleet/setup/uv/bin/uv pip compile pyproject.toml --extra dev --constraint $(LOCKS)/cpu.lock \
+	@.fleet/setup/uv/bin/uv pip compile pyproject.toml $(EXTRAS) --constraint $(LOCKS)/cpu.lock \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o $(LOCKS)/none.lock \
 	  && echo "$(LOCKS)/none.lock"

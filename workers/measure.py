@@ -44,6 +44,9 @@ LINT_WITHIN_S = 120
 OK_WITH_MAJOR = 10
 """Major findings up to which the quality gate is OK; more are WARN, a critical one is ERROR."""
 
+_TOOLS = ("pytest", "pytest_cov")
+"""Modules of the extra `report`."""
+
 TEST_FOLDERS = ("tests", "test")
 E2E_FOLDERS = ("tests/e2e", "test/e2e", "e2e")
 _NOT_COPIED = shutil.ignore_patterns(
@@ -85,9 +88,14 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
     with a line as each step begins, and with one for a build or a unit run that fails.
 
     Raises:
-        CannotMeasure: there is no such directory, no code, or no unit test; or a step could not run
-            or did not end in time.
+        CannotMeasure: a tool is not installed; or there is no such directory, no code, or no unit
+            test; or a step could not run or did not end in time.
     """
+    if missing := [name for name in _TOOLS if importlib.util.find_spec(name) is None]:
+        raise CannotMeasure(
+            f"{' and '.join(missing)} not installed; install the extra `report`: "
+            "pip install 'swe-ai-fleet[report]'"
+        )
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fleet-measure-") as scratch:
         project = _Project.copied(directory, Path(scratch))

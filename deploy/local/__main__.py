@@ -14,11 +14,17 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-from deploy.local.parts import Part
-from deploy.local.servers import NotInstalled, ServerNotReady
-from deploy.local.settings import InvalidStackSettings, StackSettings
-from deploy.local.stack import PartStatus, PortsTaken, Stack, Stage, StillRunning
-from deploy.local.supervisor import SupervisorFailed
+try:
+    from deploy.local.parts import Part
+    from deploy.local.servers import NotInstalled, ServerNotReady
+    from deploy.local.settings import InvalidStackSettings, StackSettings
+    from deploy.local.stack import PartStatus, PortsTaken, Stack, Stage, StillRunning
+    from deploy.local.supervisor import SupervisorFailed
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"{missing.name} is not installed; install the extra `local`: "
+        "pip install 'swe-ai-fleet[local]'"
+    ) from None
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="The whole fleet on this machine."

@@ -85,6 +85,26 @@ def test_the_command_line_runs_without_the_extras(installed: Path, tmp_path: Pat
     assert "TEMPORAL_ADDRESS" in run([installed / "python", "-m", "workers", "settings"], tmp_path)
 
 
+def refused(command: Sequence[str | Path], cwd: Path) -> str:
+    """Run a command that must fail; return the last line of its stderr."""
+    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended
+    return ended.stderr.strip().splitlines()[-1]
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    installed: Path, tmp_path: Path
+) -> None:
+    python = installed / "python"
+    measure = "import pathlib; from workers.measure import *; measure(pathlib.Path(), print)"
+
+    said = refused([python, "-m", "deploy.local", "status"], tmp_path)
+    assert said.endswith("install the extra `local`: pip install 'swe-ai-fleet[local]'")
+    said = refused([python, "-c", measure], tmp_path)
+    assert said.endswith("install the extra `report`: pip install 'swe-ai-fleet[report]'")
+    assert "pytest and pytest_cov not installed" in said
+
+
 def test_the_contracts_and_the_processes_can_be_imported(installed: Path, tmp_path: Path) -> None:
     modules = [f"bridge.grpc.wire.{name}_pb2_grpc" for name in CONTRACTS]
     modules += [f"workers.processes.{name}" for name in ("agents", "bridge", "grpc", "inbox")]
