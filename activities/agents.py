@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities import acts
 from activities.acts import ASKS, AnswerT, Question
+from activities.heartbeats import heartbeats
 from activities.kept import KEPT_FOR, answer_key, kept_answer
 from activities.llm import (
     BYTES_PER_TOKEN,
@@ -59,7 +59,6 @@ FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
 """Ratios tried in turn if the engine counts more tokens than we did."""
 
 KEEP_AGAIN = timedelta(seconds=1)
-UNTOLD_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
 MOCK_REFUSED = "Mock agents not allowed in production"
 
@@ -251,7 +250,7 @@ class VllmAgents:
         progress = CallProgress.after(question.act, call.agent, info.heartbeat_details)
         began = time.monotonic()
         try:
-            async with heartbeats(progress):
+            async with heartbeats(lambda: asdict(progress.spent())):
                 if (kept := await kept_answer(self._valkey, key)) is not None:
                     return question.answer_type.model_validate_json(kept)
                 fields = await self._write(question, progress)
@@ -361,23 +360,6 @@ class VllmAgents:
                 await asyncio.sleep(KEEP_AGAIN.total_seconds())
             else:
                 return
-
-
-@asynccontextmanager
-async def heartbeats(progress: CallProgress) -> AsyncIterator[None]:
-    """Send the progress as a heartbeat, three times per heartbeat time-out."""
-    every = (activity.info().heartbeat_timeout or UNTOLD_HEARTBEAT_TIMEOUT) / 3
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(every.total_seconds())
-            activity.heartbeat(asdict(progress.spent()))
-
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
 
 
 def is_read(read: Callable[[str], object], text: str) -> bool:

@@ -25,7 +25,6 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from pydantic import ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from temporalio.client import AsyncActivityCancelledError, AsyncActivityHandle, Client
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -40,6 +39,7 @@ from bridge.agent_calls import AgentCalls, Found, OpenCall, SettledCall, new_cal
 from bridge.agents import Commands, command
 from bridge.consumers import AGENTS_RESPONSES, ConsumerError
 from bridge.dead_letters import DeadLetters
+from bridge.outages import is_unavailable
 from bridge.streams import StreamError
 from workflows.errors import ErrorType
 from workflows.events import AgentResponse
@@ -65,18 +65,6 @@ FIGURES = frozenset({"tokens_in", "tokens_out", "duration_ms"})
 
 GONE = RPCStatusCode.NOT_FOUND
 """Temporal's status for the task token of an attempt that is over."""
-
-TEMPORAL_AWAY = frozenset(
-    {
-        RPCStatusCode.UNAVAILABLE,
-        RPCStatusCode.DEADLINE_EXCEEDED,
-        RPCStatusCode.CANCELLED,
-        RPCStatusCode.RESOURCE_EXHAUSTED,
-        RPCStatusCode.UNAUTHENTICATED,
-        RPCStatusCode.PERMISSION_DENIED,
-        RPCStatusCode.UNKNOWN,
-    }
-)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -192,7 +180,7 @@ class AgentResponses:
             await self._bury(message, refused.reason, refused.error)
         except Exception as error:  # any error: delivered again, finally a dead letter
             delivered = message.metadata.num_delivered or 1
-            away = is_away(error)
+            away = is_unavailable(error)
             if away or delivered < LAST_DELIVERY:
                 await message.nak(delay=AGAIN_AFTER_S[min(delivered, len(AGAIN_AFTER_S)) - 1])
                 if away:
@@ -344,17 +332,6 @@ async def unless_gone(told: Awaitable[None]) -> None:
     except RPCError as error:
         if error.status != GONE:
             raise
-
-
-def is_away(error: Exception) -> bool:
-    """Return whether the error means that a server is down, which no message causes."""
-    match error:
-        case RPCError():
-            return error.status in TEMPORAL_AWAY
-        case ApplicationError():
-            return not error.non_retryable
-        case _:
-            return isinstance(error, RedisError | NatsError | OSError | TimeoutError)
 
 
 def understood(subject: str, data: bytes) -> AgentResponse:

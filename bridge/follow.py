@@ -19,6 +19,7 @@ from nats.js import errors as js_errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bridge.envelopes import in_lower_case
+from bridge.outages import is_unavailable
 from bridge.streams import STREAMS, Stream
 
 EVENT_STREAMS = tuple(
@@ -43,9 +44,6 @@ LINGER_S = 0.2
 
 GONE_AFTER_S = 30.0
 """How long the server keeps a consumer that no one reads."""
-
-AWAY = (nats_errors.Error, js_errors.Error, OSError, TimeoutError)
-"""Errors of a client while its server is down, or back without the consumer."""
 
 
 class StreamMissing(Exception):
@@ -229,7 +227,9 @@ class Following:
                             return
                         while len(source.waiting) > BATCH:  # the reader is slower: wait
                             await asyncio.sleep(LINGER_S / 4)
-            except AWAY:
+            except Exception as error:
+                if not is_unavailable(error):
+                    raise
                 source.read_up = False
                 if not self._nats.is_connected:
                     self._note_away()
@@ -298,5 +298,6 @@ async def _drop(subscription: JetStreamContext.PullSubscription) -> None:
     """End the subscription; the server removes the consumer by itself."""
     try:
         await subscription.unsubscribe()
-    except AWAY:
-        return
+    except Exception as error:
+        if not is_unavailable(error):
+            raise

@@ -41,9 +41,9 @@ from bridge.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
 from bridge.dead_letters import DeadLetters
 from bridge.envelopes import NotUnderstood, in_lower_case
 from bridge.inbound import MAX_DECISIONS, Received, news, understand
+from bridge.outages import is_unavailable
 from bridge.plan_runs import require_plan
 from bridge.source import has_sent, read_source
-from workflows.errors import ErrorType
 from workflows.events import DeliberationCompleted, PlanApproved
 from workflows.models import (
     DecisionAdded,
@@ -84,30 +84,6 @@ crashed the replicas that read it."""
 
 STORE_AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 LAG_EVERY_S = 5.0
-
-AWAY = frozenset(
-    {
-        *(
-            ErrorType.GRAPH_UNAVAILABLE,
-            ErrorType.GRAPH_CREDENTIALS,
-            ErrorType.GRAPH_SETTINGS,
-            ErrorType.STORE_UNAVAILABLE,
-        ),
-        *(ErrorType.CACHE_UNAVAILABLE, ErrorType.CACHE_CREDENTIALS, ErrorType.CACHE_FULL),
-    }
-)
-"""Types of `activities.graph.errors` that no message causes."""
-
-TEMPORAL_AWAY = frozenset(
-    {
-        RPCStatusCode.UNAVAILABLE,
-        RPCStatusCode.DEADLINE_EXCEEDED,
-        RPCStatusCode.CANCELLED,
-        RPCStatusCode.RESOURCE_EXHAUSTED,
-        RPCStatusCode.UNAUTHENTICATED,
-        RPCStatusCode.PERMISSION_DENIED,
-    }
-)
 
 HANDLED = Counter(
     "fleet_inbox_messages", "Messages by what became of them", ["consumer", "outcome"]
@@ -496,11 +472,11 @@ class Inbox:
             try:
                 answer = await apply()
             except ApplicationError as error:
-                if error.type not in AWAY:
+                if not is_unavailable(error):
                     raise Failed(error.message, final=error.non_retryable) from None
                 why = error.message
             except RPCError as error:
-                if error.status not in TEMPORAL_AWAY:
+                if not is_unavailable(error):
                     final = error.status == RPCStatusCode.INVALID_ARGUMENT
                     raise Failed(f"Temporal refuses: {error.message}", final) from None
                 why = f"Temporal does not answer: {error.message}"

@@ -130,6 +130,26 @@ RETRYABLE = frozenset(
 a server, a credential or a setting can be fixed while the activity retries."""
 
 
+UNAVAILABLE = frozenset(
+    {
+        ErrorType.GRAPH_UNAVAILABLE,
+        ErrorType.GRAPH_CREDENTIALS,
+        ErrorType.GRAPH_SETTINGS,
+        ErrorType.CACHE_UNAVAILABLE,
+        ErrorType.CACHE_CREDENTIALS,
+        ErrorType.CACHE_FULL,
+        ErrorType.STORE_UNAVAILABLE,
+        ErrorType.STORE_UNREACHABLE,
+        ErrorType.NATS_AWAY,
+        ErrorType.NATS_ERROR,
+        ErrorType.NO_ACK,
+        ErrorType.NO_STREAM,
+        ErrorType.STREAM_REFUSED,
+    }
+)
+"""The types that no request causes: a server is down, or its credentials or settings are wrong."""
+
+
 def application_error(kind: ErrorType, message: str, *details: Any) -> ApplicationError:
     """Build an error of a type; RETRYABLE decides whether Temporal retries.
 

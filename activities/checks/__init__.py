@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +20,7 @@ from activities.checks.lint import LANGUAGES, lint_code
 from activities.checks.policy import Policy, PolicyRules
 from activities.checks.sandbox import CannotRun, Sandbox
 from activities.config import CONFIG, InvalidConfig, read_config
+from activities.heartbeats import heartbeats
 from workflows.models import Check, CheckInput, CheckReport, Proposal
 from workflows.stubs import CheckStub
 
@@ -36,7 +35,6 @@ MAX_BLOCKS = 200
 
 _FINDINGS = 50
 _OUTPUT = 4_000  # characters kept of a program's output, from its start and its end
-_DEFAULT_HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 
 _Name = Literal["policy", "lint", "dry_run"]
 
@@ -64,7 +62,7 @@ class Checks(CheckStub):
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
         """Check a proposal; the same proposal gets the same report on the same machine."""
-        async with _heartbeats():
+        async with heartbeats():
             return CheckReport(
                 checks=await self._checks(request.proposal), weights=dict(self._weights)
             )
@@ -186,23 +184,6 @@ def _kept(output: bytes) -> str:
 
 def _printable(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
-
-
-@asynccontextmanager
-async def _heartbeats() -> AsyncIterator[None]:
-    """Send three heartbeats per heartbeat time-out."""
-    every = (activity.info().heartbeat_timeout or _DEFAULT_HEARTBEAT_TIMEOUT) / 3
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(every.total_seconds())
-            activity.heartbeat()
-
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
 
 
 def load_policy(directory: Path = CONFIG) -> PolicyRules:

@@ -21,13 +21,13 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.graph import Graph
+from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, serving
 from tests.integration.test_grpc_context import served
 from tests.support.stories import new_story, rows
-from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.settings import ROOT
 from workers.workflow_runner import workflow_runner

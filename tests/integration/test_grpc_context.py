@@ -22,6 +22,7 @@ from temporalio.worker import Worker
 from activities.cache import pack_key
 from activities.graph import Graph
 from activities.graph.updates import PAYLOADS
+from activities.heartbeats import Heartbeats
 from bridge.grpc.context import ContextServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import context_pb2 as pb
@@ -33,7 +34,6 @@ from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import bearer, problem, serving
 from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
-from workers.heartbeats import Heartbeats
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.events import ContextUpdated

@@ -15,11 +15,11 @@ from temporalio.exceptions import ApplicationError
 from activities.cache import Cache
 from activities.graph import Graph
 from activities.graph.errors import store_errors
-from bridge.inbox import AWAY
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Valkey
 from tests.conftest import READY_WITHIN, RunningServer
 from tests.support.stories import batch, new_story, one_of_each, refused
+from workflows.errors import UNAVAILABLE
 from workflows.models import PackQuery
 
 FINAL = {
@@ -129,4 +129,4 @@ async def _is_away(graph: Graph) -> None:
     with pytest.raises(ApplicationError) as kept:
         await graph.keep_session(story, "hash", "text", 60)
 
-    assert {stored.value.type, kept.value.type} <= AWAY
+    assert {stored.value.type, kept.value.type} <= UNAVAILABLE

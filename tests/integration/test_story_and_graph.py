@@ -14,6 +14,7 @@ from temporalio.worker import Worker
 
 from activities.cache import timeline_key
 from activities.graph import Graph
+from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from bridge.rebuild import rebuild
 from bridge.story_sweep import StorySweep
@@ -21,7 +22,6 @@ from tests.conftest import Servers
 from tests.integration.conftest import a_namespace
 from tests.support.stories import batch, deliberation, moved, new_story, plan, refused, rows
 from tests.support.stories import spec as text_of
-from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow

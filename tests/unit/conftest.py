@@ -28,9 +28,9 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from activities.children import Children
+from activities.heartbeats import Heartbeats
 from deploy.local.servers import script
 from tests.conftest import RunningServer
-from workers.heartbeats import Heartbeats
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows import fsm, rigor

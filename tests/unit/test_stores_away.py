@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import pytest
+from nats import errors as nats
+from nats.js import errors as jetstream
 from neo4j.exceptions import Neo4jError
+from redis import exceptions as redis
 from redis._parsers import BaseParser
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.errors import store_error
-from bridge.inbox import AWAY
+from bridge.outages import is_unavailable
+from workflows.errors import ErrorType, application_error
 
-AWAY_NOW, RETRIED, FINAL = "away", "retried", "final"
+AWAY, RETRIED, FINAL = "away", "retried", "final"
 
 NEO4J = [
-    ("Neo.ClientError.Cluster.NotALeader", AWAY_NOW),
-    ("Neo.ClientError.General.ForbiddenOnReadOnlyDatabase", AWAY_NOW),
-    ("Neo.ClientError.General.ReadOnly", AWAY_NOW),
-    ("Neo.ClientError.Statement.AccessMode", AWAY_NOW),
-    ("Neo.ClientError.Database.DatabaseNotFound", AWAY_NOW),
-    ("Neo.ClientError.Security.Unauthorized", AWAY_NOW),
-    ("Neo.ClientError.Security.AuthorizationExpired", AWAY_NOW),
-    ("Neo.ClientError.Security.TokenExpired", AWAY_NOW),
-    ("Neo.ClientError.Security.CredentialsExpired", AWAY_NOW),
-    ("Neo.ClientError.Security.Forbidden", AWAY_NOW),
-    ("Neo.TransientError.General.DatabaseUnavailable", AWAY_NOW),
-    ("Neo.TransientError.Cluster.ReplicationFailure", AWAY_NOW),
+    ("Neo.ClientError.Cluster.NotALeader", AWAY),
+    ("Neo.ClientError.General.ForbiddenOnReadOnlyDatabase", AWAY),
+    ("Neo.ClientError.General.ReadOnly", AWAY),
+    ("Neo.ClientError.Statement.AccessMode", AWAY),
+    ("Neo.ClientError.Database.DatabaseNotFound", AWAY),
+    ("Neo.ClientError.Security.Unauthorized", AWAY),
+    ("Neo.ClientError.Security.AuthorizationExpired", AWAY),
+    ("Neo.ClientError.Security.TokenExpired", AWAY),
+    ("Neo.ClientError.Security.CredentialsExpired", AWAY),
+    ("Neo.ClientError.Security.Forbidden", AWAY),
+    ("Neo.TransientError.General.DatabaseUnavailable", AWAY),
+    ("Neo.TransientError.Cluster.ReplicationFailure", AWAY),
     ("Neo.TransientError.Transaction.DeadlockDetected", RETRIED),
     ("Neo.TransientError.General.MemoryPoolOutOfMemoryError", RETRIED),
     ("Neo.ClientError.Transaction.TransactionTimedOut", RETRIED),
@@ -46,14 +52,14 @@ NEO4J = [
     ("Neo.ClientError.General.InvalidArguments", FINAL),
 ]
 VALKEY = [
-    ("READONLY You can't write against a read only replica.", AWAY_NOW),
-    ("MASTERDOWN Link with MASTER is down", AWAY_NOW),
-    ("CLUSTERDOWN The cluster is down", AWAY_NOW),
-    ("LOADING Valkey is loading the dataset in memory", AWAY_NOW),
-    ("TRYAGAIN Multiple keys request during rehashing of slot", AWAY_NOW),
-    ("BUSY Valkey is busy running a script.", AWAY_NOW),
-    ("NOREPLICAS Not enough good replicas to write.", AWAY_NOW),
-    ("MISCONF Errors writing to the AOF file: No space left on device", AWAY_NOW),
+    ("READONLY You can't write against a read only replica.", AWAY),
+    ("MASTERDOWN Link with MASTER is down", AWAY),
+    ("CLUSTERDOWN The cluster is down", AWAY),
+    ("LOADING Valkey is loading the dataset in memory", AWAY),
+    ("TRYAGAIN Multiple keys request during rehashing of slot", AWAY),
+    ("BUSY Valkey is busy running a script.", AWAY),
+    ("NOREPLICAS Not enough good replicas to write.", AWAY),
+    ("MISCONF Errors writing to the AOF file: No space left on device", AWAY),
     ("WRONGTYPE Operation against a key holding the wrong kind of value", RETRIED),
     ("ERR a text with BUSY in it", RETRIED),
 ]
@@ -61,9 +67,9 @@ VALKEY = [
 
 def classed(error: Exception) -> str:
     found = store_error(error)
-    if found.type in AWAY:
+    if is_unavailable(found):
         assert not found.non_retryable
-        return AWAY_NOW
+        return AWAY
     return FINAL if found.non_retryable else RETRIED
 
 
@@ -75,3 +81,45 @@ def test_an_error_of_neo4j_is_away_retried_or_final_by_its_code(code: str, expec
 @pytest.mark.parametrize(("reply", "expected"), VALKEY)
 def test_an_error_of_valkey_is_away_or_retried_by_its_reply(reply: str, expected: str) -> None:
     assert classed(BaseParser.parse_error(reply)) == expected  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RPCError("down", RPCStatusCode.UNAVAILABLE, b""),
+        RPCError("a broken connection", RPCStatusCode.UNKNOWN, b""),
+        RPCError("an expired key", RPCStatusCode.UNAUTHENTICATED, b""),
+        application_error(ErrorType.GRAPH_UNAVAILABLE, "down"),
+        application_error(ErrorType.STORE_UNREACHABLE, "down"),
+        application_error(ErrorType.NO_ACK, "no answer"),
+        nats.ConnectionClosedError(),
+        nats.NoServersError(),
+        jetstream.NoStreamResponseError(),
+        jetstream.ServiceUnavailableError(),
+        redis.ConnectionError(),
+        redis.OutOfMemoryError(),
+        ConnectionRefusedError(),
+        TimeoutError(),
+    ],
+    ids=repr,
+)
+def test_an_outage_is_waited_for(error: Exception) -> None:
+    assert is_unavailable(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RPCError("no such workflow", RPCStatusCode.NOT_FOUND, b""),
+        RPCError("too large", RPCStatusCode.INVALID_ARGUMENT, b""),
+        application_error(ErrorType.GRAPH_BUSY, "a deadlock"),
+        application_error(ErrorType.EVENT_TOO_LARGE, "raise max_payload"),
+        ApplicationError("of another program"),
+        nats.MaxPayloadError(),
+        redis.DataError(),
+        KeyError("a bug"),
+    ],
+    ids=repr,
+)
+def test_an_error_that_a_request_may_cause_is_no_outage(error: Exception) -> None:
+    assert not is_unavailable(error)

@@ -9,12 +9,12 @@ from nats.errors import ConnectionReconnectingError
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.heartbeats import Heartbeats
 from bridge.mirror import Mirror
 from bridge.source import Source, read_source
 from bridge.streams import StreamError, reconcile
 from workers.clients import StartError
 from workers.clients.nats import open_nats
-from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options
 from workers.settings import Settings
 from workflows.stubs import BRIDGE_QUEUE

@@ -9,8 +9,8 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.children import Children
+from activities.heartbeats import Heartbeats
 from workers import search_attributes
-from workers.heartbeats import Heartbeats
 from workers.processes import Base, Running, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
