@@ -17,11 +17,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows.events import EventBody, PlanDerived, TaskCreated
     from workflows.models import (
         ContextPack,
+        Council,
         CouncilQuery,
         DerivationInput,
         DerivationResult,
+        DerivePlanAnswer,
         DerivePlanInput,
-        PlannedTask,
+        Plan,
         PlanQuery,
         Proposal,
         StoryText,
@@ -33,70 +35,100 @@ with workflow.unsafe.imports_passed_through():
 PLANNER = "ARCHITECT"
 
 
-async def derive_tasks(
-    story_id: str, plan_id: str, phase: str, story: StoryText
-) -> tuple[list[PlannedTask], list[str]]:
-    """Return the tasks that the planner derives from the story's text, and the existing roles."""
-    council = await workflow.execute_activity_method(
+async def load_planner(role: str = PLANNER) -> Council:
+    """Load the council that derives plans: its first agent does, for the roles it names."""
+    return await workflow.execute_activity_method(
         GraphStub.load_council,
-        CouncilQuery(role=PLANNER, size=1),
-        **(STORE | {"summary": "the planner"}),
+        CouncilQuery(role=role, size=1),
+        **(STORE | {"summary": "the planner, and the existing roles"}),
     )
+
+
+async def request_plan(
+    council: Council, task: Task, design: Proposal, wave: int = 1
+) -> DerivePlanAnswer:
+    """Return the drafts that the council's first agent writes from a design, and their cost.
+
+    Args:
+        council: As `load_planner` returns it.
+        task: The request to the agent.
+        design: The design that is split into tasks.
+        wave: Number of the request, if the same plan is requested again.
+
+    Raises:
+        ActivityError: The agent gave no valid answer, or the call was cancelled.
+    """
     planner = council.agents[0]
+    return await workflow.execute_activity_method(
+        AgentStub.derive_plan,
+        DerivePlanInput(
+            task=task,
+            agent=planner,
+            pack=ContextPack(),
+            wave=wave,
+            design=design,
+            roles=council.roles,
+        ),
+        **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
+    )
+
+
+async def derive_from_text(
+    story_id: str, plan_id: str, phase: str, story: StoryText
+) -> tuple[Plan, list[str]]:
+    """Return the first version of a plan, derived from the story's text, and the existing roles."""
+    council = await load_planner()
+    task = Task(
+        task_id=plan_id,
+        story_id=story_id,
+        role=PLANNER,
+        phase=phase,
+        description=story.title,
+        requirements=story.acceptance_criteria,
+    )
     with cancelled_as_such():
-        answer = await workflow.execute_activity_method(
-            AgentStub.derive_plan,
-            DerivePlanInput(
-                task=Task(
-                    task_id=plan_id,
-                    story_id=story_id,
-                    role=PLANNER,
-                    phase=phase,
-                    description=story.title,
-                    requirements=story.acceptance_criteria,
-                ),
-                agent=planner,
-                pack=ContextPack(),
-                wave=1,
-                design=Proposal(approach=story.title, content=story.brief),
-                roles=council.roles,
-            ),
-            **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
+        answer = await request_plan(
+            council, task, Proposal(approach=story.title, content=story.brief)
         )
-    return dag.number_tasks(plan_id, answer.tasks), council.roles
+    tasks = dag.number_tasks(plan_id, answer.tasks)
+    return Plan(plan_id=plan_id, story_id=story_id, version=1, tasks=tasks), council.roles
 
 
-def require_plan(tasks: list[PlannedTask], roles: list[str]) -> None:
+def require_plan(plan: Plan, roles: list[str]) -> None:
     """Check a derived plan by the DAG's rules.
 
     Raises:
         ApplicationError: `InvalidPlan`, not retryable, names the task and the rule.
     """
     try:
-        dag.validate(tasks, roles)
+        dag.validate(plan.tasks, roles)
     except dag.InvalidPlan as error:
         raise application_error(ErrorType.INVALID_PLAN, f"plan: {error}") from error
 
 
-def plan_derived(story_id: str, plan_id: str, version: int, tasks: list[PlannedTask]) -> EventBody:
+def plan_derived(plan: Plan) -> EventBody:
     """Return the record of a plan's tasks, for the graph."""
     return PlanDerived(
-        story_id=story_id, plan_id=plan_id, version=version, tasks=tasks, timestamp=timestamp()
+        story_id=plan.story_id,
+        plan_id=plan.plan_id,
+        version=plan.version,
+        tasks=plan.tasks,
+        timestamp=timestamp(),
     )
 
 
-def tasks_created(story_id: str, plan_id: str, tasks: list[PlannedTask]) -> list[EventBody]:
+def tasks_created(plan: Plan) -> list[EventBody]:
     """Return the events that announce a plan's tasks, in the plan's order."""
     return [
         TaskCreated(
-            story_id=story_id,
-            plan_id=plan_id,
+            story_id=plan.story_id,
+            plan_id=plan.plan_id,
             task_id=task.task_id,
             role=task.role,
             depends_on=task.depends_on,
             timestamp=timestamp(),
         )
-        for task in tasks
+        for task in plan.tasks
     ]
 
 
@@ -129,16 +161,13 @@ class DerivationWorkflow:
         if not tasks:
             if stored.story is None:
                 raise application_error(ErrorType.NOT_FOUND, f"story {input.story_id} not found")
-            tasks, roles = await derive_tasks(
+            plan, roles = await derive_from_text(
                 input.story_id, input.plan_id, input.phase, stored.story
             )
-            self.record(input, tasks, roles)
+            require_plan(plan, roles)
+            self.outbox.append(plan_derived(plan))
+            for created in tasks_created(plan) if input.announce else []:
+                self.outbox.append(created)
             await self.outbox.drained()
+            tasks = plan.tasks
         return DerivationResult(story_id=input.story_id, plan_id=input.plan_id, tasks=tasks)
-
-    def record(self, input: DerivationInput, tasks: list[PlannedTask], roles: list[str]) -> None:
-        """Record the plan in the graph; publish each task if the input asks for it."""
-        require_plan(tasks, roles)
-        self.outbox.append(plan_derived(input.story_id, input.plan_id, 1, tasks))
-        for body in tasks_created(input.story_id, input.plan_id, tasks) if input.announce else []:
-            self.outbox.append(body)

@@ -19,7 +19,7 @@ from workflows.deliberation import (
     failed_deliberation,
     require_id,
 )
-from workflows.derivation import derive_tasks, plan_derived, require_plan, tasks_created
+from workflows.derivation import derive_from_text, plan_derived, require_plan, tasks_created
 from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.outbox_state import OutboxState
@@ -42,11 +42,11 @@ with workflow.unsafe.imports_passed_through():
         DeliberationInput,
         MilestoneReached,
         MilestonesAdded,
+        Plan,
         PlanInput,
         PlannedTask,
         PlanQuery,
         PlanResult,
-        StoryText,
         TaskOutcome,
         deliberation_workflow_id,
         plan_workflow_id,
@@ -162,29 +162,26 @@ class PlanWorkflow:
 
         If the graph has neither, each role that the approval names gets one task.
         """
-        query = PlanQuery(story_id=self.input.story_id, plan_id=self.input.plan_id)
+        story_id, plan_id = self.input.story_id, self.input.plan_id
         stored = await workflow.execute_activity_method(
-            GraphStub.load_plan, query, **(STORE | {"summary": "the plan's tasks in the graph"})
+            GraphStub.load_plan,
+            PlanQuery(story_id=story_id, plan_id=plan_id),
+            **(STORE | {"summary": "the plan's tasks in the graph"}),
         )
-        tasks = stored.tasks
-        if not tasks and stored.story is not None:
-            tasks = await self.derive(stored.story)
-        elif not tasks and self.input.roles:
-            tasks = dag.task_of_each_role(self.input.story_id, self.input.plan_id, self.input.roles)
-            self.outbox.append(plan_derived(self.input.story_id, self.input.plan_id, 1, tasks))
+        plan = Plan(plan_id=plan_id, story_id=story_id, version=1, tasks=stored.tasks)
+        if not plan.tasks and stored.story is not None:
+            plan, roles = await derive_from_text(story_id, plan_id, self.input.phase, stored.story)
+            if workflow.patched("plan-from-the-bus-names-known-roles"):
+                require_plan(plan, roles)
+            self.outbox.append(plan_derived(plan))
+        elif not plan.tasks and self.input.roles:
+            tasks = dag.task_of_each_role(story_id, plan_id, self.input.roles)
+            plan = plan.model_copy(update={"tasks": tasks})
+            self.outbox.append(plan_derived(plan))
         if workflow.patched("announce-tasks-of-plans-from-the-bus"):
-            for body in tasks_created(self.input.story_id, self.input.plan_id, tasks):
-                self.outbox.append(body)
-        return tasks
-
-    async def derive(self, story: StoryText) -> list[PlannedTask]:
-        tasks, roles = await derive_tasks(
-            self.input.story_id, self.input.plan_id, self.input.phase, story
-        )
-        if workflow.patched("plan-from-the-bus-names-known-roles"):
-            require_plan(tasks, roles)
-        self.outbox.append(plan_derived(self.input.story_id, self.input.plan_id, 1, tasks))
-        return tasks
+            for created in tasks_created(plan):
+                self.outbox.append(created)
+        return plan.tasks
 
     def refuse_faults(self) -> None:
         if not self.tasks:

@@ -27,7 +27,13 @@ from workflows.deliberation import (
     require_id,
     stopped,
 )
-from workflows.derivation import plan_derived, tasks_created
+from workflows.derivation import (
+    load_planner,
+    plan_derived,
+    request_plan,
+    require_plan,
+    tasks_created,
+)
 from workflows.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
@@ -39,7 +45,7 @@ from workflows.search_attributes import (
     STORY_STATE,
     TITLE_MEMO,
 )
-from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub, agent_call
+from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows import dag, fsm
@@ -65,14 +71,11 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models import (
         Amend,
         Approve,
-        ContextPack,
         ContextUpdate,
-        CouncilQuery,
         DecisionAdded,
         DecisionsAdded,
         DeliberationInput,
         DeliberationResult,
-        DerivePlanInput,
         MilestoneReached,
         MilestonesAdded,
         Move,
@@ -633,35 +636,20 @@ class StoryWorkflow:
         self.work_on("deriving the plan's tasks")
         visit = story.visit
         await self.budget()
-        council = await workflow.execute_activity_method(
-            GraphStub.load_council,
-            CouncilQuery(role=spec.role, size=1),
-            **(STORE | {"summary": "the planner, and the roles there are"}),
-        )
+        council = await load_planner(spec.role)
         story.derivations += 1
-        planner = council.agents[0]
+        task = Task(
+            task_id=f"{story.story_id}-plan",
+            story_id=story.story_id,
+            role=spec.role,
+            phase=story.state,
+            description=story.text.title,
+            requirements=story.text.acceptance_criteria,
+            feedback=story.feedback[-FEEDBACK_SHOWN:],
+        )
         self.asking = True
         try:
-            answer = await workflow.execute_activity_method(
-                AgentStub.derive_plan,
-                DerivePlanInput(
-                    task=Task(
-                        task_id=f"{story.story_id}-plan",
-                        story_id=story.story_id,
-                        role=spec.role,
-                        phase=story.state,
-                        description=story.text.title,
-                        requirements=story.text.acceptance_criteria,
-                        feedback=story.feedback[-FEEDBACK_SHOWN:],
-                    ),
-                    agent=planner,
-                    pack=ContextPack(),
-                    wave=story.derivations,
-                    design=design,
-                    roles=council.roles,
-                ),
-                **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
-            )
+            answer = await request_plan(council, task, design, story.derivations)
         except ActivityError as error:
             story.used(f"derive-{story.derivations}", failed_call(error))
             raise
@@ -675,14 +663,11 @@ class StoryWorkflow:
         version += story.before.plans if story.before else 0
         plan_id = f"{story.story_id}-plan-{version}"
         tasks = dag.number_tasks(plan_id, answer.tasks)
-        try:
-            dag.validate(tasks, council.roles)
-        except dag.InvalidPlan as error:
-            raise application_error(ErrorType.INVALID_PLAN, f"plan: {error}") from error
-        story.plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
-        self.emit(plan_derived(story.story_id, plan_id, version, tasks))
-        for created in tasks_created(story.story_id, plan_id, tasks):
-            self.emit(created)
+        plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
+        require_plan(plan, council.roles)
+        story.plan = plan
+        for event in [plan_derived(plan), *tasks_created(plan)]:
+            self.emit(event)
 
     async def build(self) -> None:
         """Run the plan's unfinished tasks as a child."""

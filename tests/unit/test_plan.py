@@ -16,6 +16,7 @@ from workflows.models import (
     PlanResult,
     StoredPlan,
     StoryText,
+    derivation_workflow_id,
     plan_workflow_id,
 )
 
@@ -208,17 +209,28 @@ async def test_a_plan_without_tasks_is_derived_from_its_storys_node(
     assert created(world) == [f"{plan_id}-t1"]
 
 
+@pytest.mark.parametrize("kind", ["plan", "derivation"])
 async def test_a_derived_plan_names_only_roles_that_have_a_council(
-    fleet: Client, world: World
+    fleet: Client, world: World, kind: str
 ) -> None:
     world.stored = StoredPlan(story=StoryText(title="Shorten links"))
     world.drafts = [DraftTask(role="PLUMBER", title="Build", description="Do.")]
+    story_id, plan_id = f"US-{world.key}", "plan-1"
+    workflow_id = {"plan": plan_workflow_id, "derivation": derivation_workflow_id}[kind]
 
     with pytest.raises(WorkflowFailureError) as failed:
-        await (await start(fleet, world, None)).result()
+        await fleet.execute_workflow(
+            f"{kind.capitalize()}Workflow",
+            {"story_id": story_id, "plan_id": plan_id},
+            id=workflow_id(story_id, plan_id),
+            task_queue="story",
+        )
 
-    assert "PLUMBER" in str(failed.value.cause)
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert (cause.type, "unknown role 'PLUMBER'" in cause.message) == ("InvalidPlan", True)
     assert created(world) == []
+    assert world.recorded == []
 
 
 async def test_a_cancelled_plan_cancels_its_deliberations(fleet: Client, world: World) -> None:
