@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from deploy.local.parts import Part
@@ -227,20 +228,18 @@ class _Processes:
 
     @classmethod
     def seen(cls, home: Path) -> Self:
-        mark = f"{MARK}={home}".encode()
         session: dict[int, int] = {}
         marked: set[int] = set()
         lives: set[int] = set()
-        for folder in Path("/proc").glob("[0-9]*"):
-            pid = int(folder.name)
-            with contextlib.suppress(OSError):
-                stat: list[str] = (folder / "stat").read_text().rpartition(")")[2].split()
-                if stat[0] == "Z" or pid == os.getpid():
+        for process in psutil.process_iter():
+            pid = process.pid
+            with contextlib.suppress(OSError, psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE or pid == os.getpid():
                     continue
-                session[pid] = int(stat[3])
-                if environ := (folder / "environ").read_bytes():
+                session[pid] = os.getsid(pid)
+                if environ := process.environ():
                     lives.add(pid)
-                if mark in environ.split(b"\0"):
+                if environ.get(MARK) == str(home):
                     marked.add(pid)
         return cls(session, frozenset(marked), frozenset(lives))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import time
 import uuid
@@ -14,6 +13,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
+import psutil
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
@@ -191,12 +191,10 @@ async def load(folder: Path) -> list[Figure]:
 
 def cpu_of(site: Site) -> dict[str, float]:
     """Return the CPU seconds of each process, including the children it has waited for."""
-    tick = os.sysconf("SC_CLK_TCK")
-    spent = {}
-    for name, process in site.processes.items():
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        spent[name] = sum(int(field) for field in fields[11:15]) / tick
-    return spent
+    return {
+        name: sum(psutil.Process(process.pid).cpu_times()[:4])  # user, system, and the children's
+        for name, process in site.processes.items()
+    }
 
 
 async def through(site: Site, name: str) -> None:
@@ -346,10 +344,7 @@ async def memory(folder: Path) -> list[Figure]:
 
 
 def rss_mib(pid: int | None) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError(f"process {pid} has no memory")
+    return psutil.Process(pid).memory_info().rss / 2**20
 
 
 # --- a killed worker ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc as grpc_client
 import neo4j
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 
@@ -255,5 +256,4 @@ def case(number: int) -> context_pb2.ContextChange:
 
 
 def mib(process: ServerProcess) -> float:
-    text = Path(f"/proc/{process.pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+    return psutil.Process(process.pid).memory_info().rss / 2**20

@@ -14,6 +14,7 @@ from typing import Any
 
 import nats
 import neo4j
+import psutil
 import pytest
 from dotenv import dotenv_values
 from temporalio.client import Client
@@ -22,7 +23,6 @@ from temporalio.service import RPCError
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.support.checker import check
-from tests.support.site import sessions
 
 GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
 
@@ -130,13 +130,12 @@ class Fleet:
 
     def processes(self, name: str, argument: str = "") -> list[int]:
         """Return the ids of the stack's processes with that name prefix and command line text."""
-        mark = f"FLEET_HOME={self.stack.home}".encode()
         return [
-            pid
-            for pid, comm, _ in sessions()
-            if comm.startswith(name)
-            and mark in Path(f"/proc/{pid}/environ").read_bytes()
-            and argument in Path(f"/proc/{pid}/cmdline").read_text()
+            process.pid
+            for process in psutil.process_iter(["name", "environ", "cmdline"])
+            if process.info["name"].startswith(name)
+            and (process.info["environ"] or {}).get("FLEET_HOME") == str(self.stack.home)
+            and any(argument in word for word in process.info["cmdline"] or [])
         ]
 
     async def differences(self, *story_ids: str) -> list[str]:

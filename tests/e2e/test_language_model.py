@@ -9,8 +9,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types import CompletionUsage
 
-from deploy.local.ports import listeners_of
 from tests.e2e.conftest import Fleet
+from tests.support.listeners import addresses_of, is_loopback
 
 SCHEMA = {
     "type": "object",
@@ -148,7 +148,7 @@ async def test_a_prompt_that_is_too_long_is_refused_as_a_bad_request(
 
 
 async def test_nothing_of_the_fleet_listens_beyond_loopback(fleet: Fleet) -> None:
-    listeners = listeners_of(fleet.stack.supervisor.stray_pids())
+    addresses = addresses_of(fleet.stack.supervisor.stray_pids())
 
-    assert len(listeners) >= 10  # the servers, the workers, and Ray's own
-    assert [one for one in listeners if not one.on_loopback] == []
+    assert len(addresses) >= 10  # the servers, the workers, and Ray's own
+    assert [address for address in addresses if not is_loopback(address[0])] == []

@@ -16,9 +16,9 @@ from neo4j import AsyncDriver, AsyncGraphDatabase
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from deploy.local.ports import listeners_of
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
+from tests.support.listeners import addresses_of, is_loopback
 
 STACK_WITHIN_S = 600
 """Several cold starts of Neo4j on a machine that is also busy with other work, in seconds."""
@@ -119,10 +119,10 @@ async def test_closed_workflows_are_kept_for_months(stack: Stack) -> None:
 
 
 async def test_nothing_of_the_stack_listens_beyond_loopback(stack: Stack) -> None:
-    listeners = listeners_of(stack.supervisor.stray_pids())
+    addresses = addresses_of(stack.supervisor.stray_pids())
 
-    assert len(listeners) >= 5  # Temporal and its Web UI, NATS, Valkey, Neo4j
-    assert [one for one in listeners if not one.on_loopback] == []
+    assert len(addresses) >= 5  # Temporal and its Web UI, NATS, Valkey, Neo4j
+    assert [address for address in addresses if not is_loopback(address[0])] == []
 
 
 async def test_a_part_that_dies_is_started_again(stack: Stack) -> None:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from activities.checks import notebook
@@ -38,14 +39,11 @@ def names_in(folder: Path) -> list[str]:
 
 def processes_with(mark: str) -> list[int]:
     """Return the ids of this machine's processes whose command line contains the mark."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "cmdline").read_text():
-                found.append(int(process.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(mark in word for word in process.info["cmdline"] or [])
+    ]
 
 
 async def until_gone(mark: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import nats
 import neo4j
+import psutil
 from nats.aio.client import Client as NatsClient
 from redis.asyncio import Redis
 from temporalio.api.enums.v1 import EventType
@@ -236,17 +238,10 @@ class Site:
 
 def sessions() -> Iterator[tuple[int, str, int]]:
     """Yield the process id, name and session id of every process that is not a zombie."""
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            stat = (folder / "stat").read_text()
-        except OSError:
-            continue  # the process has ended in the meantime
-        name, _, rest = stat.partition("(")[2].rpartition(")")
-        state, _, _, session = rest.split()[:4]
-        if state != "Z":
-            yield int(folder.name), name, int(session)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):  # it has ended in the meantime
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process.pid, process.name(), os.getsid(process.pid)
 
 
 PASSING = (
