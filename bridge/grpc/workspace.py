@@ -6,7 +6,8 @@ A story scores its report by the same function. A call only calculates: it reads
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from bridge.grpc.calls import Context, understood
 from bridge.grpc.wire import workspace_pb2 as wire
@@ -16,12 +17,6 @@ from workflows.rigor import DIMENSIONS, score_report
 
 DEFAULT_RIGOR = "L1"
 """The rigor of a request that names none, as of a story that names none."""
-
-COVERAGE_DECIMALS = 4
-"""The number of decimals of coverage that are exact.
-
-Coverage is sent in 32 bits, which hold 70.1 as 70.0999985.
-"""
 
 MESSAGE = "ScoreWorkspaceRequest"
 
@@ -70,9 +65,12 @@ def report_of(request: wire.ScoreWorkspaceRequest) -> WorkspaceReport:
     if request.job_id and report.job_id and request.job_id != report.job_id:
         rule = "is not the report's; give one job_id, or the same in both"
         raise InvalidInput(MESSAGE, [("job_id", rule)])
-    fields = _fields(report) | {"job_id": report.job_id or request.job_id}
-    if "unit" in fields:
-        fields["unit"]["coverage"] = round(report.unit.coverage, COVERAGE_DECIMALS)
+    # Zeros are included, because they were measured; parts that are absent are not. Coverage, of
+    # 32 bits, becomes the shortest decimal: 70.1, not 70.0999985.
+    fields = MessageToDict(
+        report, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    fields["job_id"] = report.job_id or request.job_id
     names = {name: f"report.{name}" for name in WorkspaceReport.model_fields}
     return understood(WorkspaceReport, MESSAGE, fields, names)
 
@@ -83,18 +81,3 @@ def breakdown(level: RigorLevel, score: ReportScore) -> list[str]:
         f"{name}: {score.dimensions[name]:.4g} of 100 points, weight {level.weights[name]:g}"
         for name in DIMENSIONS
     ]
-
-
-def _fields(message: Any) -> dict[str, Any]:
-    """Return a message's fields by name.
-
-    Zeros are included, because they were measured; parts that are absent are not.
-    """
-    fields: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is None:
-            fields[field.name] = value
-        elif message.HasField(field.name):
-            fields[field.name] = _fields(value)
-    return fields
