@@ -10,6 +10,7 @@ from nats.js.api import Header
 
 from tests.support.checker import paid_twice, read_streams
 from tests.support.llm_server import LlmServer
+from tests.support.polling import until
 from tests.support.site import SERVERS, WORKERS, Site
 
 pytestmark = pytest.mark.timeout(600)
@@ -63,13 +64,11 @@ async def test_answers_that_temporal_never_heard_of_are_not_paid_for_twice(
     """Temporal is down when they arrive, and their worker is killed before it is back."""
     engine.calls.clear()
     await site.begin("US-unheard")
-    async with asyncio.timeout(60):
-        while len(engine.calls) < 3:  # the council's proposals are being written
-            await asyncio.sleep(0.02)
+    await until(lambda: len(engine.calls) >= 3)
     await site.kill("temporal")
-    async with asyncio.timeout(60):
-        while len(await site.kept_answers("deliberation-US-unheard-design-1")) < 3:
-            await asyncio.sleep(0.1)
+    await until(
+        lambda: site.kept_answers("deliberation-US-unheard-design-1"), lambda kept: len(kept) == 3
+    )
 
     await site.kill("agents")
     await site.start("temporal")

@@ -19,6 +19,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from tests.support.checker import Published, read_graph, read_streams
 from tests.support.contract import described, everything, faults
 from tests.support.llm_server import LlmServer
+from tests.support.polling import until
 from tests.support.site import GOOD_REPORT, Site, patient
 from workers.settings import ROOT
 from workflows.models import Approve, StoryView
@@ -58,11 +59,9 @@ def count(answer: dict[str, Any], what: str) -> int:
     return sum(stream[what] for stream in answer["streams"])
 
 
-async def until(site: Site, story_id: str, state: str = "", gate: str = "") -> None:
+async def story_at(site: Site, story_id: str, state: str = "", gate: str = "") -> None:
     key, value = (STORY_STATE, state) if state else (PENDING_GATE, gate)
-    async with asyncio.timeout(120):
-        while await site.told(story_id, key) != value:
-            await asyncio.sleep(0.1)
+    await until(lambda: site.told(story_id, key), lambda told: told == value)
 
 
 async def on_streams(site: Site, story_id: str) -> list[Published]:
@@ -101,9 +100,9 @@ async def given_to(site: Site, handle: WorkflowHandle[Any, Any], name: str) -> l
 async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
     await site.stop("nats")
     handle = await site.begin("US-away")
-    await until(site, "US-away", state="BUILD")
+    await story_at(site, "US-away", state="BUILD")
     await handle.execute_update("report", GOOD_REPORT, id="report", result_type=StoryView)
-    await until(site, "US-away", state="DONE")
+    await story_at(site, "US-away", state="DONE")
     description = await handle.describe()
 
     # All its work is done; it keeps running because its outbox is not empty.
@@ -278,7 +277,7 @@ async def test_a_graph_and_timelines_that_were_lost_are_rebuilt_from_the_histori
     assert await site.finish("US-graph") == "DONE"
     await other_workflows_of(site, "US-graph")
     open_story = await site.begin("US-open", approvals="human")
-    await until(site, "US-open", gate="approve_scope")
+    await story_at(site, "US-open", gate="approve_scope")
     await settled(site, open_story)
     graph, lines = await whole_graph(site), await timelines(site)
     on_bus = await on_streams(site, "US-graph")
@@ -323,12 +322,12 @@ async def test_what_a_terminated_story_had_recorded_and_not_published_is_publish
 ) -> None:
     await site.stop("nats")
     handle = await site.begin("US-ended", approvals="human")
-    await until(site, "US-ended", gate="approve_scope")
-    recorded: list[dict[str, Any]] = []
-    async with asyncio.timeout(60):
-        while len(recorded) < 3:
-            recorded = [e for e in await given_to(site, handle, "record") if e["subject"]]
-            await asyncio.sleep(0.1)
+    await story_at(site, "US-ended", gate="approve_scope")
+
+    async def recorded() -> list[dict[str, Any]]:
+        return [e for e in await given_to(site, handle, "record") if e["subject"]]
+
+    entries = await until(recorded, lambda entries: len(entries) >= 3)
     await handle.terminate("a test")
     await site.start("nats")
 
@@ -336,7 +335,7 @@ async def test_what_a_terminated_story_had_recorded_and_not_published_is_publish
     again = await replayed(site, "US-ended")
     there = await on_streams(site, "US-ended")
 
-    assert {each.event.id for each in there} >= {entry["id"] for entry in recorded}
+    assert {each.event.id for each in there} >= {entry["id"] for entry in entries}
     assert {each.event.subject for each in there} >= {
         "planning.story.created",
         "planning.gate.opened",
@@ -352,7 +351,7 @@ async def test_what_a_terminated_story_had_not_even_recorded_is_recorded_and_the
 ) -> None:
     await site.stop("nats", "neo4j")
     handle = await site.begin("US-unrecorded", approvals="human")
-    await until(site, "US-unrecorded", gate="approve_scope")
+    await story_at(site, "US-unrecorded", gate="approve_scope")
     await handle.terminate("a test")
     await site.start("neo4j", "nats")
     asked = [e["id"] for e in await given_to(site, handle, "record") if e["subject"]]
@@ -412,16 +411,12 @@ async def each_once_and_as_told(
 
 async def settled(site: Site, run: WorkflowHandle[Any, Any]) -> None:
     """Wait until the run's outbox is empty."""
-    async with asyncio.timeout(60):
-        while (await run.query("outbox"))["entries"]:
-            await asyncio.sleep(0.2)
+    await until(lambda: run.query("outbox"), lambda outbox: not outbox["entries"])
 
 
 async def settled_at_gate(site: Site, run: WorkflowHandle[Any, Any]) -> None:
     """Wait until the run itself waits at its first gate and its outbox is empty."""
-    async with asyncio.timeout(60):
-        while (await run.query("state"))["pending_gate"] != "approve_scope":
-            await asyncio.sleep(0.2)
+    await until(lambda: run.query("state"), lambda state: state["pending_gate"] == "approve_scope")
     await settled(site, run)
 
 
@@ -434,20 +429,18 @@ async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_on
 ) -> None:
     handle = await site.begin("US-flight", approvals="human")
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
-    await until(site, "US-flight", gate="approve_scope")
+    await story_at(site, "US-flight", gate="approve_scope")
     await site.stop("nats")  # the other entries from before the reset wait in the outbox
     await handle.execute_update(
         "amend", {"title": "Undo any deletion", "actor": "ana"}, result_type=StoryView
     )
-    await until(site, "US-flight", gate="approve_scope")
+    await story_at(site, "US-flight", gate="approve_scope")
     await asyncio.sleep(2)
 
     second = await reset(site, first, (await tasks_of(first))[-1])
     await site.start("nats")
-    await until(site, "US-flight", gate="approve_scope")
-    async with asyncio.timeout(60):
-        while len(await on_streams(site, "US-flight")) < 4:
-            await asyncio.sleep(0.5)
+    await story_at(site, "US-flight", gate="approve_scope")
+    await until(lambda: on_streams(site, "US-flight"), lambda found: len(found) >= 4)
     answer = await replayed(site, "US-flight")
     there = await each_once_and_as_told(site, "US-flight", first, second)
 
@@ -462,17 +455,17 @@ async def test_what_happens_anew_after_a_reset_has_ids_of_its_own_and_nothing_is
 ) -> None:
     handle = await site.begin("US-reset", approvals="human")
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
-    await until(site, "US-reset", gate="approve_scope")
+    await story_at(site, "US-reset", gate="approve_scope")
     await settled(site, first)
     point = (await tasks_of(first))[-1]  # the gate is open and its event published
     await handle.signal("approve", Approve(gate="approve_scope", actor="ana", role="PO"))
-    await until(site, "US-reset", gate="approve_design")
+    await story_at(site, "US-reset", gate="approve_design")
     await settled(site, first)
     before = await on_streams(site, "US-reset")
 
     # The approval came after this point, so the reset gives it to the second run immediately.
     second = await reset(site, first, point)
-    await until(site, "US-reset", gate="approve_design")
+    await story_at(site, "US-reset", gate="approve_design")
     await settled(site, second)
     await replayed(site, "US-reset")
     there = await each_once_and_as_told(site, "US-reset", first, second)
@@ -495,7 +488,7 @@ async def test_what_happens_anew_after_a_reset_has_ids_of_its_own_and_nothing_is
 async def test_a_story_that_is_reset_to_its_beginning_begins_anew(site: Site) -> None:
     handle = await site.begin("US-anew", approvals="human")
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
-    await until(site, "US-anew", gate="approve_scope")
+    await story_at(site, "US-anew", gate="approve_scope")
 
     second = await reset(site, first, (await tasks_of(first))[0])
     await settled_at_gate(site, second)

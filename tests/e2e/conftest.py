@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from temporalio.service import RPCError
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.support.checker import check
+from tests.support.polling import until
 
 GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
 
@@ -103,30 +103,29 @@ class Fleet:
         self, story_id: str, holds: Callable[[dict[str, Any]], bool], within_s: float = 600
     ) -> dict[str, Any]:
         """Poll the query `state` until `holds` returns true, and return the state."""
-        view: dict[str, Any] = {}
-        try:
-            async with asyncio.timeout(within_s):
-                while True:
-                    view = await self.query(story_id, "state")
-                    if holds(view):
-                        return view
-                    await asyncio.sleep(0.5)
-        except TimeoutError:
-            pytest.fail(f"not within {within_s:.0f} s; the story stands at {view}")
+        view: dict[str, Any] = await until(
+            lambda: self.query(story_id, "state"), holds, within_s=within_s, every_s=0.5
+        )
+        return view
 
     async def writing(self, deliberation_id: str) -> None:
         """Wait until an agent of the deliberation is in the middle of its answer."""
         client = await Client.connect(self.env["TEMPORAL_ADDRESS"])
         handle = client.get_workflow_handle(deliberation_id)
-        async with asyncio.timeout(300):
-            while True:
-                with contextlib.suppress(RPCError):  # it may not have started yet
-                    description = (await handle.describe()).raw_description
-                    for pending in description.pending_activities:
-                        for payload in pending.heartbeat_details.payloads:
-                            if json.loads(payload.data)["tokens"] > 20:
-                                return
-                await asyncio.sleep(0.5)
+
+        async def tokens() -> int:
+            try:
+                description = (await handle.describe()).raw_description
+            except RPCError:  # it may not have started yet
+                return 0
+            beats = (
+                json.loads(payload.data)
+                for pending in description.pending_activities
+                for payload in pending.heartbeat_details.payloads
+            )
+            return max((beat["tokens"] for beat in beats), default=0)
+
+        await until(tokens, lambda written: written > 20, within_s=300, every_s=0.5)
 
     def processes(self, name: str, argument: str = "") -> list[int]:
         """Return the ids of the stack's processes with that name prefix and command line text."""

@@ -11,6 +11,7 @@ from openai.types import CompletionUsage
 
 from tests.e2e.conftest import Fleet
 from tests.support.listeners import addresses_of, is_loopback
+from tests.support.polling import until
 
 SCHEMA = {
     "type": "object",
@@ -133,9 +134,7 @@ async def test_a_call_that_is_given_up_stops_the_engine(llm: AsyncOpenAI, fleet:
 
     await stream.close()
 
-    async with asyncio.timeout(60):
-        while "CALL chat CANCELLED" not in log.read_text(errors="replace")[before:]:
-            await asyncio.sleep(0.2)
+    await until(lambda: "CALL chat CANCELLED" in log.read_text(errors="replace")[before:])
     text, *_ = await ask(llm, fleet, prompt("Still there?"), max_tokens=4)
     assert text
 

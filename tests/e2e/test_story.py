@@ -16,6 +16,7 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from temporalio.client import Client
 
 from tests.e2e.conftest import GATES, Fleet
+from tests.support.polling import until
 from workflows.models import ContextPack
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "sample"
@@ -118,9 +119,7 @@ async def test_a_story_goes_from_the_temporal_cli_to_done(fleet: Fleet, tmp_path
         opened = await fleet.update("US-1", "approve", request)
         assert opened.code == 0, opened.said
     ended = await fleet.result("US-1")
-    async with asyncio.timeout(60):
-        while len(follower.of("planning.story.transitioned")) < 6:
-            await asyncio.sleep(0.2)
+    await until(lambda: len(follower.of("planning.story.transitioned")) >= 6)
     following.cancel()
 
     assert ended.code == 0, ended.said
@@ -188,15 +187,12 @@ async def test_what_waits_for_a_role_is_one_visibility_query(fleet: Fleet, tmp_p
     await fleet.start(tmp_path, **story)
     await fleet.gate("US-2", "approve_scope")
 
-    async with asyncio.timeout(30):
-        while True:
-            listed = await fleet.temporal(
-                "workflow", "list", "--query",
-                "PendingGate = 'approve_scope' AND StoryRole = 'PO' AND StoryState = 'DRAFT'",
-            )  # fmt: skip
-            if "story-US-2" in listed.out:
-                break
-            await asyncio.sleep(0.5)
+    query = "PendingGate = 'approve_scope' AND StoryRole = 'PO' AND StoryState = 'DRAFT'"
+    await until(
+        lambda: fleet.temporal("workflow", "list", "--query", query),
+        lambda listed: "story-US-2" in listed.out,
+        every_s=0.5,
+    )
     waiting = await fleet.run("fleet", "list", "--waiting", "--role", "PO", "--json")
     described = await fleet.temporal("workflow", "metadata", "--workflow-id", "story-US-2")
 

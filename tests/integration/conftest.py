@@ -38,6 +38,7 @@ from deploy.local.process import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.conftest import RunningServer, Servers
 from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
 from tests.support.site import TOKEN_KEY
 from tests.support.stories import batch, deliberation, new_story, one_of_each
 from workers.clients.nats import open_nats
@@ -45,9 +46,6 @@ from workers.settings import ALIASES, ROOT, Settings
 
 Environment = dict[str, str]
 Metadata = tuple[tuple[str, str], ...]
-
-STARTS_WITHIN_S = 120
-"""A generous limit in seconds, because the machine may be busy."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -154,16 +152,18 @@ async def a_namespace(servers: Servers) -> str:
         )
     )
     there = await Client.connect(servers.temporal.address, namespace=name)
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await there.count_workflows()
-            except RPCError as error:  # the server does not know it everywhere yet
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                await asyncio.sleep(0.1)
-            else:
-                return name
+
+    async def known() -> bool:
+        try:
+            await there.count_workflows()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
+    await until(known)  # the server knows it everywhere only after some time
+    return name
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ class Log:
     async def until(self, event: str) -> dict[str, Any]:
         """Read up to the first line whose event begins with `event`, and return that line."""
         assert self.process.stdout
-        async with asyncio.timeout(STARTS_WITHIN_S):
+        async with asyncio.timeout(WITHIN_S):
             while line := await self.process.stdout.readline():
                 self.lines.append(json.loads(line))
                 if self.lines[-1]["event"].startswith(event):

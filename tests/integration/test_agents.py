@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from activities.llm_errors import retry_after, status_failure
 from activities.prompts import Prompts
 from tests.conftest import RunningServer
 from tests.support.llm_server import LlmServer
+from tests.support.polling import until
 from workflows.models import (
     Agent,
     Contender,
@@ -96,12 +97,6 @@ async def refusal(call: Awaitable[Any]) -> ApplicationError:
     with pytest.raises(ApplicationError) as raised:
         await call
     return raised.value
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not happened():
-            await asyncio.sleep(0.005)
 
 
 # --- answers --------------------------------------------------------------------------------------

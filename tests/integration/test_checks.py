@@ -16,6 +16,7 @@ from activities.checks import CHECKS_FILE, MAX_BLOCKS, MAX_CHARACTERS, POLICY_FI
 from activities.checks.sandbox import Limits, Sandbox
 from activities.config import CONFIG, InvalidConfig
 from tests.integration.test_sandbox import processes_with, until_gone
+from tests.support.polling import until
 from workflows.models import Check, CheckInput, CheckReport, Decision, Proposal
 from workflows.ranking import barred, score
 
@@ -302,9 +303,7 @@ async def test_cancelling_it_kills_what_runs(environment: ActivityEnvironment) -
     mark = f"mark-{uuid.uuid4().hex}"
     code = f"import sys, subprocess\nsubprocess.run([sys.executable, '-c', 'while 1: 0', '{mark}'])"
     checking = asyncio.create_task(report_on(environment, f"```python\n{code}\n```"))
-    async with asyncio.timeout(60):
-        while not processes_with(mark):
-            await asyncio.sleep(0.02)
+    await until(lambda: processes_with(mark))
 
     environment.cancel()
 

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
 from workers import cli
 from workers.commands import complete_story, stories
 from workers.settings import ROOT, Settings
-
-WITHIN_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +84,18 @@ async def started(fleet: Environment, **changed: Any) -> str:
     return str(story["story_id"])
 
 
-async def until(
+async def shown_when(
     fleet: Environment, story_id: str, holds: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     """Poll `fleet show` until the condition holds for the story's state."""
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            shown = (await command(fleet, "show", story_id, "--json")).json
-            if holds(shown["story"]):
-                return dict(shown)
-            await asyncio.sleep(0.1)
+    shown = await eventually(
+        fleet, ("show", story_id, "--json"), lambda shown: holds(shown["story"])
+    )
+    return dict(shown)
 
 
 async def at_gate(fleet: Environment, story_id: str, gate: str) -> dict[str, Any]:
-    return await until(fleet, story_id, lambda story: story["pending_gate"] == gate)
+    return await shown_when(fleet, story_id, lambda story: story["pending_gate"] == gate)
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -189,7 +186,7 @@ async def test_who_has_a_token_acts_as_its_actor_and_in_its_roles_alone(
     assert "needs the role PO; the token of quinn has QA" in not_po
     assert "FLEET_TOKEN is olga's" in not_olga
     assert ended.code == 0, ended.err
-    shown = await until(fleet, story_id, lambda story: story["state"] != "DRAFT")
+    shown = await shown_when(fleet, story_id, lambda story: story["state"] != "DRAFT")
     approvals = [line for line in shown["timeline"] if "planning.gate.approved" in str(line)]
     assert {line["actor"] for line in approvals} == {"olga"}
     who = await command(po, "token", "show", "--json")
@@ -282,12 +279,8 @@ async def test_a_design_goes_back_with_its_reason_and_its_decisions_can_be_expla
 async def eventually(
     fleet: Environment, arguments: tuple[str, ...], holds: Callable[[Any], object]
 ) -> Any:
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            found = (await command(fleet, *arguments)).json
-            if holds(found):
-                return found
-            await asyncio.sleep(0.1)
+    ended = await until(lambda: command(fleet, *arguments), lambda ended: holds(ended.json))
+    return ended.json
 
 
 async def test_why_names_a_decision_that_is_not_there(fleet: Environment) -> None:
@@ -380,9 +373,9 @@ async def test_a_shell_completes_running_stories(
         if value := fleet.get(name.upper()):
             monkeypatch.setenv(name.upper(), value)
 
-    async with asyncio.timeout(WITHIN_S):
-        while story_id not in await asyncio.to_thread(complete_story, story_id[:4]):
-            await asyncio.sleep(0.1)
+    await until(
+        lambda: asyncio.to_thread(complete_story, story_id[:4]), lambda found: story_id in found
+    )
 
     assert await asyncio.to_thread(complete_story, "elsewhere") == []
 

@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,11 +22,11 @@ from bridge.source import Source
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
 from tests.integration.conftest import Environment
+from tests.support.polling import WITHIN_S, until
 from workers import cli
 from workers.settings import ROOT
 from workflows.events import Entry, PublishBatch
 
-WITHIN_S = 60
 NUMBERS = itertools.count()
 
 SUBJECTS = ("planning.gate.opened", "orchestration.round.completed", "context.updated")
@@ -98,10 +99,8 @@ async def following(environment: Environment, *arguments: str) -> AsyncIterator[
 
 async def until_following(jetstream: JetStreamContext) -> None:
     """Wait until each stream has a consumer."""
-    async with asyncio.timeout(WITHIN_S):
-        for stream in ("PLANNING_EVENTS", "CONTEXT", "ORCHESTRATOR_EVENTS"):
-            while (await jetstream.stream_info(stream)).state.consumer_count == 0:
-                await asyncio.sleep(0.05)
+    for stream in ("PLANNING_EVENTS", "CONTEXT", "ORCHESTRATOR_EVENTS"):
+        await until(partial(jetstream.stream_info, stream), lambda info: info.state.consumer_count)
 
 
 async def lines(process: Process, count: int) -> list[dict[str, Any]]:
@@ -221,9 +220,7 @@ async def test_a_restart_of_nats_is_said_once_and_nothing_is_lost_or_doubled(
             away = await process.stderr.readline()
         await asyncio.sleep(2)  # several connection attempts fail meanwhile
         await nats_server.start()
-        async with asyncio.timeout(WITHIN_S):
-            while not nats_client.is_connected:
-                await asyncio.sleep(0.05)
+        await until(lambda: nats_client.is_connected)
         after = await publish(mirror, *(an_entry(SUBJECTS[n % 3]) for n in range(6)))
         told += await lines(process, 6)
         back = await process.stderr.readline()

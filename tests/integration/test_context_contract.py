@@ -27,6 +27,7 @@ from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, serving
 from tests.integration.test_grpc_context import served
+from tests.support.polling import WITHIN_S, until
 from tests.support.stories import new_story, rows
 from workers.search_attributes import register
 from workers.settings import ROOT
@@ -38,7 +39,6 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
 
 AGREED = ROOT / "tests" / "contracts"
-WITHIN_S = 120.0
 
 Roles = tuple[str, ...]
 
@@ -353,10 +353,10 @@ async def test_a_task_and_a_decision_of_a_story_are_stored_and_its_phase_is_move
     assert stored == [
         ["ARCHITECTURE", "One table", "bo", "Two tables", '{"confidence": "high"}', 8]
     ]
-    async with asyncio.timeout(WITHIN_S):
-        transition = "MATCH (n:PhaseTransition {story_id: $story}) RETURN n.from_phase, n.to_phase"
-        while await rows(driver, transition, story=story) != [["DRAFT", "DESIGN"]]:
-            await asyncio.sleep(0.1)
+    transition = "MATCH (n:PhaseTransition {story_id: $story}) RETURN n.from_phase, n.to_phase"
+    await until(
+        lambda: rows(driver, transition, story=story), lambda found: found == [["DRAFT", "DESIGN"]]
+    )
 
 
 REFUSED: list[tuple[str, dict[str, Any], grpc.StatusCode, str]] = [
@@ -422,9 +422,10 @@ async def test_a_running_story_is_moved_by_its_own_moves_and_its_text_by_amend_a
     running = await temporal_client.start_workflow(
         StoryWorkflow.run, text, id=story_workflow_id(story), task_queue=STORY_QUEUE
     )
-    async with asyncio.timeout(WITHIN_S):
-        while (await running.query(StoryWorkflow.state)).pending_gate != "approve_scope":
-            await asyncio.sleep(0.1)
+    await until(
+        lambda: running.query(StoryWorkflow.state),
+        lambda view: view.pending_gate == "approve_scope",
+    )
 
     move = {"story_id": story, "from_phase": "DRAFT", "to_phase": "DESIGN"}
     illegal = await context.refused("TransitionPhase", **(move | {"to_phase": "BUILD"}))
@@ -441,9 +442,10 @@ async def test_a_running_story_is_moved_by_its_own_moves_and_its_text_by_amend_a
     await running.execute_update(
         StoryWorkflow.amend, Amend(title="Undo the deletion of any note", actor="ana")
     )
-    async with asyncio.timeout(WITHIN_S):
-        while (await running.query(StoryWorkflow.state)).pending_gate != "approve_scope":
-            await asyncio.sleep(0.1)
+    await until(
+        lambda: running.query(StoryWorkflow.state),
+        lambda view: view.pending_gate == "approve_scope",
+    )
     moved = await context("TransitionPhase", **move, rationale="Ready", roles=("PO",))
 
     for code, words in (illegal, elsewhere):
@@ -458,9 +460,7 @@ async def test_a_running_story_is_moved_by_its_own_moves_and_its_text_by_amend_a
     query = (
         "MATCH (u:ContextUpdate)-[:OF]->(:Case {id: $story}) RETURN u.version ORDER BY u.version"
     )
-    async with asyncio.timeout(WITHIN_S):
-        while await rows(driver, query, story=story) != [[1], [2]]:
-            await asyncio.sleep(0.1)
+    await until(lambda: rows(driver, query, story=story), lambda found: found == [[1], [2]])
     await running.terminate()
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from tests.conftest import RunningServer
 from tests.integration.conftest import Environment, Log, running
 from tests.support.asking import Asking, AskWorkflow
 from tests.support.llm_server import LlmServer, document_of
+from tests.support.polling import WITHIN_S, until
 from workers.external_storage import data_converter
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
@@ -58,7 +59,6 @@ from workflows.models import (
 )
 
 QUEUE = "asking"
-PATIENCE_S = 60
 
 Asked = WorkflowHandle[AskWorkflow, ProposalAnswer]
 
@@ -82,12 +82,6 @@ def proposing(**agent: Any) -> ProposeInput:
 def document(command: AgentCommand) -> str:
     """Return an answer that conforms to the command's schema."""
     return json.dumps(document_of(command.answer_schema, random.Random(7)))
-
-
-async def until(happened: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not await happened():
-            await asyncio.sleep(0.02)
 
 
 class Outside:
@@ -124,7 +118,7 @@ class Outside:
             self._taking = await self.jetstream.pull_subscribe(
                 "agent.cmd.DEV", stream="AGENT_COMMANDS"
             )
-        (message,) = await self._taking.fetch(1, timeout=PATIENCE_S)
+        (message,) = await self._taking.fetch(1, timeout=WITHIN_S)
         await message.ack()
         self.messages.append(message)
         self.commands.append(AgentCommand.model_validate_json(message.data))
@@ -642,7 +636,7 @@ async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is
 
     await handle.cancel()
     with pytest.raises(WorkflowFailureError):
-        await asyncio.wait_for(handle.result(), PATIENCE_S)
+        await asyncio.wait_for(handle.result(), WITHIN_S)
     await fleet.say(command, "working")
     await fleet.settled()
     assert await fleet.letters() == []
@@ -704,7 +698,7 @@ async def test_an_answer_outlives_the_process_that_was_completing_it(
         command = await outside.take()
         await outside.answer(command)
         assert dying.stdout
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             while b"completing" not in await dying.stdout.readline():
                 assert not dying.stdout.at_eof()
     finally:
@@ -712,7 +706,7 @@ async def test_an_answer_outlives_the_process_that_was_completing_it(
         await dying.wait()
 
     async with agents_process(environment):
-        answer = await asyncio.wait_for(handle.result(), PATIENCE_S)
+        answer = await asyncio.wait_for(handle.result(), WITHIN_S)
         await outside.settled()
 
     assert answer.proposal.model_dump(mode="json") == json.loads(document(command))
@@ -798,7 +792,7 @@ async def test_a_killed_agents_command_goes_to_another(
         killed.process.kill()
 
     async with example(environment, llm, "DEV"):
-        answer = await asyncio.wait_for(handle.result(), PATIENCE_S)
+        answer = await asyncio.wait_for(handle.result(), WITHIN_S)
 
     assert answer.usage.tokens_out > 0
     assert await fleet.asked() == 1  # JetStream redelivered it; the fleet did not ask again

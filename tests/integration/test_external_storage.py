@@ -23,6 +23,7 @@ from temporalio.converter import (
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tests.conftest import RunningServer
+from tests.support.polling import until
 from workers.external_storage import (
     THRESHOLD_BYTES,
     PayloadDamaged,
@@ -149,9 +150,7 @@ async def test_a_workflow_waits_for_a_payload_that_valkey_has_lost(
         activities=[shout],
         workflow_runner=UnsandboxedWorkflowRunner(),
     ):
-        async with asyncio.timeout(30):
-            while "append-only file" not in await first_failure(handle):
-                await asyncio.sleep(0.05)
+        await until(lambda: first_failure(handle), lambda failure: "append-only file" in failure)
         await client.set(key, payload)
 
         assert await handle.result() == text.upper()

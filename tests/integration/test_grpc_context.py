@@ -33,6 +33,7 @@ from bridge.streams import reconcile
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import bearer, problem, serving
+from tests.support.polling import WITHIN_S, until
 from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow
@@ -40,8 +41,6 @@ from workflows.events import ContextUpdated
 from workflows.models import ContextChange, ContextUpdate, ContextWrite, PackQuery
 from workflows.story import StoryWorkflow
 from workflows.stubs import BRIDGE_QUEUE, CONTEXT_QUEUE, STORY_QUEUE
-
-WITHIN_S = 200
 
 
 class Service:
@@ -190,9 +189,10 @@ async def entities(driver: AsyncDriver, story_id: str) -> list[str]:
 
 async def settled(client: Redis, story_id: str, updates: int) -> None:
     """Wait until that many updates have dropped the story's packs: when stored, when published."""
-    async with asyncio.timeout(WITHIN_S):
-        while int(await client.get(f"context:{story_id}:generation") or 0) < 2 * updates:
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: client.get(f"context:{story_id}:generation"),
+        lambda generation: int(generation or 0) >= 2 * updates,
+    )
 
 
 async def refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
@@ -615,10 +615,8 @@ async def test_a_running_story_hears_of_new_decisions_and_milestones(
             if event.HasField("workflow_execution_signaled_event_attributes")
         ]
 
-    async with asyncio.timeout(WITHIN_S):
-        while len(await signals()) < 4:
-            await asyncio.sleep(0.1)
-    assert await signals() == ["context_updated", "add_decisions", "add_milestones", "hand_on"]
+    received = await until(signals, lambda names: len(names) >= 4)
+    assert received == ["context_updated", "add_decisions", "add_milestones", "hand_on"]
 
 
 # --- GetContext -----------------------------------------------------------------------------------

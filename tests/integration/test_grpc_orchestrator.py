@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,6 +43,7 @@ from tests.integration.conftest import (
     variables,
 )
 from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
 from tests.support.site import SAMPLE_STORY
 from tests.support.stories import batch, new_story, one_of_each, rows, spec
 from tests.support.stories import plan as a_plan
@@ -52,7 +53,6 @@ from workers.settings import ROOT, Settings
 from workflows.models import DeliberationInput, DeliberationResult
 
 SERVICE = "orchestrator.v1.OrchestratorService"
-WITHIN_S = 200
 TIMEOUT = timedelta(seconds=150)
 """The value of the setting DELIBERATION_TIMEOUT."""
 
@@ -171,13 +171,6 @@ def violated(caught: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> list[str]:
     _, details = problem(caught.value)
     (bad,) = [each for each in details if isinstance(each, BadRequest)]
     return sorted(each.field for each in bad.field_violations)
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    async with asyncio.timeout(WITHIN_S):
-        while not (found := await condition()):
-            await asyncio.sleep(0.05)
-    return found
 
 
 def a_role() -> str:

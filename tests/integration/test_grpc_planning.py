@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -26,12 +26,12 @@ from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
+from tests.support.polling import until
 from tests.support.stories import rows
 from workers.clients.queries import RepeatedQueries
 from workflows.models import StoryInput
 from workflows.story import StoryWorkflow
 
-WITHIN_S = 200
 PROCESSES = ("story", "context", "agents", "bridge")
 
 ANA = bearer("ana", "PO")
@@ -108,12 +108,6 @@ async def transition(
         wire.TransitionRequest(story_id=story_id, event=event, actor=actor), metadata=metadata
     )
     return answer
-
-
-async def until(holds: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await holds():
-            await asyncio.sleep(0.1)
 
 
 async def at_gate(planning: Any, story_id: str, gate: str) -> None:

@@ -20,6 +20,7 @@ from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.integration.conftest import bearer, problem, serving
+from tests.support.polling import WITHIN_S, until
 from tests.support.site import TOKEN_KEY
 from workflows.errors import ErrorType, application_error
 from workflows.models import InvalidInput
@@ -144,9 +145,7 @@ async def test_what_a_service_raises_is_a_status_with_details_and_a_count(
     assert reason == "GraphUnavailable"
     assert details[-1].retry_delay.seconds == 1
     # The call is counted when it ends, which its client may notice earlier.
-    async with asyncio.timeout(10):
-        while REGISTRY.get_sample_value("fleet_grpc_calls_total", labels) != before + 1:
-            await asyncio.sleep(0.01)
+    await until(lambda: REGISTRY.get_sample_value("fleet_grpc_calls_total", labels) == before + 1)
     assert REGISTRY.get_sample_value("fleet_grpc_under_way", {"method": STATUS}) == 0
 
 
@@ -185,7 +184,7 @@ async def test_a_deadline_that_passes_cancels_what_the_call_does(
     )
 
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         await service.cancelled.wait()
 
 

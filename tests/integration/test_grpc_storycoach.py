@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,10 @@ from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
+from tests.support.polling import until
 from workflows.models import StoryText
 from workflows.readiness import score_story
 
-WITHIN_S = 200
 PROCESSES = ("story", "context", "agents")
 ANA = bearer("ana")
 
@@ -86,12 +86,6 @@ def fleet(running_fleet: Fleet) -> Fleet:
     running_fleet.llm.faults.clear()
     running_fleet.llm.calls.clear()
     return running_fleet
-
-
-async def until(holds: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await holds():
-            await asyncio.sleep(0.05)
 
 
 async def refusal(call: Any) -> grpc.aio.AioRpcError:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,11 +26,11 @@ from bridge.inbox import LAST_DELIVERY, Inbox
 from bridge.source import read_source
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, running
+from tests.support.polling import until
 
 TRANSITIONED = "planning.story.transitioned"
 APPROVED = "planning.plan.approved"
 DELIBERATED = "orchestration.deliberation.completed"
-WITHIN_S = 60
 
 
 def a_story() -> str:
@@ -85,12 +85,6 @@ async def consuming(
 async def send(bus: JetStreamContext, subject: str, body: Any, **headers: str) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     await bus.publish(subject, data, headers=headers or None)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def settled(bus: JetStreamContext) -> None:
@@ -231,7 +225,7 @@ async def test_a_message_that_comes_alone_does_not_wait_for_others(
     temporal_client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.inbox.FETCH_WITHIN_S", 10 * WITHIN_S)
+    monkeypatch.setattr("bridge.inbox.FETCH_WITHIN_S", 600)
     async with consuming(nats_client, graph, temporal_client):
         await until(lambda: all_wait(bus))
         await send(bus, TRANSITIONED, moved(a_story()))

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,10 +19,10 @@ from bridge.story_sweep import StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import a_namespace, running, variables
 from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
 from tests.support.site import SAMPLE_STORY
 from workflows.models import plan_workflow_id
 
-WITHIN_S = 60
 APPROVED = "planning.plan.approved"
 
 
@@ -51,12 +51,6 @@ def a_story() -> str:
 
 async def send(jetstream: JetStreamContext, subject: str, body: dict[str, Any]) -> None:
     await jetstream.publish(subject, json.dumps(body).encode())
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def ended(client: Client, workflow_id: str) -> dict[str, Any]:

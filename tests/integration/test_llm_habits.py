@@ -24,8 +24,9 @@ from activities import llm
 from activities.acts import propose
 from activities.agents import VllmAgents
 from tests.conftest import RunningServer
-from tests.integration.test_agents import PROMPTS, proposing, until
+from tests.integration.test_agents import PROMPTS, proposing
 from tests.support.llm_server import Script, ScriptedLlm, Step, raw_response
+from tests.support.polling import until
 from workflows.models import CallUsage, ProposalAnswer
 
 CONTENT = 'Append, then publish: `{"a": 1}` and\n```json\n{}\n```\nü 😀'

@@ -19,6 +19,7 @@ from temporalio.client import Client
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.support.listeners import addresses_of, is_loopback
+from tests.support.polling import until
 
 STACK_WITHIN_S = 600
 """Several cold starts of Neo4j on a machine that is also busy with other work, in seconds."""
@@ -131,11 +132,8 @@ async def test_a_part_that_dies_is_started_again(stack: Stack) -> None:
 
     os.kill(first, signal.SIGKILL)
 
-    async with asyncio.timeout(60):
-        while stack.pid("valkey") in (None, first):
-            await asyncio.sleep(0.1)
-        while not all(one.healthy for one in await stack.status()):
-            await asyncio.sleep(0.1)
+    await until(lambda: stack.pid("valkey") not in (None, first))
+    await until(stack.status, lambda status: all(one.healthy for one in status))
 
 
 async def test_everything_stored_is_there_after_down_and_up(stack: Stack) -> None:
@@ -165,9 +163,7 @@ async def test_servers_that_outlived_their_supervisor_are_replaced(stack: Stack)
     )
 
     os.kill(supervisor, signal.SIGKILL)
-    async with asyncio.timeout(30):
-        while stack.supervisor.running():
-            await asyncio.sleep(0.05)
+    await until(lambda: not stack.supervisor.running())
     assert await stack.up()
 
     assert stack.pid("nats") not in (None, orphan)

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import time
-from typing import Any
 
 import nats.errors
 import pytest
@@ -21,6 +20,7 @@ from bridge.mirror import PUBLISH_FAILURES, REFUSALS, Mirror, refusal
 from bridge.source import Source
 from bridge.streams import reconcile
 from tests.conftest import RunningServer
+from tests.support.polling import until
 from workflows.events import Entry, PublishBatch
 
 RUNS = itertools.count()
@@ -205,12 +205,6 @@ async def test_while_nats_is_away_a_publish_fails_at_once_and_afterwards_nothing
     await until(lambda: nats_client.is_connected)
     await mirror.publish(batch)
     assert await numbers(jetstream, "PLANNING_EVENTS") == list(range(6))
-
-
-async def until(condition: Any, deadline_s: float = 20) -> None:
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def every_kind_of(error: type[Exception]) -> list[type[Exception]]:

@@ -27,13 +27,12 @@ from deploy.local.demo import APPROVALS, DECISIONS
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, serving
 from tests.integration.test_grpc_context import served
+from tests.support.polling import WITHIN_S
 from tests.support.stories import batch, deliberation, new_story, one_of_each, rows
 from tests.support.stories import plan as plan_of
 from workers import view
 from workflows.events import PlanDerived
 from workflows.models import CouncilQuery, PackQuery, PlanQuery
-
-WITHIN_S = 120.0
 
 ODD = {
     "a native time with an offset": "datetime('2026-01-01T10:00:00+02:00')",

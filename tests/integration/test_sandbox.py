@@ -18,6 +18,7 @@ import pytest
 
 from activities.checks import notebook
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
+from tests.support.polling import until
 
 NOTEBOOK = Path(notebook.__file__)
 REPOSITORY = Path(__file__).parents[2]
@@ -47,9 +48,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 async def until_gone(mark: str) -> None:
-    async with asyncio.timeout(60):
-        while processes_with(mark):
-            await asyncio.sleep(0.02)
+    await until(lambda: not processes_with(mark))
 
 
 async def test_a_program_runs_and_says_what_it_has_to_say() -> None:
@@ -460,9 +459,7 @@ async def test_cancelling_kills_the_program() -> None:
     cells = marshal.dumps([("<code>", "while True: pass", "")])
     sandbox = Sandbox(limits=Limits(cpu_s=1000, wall_s=1000))
     running = asyncio.create_task(sandbox.run([*program, mark], cells))
-    async with asyncio.timeout(60):
-        while not processes_with(mark):
-            await asyncio.sleep(0.02)
+    await until(lambda: processes_with(mark))
 
     running.cancel()
 
@@ -489,9 +486,7 @@ async def test_a_worker_that_is_killed_takes_the_program_along() -> None:
         ),
         cwd=REPOSITORY,
     )
-    async with asyncio.timeout(60):
-        while not processes_with(mark):
-            await asyncio.sleep(0.02)
+    await until(lambda: processes_with(mark))
 
     worker.kill()
 

@@ -18,6 +18,7 @@ from activities.graph.errors import store_errors
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Valkey
 from tests.conftest import READY_WITHIN, RunningServer
+from tests.support.polling import WITHIN_S
 from tests.support.stories import batch, new_story, one_of_each, refused
 from workflows.errors import UNAVAILABLE
 from workflows.models import PackQuery
@@ -111,7 +112,7 @@ async def test_a_valkey_that_is_a_replica_or_has_lost_its_master_is_away(
 
 async def _answers(client: Redis, word: str) -> None:
     """Wait until Valkey responds with that error."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN_S):
         while True:
             try:
                 await client.get("any")

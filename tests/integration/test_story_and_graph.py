@@ -1,7 +1,6 @@
 """A story whose graph was lost, and one whose graph rejects what the story has to store."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from bridge.rebuild import rebuild
 from bridge.story_sweep import StorySweep
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace
+from tests.support.polling import until
 from tests.support.stories import batch, deliberation, moved, new_story, plan, refused, rows
 from tests.support.stories import spec as text_of
 from workers.search_attributes import register
@@ -31,8 +31,6 @@ from workflows.models import Approve, PackQuery, StoryInput, closure_workflow_id
 from workflows.outbox_state import OutboxStuck, SkipEntry
 from workflows.story import StoryWorkflow
 from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
-
-WITHIN_S = 120
 
 T = TypeVar("T")
 Handle = WorkflowHandle[Any, Any]
@@ -88,14 +86,6 @@ async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
     )
     async with stories, stores:
         yield client
-
-
-async def until(ask: Callable[[], Awaitable[T]]) -> T:
-    """Call `ask` until its result is truthy, and return the result."""
-    async with asyncio.timeout(WITHIN_S):
-        while not (found := await ask()):
-            await asyncio.sleep(0.1)
-    return found
 
 
 async def started(fleet: Client, driver: AsyncDriver, story: str) -> Handle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, running, variables
 from tests.support.llm_server import LlmServer
+from tests.support.polling import until
 from tests.support.site import SAMPLE_STORY
 
-WITHIN_S = 180
 SIGNALS = 5_000
 """Enough for the server to suggest continue-as-new, which it does at 4,096 events."""
 
@@ -38,12 +38,6 @@ async def fleet(servers: Servers, llm: LlmServer) -> AsyncIterator[Client]:
             servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
         )
         reader.cancel()
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await condition():
-            await asyncio.sleep(0.1)
 
 
 async def start(client: Client, story: str) -> Any:

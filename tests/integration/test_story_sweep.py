@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -28,9 +28,9 @@ from bridge.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
 from tests.support.site import SAMPLE_STORY
 
-WITHIN_S = 180
 SAMPLE = json.loads(SAMPLE_STORY.read_text())
 
 Story = WorkflowHandle[Any, Any]
@@ -79,13 +79,6 @@ async def start(client: Client, **fields: Any) -> Story:
         task_queue="story",
         **options,
     )
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    async with asyncio.timeout(WITHIN_S):
-        while not (found := await condition()):
-            await asyncio.sleep(0.05)
-    return found
 
 
 async def gates(story: Story, *names: str) -> None:

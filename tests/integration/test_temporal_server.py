@@ -14,6 +14,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from bridge.source import read_source
 from tests.conftest import RunningServer
+from tests.support.polling import until
 from workers.clients.queries import RepeatedQueries
 
 
@@ -121,11 +122,10 @@ async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) 
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
             report_stats=True,
         )
-        while True:
-            answer = await client.workflow_service.describe_task_queue(request)
-            if answer.stats.approximate_backlog_count >= calls:
-                return
-            await asyncio.sleep(0.1)
+        await until(
+            lambda: client.workflow_service.describe_task_queue(request),
+            lambda answer: answer.stats.approximate_backlog_count >= calls,
+        )
 
     started: list[WorkflowHandle[Asking, None]] = []
     async with asking:

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from deploy.local.servers import Nats as NatsServer
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, launch, running
 from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
 from workers.__main__ import NAMES
 from workers.clients import StartError
 from workers.processes import PROCESSES
@@ -37,8 +37,6 @@ from workflows.search_attributes import ALL
 from workflows.stubs import STORY_QUEUE
 
 NOWHERE = "127.0.0.1:1"
-REFUSES_WITHIN_S = 60
-"""A generous limit, because the machine may be busy; a process itself waits only seconds."""
 
 
 async def refusal(name: str, environment: Environment) -> str:
@@ -48,7 +46,7 @@ async def refusal(name: str, environment: Environment) -> str:
         {k: v for k, v in values.items() if k in Settings.model_fields}
     )
     with pytest.raises(StartError) as refused:
-        async with asyncio.timeout(REFUSES_WITHIN_S), ready(name, settings):
+        async with asyncio.timeout(WITHIN_S), ready(name, settings):
             pass
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -70,7 +68,7 @@ async def test_a_process_that_cannot_start_exits_1_with_one_line_and_no_tracebac
     started = await launch(process, environment | wrong)
 
     try:
-        stdout, stderr = await asyncio.wait_for(started.communicate(), REFUSES_WITHIN_S)
+        stdout, stderr = await asyncio.wait_for(started.communicate(), WITHIN_S)
     finally:
         if started.returncode is None:
             started.kill()
@@ -166,12 +164,8 @@ async def health(port: int) -> tuple[int, dict[str, str]]:
 
 
 async def until_health(port: int, status: int) -> dict[str, str]:
-    async with asyncio.timeout(60):
-        while True:
-            found, checks = await health(port)
-            if found == status:
-                return checks
-            await asyncio.sleep(0.1)
+    _, checks = await until(lambda: health(port), lambda found: found[0] == status)
+    return checks
 
 
 async def test_all_processes_run_healthy_and_prepare_what_they_need(
@@ -337,9 +331,3 @@ async def test_a_build_id_switches_versioning_on(temporal: RunningServer) -> Non
     assert built.use_worker_versioning
     assert built.version == WorkerDeploymentVersion("swe-ai-fleet", "1.2.3")
     assert built.default_versioning_behavior == VersioningBehavior.AUTO_UPGRADE
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.05)

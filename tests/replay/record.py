@@ -32,6 +32,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Temporal
+from tests.support.polling import until
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
 from tests.unit.test_continue_as_new import Impatient, flooded, until_asked
 from workers.exit import leave
@@ -122,9 +123,7 @@ async def stale_approval(start: StartStory, world: World) -> RunningStory:
     await story.until(gate="approve_scope", title="Shorten every link")
     approval = {"gate": "approve_scope", "actor": "ana", "role": "PO", "revision": old.revision}
     await story.handle.signal("approve", approval)
-    async with asyncio.timeout(30):
-        while all(entry.kind != "RequestRefused" for entry in world.recorded):
-            await asyncio.sleep(0.02)
+    await until(lambda: any(entry.kind == "RequestRefused" for entry in world.recorded))
     return await story.finish()
 
 
@@ -133,9 +132,7 @@ async def failed_quorum(start: StartStory, world: World) -> RunningStory:
     story = await start()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(30):
-        while not (await story.state()).working_on.startswith("DESIGN failed"):
-            await asyncio.sleep(0.02)
+    await until(story.state, lambda view: view.working_on.startswith("DESIGN failed"))
     return await _given_up(story)
 
 
@@ -146,9 +143,7 @@ async def paid_failures(start: StartStory, world: World) -> RunningStory:
     story = await start(token_budget=1_000_000)
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(30):
-        while not (await story.state()).working_on.startswith("DESIGN failed"):
-            await asyncio.sleep(0.02)
+    await until(story.state, lambda view: view.working_on.startswith("DESIGN failed"))
     world.failing = {"revise/agent-architect-2": "the engine is down"}
     return await story.finish()
 
@@ -159,9 +154,7 @@ async def failed_task(start: StartStory, world: World) -> RunningStory:
     await story.until(gate="approve_design")
     world.failing = {f"{(await story.state()).plan_id}-t1": "the engine is down"}
     await story.approve("approve_design")
-    async with asyncio.timeout(30):
-        while all(entry.kind != "PlanFinished" for entry in world.recorded):
-            await asyncio.sleep(0.02)
+    await until(lambda: any(entry.kind == "PlanFinished" for entry in world.recorded))
     return await _given_up(story)
 
 
@@ -171,15 +164,11 @@ async def late_decision(start: StartStory, world: World) -> RunningStory:
     story = await start()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(30):
-        while not world.acts:
-            await asyncio.sleep(0.02)
+    await until(lambda: world.acts)
     decision = {"decision_id": "D-9", "title": "No SMS", "rationale": "Cost", "decided_by": "bo"}
     await story.handle.signal("add_decision", decision)
     deliberation = f"deliberation-{story.story_id}-design-1"
-    async with asyncio.timeout(30):
-        while "add_decision" not in await _signals(start.client, deliberation):
-            await asyncio.sleep(0.05)
+    await until(lambda: _signals(start.client, deliberation), lambda names: "add_decision" in names)
     world.hold["propose"].set()
     return await story.finish()
 
@@ -190,18 +179,14 @@ async def news_in_lists(start: StartStory, world: World) -> RunningStory:
     story = await start()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(30):
-        while not world.acts:
-            await asyncio.sleep(0.02)
+    await until(lambda: world.acts)
     await _send_news(start.client, story, 1, f"deliberation-{story.story_id}-design-1")
     world.hold["propose"].set()
     await story.until(gate="approve_design")
     world.hold["propose"] = asyncio.Event()
     asked = len(world.acts)
     await story.approve("approve_design")
-    async with asyncio.timeout(30):
-        while len(world.acts) == asked:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(world.acts) != asked)
     plan = (await story.state()).plan_id
     await _send_news(start.client, story, 2, f"deliberation-{plan}-t1")
     world.hold["propose"].set()
@@ -213,9 +198,10 @@ async def _send_news(client: Client, story: RunningStory, number: int, reader: s
     milestone = {"milestone_id": f"M-{number}", "event_type": "DEMO"}
     await story.handle.signal("add_decisions", {"decisions": [decision]})
     await story.handle.signal("add_milestones", {"milestones": [milestone]})
-    async with asyncio.timeout(30):
-        while not {"add_decisions", "add_milestones"} <= {*await _signals(client, reader)}:
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: _signals(client, reader),
+        lambda names: {"add_decisions", "add_milestones"} <= {*names},
+    )
 
 
 async def continued(start: StartStory, world: World) -> RunningStory:
@@ -273,9 +259,7 @@ async def cancelled(start: StartStory, world: World) -> RunningStory:
     story = await start()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(30):
-        while not world.acts:
-            await asyncio.sleep(0.02)
+    await until(lambda: world.acts)
     return await _given_up(story)
 
 
@@ -304,8 +288,7 @@ async def cancelled_while_stuck(start: StartStory, world: World) -> RunningStory
     await story.until(gate="qa_passed")
     world.failing = {"record/ContextMilestoneReached": "no"}
     await story.report()
-    while not await story.handle.query("outbox_stuck"):
-        await asyncio.sleep(0.02)
+    await until(lambda: story.handle.query("outbox_stuck"))
     await story.handle.cancel()
     with suppress(WorkflowFailureError):
         await story.handle.result()
@@ -318,8 +301,7 @@ async def cancelled_while_stuck(start: StartStory, world: World) -> RunningStory
 
 async def _skip(handle: WorkflowHandle[Any, Any]) -> None:
     """Skip the entry on which the workflow's outbox is stuck."""
-    while not (stuck := await handle.query("outbox_stuck")):
-        await asyncio.sleep(0.02)
+    stuck = await until(lambda: handle.query("outbox_stuck"))
     request = {"entry_id": stuck[0]["entry_id"], "actor": "ana", "reason": "it never fits"}
     await handle.execute_update("skip_entry", request)
 
@@ -356,9 +338,7 @@ async def _signals(client: Client, workflow_id: str) -> list[str]:
 
 async def _given_up(story: RunningStory) -> RunningStory:
     await story.handle.cancel()
-    async with asyncio.timeout(30):
-        while (await story.handle.describe()).close_time is None:
-            await asyncio.sleep(0.05)
+    await until(story.handle.describe, lambda described: described.close_time is not None)
     return story
 
 
@@ -448,8 +428,7 @@ async def context_of_nobody_in_order(client: Client, world: World) -> dict[str, 
     story_id = f"US-{world.key}"
     first = await _context_updated(client, story_id)
     second = await _context_updated(client, story_id, "2")
-    while "follow" not in await _signals(client, first):
-        await asyncio.sleep(0.02)
+    await until(lambda: _signals(client, first), lambda names: "follow" in names)
     world.bus_open.set()
     await client.get_workflow_handle(second).result()
     return {"context": second}

@@ -31,6 +31,7 @@ from activities.children import Children
 from activities.heartbeats import Heartbeats
 from deploy.local.servers import script
 from tests.conftest import RunningServer
+from tests.support.polling import until
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows import fsm, rigor
@@ -491,16 +492,14 @@ class RunningStory:
         return view
 
     async def until(self, *, state: str = "", gate: str | None = None, **fields: Any) -> StoryView:
-        """Poll the query `state` until it has these values, for at most 90 s."""
-        async with asyncio.timeout(90):
-            while True:
-                view = await self.state()
-                wanted = {"state": state or view.state, **fields}
-                if gate is not None:
-                    wanted["pending_gate"] = gate
-                if all(getattr(view, name) == value for name, value in wanted.items()):
-                    return view
-                await asyncio.sleep(0.02)
+        """Poll the query `state` until it has these values."""
+        wanted = fields | ({"state": state} if state else {})
+        if gate is not None:
+            wanted["pending_gate"] = gate
+        return await until(
+            self.state,
+            lambda view: all(getattr(view, name) == value for name, value in wanted.items()),
+        )
 
     async def to(self, state: str) -> StoryView:
         """Bring the story to `state` by approvals."""

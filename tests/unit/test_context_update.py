@@ -1,7 +1,6 @@
 """Context updates: stored once, answered at once, and always announced."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from temporalio.client import (
@@ -13,6 +12,7 @@ from temporalio.client import (
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 
+from tests.support.polling import until
 from tests.unit.conftest import StartStory, World
 from workflows.context_update import ContextUpdateWorkflow, request_hash
 from workflows.events import Entry
@@ -128,12 +128,6 @@ def versions(entries: list[Entry]) -> list[int]:
     return [entry.body["version"] for entry in entries if entry.subject == "context.updated"]
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
 async def activities(client: Client, workflow_id: str) -> list[str]:
     """Return the activities that the workflow has scheduled."""
     history = await client.get_workflow_handle(workflow_id).fetch_history()
@@ -146,16 +140,15 @@ async def activities(client: Client, workflow_id: str) -> list[str]:
 
 async def signalled(client: Client, workflow_id: str, signal: str) -> None:
     """Wait until the workflow has received that signal."""
-    async with asyncio.timeout(30):
-        while True:
-            history = await client.get_workflow_handle(workflow_id).fetch_history()
-            names = [
-                event.workflow_execution_signaled_event_attributes.signal_name
-                for event in history.events
-            ]
-            if signal in names:
-                return
-            await asyncio.sleep(0.02)
+
+    async def names() -> list[str]:
+        history = await client.get_workflow_handle(workflow_id).fetch_history()
+        return [
+            event.workflow_execution_signaled_event_attributes.signal_name
+            for event in history.events
+        ]
+
+    await until(names, lambda found: signal in found)
 
 
 async def test_updates_are_announced_in_the_order_of_their_versions(

@@ -14,6 +14,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Command, Temporal
+from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
 from workers.search_attributes import register
 
@@ -72,7 +73,7 @@ async def test_a_story_continues_as_new_and_loses_nothing(impatient: Client, wor
 async def flooded(client: Client, story: RunningStory) -> None:
     """Send decisions, one signal each, until the story has continued as new."""
     first = (await story.handle.describe()).run_id
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN_S):
         number = 0
         while (await story.handle.describe()).run_id == first:
             await story.handle.signal(
@@ -84,9 +85,7 @@ async def flooded(client: Client, story: RunningStory) -> None:
 async def until_asked(world: World) -> None:
     """Wait until an agent has been asked for its proposal."""
     asked = len(world.acts)
-    async with asyncio.timeout(60):
-        while len(world.acts) == asked:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(world.acts) != asked)
 
 
 async def held_in(client: Client, world: World, state: str) -> tuple[RunningStory, str]:

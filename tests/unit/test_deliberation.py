@@ -9,6 +9,7 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
+from tests.support.polling import until
 from tests.unit.conftest import World
 from workflows.models import DeliberationResult, Progress
 
@@ -181,15 +182,16 @@ async def test_a_late_decision_and_a_milestone_reach_the_next_wave(
 ) -> None:
     world.hold["propose"] = asyncio.Event()
     handle = await start(fleet, world)
-    while len(world.acts) < 3:
-        await asyncio.sleep(0.02)
+    await until(lambda: len(world.acts) >= 3)
 
     await handle.signal("add_decision", {"decision_id": "d1", "title": "Use UTC"})
     demo = {"milestone_id": "m1", "event_type": "DEMO", "description": "shown"}
     await handle.signal("add_milestone", demo)
     await handle.signal("add_milestone", demo)
-    while (await handle.query("progress", result_type=Progress)).wave != "propose":
-        await asyncio.sleep(0.02)
+    await until(
+        lambda: handle.query("progress", result_type=Progress),
+        lambda progress: progress.wave == "propose",
+    )
     world.hold["propose"].set()
     await handle.result()
 
@@ -244,8 +246,7 @@ async def test_a_decision_that_is_corrected_or_withdrawn_reaches_the_next_wave_s
             {"decision_id": "d2", "title": "No SMS"},
         ],
     )
-    while len(world.acts) < 3:
-        await asyncio.sleep(0.02)
+    await until(lambda: len(world.acts) >= 3)
 
     corrections = [
         {"decision_id": "d1", "title": "Use TAI"},

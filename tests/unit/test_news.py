@@ -7,6 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.polling import until
 from tests.unit.conftest import StartStory, World
 from workflows.models import DecisionAdded, MilestoneReached, StoryInput
 from workflows.news import KEPT, decisions_with, holding, milestones_with
@@ -67,9 +68,7 @@ async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
     story = await start_story()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(60):
-        while len(world.acts) < 3:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(world.acts) >= 3)
 
     for part in range(10):
         many = [{"decision_id": f"d{part}-{n}", "title": f"T{part}-{n}"} for n in range(1000)]
@@ -85,9 +84,7 @@ async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
         found = [event.workflow_execution_signaled_event_attributes for event in history.events]
         return [signal.input.payloads[0].data for signal in found if signal.signal_name]
 
-    async with asyncio.timeout(60):
-        while not any(b"S49" in signal for signal in await signals()):
-            await asyncio.sleep(0.1)
+    await until(signals, lambda found: any(b"S49" in signal for signal in found))
     assert len(await signals()) < 20
     world.hold["propose"].set()
     await story.until(gate="approve_design")

@@ -16,6 +16,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.client import WorkflowUpdateFailedError as UpdateFailed
 from temporalio.exceptions import ApplicationError, CancelledError
 
+from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import RunningStory, StartStory, World
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models import (
@@ -26,21 +27,16 @@ from workflows.models import (
 )
 from workflows.outbox_state import OutboxStuck
 
-WITHIN_S = 60
-
 
 async def stuck_on(handle: WorkflowHandle[Any, Any] | RunningStory, kind: str) -> OutboxStuck:
     """Wait until an entry of that kind is stuck, and return it."""
     asked = handle.handle if isinstance(handle, RunningStory) else handle
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            found: list[OutboxStuck] = await asked.query(
-                "outbox_stuck", result_type=list[OutboxStuck]
-            )
-            for each in found:
-                if each.kind == kind:
-                    return each
-            await asyncio.sleep(0.05)
+
+    async def of_that_kind() -> list[OutboxStuck]:
+        found = await asked.query("outbox_stuck", result_type=list[OutboxStuck])
+        return [each for each in found if each.kind == kind]
+
+    return (await until(of_that_kind))[0]
 
 
 async def skip(handle: WorkflowHandle[Any, Any], stuck: OutboxStuck, **changes: str) -> OutboxStuck:
@@ -70,9 +66,7 @@ async def test_a_stuck_entry_is_shown_and_skipped_and_its_record_takes_its_place
     assert "longer than the graph holds" in shown
     assert "--name skip_entry" in shown
     assert json.dumps(stuck.entry_id) in shown
-    async with asyncio.timeout(WITHIN_S):
-        while not await is_listed(start_story.client, story, "OutboxStuck = 'StoryCreated'"):
-            await asyncio.sleep(0.2)
+    await until(lambda: is_listed(start_story.client, story, "OutboxStuck = 'StoryCreated'"))
 
     assert await skip(story.handle, stuck) == stuck
 
@@ -127,9 +121,7 @@ async def test_an_entry_whose_cause_is_removed_is_stored_without_a_person(
     await stuck_on(story, "StoryCreated")
 
     world.failing = {}
-    async with asyncio.timeout(WITHIN_S + 60):  # it is retried after a minute
-        while "planning.gate.opened" not in world.subjects():
-            await asyncio.sleep(0.1)
+    await until(lambda: "planning.gate.opened" in world.subjects())
 
     assert [entry.kind for entry in world.recorded][:2] == ["StorySpec", "StoryCreated"]
     assert await story.handle.query("outbox_stuck") == []
@@ -213,9 +205,9 @@ async def test_a_deliberation_of_its_own_is_cancelled_while_it_is_stuck(
         id=deliberation_workflow_id(task_id),
         task_queue="story",
     )
-    async with asyncio.timeout(WITHIN_S):
-        while await deliberation.query(DeliberationWorkflow.result) is None:
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: deliberation.query(DeliberationWorkflow.result), lambda result: result is not None
+    )
     await stuck_on(deliberation, "DeliberationStarted")
     assert "--name skip_entry" in await details(deliberation)
 
@@ -240,9 +232,7 @@ async def test_a_story_that_is_not_stuck_waits_with_its_cancellation_for_the_sto
     story = await start_story()
     await story.until(gate="approve_scope")
     await story.handle.cancel()
-    async with asyncio.timeout(WITHIN_S):
-        while not (await story.state()).cancelled:
-            await asyncio.sleep(0.05)
+    await until(story.state, lambda view: view.cancelled)
 
     world.graph_open.set()
     with pytest.raises(WorkflowFailureError):

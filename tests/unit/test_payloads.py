@@ -20,6 +20,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer
 
+from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import StartStory, World
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow
@@ -75,7 +76,7 @@ async def replay(handle: WorkflowHandle[Any, Any]) -> None:
 
 
 async def refusal_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         with pytest.raises(WorkflowFailureError) as failed:
             await handle.result()
     cause = failed.value.cause
@@ -149,9 +150,9 @@ async def test_a_signal_that_is_not_understood_leaves_a_line_and_the_story_goes_
     for name, inputs, _ in REFUSED_SIGNALS.values():
         await story.handle.signal(name, args=inputs)
 
-    async with asyncio.timeout(20):
-        while len(lines := await refusals(story.handle)) < len(REFUSED_SIGNALS):
-            await asyncio.sleep(0.02)
+    lines = await until(
+        lambda: refusals(story.handle), lambda lines: len(lines) >= len(REFUSED_SIGNALS)
+    )
     for line, (name, _, reason) in zip(lines, REFUSED_SIGNALS.values(), strict=True):
         assert f"request={name}" in line
         assert reason in line

@@ -9,6 +9,7 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
+from tests.support.polling import until
 from tests.unit.conftest import World
 from workflows.models import (
     DraftTask,
@@ -52,9 +53,7 @@ def created(world: World) -> list[str]:
 
 
 async def until_asked(world: World, count: int) -> None:
-    async with asyncio.timeout(30):
-        while len(world.calls) < count:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(world.calls) >= count)
 
 
 async def test_what_does_not_depend_on_each_other_runs_at_once(fleet: Client, world: World) -> None:

@@ -11,6 +11,7 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, CancelledError
 
+from tests.support.polling import until
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
 from workflows.models import Move, Plan, StoryRuns, TimelineEntry, UsageLine
 
@@ -207,9 +208,9 @@ async def test_a_rejection_goes_back_and_its_reason_is_in_the_next_context(
         await story.approve("approve_scope")
 
     assert view.state == back_to
-    async with asyncio.timeout(20):
-        while "it forgets the umlauts" not in str([call.task.feedback for call in world.calls]):
-            await asyncio.sleep(0.02)
+    await until(
+        lambda: "it forgets the umlauts" in str([call.task.feedback for call in world.calls])
+    )
 
 
 async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
@@ -223,12 +224,8 @@ async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
     assert view.state == "DRAFT"
     await story.until(gate="approve_scope")
     back = [("BUILD", "reject_build", "DESIGN"), ("DESIGN", "reject_design", "DRAFT")]
-    async with asyncio.timeout(20):
-        while [t for t in world.transitions() if t[1].startswith("reject")] != back:
-            await asyncio.sleep(0.02)
-    async with asyncio.timeout(20):
-        while "context.updated" not in world.subjects():
-            await asyncio.sleep(0.02)
+    await until(lambda: [t for t in world.transitions() if t[1].startswith("reject")] == back)
+    await until(lambda: "context.updated" in world.subjects())
 
 
 async def test_an_amendment_that_changes_nothing_changes_nothing(start_story: StartStory) -> None:
@@ -347,14 +344,11 @@ async def test_a_refused_signal_is_recorded_with_its_reason(
 
     await story.handle.signal("approve", payload)
 
-    async with asyncio.timeout(20):
-        while True:
-            lines = [TimelineEntry.model_validate(x) for x in await story.handle.query("timeline")]
-            refusals = [line for line in lines if line.event == "RequestRefused"]
-            if refusals:
-                break
-            await asyncio.sleep(0.02)
-    assert "request=Approve" in refusals[0].text
+    async def refusals() -> list[str]:
+        lines = [TimelineEntry.model_validate(x) for x in await story.handle.query("timeline")]
+        return [line.text for line in lines if line.event == "RequestRefused"]
+
+    assert "request=Approve" in (await until(refusals))[0]
     assert await story.state() == before
 
 
@@ -378,9 +372,7 @@ async def test_cancelling_stops_the_deliberation_and_is_mirrored(
     story = await start_story()
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
-    async with asyncio.timeout(20):
-        while not world.acts:
-            await asyncio.sleep(0.02)
+    await until(lambda: world.acts)
 
     await story.handle.cancel()
     with pytest.raises(WorkflowFailureError) as failed:
@@ -397,9 +389,7 @@ async def test_a_story_cancelled_before_its_process_is_read_ends_cancelled(
 ) -> None:
     world.config_open.clear()
     story = await start_story()
-    async with asyncio.timeout(20):
-        while not (await story.handle.describe()).raw_description.pending_activities:
-            await asyncio.sleep(0.05)
+    await until(story.handle.describe, lambda told: told.raw_description.pending_activities)
 
     await story.handle.cancel()
     with pytest.raises(WorkflowFailureError) as failed:
@@ -415,9 +405,7 @@ async def test_an_update_that_comes_before_the_process_is_read_waits_and_is_judg
     world.config_open.clear()
     story = await start_story()
     early = asyncio.create_task(story.approve("docs_ready"))
-    async with asyncio.timeout(20):
-        while not (await story.handle.describe()).raw_description.pending_activities:
-            await asyncio.sleep(0.05)
+    await until(story.handle.describe, lambda told: told.raw_description.pending_activities)
 
     world.config_open.set()
 
@@ -466,9 +454,7 @@ async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
     world.failing = {first.task_id: "model gone"}
     await story.approve("approve_design")
 
-    async with asyncio.timeout(30):
-        while "WORK_FAILED" not in str([e.body for e in world.recorded]):
-            await asyncio.sleep(0.02)
+    await until(lambda: "WORK_FAILED" in str([e.body for e in world.recorded]))
     statuses = {
         e.body["task_id"]: e.body["status"]
         for e in world.recorded
@@ -491,9 +477,7 @@ async def test_a_failed_council_is_tried_again_and_shown_and_counted_meanwhile(
     await story.until(gate="approve_scope")
     await story.approve("approve_scope")
 
-    async with asyncio.timeout(30):
-        while "the engine is down" not in (await story.state()).working_on:
-            await asyncio.sleep(0.02)
+    await until(story.state, lambda view: "the engine is down" in view.working_on)
     world.failing = {}
     view = await story.until(gate="approve_design")
     assert view.tokens_used == 2 * world.tokens * len(world.calls)

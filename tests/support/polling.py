@@ -1,0 +1,56 @@
+"""Waiting for something to happen, with one deadline for all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, overload
+
+T = TypeVar("T")
+
+WITHIN_S = 180
+"""How many seconds a test waits for anything: the machine may be busy, and only failures wait."""
+
+
+@overload
+async def until(
+    read: Callable[[], Awaitable[T]],
+    holds: Callable[[T], object] = bool,
+    *,
+    within_s: float = ...,
+    every_s: float = ...,
+) -> T: ...
+@overload
+async def until(
+    read: Callable[[], T],
+    holds: Callable[[T], object] = bool,
+    *,
+    within_s: float = ...,
+    every_s: float = ...,
+) -> T: ...
+async def until(
+    read: Callable[[], Any],
+    holds: Callable[[Any], object] = bool,
+    *,
+    within_s: float = WITHIN_S,
+    every_s: float = 0.02,
+) -> Any:
+    """Call `read` until `holds` is true of its result, and return that result.
+
+    Raises:
+        AssertionError: not within `within_s` seconds; it shows the last result.
+    """
+    found: Any = "none yet"
+    try:
+        async with asyncio.timeout(within_s) as deadline:
+            while True:
+                answer = read()
+                found = await answer if inspect.isawaitable(answer) else answer
+                if holds(found):
+                    return found
+                await asyncio.sleep(every_s)
+    except TimeoutError:
+        if not deadline.expired():  # it is an error of `read`
+            raise
+        raise AssertionError(f"not within {within_s:.0f} s; last result: {found!r:.2000}") from None
