@@ -13,8 +13,8 @@
     swe:case:{id}:session:{hash}   JSON: what agents got when they resumed the story; kept for as
                                    long as they requested
 
-Parts of a key that come from outside are encoded (`workflows.ids`), so that none can form another
-key.
+Parts of a key that come from outside are encoded (`workflows.models.ids`), so that none can form
+another key.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from workflows.ids import encode_id
-from workflows.models import ContextPack
+from workflows.models.context import ContextPack
+from workflows.models.ids import encode_id
 
 PACK_TTL_S = 3600
 """Default time, in seconds, for which a context pack is kept."""

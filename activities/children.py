@@ -13,8 +13,8 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from workflows.errors import ErrorType, application_error
-from workflows.models import ChildRun
+from workflows.models.deliberation import ChildRun
+from workflows.models.error_types import ErrorType, application_error
 from workflows.stubs import FOLLOW_CHILD
 
 

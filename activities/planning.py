@@ -17,18 +17,13 @@ from temporalio import activity
 
 from activities.config import CONFIG, InvalidConfig, read_yaml
 from activities.graph.councils import load_councils
-from workflows.errors import ErrorType, application_error
-from workflows.fsm import InvalidMachine, parse_machine
-from workflows.models import (
-    Machine,
-    Process,
-    Readiness,
-    RigorLevel,
-    StoryText,
-    content_hash,
-)
-from workflows.readiness import score_story
-from workflows.rigor import InvalidRigor, parse_rigor
+from workflows.models.base import content_hash
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.process import Machine, Process, RigorLevel
+from workflows.models.readiness import Readiness, StoryText
+from workflows.rules.machine import InvalidMachine, parse_machine
+from workflows.rules.readiness import score_story
+from workflows.rules.rigor import InvalidRigor, parse_rigor
 from workflows.stubs import PlanningStub
 
 FSM_FILE = "agile.fsm.yaml"

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from activities.checks import load_policy
+from activities.checks.activities import load_policy
 from activities.checks.policy import SecretPatterns
 from activities.config import CONFIG
-from workflows.models import content_hash
+from workflows.models.base import content_hash
 
 REDACTED = "[REDACTED]"
 

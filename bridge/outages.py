@@ -7,8 +7,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.errors import TABLE, store_error
-from bridge.mirror import refused
-from workflows.errors import UNAVAILABLE
+from bridge.mirror.publisher import refused
+from workflows.models.error_types import UNAVAILABLE
 
 TEMPORAL_UNAVAILABLE = frozenset(
     {

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from temporalio.client import Client
 
-from workflows.errors import ErrorType, application_error
-from workflows.models import PlanInput, plan_workflow_id
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.ids import plan_workflow_id
+from workflows.models.plan import PlanInput
 
 
 async def require_plan(temporal: Client, story_id: str, plan_id: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CODE = ("workflows", "activities", "bridge", "workers", "deploy")
-NOT_OURS = ("bridge/grpc/wire", "deploy/sample")
+NOT_OURS = ("bridge/grpc/wire", "deploy/examples/ratelimit")
 
 INSTEAD = {
     r"mend(s|ed|ing)?": "fix, correct",
@@ -37,7 +37,7 @@ WORDS = {re.compile(rf"\b({words})\b", re.IGNORECASE): better for words, better 
 
 def pages() -> Iterator[tuple[Path, int, str]]:
     """Yield each line of Markdown, with its place."""
-    places = ("*.md", "docs/**/*.md", "deploy/*/*.md")
+    places = ("*.md", "docs/**/*.md", "deploy/*/*.md", "deploy/examples/*/*.md")
     for page in sorted(page for place in places for page in ROOT.glob(place)):
         for number, line in enumerate(page.read_text().splitlines(), 1):
             yield page, number, line

@@ -43,7 +43,7 @@ def main() -> NoReturn:
         print(error, file=sys.stderr)
         leave(1)
 
-    from workers.clients import StartError  # the imports below are slow
+    from workers.clients.connection import StartError  # the imports below are slow
     from workers.run import run
 
     try:

@@ -19,7 +19,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import make_wsgi_app
 
-from workers.clients import StartError
+from workers.clients.connection import StartError
 
 Check = Callable[[], Awaitable[object]]
 """A function that returns if what it checks is healthy, and raises otherwise."""

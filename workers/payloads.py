@@ -22,7 +22,7 @@ from temporalio.bridge.proto.workflow_commands import WorkflowCommand
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import WorkflowInstanceDetails
 
-from workflows.models import NOT_UNDERSTOOD, InvalidInput, invalid_input
+from workflows.models.errors import NOT_UNDERSTOOD, InvalidInput, invalid_input
 
 BOM = b"\xef\xbb\xbf"
 JSON = b"json/plain"

@@ -16,7 +16,7 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey
 from workers.external_storage import data_converter
 from workers.health import Check
-from workers.processes import PROCESSES, Base, Job, load_process
+from workers.processes.process import PROCESSES, Base, Job, load_process
 from workers.settings import Settings, slips, variables
 
 ALL = "all"

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
-from workers.clients import StartError
+from workers.clients.connection import StartError
 from workflows.search_attributes import ALL
 
 Key = SearchAttributeKey[str] | SearchAttributeKey[int]

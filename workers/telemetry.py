@@ -29,7 +29,7 @@ from temporalio.worker import (
 )
 
 from workers.settings import Settings
-from workflows.models import story_of
+from workflows.models.ids import story_of
 
 LOOPBACK = "127.0.0.1"
 STORY_WORKFLOW_PREFIX = "story-"

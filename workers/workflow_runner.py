@@ -16,22 +16,16 @@ from temporalio.workflow import Info
 
 from workers.outliving import Outliving
 from workers.payloads import Payloads
-from workflows.models import run_after_reset
+from workflows.models.ids import run_after_reset
 
 PASSED_THROUGH = (
     "pydantic",
     "pydantic_core",
     "annotated_types",
     "typing_extensions",
-    "workflows.dag",
-    "workflows.details",
-    "workflows.events",
-    "workflows.fsm",
+    "workflows.current_details",
     "workflows.models",
-    "workflows.news",
-    "workflows.outbox_state",
-    "workflows.ranking",
-    "workflows.rigor",
+    "workflows.rules",
     "workflows.search_attributes",
     "workflows.story_state",
     "workflows.stubs",

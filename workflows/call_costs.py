@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.exceptions import TimeoutError as TimedOut
 
-from workflows.errors import ErrorType
-from workflows.models import CallUsage
+from workflows.models.agents import CallUsage
+from workflows.models.error_types import ErrorType
 
 
 def failed_call(error: ActivityError) -> list[CallUsage]:

@@ -22,7 +22,8 @@ from temporalio.exceptions import FailureError
 from workflows.stubs import FOLLOW, FOLLOW_CHILD
 
 with workflow.unsafe.imports_passed_through():
-    from workflows.models import ChildRun, DecisionsAdded, MilestonesAdded
+    from workflows.models.context import DecisionsAdded, MilestonesAdded
+    from workflows.models.deliberation import ChildRun
     from workflows.story_state import Story
 
 ADD_DECISIONS = "add_decisions"

@@ -7,8 +7,8 @@ from temporalio import workflow
 from workflows.outbox import Outbox
 
 with workflow.unsafe.imports_passed_through():
-    from workflows.models import story_workflow_id
-    from workflows.outbox_state import StoryClosure
+    from workflows.models.ids import story_workflow_id
+    from workflows.models.outbox import StoryClosure
 
 
 @workflow.defn

@@ -16,19 +16,17 @@ from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningSt
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import cancelled_as_such
-    from workflows.models import (
+    from workflows.models.agents import (
         Agent,
         CallUsage,
-        CoachInput,
-        CoachResult,
-        ContextPack,
         CouncilQuery,
-        Readiness,
-        StoryText,
         Task,
         WriteStoryAnswer,
         WriteStoryInput,
     )
+    from workflows.models.coach import CoachInput, CoachResult
+    from workflows.models.context import ContextPack
+    from workflows.models.readiness import Readiness, StoryText
 
 ROLE = "ARCHITECT"
 """The council whose first agent writes: the one that has to design what the story asks for."""

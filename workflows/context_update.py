@@ -17,24 +17,24 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
-from workflows.errors import ErrorType, application_error
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
-from workflows.outbox_state import OutboxState
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
-    from workflows.clock import timestamp
-    from workflows.events import ContextUpdated, StoryTransitioned
-    from workflows.models import (
+    from workflows.models.context import (
         ContextAnswer,
         ContextUpdate,
         ContextWrite,
         DecisionsAdded,
         MilestonesAdded,
         request_hash,
-        story_workflow_id,
     )
+    from workflows.models.events import ContextUpdated, StoryTransitioned
+    from workflows.models.ids import story_workflow_id
+    from workflows.timestamps import timestamp
 
 __all__ = ["REUSED", "ContextUpdateWorkflow", "request_hash"]
 

@@ -20,18 +20,53 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from workflows.errors import ErrorType, application_error
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
-from workflows.outbox_state import OutboxState
 from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import CHECK, STORE, AgentStub, CheckStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
-    from workflows import ranking
     from workflows.call_costs import failed_call
-    from workflows.clock import timestamp
-    from workflows.details import deliberation_details
-    from workflows.events import (
+    from workflows.current_details import deliberation_details
+    from workflows.models.agents import (
+        Agent,
+        CallUsage,
+        Council,
+        CouncilQuery,
+        CriticiseInput,
+        Critique,
+        CritiqueAnswer,
+        JudgeInput,
+        Proposal,
+        ProposalAnswer,
+        ProposeInput,
+        ReviseInput,
+        Task,
+        Verdict,
+    )
+    from workflows.models.context import (
+        ContextPack,
+        DecisionAdded,
+        DecisionsAdded,
+        MilestoneReached,
+        MilestonesAdded,
+        PackQuery,
+    )
+    from workflows.models.deliberation import (
+        Check,
+        CheckInput,
+        CheckReport,
+        DeliberationInput,
+        DeliberationRecord,
+        DeliberationResult,
+        FailedAgent,
+        Progress,
+        RankedProposal,
+        RecordedDecision,
+        WaveRequest,
+    )
+    from workflows.models.events import (
         ContextDecisionAdded,
         DeliberationCompleted,
         DeliberationFailed,
@@ -39,41 +74,10 @@ with workflow.unsafe.imports_passed_through():
         RequestRefused,
         RoundCompleted,
     )
-    from workflows.models import (
-        Agent,
-        CallUsage,
-        Check,
-        CheckInput,
-        CheckReport,
-        ContextPack,
-        Council,
-        CouncilQuery,
-        CriticiseInput,
-        Critique,
-        CritiqueAnswer,
-        DecisionAdded,
-        DecisionsAdded,
-        DeliberationInput,
-        DeliberationRecord,
-        DeliberationResult,
-        FailedAgent,
-        JudgeInput,
-        MilestoneReached,
-        MilestonesAdded,
-        PackQuery,
-        Progress,
-        Proposal,
-        ProposalAnswer,
-        ProposeInput,
-        RankedProposal,
-        RecordedDecision,
-        ReviseInput,
-        Task,
-        Verdict,
-        WaveRequest,
-        deliberation_workflow_id,
-    )
-    from workflows.news import decisions_with, milestones_with
+    from workflows.models.ids import deliberation_workflow_id
+    from workflows.rules import ranking
+    from workflows.rules.news import decisions_with, milestones_with
+    from workflows.timestamps import timestamp
 
 REQUEST_WAVE = "request_wave"
 

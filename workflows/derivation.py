@@ -5,32 +5,28 @@ from __future__ import annotations
 from temporalio import workflow
 
 from workflows.deliberation import require_id
-from workflows.errors import ErrorType, application_error
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
-from workflows.outbox_state import OutboxState
 from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
-    from workflows import dag
     from workflows.call_costs import cancelled_as_such
-    from workflows.clock import timestamp
-    from workflows.events import EventBody, PlanDerived, TaskCreated
-    from workflows.models import (
-        ContextPack,
+    from workflows.models.agents import (
         Council,
         CouncilQuery,
-        DerivationInput,
-        DerivationResult,
         DerivePlanAnswer,
         DerivePlanInput,
-        Plan,
-        PlanQuery,
         Proposal,
-        StoryText,
         Task,
-        derivation_workflow_id,
-        former_derivation_workflow_id,
     )
+    from workflows.models.context import ContextPack
+    from workflows.models.events import EventBody, PlanDerived, TaskCreated
+    from workflows.models.ids import derivation_workflow_id, former_derivation_workflow_id
+    from workflows.models.plan import DerivationInput, DerivationResult, Plan, PlanQuery
+    from workflows.models.readiness import StoryText
+    from workflows.rules import dag
+    from workflows.timestamps import timestamp
 
 PLANNER = "ARCHITECT"
 

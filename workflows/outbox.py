@@ -16,10 +16,9 @@ from typing import Literal
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, FailureError
 
-from workflows.clock import timestamp
-from workflows.details import stuck_details
-from workflows.errors import ErrorType, application_error
-from workflows.events import (
+from workflows.current_details import stuck_details
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.events import (
     LATER_PUBLISHED,
     Entry,
     EntrySkipped,
@@ -27,10 +26,11 @@ from workflows.events import (
     PublishBatch,
     RecordBatch,
 )
-from workflows.models import closure_workflow_id, event_id, run_after_reset
-from workflows.outbox_state import OutboxState, OutboxStuck, SkipEntry, StoryClosure
+from workflows.models.ids import closure_workflow_id, event_id, run_after_reset
+from workflows.models.outbox import OutboxState, OutboxStuck, SkipEntry, StoryClosure
 from workflows.search_attributes import OUTBOX_STUCK
 from workflows.stubs import MIRROR, STORE, GraphStub, MirrorStub
+from workflows.timestamps import timestamp
 
 BATCH = 100
 """Entries in one activity: a batch stays far below the message limits of NATS and Temporal."""

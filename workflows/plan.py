@@ -20,38 +20,33 @@ from workflows.deliberation import (
     require_id,
 )
 from workflows.derivation import derive_from_text, plan_derived, require_plan, tasks_created
-from workflows.errors import ErrorType, application_error
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
-from workflows.outbox_state import OutboxState
 from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
-    from workflows import dag
-    from workflows.clock import timestamp
-    from workflows.details import plan_details
-    from workflows.events import (
+    from workflows.current_details import plan_details
+    from workflows.models.agents import PlannedTask
+    from workflows.models.context import (
+        DecisionAdded,
+        DecisionsAdded,
+        MilestoneReached,
+        MilestonesAdded,
+    )
+    from workflows.models.deliberation import DeliberationInput
+    from workflows.models.events import (
         PlanFinished,
         RequestRefused,
         TaskCompleted,
         TaskDispatched,
         TaskFailed,
     )
-    from workflows.models import (
-        DecisionAdded,
-        DecisionsAdded,
-        DeliberationInput,
-        MilestoneReached,
-        MilestonesAdded,
-        Plan,
-        PlanInput,
-        PlannedTask,
-        PlanQuery,
-        PlanResult,
-        TaskOutcome,
-        deliberation_workflow_id,
-        plan_workflow_id,
-    )
-    from workflows.news import decisions_with, holding
+    from workflows.models.ids import deliberation_workflow_id, plan_workflow_id
+    from workflows.models.plan import Plan, PlanInput, PlanQuery, PlanResult, TaskOutcome
+    from workflows.rules import dag
+    from workflows.rules.news import decisions_with, holding
+    from workflows.timestamps import timestamp
 
 TASK_TIMEOUT_S = 3600.0
 """A task's deliberation may wait for unavailable agents, or queue behind its siblings."""

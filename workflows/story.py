@@ -34,7 +34,7 @@ from workflows.derivation import (
     require_plan,
     tasks_created,
 )
-from workflows.errors import ErrorType, application_error
+from workflows.models.error_types import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import (
@@ -48,11 +48,19 @@ from workflows.search_attributes import (
 from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
-    from workflows import dag, fsm
     from workflows.call_costs import failed_call
-    from workflows.clock import timestamp
-    from workflows.details import story_details
-    from workflows.events import (
+    from workflows.current_details import story_details
+    from workflows.models.agents import Proposal, Task, UsageLine
+    from workflows.models.base import Request, content_hash
+    from workflows.models.context import (
+        ContextUpdate,
+        DecisionAdded,
+        DecisionsAdded,
+        MilestoneReached,
+        MilestonesAdded,
+    )
+    from workflows.models.deliberation import DeliberationInput, DeliberationResult, WaveRequest
+    from workflows.models.events import (
         ContextMilestoneReached,
         ContextUpdated,
         Entry,
@@ -67,42 +75,32 @@ with workflow.unsafe.imports_passed_through():
         StorySpec,
         StoryTransitioned,
     )
-    from workflows.fsm import BUDGET_GATE
-    from workflows.models import (
-        Amend,
-        Approve,
-        ContextUpdate,
-        DecisionAdded,
-        DecisionsAdded,
-        DeliberationInput,
-        DeliberationResult,
-        MilestoneReached,
-        MilestonesAdded,
-        Move,
-        Plan,
-        PlanInput,
-        PlanResult,
-        Proposal,
-        RaiseBudget,
-        Reject,
-        Request,
-        StoryInput,
-        StoryResult,
-        StoryText,
-        StoryView,
-        Task,
-        TimelineEntry,
-        Transition,
-        UsageLine,
-        WaveRequest,
-        WorkspaceReport,
-        content_hash,
+    from workflows.models.ids import (
         context_workflow_id,
         deliberation_workflow_id,
         plan_workflow_id,
         story_workflow_id,
     )
+    from workflows.models.plan import Plan, PlanInput, PlanResult
+    from workflows.models.process import Transition
+    from workflows.models.readiness import StoryText
+    from workflows.models.report import WorkspaceReport
+    from workflows.models.story import (
+        Amend,
+        Approve,
+        Move,
+        RaiseBudget,
+        Reject,
+        StoryInput,
+        StoryResult,
+        StoryView,
+        TimelineEntry,
+    )
+    from workflows.rules import dag
+    from workflows.rules import machine as fsm
+    from workflows.rules.machine import BUDGET_GATE
     from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
+    from workflows.timestamps import timestamp
 
 COUNCIL_TIMEOUT_S = 3600.0
 """A story's deliberation may wait for unavailable agents; it fails if they stay unavailable."""

@@ -10,40 +10,31 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel
 
-from workflows import fsm, rigor
-from workflows.errors import ErrorType, application_error
-from workflows.fsm import BUDGET_GATE
-from workflows.models import (
+from workflows.models.agents import CallUsage, Proposal, UsageLine
+from workflows.models.base import content_hash
+from workflows.models.context import DecisionAdded, MilestoneReached
+from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.outbox import OutboxState
+from workflows.models.plan import Plan
+from workflows.models.process import Machine, Process, StateSpec, Transition
+from workflows.models.readiness import Readiness, StoryText
+from workflows.models.report import ReportScore, WorkspaceReport
+from workflows.models.story import (
     Amend,
     Approve,
-    CallUsage,
-    DecisionAdded,
-    DeliberationResult,
-    Machine,
-    MilestoneReached,
     Move,
-    Plan,
-    Process,
-    Proposal,
     RaiseBudget,
-    Readiness,
-    RecordedDecision,
     Reject,
-    ReportScore,
-    StateSpec,
     StoryInput,
     StoryRuns,
-    StoryText,
     StoryView,
     TimelineEntry,
-    Transition,
-    UsageLine,
-    WaveRequest,
-    WorkspaceReport,
-    content_hash,
 )
-from workflows.news import MILESTONES_KNOWN, decisions_with, holding, milestones_with
-from workflows.outbox_state import OutboxState
+from workflows.rules import machine as fsm
+from workflows.rules import rigor
+from workflows.rules.machine import BUDGET_GATE
+from workflows.rules.news import MILESTONES_KNOWN, decisions_with, holding, milestones_with
 
 BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"

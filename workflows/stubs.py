@@ -12,36 +12,29 @@ from temporalio import activity
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
-from workflows.events import PublishBatch, RecordBatch
-from workflows.models import (
+from workflows.models.agents import (
     Agent,
-    CheckInput,
-    CheckReport,
-    ContextAnswer,
-    ContextPack,
-    ContextWrite,
     Council,
     CouncilQuery,
     CriticiseInput,
     CritiqueAnswer,
-    DeliberationRecord,
     DerivePlanAnswer,
     DerivePlanInput,
     JudgeAnswer,
     JudgeInput,
-    PackQuery,
-    PlanQuery,
-    Process,
     ProposalAnswer,
     ProposeInput,
-    Readiness,
     ReviseInput,
-    StoredPlan,
-    StoryRuns,
-    StoryText,
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
+from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
+from workflows.models.events import PublishBatch, RecordBatch
+from workflows.models.plan import PlanQuery, StoredPlan
+from workflows.models.process import Process
+from workflows.models.readiness import Readiness, StoryText
+from workflows.models.story import StoryRuns
 
 STORY_QUEUE = "story"
 AGENTS_QUEUE = "agents"

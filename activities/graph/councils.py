@@ -19,10 +19,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
-from activities.values import Number, Row, Text, Texts
-from workflows.errors import ErrorType, application_error
-from workflows.ids import Id, Role
-from workflows.models import Agent, AgentType, Council, CouncilQuery, Part, Wire, invalid_input
+from activities.graph.values import Number, Row, Text, Texts
+from workflows.models.agents import Agent, Council, CouncilQuery
+from workflows.models.base import AgentType, Part, Wire
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import invalid_input
+from workflows.models.ids import Id, Role
 
 MOCK_REFUSED = "Mock agents not allowed in production"
 

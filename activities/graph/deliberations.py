@@ -9,10 +9,10 @@ from typing import Any, LiteralString, NamedTuple
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 from pydantic import ValidationError
 
-from activities.context import DONE, NOISE, READS, Scope
+from activities.graph.context_packs import DONE, NOISE, READS, Scope
 from activities.graph.errors import store_errors
 from activities.graph.stories import adopt
-from activities.values import (
+from activities.graph.values import (
     Flag,
     Instant,
     MaybeNumber,
@@ -24,17 +24,16 @@ from activities.values import (
     Texts,
     text,
 )
-from workflows.models import (
+from workflows.models.agents import Critique, Proposal
+from workflows.models.context import PackQuery
+from workflows.models.deliberation import (
     Check,
-    Critique,
     DeliberationResult,
     FailedAgent,
-    PackQuery,
-    Plan,
-    Proposal,
     RankedProposal,
     RecordedDecision,
 )
+from workflows.models.plan import Plan
 
 READ_S = 20.0
 

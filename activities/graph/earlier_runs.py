@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workflows.models import StoryRuns
+from workflows.models.story import StoryRuns
 
 NUMBERED = """
 MATCH (s:Case {id: $story_id})

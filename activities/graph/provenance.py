@@ -6,7 +6,7 @@ from typing import Any
 
 from neo4j import AsyncDriver
 
-from activities.values import MaybeReal, Number, Row, Text, Texts, TimeText, instant
+from activities.graph.values import MaybeReal, Number, Row, Text, Texts, TimeText, instant
 
 PROVENANCE = """
 MATCH (d:Decision {id: $decision_id}) WHERE $story_id = '' OR d.case_id = $story_id

@@ -10,7 +10,7 @@ from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncManagedTransaction
 
-from activities.context import (
+from activities.graph.context_packs import (
     DECIDED_AT,
     DECIDED_BY,
     DONE,
@@ -20,7 +20,7 @@ from activities.context import (
     Scopes,
     newest,
 )
-from activities.values import Number, Row, Text, Texts, TimeText, instant
+from activities.graph.values import Number, Row, Text, Texts, TimeText, instant
 
 Fields = dict[str, Any]
 

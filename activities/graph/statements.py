@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.stories import STORY
-from workflows.clock import iso
-from workflows.errors import ErrorType, application_error
-from workflows.events import (
+from workflows.models.deliberation import DeliberationRecord, RankedProposal, RecordedDecision
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import invalid_input
+from workflows.models.events import (
     BODIES,
     ContextDecisionAdded,
     ContextMilestoneReached,
@@ -48,13 +49,8 @@ from workflows.events import (
     TaskDispatched,
     TaskFinished,
 )
-from workflows.models import (
-    DeliberationRecord,
-    RankedProposal,
-    RecordedDecision,
-    deliberation_workflow_id,
-    invalid_input,
-)
+from workflows.models.ids import deliberation_workflow_id
+from workflows.timestamps import iso
 
 AHEAD_AT_MOST = timedelta(minutes=5)
 """How far a sender's clock may be ahead of ours; limited because the latest time wins."""

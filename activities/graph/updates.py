@@ -58,23 +58,19 @@ from activities.graph.statements import (
     order_key,
 )
 from activities.graph.stories import STORY
-from workflows.clock import iso
-from workflows.errors import ErrorType, application_error
-from workflows.ids import LongId
-from workflows.models import (
-    Actor,
+from workflows.models.base import Actor, Line, Rigor, Title, content_hash
+from workflows.models.context import (
     ContextAnswer,
     ContextChange,
     ContextWrite,
     DecisionAdded,
-    Line,
     MilestoneReached,
-    Rigor,
-    Title,
-    content_hash,
-    invalid_input,
     request_hash,
 )
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import invalid_input
+from workflows.models.ids import LongId
+from workflows.timestamps import iso
 
 PAYLOAD_BYTES = 64 * 1024
 WARNING_CHARACTERS = 300

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import grpc
 
-from workflows.models import InvalidInput, Request
+from workflows.models.base import Request
+from workflows.models.errors import InvalidInput
 
 ANSWERED_WITHIN_S = 10.0
 """How long a workflow has to answer a call without a deadline."""

@@ -19,11 +19,11 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
-from activities.context import SCOPES, Scopes, check_scopes
-from activities.graph import Graph
+from activities.graph.activities import Graph
+from activities.graph.context_packs import SCOPES, Scopes, check_scopes
 from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
 from activities.graph.statements import AHEAD_AT_MOST, moment
-from bridge.grpc.access import caller
+from bridge.grpc.auth import caller
 from bridge.grpc.calls import REQUEST_ID, Context, derived_id, in_time, said, understood
 from bridge.grpc.context_updates import (
     ANSWERED_WITHIN_S,
@@ -37,24 +37,14 @@ from bridge.grpc.context_updates import (
 from bridge.grpc.planning import NOT_BEGUN, known, legal_move, take
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
-from workflows.clock import iso
-from workflows.errors import ErrorType, application_error
-from workflows.ids import Id, LongId
-from workflows.models import (
-    Actor,
-    ContextChange,
-    ContextUpdate,
-    InvalidInput,
-    Move,
-    PackQuery,
-    PhaseChange,
-    Request,
-    StoryView,
-    Title,
-    content_hash,
-    story_workflow_id,
-)
+from workflows.models.base import Actor, Request, Title, content_hash
+from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import InvalidInput
+from workflows.models.ids import Id, LongId, story_workflow_id
+from workflows.models.story import Move, StoryView
 from workflows.story import StoryWorkflow
+from workflows.timestamps import iso
 
 EVENTS = 50
 EVENTS_AT_MOST = 500

@@ -25,7 +25,7 @@ from activities.graph.updates import (
     PlanPayload,
     read_changes,
 )
-from bridge.grpc.access import Caller
+from bridge.grpc.auth import Caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
@@ -34,19 +34,13 @@ from bridge.grpc.calls import (
     said,
     seconds_left,
 )
-from workflows.clock import iso
 from workflows.context_update import REUSED, ContextUpdateWorkflow
-from workflows.errors import ErrorType, application_error
-from workflows.models import (
-    ContextAnswer,
-    ContextUpdate,
-    ContextWrite,
-    context_workflow_id,
-    request_hash,
-    story_workflow_id,
-)
+from workflows.models.context import ContextAnswer, ContextUpdate, ContextWrite, request_hash
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.ids import context_workflow_id, story_workflow_id
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
+from workflows.timestamps import iso
 
 ANSWERED_WITHIN_S = 60.0
 """How long a call without a deadline may take.

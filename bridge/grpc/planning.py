@@ -30,7 +30,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.deliberations import find_plan
-from bridge.grpc.access import caller
+from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
@@ -43,21 +43,11 @@ from bridge.grpc.calls import (
 )
 from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
-from workflows.errors import ErrorType, application_error
-from workflows.ids import Id
-from workflows.models import (
-    Approve,
-    InvalidInput,
-    Line,
-    Move,
-    Reject,
-    Request,
-    StoryInput,
-    StoryResult,
-    StoryView,
-    story_of,
-    story_workflow_id,
-)
+from workflows.models.base import Line, Request
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import InvalidInput
+from workflows.models.ids import Id, story_of, story_workflow_id
+from workflows.models.story import Approve, Move, Reject, StoryInput, StoryResult, StoryView
 from workflows.search_attributes import (
     DOR_SCORE,
     PENDING_GATE,

@@ -22,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram
 
-from bridge.grpc.access import OPEN, Access
+from bridge.grpc.auth import OPEN, Access
 from bridge.grpc.errors import code_of, status_of
 from bridge.grpc.requests import Requests
 

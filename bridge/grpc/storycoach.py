@@ -18,7 +18,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from bridge.grpc.access import caller
+from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
@@ -32,16 +32,12 @@ from bridge.grpc.calls import (
 from bridge.grpc.wire import storycoach_pb2 as wire
 from bridge.grpc.wire import storycoach_pb2_grpc
 from workflows.coach import CoachWorkflow
-from workflows.models import (
-    CoachInput,
-    CoachResult,
-    InvalidInput,
-    Line,
-    Request,
-    StoryText,
-    coach_workflow_id,
-)
-from workflows.readiness import score_story
+from workflows.models.base import Line, Request
+from workflows.models.coach import CoachInput, CoachResult
+from workflows.models.errors import InvalidInput
+from workflows.models.ids import coach_workflow_id
+from workflows.models.readiness import StoryText
+from workflows.rules.readiness import score_story
 from workflows.stubs import STORY_QUEUE
 
 WRITTEN_WITHIN_S = 600.0

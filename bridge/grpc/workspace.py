@@ -12,8 +12,10 @@ from google.protobuf.json_format import MessageToDict
 from bridge.grpc.calls import Context, understood
 from bridge.grpc.wire import workspace_pb2 as wire
 from bridge.grpc.wire import workspace_pb2_grpc
-from workflows.models import InvalidInput, ReportScore, RigorLevel, WorkspaceReport
-from workflows.rigor import DIMENSIONS, score_report
+from workflows.models.errors import InvalidInput
+from workflows.models.process import RigorLevel
+from workflows.models.report import ReportScore, WorkspaceReport
+from workflows.rules.rigor import DIMENSIONS, score_report
 
 DEFAULT_RIGOR = "L1"
 """The rigor of a request that names none, as of a story that names none."""

@@ -22,17 +22,17 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.servers import ROOT
 from deploy.local.settings import StackSettings
-from workers import view
+from workers.cli import render as view
+from workers.cli.snapshot import Snapshot, follow, is_open
 from workers.clients.neo4j import open_neo4j
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
 from workers.exit import leave
 from workers.external_storage import data_converter
 from workers.settings import Settings, load
-from workers.watch import Snapshot, follow, is_open
-from workflows.models import story_workflow_id
+from workflows.models.ids import story_workflow_id
 
-SAMPLE = ROOT / "deploy" / "sample"
+SAMPLE = ROOT / "deploy/examples/ratelimit"
 FIRST, LAST = 101, 999
 """The sample stories are US-101, US-102 and so on: one for each `make run`."""
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from bridge.grpc.access import Caller, create_token
+from bridge.grpc.auth import Caller, create_token
 from deploy.local.servers import (
     LOOPBACK,
     Nats,

@@ -27,7 +27,7 @@ from tests.bench.figures import Figure, at_least, at_most
 from tests.support.checker import paid_twice
 from tests.support.llm_server import LlmServer
 from tests.support.site import Site
-from workflows.models import PlannedTask
+from workflows.models.agents import PlannedTask
 from workflows.search_attributes import PENDING_GATE
 
 PAIRS = 7

@@ -20,8 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 
 from activities.cache import Cache
-from activities.context import Scopes, load_scopes, read_sections
-from bridge.grpc.access import Caller, create_token
+from activities.graph.context_packs import Scopes, load_scopes, read_sections
+from bridge.grpc.auth import Caller, create_token
 from bridge.grpc.wire import (
     context_pb2,
     context_pb2_grpc,
@@ -37,7 +37,7 @@ from tests.bench.figures import Figure, at_most
 from tests.support.llm_server import LlmServer
 from tests.support.site import READY_WITHIN, TOKEN_KEY, Site
 from workers.settings import ROOT
-from workflows.models import PackQuery
+from workflows.models.context import PackQuery
 from workflows.search_attributes import PENDING_GATE
 
 PAIRS = 300

@@ -22,7 +22,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.site import GOOD_REPORT, Site, patient
 from workers.settings import ROOT
-from workflows.models import Approve, StoryView
+from workflows.models.story import Approve, StoryView
 from workflows.search_attributes import PENDING_GATE, STORY_STATE
 
 pytestmark = pytest.mark.timeout(240)

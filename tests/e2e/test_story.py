@@ -17,9 +17,9 @@ from temporalio.client import Client
 
 from tests.e2e.conftest import GATES, Fleet
 from tests.support.polling import until
-from workflows.models import ContextPack
+from workflows.models.context import ContextPack
 
-SAMPLE = Path(__file__).parents[2] / "deploy" / "sample"
+SAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit"
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -27,13 +27,13 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.cache import Cache
-from activities.context import load_scopes
-from activities.graph import Graph
-from activities.migrations import migrate
-from bridge.grpc.access import Access, Caller, create_token
+from activities.graph.activities import Graph
+from activities.graph.context_packs import load_scopes
+from activities.graph.migrations import migrate
+from bridge.grpc.auth import Access, Caller, create_token
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import GrpcServer, Served
-from bridge.streams import STREAMS
+from bridge.jetstream.streams import STREAMS
 from deploy.local.process import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.conftest import RunningServer, Servers

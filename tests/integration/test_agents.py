@@ -17,18 +17,17 @@ from redis.backoff import NoBackoff
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities import llm as llm_client
-from activities.agents import MOCK_REFUSED, Agents, VllmAgents
-from activities.kept import KEPT_FOR, answer_key
-from activities.llm_errors import retry_after, status_failure
-from activities.prompts import Prompts
+from activities.agents import openai_client as llm_client
+from activities.agents.activities import MOCK_REFUSED, Agents, VllmAgents
+from activities.agents.answer_cache import KEPT_FOR, answer_key
+from activities.agents.llm_errors import retry_after, status_failure
+from activities.agents.prompts import Prompts
 from tests.conftest import RunningServer
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
-from workflows.models import (
+from workflows.models.agents import (
     Agent,
     Contender,
-    ContextPack,
     CriticiseInput,
     Critique,
     DerivePlanInput,
@@ -39,6 +38,7 @@ from workflows.models import (
     ReviseInput,
     Task,
 )
+from workflows.models.context import ContextPack
 
 PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
 PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")

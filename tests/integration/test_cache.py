@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from activities.cache import Cache, Document, Line, pack_key, pack_variant, timeline_key
 from tests.support.stories import new_story
-from workflows.models import ContextPack
+from workflows.models.context import ContextPack
 
 
 def line(story: str, number: int, started_ms: int = 1000) -> Line:

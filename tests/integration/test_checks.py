@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.checks import CHECKS_FILE, MAX_BLOCKS, MAX_CHARACTERS, POLICY_FILE, Checks
+from activities.checks.activities import (
+    CHECKS_FILE,
+    MAX_BLOCKS,
+    MAX_CHARACTERS,
+    POLICY_FILE,
+    Checks,
+)
 from activities.checks.sandbox import Limits, Sandbox
 from activities.config import CONFIG, InvalidConfig
 from tests.integration.test_sandbox import processes_with, until_gone
 from tests.support.polling import until
-from workflows.models import Check, CheckInput, CheckReport, Decision, Proposal
-from workflows.ranking import barred, score
+from workflows.models.agents import Decision, Proposal
+from workflows.models.deliberation import Check, CheckInput, CheckReport
+from workflows.rules.ranking import barred, score
 
 KEY = "AKIA" + "2E0A8F3B244C9986"
 GOOD = """# Outbox

@@ -19,8 +19,9 @@ from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
-from workers import cli
-from workers.commands import complete_story, stories
+from workers.cli import app as cli
+from workers.cli import stories
+from workers.cli.session import complete_story
 from workers.settings import ROOT, Settings
 
 
@@ -295,7 +296,9 @@ async def test_a_report_is_measured_and_sent(fleet: Environment) -> None:
         await at_gate(fleet, story_id, gate)
         await command(fleet, "approve", story_id, gate, "--role", "PO")
 
-    ended = await command(fleet, "report", story_id, str(ROOT / "deploy" / "sample"), "--json")
+    ended = await command(
+        fleet, "report", story_id, str(ROOT / "deploy/examples/ratelimit"), "--json"
+    )
     empty = await command(fleet, "report", story_id, str(ROOT / "deploy" / "config"))
 
     assert ended.code == 0, ended.err

@@ -17,15 +17,15 @@ from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from typer.testing import CliRunner
 
-from bridge.mirror import Mirror
-from bridge.source import Source
-from bridge.streams import reconcile
+from bridge.jetstream.streams import reconcile
+from bridge.mirror.publisher import Mirror
+from bridge.mirror.source import Source
 from tests.conftest import RunningServer
 from tests.integration.conftest import Environment
 from tests.support.polling import WITHIN_S, until
-from workers import cli
+from workers.cli import app as cli
 from workers.settings import ROOT
-from workflows.events import Entry, PublishBatch
+from workflows.models.events import Entry, PublishBatch
 
 NUMBERS = itertools.count()
 

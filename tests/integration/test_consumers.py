@@ -6,10 +6,10 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from bridge import streams
-from bridge.consumers import CONSUMERS, ConsumerError, drift, reconcile
-from bridge.streams import STREAMS
-from workflows.events import PUBLISHED
+from bridge.jetstream import streams
+from bridge.jetstream.consumers import CONSUMERS, ConsumerError, drift, reconcile
+from bridge.jetstream.streams import STREAMS
+from workflows.models.events import PUBLISHED
 
 FIRST = CONSUMERS[0]
 

@@ -20,7 +20,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
@@ -34,7 +34,8 @@ from workers.settings import ROOT
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
-from workflows.models import Amend, StoryInput, story_workflow_id
+from workflows.models.ids import story_workflow_id
+from workflows.models.story import Amend, StoryInput
 from workflows.story import StoryWorkflow
 from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
 

@@ -8,7 +8,7 @@ from neo4j import AsyncDriver
 from redis.asyncio import Redis
 
 from activities.cache import pack_key
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from tests.support.stories import (
     at,
     batch,
@@ -20,8 +20,9 @@ from tests.support.stories import (
     rows,
     spec,
 )
-from workflows.events import ContextDecisionAdded
-from workflows.models import DeliberationRecord, PackQuery, RecordedDecision
+from workflows.models.context import PackQuery
+from workflows.models.deliberation import DeliberationRecord, RecordedDecision
+from workflows.models.events import ContextDecisionAdded
 
 
 @pytest.fixture

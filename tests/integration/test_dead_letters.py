@@ -10,10 +10,10 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from typer.testing import CliRunner
 
-from bridge import streams
-from bridge.dead_letters import DeadLetters, NoSuchLetter
+from bridge.jetstream import streams
+from bridge.jetstream.dead_letters import DeadLetters, NoSuchLetter
 from tests.conftest import RunningServer
-from workers import cli
+from workers.cli import app as cli
 
 SUBJECT = "planning.plan.approved"
 CONSUMER = "context-planning-plan-approved"

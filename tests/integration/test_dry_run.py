@@ -7,9 +7,10 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.checks import Checks
+from activities.checks.activities import Checks
 from activities.checks.sandbox import Limits, Sandbox
-from workflows.models import Check, CheckInput, Proposal
+from workflows.models.agents import Proposal
+from workflows.models.deliberation import Check, CheckInput
 
 
 async def dry_run(content: str, limits: Limits | None = None) -> Check:

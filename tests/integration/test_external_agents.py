@@ -30,12 +30,12 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from activities.prompts import Prompts
-from bridge.agent_responses import LARGEST_RESPONSE, AgentResponses
-from bridge.agents import EXPIRY
-from bridge.consumers import AGENTS_RESPONSES
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.streams import reconcile
+from activities.agents.prompts import Prompts
+from bridge.agents.activity import EXPIRY
+from bridge.agents.responses import LARGEST_RESPONSE, AgentResponses
+from bridge.jetstream.consumers import AGENTS_RESPONSES
+from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
+from bridge.jetstream.streams import reconcile
 from tests.conftest import RunningServer
 from tests.integration.conftest import Environment, Log, running
 from tests.support.asking import Asking, AskWorkflow
@@ -45,18 +45,11 @@ from workers.external_storage import data_converter
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
 from workers.workflow_runner import workflow_runner
-from workflows.events import AgentCommand
-from workflows.models import (
-    Agent,
-    CallUsage,
-    ContextPack,
-    DeliberationInput,
-    DeliberationResult,
-    ProposalAnswer,
-    ProposeInput,
-    Task,
-    deliberation_workflow_id,
-)
+from workflows.models.agents import Agent, CallUsage, ProposalAnswer, ProposeInput, Task
+from workflows.models.context import ContextPack
+from workflows.models.deliberation import DeliberationInput, DeliberationResult
+from workflows.models.events import AgentCommand
+from workflows.models.ids import deliberation_workflow_id
 
 QUEUE = "asking"
 
@@ -741,7 +734,7 @@ class Example:
 @asynccontextmanager
 async def example(environment: Environment, llm: LlmServer, role: str) -> AsyncIterator[Example]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.agent.agent", "--role", role),
+        *(sys.executable, "-m", "deploy.examples.external_agent.agent", "--role", role),
         env=environment | {"LLM_URL": llm.url, "LLM_MODEL": llm.models[-1]},
         cwd=ROOT,
         stdout=PIPE,

@@ -16,11 +16,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from activities.cache import Cache, draft_key, spec_key, timeline_key
-from activities.context import load_scopes
-from activities.graph import Graph, seed_councils
+from activities.graph.activities import Graph, seed_councils
+from activities.graph.context_packs import load_scopes
+from activities.graph.migrations import MIGRATIONS, migrate
 from activities.graph.statements import Claim
-from activities.migrations import MIGRATIONS, migrate
-from bridge.story_sweep import RECEIVED_FOR
+from bridge.mirror.story_sweep import RECEIVED_FOR
 from tests.conftest import RunningServer
 from tests.support.stories import (
     at,
@@ -34,7 +34,8 @@ from tests.support.stories import (
     rows,
     spec,
 )
-from workflows.events import (
+from workflows.models.agents import CouncilQuery
+from workflows.models.events import (
     BODIES,
     ContextDecisionAdded,
     DeliberationStarted,
@@ -42,11 +43,8 @@ from workflows.events import (
     PlanApproved,
     RecordBatch,
 )
-from workflows.models import (
-    CouncilQuery,
-    PlanQuery,
-    StoryText,
-)
+from workflows.models.plan import PlanQuery
+from workflows.models.readiness import StoryText
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "config"
 

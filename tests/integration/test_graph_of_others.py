@@ -6,8 +6,8 @@ from typing import Any
 import neo4j
 import pytest
 
-from activities.graph import Graph
-from activities.migrations import migrate
+from activities.graph.activities import Graph
+from activities.graph.migrations import migrate
 from tests.support.stories import (
     at,
     batch,
@@ -17,8 +17,9 @@ from tests.support.stories import (
     refused,
     rows,
 )
-from workflows.events import ContextDecisionAdded, PlanApproved
-from workflows.models import ContextChange, ContextUpdate, ContextWrite, PackQuery, PlanQuery
+from workflows.models.context import ContextChange, ContextUpdate, ContextWrite, PackQuery
+from workflows.models.events import ContextDecisionAdded, PlanApproved
+from workflows.models.plan import PlanQuery
 
 SEEDS = {
     "a case that is no story": "CREATE (:Case {id: $id, title: 'Seeded'})",

@@ -20,16 +20,16 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.cache import pack_key
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from activities.graph.updates import PAYLOADS
 from activities.heartbeats import Heartbeats
 from bridge.grpc.context import ContextServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import context_pb2 as pb
 from bridge.grpc.wire import context_pb2_grpc
-from bridge.mirror import Mirror
-from bridge.source import Source
-from bridge.streams import reconcile
+from bridge.jetstream.streams import reconcile
+from bridge.mirror.publisher import Mirror
+from bridge.mirror.source import Source
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.conftest import Servers
 from tests.integration.conftest import bearer, problem, serving
@@ -37,8 +37,8 @@ from tests.support.polling import WITHIN_S, until
 from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow
-from workflows.events import ContextUpdated
-from workflows.models import ContextChange, ContextUpdate, ContextWrite, PackQuery
+from workflows.models.context import ContextChange, ContextUpdate, ContextWrite, PackQuery
+from workflows.models.events import ContextUpdated
 from workflows.story import StoryWorkflow
 from workflows.stubs import BRIDGE_QUEUE, CONTEXT_QUEUE, STORY_QUEUE
 

@@ -27,8 +27,8 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
-from activities.graph import Graph
-from bridge.grpc.orchestrator import OrchestratorServicer
+from activities.graph.activities import Graph
+from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import orchestrator_pb2 as wire
 from bridge.grpc.wire import orchestrator_pb2_grpc
@@ -50,7 +50,7 @@ from tests.support.stories import plan as a_plan
 from workers.clients.engine import DefaultModel
 from workers.external_storage import data_converter
 from workers.settings import ROOT, Settings
-from workflows.models import DeliberationInput, DeliberationResult
+from workflows.models.deliberation import DeliberationInput, DeliberationResult
 
 SERVICE = "orchestrator.v1.OrchestratorService"
 TIMEOUT = timedelta(seconds=150)

@@ -29,7 +29,7 @@ from tests.support.messages import messages
 from tests.support.polling import until
 from tests.support.stories import rows
 from workers.clients.queries import RepeatedQueries
-from workflows.models import StoryInput
+from workflows.models.story import StoryInput
 from workflows.story import StoryWorkflow
 
 PROCESSES = ("story", "context", "agents", "bridge")

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from bridge.grpc.access import Access, Caller, caller
+from bridge.grpc.auth import Access, Caller, caller
 from bridge.grpc.calls import said
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
@@ -22,8 +22,8 @@ from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.integration.conftest import bearer, problem, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.site import TOKEN_KEY
-from workflows.errors import ErrorType, application_error
-from workflows.models import InvalidInput
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import InvalidInput
 
 # The generated stubs are typed for synchronous channels only.
 Health: Any = health_pb2_grpc.HealthStub

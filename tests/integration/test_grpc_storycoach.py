@@ -23,8 +23,8 @@ from tests.integration.conftest import a_namespace, bearer, problem, running, se
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
 from tests.support.polling import until
-from workflows.models import StoryText
-from workflows.readiness import score_story
+from workflows.models.readiness import StoryText
+from workflows.rules.readiness import score_story
 
 PROCESSES = ("story", "context", "agents")
 ANA = bearer("ana")

@@ -17,8 +17,9 @@ from bridge.grpc.workspace import WorkspaceServicer
 from deploy.local.process import free_ports
 from tests.integration.conftest import bearer, problem, serving
 from tests.support.messages import messages
-from workflows.models import RigorLevel, WorkspaceReport
-from workflows.rigor import LEVELS, score_report
+from workflows.models.process import RigorLevel
+from workflows.models.report import WorkspaceReport
+from workflows.rules.rigor import LEVELS, score_report
 
 RIGOR = load_config().rigor
 ANA = bearer("ana")

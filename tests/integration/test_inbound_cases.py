@@ -15,9 +15,10 @@ from neo4j import AsyncDriver
 from temporalio.client import Client
 
 from activities.cache import pack_key
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from tests.integration.test_inbox import bus, consuming, dead, rows, settled, temporal_client
-from workflows.models import PackQuery, plan_workflow_id
+from workflows.models.context import PackQuery
+from workflows.models.ids import plan_workflow_id
 
 __all__ = ["bus", "temporal_client"]
 

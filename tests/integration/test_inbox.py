@@ -17,13 +17,13 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from activities.graph.statements import Change
-from bridge import consumers, streams
-from bridge.consumers import CONSUMERS
-from bridge.dead_letters import DeadLetter, DeadLetters
-from bridge.inbox import LAST_DELIVERY, Inbox
-from bridge.source import read_source
+from bridge.inbox.inbox import LAST_DELIVERY, Inbox
+from bridge.jetstream import consumers, streams
+from bridge.jetstream.consumers import CONSUMERS
+from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
+from bridge.mirror.source import read_source
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, running
 from tests.support.polling import until
@@ -225,7 +225,7 @@ async def test_a_message_that_comes_alone_does_not_wait_for_others(
     temporal_client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.inbox.FETCH_WITHIN_S", 600)
+    monkeypatch.setattr("bridge.inbox.inbox.FETCH_WITHIN_S", 600)
     async with consuming(nats_client, graph, temporal_client):
         await until(lambda: all_wait(bus))
         await send(bus, TRANSITIONED, moved(a_story()))
@@ -392,7 +392,7 @@ async def test_an_error_that_nobody_thought_of_ends_no_inbox(
     temporal_client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.inbox.NAK_AFTER_S", (0.01,))
+    monkeypatch.setattr("bridge.inbox.inbox.NAK_AFTER_S", (0.01,))
     story = a_story()
     faulty = Forgetful(graph._driver, graph._cache, graph._scopes)
     await send(bus, TRANSITIONED, moved("US-fault"))
@@ -428,7 +428,7 @@ async def test_work_slower_than_the_ack_wait_is_said_to_be_in_progress_and_done_
 ) -> None:
     soon = [each.model_copy(update={"ack_wait": timedelta(seconds=1)}) for each in CONSUMERS]
     await consumers.reconcile(bus, soon)
-    monkeypatch.setattr("bridge.inbox.CONSUMERS", soon)
+    monkeypatch.setattr("bridge.inbox.inbox.CONSUMERS", soon)
     story = a_story()
     await send(bus, TRANSITIONED, moved(story))
 
@@ -451,7 +451,7 @@ async def test_a_consumer_that_somebody_removes_is_made_again(
     temporal_client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.inbox.FETCH_WITHIN_S", 0.5)
+    monkeypatch.setattr("bridge.inbox.inbox.FETCH_WITHIN_S", 0.5)
     story = a_story()
     async with consuming(nats_client, graph, temporal_client):
         await send(bus, TRANSITIONED, moved(story))
@@ -478,7 +478,7 @@ async def test_the_lag_of_a_consumer_is_a_metric(
     temporal_client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.inbox.LAG_EVERY_S", 0.05)
+    monkeypatch.setattr("bridge.inbox.inbox.LAG_EVERY_S", 0.05)
     name = {"consumer": "context-planning-story-transitions"}
 
     def lag(figure: str) -> float | None:

@@ -14,14 +14,14 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.graph import Graph
-from bridge.story_sweep import StorySweep
+from activities.graph.activities import Graph
+from bridge.mirror.story_sweep import StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import a_namespace, running, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.site import SAMPLE_STORY
-from workflows.models import plan_workflow_id
+from workflows.models.ids import plan_workflow_id
 
 APPROVED = "planning.plan.approved"
 

@@ -16,12 +16,12 @@ from nats.js.errors import APIError, NoStreamResponseError
 from opentelemetry.sdk.trace import TracerProvider
 from temporalio.exceptions import ApplicationError
 
-from bridge.mirror import PUBLISH_FAILURES, REFUSALS, Mirror, refusal
-from bridge.source import Source
-from bridge.streams import reconcile
+from bridge.jetstream.streams import reconcile
+from bridge.mirror.publisher import PUBLISH_FAILURES, REFUSALS, Mirror, refusal
+from bridge.mirror.source import Source
 from tests.conftest import RunningServer
 from tests.support.polling import until
-from workflows.events import Entry, PublishBatch
+from workflows.models.events import Entry, PublishBatch
 
 RUNS = itertools.count()
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from activities.graph.councils import find_councils
 from activities.graph.deliberations import find_ended, find_plan, has_story, history, last_plan
 from activities.graph.provenance import find_why
-from bridge.grpc.orchestrator import OrchestratorServicer
+from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import (
     context_pb2,
@@ -30,9 +30,11 @@ from tests.integration.test_grpc_context import served
 from tests.support.polling import WITHIN_S
 from tests.support.stories import batch, deliberation, new_story, one_of_each, rows
 from tests.support.stories import plan as plan_of
-from workers import view
-from workflows.events import PlanDerived
-from workflows.models import CouncilQuery, PackQuery, PlanQuery
+from workers.cli import render as view
+from workflows.models.agents import CouncilQuery
+from workflows.models.context import PackQuery
+from workflows.models.events import PlanDerived
+from workflows.models.plan import PlanQuery
 
 ODD = {
     "a native time with an offset": "datetime('2026-01-01T10:00:00+02:00')",

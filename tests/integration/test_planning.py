@@ -14,8 +14,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.config import CONFIG, InvalidConfig
 from activities.planning import Planning, load_config
-from workflows import dag
-from workflows.models import DraftTask, StoryText
+from workflows.models.agents import DraftTask
+from workflows.models.readiness import StoryText
+from workflows.rules import dag
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from redis.exceptions import ResponseError
 from temporalio.exceptions import ApplicationError
 
 from activities.cache import Cache
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from activities.graph.errors import store_errors
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Valkey
 from tests.conftest import READY_WITHIN, RunningServer
 from tests.support.polling import WITHIN_S
 from tests.support.stories import batch, new_story, one_of_each, refused
-from workflows.errors import UNAVAILABLE
-from workflows.models import PackQuery
+from workflows.models.context import PackQuery
+from workflows.models.error_types import UNAVAILABLE
 
 FINAL = {
     "a division by zero": ("UNWIND [0] AS x RETURN 1 / x", "GraphValue"),

@@ -12,11 +12,11 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.cache import timeline_key
-from activities.graph import Graph
+from activities.graph.activities import Graph
 from activities.heartbeats import Heartbeats
 from activities.planning import Planning
-from bridge.rebuild import rebuild
-from bridge.story_sweep import StorySweep
+from bridge.mirror.rebuild import rebuild
+from bridge.mirror.story_sweep import StorySweep
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace
 from tests.support.polling import until
@@ -26,9 +26,11 @@ from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow
 from workflows.deliberation import DeliberationWorkflow
-from workflows.events import Entry, TaskCreated
-from workflows.models import Approve, PackQuery, StoryInput, closure_workflow_id, story_workflow_id
-from workflows.outbox_state import OutboxStuck, SkipEntry
+from workflows.models.context import PackQuery
+from workflows.models.events import Entry, TaskCreated
+from workflows.models.ids import closure_workflow_id, story_workflow_id
+from workflows.models.outbox import OutboxStuck, SkipEntry
+from workflows.models.story import Approve, StoryInput
 from workflows.story import StoryWorkflow
 from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
 

@@ -23,8 +23,8 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from activities.graph import Graph
-from bridge.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
+from activities.graph.activities import Graph
+from bridge.mirror.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
 from tests.conftest import RunningServer, Servers
 from tests.integration.conftest import Environment, a_namespace, running, variables
 from tests.support.llm_server import LlmServer

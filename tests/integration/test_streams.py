@@ -8,8 +8,8 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from bridge.streams import STREAMS, StreamError, declared, drift, reconcile, stream_of
-from workflows.events import PUBLISHED
+from bridge.jetstream.streams import STREAMS, StreamError, declared, drift, reconcile, stream_of
+from workflows.models.events import PUBLISHED
 
 DECLARED = {
     # subjects, days, messages, hours of the duplicate window

@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.common import Priority
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from bridge.source import read_source
+from bridge.mirror.source import read_source
 from tests.conftest import RunningServer
 from tests.support.polling import until
 from workers.clients.queries import RepeatedQueries

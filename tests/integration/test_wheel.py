@@ -25,9 +25,9 @@ DATA = (
     "deploy/local/neo4j/FleetNeo4j.java",
     "deploy/local/neo4j/pom.xml",
     "deploy/local/requirements/cpu.lock",
-    "deploy/sample/pyproject.toml",
-    "deploy/sample/story.json",
-    "deploy/sample/tests/unit/test_bucket.py",
+    "deploy/examples/ratelimit/pyproject.toml",
+    "deploy/examples/ratelimit/story.json",
+    "deploy/examples/ratelimit/tests/unit/test_bucket.py",
 )
 
 
@@ -96,7 +96,9 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     installed: Path, tmp_path: Path
 ) -> None:
     python = installed / "python"
-    measure = "import pathlib; from workers.measure import *; measure(pathlib.Path(), print)"
+    measure = (
+        "import pathlib; from workers.cli.workspace_report import *; measure(pathlib.Path(), print)"
+    )
 
     said = refused([python, "-m", "deploy.local", "status"], tmp_path)
     assert said.endswith("install the extra `local`: pip install 'swe-ai-fleet[local]'")

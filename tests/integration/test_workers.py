@@ -17,7 +17,7 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from bridge.streams import STREAMS
+from bridge.jetstream.streams import STREAMS
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats as NatsServer
 from tests.conftest import RunningServer, Servers
@@ -25,14 +25,15 @@ from tests.integration.conftest import Environment, launch, running
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from workers.__main__ import NAMES
-from workers.clients import StartError
-from workers.processes import PROCESSES
+from workers.clients.connection import StartError
+from workers.processes.process import PROCESSES
 from workers.processes.story import story_worker
 from workers.run import ALL as ALL_PROCESSES
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
 from workflows.deliberation import DeliberationWorkflow
-from workflows.models import DeliberationInput, deliberation_workflow_id
+from workflows.models.deliberation import DeliberationInput
+from workflows.models.ids import deliberation_workflow_id
 from workflows.search_attributes import ALL
 from workflows.stubs import STORY_QUEUE
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pkgutil
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel
@@ -37,27 +40,27 @@ from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant
 from tests.unit.test_continue_as_new import Impatient, flooded, until_asked
 from workers.exit import leave
 from workers.search_attributes import register
-from workflows import events, fsm, models, outbox_state, rigor, story_state
+from workflows import models, story_state
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow, request_hash
 from workflows.derivation import DerivationWorkflow
-from workflows.models import (
-    CoachInput,
-    ContextChange,
-    ContextUpdate,
-    DerivationInput,
-    PlanInput,
-    StoredPlan,
-    StoryRuns,
-    StoryText,
+from workflows.models.coach import CoachInput
+from workflows.models.context import ContextChange, ContextUpdate
+from workflows.models.events import Entry, GateClosed, StoryCancelled, StoryCreated
+from workflows.models.ids import (
     closure_workflow_id,
     coach_workflow_id,
     context_workflow_id,
     derivation_workflow_id,
     plan_workflow_id,
 )
+from workflows.models.outbox import OutboxState, StoryClosure
+from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
+from workflows.models.readiness import StoryText
+from workflows.models.story import StoryRuns
 from workflows.plan import PlanWorkflow
+from workflows.rules import machine, rigor
 
 HISTORIES = Path(__file__).parent / "histories"
 WIRE = Path(__file__).parent / "wire.json"
@@ -503,8 +506,8 @@ async def closed(client: Client, world: World) -> dict[str, str]:
     """Close a story that was terminated while a gate was open and an entry was unpublished."""
     story_id = f"US-{world.key}"
     at = {"story_id": story_id, "timestamp": "2026-03-01T10:00:00.000Z"}
-    created = events.StoryCreated(title="Undo", rigor="standard", created_by="ana", **at)
-    left = events.Entry(
+    created = StoryCreated(title="Undo", rigor="standard", created_by="ana", **at)
+    left = Entry(
         id=f"story-{story_id}/run/0",
         kind="StoryCreated",
         subject=created.SUBJECT,
@@ -513,12 +516,12 @@ async def closed(client: Client, world: World) -> dict[str, str]:
         time=created.timestamp,
         body=created.model_dump(mode="json"),
     )
-    closure = outbox_state.StoryClosure(
+    closure = StoryClosure(
         story_id=story_id,
         run_id="run",
-        outbox=outbox_state.OutboxState(started_ms=1, entries=[left]),
-        gate=events.GateClosed(gate="approve_scope", role="PO", **at),
-        cancelled=events.StoryCancelled(actor="ana", status="CANCELLED", reason="terminated", **at),
+        outbox=OutboxState(started_ms=1, entries=[left]),
+        gate=GateClosed(gate="approve_scope", role="PO", **at),
+        cancelled=StoryCancelled(actor="ana", status="CANCELLED", reason="terminated", **at),
     )
     workflow_id = closure_workflow_id(story_id, "run")
     await client.execute_workflow(
@@ -642,6 +645,12 @@ def _write(name: str, history: WorkflowHistory) -> None:
     (HISTORIES / f"{name}.json").write_text(compact + "\n")
 
 
+def model_modules() -> Iterator[ModuleType]:
+    """Import each module of workflows/models."""
+    for module in pkgutil.iter_modules(models.__path__):
+        yield import_module(f"{models.__name__}.{module.name}")
+
+
 def wire() -> dict[str, dict[str, list[str]]]:
     """Return each model's fields and the fields without a default."""
     return {
@@ -649,7 +658,7 @@ def wire() -> dict[str, dict[str, list[str]]]:
             "fields": sorted(model.model_fields),
             "required": sorted(n for n, f in model.model_fields.items() if f.is_required()),
         }
-        for module in (events, models, outbox_state, story_state, fsm, rigor)
+        for module in (*model_modules(), story_state, machine, rigor)
         for model in vars(module).values()
         if isinstance(model, type)
         and issubclass(model, BaseModel)

@@ -7,7 +7,8 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
-from workflows.models import ProposalAnswer, ProposeInput, Wire
+from workflows.models.agents import ProposalAnswer, ProposeInput
+from workflows.models.base import Wire
 from workflows.stubs import NATS_CALL, AgentStub
 
 

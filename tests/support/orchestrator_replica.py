@@ -6,10 +6,10 @@ import asyncio
 from datetime import timedelta
 
 from activities.cache import Cache
-from activities.context import load_scopes
-from activities.graph import Graph
-from bridge.grpc.access import Access
-from bridge.grpc.orchestrator import OrchestratorServicer
+from activities.graph.activities import Graph
+from activities.graph.context_packs import load_scopes
+from bridge.grpc.auth import Access
+from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.support.site import TOKEN_KEY

@@ -36,13 +36,14 @@ from deploy.local.servers import (
 )
 from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
-from workflows.models import StoryInput, StoryView, WorkspaceReport
+from workflows.models.report import WorkspaceReport
+from workflows.models.story import StoryInput, StoryView
 from workflows.search_attributes import STORY_STATE
 
 SERVERS = ("temporal", "nats", "neo4j", "valkey")
 WORKERS = ("story", "agents", "context", "bridge", "inbox")
 TOKEN_KEY = "a key of the tests, of 32 bytes or more"
-SAMPLE_STORY = Path(__file__).parents[2] / "deploy" / "sample" / "story.json"
+SAMPLE_STORY = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit" / "story.json"
 READY_WITHIN = timedelta(seconds=120)
 
 GOOD_REPORT = WorkspaceReport.model_validate(

@@ -9,7 +9,14 @@ import neo4j
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from workflows.events import (
+from workflows.models.agents import Critique, CritiquePoint, PlannedTask, Proposal
+from workflows.models.deliberation import (
+    Check,
+    DeliberationRecord,
+    RankedProposal,
+    RecordedDecision,
+)
+from workflows.models.events import (
     ContextDecisionAdded,
     ContextMilestoneReached,
     ContextUpdated,
@@ -37,16 +44,6 @@ from workflows.events import (
     TaskDispatched,
     TaskFailed,
     TaskFinished,
-)
-from workflows.models import (
-    Check,
-    Critique,
-    CritiquePoint,
-    DeliberationRecord,
-    PlannedTask,
-    Proposal,
-    RankedProposal,
-    RecordedDecision,
 )
 
 STARTED_MS = 1_767_225_600_000

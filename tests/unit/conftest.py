@@ -34,24 +34,15 @@ from tests.conftest import RunningServer
 from tests.support.polling import until
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
-from workflows import fsm, rigor
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
-from workflows.events import Entry, PublishBatch, RecordBatch
-from workflows.models import (
-    UNKNOWN_STORY,
+from workflows.models.agents import (
     Agent,
     AgentCall,
     CallUsage,
-    Check,
-    CheckInput,
-    CheckReport,
-    ContextAnswer,
-    ContextPack,
-    ContextWrite,
     Council,
     CouncilQuery,
     CriticiseInput,
@@ -59,33 +50,38 @@ from workflows.models import (
     CritiqueAnswer,
     CritiquePoint,
     Decision,
-    DecisionAdded,
-    DeliberationRecord,
     DerivePlanAnswer,
     DerivePlanInput,
     DraftTask,
     JudgeAnswer,
     JudgeInput,
-    MilestoneReached,
-    PackQuery,
-    PlanQuery,
-    Process,
     Proposal,
     ProposalAnswer,
     ProposeInput,
-    Readiness,
     ReviseInput,
-    StoredPlan,
-    StoryResult,
-    StoryRuns,
-    StoryText,
-    StoryView,
     Verdict,
     WriteStoryAnswer,
     WriteStoryInput,
-    story_workflow_id,
 )
+from workflows.models.context import (
+    ContextAnswer,
+    ContextPack,
+    ContextWrite,
+    DecisionAdded,
+    MilestoneReached,
+    PackQuery,
+)
+from workflows.models.deliberation import Check, CheckInput, CheckReport, DeliberationRecord
+from workflows.models.errors import UNKNOWN_STORY
+from workflows.models.events import Entry, PublishBatch, RecordBatch
+from workflows.models.ids import story_workflow_id
+from workflows.models.plan import PlanQuery, StoredPlan
+from workflows.models.process import Process
+from workflows.models.readiness import Readiness, StoryText
+from workflows.models.story import StoryResult, StoryRuns, StoryView
 from workflows.plan import PlanWorkflow
+from workflows.rules import machine as fsm
+from workflows.rules import rigor
 from workflows.search_attributes import ALL
 from workflows.story import StoryWorkflow
 from workflows.stubs import AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from activities import acts
-from activities.acts import ANSWERS, Question
-from activities.prompts import ACTS, Prompts
-from bridge.agent_calls import prompt_fields
-from workflows.models import (
+from activities.agents import requests as acts
+from activities.agents.prompts import ACTS, Prompts
+from activities.agents.requests import ANSWERS, Question
+from bridge.agents.calls import prompt_fields
+from workflows.models.agents import (
     Agent,
     Contender,
-    ContextPack,
     CriticiseInput,
     Critique,
     DerivePlanInput,
@@ -23,10 +22,11 @@ from workflows.models import (
     Proposal,
     ProposeInput,
     ReviseInput,
-    StoryText,
     Task,
     WriteStoryInput,
 )
+from workflows.models.context import ContextPack
+from workflows.models.readiness import StoryText
 
 PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
 ASKED: dict[str, Any] = {

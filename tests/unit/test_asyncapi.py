@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
-from bridge.asyncapi import as_yaml, document
-from bridge.consumers import CONSUMERS
-from bridge.events_page import page
-from bridge.streams import STREAMS
+from bridge.asyncapi.document import as_yaml, document
+from bridge.asyncapi.page import page
+from bridge.jetstream.consumers import CONSUMERS
+from bridge.jetstream.streams import STREAMS
 from tests.support.contract import Sent, channel_of, described, faults
-from workflows.events import PUBLISHED
+from workflows.models.events import PUBLISHED
 
 DOCS = Path(__file__).parents[2] / "docs"
 OFFICIAL = Path(__file__).with_name("asyncapi-3.0.0.schema.json")

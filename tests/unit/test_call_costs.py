@@ -15,8 +15,8 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.call_costs import cancelled_as_such, failed_call
-from workflows.errors import ErrorType
-from workflows.models import CallUsage
+from workflows.models.agents import CallUsage
+from workflows.models.error_types import ErrorType
 
 USAGE = CallUsage(act="propose", agent_id="a", role="DEV", model="m", tokens_in=700, tokens_out=9)
 BEAT = USAGE.model_dump(mode="json") | {"tokens": 9, "state": "asking"}

@@ -4,8 +4,8 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from workers.cli import COMMANDS, load
-from workers.commands.stories import app
+from workers.cli.app import COMMANDS, load
+from workers.cli.stories import app
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -8,15 +8,10 @@ from temporalio.client import Client
 
 from tests.unit.conftest import World
 from workflows.coach import CoachWorkflow, choose
-from workflows.models import (
-    CoachInput,
-    CoachResult,
-    Finding,
-    Readiness,
-    StoryText,
-    WriteStoryInput,
-    coach_workflow_id,
-)
+from workflows.models.agents import WriteStoryInput
+from workflows.models.coach import CoachInput, CoachResult
+from workflows.models.ids import coach_workflow_id
+from workflows.models.readiness import Finding, Readiness, StoryText
 
 TOTALS = st.integers(0, 100)
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.checks import Checks
+from activities.agents.prompts import InvalidPrompt, Prompts
+from activities.checks.activities import Checks
 from activities.config import CONFIG, InvalidConfig, read_yaml
-from activities.context import load_scopes
+from activities.graph.context_packs import load_scopes
 from activities.graph.councils import load_councils
 from activities.planning import load_config
-from activities.prompts import InvalidPrompt, Prompts
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "agile.fsm.yaml": load_config,

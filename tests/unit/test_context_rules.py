@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from activities.context import Scopes, has_scopes, load_scopes
 from activities.graph import updates
+from activities.graph.context_packs import Scopes, has_scopes, load_scopes
 from activities.graph.sessions import Decided, RoleShare, Session, share_of
 from activities.graph.statements import CONTEXT_VERSION, LAST_VERSION
 from activities.graph.statements import change as entry_change
@@ -30,14 +30,14 @@ from activities.graph.updates import (
     read_change,
     read_changes,
 )
-from activities.values import number
+from activities.graph.values import number
 from bridge.grpc import context as service
 from bridge.grpc.context import rehydrated, require_size, verdict
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2
 from tests.unit.conftest import CONFIG
-from workflows.events import ContextUpdated, Entry
-from workflows.models import ContextChange, ContextUpdate, ContextWrite
+from workflows.models.context import ContextChange, ContextUpdate, ContextWrite
+from workflows.models.events import ContextUpdated, Entry
 
 STORY = "US-1"
 

@@ -15,15 +15,11 @@ from temporalio.exceptions import ApplicationError
 from tests.support.polling import until
 from tests.unit.conftest import StartStory, World
 from workflows.context_update import ContextUpdateWorkflow, request_hash
-from workflows.events import Entry
-from workflows.models import (
-    ContextAnswer,
-    ContextUpdate,
-    PhaseChange,
-    content_hash,
-    context_workflow_id,
-)
-from workflows.models import TimelineEntry as Line
+from workflows.models.base import content_hash
+from workflows.models.context import ContextAnswer, ContextUpdate, PhaseChange
+from workflows.models.events import Entry
+from workflows.models.ids import context_workflow_id
+from workflows.models.story import TimelineEntry as Line
 
 
 async def ask(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows import dag
-from workflows.dag import InvalidPlan
-from workflows.models import DraftTask, PlannedTask
+from workflows.models.agents import DraftTask, PlannedTask
+from workflows.rules import dag
+from workflows.rules.dag import InvalidPlan
 
 ROLES = ["DEV", "QA", "DATA"]
 

@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 
 from tests.support.polling import until
 from tests.unit.conftest import World
-from workflows.models import DeliberationResult, Progress
+from workflows.models.deliberation import DeliberationResult, Progress
 
 Deliberation = WorkflowHandle[Any, DeliberationResult]
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from activities import acts
-from activities.prompts import Prompts
-from bridge.agent_calls import new_call_id
-from bridge.agents import command
-from bridge.asyncapi import example
-from workflows.events import BODIES, AgentCommand, AgentResponse, Entry, EventBody
-from workflows.models import Agent, ContextPack, ProposeInput, Task
+from activities.agents import requests as acts
+from activities.agents.prompts import Prompts
+from bridge.agents.activity import command
+from bridge.agents.calls import new_call_id
+from bridge.asyncapi.document import example
+from workflows.models.agents import Agent, ProposeInput, Task
+from workflows.models.context import ContextPack
+from workflows.models.events import BODIES, AgentCommand, AgentResponse, Entry, EventBody
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = ROOT / "tests" / "replay" / "histories"

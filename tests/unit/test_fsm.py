@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows import fsm
-from workflows.fsm import COMPUTED_GUARDS, Facts, InvalidMachine, parse_machine
-from workflows.models import Machine
+from workflows.models.process import Machine
+from workflows.rules import machine as fsm
+from workflows.rules.machine import COMPUTED_GUARDS, Facts, InvalidMachine, parse_machine
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parents[2] / "deploy/config/agile.fsm.yaml").read_text()

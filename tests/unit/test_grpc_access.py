@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from bridge.grpc.access import Access, Caller, caller, create_token, read_token
+from bridge.grpc.auth import Access, Caller, caller, create_token, read_token
 
 KEY = "0123456789abcdef0123456789abcdef"
 HOUR = timedelta(hours=1)
@@ -79,7 +79,7 @@ def test_a_role_that_the_token_lacks_is_refused_with_those_it_has() -> None:
 
 def test_one_actor_is_limited_and_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("bridge.grpc.access.time.monotonic", lambda: now)
+    monkeypatch.setattr("bridge.grpc.auth.time.monotonic", lambda: now)
     access = Access(KEY, 5)
     ana, ben = (bearer(create_token(KEY, Caller(actor=who), HOUR)) for who in ("ana", "ben"))
     for _ in range(10):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.grpc.deliberations import VERSION, Updates, check_suite, metadata, results
-from bridge.grpc.figures import mean, percentile, since
+from bridge.grpc.orchestrator.messages import VERSION, Updates, check_suite, metadata, results
+from bridge.grpc.orchestrator.metrics import mean, percentile, since
 from bridge.grpc.wire import orchestrator_pb2 as wire
 from tests.support.stories import deliberation
-from workflows.models import Check, DeliberationResult, FailedAgent
+from workflows.models.deliberation import Check, DeliberationResult, FailedAgent
 
 Name = Literal["policy", "lint", "dry_run"]
 Outcome = Literal["passed", "failed", "not_checked", "not_applicable"]

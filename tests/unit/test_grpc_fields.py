@@ -13,11 +13,12 @@ from importlib import import_module
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from bridge.grpc.orchestrator_requests import FLAGS
+from bridge.grpc.orchestrator.requests import FLAGS
 from bridge.grpc.planning import Listing
 from workers.settings import ROOT, SERVICES
 
-SOURCE = ROOT / "bridge" / "grpc"
+GRPC = ROOT / "bridge" / "grpc"
+SOURCES = [*GRPC.glob("*.py"), *GRPC.glob("orchestrator/*.py")]
 WIRE = "bridge.grpc.wire"
 
 READ_BY_NAME = {
@@ -41,7 +42,7 @@ def test_every_field_of_every_request_is_read() -> None:
         for message in parts_of(request)
         for field in message.fields
     }
-    read = {field for path in SOURCE.glob("*.py") for field in read_in(ast.parse(path.read_text()))}
+    read = {field for path in SOURCES for field in read_in(ast.parse(path.read_text()))}
 
     by_name = {field for field in fields if field.startswith(tuple(READ_BY_NAME))}
     assert fields - read - by_name == set(DECIDES_NOTHING)
@@ -49,7 +50,7 @@ def test_every_field_of_every_request_is_read() -> None:
 
 
 def test_every_metadata_key_is_documented() -> None:
-    code = "".join(path.read_text() for path in SOURCE.glob("*.py"))
+    code = "".join(path.read_text() for path in SOURCES)
     keys = set(re.findall(r'"(x-[a-z-]+)"', code)) | {
         f"x-{field.replace('_', '-')}" for field in Listing.model_fields
     }

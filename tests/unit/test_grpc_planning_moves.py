@@ -17,7 +17,8 @@ from bridge.grpc.planning import (
     page_token,
     visibility_query,
 )
-from workflows.models import InvalidInput, Move, StoryInput, StoryView
+from workflows.models.errors import InvalidInput
+from workflows.models.story import Move, StoryInput, StoryView
 
 VIEW = StoryView(story_id="US-1", title="Undo", state="BUILD", rigor="L1")
 DONE = Move(event="build_done", to="TEST", kind="automatic", blocked_by=["builds_passing: no"])

@@ -7,7 +7,7 @@ import pytest
 
 from deploy.local.process import free_ports
 from workers import health
-from workers.clients import StartError
+from workers.clients.connection import StartError
 
 
 async def well() -> None:

@@ -8,12 +8,17 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from activities.cache import pack_key, timeline_key
-from bridge.agent_responses import response_subject
-from workflows.ids import ID_PATTERN, Id, LongId, Role, decode_id, encode_id
-from workflows.models import (
+from bridge.agents.responses import response_subject
+from workflows.models.ids import (
+    ID_PATTERN,
+    Id,
+    LongId,
+    Role,
     context_workflow_id,
+    decode_id,
     deliberation_workflow_id,
     derivation_workflow_id,
+    encode_id,
     plan_workflow_id,
     story_of,
     story_workflow_id,

@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from activities.planning import load_config
-from workers import measure as measuring
-from workers.measure import CannotMeasure, measure
-from workflows.models import WorkspaceReport
-from workflows.rigor import score_report
+from workers.cli import workspace_report as measuring
+from workers.cli.workspace_report import CannotMeasure, measure
+from workflows.models.report import WorkspaceReport
+from workflows.rules.rigor import score_report
 
-SAMPLE = Path(__file__).parents[2] / "deploy" / "sample"
+SAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit"
 
 
 def quietly(line: str) -> None:

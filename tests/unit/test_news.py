@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.support.polling import until
 from tests.unit.conftest import StartStory, World
-from workflows.models import DecisionAdded, MilestoneReached, StoryInput
-from workflows.news import KEPT, decisions_with, holding, milestones_with
+from workflows.models.context import DecisionAdded, MilestoneReached
+from workflows.models.story import StoryInput
+from workflows.rules.news import KEPT, decisions_with, holding, milestones_with
 from workflows.story_state import LINES_KEPT, Story
 
 DECISIONS = st.lists(

@@ -19,13 +19,10 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import RunningStory, StartStory, World
 from workflows.deliberation import DeliberationWorkflow
-from workflows.models import (
-    DeliberationInput,
-    TimelineEntry,
-    closure_workflow_id,
-    deliberation_workflow_id,
-)
-from workflows.outbox_state import OutboxStuck
+from workflows.models.deliberation import DeliberationInput
+from workflows.models.ids import closure_workflow_id, deliberation_workflow_id
+from workflows.models.outbox import OutboxStuck
+from workflows.models.story import TimelineEntry
 
 
 async def stuck_on(handle: WorkflowHandle[Any, Any] | RunningStory, kind: str) -> OutboxStuck:

@@ -28,7 +28,8 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
-from workflows.models import INVALID_INPUT, TimelineEntry
+from workflows.models.errors import INVALID_INPUT
+from workflows.models.story import TimelineEntry
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
 

@@ -11,15 +11,10 @@ from temporalio.exceptions import ApplicationError
 
 from tests.support.polling import until
 from tests.unit.conftest import World
-from workflows.models import (
-    DraftTask,
-    PlannedTask,
-    PlanResult,
-    StoredPlan,
-    StoryText,
-    derivation_workflow_id,
-    plan_workflow_id,
-)
+from workflows.models.agents import DraftTask, PlannedTask
+from workflows.models.ids import derivation_workflow_id, plan_workflow_id
+from workflows.models.plan import PlanResult, StoredPlan
+from workflows.models.readiness import StoryText
 
 PlanHandle = WorkflowHandle[Any, PlanResult]
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from activities.acts import call_seed, proposal_text, shared_values
-from activities.answers import (
+from activities.agents.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
+from activities.agents.requests import call_seed, proposal_text, shared_values
+from activities.agents.response_schemas import (
     CHARACTERS_PER_TOKEN,
     Form,
     critique_form,
@@ -22,19 +23,10 @@ from activities.answers import (
     story_form,
     verdict_form,
 )
-from activities.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
 from tests.support.llm_server import document_of
-from workflows.models import (
-    Agent,
-    ContextPack,
-    Critique,
-    DecisionAdded,
-    Proposal,
-    ProposeInput,
-    StoryInput,
-    Task,
-    Verdict,
-)
+from workflows.models.agents import Agent, Critique, Proposal, ProposeInput, Task, Verdict
+from workflows.models.context import ContextPack, DecisionAdded
+from workflows.models.story import StoryInput
 
 FILES = Path(__file__).parents[2] / "deploy" / "config" / "prompts"
 PROMPTS = Prompts.load(FILES)

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows import ranking
-from workflows.models import Check, CheckReport, Critique, CritiquePoint, Proposal
-from workflows.ranking import Candidate
+from workflows.models.agents import Critique, CritiquePoint, Proposal
+from workflows.models.deliberation import Check, CheckReport
+from workflows.rules import ranking
+from workflows.rules.ranking import Candidate
 
 WEIGHTS = {"policy": 0.4, "lint": 0.3, "dry_run": 0.3}
 

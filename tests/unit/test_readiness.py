@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.models import Readiness, StoryText
-from workflows.readiness import score_story
+from workflows.models.readiness import Readiness, StoryText
+from workflows.rules.readiness import score_story
 
 TITLE = "Limit each client's requests"
 BRIEF = (
@@ -42,7 +42,9 @@ def test_a_well_written_story_scores_100() -> None:
 
 
 def test_the_sample_story_is_ready_at_every_rigor() -> None:
-    story = json.loads((Path(__file__).parents[2] / "deploy/sample/story.json").read_text())
+    story = json.loads(
+        (Path(__file__).parents[2] / "deploy/examples/ratelimit/story.json").read_text()
+    )
 
     assert score_story(StoryText.model_validate(story)).total == 100
 

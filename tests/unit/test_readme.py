@@ -10,7 +10,7 @@ import pytest
 from workers.settings import table
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*/README.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/README.md")]
 
 
 def test_the_table_of_settings_is_the_one_that_the_workers_print() -> None:

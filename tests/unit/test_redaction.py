@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.context import Section, assemble, load_scopes
+from activities.agents.prompts import ACTS, SHARED, Prompts
+from activities.graph.context_packs import Section, assemble, load_scopes
 from activities.graph.sessions import Decided, Session, redacted
-from activities.prompts import ACTS, SHARED, Prompts
 from activities.redaction import REDACTED, load_redaction
 from tests.unit.conftest import CONFIG
 from tests.unit.test_policy import KEY, RULES, SECRETS
-from workflows.models import PackQuery
+from workflows.models.context import PackQuery
 
 REDACT = load_redaction()
 PROMPTS = Prompts.load(CONFIG / "prompts")

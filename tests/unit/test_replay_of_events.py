@@ -12,12 +12,21 @@ from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.follow import Seen, Source, due
-from bridge.replay import Given, RunId, graph_writes, in_order, related, told, unrecorded
-from bridge.replay import given as given_in
-from workflows.events import Entry, RecordBatch
-from workflows.models import ContextUpdate, ContextWrite, DeliberationRecord
-from workflows.outbox_state import OutboxState
+from bridge.jetstream.follow import Seen, Source, due
+from bridge.mirror.recovered_events import (
+    Given,
+    RunId,
+    graph_writes,
+    in_order,
+    related,
+    told,
+    unrecorded,
+)
+from bridge.mirror.recovered_events import given as given_in
+from workflows.models.context import ContextUpdate, ContextWrite
+from workflows.models.deliberation import DeliberationRecord
+from workflows.models.events import Entry, RecordBatch
+from workflows.models.outbox import OutboxState
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC)
 RUN = RunId("story-US-1", "r1")

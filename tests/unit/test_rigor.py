@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.models import ReportScore, WorkspaceReport
-from workflows.rigor import DIMENSIONS, LEVELS, InvalidRigor, parse_rigor, score_report
+from workflows.models.report import ReportScore, WorkspaceReport
+from workflows.rules.rigor import DIMENSIONS, LEVELS, InvalidRigor, parse_rigor, score_report
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parents[2] / "deploy/config/rigor.yaml").read_text()

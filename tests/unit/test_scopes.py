@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from activities.context import (
+from activities.graph.context_packs import (
     SCOPES,
     Scopes,
     Section,
@@ -23,8 +23,8 @@ from activities.context import (
     scopes_for,
 )
 from activities.graph.errors import TABLE, store_error
-from workflows.errors import RETRYABLE
-from workflows.models import ContextPack, PackQuery
+from workflows.models.context import ContextPack, PackQuery
+from workflows.models.error_types import RETRYABLE
 
 FILE = Path(__file__).parents[2] / "deploy" / "config" / "scopes.yaml"
 CONFIG = load_scopes(FILE)

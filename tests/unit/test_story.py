@@ -13,7 +13,9 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from tests.support.polling import until
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
-from workflows.models import Move, Plan, StoryRuns, TimelineEntry, UsageLine
+from workflows.models.agents import UsageLine
+from workflows.models.plan import Plan
+from workflows.models.story import Move, StoryRuns, TimelineEntry
 
 
 @contextmanager

@@ -8,19 +8,13 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from activities.graph.provenance import Objection, Passed, Why
-from workers import view
-from workers.watch import Council, Snapshot
-from workflows.models import (
-    FailedAgent,
-    Finding,
-    Move,
-    Plan,
-    PlannedTask,
-    Progress,
-    StoryView,
-    TimelineEntry,
-    UsageLine,
-)
+from workers.cli import render as view
+from workers.cli.snapshot import Council, Snapshot
+from workflows.models.agents import PlannedTask, UsageLine
+from workflows.models.deliberation import FailedAgent, Progress
+from workflows.models.plan import Plan
+from workflows.models.readiness import Finding
+from workflows.models.story import Move, StoryView, TimelineEntry
 
 OUTSIDE = st.text(max_size=40) | st.sampled_from(
     [

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import httpx
 
-from activities import llm
-from activities.llm_errors import CallFailed
-from workers.clients import ANSWER_WITHIN_S, StartError, place, plain
+from activities.agents import openai_client as llm
+from activities.agents.llm_errors import CallFailed
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, place, plain
 from workers.settings import Settings
-from workflows.errors import ErrorType
+from workflows.models.error_types import ErrorType
 
 LOOKED_UP_EVERY_S = 30.0
 LOOKED_UP_WITHIN_S = 2.0

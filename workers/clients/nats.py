@@ -11,7 +11,7 @@ from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 
-from workers.clients import ANSWER_WITHIN_S, StartError, place, plain, words
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, place, plain, words
 from workers.settings import Settings
 
 RECONNECT_EVERY_S = 1

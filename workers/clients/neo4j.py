@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import neo4j
 from neo4j.exceptions import AuthError, DriverError, Neo4jError
 
-from workers.clients import ANSWER_WITHIN_S, StartError, place, plain, words
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, place, plain, words
 from workers.settings import Settings
 
 

@@ -9,7 +9,7 @@ from temporalio.converter import DataConverter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
-from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, plain
 from workers.clients.queries import RepeatedQueries
 from workers.settings import Settings
 

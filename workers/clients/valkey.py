@@ -12,7 +12,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from workers.clients import ANSWER_WITHIN_S, StartError, plain
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, plain
 from workers.settings import Settings
 
 KEEPS_EVERYTHING = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl")

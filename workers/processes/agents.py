@@ -10,18 +10,18 @@ from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.agents import Agents, VllmAgents
-from activities.checks import Checks
+from activities.agents.activities import Agents, VllmAgents
+from activities.agents.openai_client import served_models
+from activities.agents.prompts import InvalidPrompt, Prompts
+from activities.checks.activities import Checks
 from activities.config import InvalidConfig
-from activities.llm import served_models
-from activities.prompts import InvalidPrompt, Prompts
 from activities.redaction import load_redaction
-from bridge.agent_responses import AgentResponses
-from bridge.agents import NatsAgents
-from bridge.source import Source, read_source
+from bridge.agents.activity import NatsAgents
+from bridge.agents.responses import AgentResponses
+from bridge.mirror.source import Source, read_source
 from workers.clients.engine import Engine, open_engine
 from workers.clients.nats import open_nats
-from workers.processes import Base, Running, options, valid_config
+from workers.processes.process import Base, Running, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import AGENTS_QUEUE
 

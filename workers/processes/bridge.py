@@ -10,12 +10,12 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.heartbeats import Heartbeats
-from bridge.mirror import Mirror
-from bridge.source import Source, read_source
-from bridge.streams import StreamError, reconcile
-from workers.clients import StartError
+from bridge.jetstream.streams import StreamError, reconcile
+from bridge.mirror.publisher import Mirror
+from bridge.mirror.source import Source, read_source
+from workers.clients.connection import StartError
 from workers.clients.nats import open_nats
-from workers.processes import Base, Running, options
+from workers.processes.process import Base, Running, options
 from workers.settings import Settings
 from workflows.stubs import BRIDGE_QUEUE
 

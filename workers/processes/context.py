@@ -11,15 +11,15 @@ from temporalio.worker import Worker
 
 from activities.cache import Cache
 from activities.config import InvalidConfig
-from activities.context import load_scopes
-from activities.graph import Graph, seed_councils
+from activities.graph.activities import Graph, seed_councils
+from activities.graph.context_packs import load_scopes
 from activities.graph.councils import load_councils
+from activities.graph.migrations import migrate
 from activities.heartbeats import Heartbeats
-from activities.migrations import migrate
 from activities.planning import Planning, load_config
 from activities.redaction import load_redaction
 from workers.clients.neo4j import open_neo4j, takes_schema
-from workers.processes import Base, Running, options, valid_config
+from workers.processes.process import Base, Running, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import CONTEXT_QUEUE
 

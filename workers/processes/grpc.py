@@ -14,14 +14,14 @@ from neo4j import AsyncDriver
 
 from activities.cache import Cache
 from activities.config import InvalidConfig
-from activities.context import load_scopes
-from activities.graph import Graph
-from activities.migrations import migrate
+from activities.graph.activities import Graph
+from activities.graph.context_packs import load_scopes
+from activities.graph.migrations import migrate
 from activities.planning import load_config
 from activities.redaction import load_redaction
-from bridge.grpc.access import Access
+from bridge.grpc.auth import Access
 from bridge.grpc.context import ContextServicer
-from bridge.grpc.orchestrator import OrchestratorServicer
+from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.planning import PlanningServicer
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import CannotListen, GrpcServer, Served
@@ -34,11 +34,11 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from bridge.grpc.workspace import WorkspaceServicer
-from workers.clients import StartError, plain, words
+from workers.clients.connection import StartError, plain, words
 from workers.clients.engine import DefaultModel
 from workers.clients.neo4j import open_neo4j, takes_schema
 from workers.health import Check
-from workers.processes import Base, Running, valid_config
+from workers.processes.process import Base, Running, valid_config
 from workers.settings import SERVICES, Settings
 
 log = structlog.stdlib.get_logger(__name__)

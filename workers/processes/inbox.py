@@ -9,19 +9,19 @@ from neo4j import AsyncDriver
 
 from activities.cache import Cache
 from activities.config import InvalidConfig
-from activities.context import load_scopes
-from activities.graph import Graph
-from activities.migrations import migrate
+from activities.graph.activities import Graph
+from activities.graph.context_packs import load_scopes
+from activities.graph.migrations import migrate
 from activities.redaction import load_redaction
-from bridge import consumers, streams
-from bridge.consumers import ConsumerError
-from bridge.inbox import Inbox
-from bridge.story_sweep import StorySweep
-from bridge.streams import StreamError
-from workers.clients import StartError
+from bridge.inbox.inbox import Inbox
+from bridge.jetstream import consumers, streams
+from bridge.jetstream.consumers import ConsumerError
+from bridge.jetstream.streams import StreamError
+from bridge.mirror.story_sweep import StorySweep
+from workers.clients.connection import StartError
 from workers.clients.nats import open_nats
 from workers.clients.neo4j import open_neo4j, takes_schema
-from workers.processes import Base, Running, valid_config
+from workers.processes.process import Base, Running, valid_config
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from temporalio.worker import Worker
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from workers import search_attributes
-from workers.processes import Base, Running, options
+from workers.processes.process import Base, Running, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow

@@ -1,0 +1,383 @@
+"""Agents that are LLMs: an OpenAI-compatible endpoint that gives structured answers.
+
+An answer is paid for once: it is kept in Valkey under its call's key before the activity returns,
+and a retry finds it there (docs/design/0003-kept-answers.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from typing import Any, Protocol
+
+import httpx
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.agents import requests as acts
+from activities.agents.answer_cache import KEPT_FOR, answer_key, kept_answer
+from activities.agents.llm_errors import CallFailed
+from activities.agents.openai_client import (
+    BYTES_PER_TOKEN,
+    AnswerBroken,
+    Message,
+    Reply,
+    not_served,
+    served_models,
+    sole_model,
+    stream_reply,
+    tokens_of,
+    tokens_of_prompt,
+)
+from activities.agents.prompts import Prompt, Prompts
+from activities.agents.requests import ASKS, AnswerT, Question
+from activities.heartbeats import heartbeats
+from workflows.models.agents import (
+    Agent,
+    CallUsage,
+    CriticiseInput,
+    CritiqueAnswer,
+    DerivePlanAnswer,
+    DerivePlanInput,
+    JudgeAnswer,
+    JudgeInput,
+    ProposalAnswer,
+    ProposeInput,
+    ReviseInput,
+    WriteStoryAnswer,
+    WriteStoryInput,
+)
+from workflows.models.error_types import ErrorType, application_error
+from workflows.stubs import AgentStub
+
+FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
+"""Ratios tried in turn if the engine counts more tokens than we did."""
+
+KEEP_AGAIN = timedelta(seconds=1)
+
+MOCK_REFUSED = "Mock agents not allowed in production"
+
+CANCELLED = application_error(ErrorType.CANCELLED, "the call was cancelled")
+
+
+class Answering(Protocol):
+    """A back end for agents of one type."""
+
+    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+        """Answer the question; runs within the calling activity and may raise ApplicationError."""
+
+
+class Agents(AgentStub):
+    """The activities of the agents; each call goes to the back end of its agent's type.
+
+    Raises:
+        ApplicationError: in every activity, `AgentTypeNotSupported` (not retryable) for a type
+            without a back end, such as a mock; otherwise the errors of the back end.
+    """
+
+    def __init__(self, by_type: Mapping[str, Answering]) -> None:
+        """Create the activities.
+
+        Args:
+            by_type: `workflows.models.base.AgentType` -> its back end.
+        """
+        self._by_type = by_type
+
+    @activity.defn
+    async def propose(self, request: ProposeInput) -> ProposalAnswer:
+        return await self._of(request.agent).answer(acts.propose(request))
+
+    @activity.defn
+    async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
+        return await self._of(request.agent).answer(acts.criticise(request))
+
+    @activity.defn
+    async def revise(self, request: ReviseInput) -> ProposalAnswer:
+        return await self._of(request.agent).answer(acts.revise(request))
+
+    @activity.defn
+    async def judge(self, request: JudgeInput) -> JudgeAnswer:
+        return await self._of(request.agent).answer(acts.judge(request))
+
+    @activity.defn
+    async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
+        return await self._of(request.agent).answer(acts.derive_plan(request))
+
+    @activity.defn
+    async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
+        return await self._of(request.agent).answer(acts.write_story(request))
+
+    def _of(self, agent: Agent) -> Answering:
+        """Return the back end of an agent's type; there are no mock agents."""
+        kind = str(agent.agent_type)
+        if kind in self._by_type:
+            return self._by_type[kind]
+        if kind.upper().startswith("MOCK"):
+            message = MOCK_REFUSED
+        else:
+            message = (
+                f"Agent {agent.agent_id} is of type {kind}, which this fleet does not run; "
+                f"use one of {', '.join(self._by_type)}"
+            )
+        raise application_error(ErrorType.AGENT_TYPE_NOT_SUPPORTED, message)
+
+
+CUT_OFF = ("length", "max_tokens", "model_length")
+"""A finish_reason that means: the answer reached its most tokens before it was complete."""
+
+
+@dataclass
+class CallProgress:
+    """The progress of a running call, as sent in heartbeats, with the costs of its asks so far.
+
+    The next attempt starts with the costs of the previous one, because both were paid for. A
+    heartbeat is also a CallUsage, which is used if the call times out.
+    """
+
+    act: str
+    agent_id: str
+    role: str
+    tokens: int = 0
+    state: str = "asking"
+    model: str = ""
+    seed: int = 0
+    prompt_hash: str = ""
+    asks: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached_tokens: int = 0
+    estimated: bool = False
+
+    @classmethod
+    def after(cls, act: str, agent: Agent, heartbeats: Sequence[Any]) -> CallProgress:
+        """Start the progress of a new attempt.
+
+        Args:
+            act: the act.
+            agent: the agent that is called.
+            heartbeats: the details of the previous attempt's last heartbeat.
+        """
+        before = heartbeats[0] if heartbeats and isinstance(heartbeats[0], dict) else {}
+        costs = {each.name: before[each.name] for each in fields(cls) if each.name in before}
+        who = {"act": act, "agent_id": agent.agent_id, "role": agent.role}
+        return cls(**(costs | who | {"tokens": 0, "state": "asking"}))
+
+    def __post_init__(self) -> None:
+        self._prompt: Sequence[Message] = ()
+        self._written = ""
+
+    def ask(self, prompt: Sequence[Message]) -> None:
+        """Start an ask."""
+        self._prompt, self._written = prompt, ""
+
+    def count(self, text: str) -> None:
+        """Add the text of a chunk of the current ask."""
+        self.tokens += 1
+        self._written += text
+
+    def spent(self) -> CallProgress:
+        """Return a copy that includes the current ask's costs, estimated from the text so far."""
+        so_far = replace(self)
+        if self._written:
+            tokens_in, tokens_out = tokens_of_prompt(self._prompt), tokens_of(self._written)
+            so_far.pay(Reply("", "", tokens_in, tokens_out, estimated=True))
+        return so_far
+
+    def pay(self, reply: Reply) -> None:
+        """Add the costs of the current ask, whether its reply is usable or not."""
+        self._written = ""
+        self.asks += 1
+        self.tokens_in += reply.tokens_in
+        self.tokens_out += reply.tokens_out
+        self.cached_tokens += reply.cached_tokens
+        self.estimated = self.estimated or reply.estimated
+
+    def usage(self, began: float) -> CallUsage:
+        """Return the usage of the call that started at `began`, by `time.monotonic`."""
+        return CallUsage(
+            act=self.act,
+            agent_id=self.agent_id,
+            role=self.role,
+            model=self.model,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            cached_tokens=self.cached_tokens,
+            latency_ms=round((time.monotonic() - began) * 1000),
+            seed=self.seed,
+            asks=self.asks,
+            prompt_hash=self.prompt_hash,
+            estimated=self.estimated,
+        )
+
+
+class VllmAgents:
+    """Agents hosted by vLLM, with or without Ray Serve."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, valkey: Redis, default_model: str, prompts: Prompts
+    ) -> None:
+        """Create the back end.
+
+        Args:
+            client: created by `activities.agents.openai_client.connect`.
+            valkey: stores the answers.
+            default_model: for agents that name none; empty: the one that is served.
+            prompts: the prompt files.
+        """
+        self._client = client
+        self._valkey = valkey
+        self._default_model = default_model
+        self._prompts = prompts
+        self._served: dict[str, int] = {}
+
+    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+        """Return the kept answer if there is one; otherwise ask the engine.
+
+        Raises:
+            ApplicationError: the types of `activities.agents.llm_errors`; `BadAnswer` (not
+                retryable) if no ask gave a usable answer; `StoreUnreachable` if Valkey cannot be
+                asked for a kept answer; `Cancelled` (not retryable) if a call was cancelled
+                after it had cost tokens. Its detail is a CallUsage if the call has cost tokens.
+        """
+        call = question.call
+        info = activity.info()
+        key = answer_key(info, call.wave, question.act, call.agent.agent_id)
+        progress = CallProgress.after(question.act, call.agent, info.heartbeat_details)
+        began = time.monotonic()
+        try:
+            async with heartbeats(lambda: asdict(progress.spent())):
+                if (kept := await kept_answer(self._valkey, key)) is not None:
+                    return question.answer_type.model_validate_json(kept)
+                fields = await self._write(question, progress)
+                answer = question.answer(fields, progress.usage(began))
+                await self._keep(key, answer.model_dump_json(), progress)
+                return answer
+        except (ApplicationError, asyncio.CancelledError) as error:
+            spent = progress.spent()
+            if not spent.asks:
+                raise
+            activity.heartbeat(asdict(spent))  # for the next attempt
+            if isinstance(error, ApplicationError):
+                raise acts.charged(error, spent.usage(began)) from None
+            details = activity.cancellation_details()
+            if not (details and details.cancel_requested):
+                raise  # timed out, or the worker stops: the costs are in the heartbeat
+            raise acts.charged(CANCELLED, spent.usage(began)) from None
+
+    async def _write(self, question: Question[Any], progress: CallProgress) -> Mapping[str, Any]:
+        """Get an answer; if the endpoint has renamed the model, from the new one."""
+        try:
+            return await self._write_within_window(question, progress)
+        except CallFailed as error:
+            is_renamed = error.is_unknown_model and error.type == ErrorType.LLM_REFUSED
+            if not is_renamed or question.call.agent.model or self._default_model:
+                raise
+            self._served = await served_models(self._client)
+            if progress.model in self._served:
+                raise
+        return await self._write_within_window(question, progress)
+
+    async def _write_within_window(
+        self, question: Question[Any], progress: CallProgress
+    ) -> Mapping[str, Any]:
+        """Get an answer to the prompt; cut it further if the engine rejects it as too long."""
+        for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
+            model, window = await self._model(question.call.agent)
+            prompt = question.prompt(self._prompts, window, bytes_per_token)
+            progress.model, progress.prompt_hash = model, prompt.hash
+            try:
+                return await self._ask(question, prompt, progress)
+            except ApplicationError as error:
+                if error.type != ErrorType.PROMPT_TOO_LONG:
+                    raise
+                refusal = error
+                self._served.pop(model, None)  # the engine may have restarted with a shorter window
+        raise refusal
+
+    async def _ask(
+        self, question: Question[Any], prompt: Prompt, progress: CallProgress
+    ) -> Mapping[str, Any]:
+        """Ask until an answer is complete and valid, at most ASKS times."""
+        wanted = question.form(prompt.max_tokens)
+        schema = wanted.schema
+        asked = prompt
+        for ask in range(1, ASKS + 1):
+            progress.seed = question.seed(ask)
+            progress.ask(asked.messages)
+            try:
+                reply = await stream_reply(
+                    self._client,
+                    model=progress.model,
+                    messages=asked.messages,
+                    schema_name=question.act,
+                    schema=schema,
+                    temperature=asked.temperature,
+                    max_tokens=asked.max_tokens,
+                    seed=progress.seed,
+                    on_text=progress.count,
+                    is_whole=lambda text: is_read(wanted.read, text),
+                )
+            except AnswerBroken as broken:
+                progress.pay(broken.reply)
+                raise
+            progress.pay(reply)
+            try:
+                return wanted.read(reply.text)
+            except ValueError as error:
+                problem = flaw(reply) or str(error)
+                if reply.finish_reason in CUT_OFF:
+                    # What was written had fewer characters per token than the form allows for.
+                    schema = question.form(prompt.max_tokens // (ask + 1)).schema
+                asked = self._prompts.ask_again(prompt, reply.text, problem)
+        raise question.unanswered(progress.model, problem)
+
+    async def _model(self, agent: Agent) -> tuple[str, int]:
+        """Return the agent's model and its window in tokens.
+
+        Raises:
+            CallFailed: `LlmRefused` if the model is not served.
+        """
+        wanted = agent.model or self._default_model
+        if not self._served or (wanted and wanted not in self._served):
+            self._served = await served_models(self._client)
+        model = wanted or sole_model(self._client, self._served)
+        if model not in self._served:
+            raise not_served(self._client, model, self._served)
+        return model, self._served[model]
+
+    async def _keep(self, key: str, answer: str, progress: CallProgress) -> None:
+        """Store the answer, which is paid for; retry until the activity's time-out."""
+        while True:
+            try:
+                await self._valkey.set(key, answer, ex=KEPT_FOR)
+            except RedisError as error:
+                progress.state = f"answered; waiting for Valkey to keep it: {error}"[:300]
+                await asyncio.sleep(KEEP_AGAIN.total_seconds())
+            else:
+                return
+
+
+def is_read(read: Callable[[str], object], text: str) -> bool:
+    """Return whether a form accepts the text as an answer."""
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
+
+
+def flaw(reply: Reply) -> str:
+    """Return the problem that the engine reports with its reply, or an empty text."""
+    match reply.finish_reason:
+        case reason if reason in CUT_OFF:
+            return "it was cut off because it was too long"
+        case "content_filter":
+            return "the engine's content filter stopped it (finish_reason content_filter)"
+        case "tool_calls" | "function_call":
+            return f"it called a tool instead of answering (finish_reason {reply.finish_reason})"
+    return "" if reply.text.strip() else "it was empty"

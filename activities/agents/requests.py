@@ -1,0 +1,233 @@
+"""The questions of each act, for agents of any kind: prompt, form of the answer, seed.
+
+A question depends on an activity's input alone, so that the input is enough to parse the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from temporalio.exceptions import ApplicationError
+
+from activities.agents.llm_errors import LONGEST_MESSAGE
+from activities.agents.openai_client import BYTES_PER_TOKEN
+from activities.agents.prompts import Prompt, Prompts, Values
+from activities.agents.response_schemas import (
+    Form,
+    critique_form,
+    plan_form,
+    proposal_form,
+    story_form,
+    verdict_form,
+)
+from workflows.models.agents import (
+    AgentCall,
+    CallUsage,
+    CriticiseInput,
+    Critique,
+    CritiqueAnswer,
+    DerivePlanAnswer,
+    DerivePlanInput,
+    JudgeAnswer,
+    JudgeInput,
+    Proposal,
+    ProposalAnswer,
+    ProposeInput,
+    ReviseInput,
+    WriteStoryAnswer,
+    WriteStoryInput,
+)
+from workflows.models.base import Wire
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.readiness import StoryText
+
+ASKS = 3
+"""How often an agent is asked: after an unusable answer, it is asked again at most twice."""
+
+
+ANSWERS: Mapping[str, type[Wire]] = {
+    "propose": ProposalAnswer,
+    "criticise": CritiqueAnswer,
+    "revise": ProposalAnswer,
+    "judge": JudgeAnswer,
+    "derive_plan": DerivePlanAnswer,
+    "write_story": WriteStoryAnswer,
+}
+"""Act -> the return type of its activity."""
+
+AnswerT = TypeVar(
+    "AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer, WriteStoryAnswer
+)
+
+
+@dataclass(frozen=True)
+class Question(Generic[AnswerT]):
+    """One call of one act. `form`: the answer's tokens -> how the answer is written and parsed."""
+
+    act: str
+    call: AgentCall
+    material: Values
+    form: Callable[[int], Form]
+    answer_type: type[AnswerT]
+
+    def prompt(
+        self, prompts: Prompts, window: int, bytes_per_token: float = BYTES_PER_TOKEN
+    ) -> Prompt:
+        """Render the prompt, cut to a model's window in tokens.
+
+        Raises:
+            ApplicationError: as in `Prompts.render`.
+        """
+        material = {**self.material, "persona": self.call.agent.persona}
+        shared = shared_values(self.call)
+        return prompts.render(self.act, shared, material, window, bytes_per_token)
+
+    def seed(self, ask: int) -> int:
+        """Return the seed of the call's `ask`th ask, counted from 1."""
+        call = self.call
+        return call_seed(call.task.task_id, call.agent.agent_id, call.wave, ask)
+
+    def answer(self, fields: Mapping[str, Any], usage: CallUsage) -> AnswerT:
+        """Build the activity's result from the fields that `Form.read` returned, and the costs."""
+        return self.answer_type.model_validate({**fields, "usage": usage})
+
+    def unanswered(self, who: str, problem: str) -> ApplicationError:
+        """Return the error of a call whose asks all gave unusable answers."""
+        return application_error(
+            ErrorType.BAD_ANSWER,
+            f"{who} was asked {ASKS} times to {self.act.replace('_', ' ')} "
+            f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
+        )
+
+
+def propose(request: ProposeInput) -> Question[ProposalAnswer]:
+    return Question("propose", request, {}, proposal_form, ProposalAnswer)
+
+
+def criticise(request: CriticiseInput) -> Question[CritiqueAnswer]:
+    material = {"proposal": proposal_text(request.proposal)}
+    return Question("criticise", request, material, critique_form, CritiqueAnswer)
+
+
+def revise(request: ReviseInput) -> Question[ProposalAnswer]:
+    material = {
+        "proposal": proposal_text(request.proposal),
+        "critiques": "\n\n".join(critique_text(critique) for critique in request.critiques),
+    }
+    return Question("revise", request, material, proposal_form, ProposalAnswer)
+
+
+def judge(request: JudgeInput) -> Question[JudgeAnswer]:
+    material = {
+        "contenders": [
+            f"id: {contender.agent_id}\n{proposal_text(contender.proposal)}"
+            for contender in request.contenders
+        ]
+    }
+    form = verdict_form([contender.agent_id for contender in request.contenders])
+    return Question("judge", request, material, form, JudgeAnswer)
+
+
+def derive_plan(request: DerivePlanInput) -> Question[DerivePlanAnswer]:
+    material = {"design": proposal_text(request.design), "roles": ", ".join(request.roles)}
+    return Question("derive_plan", request, material, plan_form(request.roles), DerivePlanAnswer)
+
+
+def write_story(request: WriteStoryInput) -> Question[WriteStoryAnswer]:
+    material = {
+        "goal": request.goal,
+        "story": story_text(request.story) if request.story else "",
+        "findings": _bullets(finding.message for finding in request.findings),
+    }
+    return Question("write_story", request, material, story_form, WriteStoryAnswer)
+
+
+def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
+    """Build the question of an act from its activity's input as JSON."""
+    match act:
+        case "propose":
+            return propose(ProposeInput.model_validate(request))
+        case "criticise":
+            return criticise(CriticiseInput.model_validate(request))
+        case "revise":
+            return revise(ReviseInput.model_validate(request))
+        case "judge":
+            return judge(JudgeInput.model_validate(request))
+        case "derive_plan":
+            return derive_plan(DerivePlanInput.model_validate(request))
+        case "write_story":
+            return write_story(WriteStoryInput.model_validate(request))
+    raise ValueError(f"no act is named {act!r}")
+
+
+def charged(error: ApplicationError, usage: CallUsage) -> ApplicationError:
+    """Return the error with the costs of the failed call, which workflows count."""
+    return ApplicationError(
+        error.message,
+        usage,
+        type=error.type,
+        non_retryable=error.non_retryable,
+        next_retry_delay=error.next_retry_delay,
+    )
+
+
+def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
+    """Return a seed from 0 to 2^31 - 1.
+
+    It differs for each agent, wave and ask, and is the same when a run is repeated.
+    """
+    digest = hashlib.sha256(f"{task_id}/{agent_id}/{wave}/{ask}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
+
+
+# --- prompt values ------------------------------------------------------------------------------
+
+
+def shared_values(call: AgentCall) -> dict[str, str]:
+    """Return the prompt values that all agents of a deliberation get in every act."""
+    task, pack = call.task, call.pack
+    return {
+        "role": task.role,
+        "system": pack.system,
+        "context": pack.context,
+        "tools": pack.tools,
+        "description": task.description,
+        "rubric": task.rubric,
+        "requirements": _bullets(task.requirements),
+        "feedback": _bullets(task.feedback),
+        "late_decisions": _bullets(
+            f"WITHDRAWN, it holds no longer: {decision.title}"
+            if decision.withdrawn
+            else f"{decision.title}: {decision.rationale} ({decision.decided_by})"
+            for decision in call.late_decisions
+        ),
+        "late_milestones": _bullets(
+            f"{milestone.event_type}: {milestone.description}" for milestone in call.late_milestones
+        ),
+    }
+
+
+def proposal_text(proposal: Proposal) -> str:
+    decisions = _bullets(
+        f"{decision.title}: {decision.rationale}"
+        + (f" (affects {', '.join(decision.affects)})" if decision.affects else "")
+        for decision in proposal.decisions
+    )
+    return f"Approach: {proposal.approach}\n\n{proposal.content}\n\nDecisions:\n{decisions}"
+
+
+def story_text(story: StoryText) -> str:
+    criteria = _bullets(story.acceptance_criteria)
+    return f"Title: {story.title}\n\n{story.brief}\n\nAcceptance criteria:\n{criteria}"
+
+
+def critique_text(critique: Critique) -> str:
+    points = _bullets(f"{point.severity}: {point.text}" for point in critique.points)
+    return f"Verdict: {critique.verdict}\n{points}\nSuggestion: {critique.suggestion}"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,293 @@
+"""The answers that the decoder has to write: each act's JSON schema, sized to the answer's tokens.
+
+A string's `maxLength` is a share of the characters that the answer's tokens can hold, so that even
+a small model, which writes until it is stopped, closes its document in time. With a longer window,
+or more `max_tokens` in the prompt's front matter, all fields grow in proportion, up to the limits
+of the graph and the API.
+
+Not every endpoint enforces the schema, so an answer is validated by the same rules as in the
+schema. A document may be embedded in other text, such as thoughts or a fence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from pydantic import Field, StringConstraints, ValidationError, create_model
+
+from workflows.models.agents import Critique, DraftTask, Proposal, Verdict
+from workflows.models.base import Part, Wire
+from workflows.models.readiness import StoryText
+from workflows.rules.dag import MAX_TASKS, number_tasks, plan_schema, validate
+
+CHARACTERS_PER_TOKEN = 3
+"""Less than in prose or code (about 4); the difference leaves room for the JSON syntax."""
+
+SHORTEST_TASK = 400
+AROUND_A_TASK = 100
+LONGEST_TASK_TITLE = 80
+"""Characters of a planned task with its JSON, of the JSON alone, and of a title in a summary."""
+
+LONGEST_STORY_TITLE = 120
+LEAST_CRITERIA, MOST_CRITERIA = 2, 6
+
+LONGEST_TITLE = 300
+LONGEST_LINE = 4_000
+LONGEST_TEXT = 64_000
+"""Characters, regardless of the answer's tokens: the limits of a Title, a Line and an API text."""
+
+CANDIDATES = 64
+"""How many opening braces of an answer are tried as the start of its document."""
+
+_THOUGHTS = re.compile(r"\A.*</think(ing)?>", re.DOTALL | re.IGNORECASE)
+_DECODER = json.JSONDecoder(strict=False, parse_constant=lambda name: _not_json(name))
+"""Lenient, because models make mistakes such as a line break within a string."""
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+PartT = TypeVar("PartT", bound=Part)
+FieldsT = TypeVar("FieldsT", bound=Mapping[str, Any])
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of an answer. `schema`: its JSON schema; `read`: its text -> its fields."""
+
+    schema: dict[str, Any]
+    read: Callable[[str], Mapping[str, Any]]
+    """Raises ValueError with the problem of the text."""
+
+
+@lru_cache(maxsize=16)
+def proposal_form(tokens: int) -> Form:
+    """Return the form of `approach`, `content`, and 1 to 3 `decisions` with at most 2 `affects`."""
+    size = _Sizes(tokens)
+
+    class Decision(Part):
+        title: Annotated[str, size.text(0.03, LONGEST_TITLE)]
+        rationale: Annotated[str, size.text(0.08, LONGEST_LINE)]
+        affects: Annotated[
+            list[Annotated[str, size.text(0.02, LONGEST_TITLE)]], Field(max_length=2)
+        ]
+
+    class Written(Part):
+        approach: Annotated[str, size.text(0.12)]
+        content: Annotated[str, size.text(0.43)]
+        decisions: Annotated[list[Decision], Field(min_length=1, max_length=3)]
+
+    return _form(Written, "proposal", Proposal)
+
+
+@lru_cache(maxsize=16)
+def critique_form(tokens: int) -> Form:
+    """Return the form of 1 to 3 `points`, a `suggestion`, and the `verdict` based on them."""
+    size = _Sizes(tokens)
+
+    class Point(Part):
+        severity: Literal["low", "medium", "high"]
+        text: Annotated[str, size.text(0.18)]
+
+    class Written(Part):
+        points: Annotated[list[Point], Field(min_length=1, max_length=3)]
+        suggestion: Annotated[str, size.text(0.3)]
+        verdict: Literal["accept", "revise", "reject"]
+
+    return _form(Written, "critique", Critique)
+
+
+def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], Form]:
+    """Return the form of a `reason`, followed by a `winner_id` that is one of the contenders."""
+
+    def form(tokens: int) -> Form:
+        reason: Any = Annotated[str, _Sizes(tokens).text(0.85)]
+        winner: Any = Literal.__getitem__(tuple(contender_ids))
+        written = create_model(
+            "Written", __base__=Part, reason=(reason, ...), winner_id=(winner, ...)
+        )
+        return _form(written, "verdict", Verdict)
+
+    return form
+
+
+def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
+    """Return the form of `tasks`, a DAG by construction.
+
+    Allows up to MAX_TASKS tasks, as many as the answer has room for.
+    """
+
+    def form(tokens: int) -> Form:
+        characters = tokens * CHARACTERS_PER_TOKEN
+        most = min(MAX_TASKS, max(1, characters // SHORTEST_TASK))
+        words = max(characters // most - AROUND_A_TASK, AROUND_A_TASK)
+        title = min(words // 4, LONGEST_TASK_TITLE)
+        schema = plan_schema(roles, most, title, min(words - title, LONGEST_TEXT))
+        rules = Draft202012Validator(schema)
+
+        def plan_of(document: Any) -> dict[str, list[DraftTask]]:
+            if faults := [_fault(error) for error in rules.iter_errors(document)]:
+                raise ValueError("; ".join(faults))
+            plan = _validated(_WrittenPlan, document)
+            drafts = [DraftTask.model_validate(task.model_dump()) for task in plan.tasks]
+            validate(number_tasks("plan", drafts), roles, most)
+            return {"tasks": drafts}
+
+        return Form(schema, lambda text: _read(text, plan_of))
+
+    return form
+
+
+@lru_cache(maxsize=16)
+def story_form(tokens: int) -> Form:
+    """Return the form of `title`, `description`, and 2 to 6 acceptance criteria as `ac`."""
+    size = _Sizes(tokens)
+    title = StringConstraints(
+        strip_whitespace=True,
+        min_length=1,
+        max_length=min(LONGEST_STORY_TITLE, size.longest(0.1)),
+    )
+
+    class Written(Part):
+        title: Annotated[str, title]
+        description: Annotated[str, size.text(0.3)]
+        ac: Annotated[
+            list[Annotated[str, size.text(0.09, LONGEST_LINE)]],
+            Field(min_length=LEAST_CRITERIA, max_length=MOST_CRITERIA),
+        ]
+
+    def story_of(document: Any) -> dict[str, StoryText]:
+        story = _validated(Written, document)
+        return {
+            "story": StoryText(
+                title=story.title, brief=story.description, acceptance_criteria=story.ac
+            )
+        }
+
+    return Form(Written.model_json_schema(), lambda text: _read(text, story_of))
+
+
+class _WrittenTask(DraftTask):
+    title: Text
+    description: Text
+
+
+class _WrittenPlan(Part):
+    tasks: list[_WrittenTask]
+
+
+def _form(written: type[Part], field: str, wire: type[Wire]) -> Form:
+    def fields_of(document: Any) -> dict[str, Wire]:
+        return {field: wire.model_validate(_validated(written, document).model_dump())}
+
+    return Form(written.model_json_schema(), lambda text: _read(text, fields_of))
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
+    """Return the fields of the last document in the text that `fields_of` accepts.
+
+    Raises:
+        ValueError: the problem of the document, or of the JSON if the text has no document.
+    """
+    answer = _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
+    problem: ValueError | None = None
+    accepted: list[FieldsT] = []
+    for document, size in _documents(answer):
+        try:
+            accepted.append(fields_of(document))
+        except ValueError as error:
+            if 2 * size > len(answer):  # otherwise a part of a document that was cut off
+                problem = error
+    if not accepted:
+        raise problem or ValueError(_json_problem(answer))
+    return accepted[-1]
+
+
+def _documents(text: str) -> Iterator[tuple[Any, int]]:
+    """Yield the JSON objects in the text, in order, with their length in it."""
+    place = text.find("{")
+    for _ in range(CANDIDATES):
+        if place < 0:
+            return
+        try:
+            document, end = _DECODER.raw_decode(text, place)
+            document = cleaned(document)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            yield document, end - place
+        place = text.find("{", end)
+
+
+def _json_problem(answer: str) -> str:
+    """Return the reason why the text is not a JSON object."""
+    try:
+        _DECODER.decode(answer)
+    except json.JSONDecodeError as error:
+        return f"Invalid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        return f"Invalid JSON: {error}"
+    return "Invalid JSON: not an object"
+
+
+def _not_json(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def cleaned(value: Any) -> Any:
+    """Clean a value for the stores: remove U+0000, replace lone surrogates by U+FFFD."""
+    match value:
+        case str():
+            return (
+                value.replace("\0", "")
+                .encode("utf-16-le", "surrogatepass")
+                .decode("utf-16-le", "replace")
+            )
+        case dict():
+            return {cleaned(key): cleaned(each) for key, each in value.items()}
+        case list():
+            return [cleaned(each) for each in value]
+    return value
+
+
+def _validated(written: type[PartT], document: Any) -> PartT:
+    try:
+        return written.model_validate(document)
+    except ValidationError as error:
+        raise ValueError(_problems(error)) from error
+
+
+def _fault(error: Any) -> str:
+    """Describe a violation of a JSON schema: the field and the rule."""
+    place = ".".join(map(str, error.absolute_path)) or "the document"
+    rule = f"must keep {error.validator} {error.validator_value}"[:300]
+    return f"{place}: {error.message if len(error.message) <= 200 else rule}"
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    tokens: int
+
+    def text(self, share: float, most: int = LONGEST_TEXT) -> StringConstraints:
+        """Return constraints: not blank, at most `share` of the answer's characters and `most`."""
+        return StringConstraints(
+            strip_whitespace=True, min_length=1, max_length=min(self.longest(share), most)
+        )
+
+    def longest(self, share: float) -> int:
+        """Return `share` of the answer's characters, at least one."""
+        return max(int(share * self.tokens * CHARACTERS_PER_TOKEN), 1)
+
+
+def _problems(error: ValidationError) -> str:
+    """Describe each invalid field and its rule."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'the document'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)
+    )

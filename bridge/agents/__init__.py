@@ -1,0 +1,1 @@
+"""External agents: calls as commands on NATS, and their responses."""

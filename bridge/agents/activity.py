@@ -1,0 +1,212 @@
+"""External agents: a call is a command on NATS, and the answer completes its activity.
+
+The activity stores the call in Valkey, publishes the command on `agent.cmd.{role}`, where the
+agents of a role share the work, and ends without an answer. `bridge.agents.responses` completes it
+by its task token. See docs/design/0003-kept-answers.md.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+from nats import errors as nats_errors
+from nats.aio.client import Client as Nats
+from nats.js.api import Header
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from temporalio import activity
+
+from activities.agents.answer_cache import answer_key, kept_answer
+from activities.agents.prompts import Prompt, Prompts
+from activities.agents.requests import AnswerT, Question
+from bridge.agents.calls import STAYS_FOR, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
+from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, refused
+from bridge.mirror.source import Source
+from workflows.models.base import Wire
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.events import AgentCommand
+from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
+from workflows.timestamps import iso
+
+COMMANDS = "AGENT_COMMANDS"
+
+EXPIRY = "ce-expirytime"
+"""Header of a command: after this time the fleet asks another agent, so none needs to start."""
+
+ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+
+
+class NatsAgents:
+    """Agents that receive commands from NATS; an activity that asks one completes asynchronously.
+
+    `bridge.agents.responses` describes how a call ends.
+    """
+
+    def __init__(
+        self, nats: Nats, valkey: Redis, prompts: Prompts, source: Source, window: int
+    ) -> None:
+        """Create the agents.
+
+        Args:
+            nats: the connection to the JetStream server.
+            valkey: where calls and answers are stored.
+            prompts: the builder of prompts.
+            source: the fleet's identity on the bus.
+            window: the tokens that prompt and answer together may have in the agents' models.
+        """
+        self._commands = Commands(nats)
+        self._valkey = valkey
+        self._calls = AgentCalls(valkey)
+        self._prompts = prompts
+        self._source = source
+        self._window = window
+
+    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+        """Return the stored answer; if there is none, ask an agent and complete asynchronously.
+
+        Raises:
+            ApplicationError: the types of `bridge.mirror.publisher.REFUSALS` if the command could
+                not be published, `PromptTooLong` and `InvalidAgent` (not retryable),
+                `StoreUnreachable` if Valkey does not store the call.
+        """
+        call = question.call
+        key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
+        kept = await kept_answer(self._valkey, key)
+        if kept is None:
+            await self._ask(question, key)
+            activity.raise_complete_async()
+        return question.answer_type.model_validate_json(kept)
+
+    async def _ask(self, question: Question[AnswerT], key: str) -> None:
+        call = self._call(question, activity.info(), key)
+        try:
+            await self._calls.open(call)
+        except RedisError as error:
+            raise application_error(
+                ErrorType.STORE_UNREACHABLE,
+                f"Valkey does not keep the call to agent {call.agent_id}: {error}",
+            ) from error
+        await self._commands.publish(call)
+
+    def _call(self, question: Question[AnswerT], info: activity.Info, key: str) -> OpenCall:
+        prompt = question.prompt(self._prompts, self._window)
+        call_id = new_call_id()
+        before = costs_before(info)
+        stays = (info.start_to_close_timeout or ANSWERED_WITHIN) + STAYS_FOR
+        silence = info.heartbeat_timeout or SILENT_AT_MOST
+        return OpenCall(
+            call_id=call_id,
+            task_id=question.call.task.task_id,
+            agent_id=question.call.agent.agent_id,
+            act=question.act,
+            task_token=encoded(info.task_token),
+            answer_key=key,
+            command=command(question, prompt, call_id),
+            subject=command_subject(question.call.agent.role),
+            source=self._source.of(info.workflow_id or ""),
+            request=question.call.model_dump(mode="json"),
+            prompt=prompt_fields(prompt),
+            stays_ms=stays // timedelta(milliseconds=1),
+            silence_ms=silence // timedelta(milliseconds=1),
+            began_ms=time.time_ns() // 1_000_000,
+            asked_before=before.asks,
+            tokens_in=before.tokens_in,
+            tokens_out=before.tokens_out,
+        )
+
+
+class CostsBefore(Wire):
+    """The cost of earlier attempts, as recorded in the heartbeat of the last answer."""
+
+    asks: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+def costs_before(info: activity.Info) -> CostsBefore:
+    """Read the cost from the heartbeat of the last attempt; asks that cost nothing do not count."""
+    before = CostsBefore.model_validate(next(iter(info.heartbeat_details), {}))
+    return before if before.tokens_in or before.tokens_out else CostsBefore()
+
+
+class Commands:
+    """Publisher of commands to external agents."""
+
+    def __init__(self, nats: Nats) -> None:
+        self._nats = nats
+        self._jetstream = nats.jetstream(timeout=ACK_WITHIN_S)
+
+    async def publish(self, call: OpenCall) -> None:
+        """Publish the call's command on JetStream; a repetition stores nothing twice.
+
+        Raises:
+            ApplicationError: by `bridge.mirror.publisher.REFUSALS`.
+        """
+        try:
+            if not self._nats.is_connected:
+                raise nats_errors.OutboundBufferLimitError
+            await self._jetstream.publish(
+                call.subject,
+                call.command.model_dump_json().encode(),
+                stream=COMMANDS,
+                headers=headers(call),
+            )
+        except PUBLISH_FAILURES as error:
+            what = f"The command to agent {call.agent_id} on {call.subject} is not on JetStream"
+            # Without the cause: its text is in the message, and Temporal cuts long chains.
+            raise refused(what, error) from None
+
+
+def command(
+    question: Question[AnswerT], prompt: Prompt, call_id: str, ask: int = 1
+) -> AgentCommand:
+    """Build the command that the agent receives."""
+    call = question.call
+    return AgentCommand(
+        task_id=call.task.task_id,
+        story_id=call.task.story_id,
+        agent_id=call.agent.agent_id,
+        act=question.act,
+        prompt="\n\n".join(str(message.get("content")) for message in prompt.messages),
+        timestamp=iso(datetime.now(UTC)),
+        call_id=call_id,
+        answer_schema=question.form(prompt.max_tokens).schema,
+        max_tokens=prompt.max_tokens,
+        temperature=prompt.temperature,
+        seed=question.seed(ask),
+    )
+
+
+def command_subject(role: str) -> str:
+    """Return the subject from which the agents of a role receive their commands.
+
+    Raises:
+        ApplicationError: `InvalidAgent`, not retryable: the graph has a malformed role.
+    """
+    if not ROLE.fullmatch(role):
+        raise application_error(
+            ErrorType.INVALID_AGENT,
+            f"role {role!r} cannot be part of a subject: it must match {ROLE.pattern}",
+        )
+    return f"agent.cmd.{role}"
+
+
+def headers(call: OpenCall) -> dict[str, str]:
+    """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
+    asked = datetime.fromisoformat(call.command.timestamp)
+    told = {
+        Header.MSG_ID.value: call.call_id,
+        "Content-Type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": call.call_id,
+        "ce-source": call.source,
+        "ce-type": call.subject,
+        "ce-time": call.command.timestamp,
+        "ce-subject": call.command.story_id,
+        EXPIRY: iso(asked + timedelta(milliseconds=call.silence_ms)),
+    }
+    TraceContextTextMapPropagator().inject(told)
+    return {name: value for name, value in told.items() if value}

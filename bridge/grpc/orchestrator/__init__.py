@@ -1,0 +1,1 @@
+"""The Orchestrator service (orchestrator.v1)."""

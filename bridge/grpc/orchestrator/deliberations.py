@@ -1,0 +1,323 @@
+"""Deliberations that calls start, join, wait for, follow and leave, and results of old ones.
+
+`bridge.grpc.orchestrator.messages` formats results and histories; this module gets them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from neo4j import AsyncDriver
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+)
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.graph.activities import Graph
+from activities.graph.context_packs import scopes_for
+from activities.graph.deliberations import find_ended, history
+from bridge.grpc.auth import caller
+from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left, summary
+from bridge.grpc.errors import status_of
+from bridge.grpc.orchestrator.messages import Updates, metadata, results
+from bridge.grpc.orchestrator.metrics import CALLED
+from bridge.grpc.orchestrator.requests import TIMELINE_EVENTS, Deliberating
+from bridge.grpc.wire import orchestrator_pb2 as wire
+from workflows.deliberation import DeliberationWorkflow
+from workflows.models.agents import CouncilQuery
+from workflows.models.context import PackQuery
+from workflows.models.deliberation import DeliberationInput, DeliberationResult
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import InvalidInput
+from workflows.models.ids import deliberation_workflow_id
+from workflows.stubs import STORY_QUEUE
+
+PHASE: str = DeliberationInput.model_fields["phase"].default
+DEFAULT_TIMEOUT = timedelta(seconds=300)
+
+TASK_ID = "x-task-id"
+AGENTS = "x-agents"
+"""Trailing metadata: `3 of 5`, if more agents were requested than the council has."""
+
+ORCHESTRATED = "task-"
+"""Prefix of the task ids that Orchestrate makes."""
+
+Deliberation = WorkflowHandle[DeliberationWorkflow, DeliberationResult]
+
+
+@dataclass
+class Call:
+    """A call that waits for a deliberation.
+
+    `own`: no other call can wait for it. `agents`: see AGENTS; empty if as many agents deliberate
+    as requested.
+    """
+
+    handle: Deliberation
+    rounds: int
+    own: bool
+    agents: str = ""
+    answered: bool = False
+
+
+class Deliberations:
+    """The deliberations of this service's calls, cancelled when their calls end early."""
+
+    def __init__(
+        self,
+        temporal: Client,
+        graph: Graph,
+        driver: AsyncDriver,
+        timeout: timedelta | None = None,
+    ) -> None:
+        """Serve from Temporal, the graph and Neo4j.
+
+        `timeout` applies to a deliberation whose caller names none; None means DEFAULT_TIMEOUT.
+        """
+        self._timeout_s = (timeout or DEFAULT_TIMEOUT).total_seconds()
+        self._temporal = temporal
+        self._graph = graph
+        self._driver = driver
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def begin(self, asked: Deliberating, context: Context, prefix: str = CALLED) -> Call:
+        """Start the deliberation or join it; it lasts at most until the call's deadline.
+
+        Its task_id is sent at once, in the initial metadata TASK_ID. If the call ends before it is
+        answered, a deliberation for which only this call waits is cancelled. If the council has
+        fewer agents than requested, all of them take part. `prefix` begins the task's id if the
+        request has none.
+
+        Raises:
+            ApplicationError: `UnknownCouncil` names the existing roles.
+            InvalidInput: `context_options` without a story.
+        """
+        council = await self._graph.load_council(CouncilQuery(role=asked.role))
+        seats = len(council.agents)
+        agents = f"{seats} of {asked.num_agents}" if asked.num_agents > seats else ""
+        if agents:
+            context.set_trailing_metadata(((AGENTS, agents),))
+        given = said(context).get(REQUEST_ID, "")
+        own = not (asked.task_id or given)
+        task_id = asked.task_id or prefix + _task_id(asked, given)
+        rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
+        if not asked.options.peer_review:
+            rounds = 0
+        if asked.constraints.max_iterations:
+            rounds = min(rounds, asked.constraints.max_iterations)
+        wanted = asked.constraints.timeout_seconds or self._timeout_s
+        timeout = min(wanted, seconds_left(context, wanted))
+        task = DeliberationInput(
+            task_id=task_id,
+            story_id=asked.story_id or asked.case_id or None,
+            role=asked.role,
+            description=asked.task_description,
+            rubric=asked.constraints.rubric,
+            requirements=asked.constraints.requirements,
+            rounds=rounds,
+            agents=None if agents else asked.num_agents or None,
+            timeout=max(timeout, 0.001),
+            plan_id=asked.plan_id,
+            judged=asked.options.architect_selection,
+            background=await self._background(asked),
+        )
+        call = Call(self._handle(task_id), rounds, own, agents)
+        starting = asyncio.ensure_future(self._start(task))
+
+        def ended(_: Context) -> None:
+            self._leave(call, starting)
+
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs accept no function
+        await asyncio.shield(starting)
+        await context.send_initial_metadata(((TASK_ID, task_id),))
+        return call
+
+    async def result(self, call: Call) -> DeliberationResult:
+        """Wait for the result.
+
+        Raises:
+            WorkflowFailureError: the deliberation failed.
+        """
+        try:
+            return await call.handle.result()
+        finally:
+            # Not if the call itself was cancelled: `_leave` then handles its deliberation.
+            task = asyncio.current_task()
+            call.answered = not (task and task.cancelling())
+
+    async def updates(self, call: Call) -> AsyncIterator[wire.DeliberationUpdate]:
+        """Yield an update for each wave and answer from the beginning; the last has the winner.
+
+        Raises:
+            WorkflowFailureError: as `result`.
+        """
+        updates = Updates(call.rounds)
+        yield updates.accepted()
+        async for event in call.handle.fetch_history_events(wait_new_event=True):
+            for update in updates.read(event, await self._summary(event)):
+                yield update
+        yield updates.complete(await self.result(call))
+
+    async def find(self, task_id: str) -> wire.GetDeliberationResultResponse:
+        """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
+
+        Raises:
+            ApplicationError: `NotFound`: neither knows it.
+        """
+        handle = self._handle(task_id)
+        try:
+            described = await handle.describe()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return await self._recorded(task_id)
+        return await _told(task_id, handle, described)
+
+    async def _background(self, asked: Deliberating) -> str:
+        """Return the text after each context pack: the caller's notes and `context_options`."""
+        wanted = asked.context_options.wanted
+        story_id = asked.story_id or asked.case_id
+        if wanted and not story_id:
+            rule = "need a story_id or case_id; name one, or leave them out"
+            raise InvalidInput("OrchestrateRequest", [("context_options", rule)])
+        there = scopes_for(self._graph.scopes, asked.role, PHASE)
+        past = await history(
+            self._driver,
+            PackQuery(story_id=story_id, role=asked.role, phase=PHASE, subtask_id=asked.task_id),
+            [scope for scope in wanted if scope not in there],
+            asked.context_options.max_events or TIMELINE_EVENTS,
+        )
+        return "\n\n".join(filter(None, (asked.constraints.notes, past)))
+
+    def _handle(self, task_id: str) -> Deliberation:
+        return self._temporal.get_workflow_handle_for(
+            DeliberationWorkflow.run, deliberation_workflow_id(task_id)
+        )
+
+    async def _start(self, task: DeliberationInput) -> None:
+        """Start the workflow, unless it is running or was completed."""
+        with suppress(WorkflowAlreadyStartedError):
+            await self._temporal.start_workflow(
+                DeliberationWorkflow.run,
+                task,
+                id=deliberation_workflow_id(task.task_id),
+                task_queue=STORY_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                static_summary=summary(f"{task.role}: {task.description}"),
+            )
+
+    def _leave(self, call: Call, starting: asyncio.Future[None]) -> None:
+        """Cancel the deliberation of a call that has ended, if no other call can wait for it."""
+        if call.answered or not call.own:
+            return
+
+        async def cancel() -> None:
+            with suppress(RPCError):  # it has ended, or was never started
+                await starting
+                await call.handle.cancel()
+
+        leaving = asyncio.get_running_loop().create_task(cancel())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _summary(self, event: HistoryEvent) -> str:
+        """Return the text of an activity's summary; empty if it has none."""
+        if not event.user_metadata.HasField("summary"):
+            return ""
+        (said,) = await self._temporal.data_converter.decode([event.user_metadata.summary], [str])
+        return str(said)
+
+    async def _recorded(self, task_id: str) -> wire.GetDeliberationResultResponse:
+        deliberation_id = deliberation_workflow_id(task_id)
+        ended = await find_ended(self._driver, deliberation_id)
+        if ended is None:
+            raise application_error(
+                ErrorType.NOT_FOUND, f"deliberation of task {task_id} not found"
+            )
+        found = ended.result
+        if found.status == "completed":
+            return _completed(task_id, found, ended.ended_ms)
+        late = ended.error_type == ErrorType.DELIBERATION_TIMEOUT
+        return wire.GetDeliberationResultResponse(
+            task_id=task_id,
+            status=wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED,
+            error_message=found.error,
+            duration_ms=found.duration_ms,
+            metadata=metadata(found, deliberation_id, ended.ended_ms),
+        )
+
+
+def _task_id(asked: Deliberating, request_id: str) -> str:
+    """Return a task id for this request of this caller.
+
+    It is derived from the caller, the request id and the request. Without a request id, it is new.
+    """
+    if not request_id:
+        return uuid.uuid4().hex
+    return derived_id(caller().actor, request_id, asked.model_dump_json())
+
+
+async def _told(
+    task_id: str, handle: Deliberation, described: WorkflowExecutionDescription
+) -> wire.GetDeliberationResultResponse:
+    """Build the answer from what Temporal knows of a deliberation."""
+    status = described.status or WorkflowExecutionStatus.RUNNING
+    answer = wire.GetDeliberationResultResponse(
+        task_id=task_id,
+        status="DELIBERATION_STATUS_IN_PROGRESS",
+        metadata=wire.OrchestratorMetadata(execution_id=described.id, tags={"task_id": task_id}),
+    )
+    if status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW):
+        return answer
+    ended = described.close_time or datetime.now(UTC)
+    ended_ms = int(ended.timestamp() * 1000)
+    try:
+        return _completed(task_id, await handle.result(), ended_ms)
+    except WorkflowFailureError as error:
+        cause = error.cause
+        late = isinstance(cause, ApplicationError) and cause.type == ErrorType.DELIBERATION_TIMEOUT
+        late = late or status == WorkflowExecutionStatus.TIMED_OUT
+        answer.status = (
+            wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED
+        )
+        words = status_of(error).message
+        answer.error_message = words if isinstance(cause, ApplicationError) else str(cause)
+        answer.duration_ms = int((ended - described.start_time).total_seconds() * 1000)
+        failed = _failure(error)
+        if failed:
+            answer.metadata.CopyFrom(metadata(failed, described.id, ended_ms))
+        return answer
+
+
+def _failure(error: WorkflowFailureError) -> DeliberationResult | None:
+    """Return the partial result of a failed deliberation, if its error has one."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.details:
+        return DeliberationResult.model_validate(cause.details[0])
+    return None
+
+
+def _completed(
+    task_id: str, found: DeliberationResult, ended_ms: int
+) -> wire.GetDeliberationResultResponse:
+    return wire.GetDeliberationResultResponse(
+        task_id=task_id,
+        status="DELIBERATION_STATUS_COMPLETED",
+        results=results(found),
+        winner_id=found.winner_id,
+        duration_ms=found.duration_ms,
+        metadata=metadata(found, found.deliberation_id, ended_ms),
+    )

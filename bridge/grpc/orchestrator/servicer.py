@@ -1,0 +1,429 @@
+"""The Orchestrator service (orchestrator.v1): deliberations, councils, plans and planning events.
+
+Metadata carries what the contract has no field for: `x-request-id` (Deliberate, StreamDeliberation,
+Orchestrate without a task_id: the same id and request from the same caller is the same
+deliberation). A deliberation's task_id is sent at once, in the initial metadata `x-task-id`. A
+client that loses the call passes it to GetDeliberationResult.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from neo4j import AsyncDriver
+from temporalio.client import Client
+
+from activities.graph.activities import Graph
+from activities.graph.context_packs import count_tokens
+from activities.graph.councils import (
+    NewAgent,
+    NewCouncil,
+    council_id,
+    create_council,
+    find_councils,
+    register_agent,
+    unregister_agent,
+)
+from activities.graph.deliberations import history
+from bridge.grpc.auth import caller
+from bridge.grpc.calls import Context
+from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
+from bridge.grpc.orchestrator.messages import metadata, results
+from bridge.grpc.orchestrator.metrics import COMPLETED, ENDED, Figures, since
+from bridge.grpc.orchestrator.planning_events import Plans, in_waves, refuse_more
+from bridge.grpc.orchestrator.requests import (
+    FLAGS,
+    TIMELINE_EVENTS,
+    by_task,
+    creating,
+    deliberating,
+    deriving,
+    happened,
+    measuring,
+    orchestrating,
+    registering,
+    task_context,
+    unregistering,
+)
+from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2_grpc
+from workflows.models.base import AgentType, content_hash
+from workflows.models.context import PackQuery
+from workflows.models.ids import derivation_workflow_id
+
+COUNCIL_ROLES = ("OPERATOR", "PO")
+"""Roles that may change councils: operators of the fleet, and the product owner."""
+
+DEFAULT_AGENTS = 3
+
+
+class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+    """Deliberations, councils, plans and metrics, read from Temporal and the graph.
+
+    Any valid token may deliberate and read. Its roles decide which gates it opens, and whether it
+    may change councils (COUNCIL_ROLES).
+    """
+
+    def __init__(
+        self,
+        temporal: Client,
+        graph: Graph,
+        driver: AsyncDriver,
+        agent_type: AgentType,
+        deliberation_timeout: timedelta | None = None,
+        default_model: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        """Serve from Temporal and the graph.
+
+        Args:
+            temporal: The client that starts and follows workflows.
+            graph: Councils, plans and context packs.
+            driver: Neo4j's, for data that only this service reads.
+            agent_type: The type of agents for which none is named.
+            deliberation_timeout: The setting DELIBERATION_TIMEOUT.
+            default_model: Returns the model of agents that name none; None: not known.
+        """
+        self._default_model = default_model
+        self._graph = graph
+        self._driver = driver
+        self._agent_type = agent_type
+        self._figures = Figures(temporal)
+        self._deliberations = Deliberations(temporal, graph, driver, deliberation_timeout)
+        self._plans = Plans(temporal, graph, driver, deliberation_timeout)
+
+    # --- deliberations --------------------------------------------------------------------------
+
+    async def Deliberate(  # noqa: N802
+        self, request: wire.DeliberateRequest, context: Context
+    ) -> wire.DeliberateResponse:
+        """Start a deliberation and wait for its result.
+
+        `constraints.metadata` is passed to the agents after their context, as notes of the caller.
+        A call that ends early cancels its deliberation, unless it has an `x-request-id`. If more
+        agents are requested than the council has, all of them deliberate, and the trailing metadata
+        `x-agents` and the answer's tag `agents` show it: `3 of 5`.
+
+        Raises:
+            ApplicationError: `InvalidInput`; `UnknownCouncil` names the existing roles; the cause
+                of a failed deliberation.
+        """
+        call = await self._deliberations.begin(deliberating(request), context)
+        found = await self._deliberations.result(call)
+        return wire.DeliberateResponse(
+            results=results(found),
+            winner_id=found.winner_id,
+            duration_ms=found.duration_ms,
+            metadata=metadata(found, found.deliberation_id, _now_ms(), call.agents),
+        )
+
+    async def Orchestrate(  # noqa: N802
+        self, request: wire.OrchestrateRequest, context: Context
+    ) -> wire.OrchestrateResponse:
+        """Deliberate on a task and select; tags.judged is the architect's reason for a near tie.
+
+        If the task_id is being deliberated or was completed, the call joins it and answers with its
+        result. A failed one is started again.
+
+        `options`: if only one of `enable_peer_review` and `enable_architect_selection` is true, the
+        part of the other one is switched off: no rounds, or near ties decided by the rule. A client
+        that sets neither sends false for both: then both parts take place. `context_options` add
+        what they name to the agents' context: timeline, decisions, summaries, further scopes.
+        `custom_params` are refused, because none is known.
+
+        Raises:
+            ApplicationError: as Deliberate.
+        """
+        call = await self._deliberations.begin(orchestrating(request), context, ORCHESTRATED)
+        found = await self._deliberations.result(call)
+        ranked = results(found)
+        return wire.OrchestrateResponse(
+            winner=ranked[0],
+            candidates=ranked,
+            execution_id=found.deliberation_id,
+            duration_ms=found.duration_ms,
+            metadata=metadata(found, found.deliberation_id, _now_ms(), call.agents),
+        )
+
+    async def StreamDeliberation(  # noqa: N802
+        self, request: wire.DeliberateRequest, context: Context
+    ) -> AsyncIterator[wire.DeliberationUpdate]:
+        """Start a deliberation and stream an update at each wave and answer.
+
+        The last update has the winner. With an `x-request-id` it can be called again, on any
+        replica, and then sends all updates from the beginning.
+
+        Raises:
+            ApplicationError: as Deliberate.
+        """
+        call = await self._deliberations.begin(deliberating(request), context)
+        async for update in self._deliberations.updates(call):
+            yield update
+
+    async def GetDeliberationResult(  # noqa: N802
+        self, request: wire.GetDeliberationResultRequest, context: Context
+    ) -> wire.GetDeliberationResultResponse:
+        """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
+
+        A result from the graph lacks what the graph does not keep (see `find_deliberation`).
+
+        Raises:
+            ApplicationError: `NotFound`.
+        """
+        return await self._deliberations.find(by_task(request).task_id)
+
+    # --- councils -------------------------------------------------------------------------------
+
+    async def CreateCouncil(  # noqa: N802
+        self, request: wire.CreateCouncilRequest, context: Context
+    ) -> wire.CreateCouncilResponse:
+        """Create a council of agents that differ only in their ids, and thus in their seeds.
+
+        deliberation_rounds applies to deliberations that name no number. If it is 0,
+        enable_peer_review means one round, and false the default. model_profile is the agents'
+        model. custom_params are refused, because none is known.
+
+        Raises:
+            ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
+        """
+        caller().acting_as(*COUNCIL_ROLES)
+        asked = creating(request)
+        council = NewCouncil(
+            role=asked.role,
+            size=asked.num_agents or DEFAULT_AGENTS,
+            agent_type=asked.config.agent_type or self._agent_type,
+            model=asked.config.model_profile,
+            rounds=asked.config.deliberation_rounds or int(asked.config.enable_peer_review),
+        )
+        agents = await create_council(self._driver, council)
+        return wire.CreateCouncilResponse(
+            council_id=council_id(council.role), agents_created=len(agents), agent_ids=agents
+        )
+
+    async def ListCouncils(  # noqa: N802
+        self, request: wire.ListCouncilsRequest, context: Context
+    ) -> wire.ListCouncilsResponse:
+        """List the councils; with a role, only that role's, and none if it has no council.
+
+        `model` has the models in use in the council: an agent's own or the one that is served. It
+        is empty if the LLM's endpoint does not report one. A council is busy while a deliberation
+        of its role runs. An agent is busy while a deliberation waits for its answer, offline if no
+        worker has polled for agents' calls in the last five minutes, else ready. Whether an agent
+        on the bus listens is known only when it is called.
+        """
+        councils = await find_councils(self._driver)
+        shown = [each for each in councils if request.role_filter in ("", each.role)]
+        model = await self._default_model() if self._default_model else ""
+        return wire.ListCouncilsResponse(
+            councils=await self._figures.shown(shown, request.include_agents, model)
+        )
+
+    async def RegisterAgent(  # noqa: N802
+        self, request: wire.RegisterAgentRequest, context: Context
+    ) -> wire.RegisterAgentResponse:
+        """Add an agent to an existing council, or change it if it is already a member.
+
+        An agent with an endpoint is external and is called on the bus (NATS). Otherwise its type is
+        metadata `agent_type`, or the default. Metadata `persona` is the agent's point of view; all
+        other metadata is stored, but not used.
+
+        Raises:
+            ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `UnknownCouncil` names the
+                existing roles; `AlreadyExists`: the agent is in another council.
+        """
+        caller().acting_as(*COUNCIL_ROLES)
+        asked = registering(request)
+        elsewhere: AgentType | None = "NATS" if asked.endpoint else None
+        agent = NewAgent(
+            agent_id=asked.agent_id,
+            agent_type=asked.metadata.agent_type or elsewhere or self._agent_type,
+            model=asked.capabilities.model_profile,
+            persona=asked.metadata.persona,
+            endpoint=asked.endpoint,
+            supported_tasks=asked.capabilities.supported_tasks,
+            languages=asked.capabilities.languages,
+            max_concurrent_tasks=asked.capabilities.max_concurrent_tasks,
+            metadata=_as_json(asked.kept),
+        )
+        council = await register_agent(self._driver, asked.role, agent)
+        return wire.RegisterAgentResponse(
+            success=True,
+            message=f"{agent.agent_id} sits in the {asked.role} council",
+            council_id=council,
+        )
+
+    async def UnregisterAgent(  # noqa: N802
+        self, request: wire.UnregisterAgentRequest, context: Context
+    ) -> wire.UnregisterAgentResponse:
+        """Remove an agent from its council.
+
+        Its proposals stay under its id, and it may be registered again.
+
+        Raises:
+            ApplicationError: `Permission`; `UnknownCouncil`; `NotFound`; `CouncilTooSmall`: no
+                agent would be left.
+        """
+        caller().acting_as(*COUNCIL_ROLES)
+        asked = unregistering(request)
+        role = await unregister_agent(self._driver, asked.agent_id, asked.role)
+        return wire.UnregisterAgentResponse(
+            success=True, message=f"{asked.agent_id} has left the {role} council"
+        )
+
+    # --- planning -------------------------------------------------------------------------------
+
+    async def ProcessPlanningEvent(  # noqa: N802
+        self, request: wire.PlanningEventRequest, context: Context
+    ) -> wire.PlanningEventResponse:
+        """Move a story by an event of its state machine, or run a plan that was approved outside.
+
+        TRANSITION makes the story's move to `to_state`; for a case without a workflow, the
+        transition is stored. CASE_CREATED stores a case that is not known (metadata `title`,
+        `description`). Moves are made as the actor of the caller's token. metadata: `reason` of a
+        rejection, `comment` and `revision` of an approval. from_state and to_state, if given, must
+        be the story's.
+
+        Raises:
+            ApplicationError: `InvalidInput`; `Permission`; `NotFound`; any refusal of the story.
+        """
+        return await self._plans.hear(happened(request), context)
+
+    async def DeriveSubtasks(  # noqa: N802
+        self, request: wire.DeriveSubtasksRequest, context: Context
+    ) -> wire.DeriveSubtasksResponse:
+        """Return a plan's tasks: the stored ones, or those that are derived once from the story.
+
+        roles: only tasks of these roles are returned. `dependency_order` sorts the answer by role;
+        `parallel_execution` groups tasks that may run at once, those without dependencies first. A
+        plan always runs in such groups. A plan with more tasks for a role than `max_tasks_per_role`
+        is refused and not cut, because a cut plan would be incomplete. `auto_publish_to_nats`:
+        tasks that are derived now are published on the bus.
+
+        Raises:
+            ApplicationError: `InvalidInput`; `NotFound`; `InvalidPlan`.
+        """
+        asked = deriving(request)
+        plan_id = asked.plan_id or await self._plans.newest(asked.case_id)
+        announce = request.strategy.auto_publish_to_nats
+        tasks = await self._plans.derive(asked.case_id, plan_id, announce, context)
+        refuse_more(tasks, asked.max_tasks_per_role)
+        shown = [task for task in tasks if not asked.roles or task.role in asked.roles]
+        order = list(request.strategy.dependency_order)
+        shown.sort(key=lambda task: order.index(task.role) if task.role in order else len(order))
+        if request.strategy.parallel_execution:
+            shown = in_waves(shown)
+        return wire.DeriveSubtasksResponse(
+            tasks=[
+                wire.AtomicTask(
+                    task_id=task.task_id,
+                    role=task.role,
+                    description=f"{task.title}\n\n{task.description}",
+                    dependencies=task.depends_on,
+                    case_id=asked.case_id,
+                    plan_id=plan_id,
+                    priority=task.priority,
+                )
+                for task in shown
+            ],
+            derivation_id=derivation_workflow_id(asked.case_id, plan_id),
+            total_tasks=len(shown),
+        )
+
+    async def GetTaskContext(  # noqa: N802
+        self, request: wire.GetTaskContextRequest, context: Context
+    ) -> wire.GetTaskContextResponse:
+        """Return a context pack, with the requested history.
+
+        history: what the options request, newest first; else empty. The pack's scopes are those of
+        role and phase (deploy/config/scopes.yaml). Scopes of `options.scopes` that the pack lacks
+        are also in history. max_events: 50 when 0.
+
+        Raises:
+            ApplicationError: `InvalidInput`; `UnknownStory`.
+        """
+        asked = task_context(request)
+        query = PackQuery(
+            story_id=asked.story_id, role=asked.role, phase=asked.phase, subtask_id=asked.task_id
+        )
+        pack = await self._graph.known_pack(query)
+        past = await history(
+            self._driver,
+            query.model_copy(update={"role": self._graph.scopes.role(query.role)}),
+            [scope for scope in asked.options.wanted if scope not in pack.scopes or scope in FLAGS],
+            asked.options.max_events or TIMELINE_EVENTS,
+        )
+        blocks = [pack.system, pack.context, pack.tools, past]
+        return wire.GetTaskContextResponse(
+            context_text="\n\n".join(block for block in blocks if block),
+            blocks=wire.ContextBlocks(
+                system=pack.system, context=pack.context, tools=pack.tools, history=past
+            ),
+            token_count=pack.token_count + count_tokens(past),
+            version_hash=content_hash([pack.version, past]) if past else pack.version,
+        )
+
+    # --- metrics --------------------------------------------------------------------------------
+
+    async def GetStatus(  # noqa: N802
+        self, request: wire.GetStatusRequest, context: Context
+    ) -> wire.GetStatusResponse:
+        """Report whether the fleet is healthy, and its statistics.
+
+        healthy: workers poll for workflows and agents' calls; degraded: they do not. uptime: of
+        this process. Deliberations are all that Temporal still knows, role_counts those of each
+        council, orchestrations those with a task's id, as Orchestrate starts them. avg: of the last
+        completed ones; 0: none. A council is active while workers poll for agents' calls.
+        """
+        served = await self._figures.is_served()
+        answer = wire.GetStatusResponse(
+            status="healthy" if served else "degraded", uptime_seconds=int(_uptime_s())
+        )
+        if request.include_stats:
+            councils = await find_councils(self._driver)
+            answer.stats.CopyFrom(await self._figures.stats(councils, served))
+        return answer
+
+    async def GetMetrics(  # noqa: N802
+        self, request: wire.GetMetricsRequest, context: Context
+    ) -> wire.GetMetricsResponse:
+        """Return metrics of the deliberations that were closed in the time range; 0: not known.
+
+        time_range_ms 0: all that Temporal still knows. Times are of the last `figures.SAMPLE`
+        deliberations, agents' response times of the last `figures.CALLS_OF`. success_rate: the
+        completed share of the closed deliberations.
+
+        Raises:
+            ApplicationError: `InvalidInput`.
+        """
+        asked = measuring(request)
+        completed = since(COMPLETED, asked.time_range_ms, datetime.now(UTC))
+        ended = since(ENDED, asked.time_range_ms, datetime.now(UTC))
+        answer = wire.GetMetricsResponse()
+        if asked.metric_type in ("performance", "all"):
+            answer.performance.CopyFrom(await self._figures.performance(completed))
+        if asked.metric_type != "performance":
+            councils = await find_councils(self._driver)
+            status = await self._figures.statuses(councils)
+            if asked.metric_type in ("agents", "all"):
+                answer.agents.CopyFrom(await self._figures.agents(councils, status, completed))
+            if asked.metric_type in ("councils", "all"):
+                health = await self._figures.councils(councils, status, completed, ended)
+                answer.councils.CopyFrom(health)
+        return answer
+
+
+def _as_json(told: Mapping[str, str]) -> str:
+    return json.dumps(dict(told), sort_keys=True) if told else ""
+
+
+def _now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+_STARTED = time.monotonic()
+
+
+def _uptime_s() -> float:
+    return time.monotonic() - _STARTED

@@ -1,0 +1,1 @@
+"""The streams and consumers of JetStream, dead letters, and live following."""

@@ -1,0 +1,1 @@
+"""The mirror of workflows on JetStream, and its repair from Temporal's histories."""

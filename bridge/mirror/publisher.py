@@ -1,0 +1,136 @@
+"""Publication of workflows' outbox entries on JetStream.
+
+An event has CloudEvents 1.0 attributes in NATS headers and a flat JSON body. Its `Nats-Msg-Id` is
+the entry's id, so that a batch published twice is stored once. See docs/design/0001-outbox.md.
+"""
+
+import asyncio
+import json
+
+from nats import errors as nats_errors
+from nats.aio.client import Client as Nats
+from nats.js import errors as js_errors
+from nats.js.api import Header
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from bridge.jetstream.streams import stream_of
+from bridge.mirror.source import Source
+from workflows.models.error_types import ErrorType, application_error
+from workflows.models.events import Entry, PublishBatch
+from workflows.stubs import MirrorStub
+
+ACK_WITHIN_S = 5.0
+"""How long to wait for one acknowledgement, in seconds."""
+
+AWAY = "NATS is away"
+REFUSALS: tuple[tuple[type[Exception], ErrorType, str], ...] = (
+    # The client's error, our type, our message. First match counts.
+    (js_errors.NoStreamResponseError, ErrorType.NO_STREAM, "no stream takes the subject"),
+    (js_errors.APIError, ErrorType.STREAM_REFUSED, "the stream refused it"),
+    (nats_errors.MaxPayloadError, ErrorType.EVENT_TOO_LARGE, "raise max_payload of the server"),
+    (nats_errors.BadSubjectError, ErrorType.INVALID_EVENT, "the subject is malformed"),
+    (nats_errors.BadHeaderError, ErrorType.INVALID_EVENT, "a header is malformed"),
+    (nats_errors.OutboundBufferLimitError, ErrorType.NATS_AWAY, AWAY),
+    (nats_errors.ConnectionClosedError, ErrorType.NATS_AWAY, AWAY),
+    (nats_errors.ConnectionDrainingError, ErrorType.NATS_AWAY, AWAY),
+    (nats_errors.TimeoutError, ErrorType.NO_ACK, "no acknowledgement came; it may be stored"),
+    (asyncio.TimeoutError, ErrorType.NO_ACK, "no acknowledgement came; it may be stored"),
+    (nats_errors.Error, ErrorType.NATS_ERROR, "NATS failed"),
+    (OSError, ErrorType.NATS_AWAY, AWAY),
+)
+"""Every way a publish can fail. Failures that can pass are retried, so that no event is lost."""
+
+PUBLISH_FAILURES = (nats_errors.Error, asyncio.TimeoutError, OSError)
+"""The base classes of the errors in REFUSALS. Any other error is a bug and is not caught."""
+
+
+class Mirror(MirrorStub):
+    """The publisher of outbox entries. `nats` must not buffer: see `workers.clients.nats`."""
+
+    def __init__(self, nats: Nats, source: Source) -> None:
+        self._nats = nats
+        self._jetstream = nats.jetstream(timeout=ACK_WITHIN_S)
+        self._source = source
+
+    @activity.defn
+    async def publish(self, batch: PublishBatch) -> None:
+        """Store each entry in its stream, one after the other, in the batch's order.
+
+        An entry is sent only after the one before it is stored, so that the order holds across
+        retries and an earlier attempt that is still running.
+
+        Raises:
+            ApplicationError: by REFUSALS; the entries before the one that it names are stored.
+        """
+        for entry in batch.entries:
+            await self.store(entry)
+
+    async def store(self, entry: Entry) -> bool:
+        """Store one entry in its stream; return whether it is new there.
+
+        Raises:
+            ApplicationError: by REFUSALS.
+        """
+        stream = stream_of(entry.subject)
+        if stream is None:
+            # Retryable: during an upgrade, a newer worker may know the subject.
+            raise application_error(
+                ErrorType.NO_STREAM, f"{_named(entry)}: no declared stream takes it"
+            )
+        try:
+            ack = await self._jetstream.publish(
+                entry.subject,
+                json.dumps(entry.body, ensure_ascii=False, separators=(",", ":")).encode(),
+                stream=stream.name,
+                headers=self.headers(entry),
+            )
+        except PUBLISH_FAILURES as error:
+            # Without the cause: its text is in the message, and Temporal cuts long chains.
+            raise refusal(entry, error) from None
+        if ack.stream != stream.name:
+            raise application_error(
+                ErrorType.STREAM_REFUSED,
+                f"{_named(entry)}: stored in {ack.stream} and not in {stream.name}",
+            )
+        return not ack.duplicate
+
+    def headers(self, entry: Entry) -> dict[str, str]:
+        """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
+        headers = {
+            Header.MSG_ID.value: entry.id,
+            "Content-Type": "application/json",
+            "ce-specversion": "1.0",
+            "ce-id": entry.id,
+            "ce-source": self._source.of(entry.source),
+            "ce-type": entry.subject,
+            "ce-time": entry.time,
+            "ce-subject": entry.story_id,
+        }
+        TraceContextTextMapPropagator().inject(headers)
+        return {name: value for name, value in headers.items() if value}
+
+
+def refusal(entry: Entry, error: Exception) -> ApplicationError:
+    """Build the failure for Temporal: which event, what happened, and whether to retry."""
+    return refused(_named(entry), error)
+
+
+def refused(what: str, error: Exception) -> ApplicationError:
+    """Build the failure of a publish, by REFUSALS.
+
+    what: the beginning of the message, which names what was not published.
+    """
+    for foreign, kind, meaning in REFUSALS:
+        if isinstance(error, foreign):
+            return application_error(kind, f"{what}: {meaning} ({_words(error)})")
+    raise error
+
+
+def _named(entry: Entry) -> str:
+    return f"Event {entry.subject} {entry.id} is not on JetStream"
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

@@ -1,0 +1,113 @@
+"""Republishing of a story's events: those that a stream lacks, or all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from bridge.jetstream.streams import Stream, stream_of
+from bridge.mirror.publisher import Mirror
+from workflows.models.events import Entry
+
+CLOCKS_APART = timedelta(hours=1)
+"""How long before an event the search for its message begins: the servers' clocks may differ."""
+
+BATCH = 500
+NEXT_WITHIN_S = 10.0
+
+
+@dataclass
+class Count:
+    """The counts of one stream. events: the story's. published: new in it. known: already in it.
+
+    withheld: not in it and not accepted, because they were deleted from the stream, which knows
+    their ids until its duplicate window is over.
+    """
+
+    events: int = 0
+    published: int = 0
+    known: int = 0
+    withheld: int = 0
+
+
+async def ids_there(
+    jetstream: JetStreamContext, stream: Stream, story_id: str, since: datetime
+) -> set[str]:
+    """Return the ids of the story's events that the stream holds.
+
+    Raises:
+        nats.errors.Error: NATS went down meanwhile.
+    """
+    subscription = await jetstream.pull_subscribe(
+        "",
+        stream=stream.name,
+        config=ConsumerConfig(
+            ack_policy=AckPolicy.NONE,
+            headers_only=True,
+            deliver_policy=DeliverPolicy.BY_START_TIME,
+            opt_start_time=since,
+            mem_storage=True,
+            num_replicas=1,
+        ),
+    )
+    found = set()
+    left = (await subscription.consumer_info()).num_pending or 0
+    while left:
+        messages = await subscription.fetch(min(left, BATCH), timeout=NEXT_WITHIN_S)
+        for message in messages:
+            headers = message.headers or {}
+            if headers.get("ce-subject") == story_id:
+                found.add(headers.get("ce-id", ""))
+        left = messages[-1].metadata.num_pending
+    await subscription.unsubscribe()
+    return found
+
+
+async def there(jetstream: JetStreamContext, story_id: str, entries: Iterable[Entry]) -> set[str]:
+    """Return the ids of the story's events that are on their streams."""
+    entries = list(entries)
+    if not entries:
+        return set()
+    since = min(datetime.fromisoformat(entry.time) for entry in entries) - CLOCKS_APART
+    streams = {stream for entry in entries if (stream := stream_of(entry.subject))}
+    found = set()
+    for stream in sorted(streams, key=lambda each: each.name):
+        found |= await ids_there(jetstream, stream, story_id, since)
+    return found
+
+
+async def republish(
+    mirror: Mirror,
+    entries: Sequence[Entry],
+    known: set[str],
+    everything: bool,
+    tell: Callable[[int, int], None],
+) -> dict[str, Count]:
+    """Publish the entries that are not known, or everything, one after the other.
+
+    The callback receives the number of entries that are done, and the number of all entries.
+
+    Returns:
+        Stream -> its counts.
+
+    Raises:
+        ApplicationError: by `bridge.mirror.publisher.REFUSALS`; the entries before it are stored.
+    """
+    counts: dict[str, Count] = {}
+    for done, entry in enumerate(entries, 1):
+        stream = stream_of(entry.subject)
+        count = counts.setdefault(stream.name if stream else "", Count())
+        count.events += 1
+        is_known = entry.id in known
+        if (everything or not is_known) and await mirror.store(entry):
+            count.published += 1
+        elif is_known:
+            count.known += 1
+        else:
+            count.withheld += 1
+        tell(done, len(entries))
+    return counts

@@ -1,0 +1,1 @@
+"""Examples: a project with a story, and an external agent."""

@@ -1,0 +1,210 @@
+"""`fleet mirror`: restore events on the streams from what Temporal stores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from nats import errors as nats_errors
+from nats.aio.client import Client as Nats
+from nats.js import errors as js_errors
+from rich.console import Group, RenderableType
+from temporalio.client import Client
+
+from bridge.jetstream.streams import StreamError, reconcile
+from bridge.mirror.histories import Found, read
+from bridge.mirror.publisher import Mirror
+from bridge.mirror.recovered_events import in_order, unrecorded
+from bridge.mirror.republish import Count, republish, there
+from bridge.mirror.source import read_source
+from workers.cli import render as view
+from workers.cli.graph import open_graph
+from workers.cli.session import (
+    Json,
+    Refused,
+    StoryId,
+    checked,
+    emit,
+    progress_bar,
+    refusals,
+    run,
+    temporal,
+)
+from workers.clients.connection import place
+from workers.clients.nats import open_nats
+from workers.settings import Settings, load
+from workflows.models.base import Wire
+
+app = typer.Typer(
+    help="Publish events again that the streams have lost.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+class OnStream(Wire):
+    """The result of a replay for one stream.
+
+    The counts have the meanings that `bridge.mirror.republish.Count` gives them.
+    """
+
+    stream: str
+    events: int
+    published: int
+    known: int
+    withheld: int
+
+
+class Replayed(Wire):
+    """The result of a replay.
+
+    Attributes:
+        recorded: Entries that a run had left unrecorded; they were stored in the graph first.
+        unanswered: Runs that ended early, and for which no worker answered what they had left.
+    """
+
+    story_id: str
+    runs: int
+    streams: list[OnStream]
+    recorded: int
+    unanswered: list[str]
+
+
+@app.callback()
+def mirror() -> None:
+    """Publish events again that the streams have lost."""
+
+
+@app.command(epilog="Example:  fleet mirror replay US-101")
+def replay(
+    story_id: StoryId,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Publish what the streams hold already, too: same ids."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a story's events again from its histories, with the same ids.
+
+    Streams that are gone are made. What a stream holds already is left alone. What a terminated
+    story had not yet recorded is recorded first.
+    """
+
+    async def work() -> Replayed:
+        settings = load()
+        async with (
+            temporal(settings) as client,
+            refusals(checked(story_id), client),
+            open_nats(settings, failed=lambda _where, _error: None) as nats,
+        ):
+            with _nats_errors(settings):
+                return await _replay(settings, client, nats, story_id, everything)
+
+    done = run(work())
+    emit(done, _shown(done), as_json)
+
+
+async def _replay(
+    settings: Settings, client: Client, nats: Nats, story_id: str, everything: bool
+) -> Replayed:
+    jetstream = nats.jetstream()
+    with progress_bar() as progress:
+        step = progress.add_task("histories", total=None)
+        found = await read(
+            client,
+            story_id,
+            lambda done, of: progress.update(step, completed=done, total=of),
+        )
+        left = unrecorded(found.runs, story_id)
+        if not in_order(found.runs, story_id) and not left:
+            raise _unknown(story_id, client, found)
+        await reconcile(jetstream, settings.nats_replicas)
+        if left:
+            async with open_graph(settings) as graph:  # an event is published after it is stored
+                for batch in left:
+                    await graph.record(batch)
+        entries = [
+            *in_order(found.runs, story_id),
+            *(entry for batch in left for entry in batch.entries if entry.subject),
+        ]
+        known = await there(jetstream, story_id, entries)
+        step = progress.add_task("events", total=len(entries))
+        counts = await republish(
+            Mirror(nats, await read_source(client)),
+            entries,
+            known,
+            everything,
+            lambda done, of: progress.update(step, completed=done, total=of),
+        )
+    return Replayed(
+        story_id=story_id,
+        runs=len(found.runs),
+        streams=[_on_stream(name, counts[name]) for name in sorted(counts)],
+        recorded=len(left),
+        unanswered=[f"{each.workflow_id} {each.run_id}" for each in found.unanswered],
+    )
+
+
+def _unknown(story_id: str, client: Client, found: Found) -> Refused:
+    if found.runs:
+        return Refused(f"Story {story_id} has no events yet: nothing to publish")
+    return Refused(
+        f"There is no story {story_id} in namespace {client.namespace}, nor a plan of it; Temporal "
+        "keeps the history of a story that has ended for the namespace's retention only. "
+        "`fleet list --all` lists those there are"
+    )
+
+
+@contextmanager
+def _nats_errors(settings: Settings) -> Iterator[None]:
+    where = f"NATS at {place(settings.nats_url)}"
+    try:
+        yield
+    except StreamError as error:
+        raise Refused(str(error)) from None
+    except (nats_errors.Error, js_errors.Error) as error:
+        raise Refused(
+            f"{where} failed: {type(error).__name__} {error}. Run the command again: what is "
+            "on the streams is not published twice"
+        ) from None
+
+
+def _on_stream(name: str, count: Count) -> OnStream:
+    return OnStream(stream=name, **dataclasses.asdict(count))
+
+
+def _shown(done: Replayed) -> RenderableType:
+    lines: list[RenderableType] = [
+        view.FittingTable(
+            f"Story {done.story_id}, from {done.runs} runs",
+            ("stream", "events", "published", "there already", "withheld"),
+            (
+                (each.stream, each.events, each.published, each.known, each.withheld)
+                for each in done.streams
+            ),
+        )
+    ]
+    if done.recorded:
+        lines.append(view.text(f"Recorded in the graph first: {done.recorded}"))
+    if any(each.withheld for each in done.streams):
+        lines.append(
+            view.text(
+                "Withheld: deleted from a stream that still knows their ids, for as long as its "
+                "duplicate window lasts (1 h). Run this again then; or remove the stream "
+                "(`nats stream rm STREAM`) and replay all its stories",
+                "yellow",
+            )
+        )
+    if done.unanswered:
+        lines.append(
+            view.text(
+                f"{len(done.unanswered)} runs ended early, and no story worker answered what they "
+                "had left. Start one (`python -m workers story`) and run this again: "
+                + ", ".join(done.unanswered),
+                "yellow",
+            )
+        )
+    return Group(*lines)

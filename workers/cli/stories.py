@@ -1,0 +1,421 @@
+"""The commands that start, steer and show stories.
+
+A command is one Temporal call, or one read of the graph: whatever it does can be done without it.
+"""
+
+import asyncio
+import json
+import re
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from temporalio.client import WorkflowExecution
+
+from workers.cli import render as view
+from workers.cli.session import (
+    UPDATE_WITHIN_S,
+    Actor,
+    Json,
+    Refused,
+    Role,
+    StoryId,
+    Wide,
+    checked,
+    emit,
+    err,
+    handle,
+    out,
+    person,
+    refusals,
+    run,
+    temporal,
+)
+from workers.cli.snapshot import QUERY_WITHIN, Snapshot, Story, follow
+from workers.settings import load
+from workflows.models.errors import invalid_input
+from workflows.models.ids import story_of, story_workflow_id
+from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput, StoryView
+from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
+from workflows.story import StoryWorkflow
+from workflows.stubs import STORY_QUEUE
+
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+"""The values that may be quoted in a visibility query."""
+
+app = typer.Typer(add_completion=False)
+
+
+# --- steering -------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Examples:  fleet start story.json  ·  echo '{...}' | fleet start -  ·  as temporal: "
+    "temporal workflow start --type StoryWorkflow --task-queue story "
+    "--workflow-id story-US-101 --input-file story.json"
+)
+def start(
+    file: Annotated[Path, typer.Argument(metavar="STORY.json", help="The story; `-` for stdin.")],
+    as_json: Json = False,
+) -> None:
+    """Start a story from a JSON file.
+
+    Its fields are story_id, title, brief, acceptance_criteria, rigor, created_by, token_budget.
+    """
+
+    async def work() -> None:
+        story = _read_story(file)
+        async with temporal(load()) as client, refusals(story.story_id, client):
+            handle = await client.start_workflow(
+                StoryWorkflow.run,
+                story,
+                id=story_workflow_id(story.story_id),
+                task_queue=STORY_QUEUE,
+                static_summary=_bytes(story.title, 200),
+            )
+        started = {
+            "story_id": story.story_id,
+            "workflow_id": handle.id,
+            "run_id": handle.result_run_id,
+        }
+        if as_json:
+            print(json.dumps(started))
+        else:
+            out.print(
+                view.text(
+                    f"Started {handle.id}.  Follow it: fleet watch {shlex.quote(story.story_id)}"
+                )
+            )
+
+    run(work())
+
+
+@app.command(
+    epilog="Examples:  fleet approve US-101 --role PO  ·  fleet approve US-101 approve_design "
+    "--role PO --revision 3f2a…  ·  as temporal: temporal workflow update execute "
+    "--workflow-id story-US-101 --name approve --input "
+    '\'{"gate": "approve_scope", "actor": "ana", "role": "PO"}\''
+)
+def approve(
+    story_id: StoryId,
+    actor: Actor,
+    role: Role,
+    gate: Annotated[
+        str | None, typer.Argument(help="The gate; without it, the one the story waits at.")
+    ] = None,
+    comment: Annotated[str, typer.Option("--comment", "-c", help="Kept with the approval.")] = "",
+    revision: Annotated[
+        str | None,
+        typer.Option(help="The revision you looked at: a newer one is then refused."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Open a gate."""
+
+    async def decide(story: Story) -> StoryView:
+        at = gate or await _pending_gate(story)
+        who = person(actor, role)
+        request = Approve(gate=at, actor=who, role=role, comment=comment, revision=revision)
+        return await story.execute_update(StoryWorkflow.approve, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet reject US-101 reject_design --role PO --reason 'no undo'")
+def reject(
+    story_id: StoryId,
+    actor: Actor,
+    event: Annotated[str, typer.Argument(help="The rejection: `fleet show` lists them.")],
+    role: Role,
+    reason: Annotated[str, typer.Option("--reason", help="What the agents are to change.")],
+    as_json: Json = False,
+) -> None:
+    """Send a story back, with a reason that the next council is given."""
+
+    async def decide(story: Story) -> StoryView:
+        request = Reject(event=event, actor=person(actor, role), role=role, reason=reason)
+        return await story.execute_update(StoryWorkflow.reject, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet amend US-101 --title 'Undo a delete' --criterion 'Given …'")
+def amend(
+    story_id: StoryId,
+    actor: Actor,
+    title: Annotated[str | None, typer.Option(help="The new title.")] = None,
+    brief: Annotated[str | None, typer.Option(help="The new brief.")] = None,
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(help="A new acceptance criterion; repeat it: they replace the old ones."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Change a story's text; approvals of the old text no longer count."""
+
+    async def decide(story: Story) -> StoryView:
+        request = Amend(
+            title=title, brief=brief, acceptance_criteria=criterion or None, actor=person(actor)
+        )
+        return await story.execute_update(StoryWorkflow.amend, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet raise-budget US-101 200000 --role PO")
+def raise_budget(
+    story_id: StoryId,
+    actor: Actor,
+    tokens: Annotated[int, typer.Argument(help="How many tokens more.")],
+    role: Role,
+    as_json: Json = False,
+) -> None:
+    """Give a story more tokens."""
+
+    async def decide(story: Story) -> StoryView:
+        request = RaiseBudget(tokens=tokens, actor=person(actor, role), role=role)
+        return await story.execute_update(StoryWorkflow.raise_budget, request)
+
+    update(story_id, decide, as_json)
+
+
+@app.command(epilog="Example:  fleet report US-101 ./shop")
+def report(
+    story_id: StoryId,
+    directory: Annotated[
+        Path, typer.Argument(help="The project.", exists=True, file_okay=False, resolve_path=True)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Build, test and measure a project, and send the report to its story."""
+    from workers.cli.workspace_report import CannotMeasure, measure
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    ) as progress:
+        step = progress.add_task("looking at the project", total=None)
+        try:
+            measured = measure(directory, lambda name: progress.update(step, description=name))
+        except CannotMeasure as error:
+            err.print(view.text(error), soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    async def send(story: Story) -> StoryView:
+        return await story.execute_update(StoryWorkflow.report, measured)
+
+    update(story_id, send, as_json)
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example:  fleet watch US-101 --until-gate")
+def watch(
+    story_id: StoryId,
+    until_gate: Annotated[
+        bool, typer.Option("--until-gate", help="End as soon as a gate waits for a person.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Follow a story live, until it is done.
+
+    Shows the phase, the wave, who has answered, tokens and the gate.
+    """
+
+    async def work() -> None:
+        async with temporal(load()) as client, refusals(story_id, client):
+            with showing(as_json) as show:
+                async for now in follow(client, checked(story_id)):
+                    show(now)
+                    waits = isinstance(now, Snapshot) and now.story.pending_gate
+                    if until_gate and waits:
+                        return
+
+    run(work())
+
+
+@app.command("list", epilog="Example:  fleet list --waiting --role PO")
+def list_stories(
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Only those that wait for a person.")
+    ] = False,
+    role: Annotated[str | None, typer.Option("--role", "-r", help="… of this role.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    closed: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
+    as_json: Json = False,
+    wide: Wide = False,
+) -> None:
+    """List stories, newest first."""
+
+    async def work() -> None:
+        query = _query(waiting=waiting, role=role, state=state, closed=closed)
+        async with temporal(load()) as client, refusals("", client):
+            rows = [_row(each) async for each in client.list_workflows(query)]
+        emit(rows, view.stories(rows), as_json, wide)
+
+    run(work())
+
+
+@app.command(epilog="Example:  fleet show US-101 --json | jq .story.revision")
+def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
+    """Show a story: state, gate, what may happen now, plan, timeline, usage."""
+
+    async def work() -> None:
+        async with handle(story_id) as story:
+            # First, so that the answers below are never older than the state that they explain.
+            state = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
+            moves, plan, timeline, usage = await asyncio.gather(
+                story.query(StoryWorkflow.transitions, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.plan, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.timeline, rpc_timeout=QUERY_WITHIN),
+                story.query(StoryWorkflow.usage, rpc_timeout=QUERY_WITHIN),
+            )
+        page = view.StoryPage(story=state, moves=moves, plan=plan, timeline=timeline, usage=usage)
+        emit(page, view.page(page), as_json, wide)
+
+    run(work())
+
+
+@app.command(epilog="Example:  fleet why US-101-design-1-580e3a2a-d1")
+def why(
+    decision_id: Annotated[str, typer.Argument(metavar="DECISION", help="The decision's id.")],
+    story: Annotated[
+        str, typer.Option(help="Its story, where several have a decision of that id.")
+    ] = "",
+    as_json: Json = False,
+    wide: Wide = False,
+) -> None:
+    """Show who proposed a decision, on which prompt and model, and what followed.
+
+    What critics objected to, what was checked, and who approved it.
+    """
+
+    async def work() -> None:
+        # The driver is slow to import.
+        from activities.graph.provenance import find_why
+        from workers.clients.neo4j import open_neo4j
+
+        async with open_neo4j(load()) as driver:
+            found = await find_why(driver, decision_id, story)
+        if not found:
+            of = f" of story {story}" if story else ""
+            raise Refused(
+                f"The graph has no decision {decision_id}{of}. `fleet show STORY` names decisions"
+            )
+        emit(found, view.reasons(found), as_json, wide)
+
+    run(work())
+
+
+Decision = Callable[[Story], Awaitable[StoryView]]
+
+
+def update(story_id: str, decide: Decision, as_json: bool) -> None:
+    """Send an update and show the story's new state."""
+
+    async def work() -> None:
+        async with handle(story_id) as story, asyncio.timeout(UPDATE_WITHIN_S):
+            after = await decide(story)
+        emit(after, view.story(after), as_json)
+
+    run(work())
+
+
+async def _pending_gate(story: Story) -> str:
+    now = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
+    if not now.pending_gate:
+        raise Refused(
+            f"Story {now.story_id} is in {now.state} and waits at no gate. "
+            f"`fleet show {shlex.quote(now.story_id)}` says what may happen now"
+        )
+    return now.pending_gate
+
+
+def _read_story(file: Path) -> StoryInput:
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"STORY.json: {error}") from None
+    try:
+        return StoryInput.model_validate_json(text)
+    except ValidationError as error:  # not JSON at all
+        raise invalid_input("StoryInput", error) from None
+
+
+def _bytes(text: str, limit: int) -> str:
+    return text.encode()[:limit].decode(errors="ignore")
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def _query(
+    *,
+    waiting: bool = False,
+    role: str | None = None,
+    state: str | None = None,
+    closed: bool = False,
+) -> str:
+    """Return the visibility query, as `temporal workflow list --query` takes it."""
+    terms = ["WorkflowType = 'StoryWorkflow'"]
+    if not closed:
+        terms.append("ExecutionStatus = 'Running'")
+    if waiting or role:
+        terms.append(f"{PENDING_GATE.name} IS NOT NULL")
+    for key, name, value in ((STORY_ROLE, "--role", role), (STORY_STATE, "--state", state)):
+        if value is None:
+            continue
+        if not WORD.fullmatch(value):
+            raise Refused(f"{name}: must be letters, digits, '_' or '-', such as PO or DESIGN")
+        terms.append(f"{key.name} = '{value}'")
+    return " AND ".join(terms)
+
+
+def _row(execution: WorkflowExecution) -> view.StoryRow:
+    known = execution.typed_search_attributes
+    return view.StoryRow(
+        story_id=story_of(execution.id),
+        state=known.get(STORY_STATE, ""),
+        pending_gate=known.get(PENDING_GATE, ""),
+        gate_role=known.get(STORY_ROLE, ""),
+        rigor=known.get(RIGOR, ""),
+        dor_score=known.get(DOR_SCORE),
+        status=execution.status.name if execution.status else "",
+        started=execution.start_time.isoformat(),
+    )
+
+
+@contextmanager
+def showing(as_json: bool) -> Iterator[Callable[[Snapshot | str], None]]:
+    """Return how `watch` prints: live on a terminal, otherwise one line for each change."""
+    if out.is_terminal and not as_json:
+        with Live(console=out, auto_refresh=False) as live:
+            yield lambda now: live.update(
+                view.text(now, "red") if isinstance(now, str) else view.snapshot(now), refresh=True
+            )
+        return
+    last = ""
+
+    def show(now: Snapshot | str) -> None:
+        nonlocal last
+        if isinstance(now, str):
+            said = json.dumps({"error": now}) if as_json else now
+        else:
+            said = now.model_dump_json() if as_json else view.line(now)
+        if said != last:
+            print(said, flush=True)
+        last = said
+
+    yield show

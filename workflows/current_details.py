@@ -1,0 +1,111 @@
+"""Details of workflows for the Web UI: Markdown, one builder for each. Outside text is fenced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from workflows.models.agents import PlannedTask
+from workflows.models.deliberation import DeliberationInput, Progress
+from workflows.models.ids import story_workflow_id
+from workflows.models.outbox import OutboxStuck
+from workflows.models.story import Move, StoryView
+
+MOVES_SHOWN = 8
+
+
+def fenced(text: str, limit: int = 600) -> str:
+    """Return outside text as a code block that it cannot break out of."""
+    cut = text if len(text) <= limit else f"{text[:limit]}…"
+    return "```\n" + cut.replace("```", "'''") + "\n```"
+
+
+def story_details(view: StoryView, moves: Sequence[Move]) -> str:
+    """Render the state, the gate, who may open it, and the command for that."""
+    lines = [
+        f"**{view.state}** · rigor {view.rigor} · readiness {view.dor_score} · "
+        f"{view.tokens_used} tokens",
+        fenced(view.title),
+    ]
+    if view.working_on:
+        lines += ["Working on", fenced(view.working_on)]
+    if view.pending_gate == "budget":
+        lines += [
+            f"**Gate `budget`** waits for {view.gate_role}: "
+            f"{view.tokens_used} of {view.token_budget} tokens are used.",
+            _command(view, "raise_budget", {"tokens": 10000, "actor": "you", "role": "PO"}),
+        ]
+    elif view.pending_gate:
+        request = {
+            "gate": view.pending_gate,
+            "actor": "you",
+            "role": view.gate_role,
+            "comment": "",
+            "revision": view.revision,
+        }
+        lines += [
+            f"**Gate `{view.pending_gate}`** waits for {view.gate_role}, revision "
+            f"`{view.revision}`.",
+            _command(view, "approve", request),
+        ]
+    for finding in view.findings[:MOVES_SHOWN]:
+        lines.append(f"- {finding.code}: {finding.message} (-{finding.weight})")
+    if moves:
+        lines += ["", "**What may happen now**"]
+        lines += [
+            f"- `{move.event}` to {move.to}, by {', '.join(move.roles) or 'the fleet'}"
+            + (f"; waits for {'; '.join(move.blocked_by)}" if move.blocked_by else "")
+            for move in moves[:MOVES_SHOWN]
+        ]
+    return "\n".join(lines)
+
+
+def stuck_details(workflow_id: str, stuck: Sequence[OutboxStuck]) -> str:
+    """Render the entries on which an outbox is stuck, and the command that skips each."""
+    lines = []
+    for each in stuck:
+        request = {"entry_id": each.entry_id, "actor": "you", "reason": "why"}
+        lines += [
+            "",
+            f"**OutboxStuck**: {each.kind} cannot be {each.step}ed; tried again every minute:",
+            fenced(f"{each.error_type}: {each.error}"),
+            "If it can never succeed, leave it out:",
+            _update(workflow_id, "skip_entry", request),
+        ]
+    return "\n".join(lines)
+
+
+def _command(view: StoryView, update: str, request: Mapping[str, object]) -> str:
+    return _update(story_workflow_id(view.story_id), update, request)
+
+
+def _update(workflow_id: str, update: str, request: Mapping[str, object]) -> str:
+    return (
+        f"```\ntemporal workflow update execute --name {update} \\\n"
+        f"  --workflow-id {workflow_id} \\\n"
+        f"  --input '{json.dumps(request)}'\n```"
+    )
+
+
+def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
+    """Render the wave, who has answered, and who has failed."""
+    lines = [
+        f"**{task.role}** deliberates · {progress.status} · wave `{progress.wave}`"
+        + (f" · round {progress.round}" if progress.round else "")
+        + f" · {progress.tokens} tokens",
+        fenced(task.description, 400),
+    ]
+    lines += [f"- {agent}: answered" for agent in progress.answered]
+    lines += [f"- {agent}: waiting" for agent in progress.waiting if progress.status != "complete"]
+    for failure in progress.failed:
+        lines += [f"- {failure.agent_id}: failed to {failure.act}", fenced(failure.cause, 300)]
+    return "\n".join(lines)
+
+
+def plan_details(tasks: Sequence[PlannedTask], status: dict[str, str]) -> str:
+    """Render each task with its status and its open dependencies. `status`: task id -> status."""
+    return "\n".join(
+        f"- `{task.task_id}` {task.role}: {status.get(task.task_id, 'waiting')}"
+        + (f", after {', '.join(task.depends_on)}" if task.depends_on else "")
+        for task in tasks
+    )

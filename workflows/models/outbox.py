@@ -1,0 +1,69 @@
+"""The state of an outbox, which continue-as-new carries."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from workflows.models.base import Actor, Request, Wire
+from workflows.models.events import Entry, GateClosed, StoryCancelled
+
+
+class OutboxState(BaseModel):
+    """The part of an outbox that continue-as-new carries: unfinished entries and two cursors.
+
+    Positions count entries from 0 over all runs; `entries[0]` has position `published`.
+    """
+
+    started_ms: int = 0
+    entries: list[Entry] = []
+    recorded: int = 0
+    published: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.published + len(self.entries)
+
+
+class OutboxStuck(Wire):
+    """An entry that was refused for good: it is retried every minute, or skipped.
+
+    Attributes:
+        step: the refused step.
+        error_type: the type of the ApplicationError, which makes it final.
+    """
+
+    entry_id: str
+    kind: str
+    step: Literal["record", "publish"]
+    error_type: str = ""
+    error: str
+
+
+class SkipEntry(Request):
+    """A request to skip an entry that can never be stored; `reason` goes into the timeline."""
+
+    entry_id: str
+    actor: Actor
+    reason: str = Field(min_length=1, max_length=2_000)
+
+
+class StoryClosure(BaseModel):
+    """The input of StoryClosureWorkflow.
+
+    Attributes:
+        outbox: the outbox as the story's last run left it.
+        owner: the workflow whose outbox it is; empty: the story's.
+        gates: the open gates.
+        gate: the open gate of a closure that an earlier version has started.
+        cancelled: None if the story had ended and only its outbox had not.
+    """
+
+    story_id: str
+    run_id: str
+    outbox: OutboxState
+    owner: str = ""
+    gate: GateClosed | None = None
+    gates: list[GateClosed] = []
+    cancelled: StoryCancelled | None = None

@@ -1,0 +1,105 @@
+"""Plans and their runs, and derivations of plans."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from workflows.models.agents import CallUsage, PlannedTask
+from workflows.models.base import Request, Wire
+from workflows.models.context import DecisionAdded
+from workflows.models.deliberation import RecordedDecision
+from workflows.models.ids import Id, LongId, Role
+from workflows.models.readiness import StoryText
+
+
+class Plan(Wire):
+    """A version of a story's plan."""
+
+    plan_id: str
+    story_id: str
+    version: int = 1
+    tasks: list[PlannedTask]
+
+
+class PlanInput(Request):
+    """The input of PlanWorkflow.
+
+    Attributes:
+        tasks: None to load them from the graph, or to derive them if it has none.
+        roles: the councils that deliberate, once each, if the graph has neither tasks nor the
+            story.
+        task_timeout: time limit of each task's deliberation in seconds; None: one hour.
+    """
+
+    story_id: Id
+    plan_id: LongId
+    tasks: list[PlannedTask] | None = None
+    phase: str = "BUILD"
+    feedback: list[str] = []
+    outbox_workflow_id: str = ""
+    ask_for_budget: bool = False
+    decisions: list[DecisionAdded] = []
+    task_timeout: float | None = Field(default=None, gt=0, le=86_400)
+    roles: list[Role] = Field(default=[], max_length=60)
+
+
+class TaskOutcome(Wire):
+    """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed."""
+
+    task_id: str
+    role: str
+    title: str
+    status: Literal["done", "failed", "not_run"]
+    winner_id: str = ""
+    score: float = 0.0
+    decisions: list[RecordedDecision] = []
+    error: str = ""
+    usage: list[CallUsage] = []
+
+
+class PlanResult(Wire):
+    """The outcome of a plan.
+
+    Attributes:
+        status: COMPLETED: every task is done; PARTIAL: not all are; NOTHING_TO_RUN: there were
+            none.
+    """
+
+    plan_id: str
+    story_id: str
+    status: Literal["COMPLETED", "PARTIAL", "NOTHING_TO_RUN"]
+    outcomes: list[TaskOutcome] = []
+
+
+class PlanQuery(Wire):
+    """A query for a plan in the graph."""
+
+    story_id: str
+    plan_id: str
+
+
+class DerivationInput(Request):
+    """The input of DerivationWorkflow. `announce`: whether each task is also published."""
+
+    story_id: Id
+    plan_id: Annotated[Id, StringConstraints(max_length=96)]
+    """The ids of its tasks, which are ids too, are up to four characters longer."""
+    phase: str = "BUILD"
+    announce: bool = False
+
+
+class DerivationResult(Wire):
+    """The tasks of a plan, at least one."""
+
+    story_id: str
+    plan_id: str
+    tasks: list[PlannedTask]
+
+
+class StoredPlan(Wire):
+    """The graph's content for a plan: its tasks, or else its story's text, or neither."""
+
+    tasks: list[PlannedTask] = []
+    story: StoryText | None = None

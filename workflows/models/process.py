@@ -1,0 +1,72 @@
+"""The process of a story: the state machine and the levels of rigor, read from deploy/config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from workflows.models.base import Wire
+
+
+class Transition(Wire):
+    """One row of the state machine. `roles`: who may take a rejection; otherwise empty."""
+
+    source: str
+    event: str
+    target: str
+    guards: list[str] = []
+    roles: list[str] = []
+
+
+class StateSpec(Wire):
+    """A state and the work that the fleet does when it enters the state."""
+
+    name: str
+    work: Literal["none", "readiness", "design", "plan", "deliberation"] = "none"
+    role: str = ""
+    task: str = ""
+    """The question to the council, for kinds of work that deliberate."""
+    rubric: str = ""
+
+
+class GuardSpec(Wire):
+    """A guard of the state machine. `role`: set for a human guard, empty for a computed one."""
+
+    name: str
+    role: str = ""
+
+
+class Machine(Wire):
+    """The validated state machine of deploy/config/agile.fsm.yaml."""
+
+    initial: str
+    final: str
+    states: list[StateSpec]
+    guards: list[GuardSpec]
+    gates: list[str]
+    transitions: list[Transition]
+
+
+class RigorLevel(Wire):
+    """The thresholds and weights of one rigor level (deploy/config/rigor.yaml)."""
+
+    dor_threshold: int
+    weights: dict[str, float]
+    """Weights of build, unit, static, e2e, coverage and lint; they sum to 1."""
+    unit_pass_rate: float
+    coverage: float
+    quality_gates: list[str]
+    max_critical: int
+    max_major: int | None
+    e2e_pass_rate: float
+    max_lint_errors: int
+
+
+class Process(Wire):
+    """The configuration that a story's run depends on, read once at its start."""
+
+    machine: Machine
+    rigor: RigorLevel
+    version: str
+    """Content hash of the configuration files."""
+    deliberation_timeout: float | None = None
+    """Time limit of each deliberation in seconds; None: one hour."""

@@ -1,0 +1,95 @@
+"""Workspace reports: what was measured of a branch, and its score."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workflows.models.base import Count, Line, Part, Request, Wire
+
+
+class BuildResult(Part):
+    """The result of the workspace's build. `why`: what failed, in one line."""
+
+    ok: bool
+    why: str = Field(default="", max_length=1000)
+
+
+class UnitResult(Part):
+    """The results of the unit tests.
+
+    Attributes:
+        coverage: coverage of the new code, in percent.
+        why: the first failure, in one line.
+    """
+
+    ok: bool
+    passed: Count
+    failed: Count
+    coverage: float = Field(ge=0, le=100)
+    why: str = Field(default="", max_length=1000)
+
+
+class SonarResult(Part):
+    """The findings of static analysis in the new code."""
+
+    project_key: str = ""
+    quality_gate: Literal["OK", "WARN", "ERROR", "NONE"]
+    new_critical: Count
+    new_major: Count
+
+
+class StaticResult(Part):
+    """The results of static analysis and linting.
+
+    Attributes:
+        lint_errors: None if no linter ran; `ok` then decides.
+    """
+
+    ok: bool
+    sonar: SonarResult
+    lint_errors: Count | None = None
+
+
+class E2EResult(Part):
+    """The results of the end-to-end tests; both counts are 0 if there are none."""
+
+    ok: bool
+    passed: Count
+    failed: Count
+
+
+class PRResult(Part):
+    """The pull request, if there is one."""
+
+    url: str = ""
+
+
+class Timings(Part):
+    """The time that the workspace took."""
+
+    total_ms: Count = 0
+
+
+class WorkspaceReport(Request):
+    """The measurements of a workspace: shared/contracts/workspace.proto as JSON."""
+
+    job_id: Line
+    commit: str = Field(default="", max_length=200)
+    build: BuildResult
+    unit: UnitResult
+    static: StaticResult
+    e2e: E2EResult
+    pr: PRResult = PRResult()
+    timings: Timings = Timings()
+
+
+class ReportScore(Wire):
+    """The score of a workspace report by rigor. `score`: 0 to 100."""
+
+    score: int
+    rigor: str
+    gating_decision: Literal["pass", "warn", "block"]
+    dimensions: dict[str, float] = {}
+    reasons: list[str] = []

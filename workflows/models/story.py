@@ -1,0 +1,144 @@
+"""A story: its input, what people send to it, and what it shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from temporalio.exceptions import ApplicationError
+
+from workflows.models.base import Actor, Line, Request, Rigor, Title, Wire
+from workflows.models.deliberation import RecordedDecision
+from workflows.models.errors import INVALID_INPUT
+from workflows.models.ids import Id, Role
+from workflows.models.readiness import Finding
+from workflows.models.report import ReportScore
+
+
+class StoryInput(Request):
+    """The input of StoryWorkflow."""
+
+    story_id: Id
+    title: Title
+    brief: str = ""
+    acceptance_criteria: list[Line] = Field(default=[], max_length=100)
+    rigor: Rigor = "L1"
+    created_by: Actor = "unknown"
+    approvals: Literal["human", "auto"] = "human"
+    token_budget: int | None = Field(default=None, gt=0)
+    carried: dict[str, Any] | None = None
+    """State of the previous run. Only continue-as-new may set it; others are rejected."""
+
+
+class Approve(Request):
+    """A request to open a gate. `revision`: the content hash that the gate showed."""
+
+    gate: Line
+    actor: Actor
+    role: Role
+    comment: str = Field(default="", max_length=4_000)
+    revision: Annotated[str | None, AfterValidator(lambda text: (text or "").strip() or None)] = (
+        None
+    )
+
+
+class Reject(Request):
+    """A request to take a rejection transition; its reason is context for the next deliberation."""
+
+    event: Line
+    actor: Actor
+    role: Role
+    reason: Line
+
+
+class Amend(Request):
+    """A request to change the story's text. After `approve_scope`, that gate opens again."""
+
+    title: Title | None = None
+    brief: str | None = None
+    acceptance_criteria: list[Line] | None = Field(default=None, max_length=100)
+    actor: Actor = "unknown"
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.title is None and self.brief is None and self.acceptance_criteria is None:
+            # Outside of `_refuse_clearly`, which has already validated the fields.
+            raise ApplicationError(
+                "Amend refused. Give at least one of title, brief, acceptance_criteria",
+                type=INVALID_INPUT,
+                non_retryable=True,
+            )
+        return self
+
+
+class RaiseBudget(Request):
+    """A request to add `tokens` to the story's token budget."""
+
+    tokens: int = Field(gt=0)
+    actor: Actor
+    role: Role
+
+
+class StoryRuns(Wire):
+    """The numbers that earlier runs of a story have used.
+
+    A story id can be used again after its end (docs/design/0009-story-ids-used-again.md).
+
+    Attributes:
+        councils: the state's name in lower case -> the highest number of its deliberations.
+    """
+
+    plans: int = 0
+    councils: dict[str, int] = {}
+
+
+class Move(Wire):
+    """A transition that leaves the current state, and what blocks it."""
+
+    event: str
+    to: str
+    kind: Literal["gate", "rejection", "automatic"]
+    roles: list[str] = []
+    blocked_by: list[str] = []
+
+
+class StoryView(Wire):
+    """The answer to the query `state` and to every update."""
+
+    story_id: str
+    title: str
+    state: str
+    pending_gate: str = ""
+    gate_role: str = ""
+    open_gates: dict[str, str] = {}
+    """Every open gate and the role that opens it; `pending_gate` is the first one."""
+    revision: str = ""
+    rigor: str
+    dor_score: int = 0
+    findings: list[Finding] = []
+    plan_id: str = ""
+    report: ReportScore | None = None
+    working_on: str = ""
+    child: str = ""
+    """The workflow id of the current deliberation or plan; empty if there is none."""
+    token_budget: int | None = None
+    tokens_used: int = 0
+    cancelled: bool = False
+
+
+class TimelineEntry(Wire):
+    """One line of the story's timeline. `at`: ISO 8601."""
+
+    at: str
+    event: str
+    actor: str = ""
+    text: str = ""
+
+
+class StoryResult(Wire):
+    """The final state of a story."""
+
+    story_id: str
+    state: str
+    decisions: list[RecordedDecision] = []
+    tokens_used: int = 0
