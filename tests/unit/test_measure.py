@@ -197,6 +197,36 @@ def test_outside_git_there_is_no_commit(rough: tuple[Path, WorkspaceReport]) -> 
     assert rough[1].commit == ""
 
 
+@pytest.mark.parametrize(
+    ("requires", "builds"),
+    [
+        ("'setuptools>=61'", True),
+        ("'setuptools>=61', 'no-such-package>=1; python_version<\"3\"'", True),
+        ("'setuptools>=61', 'no-such-package[extra]>=1'", False),
+        ("'setuptools>=61,<61.1'", False),
+        ("'not a requirement'", False),
+    ],
+)
+def test_a_wheel_is_made_if_the_packages_for_it_are_installed(
+    requires: str, builds: bool, tmp_path: Path
+) -> None:
+    """The wheel cannot be made: a build that succeeds has made none."""
+    project = write(
+        tmp_path,
+        {
+            "shop.py": "ONE = 1\n",
+            "tests/test_shop.py": "def test_one():\n    assert 1\n",
+            "pyproject.toml": (
+                "[project]\nname = 'shop'\nversion = 'not a version'\n"
+                f"[build-system]\nrequires = [{requires}]\n"
+                "build-backend = 'setuptools.build_meta'\n"
+            ),
+        },
+    )
+
+    assert measure(project, print).build.ok is not builds
+
+
 def test_a_wheel_that_cannot_be_made_fails_the_build(tmp_path: Path) -> None:
     steps: list[str] = []
     project = write(

@@ -44,7 +44,7 @@ LINT_WITHIN_S = 120
 OK_WITH_MAJOR = 10
 """Major findings up to which the quality gate is OK; more are WARN, a critical one is ERROR."""
 
-_TOOLS = ("pytest", "pytest_cov")
+_TOOLS = ("packaging", "pytest", "pytest_cov")
 """Modules of the extra `report`."""
 
 TEST_FOLDERS = ("tests", "test")
@@ -191,12 +191,7 @@ class _Project:
         backend: str = system.get("build-backend", "setuptools.build_meta")
         if importlib.util.find_spec(backend.partition(":")[0].partition(".")[0]) is None:
             return None
-        for requirement in system.get("requires", []):
-            try:
-                importlib.metadata.version(re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0])
-            except importlib.metadata.PackageNotFoundError:
-                return None
-        return backend
+        return backend if all(map(_is_installed, system.get("requires", []))) else None
 
     def unit_tests(self) -> UnitResult:
         folders = [name for name in TEST_FOLDERS if _has(self.root, name)]
@@ -348,6 +343,20 @@ class _Project:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         return code, log.read_text(errors="replace")
+
+
+def _is_installed(requirement: str) -> bool:
+    """Return whether a requirement of the build is met, or does not apply to this interpreter."""
+    from packaging.requirements import InvalidRequirement, Requirement  # of the extra `report`
+
+    try:
+        wanted = Requirement(requirement)
+        if wanted.marker and not wanted.marker.evaluate():
+            return True
+        version = importlib.metadata.version(wanted.name)
+    except (InvalidRequirement, importlib.metadata.PackageNotFoundError):
+        return False
+    return wanted.specifier.contains(version, prereleases=True)
 
 
 def _left_out(top: Path) -> Callable[[str, list[str]], set[str]]:
