@@ -61,6 +61,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.deliberation import DeliberationInput, DeliberationResult, WaveRequest
     from workflows.models.events import (
+        BODIES,
         ContextMilestoneReached,
         ContextUpdated,
         Entry,
@@ -956,12 +957,10 @@ class StoryWorkflow:
 
 def timeline_entry(entry: Entry) -> TimelineEntry:
     """Convert an outbox entry into a timeline line for people to read."""
-    body = entry.body
-    skip = {"story_id", "timestamp", "actor", "brief", "acceptance_criteria", "tasks", "decisions"}
-    text = ", ".join(f"{key}={value}" for key, value in body.items() if key not in skip and value)
+    kind = BODIES.get(entry.kind)
+    if kind is None:  # a child on a newer worker sent it
+        return TimelineEntry(at=entry.time, event=entry.subject or entry.kind)
+    body = kind.model_validate(entry.body)
     return TimelineEntry(
-        at=entry.time,
-        event=entry.subject or entry.kind,
-        actor=str(body.get("actor") or body.get("approved_by") or body.get("created_by") or ""),
-        text=text[:300],
+        at=entry.time, event=body.label, actor=body.by(), text=body.summary()[:300]
     )

@@ -79,6 +79,7 @@ from activities.cache import (
     session_key,
     spec_key,
 )
+from activities.graph.changes import CLAIM, FORGET, Change, Claim, Write, changes
 from activities.graph.context_packs import (
     READS,
     Scopes,
@@ -92,19 +93,10 @@ from activities.graph.context_packs import (
 from activities.graph.councils import read_councils, seat, seed_councils
 from activities.graph.earlier_runs import NUMBERED, numbered
 from activities.graph.errors import store_errors
+from activities.graph.events import summary, writes
+from activities.graph.proposals import deliberation_writes
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
-from activities.graph.statements import (
-    CLAIM,
-    FORGET,
-    Change,
-    Claim,
-    Write,
-    changes,
-    deliberation_writes,
-    describe,
-    writes,
-)
 from activities.graph.stories import adopt
 from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from activities.graph.values import Number, Row, Text, Texts, text
@@ -191,7 +183,7 @@ class Graph(GraphStub):
 
     Raises:
         ApplicationError: in every method, by `errors.TABLE` if a store fails. Invalid input is
-            refused as described in `statements.changes` and `councils.seat`.
+            refused as described in `changes.changes` and `councils.seat`.
     """
 
     def __init__(
@@ -533,9 +525,9 @@ def _lines(known: Iterable[Change]) -> Iterator[Line]:
     for change in known:
         if not change.story_id:
             continue
-        entry, line = change.entry, describe(change)
+        entry, body = change.entry, change.body
         values = (
-            *(entry.id, entry.kind, line.event_type, line.description, line.actor),
+            *(entry.id, entry.kind, body.label, summary(body), body.by()),
             *(iso(change.at), entry.source),
         )
         yield Line(change.story_id, change.line, values)

@@ -5,7 +5,7 @@ payload lacks stay unchanged; no values are invented. An UPDATE of a plan, subta
 does not exist creates it, and a subtask creates the plan that it names. Only CREATE brings back a
 deleted entity, without any field of the deleted one. Unknown fields are kept as properties with
 the prefix `x_`. An older change never replaces newer values: every text and status carries the
-order key of `statements`, and the story's lock is held from before the first comparison until the
+order key of `changes`, and the story's lock is held from before the first comparison until the
 commit.
 """
 
@@ -44,19 +44,9 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.statements import (
-    AHEAD_AT_MOST,
-    DECISION_LINKS,
-    KEEP_REVISION,
-    PLACEHOLDER,
-    READ_AS_SUBTASK,
-    TAKE_UNPLANNED,
-    TASK_LINKS,
-    Row,
-    Write,
-    moment,
-    order_key,
-)
+from activities.graph.changes import AHEAD_AT_MOST, Row, Write, moment, order_key
+from activities.graph.decisions import DECISION_LINKS, KEEP_REVISION, TASK_LINKS
+from activities.graph.plans import PLACEHOLDER, READ_AS_SUBTASK, TAKE_UNPLANNED
 from activities.graph.stories import STORY
 from workflows.models.base import Actor, Line, Rigor, Title, content_hash
 from workflows.models.context import (

@@ -20,9 +20,9 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
+from activities.graph.changes import AHEAD_AT_MOST, moment
 from activities.graph.context_packs import SCOPES, Scopes, check_scopes
 from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
-from activities.graph.statements import AHEAD_AT_MOST, moment
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import REQUEST_ID, Context, derived_id, in_time, said, understood
 from bridge.grpc.context_updates import (

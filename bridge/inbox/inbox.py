@@ -35,7 +35,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
-from activities.graph.statements import Change, Claim
+from activities.graph.changes import Change, Claim
 from bridge.inbox.envelopes import NotUnderstood, in_lower_case
 from bridge.inbox.parsing import MAX_DECISIONS, Received, news, understand
 from bridge.jetstream import consumers, streams

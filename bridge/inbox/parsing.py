@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.statements import AHEAD_AT_MOST, Change, change, describe
+from activities.graph.changes import AHEAD_AT_MOST, Change, change
+from activities.graph.events import summary
 from activities.graph.values import instant
 from bridge.inbox.envelopes import Json, NotUnderstood, Sent, unwrap
 from bridge.jetstream.dead_letters import place
@@ -225,9 +226,8 @@ def news(told: Change) -> DecisionAdded | MilestoneReached:
     if isinstance(body, ContextDecisionAdded):
         return DecisionAdded(**body.model_dump(include=set(DecisionAdded.model_fields)))
     milestone = body.milestone_id if isinstance(body, ContextMilestoneReached) else told.entry.id
-    said = describe(told)
     return MilestoneReached(
-        milestone_id=milestone, event_type=said.event_type, description=said.description
+        milestone_id=milestone, event_type=body.label, description=summary(body)
     )
 
 

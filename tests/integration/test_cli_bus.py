@@ -170,7 +170,7 @@ async def test_a_line_says_what_happened_to_people_and_commands_no_terminal(
     shown = out.splitlines()
     assert (code, err, len(shown)) == (0, "", 4)
     assert shown[0].endswith("US-1          gate approve_scope waits for PO")
-    assert "DRAFT -> DESIGN by approve_scope, [bold]ana" in shown[1]
+    assert "DRAFT -> DESIGN by approve_scope ([bold]ana" in shown[1]
     assert "planning.story.renamed" in shown[2]
     assert shown[3].endswith("US-2          gate ? waits for ?")
     assert "\x1b" not in out

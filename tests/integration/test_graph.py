@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 
 from activities.cache import Cache, draft_key, spec_key, timeline_key
 from activities.graph.activities import Graph, seed_councils
+from activities.graph.changes import Claim
 from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import MIGRATIONS, migrate
-from activities.graph.statements import Claim
 from bridge.mirror.story_sweep import RECEIVED_FOR
 from tests.conftest import RunningServer
 from tests.support.stories import (

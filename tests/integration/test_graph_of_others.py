@@ -182,7 +182,7 @@ async def test_what_the_graph_refuses_is_final(graph: Graph, driver: neo4j.Async
 async def test_a_status_from_outside_never_replaces_that_of_a_workflow(
     graph: Graph, driver: neo4j.AsyncDriver
 ) -> None:
-    from activities.graph.statements import changes
+    from activities.graph.changes import changes
 
     story, alone = new_story(), new_story()
 

@@ -18,7 +18,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
-from activities.graph.statements import Change
+from activities.graph.changes import Change
 from bridge.inbox.inbox import LAST_DELIVERY, Inbox
 from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import CONSUMERS

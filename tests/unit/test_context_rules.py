@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
 from activities.graph import updates
+from activities.graph.changes import LAST_VERSION
+from activities.graph.changes import change as entry_change
 from activities.graph.context_packs import Scopes, has_scopes, load_scopes
+from activities.graph.events import CONTEXT_VERSION
+from activities.graph.events import writes as entry_writes
 from activities.graph.sessions import Decided, RoleShare, Session, share_of
-from activities.graph.statements import CONTEXT_VERSION, LAST_VERSION
-from activities.graph.statements import change as entry_change
-from activities.graph.statements import writes as entry_writes
 from activities.graph.updates import (
     ENTITY_TYPES,
     OPERATIONS,

@@ -14,6 +14,7 @@ import pytest
 
 from activities.agents import requests as acts
 from activities.agents.prompts import Prompts
+from activities.graph.events import WRITERS
 from bridge.agents.activity import command
 from bridge.agents.calls import new_call_id
 from bridge.asyncapi.document import example
@@ -109,6 +110,10 @@ def test_the_example_of_an_event_has_been_emitted(kind: str) -> None:
     emitted = [comparable(kind, entry.body, entry.story_id) for entry in recorded()[kind]]
 
     assert shown in emitted
+
+
+def test_every_event_has_a_writer_of_the_graph() -> None:
+    assert set(WRITERS) == set(BODIES.values())
 
 
 @cache

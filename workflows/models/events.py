@@ -81,7 +81,7 @@ class StoryCreated(EventBody):
     created_by: Creator
 
     def summary(self) -> str:
-        return self.title
+        return f"created: {self.title}, rigor {self.rigor}"
 
 
 class StoryTransitioned(EventBody):
@@ -126,7 +126,7 @@ class GateOpened(EventBody):
     ] = ""
 
     def summary(self) -> str:
-        return f"{self.gate} waits for {self.role}"
+        return f"gate {self.gate} waits for {self.role}"
 
 
 class GateClosed(EventBody):
@@ -140,7 +140,7 @@ class GateClosed(EventBody):
     ] = None
 
     def summary(self) -> str:
-        return f"{self.gate} closed"
+        return f"gate {self.gate} closed"
 
 
 class GateApproved(EventBody):
@@ -166,7 +166,7 @@ class GateApproved(EventBody):
     ] = "claim"
 
     def summary(self) -> str:
-        return _because(f"{self.gate} approved as {self.role}", self.comment)
+        return _because(f"gate {self.gate} approved as {self.role}", self.comment)
 
 
 class PlanApproved(EventBody):
@@ -196,7 +196,8 @@ class TaskCreated(EventBody):
     ] = []
 
     def summary(self) -> str:
-        return f"task {self.task_id} for {self.role}"
+        after = f", after {', '.join(self.depends_on)}" if self.depends_on else ""
+        return f"task {self.task_id} for {self.role}{after}"
 
 
 class TaskFinished(EventBody):
@@ -270,7 +271,8 @@ class PlanFinished(EventBody):
     failed: Annotated[list[str], about("The tasks that failed", [])] = []
 
     def summary(self) -> str:
-        return f"plan {self.plan_id} ended {self.status}"
+        counts = f"{len(self.done)} done, {len(self.failed)} failed"
+        return f"plan {self.plan_id} ended {self.status}: {counts}"
 
 
 class TaskDispatched(EventBody):
@@ -293,7 +295,7 @@ class DeliberationStarted(EventBody):
     role: CouncilRole
 
     def summary(self) -> str:
-        return f"{self.role} deliberates {self.task_id}"
+        return f"{self.role} council deliberates {self.task_id}"
 
 
 class DeliberationCompleted(EventBody):
@@ -323,7 +325,8 @@ class DeliberationCompleted(EventBody):
     duration_ms: DurationMs
 
     def summary(self) -> str:
-        return f"{self.role} decided {self.task_id}, score {self.score:.2f}"
+        took = f"in {self.duration_ms / 1000:.0f} s"
+        return f"{self.role} council decided {self.task_id} {took}, score {self.score:.2f}"
 
 
 class DeliberationFailed(EventBody):
@@ -366,7 +369,7 @@ class DeliberationFailed(EventBody):
     ] = []
 
     def summary(self) -> str:
-        return f"{self.role} failed on {self.task_id}: {self.error}"
+        return f"{self.role} council failed on {self.task_id}: {self.error}"
 
 
 class RoundCompleted(EventBody):
@@ -378,7 +381,7 @@ class RoundCompleted(EventBody):
     round: Annotated[int, about("Which round, from 1", 1)]
 
     def summary(self) -> str:
-        return f"{self.role} ended round {self.round} of {self.task_id}"
+        return f"{self.role} council ended round {self.round} of {self.task_id}"
 
 
 class ContextUpdated(EventBody):
@@ -402,7 +405,7 @@ class ContextDecisionAdded(EventBody):
     decided_by: Annotated[str, about("The agent or person that decided", "agent-architect-3")]
 
     def summary(self) -> str:
-        return self.title
+        return f"decision {self.decision_id}: {self.title}"
 
 
 class ContextMilestoneReached(EventBody):
@@ -513,7 +516,7 @@ class EntrySkipped(EventBody):
     ]
 
     def summary(self) -> str:
-        return f"an entry was left out: {self.reason} ({self.error})"
+        return f"an entry was skipped: {self.reason} ({self.error})"
 
 
 def _because(what: str, why: str) -> str:

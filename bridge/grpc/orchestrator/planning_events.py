@@ -14,8 +14,8 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
+from activities.graph.changes import change
 from activities.graph.deliberations import has_story, last_plan
-from activities.graph.statements import change
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,

@@ -1,0 +1,136 @@
+"""The record of a finished deliberation: its proposals, critiques, checks and decisions."""
+
+from __future__ import annotations
+
+from activities.graph.changes import OF_STORY, Write, key, moment, order_key
+from activities.graph.decisions import decision_links, decision_write
+from activities.graph.plans import plan_write
+from workflows.models.deliberation import DeliberationRecord, RankedProposal
+from workflows.timestamps import iso
+
+PROPOSAL = (
+    """
+MERGE (n:Proposal {id: row.id}) ON CREATE SET n += row.node
+MERGE (a:Agent {id: row.agent_id}) ON CREATE SET a.role = row.role
+MERGE (n)-[:BY]->(a)
+"""
+    + OF_STORY
+)
+
+CRITIQUE = """
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (n:Critique {id: row.id}) ON CREATE SET n += row.node
+MERGE (n)-[:OF]->(p)
+"""
+
+CHECK = """
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (n:Check {id: row.id}) ON CREATE SET n += row.node
+MERGE (n)-[:OF]->(p)
+"""
+
+DECISION_FROM = """
+MATCH (d:Decision {case_id: row.story_id, id: row.id})
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (d)-[:FROM]->(p)
+"""
+
+PLAN_DECISION = """
+MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})
+MATCH (d:Decision {case_id: row.story_id, id: row.id})
+MERGE (p)-[:CONTAINS_DECISION]->(d)
+"""
+
+
+def deliberation_writes(record: DeliberationRecord) -> list[Write]:
+    """Return what a finished deliberation writes: proposals first, then the nodes attached to them.
+
+    Agents are ordered by id, so that two deliberations of one council cannot deadlock.
+    """
+    story = key("story_id", record.story_id)
+    at = moment(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
+    ranked = sorted(record.ranked, key=lambda each: each.agent_id)
+    winner = next((each.proposal_id for each in record.ranked if each.rank == 1), "")
+    found = [_proposal(record, each) for each in ranked]
+    found += [write for each in ranked for write in _critiques(each)]
+    found += [write for each in ranked for write in _checks(each)]
+    plan_id = key("plan_id", record.plan_id) if story else ""
+    if plan_id:
+        found.append(plan_write(story, plan_id))
+    for decision in record.decisions:
+        row = {"story_id": story, "id": decision.id}
+        found.append(
+            decision_write(
+                story, decision, record.role, record.winner_id, iso(at), order_key(at, 0, 0)
+            )
+        )
+        found.append(Write(DECISION_FROM, row | {"proposal_id": winner}))
+        if plan_id:
+            found.append(Write(PLAN_DECISION, row | {"plan_id": plan_id}))
+    return found + decision_links(story, record.decisions)
+
+
+def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:
+    node = ranked.model_dump(
+        include={"agent_id", "role", "score", "rank", "barred", "prompt_hash", "model", "drafts"}
+    ) | {
+        "story_id": record.story_id,
+        "deliberation_id": record.deliberation_id,
+        "run_id": record.run_id,
+        "task_id": record.task_id,
+        "phase": record.phase,
+        "revision": len(ranked.drafts),
+        "approach": ranked.proposal.approach,
+        "content": ranked.proposal.content,
+        "judged": record.judged if ranked.rank == 1 else "",
+        "failed_agents": [each.model_dump_json() for each in record.failed_agents]
+        if ranked.rank == 1
+        else [],
+        "recorded_at": iso(moment(record.timestamp, "timestamp")),
+    }
+    row = {
+        "id": key("proposal_id", ranked.proposal_id),
+        "story_id": record.story_id,
+        "agent_id": key("agent_id", ranked.agent_id),
+        "role": ranked.role,
+        "node": node,
+    }
+    return Write(PROPOSAL, row)
+
+
+def _critiques(ranked: RankedProposal) -> list[Write]:
+    """Return a write for each critic and round; ids of a critic's second end in `/2`."""
+    rounds: dict[str, int] = {}
+    found = []
+    critics = [*ranked.critics, *["unknown"] * len(ranked.critiques)]
+    for critique, critic in zip(ranked.critiques, critics, strict=False):
+        rounds[critic] = rounds.get(critic, 0) + 1
+        suffix = f"/{rounds[critic]}" if rounds[critic] > 1 else ""
+        node = {
+            "critic": critic,
+            "round": rounds[critic],
+            "verdict": critique.verdict,
+            "points": [f"{point.severity}: {point.text}" for point in critique.points],
+            "suggestion": critique.suggestion,
+        }
+        row = {
+            "id": f"{ranked.proposal_id}/critique/{critic}{suffix}",
+            "proposal_id": ranked.proposal_id,
+            "node": node,
+        }
+        found.append(Write(CRITIQUE, row))
+    return found
+
+
+def _checks(ranked: RankedProposal) -> list[Write]:
+    return [
+        Write(
+            CHECK,
+            {
+                "id": f"{ranked.proposal_id}/check/{check.name}",
+                "proposal_id": ranked.proposal_id,
+                "node": check.model_dump(),
+            },
+        )
+        for check in ranked.checks
+    ]
