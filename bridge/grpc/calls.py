@@ -1,17 +1,16 @@
-"""What a call has in addition to its message: metadata, a deadline, and its contract's field names.
-
-This module also makes the summaries that the Web UI shows of workflows that calls start.
-"""
+"""What a call has besides its message: metadata, a deadline, and its contract's field names."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
 
+from bridge.grpc.auth import caller
 from workflows.models.base import Request
 from workflows.models.errors import InvalidInput
 
@@ -23,8 +22,6 @@ REQUEST_ID = "x-request-id"
 
 IN_WORDS = ("x-reason", "x-comment")
 """Metadata that people write; text that is not ASCII is sent in UTF-8 under the key with `-bin`."""
-
-SUMMARY_BYTES = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
 RequestT = TypeVar("RequestT", bound=Request)
@@ -69,11 +66,6 @@ def derived_id(*parts: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def summary(text: str) -> str:
-    """Return a workflow's static summary: one line, cut to Temporal's limit (SUMMARY_BYTES)."""
-    return " ".join(text.split()).encode()[:SUMMARY_BYTES].decode(errors="ignore")
-
-
 def understood(
     model: type[RequestT],
     message: str,
@@ -91,8 +83,30 @@ def understood(
     Raises:
         InvalidInput: names the message's wrong fields as the contract does.
     """
-    try:
+    with named(message, names):
         return model.model_validate(fields)
+
+
+def move_update_id(context: Context) -> str | None:
+    """Return the id of the update by which a call moves a story.
+
+    Returns:
+        The same id for a request that is repeated with its `x-request-id`; None without one.
+    """
+    given = said(context).get(REQUEST_ID)
+    return f"grpc-{derived_id(caller().actor, given)}" if given else None
+
+
+@contextmanager
+def named(message: str, names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Let an InvalidInput of the block name a message and its fields as the contract does.
+
+    Args:
+        message: The message's name.
+        names: Model field -> field in the contract, if they differ.
+    """
+    try:
+        yield
     except InvalidInput as error:
         problems = [(_renamed(field, names or {}), rule) for field, rule in error.problems]
         raise InvalidInput(message, problems) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,16 @@ from activities.graph.changes import AHEAD_AT_MOST, moment
 from activities.graph.context_packs import SCOPES, Scopes, check_scopes
 from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
 from bridge.grpc.auth import caller
-from bridge.grpc.calls import REQUEST_ID, Context, derived_id, in_time, said, understood
+from bridge.grpc.calls import (
+    REQUEST_ID,
+    Context,
+    derived_id,
+    in_time,
+    move_update_id,
+    named,
+    said,
+    understood,
+)
 from bridge.grpc.context_updates import (
     ANSWERED_WITHIN_S,
     OPERATOR,
@@ -34,16 +43,15 @@ from bridge.grpc.context_updates import (
     about_case,
     require_roles,
 )
-from bridge.grpc.planning import NOT_BEGUN, known, legal_move, take
+from bridge.grpc.planning import REMARK_KEYS, remarks
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
+from bridge.story_moves import move
 from workflows.models.base import Actor, Request, Title, content_hash
 from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import InvalidInput
-from workflows.models.ids import Id, LongId, story_workflow_id
-from workflows.models.story import Move, StoryView
-from workflows.story import StoryWorkflow
+from workflows.models.ids import Id, LongId
 from workflows.timestamps import iso
 
 EVENTS = 50
@@ -458,8 +466,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         )
         async with in_time(context, ANSWERED_WITHIN_S):
             if await self._updates.story_runs(asked.story_id):
-                phase = await self._move(asked, said(context))
-                return phase_answer(asked, phase)
+                return phase_answer(asked, await self._move(asked, context))
         caller().acting_as(PO)
         change = ContextChange(
             operation="UPDATE",
@@ -476,18 +483,21 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         await self._store_one(name, asked.story_id, change, context, phase_change=moved)
         return phase_answer(asked, asked.to_phase)
 
-    async def _move(self, asked: PhaseAsked, metadata: Mapping[str, str]) -> str:
+    async def _move(self, asked: PhaseAsked, context: Context) -> str:
         """Make the move of a running story between two phases and return its new state."""
-        story = self._temporal.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(asked.story_id)
-        )
-        async with known(asked.story_id):
-            now = await story.query(StoryWorkflow.state)
-            moves = await story.query(StoryWorkflow.transitions)
-            move = move_between(asked.from_phase, asked.to_phase, now, moves, caller().roles)
-            words = {"x-reason": asked.rationale, "x-comment": asked.rationale}
-            more = {**metadata, **(words if asked.rationale else {})}
-            return (await take(story, move, now, more)).state
+        words = remarks(said(context))
+        if asked.rationale:
+            words = words._replace(reason=asked.rationale, comment=asked.rationale)
+        with named("TransitionPhaseRequest", REMARK_KEYS):
+            after = await move(
+                self._temporal,
+                asked.story_id,
+                lambda now: now.between(asked.from_phase, asked.to_phase, caller().roles),
+                caller(),
+                words,
+                move_update_id(context),
+            )
+        return after.state
 
     async def GetGraphRelationships(  # noqa: N802
         self, request: context_pb2.GetGraphRelationshipsRequest, context: Context
@@ -583,31 +593,6 @@ def created(
         entity_id=entity_id,
         payload=json.dumps(payload),
         reason=reason,
-    )
-
-
-def move_between(
-    source: str, target: str, now: StoryView, moves: Sequence[Move], roles: Collection[str]
-) -> Move:
-    """Return the move of a running story from one phase to another.
-
-    If there are several, one that the roles may make is preferred.
-
-    Raises:
-        ApplicationError: `IllegalMove` names the moves that are legal.
-    """
-    leading = [move for move in moves if move.to == target and source == now.state]
-    by_hand = [move for move in leading if move.kind != "automatic"]
-    by_hand.sort(key=lambda move: not set(move.roles).intersection(roles))
-    if by_hand:
-        return by_hand[0]
-    if leading:
-        return legal_move(leading[0].event, now, list(moves))
-    legal = ", ".join(f"{move.event} to {move.to}" for move in moves) or "none"
-    raise application_error(
-        ErrorType.ILLEGAL_MOVE,
-        f"no move leads from {source} to {target}; the story is in {now.state or NOT_BEGUN}; "
-        f"legal now: {legal}",
     )
 
 

@@ -25,6 +25,7 @@ from activities.graph.updates import (
     PlanPayload,
     read_changes,
 )
+from bridge.executions import find_execution
 from bridge.grpc.auth import Caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -38,7 +39,6 @@ from workflows.context_update import REUSED, ContextUpdateWorkflow
 from workflows.models.context import ContextAnswer, ContextUpdate, ContextWrite, request_hash
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.ids import context_workflow_id, story_workflow_id
-from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 from workflows.timestamps import iso
 
@@ -158,15 +158,8 @@ class Updates:
         Raises:
             RPCError: Temporal is unavailable.
         """
-        story = self._temporal.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(story_id)
-        )
-        try:
-            return (await story.describe()).status == WorkflowExecutionStatus.RUNNING
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return False
+        found = await find_execution(self._temporal, story_workflow_id(story_id))
+        return found is not None and found.status == WorkflowExecutionStatus.RUNNING
 
     async def store(self, context: Context, update: ContextUpdate) -> ContextAnswer:
         """Store the update and return its answer.

@@ -11,8 +11,8 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated
 
 from neo4j import AsyncDriver
@@ -21,33 +21,35 @@ from temporalio.client import (
     Client,
     WorkflowExecution,
     WorkflowExecutionStatus,
-    WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from activities.graph.deliberations import find_plan
+from bridge.executions import summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
     derived_id,
     in_time,
+    move_update_id,
+    named,
     said,
     seconds_left,
-    summary,
     understood,
 )
 from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
+from bridge.story_moves import NOT_BEGUN, Remarks, Story, known, move
 from workflows.models.base import Line, Request
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.error_types import ErrorType
 from workflows.models.errors import InvalidInput
 from workflows.models.ids import Id, story_of, story_workflow_id
-from workflows.models.story import Approve, Move, Reject, StoryInput, StoryResult, StoryView
+from workflows.models.story import Move, StoryInput, StoryView
 from workflows.search_attributes import (
     DOR_SCORE,
     PENDING_GATE,
@@ -57,9 +59,6 @@ from workflows.search_attributes import (
 )
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
-
-NOT_BEGUN = "BACKLOG"
-"""The state of a story that no worker has started yet."""
 
 ALL_RECORDED = frozenset(
     {
@@ -73,6 +72,9 @@ ALL_RECORDED = frozenset(
 See docs/design/0001-outbox.md.
 """
 
+REMARK_KEYS = {"reason": "x-reason", "comment": "x-comment", "revision": "x-revision"}
+"""Field of a move's remarks -> the metadata that has it."""
+
 SCORED_WITHIN_S = 5.0
 SCORED_EVERY_S = 0.05
 ANSWER_TAKES_S = 0.5
@@ -81,7 +83,6 @@ ANSWER_TAKES_S = 0.5
 It waits up to SCORED_WITHIN_S for the story's first score.
 """
 
-Story = WorkflowHandle[StoryWorkflow, StoryResult]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 """Text that may stand between quotes in a visibility query."""
 
@@ -237,22 +238,27 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         asked = understood(
             Asked, "TransitionRequest", {"story_id": request.story_id, "event": request.event}
         )
-        story = self._story(asked.story_id)
         async with in_time(context), known(asked.story_id):
-            now = await story.query(StoryWorkflow.state)
-            moves = await story.query(StoryWorkflow.transitions)
-            move = legal_move(asked.event, now, moves)
             try:
-                after = await take(story, move, now, said(context))
+                with named("TransitionRequest", REMARK_KEYS):
+                    after = await move(
+                        self._temporal,
+                        asked.story_id,
+                        lambda now: now.by_event(asked.event),
+                        caller(),
+                        remarks(said(context)),
+                        move_update_id(context),
+                    )
             except WorkflowUpdateFailedError as error:
                 cause = error.cause
                 if not (
                     isinstance(cause, ApplicationError) and cause.type == ErrorType.GUARD_BLOCKED
                 ):
                     raise
+                now = await self._story(asked.story_id).query(StoryWorkflow.state)
                 return blocked(now, cause.message)
-        if after.state != move.to:  # the gate still waits for another role
-            return blocked(after, f"{move.event}: waits for {after.gate_role} too")
+        if role := after.open_gates.get(asked.event):
+            return blocked(after, f"{asked.event}: waits for {role} too")
         return wire.TransitionResponse(story_id=after.story_id, state=after.state)
 
     async def GetPlan(  # noqa: N802
@@ -307,29 +313,6 @@ async def first_score(story: Story, within_s: float) -> StoryView | None:
     return now
 
 
-@asynccontextmanager
-async def known(story_id: str) -> AsyncIterator[None]:
-    """Turn errors of Temporal about a story into errors for the caller.
-
-    Raises:
-        ApplicationError: `StoryUnreadable`; `NotFound`; `IllegalMove`: the story has ended.
-    """
-    try:
-        yield
-    except WorkflowQueryFailedError as error:
-        raise application_error(
-            ErrorType.STORY_UNREADABLE, f"story {story_id} cannot answer: {error}"
-        ) from error
-    except RPCError as error:
-        if error.status != RPCStatusCode.NOT_FOUND:
-            raise
-        if "already completed" in error.message:
-            raise application_error(
-                ErrorType.ILLEGAL_MOVE, f"story {story_id} has ended; legal now: none"
-            ) from error
-        raise application_error(ErrorType.NOT_FOUND, f"story {story_id} not found") from error
-
-
 def next_json(now: StoryView, moves: list[Move]) -> str:
     """Encode the story's state and its next moves as JSON."""
     return json.dumps(
@@ -348,62 +331,14 @@ def next_json(now: StoryView, moves: list[Move]) -> str:
 # --- moves ----------------------------------------------------------------------------------------
 
 
-def legal_move(event: str, now: StoryView, moves: list[Move]) -> Move:
-    """Return the move that a person asks for.
-
-    Raises:
-        ApplicationError: `IllegalMove`: names the moves that are legal.
-    """
-    by_event = {move.event: move for move in moves}
-    by_hand = ", ".join(move.event for move in moves if move.kind != "automatic") or "none"
-    legal = f"the story is in {now.state or NOT_BEGUN}; legal now: {by_hand}"
-    if event not in by_event:
-        raise application_error(
-            ErrorType.ILLEGAL_MOVE, f"event: {event[:100]!r} is not legal now; {legal}"
-        )
-    move = by_event[event]
-    if move.kind == "automatic":
-        waits = "; ".join(move.blocked_by) or "nothing"
-        raise application_error(
-            ErrorType.ILLEGAL_MOVE,
-            f"event: {event!r} is the fleet's own to take, as soon as its guards hold; "
-            f"it waits for {waits}; {legal}",
-        )
-    return move
-
-
-async def take(story: Story, move: Move, now: StoryView, more: Mapping[str, str]) -> StoryView:
-    """Make the move as the caller and return the story's new state.
-
-    `more` is the call's metadata.
-
-    Raises:
-        ApplicationError: `Permission`; `InvalidInput`, by metadata key.
-        WorkflowUpdateFailedError: the story refuses, with the reason.
-    """
-    actor = caller().actor
-    if move.kind == "rejection":
-        fields = {
-            "event": move.event,
-            "actor": actor,
-            "role": caller().acting_as(*move.roles),
-            "reason": more.get("x-reason", "").strip()
-            or f"{actor} sent it back over gRPC and gave no reason",
-        }
-        rejection = understood(Reject, "TransitionRequest", fields, {"reason": "x-reason"})
-        return await story.execute_update(StoryWorkflow.reject, rejection)
-    # For a gate of several roles: the role whose turn it is, if the caller has it.
-    turn = [now.gate_role] if now.pending_gate == move.event else []
-    fields = {
-        "gate": move.event,
-        "actor": actor,
-        "role": caller().acting_as(*turn, *move.roles),
-        "comment": more.get("x-comment", ""),
-    }
-    if "x-revision" in more:
-        fields["revision"] = more["x-revision"]
-    approval = understood(Approve, "TransitionRequest", fields, {"comment": "x-comment"})
-    return await story.execute_update(StoryWorkflow.approve, approval)
+def remarks(metadata: Mapping[str, str]) -> Remarks:
+    """Return what a call's metadata says about a move; every rejection has a reason."""
+    silence = f"{caller().actor} sent it back over gRPC and gave no reason"
+    return Remarks(
+        reason=metadata.get("x-reason", "").strip() or silence,
+        comment=metadata.get("x-comment", ""),
+        revision=metadata.get("x-revision"),
+    )
 
 
 def blocked(now: StoryView, reason: str) -> wire.TransitionResponse:

@@ -18,6 +18,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
+from bridge.executions import summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -26,7 +27,6 @@ from bridge.grpc.calls import (
     in_time,
     said,
     seconds_left,
-    summary,
     understood,
 )
 from bridge.grpc.wire import storycoach_pb2 as wire

@@ -30,8 +30,7 @@ from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from prometheus_client import Counter, Gauge
 from temporalio.client import Client
-from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
@@ -43,7 +42,7 @@ from bridge.jetstream.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, 
 from bridge.jetstream.dead_letters import DeadLetters
 from bridge.mirror.source import has_sent, read_source
 from bridge.outages import is_unavailable
-from bridge.plan_runs import require_plan
+from bridge.plan_runs import run_approved_plan
 from workflows.models.context import (
     DecisionAdded,
     DecisionsAdded,
@@ -51,11 +50,9 @@ from workflows.models.context import (
     MilestonesAdded,
 )
 from workflows.models.events import DeliberationCompleted, PlanApproved
-from workflows.models.ids import plan_workflow_id, story_workflow_id
+from workflows.models.ids import story_workflow_id
 from workflows.models.plan import PlanInput
-from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
-from workflows.stubs import STORY_QUEUE
 
 BATCH = 256
 AT_ONCE = 2
@@ -433,30 +430,13 @@ class Inbox:
         """
         if not isinstance(change.body, PlanApproved):
             return
-        story_id, plan_id = change.story_id, change.body.plan_id
-        try:
-            await self._temporal.get_workflow_handle(story_workflow_id(story_id)).describe()
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-        else:
-            return
-        try:
-            await self._temporal.start_workflow(
-                PlanWorkflow.run,
-                PlanInput(
-                    story_id=story_id,
-                    plan_id=plan_id,
-                    task_timeout=self._timeout_s,
-                    roles=[self._graph.scopes.role(role) for role in change.body.roles],
-                ),
-                id=plan_workflow_id(story_id, plan_id),
-                task_queue=STORY_QUEUE,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                static_summary=f"plan {plan_id} of {story_id}, approved on the bus",
-            )
-        except WorkflowAlreadyStartedError:  # by an earlier message or delivery
-            await require_plan(self._temporal, story_id, plan_id)
+        plan = PlanInput(
+            story_id=change.story_id,
+            plan_id=change.body.plan_id,
+            task_timeout=self._timeout_s,
+            roles=[self._graph.scopes.role(role) for role in change.body.roles],
+        )
+        await run_approved_plan(self._temporal, plan, "on the bus")
 
     # --- patience -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.executions import find_execution
 from bridge.mirror.recovered_events import (
     WRITES,
     Given,
@@ -98,12 +99,8 @@ async def _beginnings(client: Client, story_id: str) -> set[RunId]:
     found = {RunId(each.id, each.run_id) async for each in client.list_workflows(query)}
     found |= (await _told_by_input(client, STANDALONE)).get(story_id, set())
     # Visibility may lag behind, so the current run is looked up by its id.
-    try:
-        now = await client.get_workflow_handle(story_workflow_id(story_id)).describe()
+    if now := await find_execution(client, story_workflow_id(story_id)):
         found.add(RunId(now.id, now.run_id))
-    except RPCError as error:
-        if error.status != RPCStatusCode.NOT_FOUND:
-            raise
     return found
 
 

@@ -328,6 +328,22 @@ async def test_a_rejection_goes_back_with_its_reason(planning: Any, stories: Cli
     assert any("no undo after a restart" in text for text in texts)
 
 
+async def test_a_move_that_is_asked_for_again_by_its_request_id_is_made_once(
+    planning: Any, stories: Client
+) -> None:
+    story_id = (await created(planning)).story_id
+    await at_gate(planning, story_id, "approve_scope")
+    mine = (*ANA, ("x-request-id", uuid.uuid4().hex))
+
+    first = await transition(planning, story_id, "approve_scope", mine)
+    again = await transition(planning, story_id, "approve_scope", mine)
+
+    assert first == again
+    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story_id}")
+    lines = [line.event for line in await handle.query(StoryWorkflow.timeline)]
+    assert lines.count("planning.gate.approved") == 1
+
+
 @pytest.mark.parametrize("event", ["approve_design", "reject_docs", "sing"])
 async def test_what_is_not_legal_now_is_refused_with_what_is(planning: Any, event: str) -> None:
     story_id = (await created(planning)).story_id

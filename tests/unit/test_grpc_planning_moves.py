@@ -10,23 +10,44 @@ from temporalio.exceptions import ApplicationError
 from bridge.grpc.calls import derived_id
 from bridge.grpc.planning import (
     Listing,
-    legal_move,
     listing,
     new_story_id,
     page_read,
     page_token,
     visibility_query,
 )
+from bridge.story_moves import Position
 from workflows.models.errors import InvalidInput
 from workflows.models.story import Move, StoryInput, StoryView
 
 VIEW = StoryView(story_id="US-1", title="Undo", state="BUILD", rigor="L1")
 DONE = Move(event="build_done", to="TEST", kind="automatic", blocked_by=["builds_passing: no"])
 BACK = Move(event="reject_build", to="DESIGN", kind="rejection", roles=["PO", "QA"])
+NOW = Position(VIEW, [DONE, BACK])
 
 
 def test_an_event_is_the_move_of_its_name() -> None:
-    assert legal_move("reject_build", VIEW, [DONE, BACK]) == BACK
+    assert NOW.by_event("reject_build") == BACK
+
+
+def test_a_move_between_two_states_is_preferably_one_that_the_mover_may_make() -> None:
+    other = BACK.model_copy(update={"event": "give_up", "roles": ["PO"]})
+    now = NOW._replace(moves=[BACK.model_copy(update={"roles": ["QA"]}), other])
+
+    assert now.between("BUILD", "DESIGN", {"PO"}) == other
+    with pytest.raises(ApplicationError, match="from TEST to DESIGN; the story is in BUILD; legal"):
+        now.between("TEST", "DESIGN", {"PO"})
+    with pytest.raises(ApplicationError, match="the fleet's own to take"):
+        NOW.between("BUILD", "TEST", {"PO"})
+
+
+def test_a_gate_of_two_roles_is_opened_by_the_one_whose_turn_it_is() -> None:
+    gate = Move(event="approve_design", to="BUILD", kind="gate", roles=["PO", "QA"])
+    open_gates = {"budget": "PO", "approve_design": "QA"}
+    now = Position(VIEW.model_copy(update={"open_gates": open_gates}), [gate])
+
+    assert now.roles(gate)[0] == "QA"
+    assert NOW.roles(gate) == ["PO", "QA"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +59,7 @@ def test_an_event_is_the_move_of_its_name() -> None:
 )
 def test_what_a_person_may_not_take_names_what_they_may(event: str, words: str) -> None:
     with pytest.raises(ApplicationError, match=words) as refusal:
-        legal_move(event, VIEW, [DONE, BACK])
+        NOW.by_event(event)
 
     assert refusal.value.type == "IllegalMove"
     assert "legal now: reject_build" in refusal.value.message

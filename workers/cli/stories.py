@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from temporalio.client import WorkflowExecution
 
+from bridge.executions import summary
 from workers.cli import render as view
 from workers.cli.session import (
     UPDATE_WITHIN_S,
@@ -78,7 +79,7 @@ def start(
                 story,
                 id=story_workflow_id(story.story_id),
                 task_queue=STORY_QUEUE,
-                static_summary=_bytes(story.title, 200),
+                static_summary=summary(story.title),
             )
         started = {
             "story_id": story.story_id,
@@ -352,10 +353,6 @@ def _read_story(file: Path) -> StoryInput:
         return StoryInput.model_validate_json(text)
     except ValidationError as error:  # not JSON at all
         raise invalid_input("StoryInput", error) from None
-
-
-def _bytes(text: str, limit: int) -> str:
-    return text.encode()[:limit].decode(errors="ignore")
 
 
 # --- lists ----------------------------------------------------------------------------------------

@@ -23,13 +23,14 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from activities.graph.activities import Graph
 from activities.graph.context_packs import scopes_for
 from activities.graph.deliberations import find_ended, history
+from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
-from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left, summary
+from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left
 from bridge.grpc.errors import status_of
 from bridge.grpc.orchestrator.messages import Updates, metadata, results
 from bridge.grpc.orchestrator.metrics import CALLED
@@ -177,11 +178,8 @@ class Deliberations:
             ApplicationError: `NotFound`: neither knows it.
         """
         handle = self._handle(task_id)
-        try:
-            described = await handle.describe()
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
+        described = await find_execution(self._temporal, handle.id)
+        if described is None:
             return await self._recorded(task_id)
         return await _told(task_id, handle, described)
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from neo4j import AsyncDriver
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.graph.activities import Graph
 from activities.graph.changes import change
 from activities.graph.deliberations import has_story, last_plan
+from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
-    REQUEST_ID,
     Context,
     derived_id,
-    said,
+    in_time,
+    move_update_id,
+    named,
     seconds_left,
-    summary,
     understood,
 )
 from bridge.grpc.orchestrator.requests import Happened
-from bridge.grpc.planning import known
 from bridge.grpc.wire import orchestrator_pb2 as wire
-from bridge.plan_runs import require_plan
+from bridge.plan_runs import run_approved_plan
+from bridge.story_moves import Position, Remarks, move
 from workflows.derivation import DerivationWorkflow
 from workflows.models.agents import PlannedTask
 from workflows.models.error_types import ErrorType, application_error
@@ -44,9 +45,7 @@ from workflows.models.events import (
 )
 from workflows.models.ids import derivation_workflow_id, plan_workflow_id, story_workflow_id
 from workflows.models.plan import DerivationInput, DerivationResult, PlanInput, PlanQuery
-from workflows.models.story import Approve, Move, Reject, StoryInput, StoryView
-from workflows.plan import PlanWorkflow
-from workflows.story import StoryWorkflow
+from workflows.models.story import Move, StoryInput
 from workflows.stubs import STORY_QUEUE
 from workflows.timestamps import iso
 
@@ -59,20 +58,8 @@ DERIVED_WITHIN_S = 600.0
 LAST_MS = 253_402_300_800_000
 """The end of the year 9999. All times in ms that a timestamp can hold are before it."""
 
-MOVES = {
-    "approve_scope": ("PO",),
-    "approve_design": ("PO",),
-    "qa_passed": ("QA",),
-    "docs_ready": ("PO",),
-    "reject_design": ("PO",),
-    "reject_build": ("PO", "QA"),
-    "reject_test": ("PO", "QA"),
-    "reject_docs": ("PO",),
-}
-"""Events of the default state machine and the roles that they need.
-
-The events of a team's own machine come from the story.
-"""
+REMARK_KEYS = {name: f"metadata.{name}" for name in Remarks._fields}
+"""Field of a move's remarks -> the request's field that has it."""
 
 PLAN_APPROVED = "plan.approved"
 TRANSITION = "TRANSITION"
@@ -118,7 +105,9 @@ class Plans:
             return await self._keep_case(event)
         if name.upper() == TRANSITION:
             return await self._transition(event, context)
-        return await self._move(event, name, context)
+        if "." in name:  # no event of a state machine has a dot in its name
+            return _not_understood(event)
+        return await self._move(event, partial(_named_move, event, name), context)
 
     async def newest(self, story_id: str) -> str:
         """Return the id of the story's newest plan, or of its first if it has none yet."""
@@ -170,7 +159,7 @@ class Plans:
         actor = caller()
         actor.acting_as(*CREATORS)
         story_id, told = event.case_id, event.metadata
-        if await self._is_known(story_workflow_id(story_id)):
+        if await find_execution(self._temporal, story_workflow_id(story_id)):
             words = f"story {story_id} has a workflow already"
         elif await has_story(self._driver, story_id):
             words = f"case {story_id} is known already"
@@ -217,26 +206,9 @@ class Plans:
         """
         if not event.to_state:
             raise InvalidInput("PlanningEventRequest", [("to_state", "required; add it")])
-        if not await self._is_known(story_workflow_id(event.case_id)):
+        if not await find_execution(self._temporal, story_workflow_id(event.case_id)):
             return await self._keep_transition(event)
-        story = self._temporal.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(event.case_id)
-        )
-        within = _within(context)
-        async with known(event.case_id):
-            view = await story.query(StoryWorkflow.state, rpc_timeout=within)
-            legal = await story.query(StoryWorkflow.transitions, rpc_timeout=within)
-        if view.state == event.to_state and event.from_state != view.state:
-            return await self._moved(event, view)
-        for move in legal:
-            if move.to == event.to_state:
-                return await self._move(event, move.event, context)
-        targets = ", ".join(f"{move.to} by {move.event}" for move in legal) or "none"
-        raise application_error(
-            ErrorType.ILLEGAL_MOVE,
-            f"to_state: {event.case_id} is in {view.state}, and does not go to "
-            f"{event.to_state}; legal now: {targets}",
-        )
+        return await self._move(event, partial(_move_to_state, event), context)
 
     async def _keep_transition(self, event: Happened) -> wire.PlanningEventResponse:
         """Store the transition as the inbox does with `planning.story.transitioned`."""
@@ -266,46 +238,23 @@ class Plans:
         )
 
     async def _move(
-        self, event: Happened, name: str, context: Context
+        self, event: Happened, choose: Callable[[Position], Move | None], context: Context
     ) -> wire.PlanningEventResponse:
-        story = self._temporal.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(event.case_id)
+        remarks = Remarks(
+            reason=event.metadata.get("reason", ""),
+            comment=event.metadata.get("comment", ""),
+            revision=event.metadata.get("revision"),
         )
-        within = _within(context)
-        try:
-            async with known(event.case_id):
-                view = await story.query(StoryWorkflow.state, rpc_timeout=within)
-                legal = await story.query(StoryWorkflow.transitions, rpc_timeout=within)
-        except ApplicationError as error:
-            if error.type == ErrorType.NOT_FOUND and name not in MOVES:
-                return _not_understood(event, [])
-            raise
-        move = next((each for each in legal if each.event == name), None)
-        if move is None and name not in MOVES:
-            return _not_understood(event, legal)
-        if move and move.kind == "automatic":
-            waits = f"; it waits for {', '.join(move.blocked_by)}" if move.blocked_by else ""
-            return wire.PlanningEventResponse(
-                processed=False, message=f"{name} is taken by the fleet itself{waits}"
-            )
-        role = caller().acting_as(*(move.roles if move and move.roles else MOVES.get(name, ())))
-        _refuse_other_states(event, view, move)
-        rejects = move.kind == "rejection" if move else name.startswith("reject_")
-        update_id = _update_id(event, context)
-        async with known(event.case_id):
-            if rejects:
-                rejection = _rejection(event, name, role)
-                moved = await story.execute_update(
-                    StoryWorkflow.reject, rejection, id=update_id, rpc_timeout=within
+        with named("PlanningEventRequest", REMARK_KEYS):
+            async with in_time(context, STORY_WITHIN_S):
+                view = await move(
+                    self._temporal,
+                    event.case_id,
+                    choose,
+                    caller(),
+                    remarks,
+                    move_update_id(context),
                 )
-            else:
-                approval = _approval(event, name, role)
-                moved = await story.execute_update(
-                    StoryWorkflow.approve, approval, id=update_id, rpc_timeout=within
-                )
-        return await self._moved(event, moved)
-
-    async def _moved(self, event: Happened, view: StoryView) -> wire.PlanningEventResponse:
         tasks = await self._tasks(event.case_id, event.plan_id or view.plan_id)
         return wire.PlanningEventResponse(
             processed=True,
@@ -314,42 +263,23 @@ class Plans:
         )
 
     async def _run(self, event: Happened) -> wire.PlanningEventResponse:
-        """Store the approval and run the plan, each once.
-
-        The inbox does the same with `planning.plan.approved`.
-        """
+        """Store the approval and run the plan, each once."""
         role = caller().acting_as("PO")
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
-            raise application_error(
-                ErrorType.INVALID_INPUT, "PlanningEventRequest refused. plan_id: required; add it"
-            )
-        tasks = [task.task_id for task in await self._tasks(story_id, plan_id)]
-        if await self._is_known(story_workflow_id(story_id)):
-            return wire.PlanningEventResponse(
-                processed=False,
-                message=f"story {story_id} has a workflow, and runs its plans itself: send "
-                "approve_design",
-                derived_task_ids=tasks,
-            )
-        if await self._is_known(plan_workflow_id(story_id, plan_id)):
-            await require_plan(self._temporal, story_id, plan_id)
-        else:
-            run = PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s)
-            await self._store_approval(event)
-            with suppress(WorkflowAlreadyStartedError):  # by another call, or from the bus
-                await self._temporal.start_workflow(
-                    PlanWorkflow.run,
-                    run,
-                    id=plan_workflow_id(story_id, plan_id),
-                    task_queue=STORY_QUEUE,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    static_summary=summary(f"plan {plan_id} of {story_id}, approved as {role}"),
-                )
+            raise InvalidInput("PlanningEventRequest", [("plan_id", "required; add it")])
+        plan = PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s)
+        runs = await run_approved_plan(
+            self._temporal, plan, f"as {role}", partial(self._store_approval, event)
+        )
+        tasks = await self._tasks(story_id, plan_id)
         return wire.PlanningEventResponse(
-            processed=True,
-            message=f"{plan_workflow_id(story_id, plan_id)} runs it",
-            derived_task_ids=tasks,
+            processed=runs,
+            message=f"{plan_workflow_id(story_id, plan_id)} runs it"
+            if runs
+            else f"story {story_id} has a workflow, and runs its plans itself: send the event of "
+            "the gate at which it waits",
+            derived_task_ids=[task.task_id for task in tasks],
         )
 
     async def _store_approval(self, event: Happened) -> None:
@@ -381,15 +311,6 @@ class Plans:
             [change(entry, now_ms, number) for number, entry in enumerate(entries, start=1)]
         )
 
-    async def _is_known(self, workflow_id: str) -> bool:
-        try:
-            await self._temporal.get_workflow_handle(workflow_id).describe()
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return False
-        return True
-
     async def _tasks(self, story_id: str, plan_id: str) -> list[PlannedTask]:
         if not plan_id:
             return []
@@ -412,11 +333,6 @@ def refuse_more(tasks: Sequence[PlannedTask], most: int) -> None:
             )
 
 
-def _within(context: Context) -> timedelta:
-    """Return how long a story's workflow has to answer."""
-    return timedelta(seconds=max(seconds_left(context, STORY_WITHIN_S), 0.001))
-
-
 def in_waves(tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
     """Sort tasks into groups that may run at once, starting with those without dependencies."""
     left, done, waves = list(tasks), set[str](), list[PlannedTask]()
@@ -430,62 +346,32 @@ def in_waves(tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
     return waves
 
 
-def _rejection(event: Happened, name: str, role: str) -> Reject:
-    return understood(
-        Reject,
-        "PlanningEventRequest",
-        {
-            "event": name,
-            "actor": caller().actor,
-            "role": role,
-            "reason": event.metadata.get("reason", ""),
-        },
-        {"reason": "metadata.reason"},
-    )
-
-
-def _approval(event: Happened, name: str, role: str) -> Approve:
-    return understood(
-        Approve,
-        "PlanningEventRequest",
-        {
-            "gate": name,
-            "actor": caller().actor,
-            "role": role,
-            "comment": event.metadata.get("comment", ""),
-            "revision": event.metadata.get("revision") or None,
-        },
-        {"comment": "metadata.comment", "revision": "metadata.revision"},
-    )
-
-
-def _update_id(event: Happened, context: Context) -> str | None:
-    """Return an update id by which a caller's repeated request is applied once.
-
-    Returns:
-        The id; None if the call has no `x-request-id`.
-    """
-    given = said(context).get(REQUEST_ID, "")
-    return f"grpc-{derived_id(caller().actor, given, event.event_type)}" if given else None
-
-
-def _not_understood(event: Happened, legal: Sequence[Move]) -> wire.PlanningEventResponse:
-    moves = dict.fromkeys([*(move.event for move in legal), *MOVES])
-    events = [*moves, PREFIX + PLAN_APPROVED, TRANSITION, CASE_CREATED]
-    return wire.PlanningEventResponse(
-        processed=False,
-        message=f"{event.event_type[:100]} is not understood; understood are {', '.join(events)}",
-    )
-
-
-def _refuse_other_states(event: Happened, view: StoryView, move: Move | None) -> None:
-    """Refuse an event that describes a different move than the story would make."""
-    if event.from_state and event.from_state != view.state:
+def _named_move(event: Happened, name: str, now: Position) -> Move:
+    """Return the move with that name; refuse an event that describes a different move."""
+    if event.from_state and event.from_state != now.view.state:
         raise application_error(
             ErrorType.ILLEGAL_MOVE,
-            f"from_state: {event.from_state}, but {event.case_id} is in {view.state}",
+            f"from_state: {event.from_state}, but {event.case_id} is in {now.view.state}",
         )
-    if move and event.to_state and event.to_state != move.to:
+    found = now.by_event(name)
+    if event.to_state and event.to_state != found.to:
         raise application_error(
-            ErrorType.ILLEGAL_MOVE, f"to_state: {event.to_state}, but {move.event} is to {move.to}"
+            ErrorType.ILLEGAL_MOVE,
+            f"to_state: {event.to_state}, but {found.event} is to {found.to}",
         )
+    return found
+
+
+def _move_to_state(event: Happened, now: Position) -> Move | None:
+    """Return the move to the event's state; None if the story is in that state already."""
+    if now.view.state == event.to_state and event.from_state != event.to_state:
+        return None
+    return now.between(event.from_state or now.view.state, event.to_state, caller().roles)
+
+
+def _not_understood(event: Happened) -> wire.PlanningEventResponse:
+    return wire.PlanningEventResponse(
+        processed=False,
+        message=f"{event.event_type[:100]} is not understood; understood are the events of the "
+        f"story's state machine, {PREFIX}{PLAN_APPROVED}, {TRANSITION}, {CASE_CREATED}",
+    )
