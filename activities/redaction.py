@@ -10,8 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from activities.checks.activities import load_policy
-from activities.checks.policy import SecretPatterns
+from activities.checks.policy import SecretPatterns, load_policy
 from activities.config import CONFIG
 from workflows.models.base import content_hash
 

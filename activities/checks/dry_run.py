@@ -7,14 +7,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from activities.checks import notebook
+from activities.checks.base import ParsedProposal, ProposalCheck, printable, shown, unclear_blocks
 from activities.checks.fences import Block
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
+from workflows.models.deliberation import Check
+
+OUTPUT_CHARACTERS = 4_000
+"""How much of a program's output is kept, from its start and its end."""
 
 _SIGNALS = {
     137: "killed, for its memory or CPU time",
     139: "crashed with a segmentation fault",
     152: "used up its CPU time",
 }
+
+
+class DryRunCheck(ProposalCheck):
+    """The Python of the content, run."""
+
+    name = "dry_run"
+
+    async def run(self, proposal: ParsedProposal) -> Check:
+        unclear = unclear_blocks(proposal.blocks)
+        if not any(block.language == "python" for block in proposal.blocks):
+            return self.not_checked(unclear) if unclear else self.not_applicable()
+        try:
+            run = await run_code(proposal.blocks, self.sandbox)
+        except CannotRun as error:
+            return self.not_checked(str(error))
+        passed = run.exit_code == 0
+        if unclear and passed:
+            return self.not_checked(unclear)
+        return Check(
+            name=self.name,
+            outcome="passed" if passed else "failed",
+            score=1.0 if passed else 0.0,
+            findings=[] if passed else shown([failure(run, self.sandbox.limits)]),
+            errors=0 if passed else 1,
+            output=_kept(run.output),
+            exit_code=run.exit_code,
+        )
+
+
+def _kept(output: bytes) -> str:
+    text = printable(output.decode(errors="replace"))
+    if len(text) <= OUTPUT_CHARACTERS:
+        return text
+    return f"{text[: OUTPUT_CHARACTERS // 2]}\n...\n{text[-OUTPUT_CHARACTERS // 2 :]}"
 
 
 async def run_code(blocks: Sequence[Block], sandbox: Sandbox) -> Run:

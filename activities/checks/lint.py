@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from activities.checks import parsers
+from activities.checks.base import ParsedProposal, ProposalCheck, shown, unclear_blocks
 from activities.checks.fences import Block
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program, run_limited
+from workflows.models.deliberation import Check
+
+MAX_BLOCKS = 200
+"""Maximum number of code blocks; a proposal with more is reported as not checked."""
 
 LANGUAGES = frozenset(parsers.PARSERS)
 """Languages that are checked; a block in another is not counted."""
@@ -48,6 +53,38 @@ class Problem:
     line: int
     message: str
     error: bool
+
+
+class LintCheck(ProposalCheck):
+    """The code blocks of the content, in the languages that have a parser."""
+
+    name = "lint"
+
+    async def run(self, proposal: ParsedProposal) -> Check:
+        known = [block for block in proposal.blocks if block.language in LANGUAGES]
+        unclear = unclear_blocks(proposal.blocks)
+        if not known:
+            return self.not_checked(unclear) if unclear else self.not_applicable()
+        if len(known) > MAX_BLOCKS:
+            return self.not_checked(f"{len(known)} code blocks; at most {MAX_BLOCKS} are read")
+        try:
+            result = await lint_code(known, self.sandbox)
+        except CannotRun as error:
+            return self.not_checked(str(error))
+        errors = sum(problem.error for problem in result.problems)
+        if unclear and not errors:
+            return self.not_checked(unclear)
+        return Check(
+            name=self.name,
+            outcome="failed" if errors else "passed",
+            score=result.score,
+            findings=shown(
+                f"{'error' if each.error else 'warning'}: content line {each.line}: {each.message}"
+                for each in result.problems
+            ),
+            errors=errors,
+            warnings=len(result.problems) - errors,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,26 @@ in the length of the text, for any rule and any text.
 from __future__ import annotations
 
 import ast
+import asyncio
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import re2  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from activities.checks.base import ParsedProposal, ProposalCheck, shown
 from activities.checks.fences import HTML, UNCLEAR, Block
+from activities.checks.sandbox import Sandbox
+from activities.config import CONFIG, read_config
+from workflows.models.deliberation import Check
+
+POLICY_FILE = "policy.yaml"
 
 Severity = Literal["blocking", "warning"]
 
@@ -174,6 +182,46 @@ def _begins_line(markdown: str, start: int) -> bool:
     line = markdown[begin:end] if end >= 0 else markdown[begin:]
     before = _BEFORE_A_COMMAND.fullmatch(markdown[begin:start][:100])
     return before is not None and not line.rstrip("` \t").endswith(_SENTENCE_END)
+
+
+class PolicyCheck(ProposalCheck):
+    """The policy, applied to every text of a proposal. A blocking violation bars the proposal."""
+
+    name = "policy"
+
+    def __init__(self, directory: Path, sandbox: Sandbox) -> None:
+        super().__init__(directory, sandbox)
+        self._policy = Policy(load_policy(directory))
+
+    async def run(self, proposal: ParsedProposal) -> Check:
+        return await asyncio.to_thread(self._check, proposal)
+
+    def _check(self, proposal: ParsedProposal) -> Check:
+        findings, blocking, warnings = [], 0, 0
+        for each in proposal.texts:
+            for found in self._policy.violations(each.text, list(each.blocks)):
+                blocking += found.severity == "blocking"
+                warnings += found.severity == "warning"
+                place = f"{each.place} {found.line}"
+                findings.append(f"{found.severity} {found.rule}: {place}: {found.reason}")
+        return Check(
+            name=self.name,
+            outcome="failed" if blocking else "passed",
+            score=0.0 if blocking else max(0.0, 1 - self._policy.warning_cost * warnings),
+            blocking=blocking > 0,
+            findings=shown(findings),
+            errors=blocking,
+            warnings=warnings,
+        )
+
+
+def load_policy(directory: Path = CONFIG) -> PolicyRules:
+    """Load the rules of a directory's policy.yaml.
+
+    Raises:
+        InvalidConfig: the file is missing, not YAML, or inconsistent.
+    """
+    return read_config(directory / POLICY_FILE, PolicyRules)
 
 
 class SecretPatterns:

@@ -27,7 +27,8 @@ Everything that belongs to a story is one step away from it::
            (Proposal)-[:OF]->(Story)
            revision: how often its author revised it; rank 1 won
     (:Critique {id, critic, round, verdict, points[], suggestion})-[:OF]->(Proposal)
-    (:Check {id, name, outcome, score, blocking, findings[], errors, warnings, output, exit_code})
+    (:Check {id, name, outcome, score, blocking, findings[], errors, warnings, output, exit_code,
+                  position})
            -[:OF]->(Proposal)
     (:Event {id, case_id, event_type, description, actor, timestamp_ms, entry_id})-[:OF]->(Story)
     (:PhaseTransition {id, story_id, from_phase, to_phase, event, actor, reason, timestamp})

@@ -44,7 +44,7 @@ WITH last ORDER BY last.recorded_at DESC, last.run_id LIMIT 1
 MATCH (p:Proposal {deliberation_id: $deliberation_id, run_id: last.run_id})
 RETURN p {.*} AS proposal,
   COLLECT { MATCH (c:Critique)-[:OF]->(p) RETURN c {.*} ORDER BY c.round, c.id } AS critiques,
-  COLLECT { MATCH (k:Check)-[:OF]->(p) RETURN k {.*} ORDER BY k.id } AS checks,
+  COLLECT { MATCH (k:Check)-[:OF]->(p) RETURN k {.*} ORDER BY k.position, k.id } AS checks,
   COLLECT {
     MATCH (d:Decision)-[:FROM]->(p) RETURN d {.*} ORDER BY size(toStringOrNull(d.id)), d.id
   } AS decisions
@@ -84,9 +84,6 @@ RETURN p.id AS plan_id, coalesce(p.version, 1) AS version,
 FAILED = """
 MATCH (d:Deliberation {id: $deliberation_id}) WHERE d.status = 'FAILED' RETURN d {.*} AS node
 """
-
-CHECKS = ("policy", "lint", "dry_run")
-"""The names of the checks, in the order in which they run."""
 
 
 class Ended(NamedTuple):
@@ -305,7 +302,7 @@ def _ranked(row: _RankedRow) -> RankedProposal:
         drafts=node.drafts,
         critiques=[critique for _, critique in critiques],
         critics=[critic for critic, _ in critiques],
-        checks=sorted(checks, key=lambda check: CHECKS.index(check.name)),
+        checks=checks,
         score=node.score,
         rank=node.rank,
         barred=node.barred,

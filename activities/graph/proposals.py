@@ -129,8 +129,8 @@ def _checks(ranked: RankedProposal) -> list[Write]:
             {
                 "id": f"{ranked.proposal_id}/check/{check.name}",
                 "proposal_id": ranked.proposal_id,
-                "node": check.model_dump(),
+                "node": check.model_dump() | {"position": position},
             },
         )
-        for check in ranked.checks
+        for position, check in enumerate(ranked.checks)
     ]

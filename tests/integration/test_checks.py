@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import shutil
+import textwrap
 import time
 import uuid
 from datetime import timedelta
@@ -10,19 +11,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from neo4j import AsyncDriver
 from temporalio.testing import ActivityEnvironment
 
-from activities.checks.activities import (
-    CHECKS_FILE,
-    MAX_BLOCKS,
-    MAX_CHARACTERS,
-    POLICY_FILE,
-    Checks,
-)
+import activities.checks
+from activities.checks.activities import CHECKS_FILE, MAX_CHARACTERS, Checks
+from activities.checks.lint import MAX_BLOCKS
+from activities.checks.policy import POLICY_FILE
 from activities.checks.sandbox import Limits, Sandbox
 from activities.config import CONFIG, InvalidConfig
+from activities.graph.activities import Graph
+from activities.graph.deliberations import find_ended
+from bridge.grpc.orchestrator.messages import results
 from tests.integration.test_sandbox import processes_with, until_gone
 from tests.support.polling import until
+from tests.support.stories import deliberation, new_story
 from workflows.models.agents import Decision, Proposal
 from workflows.models.deliberation import Check, CheckInput, CheckReport
 from workflows.rules.ranking import barred, score
@@ -322,7 +325,7 @@ async def test_cancelling_it_kills_what_runs(environment: ActivityEnvironment) -
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        (CHECKS_FILE, "weights: {policy: 1}", "weights: add lint, dry_run"),
+        (CHECKS_FILE, "weights: {policy: 1}", "weights: add dry_run, lint"),
         (CHECKS_FILE, "weights: {policy: 1, lint: 0, dry_run: 0, luck: 1}", r"weights\.luck"),
         (CHECKS_FILE, "weights: {policy: -1, lint: 1, dry_run: 1}", "greater than or equal to 0"),
         (CHECKS_FILE, "weights: {policy: 0, lint: 0, dry_run: 0}", "one must be above 0"),
@@ -346,3 +349,45 @@ def test_configuration_that_does_not_hold_together_is_refused_at_the_start(
         Checks(tmp_path)
 
     assert str(tmp_path / file) in str(refused.value)
+
+
+LENGTH_CHECK = """
+    from activities.checks.base import ParsedProposal, ProposalCheck
+    from workflows.models.deliberation import Check
+
+    class LengthCheck(ProposalCheck):
+        name = "length"
+
+        async def run(self, proposal: ParsedProposal) -> Check:
+            words = len(proposal.texts[0].text.split())
+            return Check(name=self.name, outcome="passed", score=1 / max(words, 1))
+"""
+
+
+async def test_a_module_and_a_weight_add_a_check(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: ActivityEnvironment,
+    graph: Graph,
+    driver: AsyncDriver,
+) -> None:
+    (tmp_path / "length.py").write_text(textwrap.dedent(LENGTH_CHECK))
+    monkeypatch.setattr(activities.checks, "__path__", [*activities.checks.__path__, str(tmp_path)])
+    shutil.copy(CONFIG / POLICY_FILE, tmp_path)
+    weights = (CONFIG / CHECKS_FILE).read_text()
+    (tmp_path / CHECKS_FILE).write_text(f"{weights.rstrip()}\n  length: 0.5\n")
+    story = new_story()
+    record = deliberation(story)
+
+    report = await report_on(environment, "two words", Checks(tmp_path))
+    ranked = [each.model_copy(update={"checks": report.checks}) for each in record.ranked]
+    await graph.record_deliberation(record.model_copy(update={"ranked": ranked}))
+    ended = await find_ended(driver, record.deliberation_id)
+
+    names = ["policy", "lint", "dry_run", "length"]
+    assert [check.name for check in report.checks] == names
+    assert list(report.weights.items())[-1] == ("length", 0.5)
+    assert ended is not None
+    for result in results(ended.result):
+        assert [check.check_type for check in result.checks.additional_checks] == names
+        assert result.checks.additional_checks[-1].score == pytest.approx(0.5)

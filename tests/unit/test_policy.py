@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from activities.checks.activities import POLICY_FILE
 from activities.checks.fences import code_blocks
-from activities.checks.policy import Policy, PolicyRules, Violation, entropy
+from activities.checks.policy import POLICY_FILE, Policy, PolicyRules, Violation, entropy
 from activities.config import CONFIG
 
 RULES = yaml.safe_load((CONFIG / POLICY_FILE).read_bytes())

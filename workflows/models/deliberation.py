@@ -26,7 +26,7 @@ class Check(Wire):
         score: 0 to 1; None if the check did not apply or could not run.
     """
 
-    name: Literal["policy", "lint", "dry_run"]
+    name: str = Field(min_length=1, max_length=64)
     outcome: Literal["passed", "failed", "not_checked", "not_applicable"]
     score: float | None = None
     blocking: bool = False
