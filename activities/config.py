@@ -1,7 +1,8 @@
 """Configuration files: one strict reader of YAML for all of them.
 
 The reader is strict because a lenient one hides mistakes: if a key is given twice, YAML libraries
-keep the last one, and a team's rules are lost without notice.
+keep the last one, and a team's rules are lost without notice. ruamel.yaml refuses such keys too,
+but not in a mapping that has a merge key.
 """
 
 from __future__ import annotations

@@ -267,7 +267,9 @@ class Settings(BaseSettings):
         description="key that gRPC's tokens are signed with, 32 characters or more",
     )
     grpc_calls_per_second: float = Field(
-        2000, gt=0, description="gRPC calls a second that one actor may make in the long run"
+        2000,
+        gt=0,
+        description="gRPC calls a second that one actor may make to a replica, on average",
     )
     grpc_tls_cert: FilePath | None = Field(
         None, description="PEM certificate chain of the gRPC services; unset: no TLS"

@@ -115,7 +115,11 @@ class Budget(NamedTuple):
 
 
 class Access:
-    """Authentication of callers, and a rate limit for each of them."""
+    """Authentication of callers, and a rate limit for each of them in this process.
+
+    A limit that replicas share would be a write to Valkey in every call. A synced write takes
+    longer than a GetContext from the cache.
+    """
 
     def __init__(self, key: str, calls_per_second: float) -> None:
         """Use this key and this limit.

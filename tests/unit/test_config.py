@@ -88,6 +88,7 @@ def test_a_byte_order_mark_is_read(name: str, config: Path) -> None:
     [
         ("a: {b: 1, c: [{d: 1, d: 2}]}", "line 1: key 'd' is given twice"),
         ("a: 1\nb:\n  x: 1\n  y: 2\n  x: 3", "line 5: key 'x' is given twice"),
+        ("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}", "line 2: key 'y' is given twice"),
         ("a:\n\t- 1", "is not YAML"),
         ("a: 1\n---\na: 2", "is not YAML"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
