@@ -1,4 +1,4 @@
-"""What a call has besides its message: metadata, a deadline, and its contract's field names."""
+"""The parts of a call outside its message: metadata, a deadline, its contract's field names."""
 
 from __future__ import annotations
 
