@@ -21,7 +21,7 @@ from workflows.models.base import content_hash
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.process import Machine, Process, RigorLevel
 from workflows.models.readiness import Readiness, StoryText
-from workflows.rules.machine import InvalidMachine, parse_machine
+from workflows.rules.machine_file import InvalidMachine, parse_machine
 from workflows.rules.readiness import score_story
 from workflows.rules.rigor import InvalidRigor, parse_rigor
 from workflows.stubs import PlanningStub

@@ -91,6 +91,8 @@ from activities.graph.context_packs import (
     scopes_for,
     with_summary,
 )
+from activities.graph.context_update.payloads import NOT_LIVE
+from activities.graph.context_update.transaction import judge_update, unknown_story
 from activities.graph.councils import read_councils, seat, seed_councils
 from activities.graph.earlier_runs import NUMBERED, numbered
 from activities.graph.errors import store_errors
@@ -99,7 +101,6 @@ from activities.graph.proposals import deliberation_writes
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
 from activities.graph.stories import adopt
-from activities.graph.updates import NOT_LIVE, judge_update, unknown_story
 from activities.graph.values import Number, Row, Text, Texts, text
 from activities.redaction import Redaction, load_redaction
 from workflows.models.agents import Council, CouncilQuery, PlannedTask

@@ -17,14 +17,13 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.graph.updates import (
-    Asked,
+from activities.graph.context_update.payloads import (
     CasePayload,
     DecisionPayload,
     MilestonePayload,
     PlanPayload,
-    read_changes,
 )
+from activities.graph.context_update.rules import Asked, read_changes
 from bridge.executions import find_execution
 from bridge.grpc.auth import Caller
 from bridge.grpc.calls import (

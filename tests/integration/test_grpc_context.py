@@ -21,7 +21,7 @@ from temporalio.worker import Worker
 
 from activities.cache import pack_key
 from activities.graph.activities import Graph
-from activities.graph.updates import PAYLOADS
+from activities.graph.context_update.payloads import PAYLOADS
 from activities.heartbeats import Heartbeats
 from bridge.grpc.context import ContextServicer
 from bridge.grpc.server import Served

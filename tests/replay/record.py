@@ -60,7 +60,7 @@ from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
 from workflows.models.readiness import StoryText
 from workflows.models.story import StoryRuns
 from workflows.plan import PlanWorkflow
-from workflows.rules import machine, rigor
+from workflows.rules import machine, machine_file, rigor
 
 HISTORIES = Path(__file__).parent / "histories"
 WIRE = Path(__file__).parent / "wire.json"
@@ -658,7 +658,7 @@ def wire() -> dict[str, dict[str, list[str]]]:
             "fields": sorted(model.model_fields),
             "required": sorted(n for n, f in model.model_fields.items() if f.is_required()),
         }
-        for module in (*model_modules(), story_state, machine, rigor)
+        for module in (*model_modules(), story_state, machine, machine_file, rigor)
         for model in vars(module).values()
         if isinstance(model, type)
         and issubclass(model, BaseModel)

@@ -80,8 +80,8 @@ from workflows.models.process import Process
 from workflows.models.readiness import Readiness, StoryText
 from workflows.models.story import StoryResult, StoryRuns, StoryView
 from workflows.plan import PlanWorkflow
-from workflows.rules import machine as fsm
 from workflows.rules import rigor
+from workflows.rules.machine_file import parse_machine
 from workflows.search_attributes import ALL
 from workflows.story import StoryWorkflow
 from workflows.stubs import AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub
@@ -338,7 +338,7 @@ class InstantPlanning(InWorld, PlanningStub):
         await self.world.config_open.wait()
         levels = rigor.parse_rigor(yaml.safe_load((CONFIG / "rigor.yaml").read_text()))
         return Process(
-            machine=fsm.parse_machine(self.world.machine), rigor=levels[level], version="test"
+            machine=parse_machine(self.world.machine), rigor=levels[level], version="test"
         )
 
     @activity.defn

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from activities.graph import updates
 from activities.graph.changes import LAST_VERSION
 from activities.graph.changes import change as entry_change
 from activities.graph.context_packs import Scopes, has_scopes, load_scopes
-from activities.graph.events import CONTEXT_VERSION
-from activities.graph.events import writes as entry_writes
-from activities.graph.sessions import Decided, RoleShare, Session, share_of
-from activities.graph.updates import (
+from activities.graph.context_update import rules
+from activities.graph.context_update.payloads import (
     ENTITY_TYPES,
     OPERATIONS,
     PAYLOADS,
-    Asked,
     EntityType,
+    extra_properties,
+)
+from activities.graph.context_update.rules import (
+    Asked,
     Found,
     Judged,
     Known,
@@ -31,6 +31,9 @@ from activities.graph.updates import (
     read_change,
     read_changes,
 )
+from activities.graph.events import CONTEXT_VERSION
+from activities.graph.events import writes as entry_writes
+from activities.graph.sessions import Decided, RoleShare, Session, share_of
 from activities.graph.values import number
 from bridge.grpc import context as service
 from bridge.grpc.context import rehydrated, require_size, verdict
@@ -425,7 +428,7 @@ NAMES_AND_VALUES = st.dictionaries(
 def test_no_name_or_value_of_others_makes_a_property_that_the_graph_cannot_hold(
     others: dict[str, Any],
 ) -> None:
-    kept, left_out = updates._extras(others)
+    kept, left_out = extra_properties(others)
 
     assert len(kept) + len(left_out) == len(others)
     for name, value in kept.items():
@@ -691,7 +694,7 @@ def test_whatever_fails_while_a_change_is_read_is_that_changes_warning(
     def broken(what: str, error: Exception) -> Exception:
         raise ValueError(f"{error.__traceback__}")
 
-    monkeypatch.setattr(updates, "invalid_input", broken)
+    monkeypatch.setattr(rules, "invalid_input", broken)
 
     outcome = judged(
         change("CREATE", "DECISION", "d", '{"title": 7}'),

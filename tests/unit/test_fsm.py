@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from workflows.models.process import Machine
 from workflows.rules import machine as fsm
-from workflows.rules.machine import COMPUTED_GUARDS, Facts, InvalidMachine, parse_machine
+from workflows.rules.machine import COMPUTED_GUARDS, Facts
+from workflows.rules.machine_file import InvalidMachine, parse_machine
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parents[2] / "deploy/config/agile.fsm.yaml").read_text()
