@@ -21,7 +21,9 @@ class StoryClosureWorkflow:
 
     @workflow.init
     def __init__(self, input: StoryClosure) -> None:
-        self.outbox = Outbox(input.outbox, owner=input.owner or story_workflow_id(input.story_id))
+        self.outbox = Outbox(
+            input.outbox, input.story_id, owner=input.owner or story_workflow_id(input.story_id)
+        )
 
     @workflow.run
     async def run(self, input: StoryClosure) -> None:

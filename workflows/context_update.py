@@ -51,7 +51,7 @@ class ContextUpdateWorkflow:
     @workflow.init
     def __init__(self, input: ContextUpdate) -> None:
         self.input = input
-        self.outbox = Outbox(OutboxState())
+        self.outbox = Outbox(OutboxState(), input.story_id)
         self.answer: ContextAnswer | None = None
         self.refusal: ApplicationError | None = None
         self.followers: list[str] = []
@@ -126,24 +126,10 @@ class ContextUpdateWorkflow:
         return answer
 
     def announce(self, answer: ContextAnswer) -> None:
-        story_id, move = self.input.story_id, self.input.phase_change
+        move = self.input.phase_change
         if move and answer.changed:
-            self.outbox.append(
-                StoryTransitioned(
-                    story_id=story_id,
-                    actor=self.input.actor,
-                    timestamp=timestamp(),
-                    **move.model_dump(),
-                )
-            )
-        self.outbox.append(
-            ContextUpdated(
-                story_id=story_id,
-                version=answer.version,
-                changed=list(answer.changed),
-                timestamp=timestamp(),
-            )
-        )
+            self.outbox.append(StoryTransitioned(actor=self.input.actor, **move.model_dump()))
+        self.outbox.append(ContextUpdated(version=answer.version, changed=list(answer.changed)))
 
     async def wait_for(self, predecessor: str) -> None:
         """Wait until the previous version is published, or its update has ended."""

@@ -113,7 +113,7 @@ class DeliberationWorkflow:
     @workflow.init
     def __init__(self, input: DeliberationInput) -> None:
         self.input = input
-        self.outbox = Outbox(OutboxState(), through=input.outbox_workflow_id)
+        self.outbox = Outbox(OutboxState(), input.story_id or "", through=input.outbox_workflow_id)
         self.seats: list[Seat] = []
         self.failed: list[FailedAgent] = []
         self.usage: list[CallUsage] = []
@@ -191,14 +191,7 @@ class DeliberationWorkflow:
     def not_understood(self, name: str, reason: str) -> None:
         """Record an unknown or malformed signal (workers/payloads.py)."""
         if workflow.patched("signals-not-understood"):
-            self.outbox.append(
-                RequestRefused(
-                    story_id=self.input.story_id or "",
-                    request=name,
-                    reason=reason,
-                    timestamp=timestamp(),
-                )
-            )
+            self.outbox.append(RequestRefused(request=name, reason=reason))
 
     @workflow.query
     def progress(self) -> Progress:
@@ -223,14 +216,7 @@ class DeliberationWorkflow:
 
     def announce_start(self) -> None:
         task = self.input
-        self.outbox.append(
-            DeliberationStarted(
-                story_id=task.story_id or "",
-                task_id=task.task_id,
-                role=task.role,
-                timestamp=timestamp(),
-            )
-        )
+        self.outbox.append(DeliberationStarted(task_id=task.task_id, role=task.role))
         self.show()
 
     async def deliberate(self) -> None:
@@ -341,15 +327,7 @@ class DeliberationWorkflow:
 
     def announce_round(self) -> None:
         task = self.input
-        self.outbox.append(
-            RoundCompleted(
-                story_id=task.story_id or "",
-                task_id=task.task_id,
-                role=task.role,
-                round=self.round,
-                timestamp=timestamp(),
-            )
-        )
+        self.outbox.append(RoundCompleted(task_id=task.task_id, role=task.role, round=self.round))
 
     async def check(self) -> None:
         """Run policy, lint and dry run on every proposal at once."""
@@ -477,25 +455,21 @@ class DeliberationWorkflow:
     def announce_result(self, outcome: DeliberationResult) -> None:
         self.outbox.append(
             DeliberationCompleted(
-                story_id=outcome.story_id,
                 task_id=outcome.task_id,
                 role=outcome.role,
                 winner_id=outcome.winner_id,
                 score=outcome.score,
                 decisions=outcome.decisions,
                 duration_ms=outcome.duration_ms,
-                timestamp=timestamp(),
             )
         )
         for decision in outcome.decisions:
             self.outbox.append(
                 ContextDecisionAdded(
-                    story_id=outcome.story_id,
                     decision_id=decision.id,
                     title=decision.title,
                     rationale=decision.rationale,
                     decided_by=outcome.winner_id,
-                    timestamp=timestamp(),
                 )
             )
 
@@ -504,14 +478,12 @@ class DeliberationWorkflow:
         self.name_wave(cause[:200])
         self.outbox.append(
             DeliberationFailed(
-                story_id=self.input.story_id or "",
                 task_id=self.input.task_id,
                 role=self.input.role,
                 error=cause,
                 error_type=error_type,
                 failed_agents=self.failed,
                 duration_ms=self.duration_ms(),
-                timestamp=timestamp(),
             )
         )
         await self.outbox.closed()

@@ -26,7 +26,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.plan import DerivationInput, DerivationResult, Plan, PlanQuery
     from workflows.models.readiness import StoryText
     from workflows.rules import dag
-    from workflows.timestamps import timestamp
 
 PLANNER = "ARCHITECT"
 
@@ -104,25 +103,14 @@ def require_plan(plan: Plan, roles: list[str]) -> None:
 
 def plan_derived(plan: Plan) -> EventBody:
     """Return the record of a plan's tasks, for the graph."""
-    return PlanDerived(
-        story_id=plan.story_id,
-        plan_id=plan.plan_id,
-        version=plan.version,
-        tasks=plan.tasks,
-        timestamp=timestamp(),
-    )
+    return PlanDerived(plan_id=plan.plan_id, version=plan.version, tasks=plan.tasks)
 
 
 def tasks_created(plan: Plan) -> list[EventBody]:
     """Return the events that announce a plan's tasks, in the plan's order."""
     return [
         TaskCreated(
-            story_id=plan.story_id,
-            plan_id=plan.plan_id,
-            task_id=task.task_id,
-            role=task.role,
-            depends_on=task.depends_on,
-            timestamp=timestamp(),
+            plan_id=plan.plan_id, task_id=task.task_id, role=task.role, depends_on=task.depends_on
         )
         for task in plan.tasks
     ]
@@ -134,7 +122,7 @@ class DerivationWorkflow:
 
     @workflow.init
     def __init__(self, input: DerivationInput) -> None:
-        self.outbox = Outbox(OutboxState())
+        self.outbox = Outbox(OutboxState(), input.story_id)
 
     @workflow.run
     async def run(self, input: DerivationInput) -> DerivationResult:

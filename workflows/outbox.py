@@ -66,6 +66,7 @@ class Outbox:
     def __init__(
         self,
         state: OutboxState,
+        story_id: str,
         through: str = "",
         owner: str = "",
         on_skipped: Callable[[Entry], None] = lambda entry: None,
@@ -74,11 +75,13 @@ class Outbox:
 
         Args:
             state: the state carried by continue-as-new, or a new one.
+            story_id: the story of this workflow's changes; empty if they have none.
             through: the workflow that publishes for this one; empty: this one.
             owner: the workflow whose outbox `state` is; empty: this one.
             on_skipped: called with the record of an entry that a person has skipped.
         """
         self.state = state
+        self.story_id = story_id
         self.owner = owner or workflow.info().workflow_id
         self.through = through
         self.first_run = self.run = workflow.info().original_execution_run_id
@@ -108,8 +111,17 @@ class Outbox:
         self._tasks = [asyncio.create_task(self._record()), asyncio.create_task(self._publish())]
 
     def append(self, body: EventBody) -> Entry:
-        """Append a change of this workflow; its id follows from workflow, run and position."""
+        """Append a change of this workflow, with the story and the time that the body lacks.
+
+        The entry's id follows from workflow, run and position.
+        """
         workflow_id = workflow.info().workflow_id
+        body = body.model_copy(
+            update={
+                "story_id": body.story_id or self.story_id,
+                "timestamp": body.timestamp or timestamp(),
+            }
+        )
         entry = Entry(
             id=event_id(workflow_id, self.run, self.state.end),
             kind=type(body).__name__,

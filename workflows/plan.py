@@ -46,7 +46,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.plan import Plan, PlanInput, PlanQuery, PlanResult, TaskOutcome
     from workflows.rules import dag
     from workflows.rules.news import decisions_with, holding
-    from workflows.timestamps import timestamp
 
 TASK_TIMEOUT_S = 3600.0
 """A task's deliberation may wait for unavailable agents, or queue behind its siblings."""
@@ -59,7 +58,7 @@ class PlanWorkflow:
     @workflow.init
     def __init__(self, input: PlanInput) -> None:
         self.input = input
-        self.outbox = Outbox(OutboxState(), through=input.outbox_workflow_id)
+        self.outbox = Outbox(OutboxState(), input.story_id, through=input.outbox_workflow_id)
         self.tasks: list[PlannedTask] = []
         self.outcomes: dict[str, TaskOutcome] = {}
         self.running: list[str] = []
@@ -131,14 +130,7 @@ class PlanWorkflow:
     def not_understood(self, name: str, reason: str) -> None:
         """Record an unknown or malformed signal (workers/payloads.py)."""
         if workflow.patched("signals-not-understood"):
-            self.outbox.append(
-                RequestRefused(
-                    story_id=self.input.story_id,
-                    request=name,
-                    reason=reason,
-                    timestamp=timestamp(),
-                )
-            )
+            self.outbox.append(RequestRefused(request=name, reason=reason))
 
     @workflow.query
     def plan(self) -> list[PlannedTask]:
@@ -213,11 +205,7 @@ class PlanWorkflow:
     async def run_task(self, task: PlannedTask) -> None:
         self.outbox.append(
             TaskDispatched(
-                story_id=self.input.story_id,
-                task_id=task.task_id,
-                agent_id=f"council-{task.role.lower()}",
-                role=task.role,
-                timestamp=timestamp(),
+                task_id=task.task_id, agent_id=f"council-{task.role.lower()}", role=task.role
             )
         )
         try:
@@ -274,13 +262,11 @@ class PlanWorkflow:
 
     def announce_end(self, task: PlannedTask, status: str, winner: str, error: str) -> None:
         body = {
-            "story_id": self.input.story_id,
             "plan_id": self.input.plan_id,
             "task_id": task.task_id,
             "role": task.role,
             "status": status,
             "assignee": winner,
-            "timestamp": timestamp(),
         }
         self.outbox.append(
             TaskCompleted.model_validate(body)
@@ -295,12 +281,10 @@ class PlanWorkflow:
                 self.announce_end(task, "cancelled", "", "")
         self.outbox.append(
             PlanFinished(
-                story_id=self.input.story_id,
                 plan_id=self.input.plan_id,
                 status=status,
                 done=self.with_status("done"),
                 failed=self.with_status("failed"),
-                timestamp=timestamp(),
             )
         )
 

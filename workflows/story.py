@@ -127,7 +127,7 @@ class StoryWorkflow:
     def __init__(self, input: StoryInput) -> None:
         carried = input.carried if workflow.info().continued_run_id else None
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
-        self.outbox = Outbox(self.story.outbox, on_skipped=self.entry_skipped)
+        self.outbox = Outbox(self.story.outbox, self.story.story_id, on_skipped=self.entry_skipped)
         self.child = Child(self.story)
         self.requests = 0
         """Number of updates received."""
@@ -263,9 +263,7 @@ class StoryWorkflow:
         self.milestone("BUDGET_RAISED", f"by {request.tokens} tokens, by {request.actor}")
         if story.budget_gate and story.within_budget:
             story.budget_gate = False
-            self.emit(
-                GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=request.actor, **self.stamp())
-            )
+            self.emit(GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=request.actor))
         self.show()
         return story.view()
 
@@ -284,7 +282,7 @@ class StoryWorkflow:
         try:
             await update(self, model.model_validate(request))
         except ApplicationError as error:
-            self.emit(RequestRefused(request=model.__name__, reason=error.message, **self.stamp()))
+            self.emit(RequestRefused(request=model.__name__, reason=error.message))
 
     @workflow.signal
     async def not_understood(self, name: str, reason: str) -> None:
@@ -292,7 +290,7 @@ class StoryWorkflow:
         if not workflow.patched("signals-not-understood"):
             return
         await self.ready()
-        self.emit(RequestRefused(request=name, reason=reason, **self.stamp()))
+        self.emit(RequestRefused(request=name, reason=reason))
 
     # --- signals from the fleet itself ----------------------------------------------------------
 
@@ -416,10 +414,7 @@ class StoryWorkflow:
         self.save_spec()
         self.emit(
             StoryCreated(
-                title=self.story.text.title,
-                rigor=input.rigor,
-                created_by=input.created_by,
-                **self.stamp(),
+                title=self.story.text.title, rigor=input.rigor, created_by=input.created_by
             )
         )
         self.show()
@@ -496,7 +491,7 @@ class StoryWorkflow:
         self.story.working_on = ""
         self.close_gate(None)
         actor = workflow.cancellation_reason() or "unknown"
-        self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason="", **self.stamp()))
+        self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason=""))
         self.show()
 
     # --- a state's work -------------------------------------------------------------------------
@@ -750,28 +745,16 @@ class StoryWorkflow:
         story.gate = gate.event
         story.show_revision()
         self.emit(
-            GateOpened(
-                gate=gate.event,
-                role=story.next_role(gate.event),
-                revision=story.revision,
-                **self.stamp(),
-            )
+            GateOpened(gate=gate.event, role=story.next_role(gate.event), revision=story.revision)
         )
 
     def close_gate(self, actor: str | None) -> None:
         story = self.story
         if story.budget_gate:
             story.budget_gate = False
-            self.emit(GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=actor, **self.stamp()))
+            self.emit(GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=actor))
         if story.gate:
-            self.emit(
-                GateClosed(
-                    gate=story.gate,
-                    role=story.next_role(story.gate),
-                    actor=actor,
-                    **self.stamp(),
-                )
-            )
+            self.emit(GateClosed(gate=story.gate, role=story.next_role(story.gate), actor=actor))
             story.gate = ""
 
     def open_by_policy(self, gate: Transition) -> None:
@@ -794,21 +777,13 @@ class StoryWorkflow:
                 role=request.role,
                 revision=revision,
                 comment=request.comment,
-                **self.stamp(),
             )
         )
         if not story.approve_guards(transition, request.actor, request.role):
             self.show()
             return
         if story.spec.work == "design" and story.plan:
-            self.emit(
-                PlanApproved(
-                    plan_id=story.plan.plan_id,
-                    approved_by=request.actor,
-                    roles=[],
-                    **self.stamp(),
-                )
-            )
+            self.emit(PlanApproved(plan_id=story.plan.plan_id, approved_by=request.actor, roles=[]))
         self.move(transition, request.actor)
 
     def send_back(self, transition: Transition, actor: str, reason: str) -> None:
@@ -837,9 +812,7 @@ class StoryWorkflow:
         self.save_spec()
         if announce:
             story.context_version += 1
-            self.emit(
-                ContextUpdated(version=story.context_version, changed=["CASE"], **self.stamp())
-            )
+            self.emit(ContextUpdated(version=story.context_version, changed=["CASE"]))
         reason = f"{', '.join(changed)} amended"
         for transition in way:
             self.move(transition, request.actor, reason)
@@ -858,7 +831,6 @@ class StoryWorkflow:
                 event=transition.event,
                 actor=actor,
                 reason=reason,
-                **self.stamp(),
             )
         )
         story.enter(transition.target)
@@ -874,7 +846,7 @@ class StoryWorkflow:
         story = self.story
         if not story.within_budget and not story.budget_gate:
             story.budget_gate = True
-            self.emit(GateOpened(gate=BUDGET_GATE, role=BUDGET_ROLE, **self.stamp()))
+            self.emit(GateOpened(gate=BUDGET_GATE, role=BUDGET_ROLE))
             self.show()
         await workflow.wait_condition(lambda: story.within_budget)
 
@@ -896,9 +868,6 @@ class StoryWorkflow:
         self.requests += 1
         await workflow.wait_condition(lambda: self.story.process is not None)
 
-    def stamp(self) -> dict[str, str]:
-        return {"story_id": self.story.story_id, "timestamp": timestamp()}
-
     def emit(self, body: EventBody) -> None:
         self.story.add_line(timeline_entry(self.outbox.append(body)))
 
@@ -912,7 +881,6 @@ class StoryWorkflow:
                 rigor=story.input.rigor,
                 created_by=story.input.created_by,
                 revision=content_hash(story.text.model_dump()),
-                **self.stamp(),
             )
         )
 
@@ -923,7 +891,6 @@ class StoryWorkflow:
                 milestone_id=f"{self.story.story_id}-m{position}-{run}",
                 event_type=event_type,
                 description=description[:1000],
-                **self.stamp(),
             )
         )
 

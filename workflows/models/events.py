@@ -45,12 +45,12 @@ CALL_ID = "6f1d2c9a3b5e4d708192a3b4c5d6e7f8"
 
 
 class EventBody(Wire):
-    """A flat JSON body."""
+    """A flat JSON body. Story and time are empty until an outbox or a parser sets them."""
 
     SUBJECT: ClassVar[str] = ""
 
     story_id: Annotated[str, about("The story", "US-101")] = ""
-    timestamp: Timestamp
+    timestamp: Timestamp = ""
 
     @property
     def label(self) -> str:
