@@ -228,6 +228,7 @@ class _Processes:
 
     @classmethod
     def seen(cls, home: Path) -> Self:
+        mark = f"{MARK}={home}".encode()
         session: dict[int, int] = {}
         marked: set[int] = set()
         lives: set[int] = set()
@@ -237,9 +238,10 @@ class _Processes:
                 if process.status() == psutil.STATUS_ZOMBIE or pid == os.getpid():
                     continue
                 session[pid] = os.getsid(pid)
-                if environ := process.environ():
+                # psutil's `environ` is empty for a process that has renamed itself.
+                if environ := Path("/proc", str(pid), "environ").read_bytes():
                     lives.add(pid)
-                if environ.get(MARK) == str(home):
+                if mark in environ.split(b"\0"):
                     marked.add(pid)
         return cls(session, frozenset(marked), frozenset(lives))
 

@@ -129,12 +129,14 @@ class Fleet:
 
     def processes(self, name: str, argument: str = "") -> list[int]:
         """Return the ids of the stack's processes with that name prefix and command line text."""
+        mark = f"FLEET_HOME={self.stack.home}".encode()
         return [
             process.pid
-            for process in psutil.process_iter(["name", "environ", "cmdline"])
+            for process in psutil.process_iter(["name", "cmdline"])
             if process.info["name"].startswith(name)
-            and (process.info["environ"] or {}).get("FLEET_HOME") == str(self.stack.home)
             and any(argument in word for word in process.info["cmdline"] or [])
+            # psutil's `environ` may be empty for a process that has renamed itself.
+            and mark in Path("/proc", str(process.pid), "environ").read_bytes()
         ]
 
     async def differences(self, *story_ids: str) -> list[str]:

@@ -1,6 +1,8 @@
 """The local stack without its servers: settings, parts, ports, credentials, configuration."""
 
 import configparser
+import os
+import signal
 import socket
 import stat
 import subprocess
@@ -247,3 +249,36 @@ def test_clean_refuses_while_a_process_of_the_stack_lives(tmp_path: Path) -> Non
 
         assert stack.kill() == [process.pid]
     assert process.returncode == -9
+
+
+RENAMED = """
+import ctypes, subprocess, sys
+size = len(open("/proc/self/environ", "rb").read())
+variables = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
+ctypes.memset(variables[0], 0, size)
+child = subprocess.Popen(["/bin/sleep", "60"], env={sys.argv[1]: sys.argv[2]})
+print(child.pid, flush=True)
+child.wait()
+"""
+"""A session leader whose environment is overwritten, as a program does that renames itself."""
+
+
+def test_processes_in_the_session_of_a_leader_that_renamed_itself_are_not_the_stacks(
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RENAMED, MARK, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as leader:
+        assert leader.stdout
+        child = int(leader.stdout.readline())
+        environment = Path("/proc", str(leader.pid), "environ").read_bytes()
+
+        strays = Supervisor(tmp_path).stray_pids()
+
+        os.killpg(leader.pid, signal.SIGKILL)
+    assert environment.strip(b"\0") == b""
+    assert environment
+    assert child not in strays
+    assert leader.pid not in strays
