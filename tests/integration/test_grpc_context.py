@@ -23,7 +23,7 @@ from activities.cache import pack_key
 from activities.graph.activities import Graph
 from activities.graph.context_update.payloads import PAYLOADS
 from activities.heartbeats import Heartbeats
-from bridge.grpc.context import ContextServicer
+from bridge.grpc.context.servicer import ContextServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import context_pb2 as pb
 from bridge.grpc.wire import context_pb2_grpc

@@ -35,8 +35,8 @@ from activities.graph.events import CONTEXT_VERSION
 from activities.graph.events import writes as entry_writes
 from activities.graph.sessions import Decided, RoleShare, Session, share_of
 from activities.graph.values import number
-from bridge.grpc import context as service
-from bridge.grpc.context import rehydrated, require_size, verdict
+from bridge.grpc.context import messages
+from bridge.grpc.context.messages import rehydrated, require_size, verdict
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2
 from tests.unit.conftest import CONFIG
@@ -136,7 +136,7 @@ def test_roles_that_are_one_are_packed_once_and_answered_under_each_name(
         packed.append(role)
         return share_of(session, scopes, role)
 
-    monkeypatch.setattr(service, "share_of", counted)
+    monkeypatch.setattr(messages, "share_of", counted)
 
     answer = rehydrated(session(decided("d")), scopes, ["DEV", "developer", "dev", "QA"])
 

@@ -18,7 +18,7 @@ from bridge.grpc.planning import Listing
 from workers.settings import ROOT, SERVICES
 
 GRPC = ROOT / "bridge" / "grpc"
-SOURCES = [*GRPC.glob("*.py"), *GRPC.glob("orchestrator/*.py")]
+SOURCES = [*GRPC.glob("*.py"), *GRPC.glob("context/*.py"), *GRPC.glob("orchestrator/*.py")]
 WIRE = "bridge.grpc.wire"
 
 READ_BY_NAME = {

@@ -20,7 +20,7 @@ from activities.graph.migrations import migrate
 from activities.planning import load_config
 from activities.redaction import load_redaction
 from bridge.grpc.auth import Access
-from bridge.grpc.context import ContextServicer
+from bridge.grpc.context.servicer import ContextServicer
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.planning import PlanningServicer
 from bridge.grpc.requests import Requests

@@ -9,20 +9,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from google.protobuf.json_format import MessageToJson
-from google.protobuf.message import Message
-from pydantic import BeforeValidator, Field, StringConstraints
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
-from activities.graph.changes import AHEAD_AT_MOST, moment
-from activities.graph.context_packs import SCOPES, Scopes, check_scopes
-from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
+from activities.graph.context_packs import check_scopes
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -34,7 +27,23 @@ from bridge.grpc.calls import (
     said,
     understood,
 )
-from bridge.grpc.context_updates import (
+from bridge.grpc.context.messages import created, phase_answer, rehydrated, require_size, verdict
+from bridge.grpc.context.requests import (
+    DEPTH,
+    EVENTS,
+    FIRST_PHASE,
+    KEPT_S,
+    CaseAsked,
+    DecisionAsked,
+    NodeAsked,
+    PackAsked,
+    PhaseAsked,
+    ScopesAsked,
+    SessionAsked,
+    TaskAsked,
+    require_time,
+)
+from bridge.grpc.context.updates import (
     ANSWERED_WITHIN_S,
     OPERATOR,
     PO,
@@ -44,137 +53,12 @@ from bridge.grpc.context_updates import (
     require_roles,
 )
 from bridge.grpc.planning import REMARK_KEYS, remarks
-from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from bridge.story_moves import move
-from workflows.models.base import Actor, Request, Title, content_hash
+from workflows.models.base import content_hash
 from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import InvalidInput
-from workflows.models.ids import Id, LongId
-from workflows.timestamps import iso
-
-EVENTS = 50
-EVENTS_AT_MOST = 500
-KEPT_S = 3_600
-KEPT_AT_MOST_S = 7 * 24 * 3_600
-TOKENS_AT_MOST = 100_000
-ROLES_AT_MOST = 20
-
-Word = Annotated[
-    str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
-]
-"""A role or a phase, known or unknown."""
-
-
-Text = Annotated[str, StringConstraints(max_length=20_000)]
-Phase = Annotated[
-    str,
-    StringConstraints(
-        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
-    ),
-]
-
-FIRST_PHASE = "DESIGN"
-DEPTH = 2
-
-
-def node_type_of(name: object) -> object:
-    """Return a node type in capitals, with the graph's label replaced by the contract's name."""
-    word = name.strip().upper() if isinstance(name, str) else name
-    return {"CASE": "STORY", "SUBTASK": "TASK"}.get(str(word), word)
-
-
-class PackAsked(Request):
-    """Checked fields of a GetContextRequest.
-
-    `token_budget` 0 means the default of scopes.yaml.
-    """
-
-    story_id: Id
-    role: Word
-    phase: Annotated[Word, StringConstraints(to_upper=True)]
-    subtask_id: LongId | None = None
-    token_budget: int = Field(ge=0, le=TOKENS_AT_MOST)
-
-
-class SessionAsked(Request):
-    """Checked fields of a RehydrateSessionRequest.
-
-    Empty `roles` mean all roles of scopes.yaml.
-    """
-
-    case_id: Id
-    roles: list[Word] = Field(max_length=ROLES_AT_MOST)
-    timeline_events: int = Field(ge=0, le=EVENTS_AT_MOST)
-    ttl_seconds: int = Field(ge=0, le=KEPT_AT_MOST_S)
-
-
-class ScopesAsked(Request):
-    """Checked fields of a ValidateScopeRequest."""
-
-    role: Word
-    phase: Word
-    provided_scopes: list[Annotated[str, StringConstraints(max_length=200)]] = Field(
-        max_length=1_000
-    )
-
-
-class CaseAsked(Request):
-    """Checked fields of an InitializeProjectContextRequest or a CreateStoryRequest."""
-
-    story_id: Id
-    title: Title
-    description: Text
-    initial_phase: Phase
-
-
-class TaskAsked(Request):
-    """Checked fields of a CreateTaskRequest.
-
-    Empty texts and numbers that are 0 are treated as absent.
-    """
-
-    story_id: Id
-    task_id: LongId
-    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
-    description: Text
-    role: Word | Literal[""]
-    dependencies: list[LongId] = Field(max_length=100)
-    priority: int = Field(ge=0, le=1_000_000)
-    estimated_hours: int = Field(ge=0)
-
-
-class DecisionAsked(Request):
-    """Checked fields of an AddProjectDecisionRequest.
-
-    `decision_type` is None for a decision without a type.
-    """
-
-    story_id: Id
-    decision_type: Phase | None = None
-    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
-    rationale: Text
-    alternatives_considered: Text
-    decided_by: Actor
-    metadata: dict[str, Text] = Field(max_length=100)
-
-
-class PhaseAsked(Request):
-    """Checked fields of a TransitionPhaseRequest."""
-
-    story_id: Id
-    from_phase: Phase
-    to_phase: Phase
-    rationale: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_000)]
-
-
-class NodeAsked(Request):
-    """Checked fields of a GetGraphRelationshipsRequest."""
-
-    node_id: Annotated[str, StringConstraints(min_length=1, max_length=500)]
-    node_type: Annotated[Literal["PROJECT", "EPIC", "STORY", "TASK"], BeforeValidator(node_type_of)]
-    depth: int = Field(ge=1, le=3)
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
@@ -255,7 +139,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 "timestamp": request.timestamp,
             },
         )
-        _require_time(update.timestamp)
+        require_time(update.timestamp)
         async with in_time(context, ANSWERED_WITHIN_S):
             runs = about_case(update) and await self._updates.story_runs(update.story_id)
         require_roles(caller(), update, runs)
@@ -552,149 +436,6 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             raise InvalidInput(name, [("(the whole)", rule)])
 
 
-def _require_time(timestamp: str) -> None:
-    """Refuse a time that cannot be read or is in the future, because the latest time wins.
-
-    Raises:
-        InvalidInput: with the rule.
-    """
-    if not timestamp:
-        return
-    try:
-        at = moment(timestamp, "timestamp")
-    except ApplicationError as error:
-        rule = error.message.removeprefix("timestamp: ")
-        raise InvalidInput("UpdateContextRequest", [("timestamp", rule)]) from None
-    now = datetime.now(UTC)
-    if at > now + AHEAD_AT_MOST:
-        rule = f"is later than now ({now:%Y-%m-%dT%H:%M:%SZ}); set your clock, or leave it out"
-    elif at.year < 1970:
-        rule = "is before 1970; leave it out"
-    else:
-        return
-    raise InvalidInput("UpdateContextRequest", [("timestamp", rule)])
-
-
-# --- stories --------------------------------------------------------------------------------------
-
-
 def context_id(story_id: str) -> str:
     """Return the id by which clients know a story's context."""
     return f"ctx-{story_id}"
-
-
-def created(
-    entity_type: str, entity_id: str, payload: Mapping[str, Any], reason: str = ""
-) -> ContextChange:
-    """Build the change that creates an entity."""
-    return ContextChange(
-        operation="CREATE",
-        entity_type=entity_type,
-        entity_id=entity_id,
-        payload=json.dumps(payload),
-        reason=reason,
-    )
-
-
-def phase_answer(asked: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
-    """Build the answer with the story's phase and the current time."""
-    return context_pb2.TransitionPhaseResponse(
-        story_id=asked.story_id, current_phase=phase, transitioned_at=iso(datetime.now(UTC))
-    )
-
-
-# --- models to messages ---------------------------------------------------------------------------
-
-
-def require_size(answer: Message, what: str, instead: str) -> None:
-    """Refuse an answer that is too large for clients to read.
-
-    Args:
-        answer: The message.
-        what: What it holds, for the error message.
-        instead: What to ask for instead.
-
-    Raises:
-        ApplicationError: `TooLarge`.
-    """
-    if (size := answer.ByteSize()) > LARGEST_MESSAGE:
-        words = f"{what} has {size} bytes, more than {LARGEST_MESSAGE}: ask for {instead}"
-        raise application_error(ErrorType.TOO_LARGE, words)
-
-
-def rehydrated(
-    session: Session, scopes: Scopes, roles: list[str]
-) -> context_pb2.RehydrateSessionResponse:
-    """Build the packs, each under its role's name in the request; without roles, for all roles.
-
-    `token_budget_hint` is `token_budget` of scopes.yaml: how much of a model's window one of this
-    fleet's packs may take. `stats` count everything that is in any of the packs once.
-    """
-    meant = {asked: scopes.role(asked) for asked in roles or known_roles(scopes)}
-    shares = {role: share_of(session, scopes, role) for role in sorted(set(meant.values()))}
-    known = {role for role in shares if known_role(scopes, role)}
-    packs = {
-        role: _pack(session, scopes, role, share, role in known) for role, share in shares.items()
-    }
-    return context_pb2.RehydrateSessionResponse(
-        case_id=session.case["case_id"],
-        packs={asked: packs[role] for asked, role in meant.items()},
-        stats=context_pb2.RehydrationStats(
-            decisions=len({row["id"] for share in shares.values() for row in share.decisions}),
-            decision_edges=len({edge for share in shares.values() for edge in share.edges}),
-            impacts=len(
-                {
-                    (decision, task["subtask_id"])
-                    for share in shares.values()
-                    for decision, task in share.impacts
-                }
-            ),
-            events=len(session.milestones) if known else 0,
-            roles=sorted(meant),
-        ),
-    )
-
-
-def _pack(
-    session: Session, scopes: Scopes, role: str, share: RoleShare, known: bool
-) -> context_pb2.RoleContextPack:
-    return context_pb2.RoleContextPack(
-        role=role,
-        case_header=context_pb2.CaseHeader(**session.case),
-        plan_header=context_pb2.PlanHeader(**session.plan) if session.plan else None,
-        subtasks=[context_pb2.Subtask(**task) for task in share.tasks],
-        decisions=[context_pb2.Decision(**decision) for decision in share.decisions],
-        decision_deps=[
-            context_pb2.DecisionRelation(src_id=src, dst_id=dst, relation_type="DEPENDS_ON")
-            for src, dst in share.edges
-        ],
-        impacted=[
-            context_pb2.ImpactedSubtask(
-                decision_id=decision, subtask_id=task["subtask_id"], title=task["title"]
-            )
-            for decision, task in share.impacts
-        ],
-        milestones=[context_pb2.Milestone(**row) for row in session.milestones] if known else [],
-        last_summary=session.summary if known else "",
-        token_budget_hint=scopes.token_budget,
-    )
-
-
-def verdict(scopes: Scopes, role: str, phase: str, missing: list[str], extra: list[str]) -> str:
-    """Explain why scopes are allowed or not."""
-    where = f"{scopes.role(role)} in {phase.upper()}"
-    faults = []
-    if missing:
-        faults.append(f"{where} lacks {', '.join(missing)}")
-    unknown = [scope for scope in extra if scope not in SCOPES]
-    if known_extra := [scope for scope in extra if scope in SCOPES]:
-        faults.append(f"{where} is not given {', '.join(known_extra)}")
-    if unknown:
-        faults.append(f"there is no scope {', '.join(unknown)}")
-    if not faults:
-        return f"these are the scopes of {where}"
-    if not known_role(scopes, scopes.role(role)):
-        faults.append(f"{role} is not a role, and has the headers only")
-    elif phase.upper() not in scopes.scopes:
-        faults.append(f"{phase} is not a phase, and has the headers only")
-    return "; ".join(faults)

@@ -1,0 +1,1 @@
+"""The Context service (fleet.context.v1)."""

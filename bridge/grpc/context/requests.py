@@ -1,0 +1,159 @@
+"""The service's requests: their rules, and their defaults."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+from temporalio.exceptions import ApplicationError
+
+from activities.graph.changes import AHEAD_AT_MOST, moment
+from workflows.models.base import Actor, Request, Title
+from workflows.models.errors import InvalidInput
+from workflows.models.ids import Id, LongId
+
+EVENTS = 50
+EVENTS_AT_MOST = 500
+KEPT_S = 3_600
+KEPT_AT_MOST_S = 7 * 24 * 3_600
+TOKENS_AT_MOST = 100_000
+ROLES_AT_MOST = 20
+
+Word = Annotated[
+    str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
+]
+"""A role or a phase, known or unknown."""
+
+
+Text = Annotated[str, StringConstraints(max_length=20_000)]
+Phase = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
+    ),
+]
+
+FIRST_PHASE = "DESIGN"
+DEPTH = 2
+
+
+def node_type_of(name: object) -> object:
+    """Return a node type in capitals, with the graph's label replaced by the contract's name."""
+    word = name.strip().upper() if isinstance(name, str) else name
+    return {"CASE": "STORY", "SUBTASK": "TASK"}.get(str(word), word)
+
+
+class PackAsked(Request):
+    """Checked fields of a GetContextRequest.
+
+    `token_budget` 0 means the default of scopes.yaml.
+    """
+
+    story_id: Id
+    role: Word
+    phase: Annotated[Word, StringConstraints(to_upper=True)]
+    subtask_id: LongId | None = None
+    token_budget: int = Field(ge=0, le=TOKENS_AT_MOST)
+
+
+class SessionAsked(Request):
+    """Checked fields of a RehydrateSessionRequest.
+
+    Empty `roles` mean all roles of scopes.yaml.
+    """
+
+    case_id: Id
+    roles: list[Word] = Field(max_length=ROLES_AT_MOST)
+    timeline_events: int = Field(ge=0, le=EVENTS_AT_MOST)
+    ttl_seconds: int = Field(ge=0, le=KEPT_AT_MOST_S)
+
+
+class ScopesAsked(Request):
+    """Checked fields of a ValidateScopeRequest."""
+
+    role: Word
+    phase: Word
+    provided_scopes: list[Annotated[str, StringConstraints(max_length=200)]] = Field(
+        max_length=1_000
+    )
+
+
+class CaseAsked(Request):
+    """Checked fields of an InitializeProjectContextRequest or a CreateStoryRequest."""
+
+    story_id: Id
+    title: Title
+    description: Text
+    initial_phase: Phase
+
+
+class TaskAsked(Request):
+    """Checked fields of a CreateTaskRequest.
+
+    Empty texts and numbers that are 0 are treated as absent.
+    """
+
+    story_id: Id
+    task_id: LongId
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
+    description: Text
+    role: Word | Literal[""]
+    dependencies: list[LongId] = Field(max_length=100)
+    priority: int = Field(ge=0, le=1_000_000)
+    estimated_hours: int = Field(ge=0)
+
+
+class DecisionAsked(Request):
+    """Checked fields of an AddProjectDecisionRequest.
+
+    `decision_type` is None for a decision without a type.
+    """
+
+    story_id: Id
+    decision_type: Phase | None = None
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
+    rationale: Text
+    alternatives_considered: Text
+    decided_by: Actor
+    metadata: dict[str, Text] = Field(max_length=100)
+
+
+class PhaseAsked(Request):
+    """Checked fields of a TransitionPhaseRequest."""
+
+    story_id: Id
+    from_phase: Phase
+    to_phase: Phase
+    rationale: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_000)]
+
+
+class NodeAsked(Request):
+    """Checked fields of a GetGraphRelationshipsRequest."""
+
+    node_id: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    node_type: Annotated[Literal["PROJECT", "EPIC", "STORY", "TASK"], BeforeValidator(node_type_of)]
+    depth: int = Field(ge=1, le=3)
+
+
+def require_time(timestamp: str) -> None:
+    """Refuse a time that cannot be read or is in the future, because the latest time wins.
+
+    Raises:
+        InvalidInput: with the rule.
+    """
+    if not timestamp:
+        return
+    try:
+        at = moment(timestamp, "timestamp")
+    except ApplicationError as error:
+        rule = error.message.removeprefix("timestamp: ")
+        raise InvalidInput("UpdateContextRequest", [("timestamp", rule)]) from None
+    now = datetime.now(UTC)
+    if at > now + AHEAD_AT_MOST:
+        rule = f"is later than now ({now:%Y-%m-%dT%H:%M:%SZ}); set your clock, or leave it out"
+    elif at.year < 1970:
+        rule = "is before 1970; leave it out"
+    else:
+        return
+    raise InvalidInput("UpdateContextRequest", [("timestamp", rule)])
