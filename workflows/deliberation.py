@@ -106,6 +106,13 @@ class Seat:
         self.created_at_ms = int(workflow.now().timestamp() * 1000)
 
 
+WAITING_TIMEOUT_S = 3600.0
+"""Time limit of a deliberation that may wait, for unavailable agents or behind others of its plan.
+
+A story's process and a plan's input can set another one.
+"""
+
+
 @workflow.defn
 class DeliberationWorkflow:
     """One task before one council; ends with a winner and its provenance, or with every cause."""

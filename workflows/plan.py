@@ -7,13 +7,15 @@ what was not.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from workflows.deliberation import (
+    WAITING_TIMEOUT_S,
     DeliberationWorkflow,
     cause_of,
     failed_deliberation,
@@ -47,8 +49,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.rules import dag
     from workflows.rules.news import decisions_with, holding
 
-TASK_TIMEOUT_S = 3600.0
-"""A task's deliberation may wait for unavailable agents, or queue behind its siblings."""
+News = TypeVar("News", DecisionsAdded, MilestonesAdded, MilestoneReached)
 
 
 @workflow.defn
@@ -97,26 +98,12 @@ class PlanWorkflow:
     @workflow.signal
     async def add_milestones(self, request: MilestonesAdded) -> None:
         """Receive milestones from outside; running deliberations get them in their next wave."""
-        for task_id in [*self.running]:
-            deliberation = workflow.get_external_workflow_handle_for(
-                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
-            )
-            try:
-                await deliberation.signal(DeliberationWorkflow.add_milestones, request)
-            except FailureError:
-                continue  # It has ended and needs no more news.
+        await self.forward([*self.running], DeliberationWorkflow.add_milestones, request)
 
     @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:
         """Receive a milestone from outside; running deliberations get it in their next wave."""
-        for task_id in [*self.running]:
-            deliberation = workflow.get_external_workflow_handle_for(
-                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
-            )
-            try:
-                await deliberation.signal(DeliberationWorkflow.add_milestone, milestone)
-            except FailureError:
-                continue  # It has ended and needs no more news.
+        await self.forward([*self.running], DeliberationWorkflow.add_milestone, milestone)
 
     @workflow.signal
     def outlive(self) -> None:
@@ -219,7 +206,7 @@ class PlanWorkflow:
                     phase=self.input.phase,
                     feedback=self.input.feedback,
                     plan_id=self.input.plan_id,
-                    timeout=self.input.task_timeout or TASK_TIMEOUT_S,
+                    timeout=self.input.task_timeout or WAITING_TIMEOUT_S,
                     outbox_workflow_id=self.input.outbox_workflow_id,
                     ask_for_budget=self.input.ask_for_budget,
                     decisions=self.decisions,
@@ -291,22 +278,32 @@ class PlanWorkflow:
     async def share(self, decisions: list[DecisionAdded], task_ids: list[str]) -> None:
         """Send decisions made meanwhile to running deliberations, and keep them for later ones."""
         self.decisions = holding(decisions_with(self.decisions, decisions))
-        in_lists = workflow.patched("news-in-lists") if decisions and task_ids else False
+        if not decisions or not task_ids:
+            return
+        if workflow.patched("news-in-lists"):
+            added = DecisionsAdded(decisions=decisions)
+            await self.forward(task_ids, DeliberationWorkflow.add_decisions, added)
+            return
         for task_id in task_ids:
             deliberation = workflow.get_external_workflow_handle_for(
                 DeliberationWorkflow.run, deliberation_workflow_id(task_id)
             )
-            if in_lists:
-                with suppress(FailureError):  # It has ended and needs no more decisions.
-                    await deliberation.signal(
-                        DeliberationWorkflow.add_decisions, DecisionsAdded(decisions=decisions)
-                    )
-                continue
             for decision in decisions:
                 try:
                     await deliberation.signal(DeliberationWorkflow.add_decision, decision)
                 except FailureError:
                     break  # It has ended and needs no more decisions.
+
+    async def forward(
+        self, task_ids: list[str], signal: Callable[[DeliberationWorkflow, News], None], news: News
+    ) -> None:
+        """Signal the tasks' deliberations in turn; one that has ended needs no news."""
+        for task_id in task_ids:
+            deliberation = workflow.get_external_workflow_handle_for(
+                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
+            )
+            with suppress(FailureError):
+                await deliberation.signal(signal, news)
 
     # --- shapes ---------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from temporalio.exceptions import (
 
 from workflows.child import Child
 from workflows.deliberation import (
+    WAITING_TIMEOUT_S,
     DeliberationWorkflow,
     cause_of,
     failed_deliberation,
@@ -102,9 +103,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.rules.machine import BUDGET_GATE
     from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
     from workflows.timestamps import timestamp
-
-COUNCIL_TIMEOUT_S = 3600.0
-"""A story's deliberation may wait for unavailable agents; it fails if they stay unavailable."""
 
 QUIET = timedelta(milliseconds=10)
 
@@ -583,7 +581,7 @@ class StoryWorkflow:
                     requirements=story.text.acceptance_criteria,
                     phase=story.state,
                     feedback=story.feedback[-FEEDBACK_SHOWN:],
-                    timeout=self.deliberation_timeout() or COUNCIL_TIMEOUT_S,
+                    timeout=self.deliberation_timeout() or WAITING_TIMEOUT_S,
                     outbox_workflow_id=workflow.info().workflow_id,
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,

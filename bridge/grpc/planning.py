@@ -44,6 +44,7 @@ from bridge.grpc.calls import (
 )
 from bridge.grpc.wire import planning_pb2 as wire
 from bridge.grpc.wire import planning_pb2_grpc
+from bridge.story_list import WORD, stories_query
 from bridge.story_moves import NOT_BEGUN, Remarks, Story, known, move
 from workflows.models.base import Line, Request
 from workflows.models.error_types import ErrorType
@@ -52,8 +53,6 @@ from workflows.models.ids import Id, story_of, story_workflow_id
 from workflows.models.story import Move, StoryInput, StoryView
 from workflows.search_attributes import (
     DOR_SCORE,
-    PENDING_GATE,
-    STORY_ROLE,
     STORY_STATE,
     TITLE_MEMO,
 )
@@ -83,8 +82,7 @@ ANSWER_TAKES_S = 0.5
 It waits up to SCORED_WITHIN_S for the story's first score.
 """
 
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
-"""Text that may stand between quotes in a visibility query."""
+Word = Annotated[str, StringConstraints(pattern=WORD)]
 
 
 class Named(Request):
@@ -180,7 +178,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
             InvalidInput: names each wrong key.
         """
         asked = listing(said(context))
-        query = visibility_query(asked)
+        query = stories_query(waiting=asked.waiting, role=asked.role, state=asked.state)
         pages = self._temporal.list_workflows(
             query,
             page_size=asked.page_size,
@@ -360,20 +358,6 @@ def listing(metadata: Mapping[str, str]) -> Listing:
     keys = {field: f"x-{field.replace('_', '-')}" for field in Listing.model_fields}
     fields = {field: metadata[key] for field, key in keys.items() if key in metadata}
     return understood(Listing, "ListStories", fields, keys)
-
-
-def visibility_query(asked: Listing) -> str:
-    """Build the visibility query.
-
-    A run that continued as new is part of its story's past, and is left out.
-    """
-    terms = ["WorkflowType = 'StoryWorkflow'", "ExecutionStatus != 'ContinuedAsNew'"]
-    if asked.waiting or asked.role:
-        terms.append(f"{PENDING_GATE.name} IS NOT NULL")
-    for key, value in ((STORY_ROLE, asked.role), (STORY_STATE, asked.state)):
-        if value is not None:
-            terms.append(f"{key.name} = '{value}'")
-    return " AND ".join(terms)
 
 
 def page_token(token: bytes, query: str) -> str:

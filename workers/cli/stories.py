@@ -20,6 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from temporalio.client import WorkflowExecution
 
 from bridge.executions import summary
+from bridge.story_list import WORD, stories_query
 from workers.cli import render as view
 from workers.cli.session import (
     UPDATE_WITHIN_S,
@@ -47,9 +48,6 @@ from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInp
 from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
-
-WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-"""The values that may be quoted in a visibility query."""
 
 app = typer.Typer(add_completion=False)
 
@@ -260,7 +258,8 @@ def list_stories(
     """List stories, newest first."""
 
     async def work() -> None:
-        query = _query(waiting=waiting, role=role, state=state, closed=closed)
+        _require_words(role=role, state=state)
+        query = stories_query(running=not closed, waiting=waiting, role=role, state=state)
         async with temporal(load()) as client, refusals("", client):
             rows = [_row(each) async for each in client.list_workflows(query)]
         emit(rows, view.stories(rows), as_json, wide)
@@ -358,26 +357,10 @@ def _read_story(file: Path) -> StoryInput:
 # --- lists ----------------------------------------------------------------------------------------
 
 
-def _query(
-    *,
-    waiting: bool = False,
-    role: str | None = None,
-    state: str | None = None,
-    closed: bool = False,
-) -> str:
-    """Return the visibility query, as `temporal workflow list --query` takes it."""
-    terms = ["WorkflowType = 'StoryWorkflow'"]
-    if not closed:
-        terms.append("ExecutionStatus = 'Running'")
-    if waiting or role:
-        terms.append(f"{PENDING_GATE.name} IS NOT NULL")
-    for key, name, value in ((STORY_ROLE, "--role", role), (STORY_STATE, "--state", state)):
-        if value is None:
-            continue
-        if not WORD.fullmatch(value):
-            raise Refused(f"{name}: must be letters, digits, '_' or '-', such as PO or DESIGN")
-        terms.append(f"{key.name} = '{value}'")
-    return " AND ".join(terms)
+def _require_words(**options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None and not re.fullmatch(WORD, value):
+            raise Refused(f"--{name}: must be letters, digits, '_' or '-', such as PO or DESIGN")
 
 
 def _row(execution: WorkflowExecution) -> view.StoryRow:
