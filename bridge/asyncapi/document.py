@@ -18,7 +18,7 @@ from bridge.jetstream.consumers import CONSUMERS
 from bridge.jetstream.dead_letters import ORIGINAL, PREFIX
 from bridge.jetstream.streams import Stream, stream_of
 from bridge.mirror.source import SOURCE_PREFIX
-from workflows.models.events import PUBLISHED, AgentCommand, AgentResponse, EventBody
+from workflows.models.events import PUBLISHED, AgentCommand, AgentResponse, EventBody, example
 
 Json = dict[str, Any]
 
@@ -361,11 +361,6 @@ def _message(body: type[BaseModel], headers: Json) -> Json:
         "payload": _ref("schemas", body.__name__),
         "examples": [{"name": "example", "payload": example(body)}],
     }
-
-
-def example(body: type[BaseModel]) -> Json:
-    """Return an example body: the first example of each field that has one."""
-    return {name: field.examples[0] for name, field in body.model_fields.items() if field.examples}
 
 
 def _meaning(body: type[BaseModel]) -> str:

@@ -17,10 +17,9 @@ from activities.agents.prompts import Prompts
 from activities.graph.events import WRITERS
 from bridge.agents.activity import command
 from bridge.agents.calls import new_call_id
-from bridge.asyncapi.document import example
 from workflows.models.agents import Agent, ProposeInput, Task
 from workflows.models.context import ContextPack
-from workflows.models.events import BODIES, AgentCommand, AgentResponse, Entry, EventBody
+from workflows.models.events import BODIES, AgentCommand, AgentResponse, Entry, EventBody, example
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = ROOT / "tests" / "replay" / "histories"

@@ -43,6 +43,7 @@ from workers.cli.session import (
 from workers.cli.snapshot import QUERY_WITHIN, Snapshot, Story, follow
 from workers.settings import load
 from workflows.models.errors import invalid_input
+from workflows.models.events import ContextDecisionAdded, GateOpened, example
 from workflows.models.ids import story_of, story_workflow_id
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput, StoryView
 from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
@@ -97,9 +98,9 @@ def start(
 
 
 @app.command(
-    epilog="Examples:  fleet approve US-101 --role PO  ·  fleet approve US-101 approve_design "
-    "--role PO --revision 3f2a…  ·  as temporal: temporal workflow update execute "
-    "--workflow-id story-US-101 --name approve --input "
+    epilog="Examples:  fleet approve US-101 --role PO  ·  fleet approve US-101 approve_scope "
+    f"--role PO --revision {example(GateOpened)['revision']}  ·  as temporal: "
+    "temporal workflow update execute --workflow-id story-US-101 --name approve --input "
     '\'{"gate": "approve_scope", "actor": "ana", "role": "PO"}\''
 )
 def approve(
@@ -185,7 +186,7 @@ def raise_budget(
     update(story_id, decide, as_json)
 
 
-@app.command(epilog="Example:  fleet report US-101 ./shop")
+@app.command(epilog="Example:  fleet report US-101 deploy/examples/ratelimit")
 def report(
     story_id: StoryId,
     directory: Annotated[
@@ -287,7 +288,7 @@ def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
     run(work())
 
 
-@app.command(epilog="Example:  fleet why US-101-design-1-580e3a2a-d1")
+@app.command(epilog=f"Example:  fleet why {example(ContextDecisionAdded)['decision_id']}")
 def why(
     decision_id: Annotated[str, typer.Argument(metavar="DECISION", help="The decision's id.")],
     story: Annotated[

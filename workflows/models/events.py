@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from workflows.models.agents import PlannedTask
 from workflows.models.base import Wire
@@ -25,6 +25,12 @@ def about(description: str, *examples: Any) -> Any:
     The first examples of a class's fields together are a body that the code can emit.
     """
     return Field(description=description, examples=list(examples))
+
+
+def example(model: type[BaseModel]) -> dict[str, Any]:
+    """Return an example body: the first example of each field that has one."""
+    fields = model.model_fields.items()
+    return {name: field.examples[0] for name, field in fields if field.examples}
 
 
 PlanId = Annotated[str, about("The plan", "US-101-plan-1")]
