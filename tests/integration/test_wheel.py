@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ UV = str(setup.INSTALLED / "uv" / "bin" / "uv")
 LOCK = ROOT / "deploy" / "local" / "requirements" / "none.lock"
 
 CONTRACTS = ("context", "orchestrator", "planning", "storycoach", "workspace")
+PROCESSES = ("agents", "bridge", "context", "grpc", "inbox", "story")
 
 DATA = (
     "bridge/grpc/protos/context.proto",
@@ -49,14 +51,14 @@ def run(command: Sequence[str | Path], cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel from the files that git knows or would add, and nothing else."""
+    """Build a wheel, by way of an sdist, from the files that git knows or would add."""
     clean = tmp_path_factory.mktemp("clean")
     files = run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], ROOT)
     for name in files.splitlines():
         if (ROOT / name).is_file():
             (clean / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clean / name)
-    run([UV, "build", "-q", "--wheel", "--out-dir", "wheel", "."], clean)
+    run([UV, "build", "-q", "--out-dir", "wheel", "."], clean)
     (built,) = (clean / "wheel").glob("*.whl")
     return built
 
@@ -81,7 +83,7 @@ def test_the_wheel_has_the_data_that_the_code_reads(wheel: Path) -> None:
 
 
 def test_the_command_line_runs_without_the_extras(installed: Path, tmp_path: Path) -> None:
-    assert run([installed / "fleet", "--version"], tmp_path) == "0.1.0\n"
+    assert run([installed / "fleet", "--version"], tmp_path) == f"{version('swe-ai-fleet')}\n"
     assert "TEMPORAL_ADDRESS" in run([installed / "python", "-m", "workers", "settings"], tmp_path)
 
 
@@ -107,9 +109,12 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     assert "pytest and pytest_cov not installed" in said
 
 
-def test_the_contracts_and_the_processes_can_be_imported(installed: Path, tmp_path: Path) -> None:
+def test_the_contracts_the_processes_and_the_configuration_can_be_loaded(
+    installed: Path, tmp_path: Path
+) -> None:
     modules = [f"bridge.grpc.wire.{name}_pb2_grpc" for name in CONTRACTS]
-    modules += [f"workers.processes.{name}" for name in ("agents", "bridge", "grpc", "inbox")]
+    modules += [f"workers.processes.{name}" for name in PROCESSES]
     code = "\n".join(f"import {name}" for name in modules)
+    code += "\nfrom activities.planning import CONFIG, load_config\nload_config(CONFIG)"
 
     run([installed / "python", "-c", code], tmp_path)
