@@ -34,13 +34,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from workflows.models.agents import MOCK_REFUSED, is_mock
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SERVICES = ("orchestrator", "context", "planning", "storycoach", "workspace")
 """The gRPC services; the setting `grpc_{name}_port` is the port of each."""
-
-MOCK_REFUSED = "Mock agents not allowed in production"
-"""The message that rejects a mock agent everywhere."""
 
 ALIASES = {f"grpc_port_{name}": f"grpc_{name}_port" for name in SERVICES}
 """The predecessor's name of each setting, and the name here."""
@@ -292,10 +291,9 @@ class Settings(BaseSettings):
     @classmethod
     def _no_mock(cls, value: Any) -> Any:
         """Reject a mock agent, whatever the case of the value."""
-        agent_type = value.strip().upper() if isinstance(value, str) else value
-        if agent_type == "MOCK":
+        if is_mock(value):
             raise MockRefused(MOCK_REFUSED)
-        return agent_type
+        return value.strip().upper() if isinstance(value, str) else value
 
     @field_validator("log_level", mode="before")
     @classmethod

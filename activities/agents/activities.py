@@ -51,6 +51,7 @@ from workflows.models.agents import (
     ReviseInput,
     WriteStoryAnswer,
     WriteStoryInput,
+    refuse_mock,
 )
 from workflows.models.error_types import ErrorType, application_error
 from workflows.stubs import AgentStub
@@ -59,8 +60,6 @@ FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
 """Ratios tried in turn if the engine counts more tokens than we did."""
 
 KEEP_AGAIN = timedelta(seconds=1)
-
-MOCK_REFUSED = "Mock agents not allowed in production"
 
 CANCELLED = application_error(ErrorType.CANCELLED, "the call was cancelled")
 
@@ -76,8 +75,8 @@ class Agents(AgentStub):
     """The activities of the agents; each call goes to the back end of its agent's type.
 
     Raises:
-        ApplicationError: in every activity, `AgentTypeNotSupported` (not retryable) for a type
-            without a back end, such as a mock; otherwise the errors of the back end.
+        ApplicationError: in every activity, not retryable: `MockAgent`, or `AgentTypeNotSupported`
+            for a type without a back end; otherwise the errors of the back end.
     """
 
     def __init__(self, by_type: Mapping[str, Answering]) -> None:
@@ -114,17 +113,14 @@ class Agents(AgentStub):
 
     def _of(self, agent: Agent) -> Answering:
         """Return the back end of an agent's type; there are no mock agents."""
-        kind = str(agent.agent_type)
+        kind = refuse_mock(str(agent.agent_type))
         if kind in self._by_type:
             return self._by_type[kind]
-        if kind.upper().startswith("MOCK"):
-            message = MOCK_REFUSED
-        else:
-            message = (
-                f"Agent {agent.agent_id} is of type {kind}, which this fleet does not run; "
-                f"use one of {', '.join(self._by_type)}"
-            )
-        raise application_error(ErrorType.AGENT_TYPE_NOT_SUPPORTED, message)
+        raise application_error(
+            ErrorType.AGENT_TYPE_NOT_SUPPORTED,
+            f"Agent {agent.agent_id} is of type {kind}, which this fleet does not run; "
+            f"use one of {', '.join(self._by_type)}",
+        )
 
 
 CUT_OFF = ("length", "max_tokens", "model_length")

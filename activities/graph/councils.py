@@ -20,13 +20,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
 from activities.graph.values import Number, Row, Text, Texts
-from workflows.models.agents import Agent, Council, CouncilQuery
+from workflows.models.agents import Agent, Council, CouncilQuery, refuse_mock
 from workflows.models.base import AgentType, Part, Wire
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import invalid_input
 from workflows.models.ids import Id, Role
-
-MOCK_REFUSED = "Mock agents not allowed in production"
 
 MOST_AGENTS = 50
 """Maximum number of agents in one council."""
@@ -61,17 +59,6 @@ class Councils(Part):
         if twice:
             raise ValueError(f"an agent sits in one council, once; not so {', '.join(twice)}")
         return self
-
-
-def refuse_mock(agent_type: Any) -> Any:
-    """Return the agent type unchanged, unless it is a mock.
-
-    Raises:
-        ApplicationError: `MockAgent`, not retryable.
-    """
-    if isinstance(agent_type, str) and agent_type.strip().upper() == "MOCK":
-        raise application_error(ErrorType.MOCK_AGENT, MOCK_REFUSED)
-    return agent_type
 
 
 def load_councils(path: Path) -> Councils:

@@ -28,6 +28,7 @@ from bridge.mirror.source import Source
 from workflows.models.base import Wire
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.events import AgentCommand
+from workflows.models.ids import ROLE_PATTERN
 from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
 from workflows.timestamps import iso
 
@@ -35,8 +36,6 @@ COMMANDS = "AGENT_COMMANDS"
 
 EXPIRY = "ce-expirytime"
 """Header of a command: after this time the fleet asks another agent, so none needs to start."""
-
-ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 
 
 class NatsAgents:
@@ -186,10 +185,10 @@ def command_subject(role: str) -> str:
     Raises:
         ApplicationError: `InvalidAgent`, not retryable: the graph has a malformed role.
     """
-    if not ROLE.fullmatch(role):
+    if not re.fullmatch(ROLE_PATTERN, role):
         raise application_error(
             ErrorType.INVALID_AGENT,
-            f"role {role!r} cannot be part of a subject: it must match {ROLE.pattern}",
+            f"role {role!r} cannot be part of a subject: it must match {ROLE_PATTERN}",
         )
     return f"agent.cmd.{role}"
 

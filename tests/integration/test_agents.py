@@ -18,7 +18,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.agents import openai_client as llm_client
-from activities.agents.activities import MOCK_REFUSED, Agents, VllmAgents
+from activities.agents.activities import Agents, VllmAgents
 from activities.agents.answer_cache import KEPT_FOR, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.prompts import Prompts
@@ -331,7 +331,7 @@ async def test_a_mock_agent_is_refused(
 
     error = await refusal(environment.run(agents.propose, request))
 
-    assert (error.message, error.non_retryable) == (MOCK_REFUSED, True)
+    assert (error.message, error.non_retryable) == ("Mock agents not allowed in production", True)
     assert not llm.calls
 
 

@@ -72,7 +72,7 @@ from workflows.models.context import (
     PackQuery,
 )
 from workflows.models.deliberation import Check, CheckInput, CheckReport, DeliberationRecord
-from workflows.models.errors import UNKNOWN_STORY
+from workflows.models.error_types import ErrorType, application_error
 from workflows.models.events import Entry, PublishBatch, RecordBatch
 from workflows.models.ids import story_workflow_id
 from workflows.models.plan import PlanQuery, StoredPlan
@@ -310,7 +310,7 @@ class InstantGraph(InWorld, GraphStub):
     async def update_context(self, write: ContextWrite) -> ContextAnswer:
         await self.world.graph_open.wait()
         if cause := self.world.failing.get("update_context"):
-            raise ApplicationError(cause, type=UNKNOWN_STORY, non_retryable=True)
+            raise application_error(ErrorType.UNKNOWN_STORY, cause)
         if write.update.if_absent and self.world.known:
             return ContextAnswer(version=2, hash="")
         after = self.world.updates[-1].update_id if self.world.updates else ""

@@ -28,7 +28,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
-from workflows.models.errors import INVALID_INPUT
+from workflows.models.error_types import ErrorType
 from workflows.models.story import TimelineEntry
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
@@ -99,7 +99,7 @@ async def test_a_start_that_cannot_be_read_fails_at_once_with_its_reason(
     refusals = {name: await refusal_of(handle) for name, handle in handles.items()}
 
     for name, refusal in refusals.items():
-        assert (refusal.type, refusal.non_retryable) == (INVALID_INPUT, True), name
+        assert (refusal.type, refusal.non_retryable) == (ErrorType.INVALID_INPUT, True), name
         assert UNREADABLE[name][1] in refusal.message, (name, refusal.message)
     history = await handles["none"].fetch_history()
     assert not any(e.HasField("workflow_task_failed_event_attributes") for e in history.events)
@@ -171,7 +171,7 @@ async def test_an_update_or_query_that_cannot_be_read_is_refused_with_its_reason
         with pytest.raises(WorkflowUpdateFailedError) as failed:
             await story.handle.execute_update("approve", args=inputs)
         assert isinstance(failed.value.cause, ApplicationError)
-        assert failed.value.cause.type == INVALID_INPUT
+        assert failed.value.cause.type == ErrorType.INVALID_INPUT
         assert reason in failed.value.cause.message
     with pytest.raises(WorkflowQueryFailedError, match="1 were given"):
         await story.handle.query("state", raw(b"{"))

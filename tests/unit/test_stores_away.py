@@ -121,5 +121,5 @@ def test_an_outage_is_waited_for(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_an_error_that_a_request_may_cause_is_no_outage(error: Exception) -> None:
+def test_an_error_that_a_request_may_cause_is_not_an_outage(error: Exception) -> None:
     assert not is_unavailable(error)

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from workflows.models.base import AgentType, Wire
 from workflows.models.context import ContextPack, DecisionAdded, MilestoneReached
+from workflows.models.error_types import ErrorType, application_error
 from workflows.models.readiness import Finding, StoryText
+
+AnyType = TypeVar("AnyType")
+
+MOCK_REFUSED = "Mock agents not allowed in production"
+
+
+def is_mock(agent_type: object) -> bool:
+    """Return whether an agent's type, as someone wrote it, names a mock."""
+    return isinstance(agent_type, str) and agent_type.strip().upper().startswith("MOCK")
+
+
+def refuse_mock(agent_type: AnyType) -> AnyType:
+    """Return the type of an agent unchanged, unless it names a mock.
+
+    Raises:
+        ApplicationError: `MockAgent`, not retryable.
+    """
+    if is_mock(agent_type):
+        raise application_error(ErrorType.MOCK_AGENT, MOCK_REFUSED)
+    return agent_type
 
 
 class CallUsage(Wire):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pydantic import ValidationError
 from temporalio.exceptions import ApplicationError
 
+from workflows.models.error_types import MESSAGE_CHARACTERS, ErrorType
 from workflows.models.ids import ID_RULE
-
-INVALID_INPUT = "InvalidInput"
-
 
 NOT_UNDERSTOOD = "not_understood"
 """The signal that replaces an unknown or malformed one, with its name and the reason."""
@@ -32,7 +30,11 @@ class InvalidInput(ApplicationError):
 
     def __init__(self, what: str, problems: list[tuple[str, str]]) -> None:
         lines = "; ".join(f"{field}: {rule}" for field, rule in problems)
-        super().__init__(f"{what} refused. {lines}"[:2000], type=INVALID_INPUT, non_retryable=True)
+        super().__init__(
+            f"{what} refused. {lines}"[:MESSAGE_CHARACTERS],
+            type=ErrorType.INVALID_INPUT.value,
+            non_retryable=True,
+        )
         self.problems = problems
 
 
@@ -46,9 +48,3 @@ def invalid_input(what: str, error: ValidationError) -> InvalidInput:
         rule = remedy.format(**problem.get("ctx", {})) if remedy else problem["msg"]
         problems.append((field, rule))
     return InvalidInput(what, problems)
-
-
-UNKNOWN_STORY = "UnknownStory"
-
-
-REQUEST_REUSED = "RequestReused"

@@ -29,8 +29,18 @@ Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTE
 LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=LONG_ID_CHARACTERS)]
 """The id of a plan, a task or a decision: it may start with a story's."""
 
-Role = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_-]{0,31}$")]
+ROLE_PATTERN = r"^[A-Z][A-Z0-9_-]{0,31}$"
+
+Role = Annotated[str, StringConstraints(pattern=ROLE_PATTERN)]
 """A council's role (DEV, QA, ARCHITECT, DEVOPS, DATA) or a person's (PO, QA)."""
+
+UpperWord = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
+    ),
+]
+"""A phase, a status or a type that others send: known or unknown, in any case."""
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 

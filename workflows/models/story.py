@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from temporalio.exceptions import ApplicationError
 
 from workflows.models.base import Actor, Line, Request, Rigor, Title, Wire
 from workflows.models.deliberation import RecordedDecision
-from workflows.models.errors import INVALID_INPUT
+from workflows.models.error_types import ErrorType, application_error
 from workflows.models.ids import Id, Role
 from workflows.models.readiness import Finding
 from workflows.models.report import ReportScore
@@ -63,10 +62,9 @@ class Amend(Request):
     def _changes_something(self) -> Self:
         if self.title is None and self.brief is None and self.acceptance_criteria is None:
             # Outside of `_refuse_clearly`, which has already validated the fields.
-            raise ApplicationError(
+            raise application_error(
+                ErrorType.INVALID_INPUT,
                 "Amend refused. Give at least one of title, brief, acceptance_criteria",
-                type=INVALID_INPUT,
-                non_retryable=True,
             )
         return self
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from workflows.models.ids import ROLE_PATTERN
 from workflows.models.process import GuardSpec, Machine, StateSpec, Transition
 from workflows.rules.machine import BUDGET_GATE, COMPUTED_GUARDS
 
@@ -19,7 +20,6 @@ _DELIBERATING = ("design", "deliberation")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _NAME_RULE = "a name is 1 to 64 letters, digits or '_', beginning with a letter"
-_ROLE = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 _ROLE_RULE = "a role is 1 to 32 capitals, digits, '_' or '-', beginning with a capital"
 
 
@@ -144,7 +144,7 @@ def _name_problems(content: _Document) -> Iterator[str]:
     roles += [(f"guard {name!r}", guard.role) for name, guard in content.guards.items() if guard]
     roles += [(t.place, role) for t in content.transitions for role in t.roles]
     for place, role in roles:
-        if role and not _ROLE.fullmatch(role):
+        if role and not re.fullmatch(ROLE_PATTERN, role):
             yield f"{place}: role {role!r}: {_ROLE_RULE}"
     yield from _repeated("gates", "gate", content.gates)
     for transition in content.transitions:

@@ -22,7 +22,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.changes import AHEAD_AT_MOST, Row, moment
 from workflows.models.base import Actor, Line, Rigor, Title
-from workflows.models.ids import LongId
+from workflows.models.ids import LongId, UpperWord
 from workflows.timestamps import iso
 
 PAYLOAD_BYTES = 64 * 1024
@@ -78,13 +78,7 @@ def _require_come(at: datetime, info: ValidationInfo) -> None:
         raise ValueError("is later than now; set your clock, or leave it out")
 
 
-Word = Annotated[
-    str,
-    StringConstraints(
-        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
-    ),
-]
-Status = Annotated[Word, BeforeValidator(_joined), AfterValidator(_live)]
+Status = Annotated[UpperWord, BeforeValidator(_joined), AfterValidator(_live)]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 Time = Annotated[str, StringConstraints(max_length=100), AfterValidator(_utc)]
 Millis = Annotated[int, Field(ge=0, le=10**14), AfterValidator(_utc_ms)]
@@ -144,11 +138,11 @@ class SubtaskPayload(Payload):
 
     title: Title | None = None
     description: Text | None = None
-    role: Maybe[Word] = None
+    role: Maybe[UpperWord] = None
     status: Maybe[Status] = None
     priority: Number | None = None
     assignee: Maybe[Actor] = None
-    type: Maybe[Word] = None
+    type: Maybe[UpperWord] = None
     plan_id: Maybe[LongId] = None
     depends_on: list[LongId] | None = Field(None, max_length=100)
 
@@ -161,9 +155,9 @@ class DecisionPayload(Payload):
 
     title: Title | None = None
     rationale: Text | None = None
-    type: Maybe[Word] = None
+    type: Maybe[UpperWord] = None
     status: Maybe[Status] = None
-    role: Maybe[Word] = None
+    role: Maybe[UpperWord] = None
     decided_by: Maybe[Actor] = None
     decided_at: Maybe[Time] = None
     affects: list[Line] | None = Field(None, max_length=100)

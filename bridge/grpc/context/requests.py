@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 from activities.graph.changes import AHEAD_AT_MOST, moment
 from workflows.models.base import Actor, Request, Title
 from workflows.models.errors import InvalidInput
-from workflows.models.ids import Id, LongId
+from workflows.models.ids import Id, LongId, UpperWord
 
 EVENTS = 50
 EVENTS_AT_MOST = 500
@@ -27,13 +27,6 @@ Word = Annotated[
 
 
 Text = Annotated[str, StringConstraints(max_length=20_000)]
-Phase = Annotated[
-    str,
-    StringConstraints(
-        strip_whitespace=True, to_upper=True, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
-    ),
-]
-
 FIRST_PHASE = "DESIGN"
 DEPTH = 2
 
@@ -85,7 +78,7 @@ class CaseAsked(Request):
     story_id: Id
     title: Title
     description: Text
-    initial_phase: Phase
+    initial_phase: UpperWord
 
 
 class TaskAsked(Request):
@@ -111,7 +104,7 @@ class DecisionAsked(Request):
     """
 
     story_id: Id
-    decision_type: Phase | None = None
+    decision_type: UpperWord | None = None
     title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
     rationale: Text
     alternatives_considered: Text
@@ -123,8 +116,8 @@ class PhaseAsked(Request):
     """Checked fields of a TransitionPhaseRequest."""
 
     story_id: Id
-    from_phase: Phase
-    to_phase: Phase
+    from_phase: UpperWord
+    to_phase: UpperWord
     rationale: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_000)]
 
 

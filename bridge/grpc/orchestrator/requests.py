@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from activities.graph.context_packs import Scope
-from activities.graph.councils import MOST_AGENTS, refuse_mock
+from activities.graph.councils import MOST_AGENTS
 from bridge.grpc.calls import understood
 from bridge.grpc.wire import orchestrator_pb2 as wire
+from workflows.models.agents import refuse_mock
 from workflows.models.base import Line, Part, Request
 from workflows.models.errors import InvalidInput
 from workflows.models.ids import ID_CHARACTERS, ID_PATTERN, LONG_ID_CHARACTERS, Id, LongId, Role
