@@ -44,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
         TaskDispatched,
         TaskFailed,
     )
-    from workflows.models.ids import deliberation_workflow_id, plan_workflow_id
+    from workflows.models.ids import council_id, deliberation_workflow_id, plan_workflow_id
     from workflows.models.plan import Plan, PlanInput, PlanQuery, PlanResult, TaskOutcome
     from workflows.rules import dag
     from workflows.rules.news import decisions_with, holding
@@ -191,9 +191,7 @@ class PlanWorkflow:
 
     async def run_task(self, task: PlannedTask) -> None:
         self.outbox.append(
-            TaskDispatched(
-                task_id=task.task_id, agent_id=f"council-{task.role.lower()}", role=task.role
-            )
+            TaskDispatched(task_id=task.task_id, agent_id=council_id(task.role), role=task.role)
         )
         try:
             result = await workflow.execute_child_workflow(

@@ -80,6 +80,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.ids import (
         context_workflow_id,
         deliberation_workflow_id,
+        numbered_plan_id,
         plan_workflow_id,
         story_workflow_id,
     )
@@ -653,7 +654,7 @@ class StoryWorkflow:
         if story.designs_begun != version and workflow.patched("plans-numbered-over-all-states"):
             version = story.designs_begun
         version += story.before.plans if story.before else 0
-        plan_id = f"{story.story_id}-plan-{version}"
+        plan_id = numbered_plan_id(story.story_id, version)
         tasks = dag.number_tasks(plan_id, answer.tasks)
         plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
         require_plan(plan, council.roles)

@@ -24,7 +24,7 @@ from workflows.models.agents import Agent, Council, CouncilQuery, refuse_mock
 from workflows.models.base import AgentType, Part, Wire
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import invalid_input
-from workflows.models.ids import Id, Role
+from workflows.models.ids import Id, Role, council_id
 
 MOST_AGENTS = 50
 """Maximum number of agents in one council."""
@@ -219,7 +219,7 @@ async def seed_councils(
     councils = [
         {
             "role": role,
-            "id": f"council-{role.lower()}",
+            "id": council_id(role),
             "agents": [
                 {
                     **seat.model_dump(),
@@ -263,7 +263,7 @@ def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
     judges = [_agent(each) for each in councils.get(JUDGES, {"agents": []})["agents"]]
     free = [judge for judge in judges if judge not in seated]
     return Council(
-        council_id=row["id"] or f"council-{query.role.lower()}",
+        council_id=row["id"] or council_id(query.role),
         role=query.role,
         agents=seated,
         judge=next(iter(free or judges), None),
@@ -349,11 +349,6 @@ async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -
     with store_errors():
         async with driver.session() as session:
             return await session.execute_write(_unregister, agent_id, role)
-
-
-def council_id(role: str) -> str:
-    """Return the id of a role's council."""
-    return f"council-{role.lower()}"
 
 
 async def read_councils(tx: AsyncManagedTransaction) -> list[dict[str, Any]]:

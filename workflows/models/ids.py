@@ -55,6 +55,18 @@ def decode_id(token: str) -> str:
     return unquote(token, errors="strict")
 
 
+# --- ids of councils and plans ---
+
+
+def council_id(role: str) -> str:
+    return f"council-{role.lower()}"
+
+
+def numbered_plan_id(story_id: str, number: int) -> str:
+    """Return the id of a story's plan; its numbers begin at 1."""
+    return f"{story_id}-plan-{number}"
+
+
 # --- ids of workflows and events ---
 
 

@@ -10,7 +10,7 @@ from workflows.models.agents import CallUsage, PlannedTask
 from workflows.models.base import Request, Wire
 from workflows.models.context import DecisionAdded
 from workflows.models.deliberation import RecordedDecision
-from workflows.models.ids import Id, LongId, Role
+from workflows.models.ids import LONG_ID_CHARACTERS, Id, LongId, Role
 from workflows.models.readiness import StoryText
 
 
@@ -84,7 +84,7 @@ class DerivationInput(Request):
     """The input of DerivationWorkflow. `announce`: whether each task is also published."""
 
     story_id: Id
-    plan_id: Annotated[Id, StringConstraints(max_length=96)]
+    plan_id: Annotated[LongId, StringConstraints(max_length=LONG_ID_CHARACTERS - 4)]
     """The ids of its tasks, which are ids too, are up to four characters longer."""
     phase: str = "BUILD"
     announce: bool = False

@@ -43,7 +43,12 @@ from workflows.models.events import (
     StorySpec,
     StoryTransitioned,
 )
-from workflows.models.ids import derivation_workflow_id, plan_workflow_id, story_workflow_id
+from workflows.models.ids import (
+    derivation_workflow_id,
+    numbered_plan_id,
+    plan_workflow_id,
+    story_workflow_id,
+)
 from workflows.models.plan import DerivationInput, DerivationResult, PlanInput, PlanQuery
 from workflows.models.story import Move, StoryInput
 from workflows.stubs import STORY_QUEUE
@@ -111,7 +116,7 @@ class Plans:
 
     async def newest(self, story_id: str) -> str:
         """Return the id of the story's newest plan, or of its first if it has none yet."""
-        return await last_plan(self._driver, story_id) or f"{story_id}-plan-1"[:96].strip()
+        return await last_plan(self._driver, story_id) or numbered_plan_id(story_id, 1)
 
     async def derive(
         self, story_id: str, plan_id: str, announce: bool, context: Context

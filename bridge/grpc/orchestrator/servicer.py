@@ -21,7 +21,6 @@ from activities.graph.context_packs import count_tokens
 from activities.graph.councils import (
     NewAgent,
     NewCouncil,
-    council_id,
     create_council,
     find_councils,
     register_agent,
@@ -52,7 +51,7 @@ from bridge.grpc.wire import orchestrator_pb2 as wire
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from workflows.models.base import AgentType, content_hash
 from workflows.models.context import PackQuery
-from workflows.models.ids import derivation_workflow_id
+from workflows.models.ids import council_id, derivation_workflow_id
 
 COUNCIL_ROLES = ("OPERATOR", "PO")
 """Roles that may change councils: operators of the fleet, and the product owner."""
