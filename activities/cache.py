@@ -98,7 +98,7 @@ return 1
 """
 
 
-class Line(NamedTuple):
+class TimelineRow(NamedTuple):
     """A line of a story's timeline.
 
     `stream_id`: `{owner's start in ms}-{position in its outbox}`.
@@ -175,7 +175,7 @@ class Cache:
         self._drop_packs = client.register_script(DROP_PACKS)
         self._keep_pack = client.register_script(KEEP_PACK)
 
-    async def store(self, lines: Iterable[Line], documents: Iterable[Document]) -> None:
+    async def store(self, lines: Iterable[TimelineRow], documents: Iterable[Document]) -> None:
         """Append lines, in their order, and keep documents; lines already stored are skipped."""
         by_story: dict[str, list[str]] = {}
         for line in lines:

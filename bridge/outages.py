@@ -7,7 +7,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.errors import TABLE, store_error
-from bridge.mirror.publisher import refused
+from bridge.mirror.publisher import publish_error
 from workflows.models.error_types import UNAVAILABLE
 
 TEMPORAL_UNAVAILABLE = frozenset(
@@ -34,7 +34,7 @@ def is_unavailable(error: BaseException) -> bool:
         case ApplicationError():
             return error.type in UNAVAILABLE
         case NatsError():
-            return is_unavailable(refused("NATS", error))
+            return is_unavailable(publish_error("NATS", error))
     if isinstance(error, tuple(row[0] for row in TABLE)):
         return store_error(error).type in UNAVAILABLE
     return False

@@ -31,7 +31,7 @@ class Mover(Protocol):
     def actor(self) -> str:
         """The name that the move is recorded under."""
 
-    def acting_as(self, *roles: str) -> str:
+    def require_role(self, *roles: str) -> str:
         """Return the first of these roles that the mover has.
 
         Raises:
@@ -147,7 +147,7 @@ async def move(
         chosen = choose(now)
         if chosen is None:
             return now.view
-        actor, role = mover.actor, mover.acting_as(*now.roles(chosen))
+        actor, role = mover.actor, mover.require_role(*now.roles(chosen))
         if chosen.kind == "rejection":
             rejection = Reject(event=chosen.event, actor=actor, role=role, reason=remarks.reason)
             return await story.execute_update(StoryWorkflow.reject, rejection, id=update_id)

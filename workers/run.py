@@ -16,7 +16,7 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey
 from workers.external_storage import data_converter
 from workers.health import Check
-from workers.processes.process import PROCESSES, Base, Job, load_process
+from workers.processes.process import PROCESSES, Job, ProcessContext, load_process
 from workers.settings import Settings, slips, variables
 
 ALL = "all"
@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Ready:
+class StartedProcess:
     """The jobs that can run, the checks of all they need, and the error of a lost connection."""
 
     jobs: Mapping[str, Job]
@@ -40,7 +40,7 @@ async def ready(
     runtime: Runtime | None = None,
     plugins: Sequence[Plugin] = (),
     service: str = "",
-) -> AsyncIterator[Ready]:
+) -> AsyncIterator[StartedProcess]:
     """Open, check and prepare everything that the process `name` needs.
 
     Args:
@@ -56,14 +56,14 @@ async def ready(
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
         temporal = await open_temporal(settings, data_converter(valkey), runtime, plugins)
-        base = Base(settings, temporal, valkey, service)
+        base = ProcessContext(settings, temporal, valkey, service)
         names = list(PROCESSES) if name == ALL else [name]
         running = [await opened.enter_async_context(load_process(each)(base)) for each in names]
         jobs = {name: job for each in running for name, job in each.jobs.items()}
         checks: dict[str, Check] = {**base.checks, "workers": all_run(jobs)}
         for each in running:
             checks |= each.checks
-        yield Ready(jobs, checks, base.lost)
+        yield StartedProcess(jobs, checks, base.lost)
 
 
 async def run(name: str, settings: Settings, service: str = "") -> None:

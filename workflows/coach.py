@@ -31,7 +31,7 @@ with workflow.unsafe.imports_passed_through():
 ROLE = "ARCHITECT"
 """The council whose first agent writes: the one that has to design what the story asks for."""
 
-ASKS = 2
+MAX_ATTEMPTS = 2
 BEST = 100
 
 TASK = "Write a user story that meets the Definition of Ready."
@@ -62,7 +62,7 @@ class CoachWorkflow:
         agent = await self.seat()
         wanted = original[1].total if original else BEST
         written: list[Scored] = []
-        for ask in range(1, ASKS + 1):
+        for ask in range(1, MAX_ATTEMPTS + 1):
             answer = await self.write(agent, ask, written[-1] if written else original)
             written.append((answer.story, await self.score(answer.story)))
             if written[-1][1].total >= wanted:

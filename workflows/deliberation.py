@@ -84,7 +84,7 @@ REQUEST_WAVE = "request_wave"
 Answer = TypeVar("Answer")
 
 
-class Seat:
+class Participant:
     """An agent of the council, its proposal, and the critiques and checks of that proposal."""
 
     def __init__(self, agent: Agent) -> None:
@@ -121,7 +121,7 @@ class DeliberationWorkflow:
     def __init__(self, input: DeliberationInput) -> None:
         self.input = input
         self.outbox = Outbox(OutboxState(), input.story_id or "", through=input.outbox_workflow_id)
-        self.seats: list[Seat] = []
+        self.seats: list[Participant] = []
         self.failed: list[FailedAgent] = []
         self.usage: list[CallUsage] = []
         self.decisions: list[DecisionAdded] = list(input.decisions)
@@ -264,14 +264,14 @@ class DeliberationWorkflow:
         if task.background:
             context = "\n\n".join(filter(None, (self.pack.context, task.background)))
             self.pack = self.pack.model_copy(update={"context": context})
-        self.seats = [Seat(agent) for agent in council.agents]
+        self.seats = [Participant(agent) for agent in council.agents]
         self.size = len(self.seats)
         return council
 
     async def propose(self) -> None:
         await self.begin_wave("propose")
 
-        async def ask(seat: Seat) -> None:
+        async def ask(seat: Participant) -> None:
             answer = await self.call(
                 AgentStub.propose, ProposeInput(**self.call_fields(seat.agent)), seat.agent
             )
@@ -289,7 +289,7 @@ class DeliberationWorkflow:
         }
         answers: dict[str, CritiqueAnswer] = {}
 
-        async def ask(seat: Seat) -> None:
+        async def ask(seat: Participant) -> None:
             author = authors[seat.agent.agent_id]
             answer = await self.call(
                 AgentStub.criticise,
@@ -315,7 +315,7 @@ class DeliberationWorkflow:
         """Ask each author for a revision, except those whose critic failed."""
         await self.begin_wave("revise")
 
-        async def ask(seat: Seat) -> None:
+        async def ask(seat: Participant) -> None:
             if not seat.critiques:
                 return
             answer = await self.call(
@@ -340,7 +340,7 @@ class DeliberationWorkflow:
         """Run policy, lint and dry run on every proposal at once."""
         self.name_wave("check")
 
-        async def ask(seat: Seat) -> None:
+        async def ask(seat: Participant) -> None:
             agent_id = seat.agent.agent_id
             report: CheckReport = await workflow.execute_activity_method(
                 CheckStub.check_proposal,
@@ -512,14 +512,14 @@ class DeliberationWorkflow:
         )
         await workflow.wait_condition(lambda: wave in self.granted)
 
-    async def all_at_once(self, act: str, ask: Callable[[Seat], Awaitable[None]]) -> None:
+    async def all_at_once(self, act: str, ask: Callable[[Participant], Awaitable[None]]) -> None:
         """Ask every agent at once and leave out those that failed for good.
 
         Raises:
             ApplicationError: QuorumLost, if not more than half of the agents are left.
         """
 
-        async def ask_one(seat: Seat) -> None:
+        async def ask_one(seat: Participant) -> None:
             await ask(seat)
             self.answered.append(seat.agent.agent_id)
             self.show()

@@ -41,7 +41,7 @@ AGAIN_AFTER = timedelta(minutes=1)
 HAND_ON = "hand_on"
 """The signal by which a child passes entries to its story."""
 
-LEFT = "outbox"
+OUTBOX_QUERY = "outbox"
 """The query for the outbox's state: the entries still to record and publish."""
 
 STUCK = "outbox_stuck"
@@ -91,7 +91,7 @@ class Outbox:
         appended before keep their ids (docs/design/0002-event-ids-and-resets.md).
         """
         workflow.register_random_seed_callback(self._on_reset)
-        workflow.set_query_handler(LEFT, lambda: self.state)
+        workflow.set_query_handler(OUTBOX_QUERY, lambda: self.state)
         workflow.set_query_handler(STUCK, lambda: list(self.stuck.values()))
         workflow.set_update_handler(SKIP_ENTRY, self._skip, validator=self._may_skip)
         self.held = False

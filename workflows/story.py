@@ -115,7 +115,7 @@ FEEDBACK_SHOWN = 5
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
 """Started by name: its module imports StoryWorkflow, which it signals."""
 
-Asked = TypeVar("Asked", bound=Request)
+RequestT = TypeVar("RequestT", bound=Request)
 
 
 @workflow.defn
@@ -186,7 +186,7 @@ class StoryWorkflow:
 
     @workflow.signal(name="approve")
     async def approve_signal(self, request: Any = None) -> None:
-        await self.obey(Approve, StoryWorkflow.approve, request)
+        await self.handle_signal(Approve, StoryWorkflow.approve, request)
 
     @workflow.update
     async def reject(self, request: Reject) -> StoryView:
@@ -203,7 +203,7 @@ class StoryWorkflow:
 
     @workflow.signal(name="reject")
     async def reject_signal(self, request: Any = None) -> None:
-        await self.obey(Reject, StoryWorkflow.reject, request)
+        await self.handle_signal(Reject, StoryWorkflow.reject, request)
 
     @workflow.update
     async def report(self, report: WorkspaceReport) -> StoryView:
@@ -227,7 +227,7 @@ class StoryWorkflow:
 
     @workflow.signal(name="report")
     async def report_signal(self, request: Any = None) -> None:
-        await self.obey(WorkspaceReport, StoryWorkflow.report, request)
+        await self.handle_signal(WorkspaceReport, StoryWorkflow.report, request)
 
     @workflow.update
     async def amend(self, request: Amend) -> StoryView:
@@ -249,7 +249,7 @@ class StoryWorkflow:
 
     @workflow.signal(name="amend")
     async def amend_signal(self, request: Any = None) -> None:
-        await self.obey(Amend, StoryWorkflow.amend, request)
+        await self.handle_signal(Amend, StoryWorkflow.amend, request)
 
     @workflow.update
     async def raise_budget(self, request: RaiseBudget) -> StoryView:
@@ -272,10 +272,10 @@ class StoryWorkflow:
 
     @workflow.signal(name="raise_budget")
     async def raise_budget_signal(self, request: Any = None) -> None:
-        await self.obey(RaiseBudget, StoryWorkflow.raise_budget, request)
+        await self.handle_signal(RaiseBudget, StoryWorkflow.raise_budget, request)
 
-    async def obey(
-        self, model: type[Asked], update: Callable[[Any, Asked], Any], request: Any
+    async def handle_signal(
+        self, model: type[RequestT], update: Callable[[Any, RequestT], Any], request: Any
     ) -> None:
         """Apply a signal like its update; record a rejection in the timeline and the graph."""
         try:
@@ -723,7 +723,7 @@ class StoryWorkflow:
         """
         story = self.story
         if story.work_done and not story.done:
-            automatic = fsm.automatic(story.machine, story.state, story.facts)
+            automatic = fsm.automatic_transition(story.machine, story.state, story.facts)
             if automatic:
                 self.move(automatic, "system")
                 return

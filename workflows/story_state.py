@@ -223,7 +223,7 @@ class Story(BaseModel):
         }
 
     def legal(self) -> str:
-        events = ", ".join(fsm.legal(self.machine, self.state)) or "none"
+        events = ", ".join(fsm.legal_events(self.machine, self.state)) or "none"
         return f"the story is in {self.state}; legal now: {events}"
 
     # --- the gate -------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ class Story(BaseModel):
         home = next((s.name for s in self.machine.states if s.work == "readiness"), self.state)
         if self.state == home or self.visited(home) == 0:
             return []
-        way = fsm.way_back(self.machine, self.state, home)
+        way = fsm.rejection_path(self.machine, self.state, home)
         if way is None:
             raise application_error(
                 ErrorType.ILLEGAL_MOVE,

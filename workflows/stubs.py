@@ -59,12 +59,12 @@ continues after a cancelled call only when the call has stopped in the engine.
 """
 
 ANSWERED_WITHIN = timedelta(minutes=10)
-SILENT_AT_MOST = timedelta(seconds=60)
+MAX_SILENCE = timedelta(seconds=60)
 
 NATS_CALL = ActivityConfig(
     task_queue=AGENTS_QUEUE,
     start_to_close_timeout=ANSWERED_WITHIN,
-    heartbeat_timeout=SILENT_AT_MOST,
+    heartbeat_timeout=MAX_SILENCE,
     retry_policy=LLM_CALL["retry_policy"],
     cancellation_type=ActivityCancellationType.TRY_CANCEL,
 )

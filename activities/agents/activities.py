@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.agents import requests as acts
+from activities.agents import requests
 from activities.agents.answer_cache import KEPT_FOR, answer_key, kept_answer
 from activities.agents.llm_errors import CallFailed
 from activities.agents.openai_client import (
@@ -35,7 +35,7 @@ from activities.agents.openai_client import (
     tokens_of_prompt,
 )
 from activities.agents.prompts import Prompt, Prompts
-from activities.agents.requests import ASKS, AnswerT, Question
+from activities.agents.requests import MAX_ATTEMPTS, AgentRequest, AnswerT
 from activities.heartbeats import heartbeats
 from workflows.models.agents import (
     Agent,
@@ -64,10 +64,10 @@ KEEP_AGAIN = timedelta(seconds=1)
 CANCELLED = application_error(ErrorType.CANCELLED, "the call was cancelled")
 
 
-class Answering(Protocol):
+class AgentBackend(Protocol):
     """A back end for agents of one type."""
 
-    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+    async def answer(self, question: AgentRequest[AnswerT]) -> AnswerT:
         """Answer the question; runs within the calling activity and may raise ApplicationError."""
 
 
@@ -79,7 +79,7 @@ class Agents(AgentStub):
             for a type without a back end; otherwise the errors of the back end.
     """
 
-    def __init__(self, by_type: Mapping[str, Answering]) -> None:
+    def __init__(self, by_type: Mapping[str, AgentBackend]) -> None:
         """Create the activities.
 
         Args:
@@ -89,29 +89,29 @@ class Agents(AgentStub):
 
     @activity.defn
     async def propose(self, request: ProposeInput) -> ProposalAnswer:
-        return await self._of(request.agent).answer(acts.propose(request))
+        return await self._of(request.agent).answer(requests.propose(request))
 
     @activity.defn
     async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
-        return await self._of(request.agent).answer(acts.criticise(request))
+        return await self._of(request.agent).answer(requests.criticise(request))
 
     @activity.defn
     async def revise(self, request: ReviseInput) -> ProposalAnswer:
-        return await self._of(request.agent).answer(acts.revise(request))
+        return await self._of(request.agent).answer(requests.revise(request))
 
     @activity.defn
     async def judge(self, request: JudgeInput) -> JudgeAnswer:
-        return await self._of(request.agent).answer(acts.judge(request))
+        return await self._of(request.agent).answer(requests.judge(request))
 
     @activity.defn
     async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
-        return await self._of(request.agent).answer(acts.derive_plan(request))
+        return await self._of(request.agent).answer(requests.derive_plan(request))
 
     @activity.defn
     async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
-        return await self._of(request.agent).answer(acts.write_story(request))
+        return await self._of(request.agent).answer(requests.write_story(request))
 
-    def _of(self, agent: Agent) -> Answering:
+    def _of(self, agent: Agent) -> AgentBackend:
         """Return the back end of an agent's type; there are no mock agents."""
         kind = refuse_mock(str(agent.agent_type))
         if kind in self._by_type:
@@ -231,7 +231,7 @@ class VllmAgents:
         self._prompts = prompts
         self._served: dict[str, int] = {}
 
-    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+    async def answer(self, question: AgentRequest[AnswerT]) -> AnswerT:
         """Return the kept answer if there is one; otherwise ask the engine.
 
         Raises:
@@ -259,13 +259,15 @@ class VllmAgents:
                 raise
             activity.heartbeat(asdict(spent))  # for the next attempt
             if isinstance(error, ApplicationError):
-                raise acts.charged(error, spent.usage(began)) from None
+                raise requests.charged(error, spent.usage(began)) from None
             details = activity.cancellation_details()
             if not (details and details.cancel_requested):
                 raise  # timed out, or the worker stops: the costs are in the heartbeat
-            raise acts.charged(CANCELLED, spent.usage(began)) from None
+            raise requests.charged(CANCELLED, spent.usage(began)) from None
 
-    async def _write(self, question: Question[Any], progress: CallProgress) -> Mapping[str, Any]:
+    async def _write(
+        self, question: AgentRequest[Any], progress: CallProgress
+    ) -> Mapping[str, Any]:
         """Get an answer; if the endpoint has renamed the model, from the new one."""
         try:
             return await self._write_within_window(question, progress)
@@ -279,7 +281,7 @@ class VllmAgents:
         return await self._write_within_window(question, progress)
 
     async def _write_within_window(
-        self, question: Question[Any], progress: CallProgress
+        self, question: AgentRequest[Any], progress: CallProgress
     ) -> Mapping[str, Any]:
         """Get an answer to the prompt; cut it further if the engine rejects it as too long."""
         for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
@@ -296,13 +298,13 @@ class VllmAgents:
         raise refusal
 
     async def _ask(
-        self, question: Question[Any], prompt: Prompt, progress: CallProgress
+        self, question: AgentRequest[Any], prompt: Prompt, progress: CallProgress
     ) -> Mapping[str, Any]:
         """Ask until an answer is complete and valid, at most ASKS times."""
         wanted = question.form(prompt.max_tokens)
         schema = wanted.schema
         asked = prompt
-        for ask in range(1, ASKS + 1):
+        for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
             progress.ask(asked.messages)
             try:

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from activities.agents.openai_client import BYTES_PER_TOKEN, Message
 from activities.config import InvalidConfig, parse_yaml, read_text
 from activities.redaction import Redact, load_redaction
-from workflows.models.base import Part, content_hash
+from workflows.models.base import Section, content_hash
 from workflows.models.error_types import ErrorType, application_error
 
 Values = Mapping[str, str | Sequence[str]]
@@ -54,7 +54,7 @@ class InvalidPrompt(ValueError):
     """A missing or invalid prompt file; the message has its name and the reason."""
 
 
-class WritingSettings(Part):
+class WritingSettings(Section):
     """An act's front matter. `max_tokens`: of the answer, if the model's window allows it."""
 
     temperature: float = Field(ge=0, le=2)

@@ -16,7 +16,7 @@ from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import BYTES_PER_TOKEN
 from activities.agents.prompts import Prompt, Prompts, Values
 from activities.agents.response_schemas import (
-    Form,
+    ResponseSchema,
     critique_form,
     plan_form,
     proposal_form,
@@ -40,15 +40,15 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.readiness import StoryText
 
-ASKS = 3
+MAX_ATTEMPTS = 3
 """How often an agent is asked: after an unusable answer, it is asked again at most twice."""
 
 
-ANSWERS: Mapping[str, type[Wire]] = {
+ANSWERS: Mapping[str, type[Model]] = {
     "propose": ProposalAnswer,
     "criticise": CritiqueAnswer,
     "revise": ProposalAnswer,
@@ -64,13 +64,13 @@ AnswerT = TypeVar(
 
 
 @dataclass(frozen=True)
-class Question(Generic[AnswerT]):
+class AgentRequest(Generic[AnswerT]):
     """One call of one act. `form`: the answer's tokens -> how the answer is written and parsed."""
 
     act: str
     call: AgentCall
     material: Values
-    form: Callable[[int], Form]
+    form: Callable[[int], ResponseSchema]
     answer_type: type[AnswerT]
 
     def prompt(
@@ -98,29 +98,29 @@ class Question(Generic[AnswerT]):
         """Return the error of a call whose asks all gave unusable answers."""
         return application_error(
             ErrorType.BAD_ANSWER,
-            f"{who} was asked {ASKS} times to {self.act.replace('_', ' ')} "
+            f"{who} was asked {MAX_ATTEMPTS} times to {self.act.replace('_', ' ')} "
             f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
         )
 
 
-def propose(request: ProposeInput) -> Question[ProposalAnswer]:
-    return Question("propose", request, {}, proposal_form, ProposalAnswer)
+def propose(request: ProposeInput) -> AgentRequest[ProposalAnswer]:
+    return AgentRequest("propose", request, {}, proposal_form, ProposalAnswer)
 
 
-def criticise(request: CriticiseInput) -> Question[CritiqueAnswer]:
+def criticise(request: CriticiseInput) -> AgentRequest[CritiqueAnswer]:
     material = {"proposal": proposal_text(request.proposal)}
-    return Question("criticise", request, material, critique_form, CritiqueAnswer)
+    return AgentRequest("criticise", request, material, critique_form, CritiqueAnswer)
 
 
-def revise(request: ReviseInput) -> Question[ProposalAnswer]:
+def revise(request: ReviseInput) -> AgentRequest[ProposalAnswer]:
     material = {
         "proposal": proposal_text(request.proposal),
         "critiques": "\n\n".join(critique_text(critique) for critique in request.critiques),
     }
-    return Question("revise", request, material, proposal_form, ProposalAnswer)
+    return AgentRequest("revise", request, material, proposal_form, ProposalAnswer)
 
 
-def judge(request: JudgeInput) -> Question[JudgeAnswer]:
+def judge(request: JudgeInput) -> AgentRequest[JudgeAnswer]:
     material = {
         "contenders": [
             f"id: {contender.agent_id}\n{proposal_text(contender.proposal)}"
@@ -128,24 +128,26 @@ def judge(request: JudgeInput) -> Question[JudgeAnswer]:
         ]
     }
     form = verdict_form([contender.agent_id for contender in request.contenders])
-    return Question("judge", request, material, form, JudgeAnswer)
+    return AgentRequest("judge", request, material, form, JudgeAnswer)
 
 
-def derive_plan(request: DerivePlanInput) -> Question[DerivePlanAnswer]:
+def derive_plan(request: DerivePlanInput) -> AgentRequest[DerivePlanAnswer]:
     material = {"design": proposal_text(request.design), "roles": ", ".join(request.roles)}
-    return Question("derive_plan", request, material, plan_form(request.roles), DerivePlanAnswer)
+    return AgentRequest(
+        "derive_plan", request, material, plan_form(request.roles), DerivePlanAnswer
+    )
 
 
-def write_story(request: WriteStoryInput) -> Question[WriteStoryAnswer]:
+def write_story(request: WriteStoryInput) -> AgentRequest[WriteStoryAnswer]:
     material = {
         "goal": request.goal,
         "story": story_text(request.story) if request.story else "",
         "findings": _bullets(finding.message for finding in request.findings),
     }
-    return Question("write_story", request, material, story_form, WriteStoryAnswer)
+    return AgentRequest("write_story", request, material, story_form, WriteStoryAnswer)
 
 
-def question(act: str, request: Mapping[str, Any]) -> Question[Any]:
+def question(act: str, request: Mapping[str, Any]) -> AgentRequest[Any]:
     """Build the question of an act from its activity's input as JSON."""
     match act:
         case "propose":

@@ -22,7 +22,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import Field, StringConstraints, ValidationError, create_model
 
 from workflows.models.agents import Critique, DraftTask, Proposal, Verdict
-from workflows.models.base import Part, Wire
+from workflows.models.base import Model, Section
 from workflows.models.readiness import StoryText
 from workflows.rules.dag import MAX_TASKS, number_tasks, plan_schema, validate
 
@@ -50,12 +50,12 @@ _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda name: _not_json(
 """Lenient, because models make mistakes such as a line break within a string."""
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-PartT = TypeVar("PartT", bound=Part)
+PartT = TypeVar("PartT", bound=Section)
 FieldsT = TypeVar("FieldsT", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
-class Form:
+class ResponseSchema:
     """The form of an answer. `schema`: its JSON schema; `read`: its text -> its fields."""
 
     schema: dict[str, Any]
@@ -64,18 +64,18 @@ class Form:
 
 
 @lru_cache(maxsize=16)
-def proposal_form(tokens: int) -> Form:
+def proposal_form(tokens: int) -> ResponseSchema:
     """Return the form of `approach`, `content`, and 1 to 3 `decisions` with at most 2 `affects`."""
     size = _Sizes(tokens)
 
-    class Decision(Part):
+    class Decision(Section):
         title: Annotated[str, size.text(0.03, LONGEST_TITLE)]
         rationale: Annotated[str, size.text(0.08, LONGEST_LINE)]
         affects: Annotated[
             list[Annotated[str, size.text(0.02, LONGEST_TITLE)]], Field(max_length=2)
         ]
 
-    class Written(Part):
+    class Written(Section):
         approach: Annotated[str, size.text(0.12)]
         content: Annotated[str, size.text(0.43)]
         decisions: Annotated[list[Decision], Field(min_length=1, max_length=3)]
@@ -84,15 +84,15 @@ def proposal_form(tokens: int) -> Form:
 
 
 @lru_cache(maxsize=16)
-def critique_form(tokens: int) -> Form:
+def critique_form(tokens: int) -> ResponseSchema:
     """Return the form of 1 to 3 `points`, a `suggestion`, and the `verdict` based on them."""
     size = _Sizes(tokens)
 
-    class Point(Part):
+    class Point(Section):
         severity: Literal["low", "medium", "high"]
         text: Annotated[str, size.text(0.18)]
 
-    class Written(Part):
+    class Written(Section):
         points: Annotated[list[Point], Field(min_length=1, max_length=3)]
         suggestion: Annotated[str, size.text(0.3)]
         verdict: Literal["accept", "revise", "reject"]
@@ -100,27 +100,27 @@ def critique_form(tokens: int) -> Form:
     return _form(Written, "critique", Critique)
 
 
-def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], Form]:
+def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], ResponseSchema]:
     """Return the form of a `reason`, followed by a `winner_id` that is one of the contenders."""
 
-    def form(tokens: int) -> Form:
+    def form(tokens: int) -> ResponseSchema:
         reason: Any = Annotated[str, _Sizes(tokens).text(0.85)]
         winner: Any = Literal.__getitem__(tuple(contender_ids))
         written = create_model(
-            "Written", __base__=Part, reason=(reason, ...), winner_id=(winner, ...)
+            "Written", __base__=Section, reason=(reason, ...), winner_id=(winner, ...)
         )
         return _form(written, "verdict", Verdict)
 
     return form
 
 
-def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
+def plan_form(roles: Sequence[str]) -> Callable[[int], ResponseSchema]:
     """Return the form of `tasks`, a DAG by construction.
 
     Allows up to MAX_TASKS tasks, as many as the answer has room for.
     """
 
-    def form(tokens: int) -> Form:
+    def form(tokens: int) -> ResponseSchema:
         characters = tokens * CHARACTERS_PER_TOKEN
         most = min(MAX_TASKS, max(1, characters // SHORTEST_TASK))
         words = max(characters // most - AROUND_A_TASK, AROUND_A_TASK)
@@ -136,13 +136,13 @@ def plan_form(roles: Sequence[str]) -> Callable[[int], Form]:
             validate(number_tasks("plan", drafts), roles, most)
             return {"tasks": drafts}
 
-        return Form(schema, lambda text: _read(text, plan_of))
+        return ResponseSchema(schema, lambda text: _read(text, plan_of))
 
     return form
 
 
 @lru_cache(maxsize=16)
-def story_form(tokens: int) -> Form:
+def story_form(tokens: int) -> ResponseSchema:
     """Return the form of `title`, `description`, and 2 to 6 acceptance criteria as `ac`."""
     size = _Sizes(tokens)
     title = StringConstraints(
@@ -151,7 +151,7 @@ def story_form(tokens: int) -> Form:
         max_length=min(LONGEST_STORY_TITLE, size.longest(0.1)),
     )
 
-    class Written(Part):
+    class Written(Section):
         title: Annotated[str, title]
         description: Annotated[str, size.text(0.3)]
         ac: Annotated[
@@ -167,7 +167,7 @@ def story_form(tokens: int) -> Form:
             )
         }
 
-    return Form(Written.model_json_schema(), lambda text: _read(text, story_of))
+    return ResponseSchema(Written.model_json_schema(), lambda text: _read(text, story_of))
 
 
 class _WrittenTask(DraftTask):
@@ -175,15 +175,15 @@ class _WrittenTask(DraftTask):
     description: Text
 
 
-class _WrittenPlan(Part):
+class _WrittenPlan(Section):
     tasks: list[_WrittenTask]
 
 
-def _form(written: type[Part], field: str, wire: type[Wire]) -> Form:
-    def fields_of(document: Any) -> dict[str, Wire]:
+def _form(written: type[Section], field: str, wire: type[Model]) -> ResponseSchema:
+    def fields_of(document: Any) -> dict[str, Model]:
         return {field: wire.model_validate(_validated(written, document).model_dump())}
 
-    return Form(written.model_json_schema(), lambda text: _read(text, fields_of))
+    return ResponseSchema(written.model_json_schema(), lambda text: _read(text, fields_of))
 
 
 # --- reading --------------------------------------------------------------------------------------

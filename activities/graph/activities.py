@@ -73,7 +73,7 @@ from temporalio import activity
 from activities.cache import (
     Cache,
     Document,
-    Line,
+    TimelineRow,
     draft_key,
     pack_key,
     pack_variant,
@@ -84,7 +84,7 @@ from activities.graph.changes import CLAIM, FORGET, Change, Claim, Write, change
 from activities.graph.context_packs import (
     READS,
     Scopes,
-    Section,
+    ScopeSection,
     assemble,
     has_scopes,
     read_sections,
@@ -93,7 +93,7 @@ from activities.graph.context_packs import (
 )
 from activities.graph.context_update.payloads import NOT_LIVE
 from activities.graph.context_update.transaction import judge_update, unknown_story
-from activities.graph.councils import read_councils, seat, seed_councils
+from activities.graph.councils import choose_council, read_councils, seed_councils
 from activities.graph.earlier_runs import NUMBERED, numbered
 from activities.graph.errors import store_errors
 from activities.graph.events import summary, writes
@@ -113,7 +113,7 @@ from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.readiness import StoryText
 from workflows.models.story import StoryRuns
 from workflows.stubs import GraphStub
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 __all__ = ["Graph", "seed_councils", "store_errors"]
 
@@ -272,7 +272,7 @@ class Graph(GraphStub):
         """Read the councils and return the requested one."""
         with store_errors():
             async with self._driver.session() as session:
-                return seat(await session.execute_read(read_councils), query)
+                return choose_council(await session.execute_read(read_councils), query)
 
     @activity.defn
     async def load_plan(self, query: PlanQuery) -> StoredPlan:
@@ -473,7 +473,7 @@ async def _rows(
 @unit_of_work(timeout=TRANSACTION_S)
 async def _read_sections(
     tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
-) -> tuple[list[Section], bool]:
+) -> tuple[list[ScopeSection], bool]:
     """Read the sections, and whether the story is known: a story with a header is."""
     sections = await read_sections(tx, scopes, query)
     nothing = [READS["CASE_HEADER"].none]
@@ -523,16 +523,16 @@ def _in_statements(known: Sequence[Change]) -> list[Write]:
     return sorted(found, key=lambda write: first[write.cypher])
 
 
-def _lines(known: Iterable[Change]) -> Iterator[Line]:
+def _lines(known: Iterable[Change]) -> Iterator[TimelineRow]:
     for change in known:
         if not change.story_id:
             continue
         entry, body = change.entry, change.body
         values = (
             *(entry.id, entry.kind, body.label, summary(body), body.by()),
-            *(iso(change.at), entry.source),
+            *(format_timestamp(change.at), entry.source),
         )
-        yield Line(change.story_id, change.line, values)
+        yield TimelineRow(change.story_id, change.line, values)
 
 
 def _documents(known: Iterable[Change]) -> Iterator[Document]:

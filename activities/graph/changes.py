@@ -22,7 +22,7 @@ from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import invalid_input
 from workflows.models.events import BODIES, Entry, EventBody, RecordBatch
 
-AHEAD_AT_MOST = timedelta(minutes=5)
+MAX_CLOCK_SKEW = timedelta(minutes=5)
 """How far a sender's clock may be ahead of ours; limited because the latest time wins."""
 
 LAST_VERSION = 2**31 - 2**20
@@ -106,14 +106,16 @@ def change(entry: Entry, started_ms: int, number: int, workflow: str = "") -> Ch
     try:
         body = kind.model_validate(entry.body)
     except ValidationError as error:
-        raise refusal(invalid_input(f"entry {entry.id} ({entry.kind})", error).message) from None
-    at = moment(body.timestamp, f"entry {entry.id}: timestamp")
+        raise invalid_entry(
+            invalid_input(f"entry {entry.id} ({entry.kind})", error).message
+        ) from None
+    at = parse_timestamp(body.timestamp, f"entry {entry.id}: timestamp")
     order = order_key(at, started_ms, number)
     line = f"{started_ms}-{number}"
     return Change(entry, body, body.story_id or entry.story_id, at, order, line, workflow)
 
 
-def moment(text: str, field: str) -> datetime:
+def parse_timestamp(text: str, field: str) -> datetime:
     """Parse an ISO 8601 time and return it in UTC; one without an offset is taken as UTC.
 
     Raises:
@@ -123,7 +125,7 @@ def moment(text: str, field: str) -> datetime:
         parsed = datetime.fromisoformat(text)
         return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise refusal(
+        raise invalid_entry(
             f"{field}: {text[:80]!r} is not ISO 8601, as in 2026-01-31T12:00:00Z"
         ) from None
 
@@ -162,10 +164,12 @@ def key(field: str, value: str) -> str:
         ApplicationError: `InvalidEntry`, not retryable: it is too long.
     """
     if len(value.encode()) > KEY_BYTES:
-        raise refusal(f"{field}: {value[:60]!r}... is longer than {KEY_BYTES} bytes; shorten it")
+        raise invalid_entry(
+            f"{field}: {value[:60]!r}... is longer than {KEY_BYTES} bytes; shorten it"
+        )
     return value
 
 
-def refusal(message: str) -> ApplicationError:
+def invalid_entry(message: str) -> ApplicationError:
     """Return the error of an entry that can never be stored."""
     return application_error(ErrorType.INVALID_ENTRY, message)

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from activities.config import InvalidConfig, read_config
 from activities.graph.values import Flag, Instant, Real, Row, Text, Texts
-from workflows.models.base import Part, content_hash
+from workflows.models.base import Section, content_hash
 from workflows.models.context import ContextPack, PackQuery
 from workflows.models.ids import Role
 
@@ -52,7 +52,7 @@ DONE = ["DONE", "COMPLETED"]
 """Statuses of a subtask that is done: ours and those of other systems."""
 
 
-class Scopes(Part):
+class Scopes(Section):
     """The content of scopes.yaml.
 
     `token_budget` is a pack's default budget in tokens; `relevance` lists the most relevant scope
@@ -132,14 +132,14 @@ def count_tokens(text: str) -> int:
 # --- reading --------------------------------------------------------------------------------------
 
 
-class Section(NamedTuple):
+class ScopeSection(NamedTuple):
     """The lines of a scope, most relevant first."""
 
     scope: Scope
     lines: list[str]
 
 
-class Read(NamedTuple):
+class ScopeQuery(NamedTuple):
     """How a scope is read, converted, sorted and shown.
 
     Attributes:
@@ -383,8 +383,8 @@ RETURN row.id AS id, row.event_type AS event_type, row.description AS descriptio
 """
 """The milestones of the story `s`: our newest, and those that others wrote with other times."""
 
-READS: dict[Scope, Read] = {
-    "CASE_HEADER": Read(
+READS: dict[Scope, ScopeQuery] = {
+    "CASE_HEADER": ScopeQuery(
         "Story",
         """
         MATCH (s:Case {id: $story})
@@ -397,7 +397,7 @@ READS: dict[Scope, Read] = {
         _case,
         none="Nothing is recorded of this story.",
     ),
-    "PLAN_HEADER": Read(
+    "PLAN_HEADER": ScopeQuery(
         "Plan",
         _LAST_PLAN
         + """
@@ -409,21 +409,21 @@ READS: dict[Scope, Read] = {
         _plan,
         none="There is no plan yet.",
     ),
-    "DECISIONS_GLOBAL": Read(
+    "DECISIONS_GLOBAL": ScopeQuery(
         "Decisions",
         _DECISIONS + _DECISION_FIELDS,
         _DecisionRow,
         _decision,
         by=lambda row: row.relevance,
     ),
-    "DECISIONS_GLOBAL_MIN": Read(
+    "DECISIONS_GLOBAL_MIN": ScopeQuery(
         "Decisions",
         _DECISIONS + _DECISION_FIELDS,
         _DecisionRow,
         _decision_min,
         by=lambda row: row.relevance,
     ),
-    "DECISIONS_RELEVANT_ROLE": Read(
+    "DECISIONS_RELEVANT_ROLE": ScopeQuery(
         "Decisions that bear on your work",
         _DECISIONS
         + """
@@ -438,7 +438,7 @@ READS: dict[Scope, Read] = {
         _decision,
         by=lambda row: row.relevance_to_role,
     ),
-    "DEPS_DECISIONS": Read(
+    "DEPS_DECISIONS": ScopeQuery(
         "How decisions depend on each other",
         _DECISIONS
         + """
@@ -450,7 +450,7 @@ READS: dict[Scope, Read] = {
         _decision_dependency,
         by=lambda row: (*newest(row.decided_at), row.id, row.on_id),
     ),
-    "DEPS_RELEVANT": Read(
+    "DEPS_RELEVANT": ScopeQuery(
         "What your tasks wait for",
         _TASKS
         + _OWN
@@ -463,11 +463,13 @@ READS: dict[Scope, Read] = {
         _TaskRow,
         _task_dependency,
     ),
-    "SUBTASKS_ALL": Read("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task),
-    "SUBTASKS_ALL_MIN": Read("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task_min),
-    "SUBTASKS_ROLE": Read("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task),
-    "SUBTASKS_ROLE_MIN": Read("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task_min),
-    "MILESTONES": Read(
+    "SUBTASKS_ALL": ScopeQuery("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task),
+    "SUBTASKS_ALL_MIN": ScopeQuery("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task_min),
+    "SUBTASKS_ROLE": ScopeQuery("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task),
+    "SUBTASKS_ROLE_MIN": ScopeQuery(
+        "Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task_min
+    ),
+    "MILESTONES": ScopeQuery(
         "What happened, newest first",
         """
         MATCH (s:Case {id: $story})
@@ -478,7 +480,7 @@ READS: dict[Scope, Read] = {
         by=lambda row: row.recency,
         at_most=50,
     ),
-    "SUMMARY_LAST": Read(
+    "SUMMARY_LAST": ScopeQuery(
         "The last summary",
         """
         MATCH (:Case {id: $story})<-[:OF]-(p:Proposal {rank: 1})
@@ -492,7 +494,7 @@ READS: dict[Scope, Read] = {
 }
 
 
-def with_summary(sections: Sequence[Section], summary: str) -> list[Section]:
+def with_summary(sections: Sequence[ScopeSection], summary: str) -> list[ScopeSection]:
     """Insert a summary of the story before the last answer of a council."""
     return [
         section._replace(lines=[summary, *section.lines])
@@ -508,7 +510,7 @@ NOISE = ["orchestration.round.completed", "orchestration.deliberation.started", 
 
 async def read_sections(
     tx: AsyncManagedTransaction, config: Scopes, query: PackQuery
-) -> list[Section]:
+) -> list[ScopeSection]:
     """Read the role's scopes with one query each, in the order of their relevance."""
     wanted = scopes_for(config, query.role, query.phase)
     sections = []
@@ -524,7 +526,7 @@ async def read_sections(
         )
         rows = read.rows(await result.data())
         lines = [line for row in rows for line in read.lines(row)]
-        sections.append(Section(scope, lines or ([read.none] if read.none else [])))
+        sections.append(ScopeSection(scope, lines or ([read.none] if read.none else [])))
     return sections
 
 
@@ -535,7 +537,7 @@ def assemble(
     config: Scopes,
     query: PackQuery,
     token_budget: int,
-    sections: Sequence[Section],
+    sections: Sequence[ScopeSection],
     redact: Callable[[str], str] = str,
 ) -> ContextPack:
     """Build the largest pack of these sections, most relevant first, that fits the budget.
@@ -580,7 +582,7 @@ def assemble(
     )
 
 
-def _render(lines: Sequence[tuple[Section, str]]) -> str:
+def _render(lines: Sequence[tuple[ScopeSection, str]]) -> str:
     text: list[str] = []
     scope = ""
     for section, line in lines:

@@ -21,19 +21,19 @@ from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
 from activities.graph.values import Number, Row, Text, Texts
 from workflows.models.agents import Agent, Council, CouncilQuery, refuse_mock
-from workflows.models.base import AgentType, Part, Wire
+from workflows.models.base import AgentType, Model, Section
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import invalid_input
 from workflows.models.ids import Id, Role, council_id
 
-MOST_AGENTS = 50
+MAX_AGENTS = 50
 """Maximum number of agents in one council."""
 
 JUDGES = "ARCHITECT"
 """The role of the council whose agents judge near ties."""
 
 
-class Seat(Part):
+class ConfiguredAgent(Section):
     """An agent of councils.yaml. `agent_type` None, `model` empty: the fleet's default."""
 
     agent_id: Id
@@ -47,10 +47,10 @@ class Seat(Part):
         return refuse_mock(value)
 
 
-class Councils(Part):
+class Councils(Section):
     """councils.yaml: the agents of each role's council."""
 
-    councils: dict[Role, Annotated[list[Seat], Field(min_length=1, max_length=50)]]
+    councils: dict[Role, Annotated[list[ConfiguredAgent], Field(min_length=1, max_length=50)]]
 
     @model_validator(mode="after")
     def _each_agent_once(self) -> Councils:
@@ -73,7 +73,7 @@ def load_councils(path: Path) -> Councils:
         raise error.final() from error
 
 
-class NewAgent(Part):
+class NewAgent(Section):
     """An agent to add to a council.
 
     `endpoint` is the address that the agent gives; it is always called over the bus.
@@ -92,17 +92,17 @@ class NewAgent(Part):
     """JSON: more details from its owner; stored, but not used."""
 
 
-class NewCouncil(Part):
+class NewCouncil(Section):
     """A council to create with `size` identical agents. `rounds` 0: the default."""
 
     role: Role
-    size: Annotated[int, Field(ge=1, le=MOST_AGENTS)]
+    size: Annotated[int, Field(ge=1, le=MAX_AGENTS)]
     agent_type: AgentType
     model: str = ""
     rounds: int = 0
 
 
-class StandingAgent(Wire):
+class StandingAgent(Model):
     """An agent of a council, as stored in the graph."""
 
     agent_id: str
@@ -115,7 +115,7 @@ class StandingAgent(Wire):
     max_concurrent_tasks: int = 0
 
 
-class StandingCouncil(Wire):
+class StoredCouncil(Model):
     """A council and its agents, ordered by id."""
 
     council_id: str
@@ -239,7 +239,7 @@ async def _seed(tx: AsyncManagedTransaction, councils: list[dict[str, Any]]) -> 
     await (await tx.run(SEED, councils=councils)).consume()
 
 
-def seat(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
+def choose_council(rows: Sequence[dict[str, Any]], query: CouncilQuery) -> Council:
     """Return the requested council from the rows of `read_councils`.
 
     It has the first agents by id. The judge is the first architect who is not one of them; if all
@@ -295,7 +295,7 @@ def _agent(row: dict[str, Any]) -> Agent:
 # --- changes --------------------------------------------------------------------------------------
 
 
-async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
+async def find_councils(driver: AsyncDriver) -> list[StoredCouncil]:
     """Return every council, ordered by role.
 
     Raises:
@@ -305,7 +305,7 @@ async def find_councils(driver: AsyncDriver) -> list[StandingCouncil]:
         async with driver.session() as session:
             rows = await session.execute_read(read_councils)
     return [
-        StandingCouncil(
+        StoredCouncil(
             council_id=row["id"] or council_id(row["role"]),
             role=row["role"],
             agents=[StandingAgent.model_validate(agent) for agent in row["agents"]],
@@ -407,10 +407,10 @@ async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> 
     if agent.agent_id in seats:
         changed = _new(agent)
         seat = {"id": changed["id"], "node": {k: v for k, v in changed["node"].items() if v}}
-    elif len(council["agents"]) >= MOST_AGENTS:
+    elif len(council["agents"]) >= MAX_AGENTS:
         raise application_error(
             ErrorType.INVALID_AGENT,
-            f"the {role} council has {MOST_AGENTS} agents, and no more may be; unregister one",
+            f"the {role} council has {MAX_AGENTS} agents, and no more may be; unregister one",
         )
     else:
         seat = _new(agent)

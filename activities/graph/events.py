@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from activities.graph.changes import LAST_VERSION, OF_STORY, Change, Row, Write, key, refusal
+from activities.graph.changes import LAST_VERSION, OF_STORY, Change, Row, Write, invalid_entry, key
 from activities.graph.decisions import TASK_LINKS, decision_links, decision_write
 from activities.graph.plans import TAKE_UNPLANNED, plan_write, task_row
 from activities.graph.stories import STORY
@@ -42,7 +42,7 @@ from workflows.models.events import (
     TaskFinished,
 )
 from workflows.models.ids import deliberation_workflow_id
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 BodyT = TypeVar("BodyT", bound=EventBody)
 
@@ -75,7 +75,7 @@ def writes(change: Change) -> list[Write]:
     key("story_id", change.story_id)
     key("entry id", change.entry.id)
     if isinstance(change.body, OF_A_STORY) and not change.story_id:
-        raise refusal("story_id: required; add it")
+        raise invalid_entry("story_id: required; add it")
     return WRITERS[type(change.body)](change, change.body)
 
 
@@ -192,7 +192,7 @@ def story_spec(change: Change, body: StorySpec) -> list[Write]:
 def story_transitioned(change: Change, body: StoryTransitioned) -> list[Write]:
     node = body.model_dump() | {
         "story_id": change.story_id,
-        "timestamp": iso(change.at),
+        "timestamp": format_timestamp(change.at),
         "timestamp_ms": _ms(change),
     }
     row = {"node": node, "status": body.to_phase}
@@ -235,7 +235,7 @@ WITH s, p, row
 @writer(GateApproved)
 def gate_approved(change: Change, body: GateApproved) -> list[Write]:
     node = body.model_dump(include={"gate", "actor", "role", "revision", "comment", "via"})
-    node |= {"at": iso(change.at), "story_id": change.story_id}
+    node |= {"at": format_timestamp(change.at), "story_id": change.story_id}
     row = {"id": key("id", body.id), "story_id": change.story_id, "node": node}
     return [Write(GATE_APPROVAL, row)]
 
@@ -245,7 +245,7 @@ def plan_approved(change: Change, body: PlanApproved) -> list[Write]:
     node = body.model_dump(include={"plan_id", "approved_by", "roles"})
     row = {
         "plan_id": key("plan_id", body.plan_id),
-        "node": node | {"story_id": change.story_id, "timestamp": iso(change.at)},
+        "node": node | {"story_id": change.story_id, "timestamp": format_timestamp(change.at)},
         "status": "APPROVED",
         "order": change.order,
     }
@@ -299,7 +299,7 @@ def task_created(change: Change, body: TaskCreated) -> list[Write]:
 @writer(TaskDispatched)
 def task_dispatched(change: Change, body: TaskDispatched) -> list[Write]:
     node = body.model_dump(include={"task_id", "agent_id", "role"}) | {
-        "timestamp": iso(change.at),
+        "timestamp": format_timestamp(change.at),
         "story_id": change.story_id,
         "status": "DISPATCHED",
     }
@@ -361,7 +361,7 @@ CALL (n, row) {
 
 @writer(DeliberationCompleted)
 def deliberation_completed(change: Change, body: DeliberationCompleted) -> list[Write]:
-    story, at = change.story_id, iso(change.at)
+    story, at = change.story_id, format_timestamp(change.at)
     decided = [
         decision_write(story, decision, body.role, body.winner_id, at, change.order)
         for decision in body.decisions
@@ -384,7 +384,7 @@ def deliberation_failed(change: Change, body: DeliberationFailed) -> list[Write]
     node = body.model_dump(include={"task_id", "role", "error", "error_type", "duration_ms"}) | {
         "story_id": change.story_id,
         "status": "FAILED",
-        "ended_at": iso(change.at),
+        "ended_at": format_timestamp(change.at),
         "failed_agents": [each.model_dump_json() for each in body.failed_agents],
     }
     row = {"id": deliberation_workflow_id(body.task_id), "story_id": change.story_id}
@@ -411,7 +411,7 @@ def context_updated(change: Change, body: ContextUpdated) -> list[Write]:
 
 @writer(ContextDecisionAdded)
 def decision_added(change: Change, body: ContextDecisionAdded) -> list[Write]:
-    story, at = change.story_id, iso(change.at)
+    story, at = change.story_id, format_timestamp(change.at)
     added = RecordedDecision(
         id=body.decision_id, type="CONTEXT", title=body.title, rationale=body.rationale
     )
@@ -429,7 +429,7 @@ def _id(change: Change) -> Row:
 
 
 def _begun(change: Change) -> Row:
-    return {"story_id": change.story_id, "timestamp": iso(change.at)}
+    return {"story_id": change.story_id, "timestamp": format_timestamp(change.at)}
 
 
 def _status(change: Change) -> Row:

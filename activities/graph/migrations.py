@@ -17,7 +17,7 @@ from neo4j.exceptions import ClientError
 
 from activities.graph.stories import LABELS, MERGE_NODES, READERS, adopt_all, all_unadopted
 from activities.graph.values import instant
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ async def _store_in_utc(session: AsyncSession, label: str, name: str) -> None:
         utc=UTC_TEXT,
     )
     times = [
-        {"node": row["node"], "text": row["text"], "time": iso(at)}
+        {"node": row["node"], "text": row["text"], "time": format_timestamp(at)}
         for row in found
         if (at := instant(row["text"])) is not None
     ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from activities.graph.changes import OF_STORY, Write, key, moment, order_key
+from activities.graph.changes import OF_STORY, Write, key, order_key, parse_timestamp
 from activities.graph.decisions import decision_links, decision_write
 from activities.graph.plans import plan_write
 from workflows.models.deliberation import DeliberationRecord, RankedProposal
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 PROPOSAL = (
     """
@@ -48,7 +48,7 @@ def deliberation_writes(record: DeliberationRecord) -> list[Write]:
     Agents are ordered by id, so that two deliberations of one council cannot deadlock.
     """
     story = key("story_id", record.story_id)
-    at = moment(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
+    at = parse_timestamp(record.timestamp, f"deliberation {record.deliberation_id}: timestamp")
     ranked = sorted(record.ranked, key=lambda each: each.agent_id)
     winner = next((each.proposal_id for each in record.ranked if each.rank == 1), "")
     found = [_proposal(record, each) for each in ranked]
@@ -61,7 +61,12 @@ def deliberation_writes(record: DeliberationRecord) -> list[Write]:
         row = {"story_id": story, "id": decision.id}
         found.append(
             decision_write(
-                story, decision, record.role, record.winner_id, iso(at), order_key(at, 0, 0)
+                story,
+                decision,
+                record.role,
+                record.winner_id,
+                format_timestamp(at),
+                order_key(at, 0, 0),
             )
         )
         found.append(Write(DECISION_FROM, row | {"proposal_id": winner}))
@@ -86,7 +91,7 @@ def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:
         "failed_agents": [each.model_dump_json() for each in record.failed_agents]
         if ranked.rank == 1
         else [],
-        "recorded_at": iso(moment(record.timestamp, "timestamp")),
+        "recorded_at": format_timestamp(parse_timestamp(record.timestamp, "timestamp")),
     }
     row = {
         "id": key("proposal_id", ranked.proposal_id),

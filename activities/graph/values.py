@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import neo4j.time
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 MILLISECONDS_FROM = 10**11
 """A number from this value on is a time in milliseconds, a smaller one in seconds."""
@@ -69,7 +69,7 @@ def text(value: Any) -> str:
             return str(value)
         case neo4j.time.DateTime() | neo4j.time.Date():
             at = instant(value)
-            return iso(at) if at else value.iso_format()
+            return format_timestamp(at) if at else value.iso_format()
         case neo4j.time.Time() | neo4j.time.Duration():
             return value.iso_format()
         case list() | set() | frozenset():
@@ -86,7 +86,7 @@ def texts(value: Any) -> list[str]:
 def time_text(value: Any) -> str:
     """Convert a time to ISO 8601 in UTC; any other value to its text."""
     at = instant(value)
-    return iso(at) if at else text(value)
+    return format_timestamp(at) if at else text(value)
 
 
 def number(value: Any) -> int | None:

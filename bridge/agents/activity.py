@@ -21,16 +21,16 @@ from temporalio import activity
 
 from activities.agents.answer_cache import answer_key, kept_answer
 from activities.agents.prompts import Prompt, Prompts
-from activities.agents.requests import AnswerT, Question
-from bridge.agents.calls import STAYS_FOR, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
-from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, refused
+from activities.agents.requests import AgentRequest, AnswerT
+from bridge.agents.calls import CALL_TTL, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
+from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, publish_error
 from bridge.mirror.source import Source
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.events import AgentCommand
 from workflows.models.ids import ROLE_PATTERN
-from workflows.stubs import ANSWERED_WITHIN, SILENT_AT_MOST
-from workflows.timestamps import iso
+from workflows.stubs import ANSWERED_WITHIN, MAX_SILENCE
+from workflows.timestamps import format_timestamp
 
 COMMANDS = "AGENT_COMMANDS"
 
@@ -63,7 +63,7 @@ class NatsAgents:
         self._source = source
         self._window = window
 
-    async def answer(self, question: Question[AnswerT]) -> AnswerT:
+    async def answer(self, question: AgentRequest[AnswerT]) -> AnswerT:
         """Return the stored answer; if there is none, ask an agent and complete asynchronously.
 
         Raises:
@@ -79,7 +79,7 @@ class NatsAgents:
             activity.raise_complete_async()
         return question.answer_type.model_validate_json(kept)
 
-    async def _ask(self, question: Question[AnswerT], key: str) -> None:
+    async def _ask(self, question: AgentRequest[AnswerT], key: str) -> None:
         call = self._call(question, activity.info(), key)
         try:
             await self._calls.open(call)
@@ -90,12 +90,12 @@ class NatsAgents:
             ) from error
         await self._commands.publish(call)
 
-    def _call(self, question: Question[AnswerT], info: activity.Info, key: str) -> OpenCall:
+    def _call(self, question: AgentRequest[AnswerT], info: activity.Info, key: str) -> OpenCall:
         prompt = question.prompt(self._prompts, self._window)
         call_id = new_call_id()
         before = costs_before(info)
-        stays = (info.start_to_close_timeout or ANSWERED_WITHIN) + STAYS_FOR
-        silence = info.heartbeat_timeout or SILENT_AT_MOST
+        stays = (info.start_to_close_timeout or ANSWERED_WITHIN) + CALL_TTL
+        silence = info.heartbeat_timeout or MAX_SILENCE
         return OpenCall(
             call_id=call_id,
             task_id=question.call.task.task_id,
@@ -117,7 +117,7 @@ class NatsAgents:
         )
 
 
-class CostsBefore(Wire):
+class CostsBefore(Model):
     """The cost of earlier attempts, as recorded in the heartbeat of the last answer."""
 
     asks: int = 0
@@ -156,11 +156,11 @@ class Commands:
         except PUBLISH_FAILURES as error:
             what = f"The command to agent {call.agent_id} on {call.subject} is not on JetStream"
             # Without the cause: its text is in the message, and Temporal cuts long chains.
-            raise refused(what, error) from None
+            raise publish_error(what, error) from None
 
 
 def command(
-    question: Question[AnswerT], prompt: Prompt, call_id: str, ask: int = 1
+    question: AgentRequest[AnswerT], prompt: Prompt, call_id: str, ask: int = 1
 ) -> AgentCommand:
     """Build the command that the agent receives."""
     call = question.call
@@ -170,7 +170,7 @@ def command(
         agent_id=call.agent.agent_id,
         act=question.act,
         prompt="\n\n".join(str(message.get("content")) for message in prompt.messages),
-        timestamp=iso(datetime.now(UTC)),
+        timestamp=format_timestamp(datetime.now(UTC)),
         call_id=call_id,
         answer_schema=question.form(prompt.max_tokens).schema,
         max_tokens=prompt.max_tokens,
@@ -205,7 +205,7 @@ def headers(call: OpenCall) -> dict[str, str]:
         "ce-type": call.subject,
         "ce-time": call.command.timestamp,
         "ce-subject": call.command.story_id,
-        EXPIRY: iso(asked + timedelta(milliseconds=call.silence_ms)),
+        EXPIRY: format_timestamp(asked + timedelta(milliseconds=call.silence_ms)),
     }
     TraceContextTextMapPropagator().inject(told)
     return {name: value for name, value in told.items() if value}

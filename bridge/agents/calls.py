@@ -19,12 +19,12 @@ from redis.asyncio import Redis
 
 from activities.agents.answer_cache import KEPT_FOR
 from activities.agents.prompts import Prompt
-from activities.agents.requests import Question, question
+from activities.agents.requests import AgentRequest, question
 from workflows.models.agents import CallUsage
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.events import AgentCommand
 
-STAYS_FOR = timedelta(hours=1)
+CALL_TTL = timedelta(hours=1)
 """Time after the activity's start-to-close: how long AGENT_RESPONSES keeps a message."""
 
 SETTLE = """
@@ -35,7 +35,7 @@ return 1
 """
 
 
-class _Call(Wire):
+class _Call(Model):
     """The identity of a call. task_token: of the activity's attempt, in base 64."""
 
     call_id: str
@@ -74,7 +74,7 @@ class OpenCall(_Call):
     tokens_out: int = 0
 
     @property
-    def question(self) -> Question[Any]:
+    def question(self) -> AgentRequest[Any]:
         return question(self.act, self.request)
 
     @property
@@ -111,7 +111,7 @@ _STATES: TypeAdapter[OpenCall | SettledCall] = TypeAdapter(
 
 
 @dataclass(frozen=True)
-class Found:
+class CallRecord:
     """A call as it was read; it is settled only if Valkey still holds `raw`."""
 
     raw: bytes | str
@@ -128,28 +128,28 @@ class AgentCalls:
         """Store a call; do so before its command is published, as the answer may come at once."""
         await self._valkey.set(_key(call.call_id), call.model_dump_json(), px=call.stays_ms)
 
-    async def find(self, call_id: str) -> Found | None:
+    async def find(self, call_id: str) -> CallRecord | None:
         """Return the call, open or settled; None if it never existed or has expired."""
         raw: bytes | str | None = await self._valkey.get(_key(call_id))
-        return None if raw is None else Found(raw, _STATES.validate_json(raw))
+        return None if raw is None else CallRecord(raw, _STATES.validate_json(raw))
 
-    async def answer(self, found: Found, settled: SettledCall, answer: str) -> bool:
+    async def answer(self, found: CallRecord, settled: SettledCall, answer: str) -> bool:
         """Settle the call and store its answer atomically; return as `settle`."""
         return await self._settle(found, settled, settled.answer_key, answer, KEPT_FOR)
 
-    async def ask_again(self, found: Found, settled: SettledCall, following: OpenCall) -> bool:
+    async def ask_again(self, found: CallRecord, settled: SettledCall, following: OpenCall) -> bool:
         """Settle the call and open the one that follows it atomically; return as `settle`."""
         stays = timedelta(milliseconds=following.stays_ms)
         key = _key(following.call_id)
         return await self._settle(found, settled, key, following.model_dump_json(), stays)
 
-    async def settle(self, found: Found, settled: SettledCall) -> bool:
+    async def settle(self, found: CallRecord, settled: SettledCall) -> bool:
         """Settle the call; return False if another message has done so since it was read."""
         return await self._settle(found, settled)
 
     async def _settle(
         self,
-        found: Found,
+        found: CallRecord,
         settled: SettledCall,
         other_key: str | None = None,
         other: str = "",

@@ -33,9 +33,9 @@ from activities.agents.answer_cache import kept_answer
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import figure
 from activities.agents.prompts import Prompts
-from activities.agents.requests import ANSWERS, ASKS
+from activities.agents.requests import ANSWERS, MAX_ATTEMPTS
 from bridge.agents.activity import Commands, command
-from bridge.agents.calls import AgentCalls, Found, OpenCall, SettledCall, new_call_id
+from bridge.agents.calls import AgentCalls, CallRecord, OpenCall, SettledCall, new_call_id
 from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import AGENTS_RESPONSES, ConsumerError
 from bridge.jetstream.dead_letters import DeadLetters
@@ -70,7 +70,7 @@ GONE = RPCStatusCode.NOT_FOUND
 log = structlog.stdlib.get_logger(__name__)
 
 
-class Refused(ValueError):
+class InvalidResponse(ValueError):
     """Rejection of a message that does not answer an open call.
 
     reason: why, in a few words. error: what exactly was wrong.
@@ -177,7 +177,7 @@ class AgentResponses:
         """Process the message, or dead-letter it; then acknowledge it."""
         try:
             await self._take(message)
-        except Refused as refused:
+        except InvalidResponse as refused:
             await self._bury(message, refused.reason, refused.error)
         except Exception as error:  # any error: delivered again, finally a dead letter
             delivered = message.metadata.num_delivered or 1
@@ -203,11 +203,11 @@ class AgentResponses:
             Refused: the message does not answer an open call.
             Exception: as the servers' clients raise it.
         """
-        response = understood(message.subject, message.data)
+        response = parse_response(message.subject, message.data)
         by = message.metadata.sequence.stream
         while (found := await self._calls.find(response.call_id)) is not None:
             if (response.task_id, response.agent_id) != (found.call.task_id, found.call.agent_id):
-                raise Refused(
+                raise InvalidResponse(
                     "forged: the call is another agent's",
                     f"it is agent {found.call.agent_id}'s of task {found.call.task_id}",
                 )
@@ -225,9 +225,11 @@ class AgentResponses:
             if response.status == "working":
                 return None  # overtaken by the answer, or for a call that was given up
             if settled.by != by or settled.outcome == "given_up":
-                raise Refused(*late(settled))
+                raise InvalidResponse(*late(settled))
             return await self._finish(settled)
-        raise Refused("forged or too late: no such call", f"call_id {response.call_id[:100]}")
+        raise InvalidResponse(
+            "forged or too late: no such call", f"call_id {response.call_id[:100]}"
+        )
 
     async def _alive(self, call: OpenCall, response: AgentResponse) -> bool:
         """Send a heartbeat; return whether Temporal still waits for this attempt."""
@@ -250,7 +252,7 @@ class AgentResponses:
         return True
 
     async def _settle_call(
-        self, found: Found, call: OpenCall, response: AgentResponse, by: int
+        self, found: CallRecord, call: OpenCall, response: AgentResponse, by: int
     ) -> SettledCall | None:
         """Settle an open call by `done` or `failed`; None if another message already has."""
         if response.status == "failed":
@@ -273,10 +275,10 @@ class AgentResponses:
         return settled if await self._calls.answer(found, settled, answer) else None
 
     async def _ask_again(
-        self, found: Found, call: OpenCall, response: AgentResponse, by: int, problem: str
+        self, found: CallRecord, call: OpenCall, response: AgentResponse, by: int, problem: str
     ) -> SettledCall | None:
         """Ask again under a new id, naming the problem; after the last ask, the call has failed."""
-        if call.ask == ASKS:
+        if call.ask == MAX_ATTEMPTS:
             bad = call.question.unanswered(f"Agent {call.agent_id}", problem)
             settled = call.settled(
                 "failed",
@@ -335,28 +337,28 @@ async def unless_gone(told: Awaitable[None]) -> None:
             raise
 
 
-def understood(subject: str, data: bytes) -> AgentResponse:
+def parse_response(subject: str, data: bytes) -> AgentResponse:
     """Parse a response.
 
     Raises:
         Refused: it is malformed, or its subject is another task's.
     """
     if len(data) > LARGEST_RESPONSE:
-        raise Refused(
+        raise InvalidResponse(
             "malformed: too large", f"it has {len(data)} bytes, {LARGEST_RESPONSE} at most"
         )
     try:
         fields = json.loads(data)
         json.dumps(fields, ensure_ascii=False).encode()  # rejects half a surrogate pair
     except (ValueError, RecursionError) as error:
-        raise Refused("malformed: not JSON", str(error) or "nested too deeply") from None
+        raise InvalidResponse("malformed: not JSON", str(error) or "nested too deeply") from None
     try:
         response = AgentResponse.model_validate(as_meant(fields))
     except ValidationError as error:
         what = invalid_input("AgentResponse", error).message
-        raise Refused("malformed: not an agent's response", what) from None
+        raise InvalidResponse("malformed: not an agent's response", what) from None
     if subject not in (response_subject(response.task_id), f"{SUBJECT}{response.task_id}"):
-        raise Refused(
+        raise InvalidResponse(
             "forged: the subject is another task's", f"the body's task is {response.task_id[:200]}"
         )
     return response

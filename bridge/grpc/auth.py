@@ -25,7 +25,7 @@ ISSUER = "swe-ai-fleet"
 LEEWAY = timedelta(seconds=5)
 """Maximum difference between the clocks of those who make tokens and those who read them."""
 
-OPEN = ("/grpc.health.", "/grpc.reflection.")
+PUBLIC_METHODS = ("/grpc.health.", "/grpc.reflection.")
 """Prefixes of the methods that anyone may call."""
 
 HOW = "Send `authorization: Bearer TOKEN`; `fleet token create` makes one"
@@ -37,7 +37,7 @@ class Caller(Request):
     actor: Actor
     roles: frozenset[Role] = frozenset()
 
-    def acting_as(self, *roles: str) -> str:
+    def require_role(self, *roles: str) -> str:
         """Return the first of these roles that the token has.
 
         Raises:

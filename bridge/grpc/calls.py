@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 RequestT = TypeVar("RequestT", bound=Request)
 
 
-def said(context: Context) -> dict[str, str]:
+def call_metadata(context: Context) -> dict[str, str]:
     """Return the call's metadata that is text; of a repeated key, the last value.
 
     `x-reason-bin` replaces `x-reason` if both are present, as with all keys of IN_WORDS.
@@ -66,7 +66,7 @@ def derived_id(*parts: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def understood(
+def parse_request(
     model: type[RequestT],
     message: str,
     fields: Mapping[str, Any],
@@ -93,7 +93,7 @@ def move_update_id(context: Context) -> str | None:
     Returns:
         The same id for a request that is repeated with its `x-request-id`; None without one.
     """
-    given = said(context).get(REQUEST_ID)
+    given = call_metadata(context).get(REQUEST_ID)
     return f"grpc-{derived_id(caller().actor, given)}" if given else None
 
 

@@ -34,15 +34,15 @@ from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
+    call_metadata,
     derived_id,
     in_time,
     move_update_id,
     named,
-    said,
+    parse_request,
     seconds_left,
-    understood,
 )
-from bridge.grpc.wire import planning_pb2 as wire
+from bridge.grpc.wire import planning_pb2 as pb
 from bridge.grpc.wire import planning_pb2_grpc
 from bridge.story_list import WORD, stories_query
 from bridge.story_moves import NOT_BEGUN, Remarks, Story, known, move
@@ -82,7 +82,7 @@ ANSWER_TAKES_S = 0.5
 It waits up to SCORED_WITHIN_S for the story's first score.
 """
 
-Word = Annotated[str, StringConstraints(pattern=WORD)]
+Identifier = Annotated[str, StringConstraints(pattern=WORD)]
 
 
 class Named(Request):
@@ -91,7 +91,7 @@ class Named(Request):
     story_id: Id
 
 
-class Asked(Named):
+class TransitionRequest(Named):
     """A story, and an event of its state machine."""
 
     event: Line
@@ -100,9 +100,9 @@ class Asked(Named):
 class Listing(Request):
     """The filters and the page of ListStories."""
 
-    state: Word | None = None
+    state: Identifier | None = None
     waiting: bool = False
-    role: Word | None = None
+    role: Identifier | None = None
     page_size: int = Field(default=100, ge=1, le=1_000)
     page_token: str = ""
 
@@ -120,8 +120,8 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         self._driver = driver
 
     async def CreateStory(  # noqa: N802
-        self, request: wire.CreateStoryRequest, context: Context
-    ) -> wire.CreateStoryResponse:
+        self, request: pb.CreateStoryRequest, context: Context
+    ) -> pb.CreateStoryResponse:
         """Start a story at rigor L1, and answer when it has its first score, or after 5 s.
 
         Until it is scored, its state is BACKLOG or the one it has reached, and its score is 0. If
@@ -131,11 +131,13 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         Raises:
             InvalidInput: names each wrong field.
         """
-        story = understood(
+        story = parse_request(
             StoryInput,
             "CreateStoryRequest",
             {
-                "story_id": new_story_id(caller().actor, said(context).get(REQUEST_ID, "")),
+                "story_id": new_story_id(
+                    caller().actor, call_metadata(context).get(REQUEST_ID, "")
+                ),
                 "title": request.title,
                 "brief": request.brief,
                 "acceptance_criteria": list(request.ac),
@@ -158,15 +160,15 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                 )
         patience = min(SCORED_WITHIN_S, seconds_left(context) - ANSWER_TAKES_S)
         now = await first_score(self._story(story.story_id), patience)
-        return wire.CreateStoryResponse(
+        return pb.CreateStoryResponse(
             story_id=story.story_id,
             state=(now.state if now else "") or NOT_BEGUN,
             dor_score=now.dor_score if now else 0,
         )
 
     async def ListStories(  # noqa: N802
-        self, _: wire.ListStoriesRequest, context: Context
-    ) -> wire.ListStoriesResponse:
+        self, _: pb.ListStoriesRequest, context: Context
+    ) -> pb.ListStoriesResponse:
         """List stories from visibility, ended ones included: running ones first, the newest first.
 
         Metadata: `x-state`, `x-waiting` (true: only stories that wait for a person), `x-role` (only
@@ -177,7 +179,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         Raises:
             InvalidInput: names each wrong key.
         """
-        asked = listing(said(context))
+        asked = listing(call_metadata(context))
         query = stories_query(waiting=asked.waiting, role=asked.role, state=asked.state)
         pages = self._temporal.list_workflows(
             query,
@@ -190,17 +192,17 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         if pages.next_page_token:
             token = page_token(pages.next_page_token, query)
             context.set_trailing_metadata((("x-next-page-token", token),))
-        return wire.ListStoriesResponse(stories=stories)
+        return pb.ListStoriesResponse(stories=stories)
 
     async def GetStory(  # noqa: N802
-        self, request: wire.GetStoryRequest, context: Context
-    ) -> wire.GetStoryResponse:
+        self, request: pb.GetStoryRequest, context: Context
+    ) -> pb.GetStoryResponse:
         """Return a story with its current text, and in plan_json its state and its next moves.
 
         Raises:
             ApplicationError: `NotFound`, `StoryUnreadable`; `InvalidInput`: no id.
         """
-        asked = understood(Named, "GetStoryRequest", {"story_id": request.story_id})
+        asked = parse_request(Named, "GetStoryRequest", {"story_id": request.story_id})
         story = self._story(asked.story_id)
         async with in_time(context), known(asked.story_id):
             # The state comes first, so that text and moves are never older than it.
@@ -208,8 +210,8 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
             text, moves = await asyncio.gather(
                 story.query(StoryWorkflow.text), story.query(StoryWorkflow.transitions)
             )
-        return wire.GetStoryResponse(
-            story=wire.Story(
+        return pb.GetStoryResponse(
+            story=pb.Story(
                 story_id=now.story_id,
                 title=text.title,
                 state=now.state or NOT_BEGUN,
@@ -221,8 +223,8 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         )
 
     async def Transition(  # noqa: N802
-        self, request: wire.TransitionRequest, context: Context
-    ) -> wire.TransitionResponse:
+        self, request: pb.TransitionRequest, context: Context
+    ) -> pb.TransitionResponse:
         """Open a gate or make a rejection, as the token's actor and in one of its roles.
 
         The request's `actor` is ignored. If a guard blocks the move, the answer names the guard and
@@ -233,8 +235,10 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                 taken by the fleet itself, and the message names the moves that are legal;
                 `Permission`: the token has no role for it; any refusal of the story itself.
         """
-        asked = understood(
-            Asked, "TransitionRequest", {"story_id": request.story_id, "event": request.event}
+        asked = parse_request(
+            TransitionRequest,
+            "TransitionRequest",
+            {"story_id": request.story_id, "event": request.event},
         )
         async with in_time(context), known(asked.story_id):
             try:
@@ -244,7 +248,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                         asked.story_id,
                         lambda now: now.by_event(asked.event),
                         caller(),
-                        remarks(said(context)),
+                        remarks(call_metadata(context)),
                         move_update_id(context),
                     )
             except WorkflowUpdateFailedError as error:
@@ -257,11 +261,11 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                 return blocked(now, cause.message)
         if role := after.open_gates.get(asked.event):
             return blocked(after, f"{asked.event}: waits for {role} too")
-        return wire.TransitionResponse(story_id=after.story_id, state=after.state)
+        return pb.TransitionResponse(story_id=after.story_id, state=after.state)
 
     async def GetPlan(  # noqa: N802
-        self, request: wire.GetPlanRequest, context: Context
-    ) -> wire.GetPlanResponse:
+        self, request: pb.GetPlanRequest, context: Context
+    ) -> pb.GetPlanResponse:
         """Return the story's plan as JSON (plan_id, story_id, version, tasks); `{}` without a plan.
 
         The plan of a story that has ended is read from the graph, because its workflow would have
@@ -270,7 +274,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         Raises:
             ApplicationError: as GetStory.
         """
-        asked = understood(Named, "GetPlanRequest", {"story_id": request.story_id})
+        asked = parse_request(Named, "GetPlanRequest", {"story_id": request.story_id})
         story = self._story(asked.story_id)
         async with in_time(context), known(asked.story_id):
             described = await story.describe()
@@ -278,7 +282,7 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
             if described.status in ALL_RECORDED:
                 plan = await find_plan(self._driver, asked.story_id)
             plan = plan or await story.query(StoryWorkflow.plan)
-        return wire.GetPlanResponse(json=plan.model_dump_json() if plan else "{}")
+        return pb.GetPlanResponse(json=plan.model_dump_json() if plan else "{}")
 
     def _story(self, story_id: str) -> Story:
         return self._temporal.get_workflow_handle_for(
@@ -339,9 +343,9 @@ def remarks(metadata: Mapping[str, str]) -> Remarks:
     )
 
 
-def blocked(now: StoryView, reason: str) -> wire.TransitionResponse:
+def blocked(now: StoryView, reason: str) -> pb.TransitionResponse:
     """Build the answer for a move that a guard blocks: the state is unchanged."""
-    return wire.TransitionResponse(
+    return pb.TransitionResponse(
         story_id=now.story_id, state=now.state, blocked=True, reason=reason
     )
 
@@ -357,7 +361,7 @@ def listing(metadata: Mapping[str, str]) -> Listing:
     """
     keys = {field: f"x-{field.replace('_', '-')}" for field in Listing.model_fields}
     fields = {field: metadata[key] for field, key in keys.items() if key in metadata}
-    return understood(Listing, "ListStories", fields, keys)
+    return parse_request(Listing, "ListStories", fields, keys)
 
 
 def page_token(token: bytes, query: str) -> str:
@@ -389,13 +393,13 @@ def page_read(token: str, query: str) -> bytes | None:
     raise InvalidInput("ListStories", [("x-page-token", rule)])
 
 
-async def row(execution: WorkflowExecution) -> wire.Story:
+async def row(execution: WorkflowExecution) -> pb.Story:
     """Build a story from its visibility record.
 
     A story that began before titles were stored there has an empty title.
     """
     found = execution.typed_search_attributes
-    return wire.Story(
+    return pb.Story(
         story_id=story_of(execution.id),
         title=await execution.memo_value(TITLE_MEMO, default="", type_hint=str),
         state=found.get(STORY_STATE) or NOT_BEGUN,

@@ -1,6 +1,6 @@
 """A gRPC service on its port: tokens, limits, deadlines, errors, logs, metrics, traces, drain.
 
-Every method runs inside `Guarded`. Each port also serves reflection and the standard health checks
+Every method runs inside `AuthInterceptor`. Each port also serves reflection and the standard health checks
 (grpc.health.v1), which report SERVING until the drain begins.
 """
 
@@ -22,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram
 
-from bridge.grpc.auth import OPEN, Access
+from bridge.grpc.auth import PUBLIC_METHODS, Access
 from bridge.grpc.errors import code_of, status_of
 from bridge.grpc.requests import Requests
 
@@ -114,7 +114,7 @@ class GrpcServer:
         self._running = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Guarded(access, requests)],
+            interceptors=[AuthInterceptor(access, requests)],
             options=OPTIONS,
             maximum_concurrent_rpcs=CALLS_AT_ONCE,
         )
@@ -154,7 +154,7 @@ class GrpcServer:
         self._stopping.set()
 
 
-class Guarded(grpc.aio.ServerInterceptor):
+class AuthInterceptor(grpc.aio.ServerInterceptor):
     """An interceptor that authenticates each call and turns its exceptions into a status."""
 
     def __init__(self, access: Access, requests: Requests | None = None) -> None:
@@ -169,7 +169,7 @@ class Guarded(grpc.aio.ServerInterceptor):
         """Wrap the handler in the guard."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(OPEN):
+        if handler is None or method.startswith(PUBLIC_METHODS):
             return handler  # None: no such method, and grpc answers UNIMPLEMENTED
         metadata = handler_call_details.invocation_metadata
 

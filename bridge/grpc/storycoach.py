@@ -23,13 +23,13 @@ from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
+    call_metadata,
     derived_id,
     in_time,
-    said,
+    parse_request,
     seconds_left,
-    understood,
 )
-from bridge.grpc.wire import storycoach_pb2 as wire
+from bridge.grpc.wire import storycoach_pb2 as pb
 from bridge.grpc.wire import storycoach_pb2_grpc
 from workflows.coach import CoachWorkflow
 from workflows.models.base import Line, Request
@@ -74,18 +74,18 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         self._ending: set[asyncio.Task[None]] = set()
 
     async def ScoreStory(  # noqa: N802
-        self, request: wire.ScoreStoryRequest, _: Context
-    ) -> wire.ScoreStoryResponse:
+        self, request: pb.ScoreStoryRequest, _: Context
+    ) -> pb.ScoreStoryResponse:
         """Score any text by the Definition of Ready, as a story in DRAFT is scored."""
         readiness = score_story(text_of(request))
-        return wire.ScoreStoryResponse(
+        return pb.ScoreStoryResponse(
             total=readiness.total,
-            findings=[wire.Finding(**finding.model_dump()) for finding in readiness.findings],
+            findings=[pb.Finding(**finding.model_dump()) for finding in readiness.findings],
         )
 
     async def RefineStory(  # noqa: N802
-        self, request: wire.RefineStoryRequest, context: Context
-    ) -> wire.RefineStoryResponse:
+        self, request: pb.RefineStoryRequest, context: Context
+    ) -> pb.RefineStoryResponse:
         """Improve the story; if the result would score lower, return the original.
 
         Raises:
@@ -93,31 +93,31 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
             WorkflowFailureError: the agent gave no answer, with the reason.
         """
         fields = {"title": request.title, "description": request.description, "ac": [*request.ac]}
-        understood(Refine, "RefineStoryRequest", fields)
+        parse_request(Refine, "RefineStoryRequest", fields)
         if not any(text.strip() for text in (request.title, request.description, *request.ac)):
             rule = "give a title, a description or acceptance criteria"
             raise InvalidInput("RefineStoryRequest", [("title", rule)])
         result = await self._coached(CoachInput(story=text_of(request)), context)
         if result.reason:
             context.set_trailing_metadata((("x-reason", result.reason),))
-        return wire.RefineStoryResponse(
+        return pb.RefineStoryResponse(
             title=result.story.title,
             description=result.story.brief,
             ac=result.story.acceptance_criteria,
         )
 
     async def SuggestStory(  # noqa: N802
-        self, request: wire.SuggestStoryRequest, context: Context
-    ) -> wire.SuggestStoryResponse:
+        self, request: pb.SuggestStoryRequest, context: Context
+    ) -> pb.SuggestStoryResponse:
         """Write a story for a goal; if ScoreStory has findings, write it once more.
 
         Raises:
             InvalidInput: names each wrong field.
             WorkflowFailureError: as RefineStory.
         """
-        asked = understood(Suggest, "SuggestStoryRequest", {"goal": request.goal})
+        asked = parse_request(Suggest, "SuggestStoryRequest", {"goal": request.goal})
         result = await self._coached(CoachInput(goal=asked.goal), context)
-        return wire.SuggestStoryResponse(
+        return pb.SuggestStoryResponse(
             title=result.story.title,
             description=result.story.brief,
             ac=result.story.acceptance_criteria,
@@ -129,7 +129,7 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         A workflow without a request id belongs to this call alone, and ends with it. With a request
         id, a repeated call may wait for it, so it continues until its own deadline.
         """
-        request_id = said(context).get(REQUEST_ID, "")
+        request_id = call_metadata(context).get(REQUEST_ID, "")
         within_s = seconds_left(context, WRITTEN_WITHIN_S)
         workflow_id = coach_workflow_id(coaching_id(request_id, asked))
         async with in_time(context, WRITTEN_WITHIN_S):
@@ -183,7 +183,7 @@ def coaching_id(request_id: str, asked: CoachInput) -> str:
     return derived_id(caller().actor, request_id, asked.model_dump_json())
 
 
-def text_of(request: wire.ScoreStoryRequest | wire.RefineStoryRequest) -> StoryText:
+def text_of(request: pb.ScoreStoryRequest | pb.RefineStoryRequest) -> StoryText:
     """Convert the message to a story's text."""
     return StoryText(
         title=request.title, brief=request.description, acceptance_criteria=list(request.ac)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from google.protobuf.json_format import MessageToDict
 
-from bridge.grpc.calls import Context, understood
-from bridge.grpc.wire import workspace_pb2 as wire
+from bridge.grpc.calls import Context, parse_request
+from bridge.grpc.wire import workspace_pb2 as pb
 from bridge.grpc.wire import workspace_pb2_grpc
 from workflows.models.errors import InvalidInput
 from workflows.models.process import RigorLevel
@@ -31,8 +31,8 @@ class WorkspaceServicer(workspace_pb2_grpc.WorkspaceServiceServicer):
         self._levels = levels
 
     async def ScoreWorkspace(  # noqa: N802
-        self, request: wire.ScoreWorkspaceRequest, _: Context
-    ) -> wire.ScoreWorkspaceResponse:
+        self, request: pb.ScoreWorkspaceRequest, _: Context
+    ) -> pb.ScoreWorkspaceResponse:
         """Return the score, the decision, and in `reasons` each dimension's points and deductions.
 
         An empty rigor_level means L1. Parts that score (build, unit, static with sonar, e2e) are
@@ -47,7 +47,7 @@ class WorkspaceServicer(workspace_pb2_grpc.WorkspaceServiceServicer):
             raise InvalidInput(MESSAGE, [("rigor_level", rule)])
         level = self._levels[rigor]
         score = score_report(level, rigor, report_of(request))
-        return wire.ScoreWorkspaceResponse(
+        return pb.ScoreWorkspaceResponse(
             score=score.score,
             rigor=score.rigor,
             reasons=[*breakdown(level, score), *score.reasons],
@@ -55,7 +55,7 @@ class WorkspaceServicer(workspace_pb2_grpc.WorkspaceServiceServicer):
         )
 
 
-def report_of(request: wire.ScoreWorkspaceRequest) -> WorkspaceReport:
+def report_of(request: pb.ScoreWorkspaceRequest) -> WorkspaceReport:
     """Convert the message to a report.
 
     Raises:
@@ -74,7 +74,7 @@ def report_of(request: wire.ScoreWorkspaceRequest) -> WorkspaceReport:
     )
     fields["job_id"] = report.job_id or request.job_id
     names = {name: f"report.{name}" for name in WorkspaceReport.model_fields}
-    return understood(WorkspaceReport, MESSAGE, fields, names)
+    return parse_request(WorkspaceReport, MESSAGE, fields, names)
 
 
 def breakdown(level: RigorLevel, score: ReportScore) -> list[str]:

@@ -25,7 +25,7 @@ CLOUDEVENTS = "application/cloudevents"
 Json = dict[str, Any]
 
 
-class NotUnderstood(ValueError):
+class InvalidMessage(ValueError):
     """A message that no retry can apply; the text names the field, the rule and the remedy."""
 
 
@@ -75,7 +75,7 @@ def unwrap(subject: str, headers: Mapping[str, str], data: bytes, ids: Collectio
     if "payload" in sent.fields and not all(name in sent.fields for name in ids):
         sent = _enveloped(sent, subject)
     elif not any(name in sent.fields for name in ids) and _names_an_envelope(sent.fields):
-        raise NotUnderstood("payload: required in an envelope; add it")
+        raise InvalidMessage("payload: required in an envelope; add it")
     return replace(sent, identity=sent.identity or _text(sent.fields, "idempotency_key"))
 
 
@@ -84,7 +84,7 @@ def stated_identity(headers: Mapping[str, str], data: bytes) -> str:
     try:
         body = _object(data, "body")
         event_id = _text(body, "id") if _is_structured(headers, body) else ""
-    except NotUnderstood:
+    except InvalidMessage:
         return headers.get("ce-id", "")
     return event_id or headers.get("ce-id", "") or _text(body, "idempotency_key")
 
@@ -92,14 +92,14 @@ def stated_identity(headers: Mapping[str, str], data: bytes) -> str:
 def _is_structured(headers: Mapping[str, str], body: Json) -> bool:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith(CLOUDEVENTS) and kind != STRUCTURED:
-        raise NotUnderstood(f"content-type: {kind[:80]} is not read; send {STRUCTURED}")
+        raise InvalidMessage(f"content-type: {kind[:80]} is not read; send {STRUCTURED}")
     return kind == STRUCTURED or {"specversion", "type", "source"} <= body.keys()
 
 
 def _structured(sent: Sent, subject: str) -> Sent:
     event = sent.fields
     if (version := event.get("specversion")) is not None and not str(version).startswith("1."):
-        raise NotUnderstood(f"specversion: {str(version)[:20]!r} is not read; send 1.0")
+        raise InvalidMessage(f"specversion: {str(version)[:20]!r} is not read; send 1.0")
     _require_same_subject("type", event.get("type"), subject)
     return Sent(
         fields=_structured_data(event),
@@ -117,7 +117,7 @@ def _structured_data(event: Json) -> Json:
     try:
         data = base64.b64decode(encoded, validate=True)
     except (TypeError, ValueError):
-        raise NotUnderstood("data_base64: is not base64; correct it") from None
+        raise InvalidMessage("data_base64: is not base64; correct it") from None
     return _inner(data, "data_base64")
 
 
@@ -140,19 +140,19 @@ def _names_an_envelope(body: Json) -> bool:
 def _inner(value: Any, field: str) -> Json:
     """Return the object inside an envelope, which is given as an object or as JSON text."""
     if value is None:
-        raise NotUnderstood(f"{field}: required; add it")
+        raise InvalidMessage(f"{field}: required; add it")
     if isinstance(value, str | bytes):
         value = _object(value.encode() if isinstance(value, str) else value, field)
         _require_storable(value, f"{field}.")
     if not isinstance(value, dict):
-        raise NotUnderstood(f"{field}: is JSON, but not an object; send a flat JSON object")
+        raise InvalidMessage(f"{field}: is JSON, but not an object; send a flat JSON object")
     return value
 
 
 def _require_same_subject(field: str, given: Any, subject: str) -> None:
     """Refuse a type that belongs to another subject, because the subject defines the event."""
     if given != subject and given in PUBLISHED:
-        raise NotUnderstood(f"{field}: {given} on the subject {subject}; publish it on its own")
+        raise InvalidMessage(f"{field}: {given} on the subject {subject}; publish it on its own")
 
 
 def _text(body: Json, field: str) -> str:
@@ -165,7 +165,7 @@ def _text(body: Json, field: str) -> str:
 
 def _object(data: bytes, field: str) -> Json:
     if len(data) > MAX_BODY_BYTES:
-        raise NotUnderstood(
+        raise InvalidMessage(
             f"{field}: {len(data)} bytes; at most {MAX_BODY_BYTES}: leave out what is not asked for"
         )
     try:
@@ -173,9 +173,9 @@ def _object(data: bytes, field: str) -> Json:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
-        raise NotUnderstood(f"{field}: is not JSON ({error}); send a flat JSON object") from None
+        raise InvalidMessage(f"{field}: is not JSON ({error}); send a flat JSON object") from None
     if not isinstance(found, dict):
-        raise NotUnderstood(f"{field}: is JSON, but not an object; send a flat JSON object")
+        raise InvalidMessage(f"{field}: is JSON, but not an object; send a flat JSON object")
     return found
 
 
@@ -192,9 +192,9 @@ def _require_part(value: Any, field: str) -> None:
         case str():
             _require_text(value, field)
         case float() if not math.isfinite(value):
-            raise NotUnderstood(f"{field}: the number is out of range; send a finite one")
+            raise InvalidMessage(f"{field}: the number is out of range; send a finite one")
         case int() if abs(value) > LARGEST_INTEGER:
-            raise NotUnderstood(f"{field}: the number has more than 64 bits; send a smaller one")
+            raise InvalidMessage(f"{field}: the number has more than 64 bits; send a smaller one")
         case dict():
             for name, part in value.items():
                 _require_part(part, f"{field}.{name}")
@@ -205,13 +205,13 @@ def _require_part(value: Any, field: str) -> None:
 
 def _require_text(text: str, field: str) -> None:
     if "\0" in text:
-        raise NotUnderstood(f"{field}: has the character U+0000; remove it")
+        raise InvalidMessage(f"{field}: has the character U+0000; remove it")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise NotUnderstood(f"{field}: has half a surrogate pair; send Unicode") from None
+            raise InvalidMessage(f"{field}: has half a surrogate pair; send Unicode") from None
 
 
-def _too_deep() -> NotUnderstood:
-    return NotUnderstood("body: nested too deeply; an event is a flat JSON object")
+def _too_deep() -> InvalidMessage:
+    return InvalidMessage("body: nested too deeply; an event is a flat JSON object")

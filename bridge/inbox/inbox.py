@@ -35,8 +35,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
 from activities.graph.changes import Change, Claim
-from bridge.inbox.envelopes import NotUnderstood, in_lower_case
-from bridge.inbox.parsing import MAX_DECISIONS, Received, news, understand
+from bridge.inbox.envelopes import InvalidMessage, in_lower_case
+from bridge.inbox.parsing import MAX_DECISIONS, Received, news, parse_event
 from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import CONSUMERS, DECISION, MILESTONE, UPDATED, Consumer
 from bridge.jetstream.dead_letters import DeadLetters
@@ -262,9 +262,9 @@ class Inbox:
             data=message.data,
         )
         try:
-            understood = understand(received)
+            understood = parse_event(received)
             return Held(message, understood.change, understood.content)
-        except NotUnderstood as error:
+        except InvalidMessage as error:
             await self._bury(consumer, message, str(error))
         except Exception as error:  # a bug must not stop the inbox  # noqa: BLE001
             await self._failed(consumer, message, Failed(repr(error), final=False))

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.changes import AHEAD_AT_MOST, Change, change
+from activities.graph.changes import MAX_CLOCK_SKEW, Change, change
 from activities.graph.events import summary
 from activities.graph.values import instant
-from bridge.inbox.envelopes import Json, NotUnderstood, Sent, unwrap
+from bridge.inbox.envelopes import InvalidMessage, Json, Sent, unwrap
 from bridge.jetstream.dead_letters import place
 from workflows.models.base import content_hash
 from workflows.models.context import DecisionAdded, MilestoneReached
@@ -185,7 +185,7 @@ class Understood:
     content: str
 
 
-def understand(received: Received) -> Understood:
+def parse_event(received: Received) -> Understood:
     """Parse a message into its change.
 
     Raises:
@@ -195,7 +195,7 @@ def understand(received: Received) -> Understood:
     sent = unwrap(received.subject, received.headers, received.data, IDS_OF[kind])
     identity = sent.identity or place(received.stream, received.sequence, received.time)
     if len(identity) > MAX_ID_CHARACTERS:
-        raise NotUnderstood(f"ce-id: longer than {MAX_ID_CHARACTERS} characters; shorten it")
+        raise InvalidMessage(f"ce-id: longer than {MAX_ID_CHARACTERS} characters; shorten it")
     body, given = _body(kind, sent, received.time)
     entry = Entry(
         id=identity,
@@ -211,7 +211,7 @@ def understand(received: Received) -> Understood:
         if isinstance(body, ContextDecisionAdded | ContextMilestoneReached):
             news(found)  # stored only if the story can accept it
     except ApplicationError as error:
-        raise NotUnderstood(error.message) from None
+        raise InvalidMessage(error.message) from None
     content = content_hash([received.subject, given]) if sent.identity else ""
     return Understood(found, content)
 
@@ -258,7 +258,7 @@ def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventB
     try:
         return kind.model_validate(_complete(reading, fields)), given
     except ValidationError as error:
-        raise NotUnderstood(invalid_input(kind.SUBJECT, error).message) from None
+        raise InvalidMessage(invalid_input(kind.SUBJECT, error).message) from None
 
 
 def _given(names: Mapping[str, Any], reading: Reading, fields: Json) -> Json:
@@ -284,34 +284,34 @@ def _complete(reading: Reading, fields: Json) -> Json:
 def _plain(name: str, value: Any) -> Any:
     """Convert an integer to a string if the field is not a number; refuse booleans."""
     if isinstance(value, bool):
-        raise NotUnderstood(f"{name}: is {str(value).lower()}; send a text or a number")
+        raise InvalidMessage(f"{name}: is {str(value).lower()}; send a text or a number")
     numbers = ("timestamp", "version", "score", "duration_ms")
     return str(value) if isinstance(value, int) and name not in numbers else value
 
 
 def _id(name: str, value: Any, rule: TypeAdapter[str]) -> str:
     if value is None:
-        raise NotUnderstood(f"{name}: required; add it")
+        raise InvalidMessage(f"{name}: required; add it")
     try:
         return rule.validate_python(value.strip() if isinstance(value, str) else value)
     except ValidationError:
-        raise NotUnderstood(
+        raise InvalidMessage(
             f"{name}: {str(value)[:60]!r} is not an id: {ID_RULE}; rename it"
         ) from None
 
 
 def _decisions(given: Any, task_id: str) -> list[Json]:
     if not isinstance(given, list):
-        raise NotUnderstood("decisions: must be a list; send a list of objects")
+        raise InvalidMessage("decisions: must be a list; send a list of objects")
     if len(given) > MAX_DECISIONS:
-        raise NotUnderstood(
+        raise InvalidMessage(
             f"decisions: {len(given)} in one message; at most {MAX_DECISIONS}: send several"
         )
     found = []
     for number, each in enumerate(given):
         where = f"decisions.{number}"
         if not isinstance(each, dict):
-            raise NotUnderstood(f"{where}: must be an object; send id, type, title, rationale")
+            raise InvalidMessage(f"{where}: must be an object; send id, type, title, rationale")
         names = dict.fromkeys((*DECISION.defaults, "affects"))
         fields = _given(names, DECISION, each)
         fields = {name: _plain(f"{where}.{name}", value) for name, value in fields.items()}
@@ -324,7 +324,7 @@ def _decisions(given: Any, task_id: str) -> list[Json]:
 def _roles(given: Any) -> list[str]:
     """Return each role once, in capitals."""
     if not isinstance(given, list):
-        raise NotUnderstood("roles: must be a list; send a list of roles, such as DEV")
+        raise InvalidMessage("roles: must be a list; send a list of roles, such as DEV")
     found = []
     for number, role in enumerate(given):
         try:
@@ -332,7 +332,7 @@ def _roles(given: Any) -> list[str]:
                 _ROLE.validate_python(role.strip().upper() if isinstance(role, str) else role)
             )
         except ValidationError:
-            raise NotUnderstood(
+            raise InvalidMessage(
                 f"roles.{number}: {str(role)[:60]!r} is not a role; send one such as DEV"
             ) from None
     return list(dict.fromkeys(found))
@@ -344,7 +344,7 @@ def _require_version(version: Any) -> None:
     except (TypeError, ValueError):
         return  # the model's validation names the rule
     if not 0 <= number <= MAX_VERSION:
-        raise NotUnderstood(
+        raise InvalidMessage(
             f"version: {str(version)[:40]} is not from 0 to {MAX_VERSION}; send the story's version"
         )
 
@@ -355,15 +355,15 @@ def _time(given: Any, received: datetime) -> str:
         return received.astimezone(UTC).isoformat()
     at, shown = instant(given), str(given)[:60]
     if at is None:
-        raise NotUnderstood(
+        raise InvalidMessage(
             f"timestamp: {shown!r} is not a time; send ISO 8601, as in 2026-01-31T12:00:00Z, or "
             "seconds or milliseconds since 1970"
         )
-    if at > received + AHEAD_AT_MOST:
-        raise NotUnderstood(
+    if at > received + MAX_CLOCK_SKEW:
+        raise InvalidMessage(
             f"timestamp: {shown} is later than the message itself; set the sender's clock, or "
             "leave it out"
         )
     if at.year < 1970:
-        raise NotUnderstood(f"timestamp: {shown} is before 1970; leave it out")
+        raise InvalidMessage(f"timestamp: {shown} is before 1970; leave it out")
     return at.isoformat()

@@ -94,7 +94,7 @@ FIXED: dict[str, object] = {
 """Settings that JetStream cannot change: the consumer must be created again."""
 
 
-def unfit(found: ConsumerConfig) -> str:
+def incompatibility(found: ConsumerConfig) -> str:
     """Return why no update gives this consumer the declared settings; or ''."""
     for setting, wanted in FIXED.items():
         has = getattr(found, setting)
@@ -139,7 +139,7 @@ async def _reconcile(jetstream: JetStreamContext, consumer: Consumer) -> list[st
         made = ConsumerConfig(durable_name=consumer.name).evolve(**FIXED, **declared(consumer))
         await _put(jetstream, consumer, made)
         return ["made"]
-    if why := unfit(found):
+    if why := incompatibility(found):
         raise _refused(consumer, why)
     changes = drift(found, consumer)
     if changes:

@@ -95,7 +95,7 @@ def declared(stream: Stream, replicas: int) -> dict[str, object]:
     }
 
 
-def unfit(found: StreamConfig) -> str:
+def incompatibility(found: StreamConfig) -> str:
     """Return why this stream loses or refuses events in a way that no update fixes; or ''."""
     if found.storage != StorageType.FILE:
         return "its storage is memory, and must be file: a restart of the server would empty it"
@@ -139,7 +139,7 @@ async def _reconcile(jetstream: JetStreamContext, stream: Stream, replicas: int)
         found = (await jetstream.stream_info(stream.name)).config
     except NotFoundError:
         return await _make(jetstream, stream, replicas)
-    if why := unfit(found):
+    if why := incompatibility(found):
         raise StreamError(
             f"Stream {stream.name} would lose events: {why}. Keep what it holds, if you need it, "
             f"with `nats stream backup {stream.name} DIRECTORY`, then remove it with "

@@ -21,13 +21,13 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.executions import find_execution
 from bridge.mirror.recovered_events import (
     WRITES,
-    Given,
     GraphWrite,
+    OutboxCall,
+    RunEvents,
     RunId,
-    Told,
-    given,
+    outbox_calls,
     related,
-    told,
+    run_events,
 )
 from workflows.models.events import Entry, PublishBatch
 from workflows.models.ids import (
@@ -40,7 +40,7 @@ from workflows.models.ids import (
     story_workflow_id,
 )
 from workflows.models.outbox import OutboxState
-from workflows.outbox import HAND_ON, LEFT
+from workflows.outbox import HAND_ON, OUTBOX_QUERY
 
 AT_ONCE = 8
 """Histories that are read at the same time."""
@@ -67,14 +67,14 @@ ENDED_EARLY = frozenset(
 
 
 @dataclass
-class Found:
+class StoryRuns:
     """A story's runs. unanswered: runs that ended early and whose outbox could not be queried."""
 
-    runs: list[Told] = field(default_factory=list)
+    runs: list[RunEvents] = field(default_factory=list)
     unanswered: list[RunId] = field(default_factory=list)
 
 
-async def read(client: Client, story_id: str, tell: Callable[[int, int], None]) -> Found:
+async def read(client: Client, story_id: str, tell: Callable[[int, int], None]) -> StoryRuns:
     """Read every history that belongs to the story.
 
     The client needs the fleet's data converter. The callback receives the number of runs that are
@@ -175,7 +175,7 @@ class _Reading:
         self._client, self._tell = client, tell
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._known: set[RunId] = set()
-        self.found = Found()
+        self.found = StoryRuns()
 
     async def all_of(self, beginnings: set[RunId]) -> None:
         left = set(beginnings)
@@ -205,13 +205,13 @@ class _Reading:
                 return set()  # its retention has expired
             if not history.events:
                 return set()  # it is being deleted
-            decoded = [(each, await self._decode(each)) for each in given(history.events)]
+            decoded = [(each, await self._decode(each)) for each in outbox_calls(history.events)]
             state = await self._left(run, handle, history)
         started = history.events[0].event_time.ToDatetime(UTC)
-        self.found.runs.append(told(run, started, decoded, state))
+        self.found.runs.append(run_events(run, started, decoded, state))
         return set(related(run.workflow_id, history.events))
 
-    async def _decode(self, each: Given) -> GraphWrite | list[Entry]:
+    async def _decode(self, each: OutboxCall) -> GraphWrite | list[Entry]:
         kinds: dict[str, Any] = {**WRITES, "publish": PublishBatch, HAND_ON: list[Entry]}
         kind = kinds[each.what]
         (value,) = await self._client.data_converter.decode([each.payload], [kind])
@@ -228,7 +228,7 @@ class _Reading:
             return None
         try:
             state: OutboxState = await handle.query(
-                LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN
+                OUTBOX_QUERY, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN
             )
         except (RPCError, WorkflowQueryFailedError):
             self.found.unanswered.append(run)

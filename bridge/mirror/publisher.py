@@ -88,7 +88,7 @@ class Mirror(MirrorStub):
             )
         except PUBLISH_FAILURES as error:
             # Without the cause: its text is in the message, and Temporal cuts long chains.
-            raise refusal(entry, error) from None
+            raise entry_error(entry, error) from None
         if ack.stream != stream.name:
             raise application_error(
                 ErrorType.STREAM_REFUSED,
@@ -112,12 +112,12 @@ class Mirror(MirrorStub):
         return {name: value for name, value in headers.items() if value}
 
 
-def refusal(entry: Entry, error: Exception) -> ApplicationError:
+def entry_error(entry: Entry, error: Exception) -> ApplicationError:
     """Build the failure for Temporal: which event, what happened, and whether to retry."""
-    return refused(_named(entry), error)
+    return publish_error(_named(entry), error)
 
 
-def refused(what: str, error: Exception) -> ApplicationError:
+def publish_error(what: str, error: Exception) -> ApplicationError:
     """Build the failure of a publish, by REFUSALS.
 
     what: the beginning of the message, which names what was not published.

@@ -9,7 +9,7 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
-from bridge.mirror.histories import Found, read
+from bridge.mirror.histories import StoryRuns, read
 from bridge.mirror.recovered_events import GraphWrite, graph_writes
 from workflows.models.deliberation import DeliberationRecord
 from workflows.models.events import RecordBatch
@@ -19,7 +19,7 @@ from workflows.models.events import RecordBatch
 class Rebuilt:
     """The result of a rebuild. refused: writes that the graph refuses for good, and why."""
 
-    found: Found
+    found: StoryRuns
     writes: int = 0
     refused: list[str] = field(default_factory=list)
 

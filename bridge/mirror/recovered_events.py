@@ -36,7 +36,7 @@ class RunId(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Given:
+class OutboxCall:
     """Entries in a history, not decoded yet.
 
     what: an activity of WRITES, or `publish`, for an activity's input; `hand_on` for entries from
@@ -49,32 +49,32 @@ class Given:
     done: datetime | None
 
 
-def given(history: Iterable[HistoryEvent]) -> list[Given]:
+def outbox_calls(history: Iterable[HistoryEvent]) -> list[OutboxCall]:
     """Return the inputs of one run's outbox activities and signals, in order.
 
     A batch is published only after it is recorded: the input of `publish` counts as recorded.
     """
-    found: dict[int, Given] = {}
+    found: dict[int, OutboxCall] = {}
     for event in history:
         match event.event_type:
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
                 asked = event.activity_task_scheduled_event_attributes
                 if asked.activity_type.name in WRITES:
                     name = asked.activity_type.name
-                    found[event.event_id] = Given(name, asked.input.payloads[0], None)
+                    found[event.event_id] = OutboxCall(name, asked.input.payloads[0], None)
                 elif asked.activity_type.name == "publish":
                     at = event.event_time.ToDatetime(UTC)
-                    found[event.event_id] = Given("publish", asked.input.payloads[0], at)
+                    found[event.event_id] = OutboxCall("publish", asked.input.payloads[0], at)
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                 number = event.activity_task_completed_event_attributes.scheduled_event_id
                 batch = found.get(number)
                 if batch and batch.what in WRITES:
                     at = event.event_time.ToDatetime(UTC)
-                    found[number] = Given(batch.what, batch.payload, at)
+                    found[number] = OutboxCall(batch.what, batch.payload, at)
             case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                 signal = event.workflow_execution_signaled_event_attributes
                 if signal.signal_name == HAND_ON and signal.input.payloads:
-                    found[event.event_id] = Given("hand_on", signal.input.payloads[0], None)
+                    found[event.event_id] = OutboxCall("hand_on", signal.input.payloads[0], None)
     return list(found.values())
 
 
@@ -98,7 +98,7 @@ def related(workflow_id: str, history: Sequence[HistoryEvent]) -> Iterator[RunId
 
 
 @dataclass(frozen=True)
-class Told:
+class RunEvents:
     """The entries and graph writes of one run.
 
     recorded: in order, each with the time by which it was recorded. left: not recorded. writes:
@@ -112,12 +112,12 @@ class Told:
     writes: list[tuple[datetime, GraphWrite]] = field(default_factory=list)
 
 
-def told(
+def run_events(
     run: RunId,
     started: datetime,
-    decoded: Iterable[tuple[Given, GraphWrite | list[Entry]]],
+    decoded: Iterable[tuple[OutboxCall, GraphWrite | list[Entry]]],
     state: OutboxState | None = None,
-) -> Told:
+) -> RunEvents:
     """Collect a run's entries and writes from its inputs and, if it ended early, its outbox.
 
     Args:
@@ -167,10 +167,10 @@ def told(
             owner=run.workflow_id, owner_started_ms=owner_started_ms, first=end, entries=waiting
         )
     )
-    return Told(run, started, recorded, batches, writes)
+    return RunEvents(run, started, recorded, batches, writes)
 
 
-def in_order(runs: Iterable[Told], story_id: str) -> list[Entry]:
+def in_order(runs: Iterable[RunEvents], story_id: str) -> list[Entry]:
     """Return the story's recorded events, each once, in the order in which they were recorded."""
     recorded = [
         pair for run in sorted(runs, key=lambda each: each.started) for pair in run.recorded
@@ -179,7 +179,7 @@ def in_order(runs: Iterable[Told], story_id: str) -> list[Entry]:
     return _once(entry for _, entry in recorded if entry.subject and entry.story_id == story_id)
 
 
-def unrecorded(runs: Sequence[Told], story_id: str) -> list[RecordBatch]:
+def unrecorded(runs: Sequence[RunEvents], story_id: str) -> list[RecordBatch]:
     """Return the entries that no run has recorded, as inputs of `record`, in the runs' order."""
     known = {entry.id for run in runs for _, entry in run.recorded}
     batches = []
@@ -199,7 +199,7 @@ def unrecorded(runs: Sequence[Told], story_id: str) -> list[RecordBatch]:
     return batches
 
 
-def graph_writes(runs: Sequence[Told], story_id: str) -> list[GraphWrite]:
+def graph_writes(runs: Sequence[RunEvents], story_id: str) -> list[GraphWrite]:
     """Return the story's writes to the graph in their order, followed by the unrecorded entries.
 
     A reset run repeats the writes of the run before it: writing them again changes nothing.

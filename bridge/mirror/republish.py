@@ -21,20 +21,20 @@ NEXT_WITHIN_S = 10.0
 
 
 @dataclass
-class Count:
+class ReplayCounts:
     """The counts of one stream. events: the story's. published: new in it. known: already in it.
 
-    withheld: not in it and not accepted, because they were deleted from the stream, which knows
-    their ids until its duplicate window is over.
+    suppressed_by_dedup: not in it and not accepted, because they were deleted from the stream,
+    which knows their ids until its duplicate window is over.
     """
 
     events: int = 0
     published: int = 0
     known: int = 0
-    withheld: int = 0
+    suppressed_by_dedup: int = 0
 
 
-async def ids_there(
+async def published_ids_of(
     jetstream: JetStreamContext, stream: Stream, story_id: str, since: datetime
 ) -> set[str]:
     """Return the ids of the story's events that the stream holds.
@@ -67,7 +67,9 @@ async def ids_there(
     return found
 
 
-async def there(jetstream: JetStreamContext, story_id: str, entries: Iterable[Entry]) -> set[str]:
+async def published_ids(
+    jetstream: JetStreamContext, story_id: str, entries: Iterable[Entry]
+) -> set[str]:
     """Return the ids of the story's events that are on their streams."""
     entries = list(entries)
     if not entries:
@@ -76,7 +78,7 @@ async def there(jetstream: JetStreamContext, story_id: str, entries: Iterable[En
     streams = {stream for entry in entries if (stream := stream_of(entry.subject))}
     found = set()
     for stream in sorted(streams, key=lambda each: each.name):
-        found |= await ids_there(jetstream, stream, story_id, since)
+        found |= await published_ids_of(jetstream, stream, story_id, since)
     return found
 
 
@@ -86,7 +88,7 @@ async def republish(
     known: set[str],
     everything: bool,
     tell: Callable[[int, int], None],
-) -> dict[str, Count]:
+) -> dict[str, ReplayCounts]:
     """Publish the entries that are not known, or everything, one after the other.
 
     The callback receives the number of entries that are done, and the number of all entries.
@@ -97,10 +99,10 @@ async def republish(
     Raises:
         ApplicationError: by `bridge.mirror.publisher.REFUSALS`; the entries before it are stored.
     """
-    counts: dict[str, Count] = {}
+    counts: dict[str, ReplayCounts] = {}
     for done, entry in enumerate(entries, 1):
         stream = stream_of(entry.subject)
-        count = counts.setdefault(stream.name if stream else "", Count())
+        count = counts.setdefault(stream.name if stream else "", ReplayCounts())
         count.events += 1
         is_known = entry.id in known
         if (everything or not is_known) and await mirror.store(entry):
@@ -108,6 +110,6 @@ async def republish(
         elif is_known:
             count.known += 1
         else:
-            count.withheld += 1
+            count.suppressed_by_dedup += 1
         tell(done, len(entries))
     return counts

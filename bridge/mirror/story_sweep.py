@@ -36,10 +36,10 @@ from workflows.models.events import GateClosed, StoryCancelled
 from workflows.models.ids import closure_workflow_id, story_of
 from workflows.models.outbox import OutboxState, StoryClosure
 from workflows.models.story import Move, StoryView
-from workflows.outbox import LEFT
+from workflows.outbox import OUTBOX_QUERY
 from workflows.search_attributes import PENDING_GATE, STORY_ROLE, STORY_STATE
 from workflows.stubs import STORY_QUEUE
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 ENDED_EARLY = (
     "WorkflowType = 'StoryWorkflow' AND ExecutionStatus IN ('Terminated', 'TimedOut', 'Failed')"
@@ -160,7 +160,9 @@ class StorySweep:
     ) -> StoryClosure | None:
         """Return what is still to be published, or None; a story worker must answer the queries."""
         try:
-            outbox = await handle.query(LEFT, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN)
+            outbox = await handle.query(
+                OUTBOX_QUERY, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN
+            )
             view = await handle.query("state", result_type=StoryView, rpc_timeout=ANSWER_WITHIN)
             moves = await handle.query(
                 "transitions", result_type=list[Move], rpc_timeout=ANSWER_WITHIN
@@ -216,7 +218,9 @@ def _closing(
     story_id = story_of(run.id)
     terminated = run.status == WorkflowExecutionStatus.TERMINATED
     assert run.close_time
-    at = iso(run.close_time)  # older than anything that a later run of the story writes
+    at = format_timestamp(
+        run.close_time
+    )  # older than anything that a later run of the story writes
     return StoryClosure(
         story_id=story_id,
         run_id=run.run_id,

@@ -22,7 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.servers import ROOT
 from deploy.local.settings import StackSettings
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.snapshot import Snapshot, follow, is_open
 from workers.clients.neo4j import open_neo4j
 from workers.clients.temporal import open_temporal
@@ -133,7 +133,7 @@ def wants_report(now: Snapshot) -> bool:
 def approve(settings: Settings, now: Snapshot) -> None:
     story = now.story
     if story.pending_gate == "budget":
-        raise Failed(f"{story.story_id} has used its tokens: {view.how_to_open(story)}")
+        raise Failed(f"{story.story_id} has used its tokens: {render.how_to_open(story)}")
     request = {
         "gate": story.pending_gate,
         "actor": "ana" if story.gate_role == "PO" else "quentin",
@@ -174,14 +174,15 @@ def showing() -> Iterator[Any]:
     if out.is_terminal:
         with Live(console=out, auto_refresh=False, transient=True) as live:
             yield lambda now: live.update(
-                view.text(now, "red") if isinstance(now, str) else view.snapshot(now), refresh=True
+                render.text(now, "red") if isinstance(now, str) else render.snapshot(now),
+                refresh=True,
             )
         return
     last = ""
 
     def show(now: Snapshot | str) -> None:
         nonlocal last
-        said = now if isinstance(now, str) else view.line(now)
+        said = now if isinstance(now, str) else render.line(now)
         if said != last:
             out.print(said, markup=False, soft_wrap=True)
         last = said
@@ -224,13 +225,13 @@ async def tell(settings: Settings, story_id: str) -> None:
     ]
     out.print()
     for name, value in rows:  # never wrapped, so that they can be copied
-        out.print(view.text(f"{name:<19}", "bold"), view.text(value), soft_wrap=True, sep="")
+        out.print(render.text(f"{name:<19}", "bold"), render.text(value), soft_wrap=True, sep="")
     out.print("The commands are in .venv/bin: `. .venv/bin/activate` puts them on your PATH.")
 
 
 def _table(title: str, rows: Sequence[Any], columns: Sequence[str]) -> RenderableType:
-    shown = [view.Column(each, drop=int(each == "model")) for each in columns]
-    return view.FittingTable(
+    shown = [render.Column(each, drop=int(each == "model")) for each in columns]
+    return render.FittingTable(
         title, shown, [[row[column] or "" for column in columns] for row in rows]
     )
 

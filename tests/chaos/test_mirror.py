@@ -186,7 +186,7 @@ async def test_an_event_that_was_deleted_is_put_back_once_its_stream_has_forgott
         )
         await jetstream.delete_msg(lost.stream, lost.sequence)
 
-        withheld = await replayed(site, "US-window")
+        suppressed_by_dedup = await replayed(site, "US-window")
         _, said, _ = await fleet(site, "mirror", "replay", "US-window")
         info = await jetstream.stream_info(lost.stream)
         await jetstream.update_stream(info.config.evolve(duplicate_window=0.1))
@@ -195,9 +195,12 @@ async def test_an_event_that_was_deleted_is_put_back_once_its_stream_has_forgott
         put_back = await replayed(site, "US-window")
         restored = (await jetstream.stream_info(lost.stream)).config.duplicate_window
 
-    assert (count(withheld, "published"), count(withheld, "withheld")) == (0, 1)
+    assert (
+        count(suppressed_by_dedup, "published"),
+        count(suppressed_by_dedup, "suppressed_by_dedup"),
+    ) == (0, 1)
     assert "still knows their ids" in said
-    assert (count(put_back, "published"), count(put_back, "withheld")) == (1, 0)
+    assert (count(put_back, "published"), count(put_back, "suppressed_by_dedup")) == (1, 0)
     assert restored == 3600
     ids = Counter(each.event.id for each in await on_streams(site, "US-window"))
     assert ids[lost.event.id] == 1

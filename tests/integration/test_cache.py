@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from activities.cache import Cache, Document, Line, pack_key, pack_variant, timeline_key
+from activities.cache import Cache, Document, TimelineRow, pack_key, pack_variant, timeline_key
 from tests.support.stories import new_story
 from workflows.models.context import ContextPack
 
 
-def line(story: str, number: int, started_ms: int = 1000) -> Line:
+def line(story: str, number: int, started_ms: int = 1000) -> TimelineRow:
     values = (f"{started_ms}/{number}", "Kind", "type", "said", "ana", "time", "source")
-    return Line(story, f"{started_ms}-{number}", values)
+    return TimelineRow(story, f"{started_ms}-{number}", values)
 
 
 async def told(client: Redis, story: str) -> list[str]:

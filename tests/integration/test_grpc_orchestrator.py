@@ -30,7 +30,7 @@ from temporalio.service import RPCError
 from activities.graph.activities import Graph
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.conftest import Servers
 from tests.integration.conftest import (
@@ -193,7 +193,7 @@ async def test_deliberate_answers_with_ranked_results_their_checks_and_where_the
     fleet: Fleet, stub: Any
 ) -> None:
     call = stub.Deliberate(
-        wire.DeliberateRequest(task_description=TASK, role="DEV", num_agents=2),
+        pb.DeliberateRequest(task_description=TASK, role="DEV", num_agents=2),
         metadata=ANA,
         timeout=WITHIN_S,
     )
@@ -247,14 +247,14 @@ async def test_a_request_that_breaks_a_rule_names_its_fields_and_begins_nothing(
     request = {"task_description": TASK, "role": "DEV"} | wrong
 
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
-        await stub.Deliberate(wire.DeliberateRequest(**request), metadata=ANA)
+        await stub.Deliberate(pb.DeliberateRequest(**request), metadata=ANA)
 
     assert violated(caught) == fields
     assert await fleet.deliberations() == before
 
 
 async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do(stub: Any) -> None:
-    request = wire.DeliberateRequest(task_description=TASK, role="POET")
+    request = pb.DeliberateRequest(task_description=TASK, role="POET")
 
     with fails(StatusCode.NOT_FOUND, "'POET'", "ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"):
         await stub.Deliberate(request, metadata=ANA)
@@ -266,7 +266,7 @@ async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do
 async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_is_told(
     fleet: Fleet, stub: Any
 ) -> None:
-    request = wire.DeliberateRequest(task_description=TASK, role="DEV", num_agents=5)
+    request = pb.DeliberateRequest(task_description=TASK, role="DEV", num_agents=5)
 
     call = stub.Deliberate(request, metadata=ANA, timeout=WITHIN_S)
     answer = await call
@@ -298,10 +298,10 @@ async def test_the_options_of_orchestrate_do_what_they_say(fleet: Fleet, stub: A
     ask: dict[str, Any] = {"task_description": TASK, "role": "DEV", "story_id": story}
 
     unreviewed = await stub.Orchestrate(
-        wire.OrchestrateRequest(
+        pb.OrchestrateRequest(
             **ask,
-            options=wire.OrchestratorOptions(enable_architect_selection=True),
-            context_options=wire.ContextOptions(include_timeline=True, scopes=["SUBTASKS_ALL"]),
+            options=pb.OrchestratorOptions(enable_architect_selection=True),
+            context_options=pb.ContextOptions(include_timeline=True, scopes=["SUBTASKS_ALL"]),
         ),
         metadata=ANA,
         timeout=WITHIN_S,
@@ -334,14 +334,14 @@ async def test_an_option_that_cannot_be_met_is_refused_by_its_name(
 ) -> None:
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.Orchestrate(
-            wire.OrchestrateRequest(task_description=TASK, role="DEV", **wrong), metadata=ANA
+            pb.OrchestrateRequest(task_description=TASK, role="DEV", **wrong), metadata=ANA
         )
 
     assert violated(caught) == [field]
 
 
 async def test_the_councils_name_the_model_that_is_served(fleet: Fleet, stub: Any) -> None:
-    listed = await stub.ListCouncils(wire.ListCouncilsRequest(role_filter="DEV"), metadata=ANA)
+    listed = await stub.ListCouncils(pb.ListCouncilsRequest(role_filter="DEV"), metadata=ANA)
     named = Settings.model_validate({"vllm_url": "http://127.0.0.1:1", "vllm_model": "mine"})
     away = Settings.model_validate({"vllm_url": "http://127.0.0.1:1"})
 
@@ -352,12 +352,12 @@ async def test_the_councils_name_the_model_that_is_served(fleet: Fleet, stub: An
 
 async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub: Any) -> None:
     task_id = a_task()
-    request = wire.OrchestrateRequest(
+    request = pb.OrchestrateRequest(
         task_id=task_id,
         task_description=TASK,
         role="QA",
         story_id=new_story(),
-        options=wire.OrchestratorOptions(deliberation_rounds=2),
+        options=pb.OrchestratorOptions(deliberation_rounds=2),
     )
 
     first, second = await asyncio.gather(
@@ -378,17 +378,17 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
 
 async def test_one_that_failed_is_begun_anew(fleet: Fleet, stub: Any) -> None:
     task_id = a_task()
-    request = wire.OrchestrateRequest(task_id=task_id, task_description=TASK, role="QA")
+    request = pb.OrchestrateRequest(task_id=task_id, task_description=TASK, role="QA")
     fleet.llm.fail("status", times=3, status=400, text="no such thing")
 
     with fails(StatusCode.ABORTED, "a quorum is more than half"):
         await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
     failed = await stub.GetDeliberationResult(
-        wire.GetDeliberationResultRequest(task_id=task_id), metadata=ANA
+        pb.GetDeliberationResultRequest(task_id=task_id), metadata=ANA
     )
     again = await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
 
-    assert failed.status == wire.DELIBERATION_STATUS_FAILED
+    assert failed.status == pb.DELIBERATION_STATUS_FAILED
     assert "a quorum is more than half" in failed.error_message
     assert "propose" in failed.metadata.tags["failed_agents"]
     assert again.winner.rank == 1
@@ -403,7 +403,7 @@ async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_i
     fleet.llm.fail("status", times=3, status=400, text="no such thing")
     with fails(StatusCode.ABORTED):
         await stub.Orchestrate(
-            wire.OrchestrateRequest(
+            pb.OrchestrateRequest(
                 task_id=lost, task_description=TASK, role="QA", story_id=story_id
             ),
             metadata=ANA,
@@ -412,11 +412,11 @@ async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_i
     fleet.llm.delay_ms = 3_000
     with fails(StatusCode.DEADLINE_EXCEEDED):
         await stub.Orchestrate(
-            wire.OrchestrateRequest(
+            pb.OrchestrateRequest(
                 task_id=late,
                 task_description=TASK,
                 role="QA",
-                constraints=wire.TaskConstraints(timeout_seconds=1),
+                constraints=pb.TaskConstraints(timeout_seconds=1),
             ),
             metadata=ANA,
             timeout=WITHIN_S,
@@ -425,19 +425,19 @@ async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_i
     await forget(fleet, late)
 
     found = await stub.GetDeliberationResult(
-        wire.GetDeliberationResultRequest(task_id=lost), metadata=ANA
+        pb.GetDeliberationResultRequest(task_id=lost), metadata=ANA
     )
     timed_out = await stub.GetDeliberationResult(
-        wire.GetDeliberationResultRequest(task_id=late), metadata=ANA
+        pb.GetDeliberationResultRequest(task_id=late), metadata=ANA
     )
 
-    assert found.status == wire.DELIBERATION_STATUS_FAILED
+    assert found.status == pb.DELIBERATION_STATUS_FAILED
     assert "a quorum is more than half" in found.error_message
     assert "no such thing" in found.error_message
     assert found.metadata.tags["failed_agents"].count("(propose)") == 3
     assert (found.metadata.tags["role"], found.metadata.tags["task_id"]) == ("QA", lost)
     assert found.metadata.tags.get("story_id", "") == story_id
-    assert timed_out.status == wire.DELIBERATION_STATUS_TIMEOUT
+    assert timed_out.status == pb.DELIBERATION_STATUS_TIMEOUT
     assert timed_out.duration_ms >= 1000
 
 
@@ -449,11 +449,11 @@ async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
 
     with fails(StatusCode.DEADLINE_EXCEEDED):
         await stub.Orchestrate(
-            wire.OrchestrateRequest(
+            pb.OrchestrateRequest(
                 task_id=task_id,
                 task_description=TASK,
                 role="DEV",
-                constraints=wire.TaskConstraints(timeout_seconds=3),
+                constraints=pb.TaskConstraints(timeout_seconds=3),
             ),
             metadata=ANA,
             timeout=WITHIN_S,
@@ -491,14 +491,14 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     fleet: Fleet, stub: Any
 ) -> None:
     task_id = a_task()
-    ask = wire.GetDeliberationResultRequest(task_id=task_id)
+    ask = pb.GetDeliberationResultRequest(task_id=task_id)
     with fails(StatusCode.NOT_FOUND, task_id):
         await stub.GetDeliberationResult(ask, metadata=ANA)
     fleet.llm.delay_ms = 300
     fleet.llm.fail("status", status=400, text="no such thing")
     asking = asyncio.ensure_future(
         stub.Orchestrate(
-            wire.OrchestrateRequest(
+            pb.OrchestrateRequest(
                 task_id=task_id, task_description=TASK, role="DEV", story_id=new_story()
             ),
             metadata=ANA,
@@ -520,8 +520,8 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     await forget(fleet, task_id)
     kept = await stub.GetDeliberationResult(ask, metadata=ANA)
 
-    assert meanwhile.status == wire.DELIBERATION_STATUS_IN_PROGRESS
-    assert told.status == kept.status == wire.DELIBERATION_STATUS_COMPLETED
+    assert meanwhile.status == pb.DELIBERATION_STATUS_IN_PROGRESS
+    assert told.status == kept.status == pb.DELIBERATION_STATUS_COMPLETED
     assert list(told.results) == list(answered.candidates)
     assert told.duration_ms == answered.duration_ms
     assert kept.winner_id == told.winner_id
@@ -537,7 +537,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
 async def test_a_stream_tells_every_wave_and_every_answer_and_ends_with_the_winner(
     stub: Any,
 ) -> None:
-    request = wire.DeliberateRequest(task_description=TASK, role="DEV")
+    request = pb.DeliberateRequest(task_description=TASK, role="DEV")
 
     told = [each async for each in stub.StreamDeliberation(request, metadata=ANA, timeout=WITHIN_S)]
 
@@ -564,7 +564,7 @@ async def test_a_stream_whose_deliberation_fails_ends_with_the_error(
 
     with fails(StatusCode.ABORTED, "a quorum is more than half"):
         async for each in stub.StreamDeliberation(
-            wire.DeliberateRequest(task_description=TASK, role="DEV"),
+            pb.DeliberateRequest(task_description=TASK, role="DEV"),
             metadata=ANA,
             timeout=WITHIN_S,
         ):
@@ -577,7 +577,7 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
     fleet: Fleet,
 ) -> None:
     fleet.llm.delay_ms = 400
-    request = wire.DeliberateRequest(task_description=TASK, role="DEV")
+    request = pb.DeliberateRequest(task_description=TASK, role="DEV")
     mine = (*ANA, ("x-request-id", uuid.uuid4().hex))
     before = len(await fleet.deliberations())
 
@@ -610,8 +610,8 @@ async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
 ) -> None:
     fleet.llm.delay_ms = 20_000
     task = f"{TASK} {uuid.uuid4().hex}"
-    request = wire.DeliberateRequest(task_description=task, role="DEV")
-    shared = wire.OrchestrateRequest(task_id=a_task(), task_description=task, role="QA")
+    request = pb.DeliberateRequest(task_description=task, role="DEV")
+    shared = pb.OrchestrateRequest(task_id=a_task(), task_description=task, role="QA")
     before = set(await fleet.deliberations())
     calls = [
         stub.Deliberate(request, metadata=ANA),
@@ -647,7 +647,7 @@ async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
 
 async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
     fleet.llm.delay_ms = 20_000
-    request = wire.OrchestrateRequest(task_id=a_task(), task_description=TASK, role="DEV")
+    request = pb.OrchestrateRequest(task_id=a_task(), task_description=TASK, role="DEV")
 
     with fails(StatusCode.DEADLINE_EXCEEDED):
         await stub.Orchestrate(request, metadata=ANA, timeout=1.5)
@@ -657,9 +657,9 @@ async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
 
     await until(ended)
     told = await stub.GetDeliberationResult(
-        wire.GetDeliberationResultRequest(task_id=request.task_id), metadata=ANA
+        pb.GetDeliberationResultRequest(task_id=request.task_id), metadata=ANA
     )
-    assert told.status == wire.DELIBERATION_STATUS_TIMEOUT
+    assert told.status == pb.DELIBERATION_STATUS_TIMEOUT
     assert "not done after" in told.error_message
 
 
@@ -669,10 +669,10 @@ async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
 async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) -> None:
     role = a_role()
     made = await stub.CreateCouncil(
-        wire.CreateCouncilRequest(
+        pb.CreateCouncilRequest(
             role=role,
             num_agents=2,
-            config=wire.CouncilConfig(deliberation_rounds=2, model_profile="test-model"),
+            config=pb.CouncilConfig(deliberation_rounds=2, model_profile="test-model"),
         ),
         metadata=OPERATOR,
     )
@@ -680,16 +680,16 @@ async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) 
     assert list(made.agent_ids) == [f"agent-{role.lower()}-{n:03d}" for n in (1, 2)]
 
     answer = await stub.Deliberate(
-        wire.DeliberateRequest(task_description=TASK, role=role), metadata=ANA, timeout=WITHIN_S
+        pb.DeliberateRequest(task_description=TASK, role=role), metadata=ANA, timeout=WITHIN_S
     )
     assert {each.proposal.author_id for each in answer.results} == set(made.agent_ids)
     assert [len(each.proposal.revisions) for each in answer.results] == [2, 2]
 
     registered = await stub.RegisterAgent(
-        wire.RegisterAgentRequest(
+        pb.RegisterAgentRequest(
             agent_id=f"{role.lower()}-guest",
             role=role,
-            capabilities=wire.AgentCapabilities(
+            capabilities=pb.AgentCapabilities(
                 supported_tasks=["review"], languages=["python"], max_concurrent_tasks=4
             ),
             metadata={"persona": "You look for races"},
@@ -699,13 +699,13 @@ async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) 
     assert registered.success
     assert registered.council_id == made.council_id
     left = await stub.UnregisterAgent(
-        wire.UnregisterAgentRequest(agent_id=made.agent_ids[0], role=role), metadata=OPERATOR
+        pb.UnregisterAgentRequest(agent_id=made.agent_ids[0], role=role), metadata=OPERATOR
     )
     assert left.success
 
     async with fleet.stub() as another:  # a replica that has not seen any of it
         listed = await another.ListCouncils(
-            wire.ListCouncilsRequest(role_filter=role, include_agents=True), metadata=ANA
+            pb.ListCouncilsRequest(role_filter=role, include_agents=True), metadata=ANA
         )
     (council,) = listed.councils
     assert (council.role, council.num_agents, council.model) == (role, 2, "test-model")
@@ -717,7 +717,7 @@ async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) 
     assert list(council.agents[1].capabilities.supported_tasks) == ["review"]
     fleet.llm.calls.clear()
     answer = await stub.Deliberate(
-        wire.DeliberateRequest(task_description=TASK, role=role, rounds=1),
+        pb.DeliberateRequest(task_description=TASK, role=role, rounds=1),
         metadata=ANA,
         timeout=WITHIN_S,
     )
@@ -727,10 +727,10 @@ async def test_a_council_is_made_used_changed_and_kept(fleet: Fleet, stub: Any) 
     assert any("You look for races" in call.prompt for call in fleet.llm.calls)
 
     back = await stub.RegisterAgent(
-        wire.RegisterAgentRequest(agent_id=made.agent_ids[0], role=role), metadata=OPERATOR
+        pb.RegisterAgentRequest(agent_id=made.agent_ids[0], role=role), metadata=OPERATOR
     )
     assert back.success
-    listed = await stub.ListCouncils(wire.ListCouncilsRequest(role_filter=role), metadata=ANA)
+    listed = await stub.ListCouncils(pb.ListCouncilsRequest(role_filter=role), metadata=ANA)
     assert listed.councils[0].num_agents == 3
     assert not listed.councils[0].agents
 
@@ -739,7 +739,7 @@ async def test_a_council_that_exists_already_is_refused_however_many_ask_at_once
     stub: Any, driver: AsyncDriver
 ) -> None:
     role = a_role()
-    request = wire.CreateCouncilRequest(role=role)
+    request = pb.CreateCouncilRequest(role=role)
 
     outcomes = await asyncio.gather(
         *(stub.CreateCouncil(request, metadata=OPERATOR) for _ in range(6)), return_exceptions=True
@@ -760,14 +760,12 @@ async def test_a_mock_agent_is_refused(stub: Any, driver: AsyncDriver, kind: str
 
     with fails(StatusCode.FAILED_PRECONDITION) as caught:
         await stub.CreateCouncil(
-            wire.CreateCouncilRequest(role=role, config=wire.CouncilConfig(agent_type=kind)),
+            pb.CreateCouncilRequest(role=role, config=pb.CouncilConfig(agent_type=kind)),
             metadata=OPERATOR,
         )
     with fails(StatusCode.FAILED_PRECONDITION):
         await stub.RegisterAgent(
-            wire.RegisterAgentRequest(
-                agent_id="agent-x", role="DEV", metadata={"agent_type": kind}
-            ),
+            pb.RegisterAgentRequest(agent_id="agent-x", role="DEV", metadata={"agent_type": kind}),
             metadata=OPERATOR,
         )
 
@@ -780,22 +778,22 @@ async def test_only_roles_that_may_change_councils_do(stub: Any) -> None:
     agent: dict[str, Any] = {"agent_id": "agent-x", "role": "DEV"}
 
     with fails(StatusCode.PERMISSION_DENIED, "OPERATOR or PO", "quinn has QA"):
-        await stub.CreateCouncil(wire.CreateCouncilRequest(role=a_role()), metadata=qa)
+        await stub.CreateCouncil(pb.CreateCouncilRequest(role=a_role()), metadata=qa)
     with fails(StatusCode.PERMISSION_DENIED):
-        await stub.RegisterAgent(wire.RegisterAgentRequest(**agent), metadata=qa)
+        await stub.RegisterAgent(pb.RegisterAgentRequest(**agent), metadata=qa)
     with fails(StatusCode.PERMISSION_DENIED):
-        await stub.UnregisterAgent(wire.UnregisterAgentRequest(**agent), metadata=ANA)
+        await stub.UnregisterAgent(pb.UnregisterAgentRequest(**agent), metadata=ANA)
 
 
 async def test_a_council_takes_no_parameter_that_nothing_reads(
     stub: Any, driver: AsyncDriver
 ) -> None:
     role = a_role()
-    config = wire.CouncilConfig(custom_params={"vllm_url": "http://gpu:8000"})
+    config = pb.CouncilConfig(custom_params={"vllm_url": "http://gpu:8000"})
 
     with fails(StatusCode.INVALID_ARGUMENT, "vllm_url", "model_profile") as caught:
         await stub.CreateCouncil(
-            wire.CreateCouncilRequest(role=role, config=config), metadata=OPERATOR
+            pb.CreateCouncilRequest(role=role, config=config), metadata=OPERATOR
         )
 
     assert violated(caught) == ["config.custom_params"]
@@ -812,7 +810,7 @@ async def test_peer_review_of_a_council_is_a_round_at_least(
     role = a_role()
 
     await stub.CreateCouncil(
-        wire.CreateCouncilRequest(role=role, config=wire.CouncilConfig(**config)),
+        pb.CreateCouncilRequest(role=role, config=pb.CouncilConfig(**config)),
         metadata=OPERATOR,
     )
 
@@ -822,8 +820,8 @@ async def test_peer_review_of_a_council_is_a_round_at_least(
 
 async def test_a_callers_notes_reach_every_agent(fleet: Fleet, stub: Any) -> None:
     notes = {"ticket": "OPS-17", "deploy_token": "ghp_" + "a1B2" * 9}
-    request = wire.DeliberateRequest(
-        task_description=TASK, role="DEV", constraints=wire.TaskConstraints(metadata=notes)
+    request = pb.DeliberateRequest(
+        task_description=TASK, role="DEV", constraints=pb.TaskConstraints(metadata=notes)
     )
 
     await stub.Deliberate(request, metadata=ANA, timeout=WITHIN_S)
@@ -838,55 +836,55 @@ async def test_a_council_keeps_the_rules(stub: Any) -> None:
     role, other = a_role(), a_role()
     for each in (role, other):
         await stub.CreateCouncil(
-            wire.CreateCouncilRequest(role=each, num_agents=1), metadata=OPERATOR
+            pb.CreateCouncilRequest(role=each, num_agents=1), metadata=OPERATOR
         )
     (agent, guest) = (f"agent-{role.lower()}-001", f"guest-{role.lower()}")
 
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.CreateCouncil(
-            wire.CreateCouncilRequest(
-                role="dev council", num_agents=51, config=wire.CouncilConfig(agent_type="GPT")
+            pb.CreateCouncilRequest(
+                role="dev council", num_agents=51, config=pb.CouncilConfig(agent_type="GPT")
             ),
             metadata=OPERATOR,
         )
     assert violated(caught) == ["config.agent_type", "num_agents", "role"]
     with fails(StatusCode.NOT_FOUND, "no council for role 'NOBODY'", role):
         await stub.RegisterAgent(
-            wire.RegisterAgentRequest(agent_id=guest, role="NOBODY"), metadata=OPERATOR
+            pb.RegisterAgentRequest(agent_id=guest, role="NOBODY"), metadata=OPERATOR
         )
     with fails(StatusCode.ALREADY_EXISTS, f"sits in the {role} council"):
         await stub.RegisterAgent(
-            wire.RegisterAgentRequest(agent_id=agent, role=other), metadata=OPERATOR
+            pb.RegisterAgentRequest(agent_id=agent, role=other), metadata=OPERATOR
         )
     with fails(StatusCode.FAILED_PRECONDITION, "the last agent"):
         await stub.UnregisterAgent(
-            wire.UnregisterAgentRequest(agent_id=agent, role=role), metadata=OPERATOR
+            pb.UnregisterAgentRequest(agent_id=agent, role=role), metadata=OPERATOR
         )
     with fails(StatusCode.NOT_FOUND, guest):
         await stub.UnregisterAgent(
-            wire.UnregisterAgentRequest(agent_id=guest, role=role), metadata=OPERATOR
+            pb.UnregisterAgentRequest(agent_id=guest, role=role), metadata=OPERATOR
         )
     for _ in range(2):
-        register = wire.RegisterAgentRequest(agent_id=guest, role=role, endpoint="nats://there")
+        register = pb.RegisterAgentRequest(agent_id=guest, role=role, endpoint="nats://there")
         assert (await stub.RegisterAgent(register, metadata=OPERATOR)).success
     leaving = await asyncio.gather(
         *(
-            stub.UnregisterAgent(wire.UnregisterAgentRequest(agent_id=each), metadata=OPERATOR)
+            stub.UnregisterAgent(pb.UnregisterAgentRequest(agent_id=each), metadata=OPERATOR)
             for each in (agent, guest)
         ),
         return_exceptions=True,
     )
 
     assert sorted(isinstance(each, grpc.aio.AioRpcError) for each in leaving) == [False, True]
-    listed = await stub.ListCouncils(wire.ListCouncilsRequest(role_filter=role), metadata=ANA)
+    listed = await stub.ListCouncils(pb.ListCouncilsRequest(role_filter=role), metadata=ANA)
     assert listed.councils[0].num_agents == 1
 
 
 async def test_a_council_is_busy_while_it_deliberates(fleet: Fleet, stub: Any) -> None:
     fleet.llm.delay_ms = 20_000
-    ask = wire.ListCouncilsRequest(role_filter="QA", include_agents=True)
+    ask = pb.ListCouncilsRequest(role_filter="QA", include_agents=True)
     call = stub.Deliberate(
-        wire.DeliberateRequest(task_description=TASK, role="QA", num_agents=2), metadata=ANA
+        pb.DeliberateRequest(task_description=TASK, role="QA", num_agents=2), metadata=ANA
     )
     listed = None
 
@@ -928,31 +926,29 @@ async def a_story_at_its_first_gate(fleet: Fleet) -> str:
 
 async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, stub: Any) -> None:
     story = await a_story_at_its_first_gate(fleet)
-    event = wire.PlanningEventRequest(event_type="approve_scope", case_id=story)
+    event = pb.PlanningEventRequest(event_type="approve_scope", case_id=story)
 
     with fails(StatusCode.PERMISSION_DENIED, "needs the role PO"):
         await stub.ProcessPlanningEvent(event, metadata=bearer("quinn", "QA"))
     with fails(StatusCode.FAILED_PRECONDITION, "is in DRAFT"):
         await stub.ProcessPlanningEvent(
-            wire.PlanningEventRequest(
-                event_type="approve_scope", case_id=story, from_state="BUILD"
-            ),
+            pb.PlanningEventRequest(event_type="approve_scope", case_id=story, from_state="BUILD"),
             metadata=PO,
         )
     with fails(StatusCode.FAILED_PRECONDITION):
         await stub.ProcessPlanningEvent(
-            wire.PlanningEventRequest(event_type="docs_ready", case_id=story), metadata=PO
+            pb.PlanningEventRequest(event_type="docs_ready", case_id=story), metadata=PO
         )
     unknown = await stub.ProcessPlanningEvent(
-        wire.PlanningEventRequest(event_type="story.sneezed", case_id=story), metadata=PO
+        pb.PlanningEventRequest(event_type="story.sneezed", case_id=story), metadata=PO
     )
     mine = (*PO, ("x-request-id", uuid.uuid4().hex))
     with fails(StatusCode.FAILED_PRECONDITION, "legal now: approve_scope to DESIGN"):
         await stub.ProcessPlanningEvent(
-            wire.PlanningEventRequest(event_type="TRANSITION", case_id=story, to_state="DOCS"),
+            pb.PlanningEventRequest(event_type="TRANSITION", case_id=story, to_state="DOCS"),
             metadata=PO,
         )
-    transition = wire.PlanningEventRequest(
+    transition = pb.PlanningEventRequest(
         event_type="TRANSITION",
         case_id=story,
         from_state="DRAFT",
@@ -963,10 +959,10 @@ async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, 
     again = await stub.ProcessPlanningEvent(transition, metadata=mine)
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.ProcessPlanningEvent(
-            wire.PlanningEventRequest(event_type="reject_design", case_id=story), metadata=PO
+            pb.PlanningEventRequest(event_type="reject_design", case_id=story), metadata=PO
         )
     back = await stub.ProcessPlanningEvent(
-        wire.PlanningEventRequest(
+        pb.PlanningEventRequest(
             event_type="reject_design", case_id=story, metadata={"reason": "too big"}
         ),
         metadata=PO,
@@ -990,10 +986,10 @@ async def test_an_event_of_a_story_that_nobody_knows_is_not_found(stub: Any) -> 
 
     with fails(StatusCode.NOT_FOUND, story):
         await stub.ProcessPlanningEvent(
-            wire.PlanningEventRequest(event_type="approve_scope", case_id=story), metadata=PO
+            pb.PlanningEventRequest(event_type="approve_scope", case_id=story), metadata=PO
         )
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
-        await stub.ProcessPlanningEvent(wire.PlanningEventRequest(case_id=story), metadata=PO)
+        await stub.ProcessPlanningEvent(pb.PlanningEventRequest(case_id=story), metadata=PO)
 
     assert violated(caught) == ["event_type"]
 
@@ -1002,10 +998,10 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
     fleet: Fleet, stub: Any, driver: AsyncDriver
 ) -> None:
     story = new_story()
-    create = wire.PlanningEventRequest(
+    create = pb.PlanningEventRequest(
         event_type="CASE_CREATED", case_id=story, metadata={"title": "Log in", "description": "d"}
     )
-    move = wire.PlanningEventRequest(
+    move = pb.PlanningEventRequest(
         event_type="TRANSITION", case_id=story, from_state="DRAFT", to_state="DESIGN"
     )
 
@@ -1017,7 +1013,7 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
     again = await stub.ProcessPlanningEvent(create, metadata=PO)
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.ProcessPlanningEvent(
-            wire.PlanningEventRequest(event_type="TRANSITION", case_id=story), metadata=PO
+            pb.PlanningEventRequest(event_type="TRANSITION", case_id=story), metadata=PO
         )
     moved = await stub.ProcessPlanningEvent(move, metadata=PO)
 
@@ -1040,8 +1036,8 @@ async def test_two_stories_whose_plans_have_one_workflow_id_are_told_apart(
     for story_id in (story, f"{story}-b"):
         await fleet.graph.record(batch(story_id, spec(story_id)))
     approved: dict[str, Any] = {"event_type": "planning.plan.approved"}
-    first = wire.PlanningEventRequest(**approved, case_id=story, plan_id="b-c")
-    second = wire.PlanningEventRequest(**approved, case_id=f"{story}-b", plan_id="c")
+    first = pb.PlanningEventRequest(**approved, case_id=story, plan_id="b-c")
+    second = pb.PlanningEventRequest(**approved, case_id=f"{story}-b", plan_id="c")
 
     assert (await stub.ProcessPlanningEvent(first, metadata=PO)).processed
     with fails(StatusCode.ALREADY_EXISTS, f"is the workflow of plan b-c of {story}"):
@@ -1053,7 +1049,7 @@ async def test_a_plan_that_was_approved_outside_is_stored_and_run_once(
 ) -> None:
     story = new_story()
     await fleet.graph.record(batch(story, spec(story), a_plan(story)))
-    event = wire.PlanningEventRequest(
+    event = pb.PlanningEventRequest(
         event_type="planning.plan.approved", case_id=story, plan_id="plan-1"
     )
 
@@ -1078,19 +1074,19 @@ async def test_tasks_are_derived_once_and_recorded(
 ) -> None:
     story = new_story()
     with fails(StatusCode.NOT_FOUND, story):
-        await stub.DeriveSubtasks(wire.DeriveSubtasksRequest(case_id=story), metadata=ANA)
+        await stub.DeriveSubtasks(pb.DeriveSubtasksRequest(case_id=story), metadata=ANA)
     await fleet.graph.record(batch(story, spec(story)))
-    request = wire.DeriveSubtasksRequest(
-        case_id=story, plan_id="plan-7", strategy=wire.DerivationStrategy(auto_publish_to_nats=True)
+    request = pb.DeriveSubtasksRequest(
+        case_id=story, plan_id="plan-7", strategy=pb.DerivationStrategy(auto_publish_to_nats=True)
     )
 
     one, other = await asyncio.gather(
         stub.DeriveSubtasks(request, metadata=ANA), stub.DeriveSubtasks(request, metadata=ANA)
     )
-    newest = await stub.DeriveSubtasks(wire.DeriveSubtasksRequest(case_id=story), metadata=ANA)
+    newest = await stub.DeriveSubtasks(pb.DeriveSubtasksRequest(case_id=story), metadata=ANA)
     role = one.tasks[0].role
     of_role = await stub.DeriveSubtasks(
-        wire.DeriveSubtasksRequest(case_id=story, plan_id="plan-7", roles=[role]), metadata=ANA
+        pb.DeriveSubtasksRequest(case_id=story, plan_id="plan-7", roles=[role]), metadata=ANA
     )
 
     assert one.total_tasks == len(one.tasks) >= 1
@@ -1111,7 +1107,7 @@ async def test_tasks_are_derived_once_and_recorded(
 async def test_the_tasks_that_a_plan_has_are_its_tasks(fleet: Fleet, stub: Any) -> None:
     story = new_story()
     await fleet.graph.record(batch(story, spec(story), a_plan(story)))
-    request = wire.DeriveSubtasksRequest(case_id=story, plan_id="plan-1")
+    request = pb.DeriveSubtasksRequest(case_id=story, plan_id="plan-1")
 
     found = await stub.DeriveSubtasks(request, metadata=ANA)
     request.strategy.dependency_order.extend(["DEV"])
@@ -1135,21 +1131,21 @@ async def test_a_task_has_the_context_of_its_story(fleet: Fleet, stub: Any) -> N
     story = new_story()
     ask: dict[str, Any] = {"case_id": story, "role": "developer", "phase": "BUILD"}
     with fails(StatusCode.NOT_FOUND, "not found", story):
-        await stub.GetTaskContext(wire.GetTaskContextRequest(**ask), metadata=ANA)
+        await stub.GetTaskContext(pb.GetTaskContextRequest(**ask), metadata=ANA)
     await fleet.graph.record(batch(story, *one_of_each(story)))
 
-    plain = await stub.GetTaskContext(wire.GetTaskContextRequest(**ask), metadata=ANA)
-    options = wire.ContextOptions(include_timeline=True, include_decisions=True, max_events=5)
+    plain = await stub.GetTaskContext(pb.GetTaskContextRequest(**ask), metadata=ANA)
+    options = pb.ContextOptions(include_timeline=True, include_decisions=True, max_events=5)
     full = await stub.GetTaskContext(
-        wire.GetTaskContextRequest(**ask, task_id=f"{story}-t2", options=options), metadata=ANA
+        pb.GetTaskContextRequest(**ask, task_id=f"{story}-t2", options=options), metadata=ANA
     )
     scoped = await stub.GetTaskContext(
-        wire.GetTaskContextRequest(**ask, options=wire.ContextOptions(scopes=["SUBTASKS_ALL"])),
+        pb.GetTaskContextRequest(**ask, options=pb.ContextOptions(scopes=["SUBTASKS_ALL"])),
         metadata=ANA,
     )
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.GetTaskContext(
-            wire.GetTaskContextRequest(**ask, options=wire.ContextOptions(scopes=["GOSSIP"])),
+            pb.GetTaskContextRequest(**ask, options=pb.ContextOptions(scopes=["GOSSIP"])),
             metadata=ANA,
         )
 
@@ -1171,13 +1167,13 @@ async def test_a_task_has_the_context_of_its_story(fleet: Fleet, stub: Any) -> N
 
 
 async def test_figures_are_counted_and_measured(stub: Any) -> None:
-    ask = wire.GetStatusRequest(include_stats=True)
+    ask = pb.GetStatusRequest(include_stats=True)
     before = (await stub.GetStatus(ask, metadata=ANA)).stats
     await stub.Deliberate(
-        wire.DeliberateRequest(task_description=TASK, role="DATA"), metadata=ANA, timeout=WITHIN_S
+        pb.DeliberateRequest(task_description=TASK, role="DATA"), metadata=ANA, timeout=WITHIN_S
     )
     await stub.Orchestrate(
-        wire.OrchestrateRequest(task_description=TASK, role="DATA"), metadata=ANA, timeout=WITHIN_S
+        pb.OrchestrateRequest(task_description=TASK, role="DATA"), metadata=ANA, timeout=WITHIN_S
     )
 
     async def counted() -> bool:
@@ -1190,10 +1186,10 @@ async def test_figures_are_counted_and_measured(stub: Any) -> None:
         )
 
     await until(counted)
-    plain = await stub.GetStatus(wire.GetStatusRequest(), metadata=ANA)
-    every = await stub.GetMetrics(wire.GetMetricsRequest(metric_type="all"), metadata=ANA)
+    plain = await stub.GetStatus(pb.GetStatusRequest(), metadata=ANA)
+    every = await stub.GetMetrics(pb.GetMetricsRequest(metric_type="all"), metadata=ANA)
     recent = await stub.GetMetrics(
-        wire.GetMetricsRequest(metric_type="performance", time_range_ms=1), metadata=ANA
+        pb.GetMetricsRequest(metric_type="performance", time_range_ms=1), metadata=ANA
     )
 
     assert plain.status == "healthy"
@@ -1225,7 +1221,7 @@ async def test_metrics_that_there_are_not_are_refused(
     stub: Any, wrong: dict[str, Any], field: str
 ) -> None:
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
-        await stub.GetMetrics(wire.GetMetricsRequest(**wrong), metadata=ANA)
+        await stub.GetMetrics(pb.GetMetricsRequest(**wrong), metadata=ANA)
 
     assert violated(caught) == [field]
 
@@ -1267,14 +1263,14 @@ def values(field: Any) -> st.SearchStrategy[Any]:
     return st.lists(one, max_size=3) if field.is_repeated else one
 
 
-METHODS = list(wire.DESCRIPTOR.services_by_name["OrchestratorService"].methods)
+METHODS = list(pb.DESCRIPTOR.services_by_name["OrchestratorService"].methods)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 async def test_no_message_breaks_a_method(
     fleet: Fleet, stub: Any, driver: AsyncDriver, method: Any
 ) -> None:
-    request_type = getattr(wire, method.input_type.name)
+    request_type = getattr(pb, method.input_type.name)
     councils = "MATCH (c:Council)-[:HAS_AGENT]->(a) RETURN count(DISTINCT c), count(a)"
     halves = (
         "MATCH (c:Council) WHERE NOT (c)-[:HAS_AGENT]->() RETURN c.role "

@@ -20,7 +20,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from bridge.grpc.planning import PlanningServicer
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import Served
-from bridge.grpc.wire import planning_pb2 as wire
+from bridge.grpc.wire import planning_pb2 as pb
 from bridge.grpc.wire import planning_pb2_grpc
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
@@ -88,24 +88,24 @@ async def planning(stories: Client, driver: AsyncDriver, client: Redis) -> Async
         yield Stub(channel)
 
 
-async def created(planning: Any, **changed: Any) -> wire.CreateStoryResponse:
-    answer: wire.CreateStoryResponse = await planning.CreateStory(
-        wire.CreateStoryRequest(**(READY | changed)), metadata=ANA
+async def created(planning: Any, **changed: Any) -> pb.CreateStoryResponse:
+    answer: pb.CreateStoryResponse = await planning.CreateStory(
+        pb.CreateStoryRequest(**(READY | changed)), metadata=ANA
     )
     return answer
 
 
-async def shown(planning: Any, story_id: str) -> tuple[wire.GetStoryResponse, dict[str, Any]]:
+async def shown(planning: Any, story_id: str) -> tuple[pb.GetStoryResponse, dict[str, Any]]:
     """Return a story and its parsed plan_json."""
-    story = await planning.GetStory(wire.GetStoryRequest(story_id=story_id), metadata=ANA)
+    story = await planning.GetStory(pb.GetStoryRequest(story_id=story_id), metadata=ANA)
     return story, json.loads(story.plan_json)
 
 
 async def transition(
     planning: Any, story_id: str, event: str, metadata: Any = ANA, actor: str = ""
-) -> wire.TransitionResponse:
-    answer: wire.TransitionResponse = await planning.Transition(
-        wire.TransitionRequest(story_id=story_id, event=event, actor=actor), metadata=metadata
+) -> pb.TransitionResponse:
+    answer: pb.TransitionResponse = await planning.Transition(
+        pb.TransitionRequest(story_id=story_id, event=event, actor=actor), metadata=metadata
     )
     return answer
 
@@ -133,10 +133,10 @@ async def violations(call: Any) -> dict[str, str]:
     return {each.field: each.description for each in bad.field_violations}
 
 
-async def listed(planning: Any, **keys: str) -> tuple[dict[str, wire.Story], str]:
+async def listed(planning: Any, **keys: str) -> tuple[dict[str, pb.Story], str]:
     """Return one page of ListStories by story id, and the next page's token."""
     metadata = [(f"x-{key.replace('_', '-')}", value) for key, value in keys.items()]
-    call = planning.ListStories(wire.ListStoriesRequest(), metadata=(*ANA, *metadata))
+    call = planning.ListStories(pb.ListStoriesRequest(), metadata=(*ANA, *metadata))
     page = await call
     trailers = dict(await call.trailing_metadata() or ())
     return {story.story_id: story for story in page.stories}, trailers.get("x-next-page-token", "")
@@ -158,7 +158,7 @@ async def test_a_created_story_runs_and_is_scored(planning: Any, stories: Client
 
 
 async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: Any) -> None:
-    asked = wire.CreateStoryRequest(**READY)
+    asked = pb.CreateStoryRequest(**READY)
     key = (("x-request-id", uuid.uuid4().hex),)
 
     first, second = await asyncio.gather(
@@ -167,7 +167,7 @@ async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: A
     again = await planning.CreateStory(asked, metadata=ANA + key)
     anothers = await planning.CreateStory(asked, metadata=BO + key)
     without = await planning.CreateStory(asked, metadata=ANA)
-    other = wire.CreateStoryRequest(**READY | {"title": "Redo it"})
+    other = pb.CreateStoryRequest(**READY | {"title": "Redo it"})
     reused = await refusal(planning.CreateStory(other, metadata=ANA + key))
 
     assert reused.code() == grpc.StatusCode.ALREADY_EXISTS
@@ -179,7 +179,7 @@ async def test_a_story_that_is_none_is_refused_by_the_contracts_fields(planning:
     before, _ = await listed(planning, page_size="1000")
 
     found = await violations(
-        planning.CreateStory(wire.CreateStoryRequest(title=" ", ac=["Given", "\n"]), metadata=ANA)
+        planning.CreateStory(pb.CreateStoryRequest(title=" ", ac=["Given", "\n"]), metadata=ANA)
     )
 
     assert set(found) == {"title", "ac.1"}
@@ -193,9 +193,9 @@ async def test_a_story_is_started_though_no_worker_runs(
     alone = await connected(servers, await a_namespace(servers))
     async with serving(served(alone, driver)) as channel:
         story = await Stub(channel).CreateStory(
-            wire.CreateStoryRequest(**READY), metadata=ANA, timeout=5
+            pb.CreateStoryRequest(**READY), metadata=ANA, timeout=5
         )
-        asked = wire.GetStoryRequest(story_id=story.story_id)
+        asked = pb.GetStoryRequest(story_id=story.story_id)
         unanswered = await refusal(Stub(channel).GetStory(asked, metadata=ANA, timeout=2))
 
     assert (story.state, story.dor_score) == ("BACKLOG", 0)
@@ -230,7 +230,7 @@ async def test_a_story_is_shown_with_its_text_and_what_may_happen_next(planning:
 
 @pytest.mark.parametrize("method", ["GetStory", "GetPlan", "Transition"])
 async def test_a_story_that_is_not_there_is_not_found(planning: Any, method: str) -> None:
-    kind = getattr(wire, f"{method}Request")
+    kind = getattr(pb, f"{method}Request")
     more = {"event": "approve_scope"} if method == "Transition" else {}
 
     error = await refusal(getattr(planning, method)(kind(story_id="US-none", **more), metadata=ANA))
@@ -247,7 +247,7 @@ async def test_a_plan_is_empty_until_the_design_is_done_and_then_has_its_tasks(
     planning: Any, stories: Client, driver: AsyncDriver
 ) -> None:
     story_id = (await created(planning)).story_id
-    asked = wire.GetPlanRequest(story_id=story_id)
+    asked = pb.GetPlanRequest(story_id=story_id)
     await at_gate(planning, story_id, "approve_scope")
     before = await planning.GetPlan(asked, metadata=ANA)
 
@@ -508,9 +508,9 @@ EXPECTED = {
     grpc.StatusCode.PERMISSION_DENIED,
 }
 REQUESTS = {
-    "GetStory": wire.GetStoryRequest,
-    "Transition": wire.TransitionRequest,
-    "GetPlan": wire.GetPlanRequest,
+    "GetStory": pb.GetStoryRequest,
+    "Transition": pb.TransitionRequest,
+    "GetPlan": pb.GetPlanRequest,
 }
 
 
@@ -527,9 +527,9 @@ async def test_any_message_is_answered_or_refused(
 
 
 @settings(max_examples=25)
-@given(asked=messages(wire.CreateStoryRequest))
+@given(asked=messages(pb.CreateStoryRequest))
 async def test_any_story_is_started_as_it_was_given_or_not_at_all(
-    planning: Any, stories: Client, asked: wire.CreateStoryRequest
+    planning: Any, stories: Client, asked: pb.CreateStoryRequest
 ) -> None:
     call = planning.CreateStory(asked, metadata=ANA, timeout=30)
 

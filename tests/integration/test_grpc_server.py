@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from bridge.grpc.auth import Access, Caller, caller
-from bridge.grpc.calls import said
+from bridge.grpc.calls import call_metadata
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
@@ -54,7 +54,7 @@ class Behaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def GetStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.callers.append(caller())
-        self.told = said(context)
+        self.told = call_metadata(context)
         self.began.set()
         try:
             await self.stays.wait()

@@ -16,7 +16,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from bridge.grpc.server import Served
 from bridge.grpc.storycoach import StoryCoachServicer
-from bridge.grpc.wire import storycoach_pb2 as wire
+from bridge.grpc.wire import storycoach_pb2 as pb
 from bridge.grpc.wire import storycoach_pb2_grpc
 from tests.conftest import Servers
 from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
@@ -113,8 +113,8 @@ def total(story: Any) -> int:
 
 
 async def test_a_story_is_scored_with_what_costs_it_points(fleet: Fleet) -> None:
-    poor = await fleet.coach.ScoreStory(wire.ScoreStoryRequest(**POOR), metadata=ANA)
-    perfect = await fleet.coach.ScoreStory(wire.ScoreStoryRequest(**PERFECT), metadata=ANA)
+    poor = await fleet.coach.ScoreStory(pb.ScoreStoryRequest(**POOR), metadata=ANA)
+    perfect = await fleet.coach.ScoreStory(pb.ScoreStoryRequest(**PERFECT), metadata=ANA)
 
     expected = score_story(StoryText(title=POOR["title"], brief=POOR["description"]))
     assert poor.total == expected.total < 50
@@ -127,8 +127,8 @@ async def test_a_story_is_scored_with_what_costs_it_points(fleet: Fleet) -> None
 
 
 @settings(max_examples=200)
-@given(asked=messages(wire.ScoreStoryRequest))
-async def test_any_text_has_a_score(running_fleet: Fleet, asked: wire.ScoreStoryRequest) -> None:
+@given(asked=messages(pb.ScoreStoryRequest))
+async def test_any_text_has_a_score(running_fleet: Fleet, asked: pb.ScoreStoryRequest) -> None:
     answer = await running_fleet.coach.ScoreStory(asked, metadata=ANA)
 
     assert answer.total == max(0, 100 - sum(finding.weight for finding in answer.findings))
@@ -138,11 +138,11 @@ async def test_any_text_has_a_score(running_fleet: Fleet, asked: wire.ScoreStory
 
 
 async def test_a_poor_story_is_written_better_by_an_agent(fleet: Fleet) -> None:
-    call = fleet.coach.RefineStory(wire.RefineStoryRequest(**POOR), metadata=ANA)
+    call = fleet.coach.RefineStory(pb.RefineStoryRequest(**POOR), metadata=ANA)
 
     refined = await call
 
-    assert total(refined) > total(wire.RefineStoryRequest(**POOR))
+    assert total(refined) > total(pb.RefineStoryRequest(**POOR))
     assert "x-reason" not in dict(await call.trailing_metadata())
     assert [each.act for each in fleet.llm.calls] == ["write_story"]
     assert "Fix it" in fleet.llm.calls[0].prompt
@@ -150,7 +150,7 @@ async def test_a_poor_story_is_written_better_by_an_agent(fleet: Fleet) -> None:
 
 
 async def test_a_story_that_only_gets_worse_comes_back_with_the_reason(fleet: Fleet) -> None:
-    call = fleet.coach.RefineStory(wire.RefineStoryRequest(**PERFECT), metadata=ANA)
+    call = fleet.coach.RefineStory(pb.RefineStoryRequest(**PERFECT), metadata=ANA)
 
     refined = await call
 
@@ -163,8 +163,8 @@ async def test_a_story_that_only_gets_worse_comes_back_with_the_reason(fleet: Fl
 
 
 async def test_nothing_cannot_be_refined(fleet: Fleet) -> None:
-    nothing = fleet.coach.RefineStory(wire.RefineStoryRequest(title=" "), metadata=ANA)
-    blank = fleet.coach.RefineStory(wire.RefineStoryRequest(title="T", ac=[""]), metadata=ANA)
+    nothing = fleet.coach.RefineStory(pb.RefineStoryRequest(title=" "), metadata=ANA)
+    blank = fleet.coach.RefineStory(pb.RefineStoryRequest(title="T", ac=[""]), metadata=ANA)
 
     assert set(await violations(nothing)) == {"title"}
     assert set(await violations(blank)) == {"ac.0"}
@@ -177,7 +177,7 @@ async def test_nothing_cannot_be_refined(fleet: Fleet) -> None:
 async def test_a_goal_becomes_a_story_that_is_mended_once(fleet: Fleet) -> None:
     goal = "Nobody loses a note by a slip of the finger"
 
-    story = await fleet.coach.SuggestStory(wire.SuggestStoryRequest(goal=goal), metadata=ANA)
+    story = await fleet.coach.SuggestStory(pb.SuggestStoryRequest(goal=goal), metadata=ANA)
 
     assert story.title
     assert story.description
@@ -190,7 +190,7 @@ async def test_a_goal_becomes_a_story_that_is_mended_once(fleet: Fleet) -> None:
 
 
 async def test_a_suggestion_needs_a_goal(fleet: Fleet) -> None:
-    found = await violations(fleet.coach.SuggestStory(wire.SuggestStoryRequest(), metadata=ANA))
+    found = await violations(fleet.coach.SuggestStory(pb.SuggestStoryRequest(), metadata=ANA))
 
     assert set(found) == {"goal"}
 
@@ -205,7 +205,7 @@ async def test_a_call_that_ends_stops_what_only_it_waits_for(fleet: Fleet, ends_
     timeout = 3 if ends_by == "deadline" else None
 
     call = fleet.coach.SuggestStory(
-        wire.SuggestStoryRequest(goal="Undo"), metadata=ANA, timeout=timeout
+        pb.SuggestStoryRequest(goal="Undo"), metadata=ANA, timeout=timeout
     )
     await until(lambda: asked(fleet))
     if ends_by == "cancel":
@@ -226,7 +226,7 @@ async def test_a_call_that_ends_stops_what_only_it_waits_for(fleet: Fleet, ends_
 async def test_a_call_with_a_request_id_is_asked_once_and_can_be_repeated(fleet: Fleet) -> None:
     fleet.llm.fail("slow", times=2, ms=3)
     metadata = (*ANA, ("x-request-id", uuid.uuid4().hex))
-    goal = wire.SuggestStoryRequest(goal="Undo")
+    goal = pb.SuggestStoryRequest(goal="Undo")
 
     first = fleet.coach.SuggestStory(goal, metadata=metadata)
     await until(lambda: asked(fleet))
@@ -246,7 +246,7 @@ async def test_an_engine_that_refuses_is_an_error_and_never_a_canned_story(fleet
     fleet.llm.fail("status", status=401)
 
     error = await refusal(
-        fleet.coach.SuggestStory(wire.SuggestStoryRequest(goal="Undo"), metadata=ANA)
+        fleet.coach.SuggestStory(pb.SuggestStoryRequest(goal="Undo"), metadata=ANA)
     )
 
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -256,7 +256,7 @@ async def test_an_engine_that_refuses_is_an_error_and_never_a_canned_story(fleet
 async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) -> None:
     fleet.llm.fail("wrong", times=3)
 
-    error = await refusal(fleet.coach.RefineStory(wire.RefineStoryRequest(**POOR), metadata=ANA))
+    error = await refusal(fleet.coach.RefineStory(pb.RefineStoryRequest(**POOR), metadata=ANA))
 
     assert error.code() == grpc.StatusCode.ABORTED
     assert problem(error)[0] == "BadAnswer"
@@ -266,9 +266,9 @@ async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) 
 
 
 @settings(max_examples=25)
-@given(asked=messages(wire.RefineStoryRequest))
+@given(asked=messages(pb.RefineStoryRequest))
 async def test_any_story_comes_back_no_worse_or_is_refused(
-    running_fleet: Fleet, asked: wire.RefineStoryRequest
+    running_fleet: Fleet, asked: pb.RefineStoryRequest
 ) -> None:
     call = running_fleet.coach.RefineStory(asked, metadata=ANA)
 
@@ -279,9 +279,9 @@ async def test_any_story_comes_back_no_worse_or_is_refused(
 
 
 @settings(max_examples=15)
-@given(asked=messages(wire.SuggestStoryRequest))
+@given(asked=messages(pb.SuggestStoryRequest))
 async def test_any_goal_becomes_a_story_or_is_refused(
-    running_fleet: Fleet, asked: wire.SuggestStoryRequest
+    running_fleet: Fleet, asked: pb.SuggestStoryRequest
 ) -> None:
     call = running_fleet.coach.SuggestStory(asked, metadata=ANA)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from activities.planning import load_config
 from bridge.grpc.server import Served
-from bridge.grpc.wire import workspace_pb2 as wire
+from bridge.grpc.wire import workspace_pb2 as pb
 from bridge.grpc.wire import workspace_pb2_grpc
 from bridge.grpc.workspace import WorkspaceServicer
 from deploy.local.process import free_ports
@@ -42,18 +42,18 @@ async def workspace() -> AsyncIterator[Any]:
         yield Stub(channel)
 
 
-def report(**changed: Any) -> wire.WorkspaceReport:
+def report(**changed: Any) -> pb.WorkspaceReport:
     parts: dict[str, Any] = {
         "job_id": "job-1",
         "commit": "3f2a9c1",
-        "build": wire.BuildResult(ok=True),
-        "unit": wire.UnitResult(ok=True, passed=18, failed=2, coverage=70.1),
-        "static": wire.StaticResult(
-            ok=True, sonar=wire.SonarResult(quality_gate="OK", new_critical=3, new_major=0)
+        "build": pb.BuildResult(ok=True),
+        "unit": pb.UnitResult(ok=True, passed=18, failed=2, coverage=70.1),
+        "static": pb.StaticResult(
+            ok=True, sonar=pb.SonarResult(quality_gate="OK", new_critical=3, new_major=0)
         ),
-        "e2e": wire.E2EResult(ok=True, passed=9, failed=1),
+        "e2e": pb.E2EResult(ok=True, passed=9, failed=1),
     } | changed
-    return wire.WorkspaceReport(**parts)
+    return pb.WorkspaceReport(**parts)
 
 
 async def violations(call: Any) -> dict[str, str]:
@@ -69,7 +69,7 @@ async def violations(call: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("rigor", LEVELS)
 async def test_a_report_scores_as_the_workflow_scores_it(workspace: Any, rigor: str) -> None:
-    asked = wire.ScoreWorkspaceRequest(job_id="job-1", report=report(), rigor_level=rigor)
+    asked = pb.ScoreWorkspaceRequest(job_id="job-1", report=report(), rigor_level=rigor)
 
     answer = await workspace.ScoreWorkspace(asked, metadata=ANA)
 
@@ -97,7 +97,7 @@ async def test_a_report_scores_as_the_workflow_scores_it(workspace: Any, rigor: 
 
 
 async def test_the_reasons_begin_with_each_dimensions_points(workspace: Any) -> None:
-    asked = wire.ScoreWorkspaceRequest(report=report(), rigor_level="L1")
+    asked = pb.ScoreWorkspaceRequest(report=report(), rigor_level="L1")
 
     answer = await workspace.ScoreWorkspace(asked, metadata=ANA)
 
@@ -114,19 +114,17 @@ async def test_the_reasons_begin_with_each_dimensions_points(workspace: Any) -> 
 
 
 async def test_no_end_to_end_tests_are_none_and_not_one_that_failed(workspace: Any) -> None:
-    without = report(e2e=wire.E2EResult(ok=False, passed=0, failed=0))
+    without = report(e2e=pb.E2EResult(ok=False, passed=0, failed=0))
 
-    answer = await workspace.ScoreWorkspace(
-        wire.ScoreWorkspaceRequest(report=without), metadata=ANA
-    )
+    answer = await workspace.ScoreWorkspace(pb.ScoreWorkspaceRequest(report=without), metadata=ANA)
 
     assert "e2e: none, no tests ran: 0 of 100 points" in answer.reasons
 
 
 async def test_a_failed_build_scores_nothing_and_blocks(workspace: Any) -> None:
-    failed = report(build=wire.BuildResult(ok=False))
+    failed = report(build=pb.BuildResult(ok=False))
 
-    answer = await workspace.ScoreWorkspace(wire.ScoreWorkspaceRequest(report=failed), metadata=ANA)
+    answer = await workspace.ScoreWorkspace(pb.ScoreWorkspaceRequest(report=failed), metadata=ANA)
 
     assert (answer.score, answer.rigor, answer.gating_decision) == (0, "L1", "block")
     assert answer.reasons[-1] == "build: failed; nothing else counts until it is ok"
@@ -137,7 +135,7 @@ async def test_a_coverage_of_32_bits_reaches_a_threshold_with_a_decimal() -> Non
 
     async with serving(served({"L1": level})) as channel:
         answer = await Stub(channel).ScoreWorkspace(
-            wire.ScoreWorkspaceRequest(report=report()), metadata=ANA
+            pb.ScoreWorkspaceRequest(report=report()), metadata=ANA
         )
 
     assert "coverage: 100 of 100 points, weight 0.05" in answer.reasons
@@ -146,35 +144,33 @@ async def test_a_coverage_of_32_bits_reaches_a_threshold_with_a_decimal() -> Non
 @pytest.mark.parametrize(
     ("asked", "field", "rule"),
     [
-        (wire.ScoreWorkspaceRequest(), "report", "required"),
+        (pb.ScoreWorkspaceRequest(), "report", "required"),
         (
-            wire.ScoreWorkspaceRequest(report=report(), rigor_level="L9"),
+            pb.ScoreWorkspaceRequest(report=report(), rigor_level="L9"),
             "rigor_level",
             "one of L0, L1, L2, L3",
         ),
-        (wire.ScoreWorkspaceRequest(report=report(), job_id="job-2"), "job_id", "same in both"),
-        (wire.ScoreWorkspaceRequest(report=report(job_id="")), "report.job_id", "at least 1"),
-        (wire.ScoreWorkspaceRequest(report=report(build=None)), "report.build", "required"),
+        (pb.ScoreWorkspaceRequest(report=report(), job_id="job-2"), "job_id", "same in both"),
+        (pb.ScoreWorkspaceRequest(report=report(job_id="")), "report.job_id", "at least 1"),
+        (pb.ScoreWorkspaceRequest(report=report(build=None)), "report.build", "required"),
         (
-            wire.ScoreWorkspaceRequest(report=report(static=wire.StaticResult(ok=True))),
+            pb.ScoreWorkspaceRequest(report=report(static=pb.StaticResult(ok=True))),
             "report.static.sonar",
             "required",
         ),
         (
-            wire.ScoreWorkspaceRequest(
-                report=report(static=wire.StaticResult(sonar=wire.SonarResult()))
-            ),
+            pb.ScoreWorkspaceRequest(report=report(static=pb.StaticResult(sonar=pb.SonarResult()))),
             "report.static.sonar.quality_gate",
             "'OK', 'WARN'",
         ),
         (
-            wire.ScoreWorkspaceRequest(report=report(e2e=wire.E2EResult(passed=-1))),
+            pb.ScoreWorkspaceRequest(report=report(e2e=pb.E2EResult(passed=-1))),
             "report.e2e.passed",
             "greater than or equal to 0",
         ),
         (
-            wire.ScoreWorkspaceRequest(
-                report=report(unit=wire.UnitResult(ok=True, coverage=float("nan")))
+            pb.ScoreWorkspaceRequest(
+                report=report(unit=pb.UnitResult(ok=True, coverage=float("nan")))
             ),
             "report.unit.coverage",
             "less than or equal to 100",
@@ -182,7 +178,7 @@ async def test_a_coverage_of_32_bits_reaches_a_threshold_with_a_decimal() -> Non
     ],
 )
 async def test_what_is_wrong_is_named_as_the_contract_names_it(
-    workspace: Any, asked: wire.ScoreWorkspaceRequest, field: str, rule: str
+    workspace: Any, asked: pb.ScoreWorkspaceRequest, field: str, rule: str
 ) -> None:
     found = await violations(workspace.ScoreWorkspace(asked, metadata=ANA))
 
@@ -191,7 +187,7 @@ async def test_what_is_wrong_is_named_as_the_contract_names_it(
 
 
 async def test_every_wrong_field_is_named_at_once(workspace: Any) -> None:
-    wrong = wire.ScoreWorkspaceRequest(report=wire.WorkspaceReport(job_id="job-1"))
+    wrong = pb.ScoreWorkspaceRequest(report=pb.WorkspaceReport(job_id="job-1"))
 
     found = await violations(workspace.ScoreWorkspace(wrong, metadata=ANA))
 
@@ -199,9 +195,9 @@ async def test_every_wrong_field_is_named_at_once(workspace: Any) -> None:
 
 
 @settings(max_examples=300)
-@given(asked=messages(wire.ScoreWorkspaceRequest))
+@given(asked=messages(pb.ScoreWorkspaceRequest))
 async def test_any_message_is_scored_or_refused_by_field(
-    workspace: Any, asked: wire.ScoreWorkspaceRequest
+    workspace: Any, asked: pb.ScoreWorkspaceRequest
 ) -> None:
     call = workspace.ScoreWorkspace(asked, metadata=ANA)
 
@@ -215,7 +211,7 @@ async def test_any_message_is_scored_or_refused_by_field(
 
 async def test_200_clients_at_once_are_all_answered() -> None:
     (port,) = free_ports(1)
-    asked = wire.ScoreWorkspaceRequest(report=report(), rigor_level="L2")
+    asked = pb.ScoreWorkspaceRequest(report=report(), rigor_level="L2")
 
     async def client() -> int:
         # Its own pool: one connection for each client, as from 200 machines.

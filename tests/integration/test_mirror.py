@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from temporalio.exceptions import ApplicationError
 
 from bridge.jetstream.streams import reconcile
-from bridge.mirror.publisher import PUBLISH_FAILURES, REFUSALS, Mirror, refusal
+from bridge.mirror.publisher import PUBLISH_FAILURES, REFUSALS, Mirror, entry_error
 from bridge.mirror.source import Source
 from tests.conftest import RunningServer
 from tests.support.polling import until
@@ -217,7 +217,7 @@ def test_every_error_of_the_client_is_classed_and_only_malformed_events_are_give
 
     for kind in every_kind_of(nats.errors.Error):
         error = type(kind.__name__, (kind,), {"__str__": lambda _: "", "__init__": lambda _: None})
-        failure = refusal(entry, error())
+        failure = entry_error(entry, error())
         assert failure.type, kind
         given_up += [kind] * failure.non_retryable
 
@@ -242,7 +242,7 @@ def test_every_error_of_the_client_is_classed_and_only_malformed_events_are_give
 def test_an_errors_type_says_what_happened(error: Exception, kind: str) -> None:
     (entry,) = entries("planning.story.created")
 
-    assert refusal(entry, error).type == kind
+    assert entry_error(entry, error).type == kind
 
 
 def test_a_publish_gives_the_table_every_error_that_it_knows() -> None:
@@ -256,4 +256,4 @@ def test_an_error_that_is_not_of_the_outside_is_not_dressed_up() -> None:
     (entry,) = entries("planning.story.created")
 
     with pytest.raises(KeyError):
-        refusal(entry, KeyError("a bug"))
+        entry_error(entry, KeyError("a bug"))

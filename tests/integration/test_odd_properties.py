@@ -30,7 +30,7 @@ from tests.integration.test_grpc_context import served
 from tests.support.polling import WITHIN_S
 from tests.support.stories import batch, deliberation, new_story, one_of_each, rows
 from tests.support.stories import plan as plan_of
-from workers.cli import render as view
+from workers.cli import render
 from workflows.models.agents import CouncilQuery
 from workflows.models.context import PackQuery
 from workflows.models.events import PlanDerived
@@ -128,7 +128,7 @@ async def test_the_cli_shows_why_a_decision_was_made(story: str, driver: AsyncDr
     found = await find_why(driver, f"{story}-d1", story)
 
     assert [each.decision_id for each in found] == [f"{story}-d1"]
-    Console(file=StringIO()).print(view.reasons(found))
+    Console(file=StringIO()).print(render.reasons(found))
     assert found[0].model_dump_json()
 
 
@@ -139,7 +139,7 @@ async def test_the_demonstration_shows_what_was_decided(story: str, driver: Asyn
     assert decisions
     assert approvals
     shown = [list(record.values()) for record in (*decisions, *approvals)]
-    Console(file=StringIO()).print(view.FittingTable("All", ["a", "b", "c", "d"], shown))
+    Console(file=StringIO()).print(render.FittingTable("All", ["a", "b", "c", "d"], shown))
 
 
 async def test_agents_get_their_packs_plans_and_history(

@@ -8,11 +8,11 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 from workflows.models.agents import ProposalAnswer, ProposeInput
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.stubs import NATS_CALL, AgentStub
 
 
-class Asking(Wire):
+class Asking(Model):
     """A request to an agent, the longest silence in seconds, and the number of attempts."""
 
     request: ProposeInput

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from activities.agents import requests as acts
+from activities.agents import requests
 from activities.agents.prompts import ACTS, Prompts
-from activities.agents.requests import ANSWERS, Question
+from activities.agents.requests import ANSWERS, AgentRequest
 from bridge.agents.calls import prompt_fields
 from workflows.models.agents import (
     Agent,
@@ -39,14 +39,14 @@ PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
 CRITIQUE = Critique(verdict="revise", suggestion="name the stream")
 CONTENDERS = [Contender(agent_id=name, score=0.9, proposal=PROPOSAL) for name in ("a", "b")]
 
-Ask = Callable[[Any], Question[Any]]
+Ask = Callable[[Any], AgentRequest[Any]]
 REQUESTS: dict[str, tuple[Ask, Any]] = {
-    "propose": (acts.propose, ProposeInput(**ASKED)),
-    "criticise": (acts.criticise, CriticiseInput(**ASKED, author_id="b", proposal=PROPOSAL)),
-    "revise": (acts.revise, ReviseInput(**ASKED, proposal=PROPOSAL, critiques=[CRITIQUE])),
-    "judge": (acts.judge, JudgeInput(**ASKED, contenders=CONTENDERS)),
-    "derive_plan": (acts.derive_plan, DerivePlanInput(**ASKED, design=PROPOSAL, roles=["DEV"])),
-    "write_story": (acts.write_story, WriteStoryInput(**ASKED, story=StoryText(title="Undo"))),
+    "propose": (requests.propose, ProposeInput(**ASKED)),
+    "criticise": (requests.criticise, CriticiseInput(**ASKED, author_id="b", proposal=PROPOSAL)),
+    "revise": (requests.revise, ReviseInput(**ASKED, proposal=PROPOSAL, critiques=[CRITIQUE])),
+    "judge": (requests.judge, JudgeInput(**ASKED, contenders=CONTENDERS)),
+    "derive_plan": (requests.derive_plan, DerivePlanInput(**ASKED, design=PROPOSAL, roles=["DEV"])),
+    "write_story": (requests.write_story, WriteStoryInput(**ASKED, story=StoryText(title="Undo"))),
 }
 
 
@@ -59,7 +59,7 @@ def test_a_question_is_the_same_from_its_request_as_json(act: str) -> None:
     ask, request = REQUESTS[act]
     asked = ask(request)
 
-    read = acts.question(act, request.model_dump(mode="json"))
+    read = requests.question(act, request.model_dump(mode="json"))
 
     prompt = asked.prompt(PROMPTS, 8_192)
     assert read.prompt(PROMPTS, 8_192) == prompt
@@ -71,4 +71,4 @@ def test_a_question_is_the_same_from_its_request_as_json(act: str) -> None:
 
 def test_an_act_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="'sing'"):
-        acts.question("sing", {})
+        requests.question("sing", {})

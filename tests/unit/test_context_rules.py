@@ -22,11 +22,11 @@ from activities.graph.context_update.payloads import (
     extra_properties,
 )
 from activities.graph.context_update.rules import (
-    Asked,
-    Found,
-    Judged,
-    Known,
-    Refused,
+    EntityState,
+    JudgedChanges,
+    ParsedChange,
+    RejectedChange,
+    StorySnapshot,
     judge,
     read_change,
     read_changes,
@@ -211,11 +211,13 @@ def change(operation: str, entity_type: str, entity_id: str, payload: str = "{}"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def judged(*changes: ContextChange, found: Found | None = None, at: str = "2026-03-01") -> Judged:
+def judged(
+    *changes: ContextChange, found: StorySnapshot | None = None, at: str = "2026-03-01"
+) -> JudgedChanges:
     update = ContextUpdate(story_id=STORY, actor="ana", changes=list(changes))
     started_ms = int(NOW.timestamp() * 1000)
     write = ContextWrite(update_id="u", at=at, started_ms=started_ms, update=update)
-    return judge(write, read_changes(write), found or Found(story_live=True))
+    return judge(write, read_changes(write), found or StorySnapshot(story_live=True))
 
 
 def told(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[str, Any]:
@@ -226,15 +228,15 @@ def told(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[st
     return read.payload.model_dump(exclude_none=True)
 
 
-def nodes(outcome: Judged) -> list[dict[str, Any]]:
+def nodes(outcome: JudgedChanges) -> list[dict[str, Any]]:
     """Return the properties that are written, entity by entity."""
     return [write.row["node"] for write in outcome.writes if "node" in write.row]
 
 
-def there(*entities: tuple[str, str]) -> Found:
+def there(*entities: tuple[str, str]) -> StorySnapshot:
     """Return the state of a story that has these entities."""
-    found = Found(story_live=True)
-    found.entities = {entity: Known(live=True) for entity in [("CASE", STORY), *entities]}
+    found = StorySnapshot(story_live=True)
+    found.entities = {entity: EntityState(live=True) for entity in [("CASE", STORY), *entities]}
     return found
 
 
@@ -299,8 +301,8 @@ def test_an_update_does_not_bring_back_what_was_deleted(entity_type: str) -> Non
 
 
 def test_a_subtask_makes_the_plan_that_it_names_but_revives_none() -> None:
-    found = Found(story_live=True, plans={"p-1": 1})
-    found.entities["PLAN", "gone"] = Known(live=False)
+    found = StorySnapshot(story_live=True, plans={"p-1": 1})
+    found.entities["PLAN", "gone"] = EntityState(live=False)
 
     outcome = judged(
         change("CREATE", "SUBTASK", "t-1", '{"plan_id": "p-2"}'),
@@ -439,8 +441,8 @@ def test_no_name_or_value_of_others_makes_a_property_that_the_graph_cannot_hold(
 
 
 def test_what_is_newer_in_the_graph_is_kept() -> None:
-    newer = Found(story_live=True)
-    newer.entities["SUBTASK", "t"] = Known(live=True, status_order="9" * 18)
+    newer = StorySnapshot(story_live=True)
+    newer.entities["SUBTASK", "t"] = EntityState(live=True, status_order="9" * 18)
 
     outcome = judged(
         change("UPDATE", "SUBTASK", "t", '{"status": "done"}'),
@@ -459,7 +461,7 @@ def test_a_subtask_hangs_on_the_newest_plan_that_is_left() -> None:
         change("CREATE", "SUBTASK", "t-1"),
         change("DELETE", "PLAN", "p-7"),
         change("CREATE", "SUBTASK", "t-2"),
-        found=Found(story_live=True, plans={"p-3": 3, "p-1": 1}),
+        found=StorySnapshot(story_live=True, plans={"p-3": 3, "p-1": 1}),
     )
 
     rows = [write.row for write in outcome.writes]
@@ -549,7 +551,7 @@ def test_times_are_stored_in_utc_and_in_one_form_for_they_are_sorted_as_text(tim
     ],
 )
 def test_a_time_that_has_not_come_is_refused(entity_type: str, payload: dict[str, Any]) -> None:
-    with pytest.raises(Refused, match="later than now"):
+    with pytest.raises(RejectedChange, match="later than now"):
         told(entity_type, **payload)
 
 
@@ -564,7 +566,7 @@ def test_a_time_that_has_not_come_is_refused(entity_type: str, payload: dict[str
 def test_a_number_that_goes_out_as_int32_is_bounded(
     entity_type: str, payload: dict[str, Any]
 ) -> None:
-    with pytest.raises(Refused, match="1000000"):
+    with pytest.raises(RejectedChange, match="1000000"):
         told(entity_type, **payload)
 
 
@@ -583,13 +585,13 @@ def test_a_number_that_goes_out_as_int32_is_bounded(
 def test_a_payload_of_another_id_is_refused(
     operation: str, entity_type: str, payload: dict[str, Any]
 ) -> None:
-    with pytest.raises(Refused, match="is not"):
+    with pytest.raises(RejectedChange, match="is not"):
         told(entity_type, operation, **payload)
 
 
 def test_two_names_of_one_field_must_say_the_same() -> None:
     assert told("SUBTASK", depends_on=["a"], dependencies=["a"]) == {"depends_on": ["a"]}
-    with pytest.raises(Refused, match="under two names"):
+    with pytest.raises(RejectedChange, match="under two names"):
         told("SUBTASK", depends_on=["a"], dependencies=["b"])
 
 
@@ -665,7 +667,7 @@ def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
     ],
 )
 def test_a_payload_that_is_none_is_refused(payload: str) -> None:
-    with pytest.raises(Refused, match="payload"):
+    with pytest.raises(RejectedChange, match="payload"):
         read_change(0, change("CREATE", "SUBTASK", "t", payload), STORY, NOW)
 
 
@@ -731,6 +733,6 @@ def test_every_change_is_stored_or_has_one_warning(changes: list[ContextChange])
     assert sorted([*named, *(asked.number for asked in outcome.applied)]) == list(
         range(len(changes))
     )
-    assert all(isinstance(asked, Asked) for asked in outcome.applied)
+    assert all(isinstance(asked, ParsedChange) for asked in outcome.applied)
     made: list[Any] = [write.row for write in outcome.writes]
     assert all(row["story_id"] == STORY for row in made)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from activities.agents import requests as acts
+from activities.agents import requests
 from activities.agents.prompts import Prompts
 from activities.graph.events import WRITERS
 from bridge.agents.activity import command
@@ -120,7 +120,7 @@ def propose() -> AgentCommand:
     """Build the command of the examples as the code does."""
     task = Task(task_id="US-101-design-1", story_id=STORY, role="ARCHITECT", description="Undo.")
     agent = Agent(agent_id="agent-architect-1", role="ARCHITECT", agent_type="NATS")
-    question = acts.propose(
+    question = requests.propose(
         ProposeInput(task=task, agent=agent, pack=ContextPack(context=""), wave=1)
     )
     prompts = Prompts.load(ROOT / "deploy" / "config" / "prompts")

@@ -73,21 +73,24 @@ def test_the_shipped_machine_is_the_design_s_table() -> None:
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_can_reach_the_final_one(state: str) -> None:
     reached = {state}
-    while more := {fsm.apply(AGILE, s, e) for s in reached for e in fsm.legal(AGILE, s)} - reached:
+    while (
+        more := {fsm.apply(AGILE, s, e) for s in reached for e in fsm.legal_events(AGILE, s)}
+        - reached
+    ):
         reached |= more
 
     assert AGILE.final in reached
 
 
 def test_the_final_state_has_no_exits() -> None:
-    assert fsm.legal(AGILE, AGILE.final) == []
+    assert fsm.legal_events(AGILE, AGILE.final) == []
 
 
 @given(st.lists(st.sampled_from([*EVENTS, "unheard_of"]), max_size=60))
 def test_no_sequence_of_events_leaves_the_machine(events: list[str]) -> None:
     state = AGILE.initial
     for event in events:
-        if event in fsm.legal(AGILE, state):
+        if event in fsm.legal_events(AGILE, state):
             state = fsm.apply(AGILE, state, event)
         else:
             with pytest.raises(ValueError, match=re.escape(repr(event))):
@@ -153,7 +156,7 @@ def test_nothing_is_automatic_that_needs_a_person(
         guards=dict.fromkeys(holding, True), approved=ALL_HOLD.approved if approved else []
     )
 
-    taken = fsm.automatic(AGILE, state, facts)
+    taken = fsm.automatic_transition(AGILE, state, facts)
 
     if taken is not None:
         assert taken.event not in AGILE.gates
@@ -210,7 +213,7 @@ def test_a_rejection_belongs_to_its_state() -> None:
 
 
 def test_the_way_back_from_docs_to_draft_is_three_rejections() -> None:
-    way = fsm.way_back(AGILE, "DOCS", "DRAFT")
+    way = fsm.rejection_path(AGILE, "DOCS", "DRAFT")
 
     assert way is not None
     assert [t.event for t in way] == ["reject_docs", "reject_build", "reject_design"]
@@ -218,7 +221,7 @@ def test_the_way_back_from_docs_to_draft_is_three_rejections() -> None:
 
 @given(st.sampled_from(STATES), st.sampled_from(STATES))
 def test_the_way_back_is_a_chain_of_rejections(state: str, target: str) -> None:
-    way = fsm.way_back(AGILE, state, target)
+    way = fsm.rejection_path(AGILE, state, target)
 
     if way is None:
         assert state != target
@@ -235,7 +238,7 @@ def test_the_way_back_is_the_shortest() -> None:
         {"from": "DOCS", "event": "start_over", "to": "DRAFT", "roles": ["PO"]}
     )
 
-    way = fsm.way_back(parse_machine(document), "DOCS", "DRAFT")
+    way = fsm.rejection_path(parse_machine(document), "DOCS", "DRAFT")
 
     assert way is not None
     assert [t.event for t in way] == ["start_over"]
@@ -274,7 +277,7 @@ def test_a_team_adds_a_state_with_its_own_gate_in_yaml_alone() -> None:
     assert gate is not None
     assert gate.event == "pass_review"
     assert fsm.moves(machine, "REVIEW", facts)[0].blocked_by == ["security_signoff (role SECURITY)"]
-    assert fsm.way_back(machine, "REVIEW", "BUILD") == [
+    assert fsm.rejection_path(machine, "REVIEW", "BUILD") == [
         fsm.rejection(machine, "REVIEW", "reject_review")
     ]
 
@@ -555,7 +558,9 @@ def test_a_sound_machine_is_taken_and_leads_to_its_end(document: dict[str, Any])
     state = machine.initial
     facts = Facts(guards=dict.fromkeys(COMPUTED_GUARDS, True), approved=["signed"])
     for _ in machine.states:
-        step = fsm.automatic(machine, state, facts) or fsm.open_gate(machine, state, facts)
+        step = fsm.automatic_transition(machine, state, facts) or fsm.open_gate(
+            machine, state, facts
+        )
         state = step.target if step else state
     assert state == machine.final
 

@@ -71,9 +71,9 @@ def test_the_caller_is_known_while_the_call_runs() -> None:
 
 
 def test_a_role_that_the_token_lacks_is_refused_with_those_it_has() -> None:
-    assert ANA.acting_as("QA", "PO") == "PO"
+    assert ANA.require_role("QA", "PO") == "PO"
     with pytest.raises(ApplicationError, match="needs the role QA; the token of ana has PO") as no:
-        ANA.acting_as("QA")
+        ANA.require_role("QA")
     assert no.value.type == "Permission"
 
 

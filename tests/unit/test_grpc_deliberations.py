@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.grpc.orchestrator.messages import VERSION, Updates, check_suite, metadata, results
+from bridge.grpc.orchestrator.messages import (
+    VERSION,
+    Updates,
+    check_suite,
+    result_metadata,
+    results,
+)
 from bridge.grpc.orchestrator.metrics import mean, percentile, since
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from tests.support.stories import deliberation
 from workflows.models.deliberation import Check, DeliberationResult, FailedAgent
 
@@ -122,7 +128,7 @@ def test_results_come_by_rank_with_all_that_was_drafted() -> None:
 
 
 def test_metadata_tells_why_and_who_failed() -> None:
-    told = metadata(a_result(), "deliberation-x", 17)
+    told = result_metadata(a_result(), "deliberation-x", 17)
 
     assert (told.orchestrator_version, told.execution_id) == (VERSION, "deliberation-x")
     assert told.timestamp_ms == 17
@@ -130,7 +136,9 @@ def test_metadata_tells_why_and_who_failed() -> None:
     assert told.tags["failed_agents"] == "agent-data-3 (revise): no model"
     assert told.tags["models"] == "smol"
     assert "story_id" in told.tags
-    assert "judged" not in metadata(a_result().model_copy(update={"judged": ""}), "x", 1).tags
+    assert (
+        "judged" not in result_metadata(a_result().model_copy(update={"judged": ""}), "x", 1).tags
+    )
 
 
 # --- updates --------------------------------------------------------------------------------------
@@ -228,7 +236,7 @@ def test_progress_never_goes_back_and_ends_only_at_the_end(rounds: int, acts: li
     assert percent == sorted(percent)
     assert all(0 <= each < 100 for each in percent)
     assert {each.status for each in history.told} <= {"generating", "reviewing", "scoring"}
-    assert isinstance(history.told[0], wire.DeliberationUpdate)
+    assert isinstance(history.told[0], pb.DeliberationUpdate)
 
 
 # --- figures --------------------------------------------------------------------------------------

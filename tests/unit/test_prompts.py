@@ -16,7 +16,7 @@ from activities.agents.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Valu
 from activities.agents.requests import call_seed, proposal_text, shared_values
 from activities.agents.response_schemas import (
     CHARACTERS_PER_TOKEN,
-    Form,
+    ResponseSchema,
     critique_form,
     plan_form,
     proposal_form,
@@ -182,7 +182,7 @@ TASK: dict[str, Any] = {
     "priority": 1,
 }
 
-FORMS: dict[str, Callable[[int], Form]] = {
+FORMS: dict[str, Callable[[int], ResponseSchema]] = {
     "proposal": proposal_form,
     "critique": critique_form,
     "verdict": verdict_form(["agent-a", "agent-b"]),
@@ -207,7 +207,7 @@ def test_every_document_of_a_schema_is_read_and_fits_its_tokens(
     assert len(longest) <= tokens * (CHARACTERS_PER_TOKEN + 1.3)
 
 
-def longest_document(form: Form) -> str:
+def longest_document(form: ResponseSchema) -> str:
     """Return the document with every string and list as long as the schema allows."""
 
     def fill(schema: Any) -> Any:
@@ -274,7 +274,7 @@ def test_a_longer_answer_gives_every_field_more_room() -> None:
     ],
 )
 def test_an_answer_that_breaks_its_schema_is_refused_by_field(
-    form: Form, text: str, named: str
+    form: ResponseSchema, text: str, named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
         form.read(text)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.agents.prompts import ACTS, SHARED, Prompts
-from activities.graph.context_packs import Section, assemble, load_scopes
+from activities.graph.context_packs import ScopeSection, assemble, load_scopes
 from activities.graph.sessions import Decided, Session, redacted
 from activities.redaction import REDACTED, load_redaction
 from tests.unit.conftest import CONFIG
@@ -100,7 +100,7 @@ def test_a_pack_shows_no_half_of_a_secret_that_its_budget_would_cut() -> None:
 
     for room in range(1, 60):
         line = "y " * room + SECRET
-        pack = assemble(scopes, query, 150, [Section("CASE_HEADER", [line])], REDACT)
+        pack = assemble(scopes, query, 150, [ScopeSection("CASE_HEADER", [line])], REDACT)
         assert SECRET[:12] not in pack.context
 
 

@@ -14,15 +14,15 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.jetstream.follow import Seen, Source, due
 from bridge.mirror.recovered_events import (
-    Given,
+    OutboxCall,
     RunId,
     graph_writes,
     in_order,
     related,
-    told,
+    run_events,
     unrecorded,
 )
-from bridge.mirror.recovered_events import given as given_in
+from bridge.mirror.recovered_events import outbox_calls as given_in
 from workflows.models.context import ContextUpdate, ContextWrite
 from workflows.models.deliberation import DeliberationRecord
 from workflows.models.events import Entry, RecordBatch
@@ -54,8 +54,8 @@ def batch(first: int, *entries: Entry) -> RecordBatch:
     )
 
 
-def recorded(done: datetime | None) -> Given:
-    return Given("record", Payload(), done)
+def recorded(done: datetime | None) -> OutboxCall:
+    return OutboxCall("record", Payload(), done)
 
 
 def ids(entries: list[Entry]) -> list[str]:
@@ -85,17 +85,19 @@ def test_what_was_written_to_the_graph_is_written_again_in_the_order_of_its_time
         timestamp=START.isoformat(),
     )
     first, mixed = batch(0, entry(1)), batch(1, entry(2, story="US-2"), entry(3))
-    story = told(RUN, at(0), [(recorded(at(2)), first), (recorded(at(4)), mixed)])
-    other = told(
+    story = run_events(RUN, at(0), [(recorded(at(2)), first), (recorded(at(4)), mixed)])
+    other = run_events(
         RunId("context-US-1-1", "r2"),
         at(1),
         [
-            (Given("update_context", Payload(), at(3)), update),
-            (Given("record_deliberation", Payload(), None), council),
+            (OutboxCall("update_context", Payload(), at(3)), update),
+            (OutboxCall("record_deliberation", Payload(), None), council),
             (recorded(None), batch(9, entry(4))),
         ],
     )
-    of_two = told(RUN, at(0), [(Given("record_deliberation", Payload(), at(1)), council)])
+    of_two = run_events(
+        RUN, at(0), [(OutboxCall("record_deliberation", Payload(), at(1)), council)]
+    )
 
     writes = graph_writes([other, story, of_two], "US-1")
 
@@ -188,13 +190,13 @@ def test_a_run_leads_to_those_it_goes_on_from_and_to_its_children() -> None:
 def test_what_a_child_handed_over_and_nobody_took_is_left() -> None:
     taken, lost = entry(1), entry(2)
 
-    run = told(
+    run = run_events(
         RUN,
         START,
         [
-            (Given("hand_on", Payload(), None), [taken]),
+            (OutboxCall("hand_on", Payload(), None), [taken]),
             (recorded(at(5)), batch(0, entry(0), taken)),
-            (Given("hand_on", Payload(), None), [lost]),
+            (OutboxCall("hand_on", Payload(), None), [lost]),
         ],
     )
 
@@ -207,7 +209,7 @@ def test_the_outbox_itself_says_what_was_left_behind_the_batch_under_way() -> No
         started_ms=7, entries=[entry(1), entry(2), entry(3)], published=1, recorded=2
     )
 
-    run = told(
+    run = run_events(
         RUN,
         START,
         [(recorded(at(5)), batch(0, entry(0), entry(1))), (recorded(None), batch(2, entry(2)))],
@@ -222,31 +224,35 @@ def test_the_outbox_itself_says_what_was_left_behind_the_batch_under_way() -> No
 
 
 def test_what_two_runs_tell_is_told_once_and_in_the_order_of_recording() -> None:
-    first = told(
+    first = run_events(
         RUN,
         START,
         [(recorded(at(1)), batch(0, entry(0))), (recorded(at(4)), batch(1, entry(1)))],
     )
-    after_reset = told(
+    after_reset = run_events(
         RunId(RUN.workflow_id, "r2"),
         at(10),
         [(recorded(at(1)), batch(0, entry(0))), (recorded(at(12)), batch(1, entry(2)))],
     )
-    child = told(RunId("deliberation-x", "c"), at(2), [(recorded(at(11)), batch(0, entry(3)))])
+    child = run_events(
+        RunId("deliberation-x", "c"), at(2), [(recorded(at(11)), batch(0, entry(3)))]
+    )
 
     assert ids(in_order([after_reset, child, first], "US-1")) == ["e0", "e1", "e3", "e2"]
 
 
 def test_what_one_run_left_and_another_recorded_is_not_left() -> None:
-    first = told(RUN, START, [(recorded(None), batch(0, entry(0)))])
-    second = told(RunId(RUN.workflow_id, "r2"), at(9), [(recorded(at(9)), batch(0, entry(0)))])
+    first = run_events(RUN, START, [(recorded(None), batch(0, entry(0)))])
+    second = run_events(
+        RunId(RUN.workflow_id, "r2"), at(9), [(recorded(at(9)), batch(0, entry(0)))]
+    )
 
     assert unrecorded([first, second], "US-1") == []
     assert left(unrecorded([first, first], "US-1")) == [("e0", 0)]
 
 
 def test_entries_of_other_stories_and_those_for_the_graph_alone_are_not_published() -> None:
-    run = told(
+    run = run_events(
         RUN,
         START,
         [(recorded(at(1)), batch(0, entry(0, "US-10"), entry(1, subject=""), entry(2)))],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from activities.graph.provenance import Objection, Passed, Why
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.snapshot import Council, Snapshot
 from workflows.models.agents import PlannedTask, UsageLine
 from workflows.models.deliberation import FailedAgent, Progress
@@ -64,9 +64,9 @@ def everything(said: str) -> list[RenderableType]:
     )
     task = PlannedTask(task_id="t1", role="DEV", title=said, description=said)
     return [
-        view.snapshot(Snapshot(status="RUNNING", story=story, councils=[council])),
-        view.page(
-            view.StoryPage(
+        render.snapshot(Snapshot(status="RUNNING", story=story, councils=[council])),
+        render.page(
+            render.StoryPage(
                 story=story,
                 moves=[Move(event=said, to="DESIGN", kind="gate", blocked_by=[said])],
                 plan=Plan(plan_id=said, story_id="US-1", tasks=[task]),
@@ -74,7 +74,7 @@ def everything(said: str) -> list[RenderableType]:
                 usage=[UsageLine(phase="DESIGN", role="DEV", model=said)],
             )
         ),
-        view.reasons(
+        render.reasons(
             [
                 Why(
                     decision_id="d1",
@@ -86,7 +86,9 @@ def everything(said: str) -> list[RenderableType]:
                 )
             ]
         ),
-        view.stories([view.StoryRow(story_id=said, state=said, status="RUNNING", started=said)]),
+        render.stories(
+            [render.StoryRow(story_id=said, state=said, status="RUNNING", started=said)]
+        ),
     ]
 
 
@@ -108,7 +110,7 @@ def test_markup_is_shown_as_it_was_written() -> None:
 @given(said=OUTSIDE)
 @settings(max_examples=30, deadline=None)
 def test_a_log_line_is_one_printable_line(said: str) -> None:
-    line = view.line(
+    line = render.line(
         Snapshot(status="RUNNING", story=a_view(said).model_copy(update={"pending_gate": ""}))
     )
 
@@ -118,9 +120,9 @@ def test_a_log_line_is_one_printable_line(said: str) -> None:
 def test_a_waiting_gate_comes_with_the_command_that_opens_it() -> None:
     story = a_view("Undo")
 
-    assert "fleet approve US-1 approve_scope --role PO" in printed(view.story(story))
+    assert "fleet approve US-1 approve_scope --role PO" in printed(render.story(story))
     budget = story.model_copy(update={"pending_gate": "budget"})
-    assert "fleet raise-budget US-1 TOKENS --role PO" in printed(view.story(budget))
+    assert "fleet raise-budget US-1 TOKENS --role PO" in printed(render.story(budget))
 
 
 def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
@@ -132,7 +134,7 @@ def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
         ),
     )
 
-    line = view.line(Snapshot(status="RUNNING", story=story, councils=[council]))
+    line = render.line(Snapshot(status="RUNNING", story=story, councils=[council]))
 
     assert line == (
         "US-1  DRAFT  |  Undo  |  US-1-DESIGN-1 criticise 1 1/3 1,234 tokens  |  12,345 in all"
@@ -140,7 +142,7 @@ def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
 
 
 def test_an_empty_list_says_how_to_begin() -> None:
-    assert "fleet start STORY.json" in printed(view.stories([]))
+    assert "fleet start STORY.json" in printed(render.stories([]))
 
 
 HINT = {"hidden", "see"}
@@ -150,7 +152,7 @@ TIMES = {"at": "2026-11-28T03:03:49Z"}
 def full() -> list[RenderableType]:
     """Return the views of a team's story, with ids and texts of their usual length."""
     rows = [
-        view.StoryRow(
+        render.StoryRow(
             story_id=f"US-{n}",
             state="DESIGN",
             pending_gate="approve_design",
@@ -162,7 +164,7 @@ def full() -> list[RenderableType]:
         )
         for n in (7, 101)
     ]
-    page = view.StoryPage(
+    page = render.StoryPage(
         story=a_view("Limit requests"),
         moves=[
             Move(
@@ -221,7 +223,7 @@ def full() -> list[RenderableType]:
         ],
         passed_by=[Passed(gate="approve_design", actor="ana", role="PO", comment="small", **TIMES)],
     )
-    return [view.stories(rows), view.page(page), view.reasons([why])]
+    return [render.stories(rows), render.page(page), render.reasons([why])]
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])

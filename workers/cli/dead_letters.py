@@ -12,8 +12,8 @@ from nats.js.errors import NotFoundError
 from rich.console import RenderableType
 
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters, NoSuchLetter
-from workers.cli import render as view
-from workers.cli.session import Json, Refused, err, out, run
+from workers.cli import render
+from workers.cli.session import CommandError, Json, err, out, run
 from workers.clients.nats import open_nats
 from workers.settings import load
 
@@ -67,10 +67,10 @@ def show(
             return
         body = fields.pop("body")
         for name, value in fields.items():
-            out.print(view.text(f"{name:11} {value}"), soft_wrap=True)
-        out.print(view.text(body[:BODY_SHOWN]), soft_wrap=True)
+            out.print(render.text(f"{name:11} {value}"), soft_wrap=True)
+        out.print(render.text(body[:BODY_SHOWN]), soft_wrap=True)
         if len(body) > BODY_SHOWN:
-            out.print(view.text(f"... {len(body) - BODY_SHOWN} characters more: --json has all"))
+            out.print(render.text(f"... {len(body) - BODY_SHOWN} characters more: --json has all"))
 
     run(work())
 
@@ -95,7 +95,7 @@ def _each(
     act: Callable[[DeadLetters, int], Awaitable[object]],
 ) -> None:
     if bool(numbers) == every:
-        err.print(view.text("NUMBER...: give the numbers, or --all"))
+        err.print(render.text("NUMBER...: give the numbers, or --all"))
         raise typer.Exit(2)
 
     async def work() -> None:
@@ -110,7 +110,7 @@ def _each(
             if as_json:
                 print(json.dumps({done: acted}))
             else:
-                out.print(view.text(f"{done} {len(acted)}: {', '.join(map(str, acted)) or '-'}"))
+                out.print(render.text(f"{done} {len(acted)}: {', '.join(map(str, acted)) or '-'}"))
 
     run(work())
 
@@ -126,13 +126,13 @@ async def opened() -> AsyncIterator[DeadLetters]:
         try:
             yield DeadLetters(nats)
         except NoSuchLetter as error:
-            raise Refused(str(error)) from None
+            raise CommandError(str(error)) from None
         except NotFoundError:
-            raise Refused(
+            raise CommandError(
                 "NATS has no stream DEAD_LETTERS: `python -m workers inbox` makes it"
             ) from None
         except NatsError as error:
-            raise Refused(f"NATS does not do it: {error!r}. Try again") from None
+            raise CommandError(f"NATS does not do it: {error!r}. Try again") from None
 
 
 def _fields(letter: DeadLetter) -> dict[str, Any]:
@@ -145,4 +145,4 @@ def _table(letters: list[DeadLetter]) -> RenderableType:
         (each.number, each.buried[:19], each.subject, each.consumer, each.reason)
         for each in letters
     ]
-    return view.FittingTable(f"{len(letters)} dead letters", columns, rows)
+    return render.FittingTable(f"{len(letters)} dead letters", columns, rows)

@@ -17,10 +17,10 @@ from nats.js import errors as js_errors
 from rich.text import Text
 
 from bridge.jetstream.follow import Following, Seen, StreamMissing
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.event_line import headline
-from workers.cli.session import Json, Refused, checked, complete_story, err, out, run
-from workers.clients.connection import place
+from workers.cli.session import CommandError, Json, checked, complete_story, err, out, run
+from workers.clients.connection import redact_url
 from workers.clients.nats import open_nats
 from workers.settings import load
 
@@ -45,13 +45,13 @@ def since_time(text: str, now: datetime) -> datetime:
         try:
             return now - timedelta(**{unit: count})
         except OverflowError:
-            raise Refused(f"--since: {text} is before the calendar begins") from None
+            raise CommandError(f"--since: {text} is before the calendar begins") from None
     try:
         moment = datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise Refused(f"--since: {text[:60]!r} is not {SINCE_RULE}") from None
+        raise CommandError(f"--since: {text[:60]!r} is not {SINCE_RULE}") from None
     if moment > now:
-        raise Refused(f"--since: {text} is yet to come; give {SINCE_RULE}")
+        raise CommandError(f"--since: {text} is yet to come; give {SINCE_RULE}")
     return moment
 
 
@@ -96,10 +96,10 @@ def events(
 async def following(since: datetime | None, *, from_first: bool) -> AsyncIterator[Following]:
     """Open the event streams of the NATS server that the settings name."""
     settings = load()
-    where = f"NATS at {place(settings.nats_url)}"
+    where = f"NATS at {redact_url(settings.nats_url)}"
 
     def say(line: str) -> None:
-        err.print(view.text(line, "yellow"), soft_wrap=True)
+        err.print(render.text(line, "yellow"), soft_wrap=True)
 
     async with open_nats(settings, failed=lambda _where, _error: None) as nats:
         try:
@@ -111,9 +111,9 @@ async def following(since: datetime | None, *, from_first: bool) -> AsyncIterato
                 on_back=lambda: say(f"{where} is back"),
             )
         except StreamMissing as error:
-            raise Refused(str(error)) from None
+            raise CommandError(str(error)) from None
         except (nats_errors.Error, js_errors.Error) as error:
-            raise Refused(f"{where} failed: {type(error).__name__} {error}") from None
+            raise CommandError(f"{where} failed: {type(error).__name__} {error}") from None
 
 
 def show(event: Seen, as_json: bool) -> None:
@@ -130,9 +130,9 @@ def show(event: Seen, as_json: bool) -> None:
         return
     words, style = headline(event.subject, event.body)
     line = Text.assemble(
-        (view.plain(view.moment(event.time)), "dim"),
+        (render.plain(render.local_time(event.time)), "dim"),
         "  ",
-        (f"{view.plain(event.story) or '-':<12}", "bold"),
+        (f"{render.plain(event.story) or '-':<12}", "bold"),
         "  ",
         (words, style),
     )

@@ -13,21 +13,21 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from bridge.mirror.histories import all_stories
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.session import (
+    CommandError,
     Json,
-    Refused,
     checked,
+    command_errors,
     complete_story,
     emit,
     progress_bar,
-    refusals,
     run,
     temporal,
 )
 from workers.clients.valkey import valkey_client
 from workers.settings import Settings, load
-from workflows.models.base import Wire
+from workflows.models.base import Model
 
 if TYPE_CHECKING:
     from activities.graph.activities import Graph
@@ -45,7 +45,7 @@ app = typer.Typer(
 )
 
 
-class RebuiltStory(Wire):
+class RebuiltStory(Model):
     """What a rebuild did for one story.
 
     Attributes:
@@ -91,12 +91,12 @@ def rebuild(
         stories = None if story_id is None else [checked(story_id)]
         async with (
             temporal(settings) as client,
-            refusals(story_id or "*", client),
+            command_errors(story_id or "*", client),
             open_graph(settings) as graph,
         ):
             found = await _rebuild(client, graph, stories)
         if story_id is not None and not found[0].runs:
-            raise Refused(
+            raise CommandError(
                 f"There is no story {story_id} in namespace {client.namespace}; Temporal keeps the "
                 "history of a story that has ended for the namespace's retention only. "
                 "`fleet list --all` lists those there are"
@@ -160,7 +160,7 @@ async def _rebuild(client: Client, graph: Graph, stories: list[str] | None) -> l
             error = group.exceptions[0]
             if not isinstance(error, ApplicationError):
                 raise error from None
-            raise Refused(
+            raise CommandError(
                 f"{error.message}. {len(done)} of {len(wanted)} stories are rebuilt; run the "
                 "command again when the store is back: what is stored is not stored twice"
             ) from None
@@ -180,7 +180,7 @@ def _summary(story_id: str, rebuilt: Rebuilt) -> RebuiltStory:
 
 def _shown(done: list[RebuiltStory]) -> RenderableType:
     lines: list[RenderableType] = [
-        view.FittingTable(
+        render.FittingTable(
             f"{len(done)} stories rebuilt",
             ("story", "runs", "writes", "refused"),
             (
@@ -189,10 +189,10 @@ def _shown(done: list[RebuiltStory]) -> RenderableType:
             ),
         )
     ]
-    lines += [view.text(f"Refused: {reason}", "red") for each in done for reason in each.refused]
+    lines += [render.text(f"Refused: {reason}", "red") for each in done for reason in each.refused]
     if unanswered := [name for each in done for name in each.unanswered]:
         lines.append(
-            view.text(
+            render.text(
                 f"{len(unanswered)} runs ended early, and no story worker answers what they had "
                 "left. Start one (`python -m workers story`) and run this again: "
                 + ", ".join(unanswered),

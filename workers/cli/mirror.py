@@ -15,28 +15,28 @@ from rich.console import Group, RenderableType
 from temporalio.client import Client
 
 from bridge.jetstream.streams import StreamError, reconcile
-from bridge.mirror.histories import Found, read
+from bridge.mirror.histories import StoryRuns, read
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.recovered_events import in_order, unrecorded
-from bridge.mirror.republish import Count, republish, there
+from bridge.mirror.republish import ReplayCounts, published_ids, republish
 from bridge.mirror.source import read_source
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.graph import open_graph
 from workers.cli.session import (
+    CommandError,
     Json,
-    Refused,
     StoryId,
     checked,
+    command_errors,
     emit,
     progress_bar,
-    refusals,
     run,
     temporal,
 )
-from workers.clients.connection import place
+from workers.clients.connection import redact_url
 from workers.clients.nats import open_nats
 from workers.settings import Settings, load
-from workflows.models.base import Wire
+from workflows.models.base import Model
 
 app = typer.Typer(
     help="Publish events again that the streams have lost.",
@@ -45,20 +45,20 @@ app = typer.Typer(
 )
 
 
-class OnStream(Wire):
+class OnStream(Model):
     """The result of a replay for one stream.
 
-    The counts have the meanings that `bridge.mirror.republish.Count` gives them.
+    The counts have the meanings that `bridge.mirror.republish.ReplayCounts` gives them.
     """
 
     stream: str
     events: int
     published: int
     known: int
-    withheld: int
+    suppressed_by_dedup: int
 
 
-class Replayed(Wire):
+class Replayed(Model):
     """The result of a replay.
 
     Attributes:
@@ -97,7 +97,7 @@ def replay(
         settings = load()
         async with (
             temporal(settings) as client,
-            refusals(checked(story_id), client),
+            command_errors(checked(story_id), client),
             open_nats(settings, failed=lambda _where, _error: None) as nats,
         ):
             with _nats_errors(settings):
@@ -130,7 +130,7 @@ async def _replay(
             *in_order(found.runs, story_id),
             *(entry for batch in left for entry in batch.entries if entry.subject),
         ]
-        known = await there(jetstream, story_id, entries)
+        known = await published_ids(jetstream, story_id, entries)
         step = progress.add_task("events", total=len(entries))
         counts = await republish(
             Mirror(nats, await read_source(client)),
@@ -148,10 +148,10 @@ async def _replay(
     )
 
 
-def _unknown(story_id: str, client: Client, found: Found) -> Refused:
+def _unknown(story_id: str, client: Client, found: StoryRuns) -> CommandError:
     if found.runs:
-        return Refused(f"Story {story_id} has no events yet: nothing to publish")
-    return Refused(
+        return CommandError(f"Story {story_id} has no events yet: nothing to publish")
+    return CommandError(
         f"There is no story {story_id} in namespace {client.namespace}, nor a plan of it; Temporal "
         "keeps the history of a story that has ended for the namespace's retention only. "
         "`fleet list --all` lists those there are"
@@ -160,38 +160,38 @@ def _unknown(story_id: str, client: Client, found: Found) -> Refused:
 
 @contextmanager
 def _nats_errors(settings: Settings) -> Iterator[None]:
-    where = f"NATS at {place(settings.nats_url)}"
+    where = f"NATS at {redact_url(settings.nats_url)}"
     try:
         yield
     except StreamError as error:
-        raise Refused(str(error)) from None
+        raise CommandError(str(error)) from None
     except (nats_errors.Error, js_errors.Error) as error:
-        raise Refused(
+        raise CommandError(
             f"{where} failed: {type(error).__name__} {error}. Run the command again: what is "
             "on the streams is not published twice"
         ) from None
 
 
-def _on_stream(name: str, count: Count) -> OnStream:
+def _on_stream(name: str, count: ReplayCounts) -> OnStream:
     return OnStream(stream=name, **dataclasses.asdict(count))
 
 
 def _shown(done: Replayed) -> RenderableType:
     lines: list[RenderableType] = [
-        view.FittingTable(
+        render.FittingTable(
             f"Story {done.story_id}, from {done.runs} runs",
-            ("stream", "events", "published", "there already", "withheld"),
+            ("stream", "events", "published", "there already", "suppressed_by_dedup"),
             (
-                (each.stream, each.events, each.published, each.known, each.withheld)
+                (each.stream, each.events, each.published, each.known, each.suppressed_by_dedup)
                 for each in done.streams
             ),
         )
     ]
     if done.recorded:
-        lines.append(view.text(f"Recorded in the graph first: {done.recorded}"))
-    if any(each.withheld for each in done.streams):
+        lines.append(render.text(f"Recorded in the graph first: {done.recorded}"))
+    if any(each.suppressed_by_dedup for each in done.streams):
         lines.append(
-            view.text(
+            render.text(
                 "Withheld: deleted from a stream that still knows their ids, for as long as its "
                 "duplicate window lasts (1 h). Run this again then; or remove the stream "
                 "(`nats stream rm STREAM`) and replay all its stories",
@@ -200,7 +200,7 @@ def _shown(done: Replayed) -> RenderableType:
         )
     if done.unanswered:
         lines.append(
-            view.text(
+            render.text(
                 f"{len(done.unanswered)} runs ended early, and no story worker answered what they "
                 "had left. Start one (`python -m workers story`) and run this again: "
                 + ", ".join(done.unanswered),

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from workers.cli.snapshot import Council, Snapshot
 from workflows.models.agents import UsageLine
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView, TimelineEntry
 
@@ -32,7 +32,7 @@ LONGEST_WORD = 40
 SHORTEST = 8
 
 
-class StoryRow(Wire):
+class StoryRow(Model):
     """A story in a list. started: ISO 8601."""
 
     story_id: str
@@ -45,7 +45,7 @@ class StoryRow(Wire):
     started: str
 
 
-class StoryPage(Wire):
+class StoryPage(Model):
     """Everything that a story shows about itself."""
 
     story: StoryView
@@ -166,14 +166,14 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
                 row.rigor,
                 "" if row.dor_score is None else row.dor_score,
                 row.status,
-                moment(row.started),
+                local_time(row.started),
             )
             for row in rows
         ),
     )
 
 
-def moment(at: str) -> str:
+def local_time(at: str) -> str:
     """Return an ISO 8601 time in the reader's own time zone, to the second."""
     try:
         return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}"
@@ -287,7 +287,7 @@ def page(shown: StoryPage) -> RenderableType:
         FittingTable(
             "Timeline",
             ("at", "event"),
-            ((moment(entry.at), _event(entry)) for entry in shown.timeline),
+            ((local_time(entry.at), _event(entry)) for entry in shown.timeline),
         ),
         FittingTable(
             "Usage",
@@ -353,7 +353,9 @@ def _why(found: Why) -> RenderableType:
             lines,
             title=text(f"{found.decision_id}: {found.title}"),
             title_align="left",
-            subtitle=text(f"story {found.story_id or 'none'}, decided {moment(found.decided_at)}"),
+            subtitle=text(
+                f"story {found.story_id or 'none'}, decided {local_time(found.decided_at)}"
+            ),
         ),
         text("Critiques", "bold"),
         *map(_critique, found.critiques),
@@ -374,7 +376,7 @@ def _why(found: Why) -> RenderableType:
             "Approvals",
             ("gate", "who", "role", Column("when", drop=1), "comment"),
             (
-                (each.gate, each.actor, each.role, moment(each.at), each.comment)
+                (each.gate, each.actor, each.role, local_time(each.at), each.comment)
                 for each in found.passed_by
             ),
         ),

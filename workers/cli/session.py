@@ -22,9 +22,9 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.snapshot import AWAY, Story
-from workers.clients.connection import StartError, plain
+from workers.clients.connection import StartError, secret_value
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
 from workers.external_storage import data_converter
@@ -50,7 +50,7 @@ out = Console()
 err = Console(stderr=True)
 
 
-class Refused(Exception):
+class CommandError(Exception):
     """The request was not carried out; the message gives the reason and what to do."""
 
 
@@ -102,8 +102,8 @@ def token_caller(settings: Settings) -> "Caller | None":
     """
     from bridge.grpc.auth import read_token  # gRPC is slow to import
 
-    token = plain(settings.fleet_token)
-    return read_token(plain(settings.grpc_token_key), token) if token else None
+    token = secret_value(settings.fleet_token)
+    return read_token(secret_value(settings.grpc_token_key), token) if token else None
 
 
 def person(actor: str | None, role: str = "") -> str:
@@ -117,9 +117,9 @@ def person(actor: str | None, role: str = "") -> str:
     if caller is None:
         return actor or getpass.getuser()
     if actor not in (None, caller.actor):
-        raise Refused(f"--actor {actor}: FLEET_TOKEN is {caller.actor}'s; leave --actor out")
+        raise CommandError(f"--actor {actor}: FLEET_TOKEN is {caller.actor}'s; leave --actor out")
     if role:
-        caller.acting_as(role)
+        caller.require_role(role)
     return caller.actor
 
 
@@ -127,7 +127,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command; an error that a person can fix becomes one line on stderr and exit code 1."""
     try:
         return asyncio.run(work)
-    except (Refused, StartError, InvalidSettings, MockRefused) as error:
+    except (CommandError, StartError, InvalidSettings, MockRefused) as error:
         reason = str(error)
     except ApplicationError as error:
         reason = error.message
@@ -135,7 +135,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         reason = f"Valkey, which keeps large payloads, does not answer: {error}. Set REDIS_HOST"
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    err.print(view.text(reason), soft_wrap=True)
+    err.print(render.text(reason), soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -152,38 +152,38 @@ async def temporal(settings: Settings) -> AsyncIterator[Client]:
 @asynccontextmanager
 async def handle(story_id: str) -> AsyncIterator[Story]:
     """Open a story, and report its errors as Refused."""
-    async with temporal(load()) as client, refusals(story_id, client):
+    async with temporal(load()) as client, command_errors(story_id, client):
         yield client.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(checked(story_id))
         )
 
 
 @asynccontextmanager
-async def refusals(story_id: str, client: Client) -> AsyncIterator[None]:
+async def command_errors(story_id: str, client: Client) -> AsyncIterator[None]:
     """Turn Temporal's errors into one line that names the rule and the remedy."""
     quoted = shlex.quote(story_id)
     try:
         yield
     except WorkflowUpdateFailedError as error:
         cause = error.cause
-        raise Refused(
+        raise CommandError(
             cause.message if isinstance(cause, ApplicationError) else str(cause)
         ) from None
     except WorkflowAlreadyStartedError:
-        raise Refused(
+        raise CommandError(
             f"Story {story_id} runs already: look at it with `fleet show {quoted}`, change "
             f"it with `fleet amend {quoted}`, or give the new one another story_id"
         ) from None
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
-        raise Refused(
+        raise CommandError(
             f"Story {story_id} does not answer in {UPDATE_WITHIN_S:.0f} s. Is a story worker "
             "running? `python -m workers story` starts one. The request may still be carried "
             f"out then: look with `fleet show {quoted}` before you repeat it"
         ) from None
     except WorkflowQueryFailedError as error:
-        raise Refused(f"Story {story_id} cannot answer: {error}") from None
+        raise CommandError(f"Story {story_id} cannot answer: {error}") from None
     except RPCError as error:
-        raise Refused(_rpc_reason(story_id, client, error)) from None
+        raise CommandError(_rpc_reason(story_id, client, error)) from None
 
 
 def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
@@ -211,7 +211,7 @@ def checked(story_id: str) -> str:
     try:
         return TypeAdapter(Id).validate_python(story_id)
     except ValidationError:
-        raise Refused(f"STORY: {story_id[:60]!r} is not a story id: it is {ID_RULE}") from None
+        raise CommandError(f"STORY: {story_id[:60]!r} is not a story id: it is {ID_RULE}") from None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.deliberation import DeliberationWorkflow
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.deliberation import Progress
 from workflows.models.ids import story_workflow_id, task_of
 from workflows.models.story import StoryResult, StoryView
@@ -23,14 +23,14 @@ AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCod
 Story = WorkflowHandle[StoryWorkflow, StoryResult]
 
 
-class Council(Wire):
+class Council(Model):
     """A running deliberation."""
 
     task_id: str
     progress: Progress
 
 
-class Snapshot(Wire):
+class Snapshot(Model):
     """A story at one moment. status: RUNNING, COMPLETED, CANCELED and so on."""
 
     status: str

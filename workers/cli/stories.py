@@ -21,22 +21,22 @@ from temporalio.client import WorkflowExecution
 
 from bridge.executions import summary
 from bridge.story_list import WORD, stories_query
-from workers.cli import render as view
+from workers.cli import render
 from workers.cli.session import (
     UPDATE_WITHIN_S,
     Actor,
+    CommandError,
     Json,
-    Refused,
     Role,
     StoryId,
     Wide,
     checked,
+    command_errors,
     emit,
     err,
     handle,
     out,
     person,
-    refusals,
     run,
     temporal,
 )
@@ -72,7 +72,7 @@ def start(
 
     async def work() -> None:
         story = _read_story(file)
-        async with temporal(load()) as client, refusals(story.story_id, client):
+        async with temporal(load()) as client, command_errors(story.story_id, client):
             handle = await client.start_workflow(
                 StoryWorkflow.run,
                 story,
@@ -89,7 +89,7 @@ def start(
             print(json.dumps(started))
         else:
             out.print(
-                view.text(
+                render.text(
                     f"Started {handle.id}.  Follow it: fleet watch {shlex.quote(story.story_id)}"
                 )
             )
@@ -208,7 +208,7 @@ def report(
         try:
             measured = measure(directory, lambda name: progress.update(step, description=name))
         except CannotMeasure as error:
-            err.print(view.text(error), soft_wrap=True)
+            err.print(render.text(error), soft_wrap=True)
             raise typer.Exit(1) from None
 
     async def send(story: Story) -> StoryView:
@@ -234,7 +234,7 @@ def watch(
     """
 
     async def work() -> None:
-        async with temporal(load()) as client, refusals(story_id, client):
+        async with temporal(load()) as client, command_errors(story_id, client):
             with showing(as_json) as show:
                 async for now in follow(client, checked(story_id)):
                     show(now)
@@ -261,9 +261,9 @@ def list_stories(
     async def work() -> None:
         _require_words(role=role, state=state)
         query = stories_query(running=not closed, waiting=waiting, role=role, state=state)
-        async with temporal(load()) as client, refusals("", client):
+        async with temporal(load()) as client, command_errors("", client):
             rows = [_row(each) async for each in client.list_workflows(query)]
-        emit(rows, view.stories(rows), as_json, wide)
+        emit(rows, render.stories(rows), as_json, wide)
 
     run(work())
 
@@ -282,8 +282,8 @@ def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
                 story.query(StoryWorkflow.timeline, rpc_timeout=QUERY_WITHIN),
                 story.query(StoryWorkflow.usage, rpc_timeout=QUERY_WITHIN),
             )
-        page = view.StoryPage(story=state, moves=moves, plan=plan, timeline=timeline, usage=usage)
-        emit(page, view.page(page), as_json, wide)
+        page = render.StoryPage(story=state, moves=moves, plan=plan, timeline=timeline, usage=usage)
+        emit(page, render.page(page), as_json, wide)
 
     run(work())
 
@@ -311,10 +311,10 @@ def why(
             found = await find_why(driver, decision_id, story)
         if not found:
             of = f" of story {story}" if story else ""
-            raise Refused(
+            raise CommandError(
                 f"The graph has no decision {decision_id}{of}. `fleet show STORY` names decisions"
             )
-        emit(found, view.reasons(found), as_json, wide)
+        emit(found, render.reasons(found), as_json, wide)
 
     run(work())
 
@@ -328,7 +328,7 @@ def update(story_id: str, decide: Decision, as_json: bool) -> None:
     async def work() -> None:
         async with handle(story_id) as story, asyncio.timeout(UPDATE_WITHIN_S):
             after = await decide(story)
-        emit(after, view.story(after), as_json)
+        emit(after, render.story(after), as_json)
 
     run(work())
 
@@ -336,7 +336,7 @@ def update(story_id: str, decide: Decision, as_json: bool) -> None:
 async def _pending_gate(story: Story) -> str:
     now = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
     if not now.pending_gate:
-        raise Refused(
+        raise CommandError(
             f"Story {now.story_id} is in {now.state} and waits at no gate. "
             f"`fleet show {shlex.quote(now.story_id)}` says what may happen now"
         )
@@ -348,7 +348,7 @@ def _read_story(file: Path) -> StoryInput:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"STORY.json: {error}") from None
+        raise CommandError(f"STORY.json: {error}") from None
     try:
         return StoryInput.model_validate_json(text)
     except ValidationError as error:  # not JSON at all
@@ -361,12 +361,14 @@ def _read_story(file: Path) -> StoryInput:
 def _require_words(**options: str | None) -> None:
     for name, value in options.items():
         if value is not None and not re.fullmatch(WORD, value):
-            raise Refused(f"--{name}: must be letters, digits, '_' or '-', such as PO or DESIGN")
+            raise CommandError(
+                f"--{name}: must be letters, digits, '_' or '-', such as PO or DESIGN"
+            )
 
 
-def _row(execution: WorkflowExecution) -> view.StoryRow:
+def _row(execution: WorkflowExecution) -> render.StoryRow:
     known = execution.typed_search_attributes
-    return view.StoryRow(
+    return render.StoryRow(
         story_id=story_of(execution.id),
         state=known.get(STORY_STATE, ""),
         pending_gate=known.get(PENDING_GATE, ""),
@@ -384,7 +386,8 @@ def showing(as_json: bool) -> Iterator[Callable[[Snapshot | str], None]]:
     if out.is_terminal and not as_json:
         with Live(console=out, auto_refresh=False) as live:
             yield lambda now: live.update(
-                view.text(now, "red") if isinstance(now, str) else view.snapshot(now), refresh=True
+                render.text(now, "red") if isinstance(now, str) else render.snapshot(now),
+                refresh=True,
             )
         return
     last = ""
@@ -394,7 +397,7 @@ def showing(as_json: bool) -> Iterator[Callable[[Snapshot | str], None]]:
         if isinstance(now, str):
             said = json.dumps({"error": now}) if as_json else now
         else:
-            said = now.model_dump_json() if as_json else view.line(now)
+            said = now.model_dump_json() if as_json else render.line(now)
         if said != last:
             print(said, flush=True)
         last = said

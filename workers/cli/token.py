@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from workers.cli.render import text
-from workers.cli.session import Json, Refused, err, run, token_caller
-from workers.clients.connection import plain
+from workers.cli.session import CommandError, Json, err, run, token_caller
+from workers.clients.connection import secret_value
 from workers.settings import load
 
 app = typer.Typer(
@@ -42,10 +42,10 @@ def create(
         from bridge.grpc.auth import Caller, create_token  # gRPC is slow to import
 
         if not days <= DAYS_AT_MOST:  # refuses NaN, too
-            raise Refused(f"--days: must be a number up to {DAYS_AT_MOST}")
-        key = plain(load().grpc_token_key)
+            raise CommandError(f"--days: must be a number up to {DAYS_AT_MOST}")
+        key = secret_value(load().grpc_token_key)
         if key is None:
-            raise Refused(
+            raise CommandError(
                 "GRPC_TOKEN_KEY is not set: set it to the key that the services have, or run "
                 "where the local stack's `env` file is"
             )
@@ -69,7 +69,7 @@ def show(as_json: Json = False) -> None:
     async def work() -> None:
         caller = token_caller(load())
         if caller is None:
-            raise Refused("FLEET_TOKEN is not set. `fleet token create` makes one")
+            raise CommandError("FLEET_TOKEN is not set. `fleet token create` makes one")
         if as_json:
             print(json.dumps({"actor": caller.actor, "roles": sorted(caller.roles)}))
         else:

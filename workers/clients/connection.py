@@ -15,16 +15,16 @@ class StartError(Exception):
     """A process cannot start or continue: one line with the server, its address and what to do."""
 
 
-def plain(secret: SecretStr | None) -> str | None:
+def secret_value(secret: SecretStr | None) -> str | None:
     """Return the secret itself, for the client that needs it."""
     return secret.get_secret_value() if secret else None
 
 
-def words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return an error's message on one line, cut to 300 characters."""
     return " ".join(f"{error}".split())[:300] or type(error).__name__
 
 
-def place(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return the URL for display, without the user and password that it may contain."""
     return re.sub(r"//[^/@]*@", "//", url)

@@ -10,7 +10,7 @@ import httpx
 
 from activities.agents import openai_client as llm
 from activities.agents.llm_errors import CallFailed
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, place, plain
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, redact_url, secret_value
 from workers.settings import Settings
 from workflows.models.error_types import ErrorType
 
@@ -33,8 +33,8 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     Raises:
         StartError: wrong address, credential or model.
     """
-    where = f"The LLM at {place(settings.vllm_url)}"
-    client = llm.connect(settings.vllm_url, plain(settings.vllm_api_key) or "none")
+    where = f"The LLM at {redact_url(settings.vllm_url)}"
+    client = llm.connect(settings.vllm_url, secret_value(settings.vllm_api_key) or "none")
     async with client:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -84,7 +84,7 @@ class DefaultModel:
         return self._model
 
     async def _served(self) -> str:
-        key = plain(self._settings.vllm_api_key) or "none"
+        key = secret_value(self._settings.vllm_api_key) or "none"
         try:
             async with (
                 asyncio.timeout(LOOKED_UP_WITHIN_S),

@@ -11,7 +11,13 @@ from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, place, plain, words
+from workers.clients.connection import (
+    ANSWER_WITHIN_S,
+    StartError,
+    one_line,
+    redact_url,
+    secret_value,
+)
 from workers.settings import Settings
 
 RECONNECT_EVERY_S = 1
@@ -49,7 +55,7 @@ async def open_nats(
     Raises:
         StartError: wrong address or credential, or no JetStream.
     """
-    where = f"NATS at {place(settings.nats_url)}"
+    where = f"NATS at {redact_url(settings.nats_url)}"
     refused = f"{where}: authentication failed. Check NATS_USER and NATS_PASSWORD"
     closing = False
 
@@ -71,7 +77,7 @@ async def open_nats(
         await client.connect(
             settings.nats_url,
             user=settings.nats_user,
-            password=plain(settings.nats_password),
+            password=secret_value(settings.nats_password),
             tls=_nats_tls(settings),
             name="swe-ai-fleet",
             error_cb=note,
@@ -101,13 +107,13 @@ async def open_nats(
             await client.jetstream().account_info()
     except JetStreamError as error:
         raise StartError(
-            f"{where} has no JetStream: {words(error)}. Start it with -js and a store directory"
+            f"{where} has no JetStream: {one_line(error)}. Start it with -js and a store directory"
         ) from error
     except (TimeoutError, OSError, NatsError) as error:
         if _is_refusal(error):
             raise StartError(refused) from error
         raise StartError(
-            f"{where} is not reachable: {words(error)}. Start it, or set NATS_URL"
+            f"{where} is not reachable: {one_line(error)}. Start it, or set NATS_URL"
         ) from error
     try:
         yield client
@@ -127,7 +133,7 @@ async def _probe_nats(settings: Settings) -> None:
         probe = await nats.connect(
             settings.nats_url,
             user=settings.nats_user,
-            password=plain(settings.nats_password),
+            password=secret_value(settings.nats_password),
             tls=_nats_tls(settings),
             allow_reconnect=False,
             max_reconnect_attempts=1,

@@ -7,7 +7,13 @@ from contextlib import asynccontextmanager, contextmanager
 import neo4j
 from neo4j.exceptions import AuthError, DriverError, Neo4jError
 
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, place, plain, words
+from workers.clients.connection import (
+    ANSWER_WITHIN_S,
+    StartError,
+    one_line,
+    redact_url,
+    secret_value,
+)
 from workers.settings import Settings
 
 
@@ -18,10 +24,10 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
     Raises:
         StartError: wrong address or credential.
     """
-    where = f"Neo4j at {place(settings.neo4j_uri)}"
+    where = f"Neo4j at {redact_url(settings.neo4j_uri)}"
     driver = neo4j.AsyncGraphDatabase.driver(
         settings.neo4j_uri,
-        auth=(settings.neo4j_user, plain(settings.neo4j_password) or ""),
+        auth=(settings.neo4j_user, secret_value(settings.neo4j_password) or ""),
         connection_timeout=ANSWER_WITHIN_S,
         connection_acquisition_timeout=ANSWER_WITHIN_S,
         max_transaction_retry_time=ANSWER_WITHIN_S,  # less than the timeout of an activity
@@ -41,7 +47,7 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
 
 
 @contextmanager
-def takes_schema(settings: Settings) -> Iterator[None]:
+def schema_errors(settings: Settings) -> Iterator[None]:
     """Stop the process if Neo4j rejects a change while the graph is brought up to date.
 
     Raises:
@@ -51,6 +57,6 @@ def takes_schema(settings: Settings) -> Iterator[None]:
         yield
     except (Neo4jError, DriverError) as error:
         raise StartError(
-            f"Neo4j at {place(settings.neo4j_uri)} does not take the graph's schema: "
-            f"{words(error)}. Correct what it names, then start again"
+            f"Neo4j at {redact_url(settings.neo4j_uri)} does not take the graph's schema: "
+            f"{one_line(error)}. Correct what it names, then start again"
         ) from error

@@ -9,7 +9,7 @@ from temporalio.converter import DataConverter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, plain
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, secret_value
 from workers.clients.queries import RepeatedQueries
 from workers.settings import Settings
 
@@ -31,7 +31,7 @@ async def open_temporal(
             client = await Client.connect(
                 settings.temporal_address,
                 namespace=settings.temporal_namespace,
-                api_key=plain(settings.temporal_api_key),
+                api_key=secret_value(settings.temporal_api_key),
                 tls=_temporal_tls(settings),
                 data_converter=converter,
                 runtime=runtime,

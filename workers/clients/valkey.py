@@ -12,7 +12,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, plain
+from workers.clients.connection import ANSWER_WITHIN_S, StartError, secret_value
 from workers.settings import Settings
 
 KEEPS_EVERYTHING = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl")
@@ -23,7 +23,7 @@ def valkey_client(settings: Settings) -> Redis:
     return Redis(
         host=settings.redis_host,
         port=settings.redis_port,
-        password=plain(settings.redis_password),
+        password=secret_value(settings.redis_password),
         ssl=settings.redis_tls,
         socket_connect_timeout=ANSWER_WITHIN_S,
         socket_timeout=ANSWER_WITHIN_S,  # less than the timeout of an activity

@@ -21,7 +21,7 @@ from bridge.agents.responses import AgentResponses
 from bridge.mirror.source import Source, read_source
 from workers.clients.engine import Engine, open_engine
 from workers.clients.nats import open_nats
-from workers.processes.process import Base, Running, options, valid_config
+from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import AGENTS_QUEUE
 
@@ -61,7 +61,7 @@ def agents_worker(
 
 
 @asynccontextmanager
-async def process(base: Base) -> AsyncIterator[Running]:
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Check that the model is served, then run.
 
     NATS may connect later, because only some agents need it.
@@ -80,7 +80,7 @@ async def process(base: Base) -> AsyncIterator[Running]:
         responses = AgentResponses(
             nats, settings.nats_replicas, base.temporal, base.valkey, prompts
         )
-        yield Running(
+        yield RunningProcess(
             {AGENTS_QUEUE: worker, RESPONSES: responses},
             {"llm": partial(served_models, engine.client)},
         )

@@ -15,7 +15,7 @@ from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source, read_source
 from workers.clients.connection import StartError
 from workers.clients.nats import open_nats
-from workers.processes.process import Base, Running, options
+from workers.processes.process import ProcessContext, RunningProcess, options
 from workers.settings import Settings
 from workflows.stubs import BRIDGE_QUEUE
 
@@ -34,7 +34,7 @@ def bridge_worker(client: Client, settings: Settings, nats: Nats, source: Source
 
 
 @asynccontextmanager
-async def process(base: Base) -> AsyncIterator[Running]:
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Reconcile the streams, then run."""
     async with open_nats(base.settings, base.lost) as nats:
         try:
@@ -50,4 +50,4 @@ async def process(base: Base) -> AsyncIterator[Running]:
 
         source = await read_source(base.temporal)
         worker = bridge_worker(base.temporal, base.settings, nats, source)
-        yield Running({BRIDGE_QUEUE: worker}, {"nats": connected})
+        yield RunningProcess({BRIDGE_QUEUE: worker}, {"nats": connected})

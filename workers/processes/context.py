@@ -18,8 +18,8 @@ from activities.graph.migrations import migrate
 from activities.heartbeats import Heartbeats
 from activities.planning import Planning, load_config
 from activities.redaction import load_redaction
-from workers.clients.neo4j import open_neo4j, takes_schema
-from workers.processes.process import Base, Running, options, valid_config
+from workers.clients.neo4j import open_neo4j, schema_errors
+from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import CONTEXT_QUEUE
 
@@ -60,7 +60,7 @@ def context_worker(
 
 
 @asynccontextmanager
-async def process(base: Base) -> AsyncIterator[Running]:
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Bring the graph's schema and councils up to date, then run."""
     config = base.settings.fleet_config
     with valid_config(InvalidConfig):
@@ -69,8 +69,8 @@ async def process(base: Base) -> AsyncIterator[Running]:
     async with open_neo4j(base.settings) as driver:
         with valid_config(InvalidConfig):
             worker = context_worker(base.temporal, base.settings, driver, base.valkey)
-        with takes_schema(base.settings):
+        with schema_errors(base.settings):
             versions = await migrate(driver)
             await seed_councils(driver, config / "councils.yaml", base.settings.agent_type)
         log.info("graph is up to date", migrations=versions)
-        yield Running({CONTEXT_QUEUE: worker}, {"neo4j": driver.verify_connectivity})
+        yield RunningProcess({CONTEXT_QUEUE: worker}, {"neo4j": driver.verify_connectivity})

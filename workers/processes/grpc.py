@@ -34,11 +34,11 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from bridge.grpc.workspace import WorkspaceServicer
-from workers.clients.connection import StartError, plain, words
+from workers.clients.connection import StartError, one_line, secret_value
 from workers.clients.engine import DefaultModel
-from workers.clients.neo4j import open_neo4j, takes_schema
+from workers.clients.neo4j import open_neo4j, schema_errors
 from workers.health import Check
-from workers.processes.process import Base, Running, valid_config
+from workers.processes.process import ProcessContext, RunningProcess, valid_config
 from workers.settings import SERVICES, Settings
 
 log = structlog.stdlib.get_logger(__name__)
@@ -55,7 +55,7 @@ class Stores(NamedTuple):
 
 
 @asynccontextmanager
-async def process(base: Base) -> AsyncIterator[Running]:
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Serve `base.service`, or all five."""
     settings = base.settings
     names = [base.service] if base.service else SERVICES
@@ -66,7 +66,7 @@ async def process(base: Base) -> AsyncIterator[Running]:
         stores: Stores | None = None
         if WITH_GRAPH.intersection(names):
             driver = await opened.enter_async_context(open_neo4j(settings))
-            with takes_schema(settings):
+            with schema_errors(settings):
                 await migrate(driver)
             checks["neo4j"] = driver.verify_connectivity
             with valid_config(InvalidConfig):
@@ -91,10 +91,10 @@ async def process(base: Base) -> AsyncIterator[Running]:
                 raise StartError(f"{error}: set GRPC_HOST and GRPC_{name.upper()}_PORT") from error
             log.info("serves", service=name, host=settings.grpc_host, port=job.port)
             jobs[f"grpc-{name}"] = job
-        yield Running(jobs, checks)
+        yield RunningProcess(jobs, checks)
 
 
-def served(name: str, base: Base, stores: Stores | None) -> Served:
+def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
     """Return the service of that name.
 
     Raises:
@@ -152,7 +152,7 @@ def token_key(settings: Settings) -> str:
     Raises:
         StartError: there is none; no service runs without authentication.
     """
-    key = plain(settings.grpc_token_key)
+    key = secret_value(settings.grpc_token_key)
     if not key:
         raise StartError(
             "GRPC_TOKEN_KEY (key that gRPC's tokens are signed with) is not set: set it to 32 "
@@ -183,7 +183,7 @@ def tls(settings: Settings) -> grpc.ServerCredentials | None:
     except (OSError, ssl.SSLError) as error:
         raise StartError(
             f"GRPC_TLS_CERT {cert} and GRPC_TLS_KEY {key} are not a certificate and its key: "
-            f"{words(error)}"
+            f"{one_line(error)}"
         ) from error
     return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
 

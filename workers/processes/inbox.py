@@ -20,13 +20,13 @@ from bridge.jetstream.streams import StreamError
 from bridge.mirror.story_sweep import StorySweep
 from workers.clients.connection import StartError
 from workers.clients.nats import open_nats
-from workers.clients.neo4j import open_neo4j, takes_schema
-from workers.processes.process import Base, Running, valid_config
+from workers.clients.neo4j import open_neo4j, schema_errors
+from workers.processes.process import ProcessContext, RunningProcess, valid_config
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-def open_graph(base: Base, driver: AsyncDriver) -> Graph:
+def open_graph(base: ProcessContext, driver: AsyncDriver) -> Graph:
     """Open the graph and its cache."""
     settings = base.settings
     return Graph(
@@ -37,21 +37,21 @@ def open_graph(base: Base, driver: AsyncDriver) -> Graph:
     )
 
 
-def inbox(base: Base, nats: Nats, graph: Graph) -> Inbox:
+def inbox(base: ProcessContext, nats: Nats, graph: Graph) -> Inbox:
     """Return the inbox: it stores messages as the workflows' outbox does, and notifies stories."""
     settings = base.settings
     return Inbox(nats, graph, base.temporal, settings.nats_replicas, settings.deliberation_timeout)
 
 
 @asynccontextmanager
-async def process(base: Base) -> AsyncIterator[Running]:
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Bring graph, streams and consumers up to date, then run."""
     async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
         with valid_config(InvalidConfig):
             graph = open_graph(base, driver)
         job = inbox(base, nats, graph)
         sweep = StorySweep(base.temporal, graph, base.settings.story_sweep_seconds)
-        with takes_schema(base.settings):
+        with schema_errors(base.settings):
             await migrate(driver)
         jetstream = nats.jetstream()
         try:
@@ -60,7 +60,7 @@ async def process(base: Base) -> AsyncIterator[Running]:
         except (StreamError, ConsumerError) as error:
             raise StartError(str(error)) from error
         log.info("consumers are as declared", changes=changes)
-        yield Running(
+        yield RunningProcess(
             {"inbox": job, "story-sweep": sweep},
             {"neo4j": driver.verify_connectivity, "nats": jetstream.account_info},
         )

@@ -29,7 +29,7 @@ UNVERSIONED = "unversioned"
 
 
 @dataclass(frozen=True)
-class Base:
+class ProcessContext:
     """The resources of every process: Temporal, and Valkey for its data converter's payloads.
 
     Attributes:
@@ -68,14 +68,14 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningProcess:
     """A process's jobs by name (a worker's is its task queue), and the checks of its servers."""
 
     jobs: Mapping[str, Job]
     checks: Mapping[str, Check] = field(default_factory=dict)
 
 
-Process = Callable[[Base], AbstractAsyncContextManager[Running]]
+Process = Callable[[ProcessContext], AbstractAsyncContextManager[RunningProcess]]
 
 PROCESSES = {
     "story": "workers.processes.story",

@@ -11,7 +11,7 @@ from temporalio.worker import Worker
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from workers import search_attributes
-from workers.processes.process import Base, Running, options
+from workers.processes.process import ProcessContext, RunningProcess, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow
@@ -23,7 +23,7 @@ from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
-STICKY_FOR = timedelta(seconds=5)
+STICKY_TIMEOUT = timedelta(seconds=5)
 """How long a story waits for the worker that has it in its cache, before another takes it."""
 
 log = structlog.stdlib.get_logger(__name__)
@@ -45,14 +45,14 @@ def story_worker(client: Client, settings: Settings) -> Worker:
         ],
         activities=[Children(client).follow],
         workflow_runner=workflow_runner(),
-        sticky_queue_schedule_to_start_timeout=STICKY_FOR,
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         **options(settings, Heartbeats()),
     )
 
 
 @asynccontextmanager
-async def process(base: Base) -> AsyncIterator[Running]:
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Register the search attributes, then run."""
     added = await search_attributes.register(base.temporal)
     log.info("search attributes registered", added=added)
-    yield Running({STORY_QUEUE: story_worker(base.temporal, base.settings)})
+    yield RunningProcess({STORY_QUEUE: story_worker(base.temporal, base.settings)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from workflows.models.base import AgentType, Wire
+from workflows.models.base import AgentType, Model
 from workflows.models.context import ContextPack, DecisionAdded, MilestoneReached
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.readiness import Finding, StoryText
@@ -30,7 +30,7 @@ def refuse_mock(agent_type: AnyType) -> AnyType:
     return agent_type
 
 
-class CallUsage(Wire):
+class CallUsage(Model):
     """The cost of one LLM call, answered or failed."""
 
     act: str
@@ -53,7 +53,7 @@ class CallUsage(Wire):
         return self.tokens_in + self.tokens_out
 
 
-class UsageLine(Wire):
+class UsageLine(Model):
     """Calls, tokens and seconds of one phase, role and model.
 
     Attributes:
@@ -71,7 +71,7 @@ class UsageLine(Wire):
     estimated: bool = False
 
 
-class Agent(Wire):
+class Agent(Model):
     """An agent of a council. `model` empty: the default. `persona`: its point of view."""
 
     agent_id: str
@@ -81,14 +81,14 @@ class Agent(Wire):
     persona: str = ""
 
 
-class CouncilQuery(Wire):
+class CouncilQuery(Model):
     """A query for a council. `size`: None for all of its agents."""
 
     role: str
     size: int | None = None
 
 
-class Council(Wire):
+class Council(Model):
     """A council with its agents, in the order of their ids."""
 
     council_id: str
@@ -102,7 +102,7 @@ class Council(Wire):
     """Default number of review rounds; 0: the default of DeliberationInput."""
 
 
-class Task(Wire):
+class Task(Model):
     """The task that a council works on."""
 
     task_id: str
@@ -116,7 +116,7 @@ class Task(Wire):
     """Reasons of the rejections that returned the story to this state, newest last."""
 
 
-class Decision(Wire):
+class Decision(Model):
     """A decision of a proposal. `affects`: titles or ids of the affected items."""
 
     title: str
@@ -124,7 +124,7 @@ class Decision(Wire):
     affects: list[str] = []
 
 
-class Proposal(Wire):
+class Proposal(Model):
     """An agent's structured answer. `content` is Markdown, code in fenced blocks."""
 
     approach: str
@@ -132,14 +132,14 @@ class Proposal(Wire):
     decisions: list[Decision] = []
 
 
-class CritiquePoint(Wire):
+class CritiquePoint(Model):
     """One point of a critique."""
 
     severity: Literal["low", "medium", "high"]
     text: str
 
 
-class Critique(Wire):
+class Critique(Model):
     """One agent's critique of another's proposal."""
 
     verdict: Literal["accept", "revise", "reject"]
@@ -147,7 +147,7 @@ class Critique(Wire):
     suggestion: str = ""
 
 
-class AgentCall(Wire):
+class AgentCall(Model):
     """The common input of every LLM call.
 
     Attributes:
@@ -182,7 +182,7 @@ class ReviseInput(AgentCall):
     critiques: list[Critique]
 
 
-class Contender(Wire):
+class Contender(Model):
     """A proposal in a near tie."""
 
     agent_id: str
@@ -196,7 +196,7 @@ class JudgeInput(AgentCall):
     contenders: list[Contender]
 
 
-class Verdict(Wire):
+class Verdict(Model):
     """The judge's choice and its reason."""
 
     winner_id: str
@@ -226,7 +226,7 @@ class WriteStoryInput(AgentCall):
     findings: list[Finding] = []
 
 
-class PlannedTask(Wire):
+class PlannedTask(Model):
     """A task of a plan. `depends_on`: task ids in the same plan. priority: 1 is first."""
 
     task_id: str
@@ -237,7 +237,7 @@ class PlannedTask(Wire):
     priority: int = 1
 
 
-class DraftTask(Wire):
+class DraftTask(Model):
     """A task as the decoder writes it. `depends_on`: numbers of earlier tasks, starting at 1."""
 
     role: str
@@ -247,35 +247,35 @@ class DraftTask(Wire):
     priority: int = 1
 
 
-class ProposalAnswer(Wire):
+class ProposalAnswer(Model):
     """A proposal and its cost."""
 
     proposal: Proposal
     usage: CallUsage
 
 
-class CritiqueAnswer(Wire):
+class CritiqueAnswer(Model):
     """A critique and its cost."""
 
     critique: Critique
     usage: CallUsage
 
 
-class JudgeAnswer(Wire):
+class JudgeAnswer(Model):
     """A verdict and its cost."""
 
     verdict: Verdict
     usage: CallUsage
 
 
-class DerivePlanAnswer(Wire):
+class DerivePlanAnswer(Model):
     """The drafts of a plan's tasks and their cost."""
 
     tasks: list[DraftTask]
     usage: CallUsage
 
 
-class WriteStoryAnswer(Wire):
+class WriteStoryAnswer(Model):
     """A story written by an agent, and its cost."""
 
     story: StoryText

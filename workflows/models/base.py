@@ -33,19 +33,19 @@ Rigor = Literal["L0", "L1", "L2", "L3"]
 AgentType = Literal["RAY_VLLM", "VLLM", "NATS"]
 
 
-class Wire(BaseModel):
+class Model(BaseModel):
     """A frozen model that a history may hold; unknown fields are dropped."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A frozen part of a request; unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Request(Part):
+class Request(Section):
     """A frozen model that comes from outside.
 
     Raises:

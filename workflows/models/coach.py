@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from workflows.models.agents import CallUsage
-from workflows.models.base import Request, Wire
+from workflows.models.base import Model, Request
 from workflows.models.errors import InvalidInput
 from workflows.models.readiness import Readiness, StoryText
 
@@ -26,7 +26,7 @@ class CoachInput(Request):
         return self
 
 
-class CoachResult(Wire):
+class CoachResult(Model):
     """The story to use. `reason`: why the original is returned, if no better one was written."""
 
     story: StoryText

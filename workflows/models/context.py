@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from workflows.models.base import Actor, Line, Request, Wire, content_hash
+from workflows.models.base import Actor, Line, Model, Request, content_hash
 from workflows.models.ids import Id, LongId
 
 
@@ -43,7 +43,7 @@ class MilestonesAdded(Request):
     milestones: list[MilestoneReached] = Field(max_length=1_000)
 
 
-class PackQuery(Wire):
+class PackQuery(Model):
     """A query for a context pack. `token_budget` 0: the default of deploy/config/scopes.yaml."""
 
     story_id: str
@@ -55,7 +55,7 @@ class PackQuery(Wire):
     """True if the story's start was recorded. A graph that does not have it has lost the story."""
 
 
-class ContextPack(Wire):
+class ContextPack(Model):
     """A context pack: three blocks and the hash of their content."""
 
     system: str = ""
@@ -66,7 +66,7 @@ class ContextPack(Wire):
     version: str = ""
 
 
-class ContextChange(Wire):
+class ContextChange(Model):
     """One change as requested; it is validated where it is stored. `payload`: a JSON object."""
 
     operation: str = ""
@@ -76,7 +76,7 @@ class ContextChange(Wire):
     reason: str = ""
 
 
-class PhaseChange(Wire):
+class PhaseChange(Model):
     """A story's move from one phase to another, made outside any workflow."""
 
     from_phase: str
@@ -115,7 +115,7 @@ def request_hash(update: ContextUpdate) -> str:
     return content_hash(said)
 
 
-class ContextWrite(Wire):
+class ContextWrite(Model):
     """An update to store.
 
     Attributes:
@@ -130,7 +130,7 @@ class ContextWrite(Wire):
     update: ContextUpdate
 
 
-class ContextAnswer(Wire):
+class ContextAnswer(Model):
     """The result of an update. `changed`: entity types. `warnings`: one per rejected change."""
 
     version: int

@@ -7,19 +7,19 @@ from typing import Literal
 from pydantic import Field
 
 from workflows.models.agents import CallUsage, Critique, Proposal
-from workflows.models.base import Request, Wire
+from workflows.models.base import Model, Request
 from workflows.models.context import DecisionAdded
 from workflows.models.ids import Id, LongId, Role
 
 
-class CheckInput(Wire):
+class CheckInput(Model):
     """A proposal to check, and the agent that wrote it."""
 
     agent_id: str
     proposal: Proposal
 
 
-class Check(Wire):
+class Check(Model):
     """The result of one check of one proposal.
 
     Attributes:
@@ -37,14 +37,14 @@ class Check(Wire):
     exit_code: int | None = None
 
 
-class CheckReport(Wire):
+class CheckReport(Model):
     """The checks of a proposal, and the weights from deploy/config/checks.yaml."""
 
     checks: list[Check]
     weights: dict[str, float]
 
 
-class RankedProposal(Wire):
+class RankedProposal(Model):
     """A proposal with its rank.
 
     Attributes:
@@ -69,7 +69,7 @@ class RankedProposal(Wire):
     created_at_ms: int = 0
 
 
-class FailedAgent(Wire):
+class FailedAgent(Model):
     """An agent that was left out, in which act, and why."""
 
     agent_id: str = Field(description="The agent that failed")
@@ -108,7 +108,7 @@ class DeliberationInput(Request):
     """Text that the agents get after their context pack."""
 
 
-class RecordedDecision(Wire):
+class RecordedDecision(Model):
     """A winner's decision as the graph and the events hold it."""
 
     id: str = Field(description="The decision")
@@ -119,7 +119,7 @@ class RecordedDecision(Wire):
     affects: list[str] = Field([], description="What it touches, in the agent's words")
 
 
-class DeliberationResult(Wire):
+class DeliberationResult(Model):
     """The outcome of a deliberation; `ranked` is empty if it failed."""
 
     task_id: str
@@ -140,7 +140,7 @@ class DeliberationResult(Wire):
     duration_ms: int = 0
 
 
-class Progress(Wire):
+class Progress(Model):
     """The answer to the query `progress`: the current wave and who has answered in it."""
 
     status: str
@@ -152,7 +152,7 @@ class Progress(Wire):
     tokens: int = 0
 
 
-class DeliberationRecord(Wire):
+class DeliberationRecord(Model):
     """Everything that the graph keeps of a finished deliberation, with its provenance."""
 
     story_id: str = ""
@@ -170,7 +170,7 @@ class DeliberationRecord(Wire):
     timestamp: str
 
 
-class WaveRequest(Wire):
+class WaveRequest(Model):
     """A child's request to its story to grant a wave. `usage`: all of the child's calls so far."""
 
     workflow_id: str
@@ -178,7 +178,7 @@ class WaveRequest(Wire):
     usage: list[CallUsage]
 
 
-class ChildRun(Wire):
+class ChildRun(Model):
     """A run of a deliberation or plan whose story has continued as new since it started."""
 
     workflow_id: str

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from workflows.models.agents import PlannedTask
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.deliberation import FailedAgent, RecordedDecision
 
 
@@ -50,7 +50,7 @@ DurationMs = Annotated[int, about("How long it took, in milliseconds", 41_250)]
 CALL_ID = "6f1d2c9a3b5e4d708192a3b4c5d6e7f8"
 
 
-class EventBody(Wire):
+class EventBody(Model):
     """A flat JSON body. Story and time are empty until an outbox or a parser sets them."""
 
     SUBJECT: ClassVar[str] = ""
@@ -529,7 +529,7 @@ def _because(what: str, why: str) -> str:
     return f"{what}: {why}" if why else what
 
 
-class Entry(Wire):
+class Entry(Model):
     """One entry of an outbox.
 
     `id` is the CloudEvents id. `kind` is the body's class name; `subject` is empty if the entry is
@@ -549,7 +549,7 @@ class Entry(Wire):
 # --- external agents ----------------------------------------------------------------------------
 
 
-class AgentCommand(Wire):
+class AgentCommand(Model):
     """A call to an external agent, on `agent.cmd.{role}`.
 
     `call_id` is this one attempt's: an answer bears it. `prompt` is the whole prompt as text, and
@@ -577,7 +577,7 @@ class AgentCommand(Wire):
     seed: Annotated[int, about("The seed to sample with", 99_233_824)]
 
 
-class AgentResponse(Wire):
+class AgentResponse(Model):
     """An external agent's word on `agent.response.{task_id}`.
 
     `working` says that it is alive and at it; `done` has `content`, `failed` has `error`.
@@ -623,7 +623,7 @@ LATER_PUBLISHED = frozenset(
 """Subjects that the first release only recorded: its histories do not publish them."""
 
 
-class RecordBatch(Wire):
+class RecordBatch(Model):
     """Entries to store in the graph and the cache, in order.
 
     `owner` and `first` number the entries in their outbox. With the owner's start time they form
@@ -636,7 +636,7 @@ class RecordBatch(Wire):
     entries: list[Entry]
 
 
-class PublishBatch(Wire):
+class PublishBatch(Model):
     """Entries to publish to JetStream, in order; all of them have a subject."""
 
     entries: list[Entry]

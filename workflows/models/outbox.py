@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from workflows.models.base import Actor, Request, Wire
+from workflows.models.base import Actor, Model, Request
 from workflows.models.events import Entry, GateClosed, StoryCancelled
 
 
@@ -26,7 +26,7 @@ class OutboxState(BaseModel):
         return self.published + len(self.entries)
 
 
-class OutboxStuck(Wire):
+class OutboxStuck(Model):
     """An entry that was refused for good: it is retried every minute, or skipped.
 
     Attributes:

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from workflows.models.agents import CallUsage, PlannedTask
-from workflows.models.base import Request, Wire
+from workflows.models.base import Model, Request
 from workflows.models.context import DecisionAdded
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.ids import LONG_ID_CHARACTERS, Id, LongId, Role
 from workflows.models.readiness import StoryText
 
 
-class Plan(Wire):
+class Plan(Model):
     """A version of a story's plan."""
 
     plan_id: str
@@ -45,7 +45,7 @@ class PlanInput(Request):
     roles: list[Role] = Field(default=[], max_length=60)
 
 
-class TaskOutcome(Wire):
+class TaskOutcome(Model):
     """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed."""
 
     task_id: str
@@ -59,7 +59,7 @@ class TaskOutcome(Wire):
     usage: list[CallUsage] = []
 
 
-class PlanResult(Wire):
+class PlanResult(Model):
     """The outcome of a plan.
 
     Attributes:
@@ -73,7 +73,7 @@ class PlanResult(Wire):
     outcomes: list[TaskOutcome] = []
 
 
-class PlanQuery(Wire):
+class PlanQuery(Model):
     """A query for a plan in the graph."""
 
     story_id: str
@@ -90,7 +90,7 @@ class DerivationInput(Request):
     announce: bool = False
 
 
-class DerivationResult(Wire):
+class DerivationResult(Model):
     """The tasks of a plan, at least one."""
 
     story_id: str
@@ -98,7 +98,7 @@ class DerivationResult(Wire):
     tasks: list[PlannedTask]
 
 
-class StoredPlan(Wire):
+class StoredPlan(Model):
     """The graph's content for a plan: its tasks, or else its story's text, or neither."""
 
     tasks: list[PlannedTask] = []

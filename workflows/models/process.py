@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workflows.models.base import Wire
+from workflows.models.base import Model
 
 
-class Transition(Wire):
+class Transition(Model):
     """One row of the state machine. `roles`: who may take a rejection; otherwise empty."""
 
     source: str
@@ -17,7 +17,7 @@ class Transition(Wire):
     roles: list[str] = []
 
 
-class StateSpec(Wire):
+class StateSpec(Model):
     """A state and the work that the fleet does when it enters the state."""
 
     name: str
@@ -28,14 +28,14 @@ class StateSpec(Wire):
     rubric: str = ""
 
 
-class GuardSpec(Wire):
+class GuardSpec(Model):
     """A guard of the state machine. `role`: set for a human guard, empty for a computed one."""
 
     name: str
     role: str = ""
 
 
-class Machine(Wire):
+class Machine(Model):
     """The validated state machine of deploy/config/agile.fsm.yaml."""
 
     initial: str
@@ -46,7 +46,7 @@ class Machine(Wire):
     transitions: list[Transition]
 
 
-class RigorLevel(Wire):
+class RigorLevel(Model):
     """The thresholds and weights of one rigor level (deploy/config/rigor.yaml)."""
 
     dor_threshold: int
@@ -61,7 +61,7 @@ class RigorLevel(Wire):
     max_lint_errors: int
 
 
-class Process(Wire):
+class Process(Model):
     """The configuration that a story's run depends on, read once at its start."""
 
     machine: Machine

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from workflows.models.base import Wire
+from workflows.models.base import Model
 
 
-class StoryText(Wire):
+class StoryText(Model):
     """The text that a person wrote and that `approve_scope` approves."""
 
     title: str
@@ -13,7 +13,7 @@ class StoryText(Wire):
     acceptance_criteria: list[str] = []
 
 
-class Finding(Wire):
+class Finding(Model):
     """A finding that costs readiness points.
 
     Attributes:
@@ -26,7 +26,7 @@ class Finding(Wire):
     weight: int
 
 
-class Readiness(Wire):
+class Readiness(Model):
     """The Definition of Ready score: a total from 0 to 100 and the findings that cost points."""
 
     total: int

@@ -6,17 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from workflows.models.base import Count, Line, Part, Request, Wire
+from workflows.models.base import Count, Line, Model, Request, Section
 
 
-class BuildResult(Part):
+class BuildResult(Section):
     """The result of the workspace's build. `why`: what failed, in one line."""
 
     ok: bool
     why: str = Field(default="", max_length=1000)
 
 
-class UnitResult(Part):
+class UnitResult(Section):
     """The results of the unit tests.
 
     Attributes:
@@ -31,7 +31,7 @@ class UnitResult(Part):
     why: str = Field(default="", max_length=1000)
 
 
-class SonarResult(Part):
+class SonarResult(Section):
     """The findings of static analysis in the new code."""
 
     project_key: str = ""
@@ -40,7 +40,7 @@ class SonarResult(Part):
     new_major: Count
 
 
-class StaticResult(Part):
+class StaticResult(Section):
     """The results of static analysis and linting.
 
     Attributes:
@@ -52,7 +52,7 @@ class StaticResult(Part):
     lint_errors: Count | None = None
 
 
-class E2EResult(Part):
+class E2EResult(Section):
     """The results of the end-to-end tests; both counts are 0 if there are none."""
 
     ok: bool
@@ -60,13 +60,13 @@ class E2EResult(Part):
     failed: Count
 
 
-class PRResult(Part):
+class PRResult(Section):
     """The pull request, if there is one."""
 
     url: str = ""
 
 
-class Timings(Part):
+class Timings(Section):
     """The time that the workspace took."""
 
     total_ms: Count = 0
@@ -85,7 +85,7 @@ class WorkspaceReport(Request):
     timings: Timings = Timings()
 
 
-class ReportScore(Wire):
+class ReportScore(Model):
     """The score of a workspace report by rigor. `score`: 0 to 100."""
 
     score: int

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from workflows.models.base import Actor, Line, Request, Rigor, Title, Wire
+from workflows.models.base import Actor, Line, Model, Request, Rigor, Title
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.ids import Id, Role
@@ -77,7 +77,7 @@ class RaiseBudget(Request):
     role: Role
 
 
-class StoryRuns(Wire):
+class StoryRuns(Model):
     """The numbers that earlier runs of a story have used.
 
     A story id can be used again after its end (docs/design/0009-story-ids-used-again.md).
@@ -90,7 +90,7 @@ class StoryRuns(Wire):
     councils: dict[str, int] = {}
 
 
-class Move(Wire):
+class Move(Model):
     """A transition that leaves the current state, and what blocks it."""
 
     event: str
@@ -100,7 +100,7 @@ class Move(Wire):
     blocked_by: list[str] = []
 
 
-class StoryView(Wire):
+class StoryView(Model):
     """The answer to the query `state` and to every update."""
 
     story_id: str
@@ -124,7 +124,7 @@ class StoryView(Wire):
     cancelled: bool = False
 
 
-class TimelineEntry(Wire):
+class TimelineEntry(Model):
     """One line of the story's timeline. `at`: ISO 8601."""
 
     at: str
@@ -133,7 +133,7 @@ class TimelineEntry(Wire):
     text: str = ""
 
 
-class StoryResult(Wire):
+class StoryResult(Model):
     """The final state of a story."""
 
     story_id: str

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workflows.models.base import Wire
+from workflows.models.base import Model
 from workflows.models.process import Machine, Transition
 from workflows.models.story import Move
 
@@ -30,7 +30,7 @@ BUDGET_GATE = "budget"
 """The gate of a story that has used up its token budget; no machine defines it."""
 
 
-class Facts(Wire):
+class Facts(Model):
     """The known facts of a story.
 
     Attributes:
@@ -73,7 +73,7 @@ def open_gate(machine: Machine, state: str, facts: Facts) -> Transition | None:
     return None
 
 
-def automatic(machine: Machine, state: str, facts: Facts) -> Transition | None:
+def automatic_transition(machine: Machine, state: str, facts: Facts) -> Transition | None:
     """Return the first transition of `state` that needs no person and whose guards all hold."""
     for transition in _leaving(machine, state):
         if _kind(machine, transition) == "automatic" and all(
@@ -107,7 +107,7 @@ def rejection(machine: Machine, state: str, event: str) -> Transition | None:
     return None
 
 
-def way_back(machine: Machine, state: str, target: str) -> list[Transition] | None:
+def rejection_path(machine: Machine, state: str, target: str) -> list[Transition] | None:
     """Return the shortest chain of rejections from `state` to `target`; [] if they are the same.
 
     None if no chain leads there. Of equally short chains, the first one in the machine's order.
@@ -129,7 +129,7 @@ def way_back(machine: Machine, state: str, target: str) -> list[Transition] | No
     return chain[::-1]
 
 
-def legal(machine: Machine, state: str) -> list[str]:
+def legal_events(machine: Machine, state: str) -> list[str]:
     """Return the events that leave `state`, in the machine's order, for an error message."""
     return [transition.event for transition in _leaving(machine, state)]
 
@@ -143,7 +143,7 @@ def apply(machine: Machine, state: str, event: str) -> str:
     for transition in _leaving(machine, state):
         if transition.event == event:
             return transition.target
-    known = ", ".join(legal(machine, state)) or "none"
+    known = ", ".join(legal_events(machine, state)) or "none"
     raise ValueError(f"{event!r} does not leave state {state!r}; legal events: {known}")
 
 

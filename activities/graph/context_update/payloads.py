@@ -20,10 +20,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.changes import AHEAD_AT_MOST, Row, moment
+from activities.graph.changes import MAX_CLOCK_SKEW, Row, parse_timestamp
 from workflows.models.base import Actor, Line, Rigor, Title
 from workflows.models.ids import LongId, UpperWord
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 PAYLOAD_BYTES = 64 * 1024
 WARNING_CHARACTERS = 300
@@ -60,11 +60,11 @@ def _or_absent(value: Any) -> Any:
 def _utc(text: str, info: ValidationInfo) -> str:
     """Return the time in the one format that the graph uses, because times are sorted as text."""
     try:
-        at = moment(text, "time")
+        at = parse_timestamp(text, "time")
     except ApplicationError:
         raise ValueError("is not ISO 8601, as in 2026-01-31T12:00:00Z") from None
     _require_come(at, info)
-    return iso(at)
+    return format_timestamp(at)
 
 
 def _utc_ms(ms: int, info: ValidationInfo) -> int:
@@ -74,7 +74,7 @@ def _utc_ms(ms: int, info: ValidationInfo) -> int:
 
 def _require_come(at: datetime, info: ValidationInfo) -> None:
     assert info.context
-    if at > info.context["now"] + AHEAD_AT_MOST:
+    if at > info.context["now"] + MAX_CLOCK_SKEW:
         raise ValueError("is later than now; set your clock, or leave it out")
 
 

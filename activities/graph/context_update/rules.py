@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.changes import Row, Write, moment, order_key
+from activities.graph.changes import Row, Write, order_key, parse_timestamp
 from activities.graph.context_update.cypher import (
     CASE,
     DECISION_CHANGED,
@@ -40,19 +40,19 @@ from activities.graph.decisions import DECISION_LINKS, TASK_LINKS
 from workflows.models.context import ContextChange, ContextWrite
 from workflows.models.errors import invalid_input
 from workflows.models.ids import LongId
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 # --- reading a change -----------------------------------------------------------------------------
 
 _ENTITY_ID: TypeAdapter[str] = TypeAdapter(LongId)
 
 
-class Refused(ValueError):
+class RejectedChange(ValueError):
     """The reason why a change is not stored."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedChange:
     """A change that was parsed. DELETE has no payload.
 
     Attributes:
@@ -79,7 +79,7 @@ class Asked:
         return f"{self.operation} {self.entity_type} {self.entity_id}"
 
 
-def read_change(number: int, change: ContextChange, story_id: str, now: datetime) -> Asked:
+def read_change(number: int, change: ContextChange, story_id: str, now: datetime) -> ParsedChange:
     """Parse a change.
 
     Raises:
@@ -89,14 +89,16 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
     operation = change.operation.strip().upper()
     entity_type = change.entity_type.strip().upper()
     if operation not in OPERATIONS:
-        raise Refused(f"operation: {operation[:40]!r} is not one of {', '.join(OPERATIONS)}")
+        raise RejectedChange(f"operation: {operation[:40]!r} is not one of {', '.join(OPERATIONS)}")
     if entity_type not in ENTITY_TYPES:
-        raise Refused(f"entity_type: {entity_type[:40]!r} is not one of {', '.join(ENTITY_TYPES)}")
+        raise RejectedChange(
+            f"entity_type: {entity_type[:40]!r} is not one of {', '.join(ENTITY_TYPES)}"
+        )
     entity_id = change.entity_id or (story_id if entity_type == "CASE" else "")
     try:
         _ENTITY_ID.validate_python(entity_id)
     except ValidationError as error:
-        raise Refused(f"entity_id: {entity_id[:60]!r}: {error.errors()[0]['msg']}") from None
+        raise RejectedChange(f"entity_id: {entity_id[:60]!r}: {error.errors()[0]['msg']}") from None
     fields = _payload_fields(change.payload)
     own: dict[str, tuple[str, ...]] = dict.fromkeys(
         ("id", f"{entity_type.lower()}_id"), (entity_id,)
@@ -109,24 +111,26 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
         others |= {"entity_id": entity_id}
         entity_id = story_id
     if operation == "DELETE":
-        return Asked(number, operation, entity_type, entity_id, None, reason)
+        return ParsedChange(number, operation, entity_type, entity_id, None, reason)
     payload, others = _payload(PAYLOADS[entity_type], others, now)
     extras, left_out = extra_properties(others)
-    return Asked(number, operation, entity_type, entity_id, payload, reason, extras, left_out)
+    return ParsedChange(
+        number, operation, entity_type, entity_id, payload, reason, extras, left_out
+    )
 
 
 def _payload_fields(text: str) -> Row:
     """Parse the payload as a JSON object; an empty text has no fields."""
     if len(text.encode()) > PAYLOAD_BYTES:
-        raise Refused(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
+        raise RejectedChange(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
     try:
         fields = from_json(text, allow_inf_nan=False) if text.strip() else {}
     except ValueError as error:
-        raise Refused(f"payload: is not JSON ({error})") from None
+        raise RejectedChange(f"payload: is not JSON ({error})") from None
     if not isinstance(fields, dict):
-        raise Refused("payload: is JSON, but not an object")
+        raise RejectedChange("payload: is JSON, but not an object")
     if _has_null_character(fields):
-        raise Refused("payload: a text contains U+0000; remove it")
+        raise RejectedChange("payload: a text contains U+0000; remove it")
     return fields
 
 
@@ -146,7 +150,7 @@ def _without_ids(fields: Row, own: dict[str, tuple[str, ...]]) -> Row:
     for name, right in own.items():
         for given in (fields.get(name), fields.get(to_camel(name))):
             if given not in (None, "", *right):
-                raise Refused(
+                raise RejectedChange(
                     f"payload.{name}: {str(given)[:60]!r} is not {right[0]}, which this is about"
                 )
     names = {*own, *map(to_camel, own)}
@@ -164,7 +168,7 @@ def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, 
         if name is None:
             others[given] = value
         elif ours.setdefault(name, value) != value:
-            raise Refused(f"payload.{name}: is given under two names, with different values")
+            raise RejectedChange(f"payload.{name}: is given under two names, with different values")
     for name, instead in kind.INSTEAD.items():
         for given in instead:
             found = next((each for each in (given, to_camel(given)) if each in others), None)
@@ -173,14 +177,14 @@ def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, 
     try:
         return kind.model_validate(ours, context={"now": now}), others
     except ValidationError as error:
-        raise Refused(invalid_input("payload", error).message) from None
+        raise RejectedChange(invalid_input("payload", error).message) from None
 
 
 # --- validation against the graph -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Known:
+class EntityState:
     """The state of an entity: as stored, or as earlier changes of the update left it."""
 
     live: bool
@@ -191,7 +195,7 @@ class Known:
 
 
 @dataclass
-class Found:
+class StorySnapshot:
     """The stored state of a story, read under its lock."""
 
     story_live: bool
@@ -201,7 +205,7 @@ class Found:
     """Workflow id of the update that created this version."""
     plans: dict[str, int] = field(default_factory=dict)
     """Plan id -> version, for plans that are not deleted."""
-    entities: dict[Entity, Known] = field(default_factory=dict)
+    entities: dict[Entity, EntityState] = field(default_factory=dict)
     needs: dict[str, list[str]] = field(default_factory=dict)
     """Subtask id -> the subtasks that it depends on; empty if no change sets dependencies."""
     created: Row = field(default_factory=dict)
@@ -216,48 +220,53 @@ class Found:
 
 
 @dataclass
-class Judged:
+class JudgedChanges:
     """The stored and the refused changes. A change that is stored in part also has a warning."""
 
     writes: list[Write] = field(default_factory=list)
-    applied: list[Asked] = field(default_factory=list)
+    applied: list[ParsedChange] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-Read = Sequence[Asked | Refused]
+ParsedChanges = Sequence[ParsedChange | RejectedChange]
 
 
-def read_changes(write: ContextWrite) -> list[Asked | Refused]:
-    """Parse every change; return a `Refused` for each one that is invalid."""
-    found: list[Asked | Refused] = []
+def read_changes(write: ContextWrite) -> list[ParsedChange | RejectedChange]:
+    """Parse every change; return a `RejectedChange` for each one that is invalid."""
+    found: list[ParsedChange | RejectedChange] = []
     now = datetime.fromtimestamp(write.started_ms / 1000, UTC)
     for number, change in enumerate(write.update.changes):
         try:
             found.append(read_change(number, change, write.update.story_id, now))
-        except Refused as refusal:
+        except RejectedChange as refusal:
             found.append(refusal)
         except Exception as error:  # any error refuses the change  # noqa: BLE001
             # A change that cannot be parsed now never can be: a retry would fail the same way.
-            found.append(Refused(f"cannot be read ({type(error).__name__}); write it otherwise"))
+            found.append(
+                RejectedChange(f"cannot be read ({type(error).__name__}); write it otherwise")
+            )
     return found
 
 
 def judge(
-    write: ContextWrite, read: Read, found: Found, role_of: Callable[[str], str] = str.upper
-) -> Judged:
+    write: ContextWrite,
+    read: ParsedChanges,
+    found: StorySnapshot,
+    role_of: Callable[[str], str] = str.upper,
+) -> JudgedChanges:
     """Decide which changes are stored and what is written for them; update `found` accordingly."""
-    judged = Judged()
-    at = moment(write.at, "timestamp")
-    write = write.model_copy(update={"at": iso(at)})
+    judged = JudgedChanges()
+    at = parse_timestamp(write.at, "timestamp")
+    write = write.model_copy(update={"at": format_timestamp(at)})
     for number, asked in enumerate(read):
         change = write.update.changes[number]
         try:
-            if isinstance(asked, Refused):
+            if isinstance(asked, RejectedChange):
                 raise asked
             fixed = _fixed(asked, found)
             order = order_key(at, write.started_ms, number)
             judged.writes += _writes(write, asked, fixed, found, order, role_of)
-        except Refused as refusal:
+        except RejectedChange as refusal:
             judged.warnings.append(_warning(number, change, str(refusal)))
         else:
             judged.applied.append(asked)
@@ -275,7 +284,7 @@ def _warning(number: int, change: ContextChange, why: str) -> str:
     return " ".join(words.split())[:WARNING_CHARACTERS]
 
 
-def _fixed(asked: Asked, found: Found) -> list[str]:
+def _fixed(asked: ParsedChange, found: StorySnapshot) -> list[str]:
     """Return the immutable fields of the case for which the change has another value."""
     if not isinstance(asked.payload, CasePayload) or not found.created:
         return []
@@ -288,7 +297,9 @@ def _fixed(asked: Asked, found: Found) -> list[str]:
 def _same(stored: str, given: str) -> bool:
     """Return whether both are the same text or the same time."""
     try:
-        return stored == given or moment(stored, "stored") == moment(given, "given")
+        return stored == given or parse_timestamp(stored, "stored") == parse_timestamp(
+            given, "given"
+        )
     except ApplicationError:
         return False
 
@@ -305,9 +316,9 @@ def _never(fixed: Sequence[str]) -> str:
 
 def _writes(
     write: ContextWrite,
-    asked: Asked,
+    asked: ParsedChange,
     fixed: Sequence[str],
-    found: Found,
+    found: StorySnapshot,
     order: str,
     role_of: Callable[[str], str],
 ) -> list[Write]:
@@ -318,9 +329,9 @@ def _writes(
             requires is missing.
     """
     if found.closed and (asked.operation, asked.entity_type) != ("CREATE", "CASE"):
-        raise Refused("a change before this one has deleted the case; create it first")
+        raise RejectedChange("a change before this one has deleted the case; create it first")
     _require_there(asked, found)
-    known = found.entities.get(asked.entity, Known(live=False))
+    known = found.entities.get(asked.entity, EntityState(live=False))
     row: Row = {"story_id": write.update.story_id, "id": asked.entity_id}
     if asked.operation == "DELETE":
         _require_newer(known.status_order, order, write.at)
@@ -341,17 +352,19 @@ def _writes(
         given = titled(asked, given)
         lacking = [name for name in asked.payload.NEEDED if name not in given]
         if lacking:
-            raise Refused(f"payload.{lacking[0]}: required; add it")
+            raise RejectedChange(f"payload.{lacking[0]}: required; add it")
     elif not given and not asked.extras:
-        raise Refused(_never(fixed) if fixed else "payload: names nothing to change")
+        raise RejectedChange(_never(fixed) if fixed else "payload: names nothing to change")
     if plan_id := given.get("plan_id"):
         plan = found.entities.get(("PLAN", plan_id))
         if plan and not plan.live:
-            raise Refused(f"payload.plan_id: plan {plan_id} is deleted; create it first")
+            raise RejectedChange(f"payload.plan_id: plan {plan_id} is deleted; create it first")
     if asked.entity_id in given.get("depends_on", []):
-        raise Refused("payload.depends_on: a subtask cannot wait for itself")
+        raise RejectedChange("payload.depends_on: a subtask cannot wait for itself")
     if asked.entity_id in _waits_for(given.get("depends_on", []), found.needs):
-        raise Refused("payload.depends_on: closes a ring of subtasks that wait for each other")
+        raise RejectedChange(
+            "payload.depends_on: closes a ring of subtasks that wait for each other"
+        )
     if "role" in given:
         given["role"] = role_of(given["role"])
 
@@ -375,7 +388,7 @@ def _writes(
     return before + made
 
 
-def _require_there(asked: Asked, found: Found) -> None:
+def _require_there(asked: ParsedChange, found: StorySnapshot) -> None:
     """Refuse a change of a missing entity; UPDATE may create a plan, subtask or decision.
 
     UPDATE does not restore a deleted entity.
@@ -384,13 +397,13 @@ def _require_there(asked: Asked, found: Found) -> None:
     if asked.operation == "CREATE" or (known and known.live):
         return
     if known and asked.operation == "UPDATE":
-        raise Refused(f"{asked.entity_type} {asked.entity_id} is deleted; create it first")
+        raise RejectedChange(f"{asked.entity_type} {asked.entity_id} is deleted; create it first")
     if asked.operation == "UPDATE" and asked.entity_type in ("PLAN", "SUBTASK", "DECISION"):
         return
-    raise Refused(f"this story has no {asked.entity_type} {asked.entity_id}")
+    raise RejectedChange(f"this story has no {asked.entity_type} {asked.entity_id}")
 
 
-def titled(asked: Asked, given: Row) -> Row:
+def titled(asked: ParsedChange, given: Row) -> Row:
     """Add a title to a new decision without one: its rationale's first line; for UPDATE, its id."""
     if asked.entity_type != "DECISION" or given.get("title"):
         return given
@@ -399,18 +412,18 @@ def titled(asked: Asked, given: Row) -> Row:
     return given | {"title": title} if title else given
 
 
-def _named_plan(write: ContextWrite, plan_id: str, found: Found) -> list[Write]:
+def _named_plan(write: ContextWrite, plan_id: str, found: StorySnapshot) -> list[Write]:
     """Create the plan that a subtask names, if it does not exist yet."""
     if ("PLAN", plan_id) in found.entities:
         return []
     version = max(found.plans.values(), default=0) + 1
     found.plans[plan_id] = version
-    found.entities["PLAN", plan_id] = Known(live=True)
+    found.entities["PLAN", plan_id] = EntityState(live=True)
     node = {"status": "DRAFT", "version": version}
     return [Write(PLAN_CHANGED, {"story_id": write.update.story_id, "id": plan_id, "node": node})]
 
 
-def _begun(write: ContextWrite, asked: Asked, found: Found) -> Row:
+def _begun(write: ContextWrite, asked: ParsedChange, found: StorySnapshot) -> Row:
     """Return the defaults of a new entity; None removes what a deleted entity left behind."""
     begun: Row = dict.fromkeys(PAYLOADS[asked.entity_type].model_fields)
     match asked.entity_type:
@@ -426,7 +439,7 @@ def _begun(write: ContextWrite, asked: Asked, found: Found) -> Row:
             begun |= {"affects": [], "decided_by": write.update.actor, "decided_at": write.at}
         case "MILESTONE":
             begun |= {"status": "REACHED", "description": "", "actor": write.update.actor}
-            at_ms = int(moment(write.at, "timestamp").timestamp() * 1000)
+            at_ms = int(parse_timestamp(write.at, "timestamp").timestamp() * 1000)
             begun |= {"timestamp_ms": at_ms, "entry_id": None}
     return begun
 
@@ -445,21 +458,21 @@ def _waits_for(needed: Sequence[str], needs: dict[str, list[str]]) -> set[str]:
 
 def _require_newer(stored: str, order: str, at: str) -> None:
     if order <= stored:
-        raise Refused(f"what is stored is newer than {at}; it is kept")
+        raise RejectedChange(f"what is stored is newer than {at}; it is kept")
 
 
-def _case(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+def _case(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     found.closed = False
     found.created |= {name: given[name] for name in ("created_at", "created_by") if name in given}
     return [Write(CASE, row | {"node": given})]
 
 
-def _plan(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+def _plan(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     found.plans[asked.entity_id] = given.get("version", found.plans.get(asked.entity_id, 0))
     return [Write(PLAN_CHANGED, row | {"node": given})]
 
 
-def _subtask(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+def _subtask(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     plan_id, needs = given.pop("plan_id", ""), given.pop("depends_on", None)
     if needs is not None:
         found.needs[asked.entity_id] = needs
@@ -468,17 +481,17 @@ def _subtask(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
     return [Write(SUBTASK, row), Write(TASK_LINKS, links)]
 
 
-def _decision(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+def _decision(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     row = row | {"node": given, "plan_id": found.last_plan, "relink": "affects" in given}
     links = {"story_id": row["story_id"], "id": asked.entity_id}
     return [Write(DECISION_CHANGED, row), Write(DECISION_LINKS, links)]
 
 
-def _milestone(asked: Asked, found: Found, given: Row, row: Row) -> list[Write]:
+def _milestone(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     return [Write(MILESTONE, row | {"node": given})]
 
 
-_ENTITY: dict[EntityType, Callable[[Asked, Found, Row, Row], list[Write]]] = {
+_ENTITY: dict[EntityType, Callable[[ParsedChange, StorySnapshot, Row, Row], list[Write]]] = {
     "CASE": _case,
     "PLAN": _plan,
     "SUBTASK": _subtask,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from neo4j import AsyncManagedTransaction
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.changes import Row, Write, moment
+from activities.graph.changes import Row, Write, parse_timestamp
 from activities.graph.context_update.cypher import FOUND, KEPT
 from activities.graph.context_update.payloads import (
     ENTITY_TYPES,
@@ -19,10 +19,10 @@ from activities.graph.context_update.payloads import (
     SubtaskPayload,
 )
 from activities.graph.context_update.rules import (
-    Asked,
-    Found,
-    Known,
-    Read,
+    EntityState,
+    ParsedChange,
+    ParsedChanges,
+    StorySnapshot,
     judge,
     read_changes,
     titled,
@@ -36,7 +36,7 @@ from workflows.models.context import (
     request_hash,
 )
 from workflows.models.error_types import ErrorType, application_error
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 # --- in one transaction ---------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ async def judge_update(
     update = write.update
     read = read_changes(write)
     linked = any(
-        isinstance(asked, Asked)
+        isinstance(asked, ParsedChange)
         and isinstance(asked.payload, SubtaskPayload)
         and bool(asked.payload.depends_on)
         for asked in read
@@ -102,13 +102,13 @@ async def judge_update(
         "task_id": update.task_id or "",
         "after": found.version_by,
         "changed": update.changed,
-        "at": iso(moment(write.at, "timestamp")),
+        "at": format_timestamp(parse_timestamp(write.at, "timestamp")),
     }
     kept = Write(KEPT, {"story_id": update.story_id, "id": write.update_id, "node": node})
     return Update(_as_kept(node, request, read), [*judged.writes, kept])
 
 
-def _makes_story(asked: Asked, found: Found) -> bool:
+def _makes_story(asked: ParsedChange, found: StorySnapshot) -> bool:
     """Return whether the change creates an unknown story: plans and subtasks do."""
     if asked.entity_type == "CASE":
         return asked.operation == "CREATE"
@@ -121,25 +121,25 @@ def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationErr
     return application_error(ErrorType.UNKNOWN_STORY, f"case not found: {story_id}{why}")
 
 
-def _looked_for(read: Read) -> dict[str, list[str]]:
+def _looked_for(read: ParsedChanges) -> dict[str, list[str]]:
     """Return the ids to look up, by type; includes plans that payloads name."""
     ids: dict[str, set[str]] = {entity_type: set() for entity_type in ENTITY_TYPES}
     for asked in read:
-        if isinstance(asked, Asked):
+        if isinstance(asked, ParsedChange):
             ids[asked.entity_type].add(asked.entity_id)
             if isinstance(asked.payload, SubtaskPayload) and asked.payload.plan_id:
                 ids["PLAN"].add(asked.payload.plan_id)
     return {entity_type: sorted(found) for entity_type, found in ids.items()}
 
 
-def _found(row: Row, story_id: str) -> Found:
+def _found(row: Row, story_id: str) -> StorySnapshot:
     story = row["story"]
     case = _known(story)
-    entities: dict[Entity, Known] = {("CASE", story_id): case}
+    entities: dict[Entity, EntityState] = {("CASE", story_id): case}
     for entity_type in ("PLAN", "SUBTASK", "DECISION", "MILESTONE"):
         for node in row[entity_type.lower()]:
             entities[entity_type, node["id"]] = _known(node)
-    return Found(
+    return StorySnapshot(
         story_live=case.live,
         story_deleted=story["status"] == "DELETED",
         version=story["context_version"] or 0,
@@ -153,8 +153,8 @@ def _found(row: Row, story_id: str) -> Found:
     )
 
 
-def _known(node: Row) -> Known:
-    return Known(
+def _known(node: Row) -> EntityState:
+    return EntityState(
         live=node["status"] not in NOT_LIVE,
         status_order=node["status_order"] or "",
         text_order=node["text_order"] or "",
@@ -162,7 +162,7 @@ def _known(node: Row) -> Known:
     )
 
 
-def _content(applied: Sequence[Asked]) -> list[Any]:
+def _content(applied: Sequence[ParsedChange]) -> list[Any]:
     return [
         [
             str(asked),
@@ -172,7 +172,7 @@ def _content(applied: Sequence[Asked]) -> list[Any]:
     ]
 
 
-def _as_news(asked: Asked, actor: str) -> DecisionAdded | None:
+def _as_news(asked: ParsedChange, actor: str) -> DecisionAdded | None:
     """Return the decision as running agents receive it; None for a new one without a title.
 
     A correction without a title carries the id instead, so that the known title stays.
@@ -196,13 +196,15 @@ def _as_news(asked: Asked, actor: str) -> DecisionAdded | None:
     )
 
 
-def _as_kept(node: Row, request: str, read: Read) -> ContextAnswer:
+def _as_kept(node: Row, request: str, read: ParsedChanges) -> ContextAnswer:
     if node["request"] != request:
         raise application_error(
             ErrorType.REQUEST_REUSED,
             "another update was sent with this x-request-id; send this one with its own",
         )
-    applied = [asked for number in node["applied"] if isinstance(asked := read[number], Asked)]
+    applied = [
+        asked for number in node["applied"] if isinstance(asked := read[number], ParsedChange)
+    ]
     made = [asked for asked in applied if asked.operation == "CREATE"]
     return ContextAnswer(
         version=node["version"],

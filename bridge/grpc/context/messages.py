@@ -16,7 +16,7 @@ from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2
 from workflows.models.context import ContextChange
 from workflows.models.error_types import ErrorType, application_error
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 
 def created(
@@ -35,7 +35,9 @@ def created(
 def phase_answer(asked: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
     """Build the answer with the story's phase and the current time."""
     return context_pb2.TransitionPhaseResponse(
-        story_id=asked.story_id, current_phase=phase, transitioned_at=iso(datetime.now(UTC))
+        story_id=asked.story_id,
+        current_phase=phase,
+        transitioned_at=format_timestamp(datetime.now(UTC)),
     )
 
 

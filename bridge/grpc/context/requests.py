@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.changes import AHEAD_AT_MOST, moment
+from activities.graph.changes import MAX_CLOCK_SKEW, parse_timestamp
 from workflows.models.base import Actor, Request, Title
 from workflows.models.errors import InvalidInput
 from workflows.models.ids import Id, LongId, UpperWord
@@ -20,7 +20,7 @@ KEPT_AT_MOST_S = 7 * 24 * 3_600
 TOKENS_AT_MOST = 100_000
 ROLES_AT_MOST = 20
 
-Word = Annotated[
+Identifier = Annotated[
     str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
 ]
 """A role or a phase, known or unknown."""
@@ -44,8 +44,8 @@ class PackAsked(Request):
     """
 
     story_id: Id
-    role: Word
-    phase: Annotated[Word, StringConstraints(to_upper=True)]
+    role: Identifier
+    phase: Annotated[Identifier, StringConstraints(to_upper=True)]
     subtask_id: LongId | None = None
     token_budget: int = Field(ge=0, le=TOKENS_AT_MOST)
 
@@ -57,7 +57,7 @@ class SessionAsked(Request):
     """
 
     case_id: Id
-    roles: list[Word] = Field(max_length=ROLES_AT_MOST)
+    roles: list[Identifier] = Field(max_length=ROLES_AT_MOST)
     timeline_events: int = Field(ge=0, le=EVENTS_AT_MOST)
     ttl_seconds: int = Field(ge=0, le=KEPT_AT_MOST_S)
 
@@ -65,8 +65,8 @@ class SessionAsked(Request):
 class ScopesAsked(Request):
     """Checked fields of a ValidateScopeRequest."""
 
-    role: Word
-    phase: Word
+    role: Identifier
+    phase: Identifier
     provided_scopes: list[Annotated[str, StringConstraints(max_length=200)]] = Field(
         max_length=1_000
     )
@@ -91,7 +91,7 @@ class TaskAsked(Request):
     task_id: LongId
     title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)]
     description: Text
-    role: Word | Literal[""]
+    role: Identifier | Literal[""]
     dependencies: list[LongId] = Field(max_length=100)
     priority: int = Field(ge=0, le=1_000_000)
     estimated_hours: int = Field(ge=0)
@@ -138,12 +138,12 @@ def require_time(timestamp: str) -> None:
     if not timestamp:
         return
     try:
-        at = moment(timestamp, "timestamp")
+        at = parse_timestamp(timestamp, "timestamp")
     except ApplicationError as error:
         rule = error.message.removeprefix("timestamp: ")
         raise InvalidInput("UpdateContextRequest", [("timestamp", rule)]) from None
     now = datetime.now(UTC)
-    if at > now + AHEAD_AT_MOST:
+    if at > now + MAX_CLOCK_SKEW:
         rule = f"is later than now ({now:%Y-%m-%dT%H:%M:%SZ}); set your clock, or leave it out"
     elif at.year < 1970:
         rule = "is before 1970; leave it out"

@@ -20,12 +20,12 @@ from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
+    call_metadata,
     derived_id,
     in_time,
     move_update_id,
     named,
-    said,
-    understood,
+    parse_request,
 )
 from bridge.grpc.context.messages import created, phase_answer, rehydrated, require_size, verdict
 from bridge.grpc.context.requests import (
@@ -77,7 +77,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         Raises:
             ApplicationError: `UnknownStory`; `TooLarge`.
         """
-        asked = understood(
+        asked = parse_request(
             PackAsked,
             "GetContextRequest",
             {
@@ -118,7 +118,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         The other changes are stored. A request that is repeated with its `x-request-id` gets its
         first answer again. If the token lacks the role for one change, nothing is stored.
         """
-        update = understood(
+        update = parse_request(
             ContextUpdate,
             "UpdateContextRequest",
             {
@@ -152,7 +152,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.RehydrateSessionRequest, context: Context
     ) -> context_pb2.RehydrateSessionResponse:
         """Return what each role needs to resume a story; unknown roles get only the headers."""
-        asked = understood(
+        asked = parse_request(
             SessionAsked,
             "RehydrateSessionRequest",
             {
@@ -185,7 +185,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.ValidateScopeRequest, context: Context
     ) -> context_pb2.ValidateScopeResponse:
         """Check that these are exactly the scopes of a role in a phase: no fewer, and no more."""
-        asked = understood(
+        asked = parse_request(
             ScopesAsked,
             "ValidateScopeRequest",
             {
@@ -228,8 +228,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         name: str,
         context: Context,
     ) -> tuple[CaseAsked, str]:
-        caller().acting_as(PO)
-        asked = understood(
+        caller().require_role(PO)
+        asked = parse_request(
             CaseAsked,
             name,
             {
@@ -254,9 +254,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.CreateTaskRequest, context: Context
     ) -> context_pb2.CreateTaskResponse:
         """Store a subtask of the story's current plan; without a plan, it waits for one."""
-        caller().acting_as(*WRITERS)
+        caller().require_role(*WRITERS)
         name = "CreateTaskRequest"
-        asked = understood(
+        asked = parse_request(
             TaskAsked,
             name,
             {
@@ -291,10 +291,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         With the role OPERATOR, `decided_by` in the metadata names who decided. Otherwise it is the
         caller.
         """
-        caller().acting_as(*WRITERS)
+        caller().require_role(*WRITERS)
         name = "AddProjectDecisionRequest"
         metadata = dict(request.metadata)
-        asked = understood(
+        asked = parse_request(
             DecisionAsked,
             name,
             {
@@ -311,7 +311,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         if not asked.title and not asked.rationale.strip():
             raise InvalidInput(name, [("title", "required; add it")])
         if asked.decided_by != caller().actor:
-            caller().acting_as(OPERATOR)
+            caller().require_role(OPERATOR)
         payload = {
             "type": asked.decision_type,
             "title": asked.title,
@@ -320,7 +320,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             "decided_by": asked.decided_by,
             "metadata": asked.metadata,
         }
-        request_id = said(context).get(REQUEST_ID) or uuid.uuid4().hex
+        request_id = call_metadata(context).get(REQUEST_ID) or uuid.uuid4().hex
         decision_id = f"decision-{derived_id(caller().actor, asked.story_id, request_id)}"
         change = created(
             "DECISION", decision_id, {key: value for key, value in payload.items() if value}
@@ -338,7 +338,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 if no workflow runs; `IllegalMove` names the moves that are legal.
         """
         name = "TransitionPhaseRequest"
-        asked = understood(
+        asked = parse_request(
             PhaseAsked,
             name,
             {
@@ -351,7 +351,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         async with in_time(context, ANSWERED_WITHIN_S):
             if await self._updates.story_runs(asked.story_id):
                 return phase_answer(asked, await self._move(asked, context))
-        caller().acting_as(PO)
+        caller().require_role(PO)
         change = ContextChange(
             operation="UPDATE",
             entity_type="CASE",
@@ -369,7 +369,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
 
     async def _move(self, asked: PhaseAsked, context: Context) -> str:
         """Make the move of a running story between two phases and return its new state."""
-        words = remarks(said(context))
+        words = remarks(call_metadata(context))
         if asked.rationale:
             words = words._replace(reason=asked.rationale, comment=asked.rationale)
         with named("TransitionPhaseRequest", REMARK_KEYS):
@@ -387,7 +387,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.GetGraphRelationshipsRequest, context: Context
     ) -> context_pb2.GetGraphRelationshipsResponse:
         """Return a node and at most 200 neighbours; `message` reports if there are more."""
-        asked = understood(
+        asked = parse_request(
             NodeAsked,
             "GetGraphRelationshipsRequest",
             {

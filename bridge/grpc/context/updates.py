@@ -23,15 +23,15 @@ from activities.graph.context_update.payloads import (
     MilestonePayload,
     PlanPayload,
 )
-from activities.graph.context_update.rules import Asked, read_changes
+from activities.graph.context_update.rules import ParsedChange, read_changes
 from bridge.executions import find_execution
 from bridge.grpc.auth import Caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
+    call_metadata,
     derived_id,
     in_time,
-    said,
     seconds_left,
 )
 from workflows.context_update import REUSED, ContextUpdateWorkflow
@@ -39,7 +39,7 @@ from workflows.models.context import ContextAnswer, ContextUpdate, ContextWrite,
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.ids import context_workflow_id, story_workflow_id
 from workflows.stubs import STORY_QUEUE
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 ANSWERED_WITHIN_S = 60.0
 """How long a call without a deadline may take.
@@ -99,7 +99,7 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
             )
 
 
-def roles_for(asked: Asked, actor: str) -> tuple[str, ...]:
+def roles_for(asked: ParsedChange, actor: str) -> tuple[str, ...]:
     """Return the roles that may make the change; one of them is enough."""
     if asked.operation == "DELETE":
         return (PO,)
@@ -110,15 +110,15 @@ def roles_for(asked: Asked, actor: str) -> tuple[str, ...]:
     return WRITERS
 
 
-def _read(update: ContextUpdate) -> Iterable[Asked]:
+def _read(update: ContextUpdate) -> Iterable[ParsedChange]:
     now = datetime.now(UTC)
     write = ContextWrite(
-        update_id="", at=iso(now), started_ms=int(time.time() * 1000), update=update
+        update_id="", at=format_timestamp(now), started_ms=int(time.time() * 1000), update=update
     )
-    return (asked for asked in read_changes(write) if isinstance(asked, Asked))
+    return (asked for asked in read_changes(write) if isinstance(asked, ParsedChange))
 
 
-def _about_our_fields(asked: Asked) -> bool:
+def _about_our_fields(asked: ParsedChange) -> bool:
     """Return whether the change is about fields that a story's workflow holds.
 
     A workflow does not hold the fields that others add to a case.
@@ -127,7 +127,7 @@ def _about_our_fields(asked: Asked) -> bool:
     return asked.operation != "UPDATE" or bool(payload and payload.model_dump(exclude_none=True))
 
 
-def _other_name(asked: Asked, actor: str) -> str:
+def _other_name(asked: ParsedChange, actor: str) -> str:
     """Return the name in which the change is made, if it is not the caller's; else empty."""
     match asked.payload:
         case DecisionPayload(decided_by=str(name)) | MilestonePayload(actor=str(name)):
@@ -137,7 +137,7 @@ def _other_name(asked: Asked, actor: str) -> str:
     return ""
 
 
-def _why(asked: Asked, actor: str) -> str:
+def _why(asked: ParsedChange, actor: str) -> str:
     name = _other_name(asked, actor) if asked.operation != "DELETE" else ""
     return f", for it speaks in the name of {name[:60]}" if name else ""
 
@@ -168,7 +168,7 @@ class Updates:
         Raises:
             ApplicationError: `RequestReused`; as `GraphStub.update_context`.
         """
-        request_id = said(context).get(REQUEST_ID) or uuid.uuid4().hex
+        request_id = call_metadata(context).get(REQUEST_ID) or uuid.uuid4().hex
         workflow_id = context_workflow_id(update.story_id, derived_id(update.actor, request_id))
         async with in_time(context, ANSWERED_WITHIN_S):
             within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))

@@ -30,12 +30,12 @@ from activities.graph.context_packs import scopes_for
 from activities.graph.deliberations import find_ended, history
 from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
-from bridge.grpc.calls import REQUEST_ID, Context, derived_id, said, seconds_left
+from bridge.grpc.calls import REQUEST_ID, Context, call_metadata, derived_id, seconds_left
 from bridge.grpc.errors import status_of
-from bridge.grpc.orchestrator.messages import Updates, metadata, results
+from bridge.grpc.orchestrator.messages import Updates, result_metadata, results
 from bridge.grpc.orchestrator.metrics import CALLED
 from bridge.grpc.orchestrator.requests import TIMELINE_EVENTS, Deliberating
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.agents import CouncilQuery
 from workflows.models.context import PackQuery
@@ -110,7 +110,7 @@ class Deliberations:
         agents = f"{seats} of {asked.num_agents}" if asked.num_agents > seats else ""
         if agents:
             context.set_trailing_metadata(((AGENTS, agents),))
-        given = said(context).get(REQUEST_ID, "")
+        given = call_metadata(context).get(REQUEST_ID, "")
         own = not (asked.task_id or given)
         task_id = asked.task_id or prefix + _task_id(asked, given)
         rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
@@ -158,7 +158,7 @@ class Deliberations:
             task = asyncio.current_task()
             call.answered = not (task and task.cancelling())
 
-    async def updates(self, call: Call) -> AsyncIterator[wire.DeliberationUpdate]:
+    async def updates(self, call: Call) -> AsyncIterator[pb.DeliberationUpdate]:
         """Yield an update for each wave and answer from the beginning; the last has the winner.
 
         Raises:
@@ -171,7 +171,7 @@ class Deliberations:
                 yield update
         yield updates.complete(await self.result(call))
 
-    async def find(self, task_id: str) -> wire.GetDeliberationResultResponse:
+    async def find(self, task_id: str) -> pb.GetDeliberationResultResponse:
         """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
 
         Raises:
@@ -238,7 +238,7 @@ class Deliberations:
         (said,) = await self._temporal.data_converter.decode([event.user_metadata.summary], [str])
         return str(said)
 
-    async def _recorded(self, task_id: str) -> wire.GetDeliberationResultResponse:
+    async def _recorded(self, task_id: str) -> pb.GetDeliberationResultResponse:
         deliberation_id = deliberation_workflow_id(task_id)
         ended = await find_ended(self._driver, deliberation_id)
         if ended is None:
@@ -249,12 +249,12 @@ class Deliberations:
         if found.status == "completed":
             return _completed(task_id, found, ended.ended_ms)
         late = ended.error_type == ErrorType.DELIBERATION_TIMEOUT
-        return wire.GetDeliberationResultResponse(
+        return pb.GetDeliberationResultResponse(
             task_id=task_id,
-            status=wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED,
+            status=pb.DELIBERATION_STATUS_TIMEOUT if late else pb.DELIBERATION_STATUS_FAILED,
             error_message=found.error,
             duration_ms=found.duration_ms,
-            metadata=metadata(found, deliberation_id, ended.ended_ms),
+            metadata=result_metadata(found, deliberation_id, ended.ended_ms),
         )
 
 
@@ -270,13 +270,13 @@ def _task_id(asked: Deliberating, request_id: str) -> str:
 
 async def _told(
     task_id: str, handle: Deliberation, described: WorkflowExecutionDescription
-) -> wire.GetDeliberationResultResponse:
+) -> pb.GetDeliberationResultResponse:
     """Build the answer from what Temporal knows of a deliberation."""
     status = described.status or WorkflowExecutionStatus.RUNNING
-    answer = wire.GetDeliberationResultResponse(
+    answer = pb.GetDeliberationResultResponse(
         task_id=task_id,
         status="DELIBERATION_STATUS_IN_PROGRESS",
-        metadata=wire.OrchestratorMetadata(execution_id=described.id, tags={"task_id": task_id}),
+        metadata=pb.OrchestratorMetadata(execution_id=described.id, tags={"task_id": task_id}),
     )
     if status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW):
         return answer
@@ -288,15 +288,13 @@ async def _told(
         cause = error.cause
         late = isinstance(cause, ApplicationError) and cause.type == ErrorType.DELIBERATION_TIMEOUT
         late = late or status == WorkflowExecutionStatus.TIMED_OUT
-        answer.status = (
-            wire.DELIBERATION_STATUS_TIMEOUT if late else wire.DELIBERATION_STATUS_FAILED
-        )
+        answer.status = pb.DELIBERATION_STATUS_TIMEOUT if late else pb.DELIBERATION_STATUS_FAILED
         words = status_of(error).message
         answer.error_message = words if isinstance(cause, ApplicationError) else str(cause)
         answer.duration_ms = int((ended - described.start_time).total_seconds() * 1000)
         failed = _failure(error)
         if failed:
-            answer.metadata.CopyFrom(metadata(failed, described.id, ended_ms))
+            answer.metadata.CopyFrom(result_metadata(failed, described.id, ended_ms))
         return answer
 
 
@@ -310,12 +308,12 @@ def _failure(error: WorkflowFailureError) -> DeliberationResult | None:
 
 def _completed(
     task_id: str, found: DeliberationResult, ended_ms: int
-) -> wire.GetDeliberationResultResponse:
-    return wire.GetDeliberationResultResponse(
+) -> pb.GetDeliberationResultResponse:
+    return pb.GetDeliberationResultResponse(
         task_id=task_id,
         status="DELIBERATION_STATUS_COMPLETED",
         results=results(found),
         winner_id=found.winner_id,
         duration_ms=found.duration_ms,
-        metadata=metadata(found, found.deliberation_id, ended_ms),
+        metadata=result_metadata(found, found.deliberation_id, ended_ms),
     )

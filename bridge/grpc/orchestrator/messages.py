@@ -12,7 +12,7 @@ from importlib.metadata import version
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.models.deliberation import Check, DeliberationResult, RankedProposal
 
 VERSION = version("swe-ai-fleet")
@@ -50,15 +50,15 @@ FAILED = (
 # --- results --------------------------------------------------------------------------------------
 
 
-def results(found: DeliberationResult) -> list[wire.DeliberationResult]:
+def results(found: DeliberationResult) -> list[pb.DeliberationResult]:
     """Return every proposal, the winner first."""
     ranked = sorted(found.ranked, key=lambda each: each.rank)
     return [_result(each) for each in ranked]
 
 
-def metadata(
+def result_metadata(
     found: DeliberationResult, execution_id: str, timestamp_ms: int, agents: str = ""
-) -> wire.OrchestratorMetadata:
+) -> pb.OrchestratorMetadata:
     """Build the metadata with its tags.
 
     The tags are role, task_id, story_id, judged (the reason in a near tie), failed_agents, models,
@@ -76,7 +76,7 @@ def metadata(
         "agents": agents,
         "models": ", ".join(sorted({each.model for each in found.ranked if each.model})),
     }
-    return wire.OrchestratorMetadata(
+    return pb.OrchestratorMetadata(
         orchestrator_version=VERSION,
         timestamp_ms=timestamp_ms,
         execution_id=execution_id,
@@ -84,7 +84,7 @@ def metadata(
     )
 
 
-def check_suite(checks: Sequence[Check]) -> wire.CheckSuite:
+def check_suite(checks: Sequence[Check]) -> pb.CheckSuite:
     """Build the checks of one proposal.
 
     Only a check that was made and passed has `passed`. One that was not made reports "not checked",
@@ -93,19 +93,19 @@ def check_suite(checks: Sequence[Check]) -> wire.CheckSuite:
     out.
     """
     by_name = {check.name: check for check in checks}
-    suite = wire.CheckSuite(
+    suite = pb.CheckSuite(
         additional_checks=[_check(each) for each in checks], all_passed=_all_passed(checks)
     )
     if policy := by_name.get("policy"):
         suite.policy.CopyFrom(
-            wire.PolicyResult(
+            pb.PolicyResult(
                 passed=_passed(policy), violations=policy.findings, message=_said(policy)
             )
         )
     if lint := by_name.get("lint"):
         made = lint.outcome not in SAID
         suite.lint.CopyFrom(
-            wire.LintResult(
+            pb.LintResult(
                 passed=_passed(lint),
                 error_count=lint.errors,
                 warning_count=lint.warnings,
@@ -114,7 +114,7 @@ def check_suite(checks: Sequence[Check]) -> wire.CheckSuite:
         )
     if dry_run := by_name.get("dry_run"):
         suite.dryrun.CopyFrom(
-            wire.DryRunResult(
+            pb.DryRunResult(
                 passed=_passed(dry_run),
                 output=dry_run.output,
                 exit_code=NOTHING_RAN if dry_run.exit_code is None else dry_run.exit_code,
@@ -124,9 +124,9 @@ def check_suite(checks: Sequence[Check]) -> wire.CheckSuite:
     return suite
 
 
-def _result(ranked: RankedProposal) -> wire.DeliberationResult:
-    return wire.DeliberationResult(
-        proposal=wire.Proposal(
+def _result(ranked: RankedProposal) -> pb.DeliberationResult:
+    return pb.DeliberationResult(
+        proposal=pb.Proposal(
             author_id=ranked.agent_id,
             author_role=ranked.role,
             content=ranked.proposal.content,
@@ -139,11 +139,11 @@ def _result(ranked: RankedProposal) -> wire.DeliberationResult:
     )
 
 
-def _check(check: Check) -> wire.CheckResult:
+def _check(check: Check) -> pb.CheckResult:
     details = {"outcome": check.outcome, "blocking": str(check.blocking).lower()}
     if check.findings:
         details["findings"] = "\n".join(check.findings)
-    return wire.CheckResult(
+    return pb.CheckResult(
         check_type=check.name,
         passed=_passed(check),
         score=check.score or 0.0,
@@ -172,7 +172,7 @@ def _all_passed(checks: Sequence[Check]) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingCall:
     """An agent at work in a wave.
 
     `agent` is empty if no agent is called, as when the deliberation is recorded.
@@ -194,16 +194,16 @@ class Updates:
         self._begun = 0
         self._wave = ""
         self._status = "generating"
-        self._scheduled: dict[int, Asked] = {}
+        self._scheduled: dict[int, PendingCall] = {}
         self._asked = 0
         self._answered = 0
         self._percent = 0
 
-    def accepted(self) -> wire.DeliberationUpdate:
+    def accepted(self) -> pb.DeliberationUpdate:
         """Build the first update: council and context pack are gathered."""
         return self._update("gather")
 
-    def read(self, event: HistoryEvent, summary: str) -> Iterator[wire.DeliberationUpdate]:
+    def read(self, event: HistoryEvent, summary: str) -> Iterator[pb.DeliberationUpdate]:
         """Yield the updates that the event causes.
 
         `summary` is that of the activity that the event schedules, else empty.
@@ -222,9 +222,9 @@ class Updates:
             if asked := self._answer(place):
                 yield self._update(f"{asked.wave}: {asked.agent} failed", asked.agent)
 
-    def complete(self, found: DeliberationResult) -> wire.DeliberationUpdate:
+    def complete(self, found: DeliberationResult) -> pb.DeliberationUpdate:
         """Build the last update, with the winner."""
-        return wire.DeliberationUpdate(
+        return pb.DeliberationUpdate(
             status="complete",
             progress_percent=100,
             current_step="done",
@@ -232,7 +232,7 @@ class Updates:
             partial_result=next(iter(results(found)), None),
         )
 
-    def _schedule(self, event: HistoryEvent, summary: str) -> Iterator[wire.DeliberationUpdate]:
+    def _schedule(self, event: HistoryEvent, summary: str) -> Iterator[pb.DeliberationUpdate]:
         act = event.activity_task_scheduled_event_attributes.activity_type.name
         if act not in STATUS:
             return
@@ -243,21 +243,21 @@ class Updates:
             self._begun += 1
             self._asked = self._answered = 0
         self._asked += 1
-        self._scheduled[event.event_id] = Asked(wave, _agent(wave, summary))
+        self._scheduled[event.event_id] = PendingCall(wave, _agent(wave, summary))
         if begins:
             yield self._update(wave)
 
-    def _answer(self, scheduled_event_id: int) -> Asked | None:
+    def _answer(self, scheduled_event_id: int) -> PendingCall | None:
         asked = self._scheduled.pop(scheduled_event_id, None)
         if asked is None or asked.wave != self._wave or not asked.agent:
             return None
         self._answered += 1
         return asked
 
-    def _update(self, step: str, agent: str = "") -> wire.DeliberationUpdate:
+    def _update(self, step: str, agent: str = "") -> pb.DeliberationUpdate:
         done = max(0, self._begun - 1) + (self._answered / self._asked if self._asked else 0)
         self._percent = max(self._percent, min(99, int(100 * done / self._waves)))
-        return wire.DeliberationUpdate(
+        return pb.DeliberationUpdate(
             status=self._status,
             progress_percent=self._percent,
             current_step=step,

@@ -17,8 +17,8 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.graph.councils import StandingAgent, StandingCouncil
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from activities.graph.councils import StandingAgent, StoredCouncil
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.agents import CallUsage
 from workflows.models.ids import deliberation_workflow_id
@@ -125,9 +125,7 @@ class Figures:
         )
         return all(polled)
 
-    async def stats(
-        self, councils: Sequence[StandingCouncil], served: bool
-    ) -> wire.OrchestratorStats:
+    async def stats(self, councils: Sequence[StoredCouncil], served: bool) -> pb.OrchestratorStats:
         """Return the statistics of all deliberations for GetStatus; `served`: see `is_served`."""
         total, orchestrations, durations, by_role = await asyncio.gather(
             self.count(ALL),
@@ -135,7 +133,7 @@ class Figures:
             self.durations_ms(COMPLETED),
             asyncio.gather(*(self.count(of_role(ALL, each.role)) for each in councils)),
         )
-        return wire.OrchestratorStats(
+        return pb.OrchestratorStats(
             total_deliberations=total,
             total_orchestrations=orchestrations,
             avg_deliberation_time_ms=mean(durations),
@@ -146,8 +144,8 @@ class Figures:
         )
 
     async def shown(
-        self, councils: Sequence[StandingCouncil], with_agents: bool, default_model: str
-    ) -> list[wire.CouncilInfo]:
+        self, councils: Sequence[StoredCouncil], with_agents: bool, default_model: str
+    ) -> list[pb.CouncilInfo]:
         """Return the councils' current state, with their agents if requested.
 
         `default_model` is that of the fleet's agents that name none; empty if it is not known.
@@ -161,19 +159,19 @@ class Figures:
             for council, busy in zip(councils, running, strict=True)
         ]
 
-    async def statuses(self, councils: Sequence[StandingCouncil]) -> dict[str, str]:
+    async def statuses(self, councils: Sequence[StoredCouncil]) -> dict[str, str]:
         """Return agent -> ready, busy or offline (see ListCouncils)."""
         served, working = await asyncio.gather(self.is_served(), self.working())
         agents = [agent.agent_id for council in councils for agent in council.agents]
         idle = "ready" if served else "offline"
         return {agent: "busy" if served and agent in working else idle for agent in agents}
 
-    async def performance(self, completed: str) -> wire.PerformanceMetrics:
+    async def performance(self, completed: str) -> pb.PerformanceMetrics:
         """Return the times of the deliberations of the query."""
         durations, orchestrations = await asyncio.gather(
             self.durations_ms(completed), self.orchestration_ms(completed)
         )
-        return wire.PerformanceMetrics(
+        return pb.PerformanceMetrics(
             avg_deliberation_ms=mean(durations),
             avg_orchestration_ms=mean(orchestrations),
             p50_latency_ms=percentile(durations, 50),
@@ -182,11 +180,11 @@ class Figures:
         )
 
     async def agents(
-        self, councils: Sequence[StandingCouncil], status: Mapping[str, str], completed: str
-    ) -> wire.AgentMetrics:
+        self, councils: Sequence[StoredCouncil], status: Mapping[str, str], completed: str
+    ) -> pb.AgentMetrics:
         """Return counts and response times of the councils' agents; `status`: see `statuses`."""
         calls = await self.calls(completed)
-        return wire.AgentMetrics(
+        return pb.AgentMetrics(
             total_agents=len(status),
             active_agents=sum(each != "offline" for each in status.values()),
             agents_per_role={council.role: len(council.agents) for council in councils},
@@ -195,11 +193,11 @@ class Figures:
 
     async def councils(
         self,
-        councils: Sequence[StandingCouncil],
+        councils: Sequence[StoredCouncil],
         status: Mapping[str, str],
         completed: str,
         ended: str,
-    ) -> wire.CouncilMetrics:
+    ) -> pb.CouncilMetrics:
         """Return the health of the councils.
 
         `completed` and `ended` are queries, for the success rate. `status`: see `statuses`.
@@ -207,7 +205,7 @@ class Figures:
         health = await asyncio.gather(
             *(self._council_health(each, status, completed, ended) for each in councils)
         )
-        return wire.CouncilMetrics(
+        return pb.CouncilMetrics(
             total_councils=len(councils),
             active_councils=sum(each.status != "offline" for each in health),
             health_per_council={
@@ -216,8 +214,8 @@ class Figures:
         )
 
     async def _council_health(
-        self, council: StandingCouncil, status: Mapping[str, str], completed: str, ended: str
-    ) -> wire.CouncilHealth:
+        self, council: StoredCouncil, status: Mapping[str, str], completed: str, ended: str
+    ) -> pb.CouncilHealth:
         good, all_ended, deliberates = await asyncio.gather(
             self.count(of_role(completed, council.role)),
             self.count(of_role(ended, council.role)),
@@ -225,7 +223,7 @@ class Figures:
         )
         states = [status[agent.agent_id] for agent in council.agents]
         offline = not states or "offline" in states
-        return wire.CouncilHealth(
+        return pb.CouncilHealth(
             status="offline" if offline else "busy" if deliberates else "idle",
             available_agents=states.count("ready"),
             busy_agents=states.count("busy"),
@@ -280,15 +278,15 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def _council_info(
-    council: StandingCouncil, busy: bool, status: Mapping[str, str], default_model: str
-) -> wire.CouncilInfo:
+    council: StoredCouncil, busy: bool, status: Mapping[str, str], default_model: str
+) -> pb.CouncilInfo:
     """Build the info of a council; without `status`, its agents are not included."""
     # The model of an external agent that names none is not known here.
     models = {
         agent.model or ("" if agent.agent_type == "NATS" else default_model)
         for agent in council.agents
     }
-    return wire.CouncilInfo(
+    return pb.CouncilInfo(
         council_id=council.council_id,
         role=council.role,
         num_agents=len(council.agents),
@@ -300,12 +298,12 @@ def _council_info(
     )
 
 
-def _agent_info(agent: StandingAgent, status: str) -> wire.AgentInfo:
-    return wire.AgentInfo(
+def _agent_info(agent: StandingAgent, status: str) -> pb.AgentInfo:
+    return pb.AgentInfo(
         agent_id=agent.agent_id,
         role=agent.role,
         status=status,
-        capabilities=wire.AgentCapabilities(
+        capabilities=pb.AgentCapabilities(
             supported_tasks=agent.supported_tasks,
             model_profile=agent.model,
             max_concurrent_tasks=agent.max_concurrent_tasks,
@@ -314,5 +312,5 @@ def _agent_info(agent: StandingAgent, status: str) -> wire.AgentInfo:
     )
 
 
-def _active(councils: Sequence[StandingCouncil], served: bool) -> list[StandingCouncil]:
+def _active(councils: Sequence[StoredCouncil], served: bool) -> list[StoredCouncil]:
     return [council for council in councils if served and council.agents]

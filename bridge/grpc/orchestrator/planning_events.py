@@ -24,11 +24,11 @@ from bridge.grpc.calls import (
     in_time,
     move_update_id,
     named,
+    parse_request,
     seconds_left,
-    understood,
 )
 from bridge.grpc.orchestrator.requests import Happened
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.plan_runs import run_approved_plan
 from bridge.story_moves import Position, Remarks, move
 from workflows.derivation import DerivationWorkflow
@@ -52,7 +52,7 @@ from workflows.models.ids import (
 from workflows.models.plan import DerivationInput, DerivationResult, PlanInput, PlanQuery
 from workflows.models.story import Move, StoryInput
 from workflows.stubs import STORY_QUEUE
-from workflows.timestamps import iso
+from workflows.timestamps import format_timestamp
 
 STORY_WITHIN_S = 30.0
 """How long a story's workflow has to answer a call that has no deadline."""
@@ -94,7 +94,9 @@ class Plans:
         self._graph = graph
         self._driver = driver
 
-    async def hear(self, event: Happened, context: Context) -> wire.PlanningEventResponse:
+    async def handle_planning_event(
+        self, event: Happened, context: Context
+    ) -> pb.PlanningEventResponse:
         """Move the event's story as the caller, or run a plan that was approved outside.
 
         Raises:
@@ -137,7 +139,7 @@ class Plans:
             return stored.tasks
         if stored.story is None:
             raise application_error(ErrorType.NOT_FOUND, f"case {story_id} not found")
-        request = understood(
+        request = parse_request(
             DerivationInput,
             "DeriveSubtasksRequest",
             {"story_id": story_id, "plan_id": plan_id, "announce": announce},
@@ -159,17 +161,17 @@ class Plans:
             found: DerivationResult = await handle.result()
         return found.tasks
 
-    async def _keep_case(self, event: Happened) -> wire.PlanningEventResponse:
+    async def _keep_case(self, event: Happened) -> pb.PlanningEventResponse:
         """Store a case from outside in the graph, without starting a workflow."""
         actor = caller()
-        actor.acting_as(*CREATORS)
+        actor.require_role(*CREATORS)
         story_id, told = event.case_id, event.metadata
         if await find_execution(self._temporal, story_workflow_id(story_id)):
             words = f"story {story_id} has a workflow already"
         elif await has_story(self._driver, story_id):
             words = f"case {story_id} is known already"
         else:
-            text = understood(
+            text = parse_request(
                 StoryInput,
                 "PlanningEventRequest",
                 {
@@ -180,7 +182,7 @@ class Plans:
                 },
                 {"story_id": "case_id", "title": "metadata.title"},
             )
-            when = iso(datetime.now(UTC))
+            when = format_timestamp(datetime.now(UTC))
             created = StoryCreated(
                 story_id=story_id,
                 title=text.title,
@@ -200,9 +202,9 @@ class Plans:
             )
             await self._store(story_id, f"grpc/{story_id}/created", created, spec)
             words = f"case {story_id} is stored"
-        return wire.PlanningEventResponse(processed=True, message=words)
+        return pb.PlanningEventResponse(processed=True, message=words)
 
-    async def _transition(self, event: Happened, context: Context) -> wire.PlanningEventResponse:
+    async def _transition(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
         """Make the story's move to `to_state`; if it has no workflow, store the transition.
 
         Raises:
@@ -215,10 +217,10 @@ class Plans:
             return await self._keep_transition(event)
         return await self._move(event, partial(_move_to_state, event), context)
 
-    async def _keep_transition(self, event: Happened) -> wire.PlanningEventResponse:
+    async def _keep_transition(self, event: Happened) -> pb.PlanningEventResponse:
         """Store the transition as the inbox does with `planning.story.transitioned`."""
         actor = caller()
-        actor.acting_as("PO")
+        actor.require_role("PO")
         story_id = event.case_id
         if not await has_story(self._driver, story_id):
             raise application_error(ErrorType.NOT_FOUND, f"case {story_id} not found")
@@ -234,17 +236,17 @@ class Plans:
             event=TRANSITION,
             actor=actor.actor,
             reason=event.metadata.get("reason", ""),
-            timestamp=iso(at),
+            timestamp=format_timestamp(at),
         )
         what = derived_id(event.from_state, event.to_state, body.timestamp)
         await self._store(story_id, f"grpc/{story_id}/{what}", body)
-        return wire.PlanningEventResponse(
+        return pb.PlanningEventResponse(
             processed=True, message=f"case {story_id} has no workflow: its transition is stored"
         )
 
     async def _move(
         self, event: Happened, choose: Callable[[Position], Move | None], context: Context
-    ) -> wire.PlanningEventResponse:
+    ) -> pb.PlanningEventResponse:
         remarks = Remarks(
             reason=event.metadata.get("reason", ""),
             comment=event.metadata.get("comment", ""),
@@ -261,15 +263,15 @@ class Plans:
                     move_update_id(context),
                 )
         tasks = await self._tasks(event.case_id, event.plan_id or view.plan_id)
-        return wire.PlanningEventResponse(
+        return pb.PlanningEventResponse(
             processed=True,
             message=f"story {event.case_id} is in {view.state}",
             derived_task_ids=[task.task_id for task in tasks],
         )
 
-    async def _run(self, event: Happened) -> wire.PlanningEventResponse:
+    async def _run(self, event: Happened) -> pb.PlanningEventResponse:
         """Store the approval and run the plan, each once."""
-        role = caller().acting_as("PO")
+        role = caller().require_role("PO")
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
             raise InvalidInput("PlanningEventRequest", [("plan_id", "required; add it")])
@@ -278,7 +280,7 @@ class Plans:
             self._temporal, plan, f"as {role}", partial(self._store_approval, event)
         )
         tasks = await self._tasks(story_id, plan_id)
-        return wire.PlanningEventResponse(
+        return pb.PlanningEventResponse(
             processed=runs,
             message=f"{plan_workflow_id(story_id, plan_id)} runs it"
             if runs
@@ -292,7 +294,7 @@ class Plans:
             story_id=event.case_id,
             plan_id=event.plan_id,
             approved_by=caller().actor,
-            timestamp=iso(datetime.now(UTC)),
+            timestamp=format_timestamp(datetime.now(UTC)),
         )
         entry_id = f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved"
         await self._store(event.case_id, entry_id, body)
@@ -374,8 +376,8 @@ def _move_to_state(event: Happened, now: Position) -> Move | None:
     return now.between(event.from_state or now.view.state, event.to_state, caller().roles)
 
 
-def _not_understood(event: Happened) -> wire.PlanningEventResponse:
-    return wire.PlanningEventResponse(
+def _not_understood(event: Happened) -> pb.PlanningEventResponse:
+    return pb.PlanningEventResponse(
         processed=False,
         message=f"{event.event_type[:100]} is not understood; understood are the events of the "
         f"story's state machine, {PREFIX}{PLAN_APPROVED}, {TRANSITION}, {CASE_CREATED}",

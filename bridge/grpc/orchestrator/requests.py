@@ -10,18 +10,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from activities.graph.context_packs import Scope
-from activities.graph.councils import MOST_AGENTS
-from bridge.grpc.calls import understood
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from activities.graph.councils import MAX_AGENTS
+from bridge.grpc.calls import parse_request
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.models.agents import refuse_mock
-from workflows.models.base import Line, Part, Request
+from workflows.models.base import Line, Request, Section
 from workflows.models.errors import InvalidInput
 from workflows.models.ids import ID_CHARACTERS, ID_PATTERN, LONG_ID_CHARACTERS, Id, LongId, Role
 
 LONGEST_TEXT = 100_000
 
 Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
-Word = Annotated[str, StringConstraints(max_length=100)]
+Identifier = Annotated[str, StringConstraints(max_length=100)]
 MaybeId = Annotated[str, StringConstraints(pattern=rf"^$|{ID_PATTERN}", max_length=ID_CHARACTERS)]
 MaybeLongId = Annotated[
     str, StringConstraints(pattern=rf"^$|{ID_PATTERN}", max_length=LONG_ID_CHARACTERS)
@@ -47,7 +47,7 @@ NotRead = Annotated[dict[str, str], AfterValidator(_not_read)]
 """custom_params, which must be empty, because the contract names no parameter."""
 
 
-class Constraints(Part):
+class Constraints(Section):
     """Checked fields of TaskConstraints.
 
     Zeros mean the defaults. `max_iterations` is the maximum number of rounds.
@@ -57,7 +57,7 @@ class Constraints(Part):
     requirements: list[Line] = Field(default=[], max_length=100)
     timeout_seconds: int = Field(default=0, ge=0, le=86_400)
     max_iterations: int = Field(default=0, ge=0)
-    metadata: dict[Word, Text] = Field(default={}, max_length=50)
+    metadata: dict[Identifier, Text] = Field(default={}, max_length=50)
 
     @property
     def notes(self) -> str:
@@ -66,7 +66,7 @@ class Constraints(Part):
         return "\n".join(["## Notes of the caller", *lines]) if lines else ""
 
 
-class Options(Part):
+class Options(Section):
     """The meaning of OrchestratorOptions; see `_options`."""
 
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
@@ -86,7 +86,7 @@ TIMELINE_EVENTS = 50
 """The number of events if `max_events` of ContextOptions is 0."""
 
 
-class OfContext(Part):
+class OfContext(Section):
     """Checked fields of ContextOptions."""
 
     include_timeline: bool = False
@@ -109,7 +109,7 @@ class Deliberating(Request):
     role: Line
     constraints: Constraints
     rounds: int = Field(default=0, ge=0, le=10)
-    num_agents: int = Field(default=0, ge=0, le=MOST_AGENTS)
+    num_agents: int = Field(default=0, ge=0, le=MAX_AGENTS)
     options: Options = Options()
     context_options: OfContext = OfContext()
     task_id: MaybeLongId = ""
@@ -124,21 +124,21 @@ class ByTask(Request):
     task_id: LongId
 
 
-class OfAgent(Part):
+class OfAgent(Section):
     """Checked fields of AgentCapabilities."""
 
     supported_tasks: list[Line] = Field(default=[], max_length=100)
-    model_profile: Word = ""
+    model_profile: Identifier = ""
     max_concurrent_tasks: int = Field(default=0, ge=0)
     languages: list[Line] = Field(default=[], max_length=100)
 
 
-class OfCouncil(Part):
+class OfCouncil(Section):
     """Checked fields of CouncilConfig."""
 
     deliberation_rounds: int = Field(default=0, ge=0, le=10)
     enable_peer_review: bool = False
-    model_profile: Word = ""
+    model_profile: Identifier = ""
     agent_type: AskedType = ""
     custom_params: NotRead = {}
 
@@ -148,7 +148,7 @@ class OfCouncil(Part):
         return _in_capitals(refuse_mock(value))
 
 
-class OfOwner(Part):
+class OfOwner(Section):
     """The fields of RegisterAgentRequest.metadata that are used."""
 
     agent_type: AskedType = ""
@@ -172,14 +172,14 @@ class Registering(Request):
     capabilities: OfAgent
     endpoint: Annotated[str, StringConstraints(max_length=500)] = ""
     metadata: OfOwner
-    kept: dict[Word, Text] = Field(default={}, max_length=50)
+    kept: dict[Identifier, Text] = Field(default={}, max_length=50)
 
 
 class Creating(Request):
     """Checked fields of a CreateCouncilRequest."""
 
     role: Role
-    num_agents: int = Field(default=0, ge=0, le=MOST_AGENTS)
+    num_agents: int = Field(default=0, ge=0, le=MAX_AGENTS)
     config: OfCouncil
 
 
@@ -190,7 +190,7 @@ class Unregistering(Request):
     """
 
     agent_id: Line
-    role: Word = ""
+    role: Identifier = ""
 
 
 class Happened(Request):
@@ -199,8 +199,8 @@ class Happened(Request):
     event_type: Line
     case_id: Id
     plan_id: MaybeLongId = ""
-    from_state: Word = ""
-    to_state: Word = ""
+    from_state: Identifier = ""
+    to_state: Identifier = ""
     timestamp_ms: int = Field(default=0, ge=0)
     metadata: dict[str, str] = {}
 
@@ -222,8 +222,8 @@ class TaskContext(Request):
 
     task_id: MaybeLongId = ""
     story_id: Id
-    role: Annotated[Word, StringConstraints(min_length=1)]
-    phase: Word = ""
+    role: Annotated[Identifier, StringConstraints(min_length=1)]
+    phase: Identifier = ""
     options: OfContext
 
 
@@ -237,13 +237,13 @@ class Measuring(Request):
 # --- messages -------------------------------------------------------------------------------------
 
 
-def deliberating(request: wire.DeliberateRequest) -> Deliberating:
+def deliberating(request: pb.DeliberateRequest) -> Deliberating:
     """Parse a DeliberateRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         Deliberating,
         "DeliberateRequest",
         {
@@ -256,13 +256,13 @@ def deliberating(request: wire.DeliberateRequest) -> Deliberating:
     )
 
 
-def orchestrating(request: wire.OrchestrateRequest) -> Deliberating:
+def orchestrating(request: pb.OrchestrateRequest) -> Deliberating:
     """Parse an OrchestrateRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         Deliberating,
         "OrchestrateRequest",
         {
@@ -279,16 +279,16 @@ def orchestrating(request: wire.OrchestrateRequest) -> Deliberating:
     )
 
 
-def by_task(request: wire.GetDeliberationResultRequest) -> ByTask:
+def by_task(request: pb.GetDeliberationResultRequest) -> ByTask:
     """Parse a GetDeliberationResultRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(ByTask, "GetDeliberationResultRequest", {"task_id": request.task_id})
+    return parse_request(ByTask, "GetDeliberationResultRequest", {"task_id": request.task_id})
 
 
-def creating(request: wire.CreateCouncilRequest) -> Creating:
+def creating(request: pb.CreateCouncilRequest) -> Creating:
     """Parse a CreateCouncilRequest.
 
     Raises:
@@ -296,7 +296,7 @@ def creating(request: wire.CreateCouncilRequest) -> Creating:
         ApplicationError: `MockAgent`.
     """
     config = request.config
-    return understood(
+    return parse_request(
         Creating,
         "CreateCouncilRequest",
         {
@@ -313,7 +313,7 @@ def creating(request: wire.CreateCouncilRequest) -> Creating:
     )
 
 
-def registering(request: wire.RegisterAgentRequest) -> Registering:
+def registering(request: pb.RegisterAgentRequest) -> Registering:
     """Parse a RegisterAgentRequest.
 
     Raises:
@@ -321,7 +321,7 @@ def registering(request: wire.RegisterAgentRequest) -> Registering:
         ApplicationError: `MockAgent`.
     """
     told = request.capabilities
-    return understood(
+    return parse_request(
         Registering,
         "RegisterAgentRequest",
         {
@@ -341,26 +341,26 @@ def registering(request: wire.RegisterAgentRequest) -> Registering:
     )
 
 
-def unregistering(request: wire.UnregisterAgentRequest) -> Unregistering:
+def unregistering(request: pb.UnregisterAgentRequest) -> Unregistering:
     """Parse an UnregisterAgentRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         Unregistering,
         "UnregisterAgentRequest",
         {"agent_id": request.agent_id, "role": request.role},
     )
 
 
-def happened(request: wire.PlanningEventRequest) -> Happened:
+def happened(request: pb.PlanningEventRequest) -> Happened:
     """Parse a PlanningEventRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         Happened,
         "PlanningEventRequest",
         {
@@ -375,13 +375,13 @@ def happened(request: wire.PlanningEventRequest) -> Happened:
     )
 
 
-def deriving(request: wire.DeriveSubtasksRequest) -> Deriving:
+def deriving(request: pb.DeriveSubtasksRequest) -> Deriving:
     """Parse a DeriveSubtasksRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         Deriving,
         "DeriveSubtasksRequest",
         {
@@ -393,13 +393,13 @@ def deriving(request: wire.DeriveSubtasksRequest) -> Deriving:
     )
 
 
-def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
+def task_context(request: pb.GetTaskContextRequest) -> TaskContext:
     """Parse a GetTaskContextRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         TaskContext,
         "GetTaskContextRequest",
         {
@@ -412,20 +412,20 @@ def task_context(request: wire.GetTaskContextRequest) -> TaskContext:
     )
 
 
-def measuring(request: wire.GetMetricsRequest) -> Measuring:
+def measuring(request: pb.GetMetricsRequest) -> Measuring:
     """Parse a GetMetricsRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
-    return understood(
+    return parse_request(
         Measuring,
         "GetMetricsRequest",
         {"metric_type": request.metric_type, "time_range_ms": request.time_range_ms},
     )
 
 
-def _constraints(told: wire.TaskConstraints) -> dict[str, Any]:
+def _constraints(told: pb.TaskConstraints) -> dict[str, Any]:
     return {
         "rubric": told.rubric,
         "requirements": list(told.requirements),
@@ -435,7 +435,7 @@ def _constraints(told: wire.TaskConstraints) -> dict[str, Any]:
     }
 
 
-def _options(told: wire.OrchestratorOptions) -> dict[str, Any]:
+def _options(told: pb.OrchestratorOptions) -> dict[str, Any]:
     """Decide whether proposals are reviewed and near ties judged.
 
     A client that sets neither flag gets both, because a client that does not know the flags sends
@@ -459,7 +459,7 @@ def _options(told: wire.OrchestratorOptions) -> dict[str, Any]:
     }
 
 
-def _context_options(told: wire.ContextOptions) -> dict[str, Any]:
+def _context_options(told: pb.ContextOptions) -> dict[str, Any]:
     return {
         **{name: getattr(told, name) for name in FLAGS.values()},
         "max_events": told.max_events,

@@ -30,7 +30,7 @@ from activities.graph.deliberations import history
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import Context
 from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
-from bridge.grpc.orchestrator.messages import metadata, results
+from bridge.grpc.orchestrator.messages import result_metadata, results
 from bridge.grpc.orchestrator.metrics import COMPLETED, ENDED, Figures, since
 from bridge.grpc.orchestrator.planning_events import Plans, in_waves, refuse_more
 from bridge.grpc.orchestrator.requests import (
@@ -47,7 +47,7 @@ from bridge.grpc.orchestrator.requests import (
     task_context,
     unregistering,
 )
-from bridge.grpc.wire import orchestrator_pb2 as wire
+from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from workflows.models.base import AgentType, content_hash
 from workflows.models.context import PackQuery
@@ -96,8 +96,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     # --- deliberations --------------------------------------------------------------------------
 
     async def Deliberate(  # noqa: N802
-        self, request: wire.DeliberateRequest, context: Context
-    ) -> wire.DeliberateResponse:
+        self, request: pb.DeliberateRequest, context: Context
+    ) -> pb.DeliberateResponse:
         """Start a deliberation and wait for its result.
 
         `constraints.metadata` is passed to the agents after their context, as notes of the caller.
@@ -111,16 +111,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """
         call = await self._deliberations.begin(deliberating(request), context)
         found = await self._deliberations.result(call)
-        return wire.DeliberateResponse(
+        return pb.DeliberateResponse(
             results=results(found),
             winner_id=found.winner_id,
             duration_ms=found.duration_ms,
-            metadata=metadata(found, found.deliberation_id, _now_ms(), call.agents),
+            metadata=result_metadata(found, found.deliberation_id, _now_ms(), call.agents),
         )
 
     async def Orchestrate(  # noqa: N802
-        self, request: wire.OrchestrateRequest, context: Context
-    ) -> wire.OrchestrateResponse:
+        self, request: pb.OrchestrateRequest, context: Context
+    ) -> pb.OrchestrateResponse:
         """Deliberate on a task and select; tags.judged is the architect's reason for a near tie.
 
         If the task_id is being deliberated or was completed, the call joins it and answers with its
@@ -138,17 +138,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         call = await self._deliberations.begin(orchestrating(request), context, ORCHESTRATED)
         found = await self._deliberations.result(call)
         ranked = results(found)
-        return wire.OrchestrateResponse(
+        return pb.OrchestrateResponse(
             winner=ranked[0],
             candidates=ranked,
             execution_id=found.deliberation_id,
             duration_ms=found.duration_ms,
-            metadata=metadata(found, found.deliberation_id, _now_ms(), call.agents),
+            metadata=result_metadata(found, found.deliberation_id, _now_ms(), call.agents),
         )
 
     async def StreamDeliberation(  # noqa: N802
-        self, request: wire.DeliberateRequest, context: Context
-    ) -> AsyncIterator[wire.DeliberationUpdate]:
+        self, request: pb.DeliberateRequest, context: Context
+    ) -> AsyncIterator[pb.DeliberationUpdate]:
         """Start a deliberation and stream an update at each wave and answer.
 
         The last update has the winner. With an `x-request-id` it can be called again, on any
@@ -162,8 +162,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             yield update
 
     async def GetDeliberationResult(  # noqa: N802
-        self, request: wire.GetDeliberationResultRequest, context: Context
-    ) -> wire.GetDeliberationResultResponse:
+        self, request: pb.GetDeliberationResultRequest, context: Context
+    ) -> pb.GetDeliberationResultResponse:
         """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
 
         A result from the graph lacks what the graph does not keep (see `find_deliberation`).
@@ -176,8 +176,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     # --- councils -------------------------------------------------------------------------------
 
     async def CreateCouncil(  # noqa: N802
-        self, request: wire.CreateCouncilRequest, context: Context
-    ) -> wire.CreateCouncilResponse:
+        self, request: pb.CreateCouncilRequest, context: Context
+    ) -> pb.CreateCouncilResponse:
         """Create a council of agents that differ only in their ids, and thus in their seeds.
 
         deliberation_rounds applies to deliberations that name no number. If it is 0,
@@ -187,7 +187,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
         """
-        caller().acting_as(*COUNCIL_ROLES)
+        caller().require_role(*COUNCIL_ROLES)
         asked = creating(request)
         council = NewCouncil(
             role=asked.role,
@@ -197,13 +197,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             rounds=asked.config.deliberation_rounds or int(asked.config.enable_peer_review),
         )
         agents = await create_council(self._driver, council)
-        return wire.CreateCouncilResponse(
+        return pb.CreateCouncilResponse(
             council_id=council_id(council.role), agents_created=len(agents), agent_ids=agents
         )
 
     async def ListCouncils(  # noqa: N802
-        self, request: wire.ListCouncilsRequest, context: Context
-    ) -> wire.ListCouncilsResponse:
+        self, request: pb.ListCouncilsRequest, context: Context
+    ) -> pb.ListCouncilsResponse:
         """List the councils; with a role, only that role's, and none if it has no council.
 
         `model` has the models in use in the council: an agent's own or the one that is served. It
@@ -215,13 +215,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         councils = await find_councils(self._driver)
         shown = [each for each in councils if request.role_filter in ("", each.role)]
         model = await self._default_model() if self._default_model else ""
-        return wire.ListCouncilsResponse(
+        return pb.ListCouncilsResponse(
             councils=await self._figures.shown(shown, request.include_agents, model)
         )
 
     async def RegisterAgent(  # noqa: N802
-        self, request: wire.RegisterAgentRequest, context: Context
-    ) -> wire.RegisterAgentResponse:
+        self, request: pb.RegisterAgentRequest, context: Context
+    ) -> pb.RegisterAgentResponse:
         """Add an agent to an existing council, or change it if it is already a member.
 
         An agent with an endpoint is external and is called on the bus (NATS). Otherwise its type is
@@ -232,7 +232,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `UnknownCouncil` names the
                 existing roles; `AlreadyExists`: the agent is in another council.
         """
-        caller().acting_as(*COUNCIL_ROLES)
+        caller().require_role(*COUNCIL_ROLES)
         asked = registering(request)
         elsewhere: AgentType | None = "NATS" if asked.endpoint else None
         agent = NewAgent(
@@ -247,15 +247,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             metadata=_as_json(asked.kept),
         )
         council = await register_agent(self._driver, asked.role, agent)
-        return wire.RegisterAgentResponse(
+        return pb.RegisterAgentResponse(
             success=True,
             message=f"{agent.agent_id} sits in the {asked.role} council",
             council_id=council,
         )
 
     async def UnregisterAgent(  # noqa: N802
-        self, request: wire.UnregisterAgentRequest, context: Context
-    ) -> wire.UnregisterAgentResponse:
+        self, request: pb.UnregisterAgentRequest, context: Context
+    ) -> pb.UnregisterAgentResponse:
         """Remove an agent from its council.
 
         Its proposals stay under its id, and it may be registered again.
@@ -264,18 +264,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `UnknownCouncil`; `NotFound`; `CouncilTooSmall`: no
                 agent would be left.
         """
-        caller().acting_as(*COUNCIL_ROLES)
+        caller().require_role(*COUNCIL_ROLES)
         asked = unregistering(request)
         role = await unregister_agent(self._driver, asked.agent_id, asked.role)
-        return wire.UnregisterAgentResponse(
+        return pb.UnregisterAgentResponse(
             success=True, message=f"{asked.agent_id} has left the {role} council"
         )
 
     # --- planning -------------------------------------------------------------------------------
 
     async def ProcessPlanningEvent(  # noqa: N802
-        self, request: wire.PlanningEventRequest, context: Context
-    ) -> wire.PlanningEventResponse:
+        self, request: pb.PlanningEventRequest, context: Context
+    ) -> pb.PlanningEventResponse:
         """Move a story by an event of its state machine, or run a plan that was approved outside.
 
         TRANSITION makes the story's move to `to_state`; for a case without a workflow, the
@@ -287,11 +287,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `InvalidInput`; `Permission`; `NotFound`; any refusal of the story.
         """
-        return await self._plans.hear(happened(request), context)
+        return await self._plans.handle_planning_event(happened(request), context)
 
     async def DeriveSubtasks(  # noqa: N802
-        self, request: wire.DeriveSubtasksRequest, context: Context
-    ) -> wire.DeriveSubtasksResponse:
+        self, request: pb.DeriveSubtasksRequest, context: Context
+    ) -> pb.DeriveSubtasksResponse:
         """Return a plan's tasks: the stored ones, or those that are derived once from the story.
 
         roles: only tasks of these roles are returned. `dependency_order` sorts the answer by role;
@@ -313,9 +313,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         shown.sort(key=lambda task: order.index(task.role) if task.role in order else len(order))
         if request.strategy.parallel_execution:
             shown = in_waves(shown)
-        return wire.DeriveSubtasksResponse(
+        return pb.DeriveSubtasksResponse(
             tasks=[
-                wire.AtomicTask(
+                pb.AtomicTask(
                     task_id=task.task_id,
                     role=task.role,
                     description=f"{task.title}\n\n{task.description}",
@@ -331,8 +331,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
 
     async def GetTaskContext(  # noqa: N802
-        self, request: wire.GetTaskContextRequest, context: Context
-    ) -> wire.GetTaskContextResponse:
+        self, request: pb.GetTaskContextRequest, context: Context
+    ) -> pb.GetTaskContextResponse:
         """Return a context pack, with the requested history.
 
         history: what the options request, newest first; else empty. The pack's scopes are those of
@@ -354,9 +354,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             asked.options.max_events or TIMELINE_EVENTS,
         )
         blocks = [pack.system, pack.context, pack.tools, past]
-        return wire.GetTaskContextResponse(
+        return pb.GetTaskContextResponse(
             context_text="\n\n".join(block for block in blocks if block),
-            blocks=wire.ContextBlocks(
+            blocks=pb.ContextBlocks(
                 system=pack.system, context=pack.context, tools=pack.tools, history=past
             ),
             token_count=pack.token_count + count_tokens(past),
@@ -366,8 +366,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     # --- metrics --------------------------------------------------------------------------------
 
     async def GetStatus(  # noqa: N802
-        self, request: wire.GetStatusRequest, context: Context
-    ) -> wire.GetStatusResponse:
+        self, request: pb.GetStatusRequest, context: Context
+    ) -> pb.GetStatusResponse:
         """Report whether the fleet is healthy, and its statistics.
 
         healthy: workers poll for workflows and agents' calls; degraded: they do not. uptime: of
@@ -376,7 +376,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         completed ones; 0: none. A council is active while workers poll for agents' calls.
         """
         served = await self._figures.is_served()
-        answer = wire.GetStatusResponse(
+        answer = pb.GetStatusResponse(
             status="healthy" if served else "degraded", uptime_seconds=int(_uptime_s())
         )
         if request.include_stats:
@@ -385,8 +385,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return answer
 
     async def GetMetrics(  # noqa: N802
-        self, request: wire.GetMetricsRequest, context: Context
-    ) -> wire.GetMetricsResponse:
+        self, request: pb.GetMetricsRequest, context: Context
+    ) -> pb.GetMetricsResponse:
         """Return metrics of the deliberations that were closed in the time range; 0: not known.
 
         time_range_ms 0: all that Temporal still knows. Times are of the last `figures.SAMPLE`
@@ -399,7 +399,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         asked = measuring(request)
         completed = since(COMPLETED, asked.time_range_ms, datetime.now(UTC))
         ended = since(ENDED, asked.time_range_ms, datetime.now(UTC))
-        answer = wire.GetMetricsResponse()
+        answer = pb.GetMetricsResponse()
         if asked.metric_type in ("performance", "all"):
             answer.performance.CopyFrom(await self._figures.performance(completed))
         if asked.metric_type != "performance":
