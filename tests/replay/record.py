@@ -37,7 +37,7 @@ from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Temporal
 from tests.support.polling import until
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
-from tests.unit.test_continue_as_new import Impatient, flooded, until_asked
+from tests.unit.test_continue_as_new import Impatient, approve_until_asked, flooded
 from workers.exit import leave
 from workers.search_attributes import register
 from workflows import models, story_state
@@ -218,8 +218,7 @@ async def continued_at_work(start: StartStory, world: World) -> RunningStory:
     for gate in ("approve_scope", "approve_design"):
         await story.until(gate=gate)
         world.hold["propose"] = asyncio.Event()
-        await story.approve(gate)
-        await until_asked(world)
+        await approve_until_asked(story, world, gate)
         await flooded(start.client, story)
         world.hold["propose"].set()
     return await story.finish()

@@ -497,6 +497,15 @@ class RunningStory:
             lambda view: all(getattr(view, name) == value for name, value in wanted.items()),
         )
 
+    @asynccontextmanager
+    async def skipping_time(self) -> AsyncIterator[None]:
+        """Let a time-skipping server skip; it does so only while a result is waited for."""
+        result = asyncio.create_task(self.handle.result())
+        try:
+            yield
+        finally:
+            result.cancel()
+
     async def to(self, state: str) -> StoryView:
         """Bring the story to `state` by approvals."""
         steps = {

@@ -82,10 +82,11 @@ async def flooded(client: Client, story: RunningStory) -> None:
             number += 1
 
 
-async def until_asked(world: World) -> None:
-    """Wait until an agent has been asked for its proposal."""
+async def approve_until_asked(story: RunningStory, world: World, gate: str) -> None:
+    """Approve the gate, and wait until an agent has been asked for its proposal."""
     asked = len(world.acts)
-    await until(lambda: len(world.acts) != asked)
+    await story.approve(gate)
+    await until(lambda: len(world.acts) > asked)
 
 
 async def held_in(client: Client, world: World, state: str) -> tuple[RunningStory, str]:
@@ -96,8 +97,7 @@ async def held_in(client: Client, world: World, state: str) -> tuple[RunningStor
         await story.to("DESIGN")
     await story.until(gate=gate)
     world.hold["propose"] = asyncio.Event()
-    await story.approve(gate)
-    await until_asked(world)
+    await approve_until_asked(story, world, gate)
     return story, (await story.state()).child
 
 
