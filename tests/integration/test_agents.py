@@ -22,9 +22,9 @@ from activities.agents.activities import Agents, VllmAgents
 from activities.agents.answer_cache import KEPT_FOR, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.prompts import Prompts
-from tests.conftest import RunningServer
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
+from tests.support.servers import RunningServer
 from workflows.models.agents import (
     Agent,
     Contender,

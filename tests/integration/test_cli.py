@@ -15,10 +15,10 @@ from neo4j import AsyncDriver
 from temporalio.client import Client
 from typer.testing import CliRunner
 
-from tests.conftest import RunningServer, Servers
-from tests.integration.conftest import Environment, a_namespace, running, variables
+from tests.support.fleet import Environment, a_namespace, running, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import RunningServer, Servers
 from workers.cli import app as cli
 from workers.cli import stories
 from workers.cli.session import complete_story

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from bridge.jetstream.streams import reconcile
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
-from tests.conftest import RunningServer
-from tests.integration.conftest import Environment
+from tests.support.fleet import Environment
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import RunningServer
 from workers.cli import app as cli
 from workers.settings import ROOT
 from workflows.models.events import Entry, PublishBatch

@@ -24,10 +24,11 @@ from activities.graph.activities import Graph
 from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
-from tests.conftest import Servers
-from tests.integration.conftest import a_namespace, bearer, serving
 from tests.integration.test_grpc_context import served
+from tests.support.fleet import a_namespace
+from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import Servers
 from tests.support.stories import new_story, rows
 from workers.search_attributes import register
 from workers.settings import ROOT

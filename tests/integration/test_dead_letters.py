@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bridge.jetstream import streams
 from bridge.jetstream.dead_letters import DeadLetters, NoSuchLetter
-from tests.conftest import RunningServer
+from tests.support.servers import RunningServer
 from workers.cli import app as cli
 
 SUBJECT = "planning.plan.approved"

@@ -36,11 +36,11 @@ from bridge.agents.responses import LARGEST_RESPONSE, AgentResponses
 from bridge.jetstream.consumers import AGENTS_RESPONSES
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
 from bridge.jetstream.streams import reconcile
-from tests.conftest import RunningServer
-from tests.integration.conftest import Environment, Log, running
 from tests.support.asking import Asking, AskWorkflow
+from tests.support.fleet import Environment, Log, running
 from tests.support.llm_server import LlmServer, document_of
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import RunningServer
 from workers.external_storage import data_converter
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings

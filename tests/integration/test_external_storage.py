@@ -22,8 +22,8 @@ from temporalio.converter import (
 )
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from tests.conftest import RunningServer
 from tests.support.polling import until
+from tests.support.servers import RunningServer
 from workers.external_storage import (
     THRESHOLD_BYTES,
     PayloadDamaged,

@@ -21,7 +21,7 @@ from activities.graph.changes import Claim
 from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import MIGRATIONS, migrate
 from bridge.mirror.story_sweep import RECEIVED_FOR
-from tests.conftest import RunningServer
+from tests.support.servers import RunningServer
 from tests.support.stories import (
     at,
     batch,

@@ -31,9 +31,9 @@ from bridge.jetstream.streams import reconcile
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
 from deploy.local.parts import DEVELOPER_ROLES
-from tests.conftest import Servers
-from tests.integration.conftest import bearer, problem, serving
+from tests.support.grpc_service import bearer, problem, serving
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow

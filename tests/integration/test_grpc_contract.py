@@ -24,13 +24,8 @@ from bridge.grpc.wire import (
 )
 from deploy.local.process import free_ports
 from deploy.local.settings import GRPC_PORTS
-from tests.integration.conftest import (
-    Environment,
-    bearer,
-    launch,
-    problem,
-    running,
-)
+from tests.support.fleet import Environment, launch, running
+from tests.support.grpc_service import bearer, problem
 from tests.support.grpc_wire import Wire, agreed, breaks, wire_of
 from workers.settings import ROOT, SERVICES
 

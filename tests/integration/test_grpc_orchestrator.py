@@ -32,18 +32,11 @@ from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
-from tests.conftest import Servers
-from tests.integration.conftest import (
-    Environment,
-    a_namespace,
-    bearer,
-    problem,
-    running,
-    serving,
-    variables,
-)
+from tests.support.fleet import Environment, a_namespace, running, variables
+from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import Servers
 from tests.support.site import SAMPLE_STORY
 from tests.support.stories import batch, new_story, one_of_each, rows, spec
 from tests.support.stories import plan as a_plan

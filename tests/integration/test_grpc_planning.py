@@ -22,11 +22,12 @@ from bridge.grpc.requests import Requests
 from bridge.grpc.server import Served
 from bridge.grpc.wire import planning_pb2 as pb
 from bridge.grpc.wire import planning_pb2_grpc
-from tests.conftest import Servers
-from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
+from tests.support.fleet import a_namespace, running, variables
+from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
 from tests.support.polling import until
+from tests.support.servers import Servers
 from tests.support.stories import rows
 from workers.clients.queries import RepeatedQueries
 from workflows.models.story import StoryInput

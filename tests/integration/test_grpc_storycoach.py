@@ -18,11 +18,12 @@ from bridge.grpc.server import Served
 from bridge.grpc.storycoach import StoryCoachServicer
 from bridge.grpc.wire import storycoach_pb2 as pb
 from bridge.grpc.wire import storycoach_pb2_grpc
-from tests.conftest import Servers
-from tests.integration.conftest import a_namespace, bearer, problem, running, serving, variables
+from tests.support.fleet import a_namespace, running, variables
+from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
 from tests.support.polling import until
+from tests.support.servers import Servers
 from workflows.models.readiness import StoryText
 from workflows.rules.readiness import score_story
 

@@ -15,7 +15,7 @@ from bridge.grpc.wire import workspace_pb2 as pb
 from bridge.grpc.wire import workspace_pb2_grpc
 from bridge.grpc.workspace import WorkspaceServicer
 from deploy.local.process import free_ports
-from tests.integration.conftest import bearer, problem, serving
+from tests.support.grpc_service import bearer, problem, serving
 from tests.support.messages import messages
 from workflows.models.process import RigorLevel
 from workflows.models.report import WorkspaceReport

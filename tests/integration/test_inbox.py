@@ -24,9 +24,9 @@ from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import CONSUMERS
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
 from bridge.mirror.source import read_source
-from tests.conftest import RunningServer, Servers
-from tests.integration.conftest import Environment, running
+from tests.support.fleet import Environment, running
 from tests.support.polling import until
+from tests.support.servers import RunningServer, Servers
 
 TRANSITIONED = "planning.story.transitioned"
 APPROVED = "planning.plan.approved"

@@ -16,10 +16,10 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
 from bridge.mirror.story_sweep import StorySweep
-from tests.conftest import RunningServer, Servers
-from tests.integration.conftest import a_namespace, running, variables
+from tests.support.fleet import a_namespace, running, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import RunningServer, Servers
 from tests.support.site import SAMPLE_STORY
 from workflows.models.ids import plan_workflow_id
 

@@ -23,10 +23,10 @@ from temporalio.testing import ActivityEnvironment
 from activities.agents import openai_client as llm
 from activities.agents.activities import VllmAgents
 from activities.agents.requests import propose
-from tests.conftest import RunningServer
 from tests.integration.test_agents import PROMPTS, proposing
 from tests.support.llm_server import Script, ScriptedLlm, Step, raw_response
 from tests.support.polling import until
+from tests.support.servers import RunningServer
 from workflows.models.agents import CallUsage, ProposalAnswer
 
 CONTENT = 'Append, then publish: `{"a": 1}` and\n```json\n{}\n```\nü 😀'

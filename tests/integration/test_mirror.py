@@ -19,8 +19,8 @@ from temporalio.exceptions import ApplicationError
 from bridge.jetstream.streams import reconcile
 from bridge.mirror.publisher import PUBLISH_FAILURES, REFUSALS, Mirror, entry_error
 from bridge.mirror.source import Source
-from tests.conftest import RunningServer
 from tests.support.polling import until
+from tests.support.servers import RunningServer
 from workflows.models.events import Entry, PublishBatch
 
 RUNS = itertools.count()

@@ -24,10 +24,11 @@ from bridge.grpc.wire import (
     orchestrator_pb2_grpc,
 )
 from deploy.local.demo import APPROVALS, DECISIONS
-from tests.conftest import Servers
-from tests.integration.conftest import a_namespace, bearer, serving
 from tests.integration.test_grpc_context import served
+from tests.support.fleet import a_namespace
+from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S
+from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, new_story, one_of_each, rows
 from tests.support.stories import plan as plan_of
 from workers.cli import render

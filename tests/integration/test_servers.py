@@ -7,7 +7,7 @@ import redis.asyncio as redis
 from nats.js.api import StorageType, StreamConfig
 from neo4j.exceptions import AuthError
 
-from tests.conftest import RunningServer
+from tests.support.servers import RunningServer
 
 
 async def test_what_nats_acked_survives_a_crash(nats_server: RunningServer) -> None:

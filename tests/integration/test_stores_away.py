@@ -17,8 +17,8 @@ from activities.graph.activities import Graph
 from activities.graph.errors import store_errors
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Valkey
-from tests.conftest import READY_WITHIN, RunningServer
 from tests.support.polling import WITHIN_S
+from tests.support.servers import READY_WITHIN, RunningServer
 from tests.support.stories import batch, new_story, one_of_each, refused
 from workflows.models.context import PackQuery
 from workflows.models.error_types import UNAVAILABLE

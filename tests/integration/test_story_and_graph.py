@@ -17,9 +17,9 @@ from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from bridge.mirror.rebuild import rebuild
 from bridge.mirror.story_sweep import StorySweep
-from tests.conftest import Servers
-from tests.integration.conftest import a_namespace
+from tests.support.fleet import a_namespace
 from tests.support.polling import until
+from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, moved, new_story, plan, refused, rows
 from tests.support.stories import spec as text_of
 from workers.search_attributes import register

@@ -14,10 +14,10 @@ from neo4j import AsyncDriver
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from tests.conftest import Servers
-from tests.integration.conftest import a_namespace, running, variables
+from tests.support.fleet import a_namespace, running, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
+from tests.support.servers import Servers
 from tests.support.site import SAMPLE_STORY
 
 SIGNALS = 5_000

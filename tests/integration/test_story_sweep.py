@@ -25,10 +25,10 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.graph.activities import Graph
 from bridge.mirror.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
-from tests.conftest import RunningServer, Servers
-from tests.integration.conftest import Environment, a_namespace, running, variables
+from tests.support.fleet import Environment, a_namespace, running, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import RunningServer, Servers
 from tests.support.site import SAMPLE_STORY
 
 SAMPLE = json.loads(SAMPLE_STORY.read_text())

@@ -13,8 +13,8 @@ from temporalio.common import Priority
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from bridge.mirror.source import read_source
-from tests.conftest import RunningServer
 from tests.support.polling import until
+from tests.support.servers import RunningServer
 from workers.clients.queries import RepeatedQueries
 
 

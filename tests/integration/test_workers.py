@@ -20,10 +20,10 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from bridge.jetstream.streams import STREAMS
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats as NatsServer
-from tests.conftest import RunningServer, Servers
-from tests.integration.conftest import Environment, launch, running
+from tests.support.fleet import Environment, launch, running
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.servers import RunningServer, Servers
 from workers.__main__ import NAMES
 from workers.clients.connection import StartError
 from workers.processes.process import PROCESSES

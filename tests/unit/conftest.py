@@ -30,8 +30,8 @@ from temporalio.worker import Worker
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from deploy.local.servers import script
-from tests.conftest import RunningServer
 from tests.support.polling import until
+from tests.support.servers import RunningServer
 from workers.search_attributes import register
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow

@@ -1,0 +1,153 @@
+"""The fleet's worker processes on the real servers, started as a person or supervisor would."""
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter
+from temporalio.service import RPCError, RPCStatusCode
+
+from deploy.local.process import free_ports
+from deploy.local.settings import GRPC_PORTS
+from tests.support.llm_server import LlmServer
+from tests.support.polling import WITHIN_S, until
+from tests.support.servers import Servers
+from tests.support.site import TOKEN_KEY
+from workers.clients.queries import RepeatedQueries
+from workers.settings import ALIASES, ROOT, Settings
+
+Environment = dict[str, str]
+
+
+async def connect(
+    address: str, namespace: str = "default", converter: DataConverter = pydantic_data_converter
+) -> Client:
+    """Open a Temporal client like the product's; by default without its external storage."""
+    return await Client.connect(
+        address,
+        namespace=namespace,
+        data_converter=converter,
+        interceptors=[RepeatedQueries()],
+    )
+
+
+def variables(servers: Servers, llm: LlmServer) -> Environment:
+    """Return the variables of a worker on these servers, without any other fleet variables."""
+    ports = free_ports(len(GRPC_PORTS))
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower() not in {*Settings.model_fields, *ALIASES}
+    }
+    return kept | {
+        "TEMPORAL_ADDRESS": servers.temporal.address,
+        "NATS_URL": servers.nats.address,
+        "NATS_USER": servers.nats.user or "",
+        "NATS_PASSWORD": servers.nats.password or "",
+        "NEO4J_URI": servers.neo4j.address,
+        "NEO4J_USER": servers.neo4j.user or "",
+        "NEO4J_PASSWORD": servers.neo4j.password or "",
+        "REDIS_HOST": servers.valkey.host,
+        "REDIS_PORT": str(servers.valkey.port),
+        "REDIS_PASSWORD": servers.valkey.password or "",
+        "VLLM_URL": llm.url,
+        "GRPC_TOKEN_KEY": TOKEN_KEY,
+        **{name.upper(): str(port) for name, port in zip(GRPC_PORTS, ports, strict=True)},
+    }
+
+
+async def a_namespace(servers: Servers) -> str:
+    """Register a new namespace, so that workers take no work left by other tests."""
+    client = await connect(servers.temporal.address)
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    await client.workflow_service.register_namespace(
+        RegisterNamespaceRequest(
+            namespace=name, workflow_execution_retention_period=Duration(seconds=86_400)
+        )
+    )
+    there = await connect(servers.temporal.address, name)
+
+    async def known() -> bool:
+        try:
+            await there.count_workflows()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
+    await until(known)  # the server knows it everywhere only after some time
+    return name
+
+
+async def launch(name: str, environment: Environment, *more: str) -> Process:
+    arguments = ("-m", "workers", name, *more)
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+    )
+
+
+class Log:
+    """The JSON lines that a process writes to stdout."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+
+    async def until(self, event: str) -> dict[str, Any]:
+        """Read up to the first line whose event begins with `event`, and return that line."""
+        assert self.process.stdout
+        async with asyncio.timeout(WITHIN_S):
+            while line := await self.process.stdout.readline():
+                self.lines.append(json.loads(line))
+                if self.lines[-1]["event"].startswith(event):
+                    return self.lines[-1]
+        raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
+
+    async def drain(self) -> None:
+        """Read up to the end, because a process blocks on a pipe that no one reads."""
+        assert self.process.stdout
+        while await self.process.stdout.readline():
+            pass
+
+
+@asynccontextmanager
+async def running(name: str, environment: Environment, *more: str) -> AsyncIterator[Log]:
+    """Run a worker process; kill it at the end if the test did not stop it."""
+    process = await launch(name, environment, *more)
+    try:
+        log = Log(process)
+        await log.until("workers run")
+        yield log
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def new_environment(servers: Servers, llm: LlmServer, **more: str) -> Environment:
+    """Return the variables of a worker in a new namespace, with the variables in `more`."""
+    return variables(servers, llm) | {"TEMPORAL_NAMESPACE": await a_namespace(servers)} | more
+
+
+@asynccontextmanager
+async def whole_fleet(environment: Environment, *names: str) -> AsyncIterator[Client]:
+    """Run these worker processes, or one with all; yield a client in their namespace."""
+    async with AsyncExitStack() as stack:
+        logs = await asyncio.gather(
+            *(stack.enter_async_context(running(name, environment)) for name in names or ["all"])
+        )
+        readers = [asyncio.create_task(log.drain()) for log in logs]
+        yield await connect(environment["TEMPORAL_ADDRESS"], environment["TEMPORAL_NAMESPACE"])
+        for reader in readers:
+            reader.cancel()

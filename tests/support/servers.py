@@ -1,0 +1,60 @@
+"""The servers that the fleet needs, started for tests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from deploy.local.process import ServerProcess
+from deploy.local.servers import Server
+
+READY_WITHIN = timedelta(seconds=120)
+"""A generous limit: the machine may be busy with other builds and servers."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server under test; a client connects to `address`."""
+
+    name: str
+    address: str
+    port: int
+    process: ServerProcess
+    host: str = "127.0.0.1"
+    user: str | None = None
+    password: str | None = None
+    ui_url: str | None = None
+
+    async def start(self) -> None:
+        """Start the server again after `stop` or `kill`; its data is kept."""
+        await self.process.start()
+
+    async def stop(self) -> None:
+        """Stop the server gracefully."""
+        await self.process.stop()
+
+    async def kill(self) -> None:
+        """Kill the server, as a crash would."""
+        await self.process.kill()
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The four servers together, for tests of the whole fleet."""
+
+    temporal: RunningServer
+    nats: RunningServer
+    neo4j: RunningServer
+    valkey: RunningServer
+
+
+@asynccontextmanager
+async def started(server: Server, address: str, **details: Any) -> AsyncIterator[RunningServer]:
+    """Run the server; at the end kill it, because its data is deleted with its folder."""
+    log = server.home.with_suffix(".log")
+    process = ServerProcess(server, log, READY_WITHIN)
+    await process.start()
+    running = RunningServer(server.name, address, process=process, **details)
+    yield running
+    await running.kill()
