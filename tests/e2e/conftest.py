@@ -16,12 +16,12 @@ import neo4j
 import psutil
 import pytest
 from dotenv import dotenv_values
-from temporalio.client import Client
 from temporalio.service import RPCError
 
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.support.checker import check
+from tests.support.fleet import connect
 from tests.support.polling import until
 
 GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
@@ -110,7 +110,7 @@ class Fleet:
 
     async def writing(self, deliberation_id: str) -> None:
         """Wait until an agent of the deliberation is in the middle of its answer."""
-        client = await Client.connect(self.env["TEMPORAL_ADDRESS"])
+        client = await connect(self.env["TEMPORAL_ADDRESS"])
         handle = client.get_workflow_handle(deliberation_id)
 
         async def tokens() -> int:
@@ -143,7 +143,7 @@ class Fleet:
         """Return the differences that the checker finds in these stories."""
         env = self.env
         auth = (env["NEO4J_USER"], env["NEO4J_PASSWORD"])
-        client = await Client.connect(env["TEMPORAL_ADDRESS"])
+        client = await connect(env["TEMPORAL_ADDRESS"])
         async with neo4j.AsyncGraphDatabase.driver(env["NEO4J_URI"], auth=auth) as driver:
             bus = await nats.connect(
                 env["NATS_URL"], user=env["NATS_USER"], password=env["NATS_PASSWORD"]

@@ -13,9 +13,9 @@ import nats
 import neo4j
 import pytest
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from temporalio.client import Client
 
 from tests.e2e.conftest import GATES, Fleet
+from tests.support.fleet import connect
 from tests.support.polling import until
 from workflows.models.context import ContextPack
 
@@ -168,7 +168,7 @@ async def test_what_was_decided_is_in_the_context_of_the_next_agents(fleet: Flee
         "MATCH (d:Decision)-[:OF]->(:Story {id: 'US-1'}) "
         "WHERE NOT d.id STARTS WITH 'US-1-docs' RETURN d.title AS title",
     )
-    client = await Client.connect(fleet.env["TEMPORAL_ADDRESS"])
+    client = await connect(fleet.env["TEMPORAL_ADDRESS"])
     history = await client.get_workflow_handle("deliberation-US-1-docs-1").fetch_history()
     answers = [
         payload.data.decode()

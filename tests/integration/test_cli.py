@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 from neo4j import AsyncDriver
-from temporalio.client import Client
 from typer.testing import CliRunner
 
-from tests.support.fleet import Environment, a_namespace, running, variables
+from tests.support.fleet import (
+    Environment,
+    a_namespace,
+    connect,
+    new_environment,
+    whole_fleet,
+)
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
@@ -29,11 +34,9 @@ from workers.settings import ROOT, Settings
 async def fleet(servers: Servers) -> AsyncIterator[Environment]:
     """Run a fleet; yield the variables by which the CLI finds it."""
     async with LlmServer() as llm:
-        environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
-        async with running("all", environment) as log:
-            reader = asyncio.create_task(log.drain())
+        environment = await new_environment(servers, llm)
+        async with whole_fleet(environment):
             yield environment
-            reader.cancel()
 
 
 class Result:
@@ -357,7 +360,7 @@ async def test_watch_ends_with_a_story_that_is_cancelled(
     story_id = await started(fleet)
     await at_gate(fleet, story_id, "approve_scope")
     watch = asyncio.create_task(command(fleet, "watch", story_id))
-    client = await Client.connect(temporal.address, namespace=fleet["TEMPORAL_NAMESPACE"])
+    client = await connect(temporal.address, fleet["TEMPORAL_NAMESPACE"])
 
     await client.get_workflow_handle(f"story-{story_id}").cancel()
 

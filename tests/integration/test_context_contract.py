@@ -17,7 +17,6 @@ from grpc_tools import protoc
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.graph.activities import Graph
@@ -25,7 +24,7 @@ from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.integration.test_grpc_context import served
-from tests.support.fleet import a_namespace
+from tests.support.fleet import a_namespace, connect
 from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
@@ -83,11 +82,7 @@ class ContractClient:
 
 @pytest.fixture(scope="module")
 async def temporal_client(servers: Servers) -> Client:
-    client = await Client.connect(
-        servers.temporal.address,
-        namespace=await a_namespace(servers),
-        data_converter=pydantic_data_converter,
-    )
+    client = await connect(servers.temporal.address, await a_namespace(servers))
     await register(client)
     return client
 

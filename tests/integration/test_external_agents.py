@@ -37,7 +37,7 @@ from bridge.jetstream.consumers import AGENTS_RESPONSES
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
 from bridge.jetstream.streams import reconcile
 from tests.support.asking import Asking, AskWorkflow
-from tests.support.fleet import Environment, Log, running
+from tests.support.fleet import Environment, Log, connect, running
 from tests.support.llm_server import LlmServer, document_of
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
@@ -190,10 +190,8 @@ async def outside(
 ) -> AsyncIterator[Outside]:
     """Set up the fleet's streams and a worker that asks; no process serves the calls yet."""
     await reconcile(nats_client.jetstream(), replicas=1)
-    temporal = await Client.connect(
-        environment["TEMPORAL_ADDRESS"],
-        namespace=environment["TEMPORAL_NAMESPACE"],
-        data_converter=data_converter(client),
+    temporal = await connect(
+        environment["TEMPORAL_ADDRESS"], environment["TEMPORAL_NAMESPACE"], data_converter(client)
     )
     async with Worker(
         temporal, task_queue=QUEUE, workflows=[AskWorkflow], workflow_runner=workflow_runner()

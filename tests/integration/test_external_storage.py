@@ -22,6 +22,7 @@ from temporalio.converter import (
 )
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.servers import RunningServer
 from workers.external_storage import (
@@ -55,7 +56,7 @@ class Shout:
 
 @pytest.fixture
 async def temporal_client(temporal: RunningServer, client: Redis) -> Client:
-    return await Client.connect(temporal.address, data_converter=data_converter(client))
+    return await connect(temporal.address, converter=data_converter(client))
 
 
 @pytest.fixture

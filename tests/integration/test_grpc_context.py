@@ -16,7 +16,6 @@ from nats.js import JetStreamContext
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.cache import pack_key
@@ -31,6 +30,7 @@ from bridge.jetstream.streams import reconcile
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
 from deploy.local.parts import DEVELOPER_ROLES
+from tests.support.fleet import connect
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
@@ -107,9 +107,7 @@ def planned() -> list[Any]:
 
 @pytest.fixture
 async def temporal_client(servers: Servers, namespace: str) -> Client:
-    return await Client.connect(
-        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-    )
+    return await connect(servers.temporal.address, namespace)
 
 
 @pytest.fixture

@@ -32,7 +32,12 @@ from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
-from tests.support.fleet import Environment, a_namespace, running, variables
+from tests.support.fleet import (
+    Environment,
+    connect,
+    new_environment,
+    whole_fleet,
+)
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
@@ -116,25 +121,19 @@ async def a_replica(environment: Environment) -> AsyncIterator[tuple[Process, An
 async def whole(
     servers: Servers, graph: Graph, driver: AsyncDriver, client: Redis
 ) -> AsyncIterator[Fleet]:
-    namespace = await a_namespace(servers)
     async with LlmServer() as llm:
-        environment = variables(servers, llm) | {
-            "TEMPORAL_NAMESPACE": namespace,
-            "LLM_CONCURRENCY": "16",
-        }
-        async with running("all", environment) as log:
-            reader = asyncio.create_task(log.drain())
-            temporal = await Client.connect(
+        environment = await new_environment(servers, llm, LLM_CONCURRENCY="16")
+        async with whole_fleet(environment):
+            temporal = await connect(
                 servers.temporal.address,
-                namespace=namespace,
-                data_converter=data_converter(client),
+                environment["TEMPORAL_NAMESPACE"],
+                data_converter(client),
             )
             there = await rows(driver, SEATED)
             url = Settings.model_validate({"vllm_url": llm.url})
             yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
             # All tests share Neo4j: restore its councils.
             await rows(driver, LEAVE_ONLY, ids=[each for seat in there for each in seat])
-            reader.cancel()
 
 
 @pytest.fixture

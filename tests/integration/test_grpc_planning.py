@@ -4,7 +4,6 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -15,21 +14,24 @@ from hypothesis import strategies as st
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowFailureError
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from bridge.grpc.planning import PlanningServicer
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import Served
 from bridge.grpc.wire import planning_pb2 as pb
 from bridge.grpc.wire import planning_pb2_grpc
-from tests.support.fleet import a_namespace, running, variables
+from tests.support.fleet import (
+    a_namespace,
+    connect,
+    new_environment,
+    whole_fleet,
+)
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
 from tests.support.polling import until
 from tests.support.servers import Servers
 from tests.support.stories import rows
-from workers.clients.queries import RepeatedQueries
 from workflows.models.story import StoryInput
 from workflows.story import StoryWorkflow
 
@@ -59,28 +61,14 @@ def served(client: Client, driver: AsyncDriver) -> Served:
     )
 
 
-async def connected(servers: Servers, namespace: str) -> Client:
-    return await Client.connect(
-        servers.temporal.address,
-        namespace=namespace,
-        data_converter=pydantic_data_converter,
-        interceptors=[RepeatedQueries()],
-    )
-
-
 @pytest.fixture(scope="module")
 async def stories(servers: Servers) -> AsyncIterator[Client]:
     """Run a fleet and yield a client of it."""
-    async with LlmServer() as llm, AsyncExitStack() as stack:
-        namespace = await a_namespace(servers)
-        environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
-        logs = await asyncio.gather(
-            *(stack.enter_async_context(running(name, environment)) for name in PROCESSES)
-        )
-        readers = [asyncio.create_task(log.drain()) for log in logs]
-        yield await connected(servers, namespace)
-        for reader in readers:
-            reader.cancel()
+    async with (
+        LlmServer() as llm,
+        whole_fleet(await new_environment(servers, llm), *PROCESSES) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +179,7 @@ async def test_a_story_that_is_none_is_refused_by_the_contracts_fields(planning:
 async def test_a_story_is_started_though_no_worker_runs(
     servers: Servers, driver: AsyncDriver
 ) -> None:
-    alone = await connected(servers, await a_namespace(servers))
+    alone = await connect(servers.temporal.address, await a_namespace(servers))
     async with serving(served(alone, driver)) as channel:
         story = await Stub(channel).CreateStory(
             pb.CreateStoryRequest(**READY), metadata=ANA, timeout=5

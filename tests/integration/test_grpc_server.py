@@ -19,9 +19,9 @@ from bridge.grpc.requests import Requests
 from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
 from bridge.grpc.wire import orchestrator_pb2_grpc
+from tests.support.fleet import TOKEN_KEY
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.polling import WITHIN_S, until
-from tests.support.site import TOKEN_KEY
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.errors import InvalidInput
 

@@ -1,9 +1,7 @@
 """The Story coach over a real channel: its workflow on the real stack, an LLM over real HTTP."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +10,12 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from hypothesis import given, settings
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from bridge.grpc.server import Served
 from bridge.grpc.storycoach import StoryCoachServicer
 from bridge.grpc.wire import storycoach_pb2 as pb
 from bridge.grpc.wire import storycoach_pb2_grpc
-from tests.support.fleet import a_namespace, running, variables
+from tests.support.fleet import new_environment, whole_fleet
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
@@ -60,25 +57,17 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 async def running_fleet(servers: Servers) -> AsyncIterator[Fleet]:
-    async with LlmServer() as llm, AsyncExitStack() as stack:
-        namespace = await a_namespace(servers)
-        environment = variables(servers, llm) | {"TEMPORAL_NAMESPACE": namespace}
-        logs = await asyncio.gather(
-            *(stack.enter_async_context(running(name, environment)) for name in PROCESSES)
-        )
-        readers = [asyncio.create_task(log.drain()) for log in logs]
-        client = await Client.connect(
-            servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-        )
+    async with (
+        LlmServer() as llm,
+        whole_fleet(await new_environment(servers, llm), *PROCESSES) as client,
+    ):
         served = Served(
             "fleet.storycoach.v1.StoryCoachService",
             StoryCoachServicer(client),
             storycoach_pb2_grpc.add_StoryCoachServiceServicer_to_server,
         )
-        channel = await stack.enter_async_context(serving(served))
-        yield Fleet(client, llm, Stub(channel))
-        for reader in readers:
-            reader.cancel()
+        async with serving(served) as channel:
+            yield Fleet(client, llm, Stub(channel))
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from nats.js import JetStreamContext
 from neo4j import AsyncDriver
 from prometheus_client import REGISTRY
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
@@ -24,7 +23,7 @@ from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import CONSUMERS
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
 from bridge.mirror.source import read_source
-from tests.support.fleet import Environment, running
+from tests.support.fleet import Environment, connect, running
 from tests.support.polling import until
 from tests.support.servers import RunningServer, Servers
 
@@ -62,9 +61,7 @@ async def bus(nats_client: Nats, jetstream: JetStreamContext) -> JetStreamContex
 
 @pytest.fixture
 async def temporal_client(servers: Servers, namespace: str) -> Client:
-    return await Client.connect(
-        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-    )
+    return await connect(servers.temporal.address, namespace)
 
 
 @asynccontextmanager

@@ -11,12 +11,11 @@ import pytest
 from nats.js import JetStreamContext
 from neo4j import AsyncDriver
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
 from bridge.mirror.story_sweep import StorySweep
-from tests.support.fleet import a_namespace, running, variables
+from tests.support.fleet import new_environment, whole_fleet
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
@@ -32,17 +31,8 @@ async def fleet(
 ) -> AsyncIterator[Client]:
     """Run a whole fleet, inbox included, in one process and a new namespace; yield a client."""
     llm.delay_ms = 500
-    namespace = await a_namespace(servers)
-    environment = variables(servers, llm) | {
-        "TEMPORAL_NAMESPACE": namespace,
-        "STORY_SWEEP_SECONDS": "1",
-    }
-    async with running("all", environment) as log:
-        reader = asyncio.create_task(log.drain())
-        yield await Client.connect(
-            servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-        )
-        reader.cancel()
+    async with whole_fleet(await new_environment(servers, llm, STORY_SWEEP_SECONDS="1")) as client:
+        yield client
 
 
 def a_story() -> str:

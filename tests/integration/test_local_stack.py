@@ -14,10 +14,10 @@ from dotenv import dotenv_values
 from nats.js.api import StorageType, StreamConfig
 from neo4j import AsyncDriver, AsyncGraphDatabase
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
-from temporalio.client import Client
 
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
+from tests.support.fleet import connect
 from tests.support.listeners import addresses_of, is_loopback
 from tests.support.polling import until
 
@@ -48,7 +48,7 @@ def env(stack: Stack) -> dict[str, str]:
 async def write_everywhere(stack: Stack, key: str) -> None:
     """Write something to each of the four servers, with the settings that the stack wrote."""
     at = env(stack)
-    temporal = await Client.connect(at["TEMPORAL_ADDRESS"])
+    temporal = await connect(at["TEMPORAL_ADDRESS"])
     await temporal.start_workflow("NobodyRunsThis", id=key, task_queue="nobody")
     bus = await nats.connect(
         at["NATS_URL"], user=at["NATS_USER"], password=at["NATS_PASSWORD"], allow_reconnect=False
@@ -66,7 +66,7 @@ async def write_everywhere(stack: Stack, key: str) -> None:
 
 async def read_everywhere(stack: Stack, key: str) -> dict[str, bool]:
     at = env(stack)
-    temporal = await Client.connect(at["TEMPORAL_ADDRESS"])
+    temporal = await connect(at["TEMPORAL_ADDRESS"])
     workflow = await temporal.get_workflow_handle(key).describe()
     bus = await nats.connect(at["NATS_URL"], user=at["NATS_USER"], password=at["NATS_PASSWORD"])
     message = await bus.jetstream().get_last_msg(key, f"{key}.one")
@@ -110,7 +110,7 @@ async def test_every_part_is_healthy_and_a_second_up_starts_nothing(stack: Stack
 
 
 async def test_closed_workflows_are_kept_for_months(stack: Stack) -> None:
-    client = await Client.connect(env(stack)["TEMPORAL_ADDRESS"])
+    client = await connect(env(stack)["TEMPORAL_ADDRESS"])
 
     namespace = await client.workflow_service.describe_namespace(
         DescribeNamespaceRequest(namespace="default")

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from neo4j import AsyncDriver
 from rich.console import Console
-from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.graph.activities import Graph
 from activities.graph.councils import find_councils
@@ -25,7 +23,7 @@ from bridge.grpc.wire import (
 )
 from deploy.local.demo import APPROVALS, DECISIONS
 from tests.integration.test_grpc_context import served
-from tests.support.fleet import a_namespace
+from tests.support.fleet import a_namespace, connect
 from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S
 from tests.support.servers import Servers
@@ -91,11 +89,7 @@ class Call:
 
 @pytest.fixture(scope="module")
 async def call(servers: Servers, graph: Graph, driver: AsyncDriver) -> AsyncIterator[Call]:
-    client = await Client.connect(
-        servers.temporal.address,
-        namespace=await a_namespace(servers),
-        data_converter=pydantic_data_converter,
-    )
+    client = await connect(servers.temporal.address, await a_namespace(servers))
     councils = Served(
         "orchestrator.v1.OrchestratorService",
         OrchestratorServicer(client, graph, driver, "RAY_VLLM", timedelta(seconds=60)),

@@ -8,7 +8,6 @@ import pytest
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.cache import timeline_key
@@ -17,7 +16,7 @@ from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from bridge.mirror.rebuild import rebuild
 from bridge.mirror.story_sweep import StorySweep
-from tests.support.fleet import a_namespace
+from tests.support.fleet import a_namespace, connect
 from tests.support.polling import until
 from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, moved, new_story, plan, refused, rows
@@ -64,11 +63,7 @@ async def test_no_pack_is_built_of_a_story_that_the_graph_has_lost(
 @pytest.fixture
 async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
     """Run the workers that a story needs before its council deliberates; yield a client."""
-    client = await Client.connect(
-        servers.temporal.address,
-        namespace=await a_namespace(servers),
-        data_converter=pydantic_data_converter,
-    )
+    client = await connect(servers.temporal.address, await a_namespace(servers))
     await register(client)
     planning = Planning()
     stories = Worker(

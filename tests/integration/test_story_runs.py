@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from neo4j import AsyncDriver
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.contrib.pydantic import pydantic_data_converter
 
-from tests.support.fleet import a_namespace, running, variables
+from tests.support.fleet import new_environment, whole_fleet
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.servers import Servers
@@ -27,17 +26,8 @@ SIGNALS = 5_000
 @pytest.fixture
 async def fleet(servers: Servers, llm: LlmServer) -> AsyncIterator[Client]:
     """Run a whole fleet in one process and a new namespace; yield a client."""
-    namespace = await a_namespace(servers)
-    environment = variables(servers, llm) | {
-        "TEMPORAL_NAMESPACE": namespace,
-        "STORY_SWEEP_SECONDS": "1",
-    }
-    async with running("all", environment) as log:
-        reader = asyncio.create_task(log.drain())
-        yield await Client.connect(
-            servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-        )
-        reader.cancel()
+    async with whole_fleet(await new_environment(servers, llm, STORY_SWEEP_SECONDS="1")) as client:
+        yield client
 
 
 async def start(client: Client, story: str) -> Any:

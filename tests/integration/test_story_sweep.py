@@ -21,11 +21,16 @@ from temporalio.api.workflowservice.v1 import (
     RespondWorkflowTaskCompletedRequest,
 )
 from temporalio.client import Client, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.graph.activities import Graph
 from bridge.mirror.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
-from tests.support.fleet import Environment, a_namespace, running, variables
+from tests.support.fleet import (
+    Environment,
+    connect,
+    new_environment,
+    running,
+    whole_fleet,
+)
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
@@ -39,29 +44,18 @@ Story = WorkflowHandle[Any, Any]
 @pytest.fixture
 async def environment(servers: Servers, llm: LlmServer) -> Environment:
     """Return the variables of a whole fleet that does not sweep, because the tests do."""
-    return variables(servers, llm) | {
-        "TEMPORAL_NAMESPACE": await a_namespace(servers),
-        "STORY_SWEEP_SECONDS": "86400",
-    }
+    return await new_environment(servers, llm, STORY_SWEEP_SECONDS="86400")
 
 
 @pytest.fixture
 async def temporal_client(environment: Environment) -> Client:
-    return await Client.connect(
-        environment["TEMPORAL_ADDRESS"],
-        namespace=environment["TEMPORAL_NAMESPACE"],
-        data_converter=pydantic_data_converter,
-    )
+    return await connect(environment["TEMPORAL_ADDRESS"], environment["TEMPORAL_NAMESPACE"])
 
 
 @pytest.fixture
-async def fleet(
-    environment: Environment, temporal_client: Client, jetstream: JetStreamContext
-) -> AsyncIterator[Client]:
-    async with running("all", environment) as log:
-        reader = asyncio.create_task(log.drain())
-        yield temporal_client
-        reader.cancel()
+async def fleet(environment: Environment, jetstream: JetStreamContext) -> AsyncIterator[Client]:
+    async with whole_fleet(environment) as client:
+        yield client
 
 
 @pytest.fixture

@@ -8,18 +8,18 @@ from temporalio import activity, workflow
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import WorkflowHandle
 from temporalio.common import Priority
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from bridge.mirror.source import read_source
+from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.servers import RunningServer
-from workers.clients.queries import RepeatedQueries
 
 
 async def test_a_started_workflow_survives_a_crash(temporal: RunningServer) -> None:
-    client = await Client.connect(temporal.address)
+    client = await connect(temporal.address)
     started = await client.start_workflow(
         "NobodyRunsThis", id=f"crash-{uuid.uuid4()}", task_queue="nobody"
     )
@@ -29,7 +29,7 @@ async def test_a_started_workflow_survives_a_crash(temporal: RunningServer) -> N
     await temporal.kill()
     await temporal.start()
 
-    again = await Client.connect(temporal.address)
+    again = await connect(temporal.address)
     description = await again.get_workflow_handle(started.id).describe()
     assert description.run_id == started.result_run_id
     assert await read_source(again) == source  # the source of the fleet's events on the bus
@@ -84,7 +84,7 @@ class Ended:
 async def test_no_query_of_an_ended_workflow_is_lost_when_many_come_at_once(
     temporal: RunningServer,
 ) -> None:
-    client = await Client.connect(temporal.address, interceptors=[RepeatedQueries()])
+    client = await connect(temporal.address)
     queue = f"ended-{uuid.uuid4()}"
     async with Worker(
         client, task_queue=queue, workflows=[Ended], workflow_runner=UnsandboxedWorkflowRunner()
@@ -99,7 +99,7 @@ async def test_no_query_of_an_ended_workflow_is_lost_when_many_come_at_once(
 
 
 async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) -> None:
-    client = await Client.connect(temporal.address)
+    client = await connect(temporal.address)
     engine, name = Calls(), f"fair-{uuid.uuid4()}"
     asking = Worker(
         client, task_queue=name, workflows=[Asking], workflow_runner=UnsandboxedWorkflowRunner()

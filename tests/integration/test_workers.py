@@ -13,14 +13,12 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import StorageType, StreamConfig
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
-from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from bridge.jetstream.streams import STREAMS
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Nats as NatsServer
-from tests.support.fleet import Environment, launch, running
+from tests.support.fleet import Environment, connect, launch, running
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
@@ -189,7 +187,7 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
 
     for stream in STREAMS:
         assert (await jetstream.stream_info(stream.name)).config.storage == StorageType.FILE
-    client = await Client.connect(servers.temporal.address)
+    client = await connect(servers.temporal.address)
     known = await client.operator_service.list_search_attributes(
         ListSearchAttributesRequest(namespace=namespace)
     )
@@ -230,9 +228,7 @@ async def test_health_tells_which_server_is_away_and_recovers(
 async def test_a_signal_lets_a_running_call_finish(
     environment: Environment, servers: Servers, namespace: str
 ) -> None:
-    client = await Client.connect(
-        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-    )
+    client = await connect(servers.temporal.address, namespace)
     async with LlmServer(delay_ms=2_000) as slow:
         async with running("all", environment | {"VLLM_URL": slow.url}) as log:
             task_id = f"drain-{uuid.uuid4().hex[:8]}"
@@ -255,9 +251,7 @@ async def test_a_signal_lets_a_running_call_finish(
 async def test_what_an_activity_logs_carries_its_ids(
     environment: Environment, servers: Servers, llm: LlmServer, namespace: str
 ) -> None:
-    client = await Client.connect(
-        servers.temporal.address, namespace=namespace, data_converter=pydantic_data_converter
-    )
+    client = await connect(servers.temporal.address, namespace)
     task_id, story_id = f"log-{uuid.uuid4().hex[:8]}", "US-LOG"
     async with running("all", environment) as log:
         llm.fail("status", times=3, status=400)
@@ -303,8 +297,8 @@ async def test_a_credential_that_is_withdrawn_stops_the_process(
 
 
 async def test_one_workers_failure_stops_the_others(temporal: RunningServer) -> None:
-    good_client = await Client.connect(temporal.address)
-    bad_client = await Client.connect(temporal.address, namespace="nope")
+    good_client = await connect(temporal.address)
+    bad_client = await connect(temporal.address, "nope")
     settings = Settings.model_validate({"drain_seconds": 1})
     good, bad = story_worker(good_client, settings), story_worker(bad_client, settings)
 
@@ -319,7 +313,7 @@ def test_every_process_can_be_named_on_the_command_line() -> None:
 
 
 async def test_a_build_id_switches_versioning_on(temporal: RunningServer) -> None:
-    client = await Client.connect(temporal.address)
+    client = await connect(temporal.address)
 
     plain = story_worker(client, Settings()).config()["deployment_config"]
     built = story_worker(client, Settings.model_validate({"worker_build_id": "1.2.3"})).config()[

@@ -31,10 +31,10 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Temporal
+from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
 from tests.unit.test_continue_as_new import Impatient, approve_until_asked, flooded
@@ -580,9 +580,7 @@ async def _record_on(kind: type[Temporal], names: list[str]) -> None:
         )
         await server.start()
         try:
-            client = await Client.connect(
-                f"127.0.0.1:{port}", data_converter=pydantic_data_converter
-            )
+            client = await connect(f"127.0.0.1:{port}")
             await register(client)
             async with instant_workers(client):
                 for name in names:

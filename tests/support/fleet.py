@@ -22,11 +22,12 @@ from deploy.local.settings import GRPC_PORTS
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
-from tests.support.site import TOKEN_KEY
 from workers.clients.queries import RepeatedQueries
 from workers.settings import ALIASES, ROOT, Settings
 
 Environment = dict[str, str]
+
+TOKEN_KEY = "a key of the tests, of 32 bytes or more"
 
 
 async def connect(

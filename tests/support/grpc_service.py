@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 from bridge.grpc.auth import Access, Caller, create_token
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import GrpcServer, Served
-from tests.support.site import TOKEN_KEY
+from tests.support.fleet import TOKEN_KEY
 
 Metadata = tuple[tuple[str, str], ...]
 

@@ -12,7 +12,7 @@ from bridge.grpc.auth import Access
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2_grpc
-from tests.support.site import TOKEN_KEY
+from tests.support.fleet import TOKEN_KEY
 from workers.clients.neo4j import open_neo4j
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey

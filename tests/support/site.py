@@ -18,9 +18,8 @@ import psutil
 from nats.aio.client import Client as NatsClient
 from redis.asyncio import Redis
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.client import WorkflowExecutionDescription, WorkflowHandle
 from temporalio.common import SearchAttributeKey
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.process import ServerProcess, free_ports
@@ -36,13 +35,13 @@ from deploy.local.servers import (
 )
 from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
+from tests.support.fleet import TOKEN_KEY
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryInput, StoryView
 from workflows.search_attributes import STORY_STATE
 
 SERVERS = ("temporal", "nats", "neo4j", "valkey")
 WORKERS = ("story", "agents", "context", "bridge", "inbox")
-TOKEN_KEY = "a key of the tests, of 32 bytes or more"
 SAMPLE_STORY = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit" / "story.json"
 READY_WITHIN = timedelta(seconds=120)
 
@@ -117,9 +116,7 @@ class Site:
             if isinstance(error, ServerNotReady) and error.log:  # deleted with the folder
                 error.add_note(error.log.read_text(errors="replace")[-2_000:])
             raise
-        self.client = await Client.connect(
-            self.temporal.address, data_converter=pydantic_data_converter
-        )
+        self.client = await connect(self.temporal.address)
         return self
 
     async def __aexit__(
@@ -233,7 +230,7 @@ class Site:
     async def differences(self, *story_ids: str) -> list[str]:
         """Return the checker's differences for stories whose work is all done."""
         async with self.clients() as (connection, driver):
-            client = await Client.connect(self.temporal.address)
+            client = await connect(self.temporal.address)
             return await check(client, connection, driver, story_ids)
 
 

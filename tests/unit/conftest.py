@@ -30,6 +30,7 @@ from temporalio.worker import Worker
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from deploy.local.servers import script
+from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.servers import RunningServer
 from workers.search_attributes import register
@@ -427,7 +428,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="session")
 async def fleet(temporal: RunningServer) -> AsyncIterator[Client]:
     """Return a client of a real server on which the fleet's workflows run."""
-    client = await Client.connect(temporal.address, data_converter=pydantic_data_converter)
+    client = await connect(temporal.address)
     await register(client)
     async with instant_workers(client):
         yield client

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.local.process import ServerProcess, free_ports
 from deploy.local.servers import Command, Temporal
+from tests.support.fleet import connect
 from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
 from workers.search_attributes import register
@@ -36,7 +36,7 @@ async def impatient(tmp_path: Path) -> AsyncIterator[Client]:
     process = ServerProcess(server, tmp_path / "log", timedelta(seconds=60))
     await process.start()
     try:
-        client = await Client.connect(server.address, data_converter=pydantic_data_converter)
+        client = await connect(server.address)
         await register(client)
         async with instant_workers(client):
             yield client
