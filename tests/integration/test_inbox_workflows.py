@@ -110,6 +110,7 @@ async def test_a_plan_approved_outside_is_stored_and_runs_or_ends_as_nothing_to_
 async def test_a_milestone_and_a_decision_reach_the_running_story_and_its_agents(
     fleet: Client, jetstream: JetStreamContext, llm: LlmServer
 ) -> None:
+    llm.answering.clear()
     story = a_story()
     sample = json.loads(SAMPLE_STORY.read_text())
     handle = await fleet.start_workflow(
@@ -135,6 +136,14 @@ async def test_a_milestone_and_a_decision_reach_the_running_story_and_its_agents
         "context.milestone.reached",
         milestone | {"description": "Users saw the prototype"},
     )
+    council = fleet.get_workflow_handle((await handle.query("state"))["child"])
+
+    async def received() -> set[str]:
+        events = (await council.fetch_history()).events
+        return {e.workflow_execution_signaled_event_attributes.signal_name for e in events}
+
+    await until(received, lambda signals: {"add_decisions", "add_milestones"} <= signals)
+    llm.answering.set()
 
     async def told() -> bool:
         later = [call.prompt for call in llm.calls if call.act in ("criticise", "revise")]

@@ -101,6 +101,9 @@ class LlmServer:
         self.bytes_per_token = bytes_per_token
         self.calls: list[Call] = []
         self.faults: deque[Fault] = deque()
+        self.answering = asyncio.Event()
+        """While it is cleared, calls wait for their answers."""
+        self.answering.set()
         self.url = ""
         self._prompts: deque[str] = deque(maxlen=50)
         self._runner: web.AppRunner | None = None
@@ -214,6 +217,7 @@ class LlmServer:
             )
 
         await asyncio.sleep(self.delay_ms / 1000)
+        await self.answering.wait()
         tokens = [] if kind == "empty" else list(_tokens(_written(call, schema, kind)))
         finish = "stop" if len(tokens) <= call.max_tokens else "length"
         tokens = tokens[: call.max_tokens]

@@ -35,7 +35,7 @@ from deploy.local.servers import (
 )
 from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
-from tests.support.fleet import TOKEN_KEY
+from tests.support.fleet import TOKEN_KEY, connect
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryInput, StoryView
 from workflows.search_attributes import STORY_STATE
@@ -190,9 +190,10 @@ class Site:
         request = StoryInput.model_validate(
             story | {"story_id": story_id, "approvals": "auto"} | fields
         )
-        return await self.client.start_workflow(
+        started: WorkflowHandle[Any, Any] = await self.client.start_workflow(
             "StoryWorkflow", request, id=f"story-{story_id}", task_queue="story"
         )
+        return started
 
     async def finish(self, story_id: str) -> str:
         """Send the report that BUILD waits for, wait for the end and return the final state."""
