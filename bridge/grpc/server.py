@@ -1,7 +1,7 @@
 """A gRPC service on its port: tokens, limits, deadlines, errors, logs, metrics, traces, drain.
 
-Every method runs inside `AuthInterceptor`. Each port also serves reflection and the standard health checks
-(grpc.health.v1), which report SERVING until the drain begins.
+Every method runs inside `AuthInterceptor`. Each port also serves reflection and the standard health
+checks (grpc.health.v1), which report SERVING until the drain begins.
 """
 
 from __future__ import annotations
