@@ -209,7 +209,7 @@ class StoryWorkflow:
     async def report(self, report: WorkspaceReport) -> StoryView:
         """Store a workspace report and score it by the story's rigor."""
         await self.ready()
-        self.story.require_report(report)
+        self.story.require_report()
         self.story.take_report(report)
         score = self.story.score
         assert score is not None
@@ -223,7 +223,7 @@ class StoryWorkflow:
     @report.validator
     def may_report(self, report: WorkspaceReport) -> None:
         if self.story.process:
-            self.story.require_report(report)
+            self.story.require_report()
 
     @workflow.signal(name="report")
     async def report_signal(self, request: Any = None) -> None:
@@ -233,7 +233,7 @@ class StoryWorkflow:
     async def amend(self, request: Amend) -> StoryView:
         """Change the story's text; approvals of the old text have to be given again."""
         await self.ready()
-        way = self.story.require_amend(request)
+        way = self.story.require_amend()
         changed = self.story.amended(request)
         if changed:
             through_update = workflow.patched("amendment-announced-by-an-update")
@@ -245,7 +245,7 @@ class StoryWorkflow:
     @amend.validator
     def may_amend(self, request: Amend) -> None:
         if self.story.process:
-            self.story.require_amend(request)
+            self.story.require_amend()
 
     @workflow.signal(name="amend")
     async def amend_signal(self, request: Any = None) -> None:
@@ -302,7 +302,7 @@ class StoryWorkflow:
 
     def entry_skipped(self, entry: Entry) -> None:
         """Add a line to the timeline for an entry that the outbox has skipped."""
-        self.story.timeline.append(timeline_entry(entry))
+        self.story.add_line(timeline_entry(entry))
 
     @workflow.signal(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
     async def request_wave(self, request: WaveRequest) -> None:
@@ -391,7 +391,7 @@ class StoryWorkflow:
 
     @workflow.query
     def timeline(self) -> list[TimelineEntry]:
-        """Return the timeline, oldest entry first."""
+        """Return the timeline's newest 500 lines, oldest first."""
         return self.story.timeline
 
     @workflow.query

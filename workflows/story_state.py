@@ -39,8 +39,9 @@ from workflows.rules.news import MILESTONES_KNOWN, decisions_with, holding, mile
 BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"
 
-LINES_KEPT = 10_000
-"""Maximum number of timeline lines; the graph and the bus have every event."""
+LINES_KEPT = 500
+"""Maximum number of timeline lines: what `fleet show` shows, and what a query and a continue-as-new
+carry without trouble. The graph, Valkey and the bus have every event."""
 
 
 class Approval(BaseModel):
@@ -325,14 +326,14 @@ class Story(BaseModel):
             )
         return transition
 
-    def require_report(self, report: WorkspaceReport) -> None:
+    def require_report(self) -> None:
         exits = [t for t in self.machine.transitions if t.source == self.state]
         if not any(self._reads_report(transition) for transition in exits):
             raise application_error(
                 ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
             )
 
-    def require_amend(self, request: Amend) -> list[Transition]:
+    def require_amend(self) -> list[Transition]:
         """Return the rejections that lead back to the state that approved the text; [] if there."""
         if self.done:
             raise application_error(

@@ -388,11 +388,11 @@ def _schemas() -> Json:
             ref_template="#/components/schemas/{model}",
         )
         for name, schema in {**made.pop("$defs", {}), body.__name__: made}.items():
-            schemas[name] = _schema(name, schema, all_there=written_here)
+            schemas[name] = _schema(schema, all_there=written_here)
     return schemas
 
 
-def _schema(name: str, schema: Json, *, all_there: bool) -> Json:
+def _schema(schema: Json, *, all_there: bool) -> Json:
     """Build the schema of one model.
 
     all_there: the sender writes every field except those that are None.

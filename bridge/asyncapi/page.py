@@ -54,7 +54,7 @@ def _lines(document: Json) -> Iterator[str]:
         yield ""
         yield f"{what}:"
         yield ""
-        yield from _fields(document, document["components"]["schemas"][name], "header")
+        yield from _fields(document["components"]["schemas"][name], "header")
     for name, channel in document["channels"].items():
         yield ""
         yield from _channel(document, name, channel)
@@ -91,12 +91,12 @@ def _channel(document: Json, name: str, channel: Json) -> Iterator[str]:
         if "properties" not in payload:
             yield f"Body: {payload['description'][0].lower()}{payload['description'][1:]}."
             continue
-        yield from _fields(document, payload, "field")
+        yield from _fields(payload, "field")
         for part in _parts(document, payload):
             yield ""
             yield f"Each of `{part[0]}`:"
             yield ""
-            yield from _fields(document, part[1], "field")
+            yield from _fields(part[1], "field")
         for example in message["examples"]:
             yield ""
             yield "```json"
@@ -119,7 +119,7 @@ def _who(document: Json, name: str) -> Iterator[str]:
         yield f"| {operation['action']}s | {_cell(who)} |"
 
 
-def _fields(document: Json, schema: Json, what: str) -> Iterator[str]:
+def _fields(schema: Json, what: str) -> Iterator[str]:
     yield f"| {what} | type | there | what it is |"
     yield "|---|---|---|---|"
     for field, rule in schema["properties"].items():
