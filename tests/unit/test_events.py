@@ -17,9 +17,19 @@ from activities.agents.prompts import Prompts
 from activities.graph.events import WRITERS
 from bridge.agents.activity import command
 from bridge.agents.calls import new_call_id
+from workers.cli.event_line import headline
 from workflows.models.agents import Agent, ProposeInput, Task
 from workflows.models.context import ContextPack
-from workflows.models.events import BODIES, AgentCommand, AgentResponse, Entry, EventBody, example
+from workflows.models.events import (
+    BODIES,
+    PUBLISHED,
+    AgentCommand,
+    AgentResponse,
+    Entry,
+    EventBody,
+    example,
+)
+from workflows.story import timeline_entry
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = ROOT / "tests" / "replay" / "histories"
@@ -113,6 +123,46 @@ def test_the_example_of_an_event_has_been_emitted(kind: str) -> None:
 
 def test_every_event_has_a_writer_of_the_graph() -> None:
     assert set(WRITERS) == set(BODIES.values())
+
+
+@pytest.mark.parametrize("subject", PUBLISHED)
+def test_an_event_reads_the_same_in_the_timeline_and_on_the_command_line(subject: str) -> None:
+    kind = PUBLISHED[subject]
+    body = kind.model_validate(example(kind))
+    entry = Entry(
+        id="1",
+        kind=kind.__name__,
+        source="story-US-101",
+        time=body.timestamp,
+        body=body.model_dump(mode="json", exclude_none=True),
+    )
+
+    line, _ = headline(subject, example(kind))
+    shown = timeline_entry(entry)
+
+    assert body.summary()[:300] in line
+    assert (shown.event, shown.text, shown.actor) == (body.label, body.summary()[:300], body.by())
+
+
+@pytest.mark.parametrize(
+    ("subject", "body", "line"),
+    [
+        ("planning.gate.opened", {"story_id": "US-2"}, "gate ? waits for ?"),
+        ("context.updated", {"version": "x"}, 'context.updated {"version": "x"}'),
+        ("context.updated", "not JSON", 'context.updated "not JSON"'),
+        ("planning.story.renamed", {"title": "T"}, 'planning.story.renamed {"title": "T"}'),
+    ],
+)
+def test_a_body_that_anyone_wrote_is_a_line_too(subject: str, body: Any, line: str) -> None:
+    assert headline(subject, body)[0] == line
+
+
+def test_an_entry_of_a_newer_child_is_in_the_timeline_under_its_subject() -> None:
+    entry = Entry(
+        id="1", kind="Later", subject="planning.later", source="plan-1", time="now", body={}
+    )
+
+    assert timeline_entry(entry).event == "planning.later"
 
 
 @cache
