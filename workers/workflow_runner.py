@@ -71,7 +71,7 @@ class ResetFirst(WorkflowInstance):
         others = [job for job in act.jobs if not job.HasField("update_random_seed")]
         begins = any(job.HasField("initialize_workflow") for job in others)
         if reset and begins:
-            self._inner = asyncio.run(self._made(_begun_anew(self._details, reset[-1])))
+            self._inner = asyncio.run(self._made(_reset_details(self._details, reset[-1])))
         if not reset or not others or begins:
             return self._inner.activate(act)
         first = self._inner.activate(_with_jobs(act, reset))
@@ -112,7 +112,7 @@ class Runner(SandboxedWorkflowRunner):
         return ResetFirst(det, super().create_instance)
 
 
-def _begun_anew(
+def _reset_details(
     details: WorkflowInstanceDetails, reset: WorkflowActivationJob
 ) -> WorkflowInstanceDetails:
     """Return the details of a run that keeps nothing from before its reset."""

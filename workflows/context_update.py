@@ -111,7 +111,7 @@ class ContextUpdateWorkflow:
             return answer
         if workflow.patched("context-versions-in-order"):
             if await self.notify_story(answer):
-                self.outbox.through = story_workflow_id(self.input.story_id)
+                self.outbox.publish_via = story_workflow_id(self.input.story_id)
             self.outbox.held = True
             self.announce(answer)
             await self.wait_for(answer.after)

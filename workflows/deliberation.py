@@ -120,7 +120,9 @@ class DeliberationWorkflow:
     @workflow.init
     def __init__(self, input: DeliberationInput) -> None:
         self.input = input
-        self.outbox = Outbox(OutboxState(), input.story_id or "", through=input.outbox_workflow_id)
+        self.outbox = Outbox(
+            OutboxState(), input.story_id or "", publish_via=input.outbox_workflow_id
+        )
         self.seats: list[Participant] = []
         self.failed: list[FailedAgent] = []
         self.usage: list[CallUsage] = []

@@ -38,7 +38,7 @@ BATCH = 100
 AGAIN_AFTER = timedelta(minutes=1)
 """The pause before an activity that failed for good (by an operator, for example) is retried."""
 
-HAND_ON = "hand_on"
+FORWARD_EVENTS = "hand_on"
 """The signal by which a child passes entries to its story."""
 
 OUTBOX_QUERY = "outbox"
@@ -55,7 +55,7 @@ CLOSURE = "StoryClosureWorkflow"
 
 
 class Outbox:
-    """A workflow's outbox. `through`: the workflow that publishes for this one, or empty.
+    """A workflow's outbox. `publish_via`: the workflow that publishes for this one, or empty.
 
     An entry that is refused for good (its error is not retryable) is stuck and blocks the entries
     behind it. It is retried every minute, because the cause may be removed. The workflow shows it
@@ -67,7 +67,7 @@ class Outbox:
         self,
         state: OutboxState,
         story_id: str,
-        through: str = "",
+        publish_via: str = "",
         owner: str = "",
         on_skipped: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
@@ -76,14 +76,14 @@ class Outbox:
         Args:
             state: the state carried by continue-as-new, or a new one.
             story_id: the story of this workflow's changes; empty if they have none.
-            through: the workflow that publishes for this one; empty: this one.
+            publish_via: the workflow that publishes for this one; empty: this one.
             owner: the workflow whose outbox `state` is; empty: this one.
             on_skipped: called with the record of an entry that a person has skipped.
         """
         self.state = state
         self.story_id = story_id
         self.owner = owner or workflow.info().workflow_id
-        self.through = through
+        self.publish_via = publish_via
         self.first_run = self.run = workflow.info().original_execution_run_id
         """The name of this run in ids.
 
@@ -191,14 +191,14 @@ class Outbox:
         one_by_one = 0
         while True:
             await workflow.wait_condition(
-                lambda: state.recorded < state.end and not (self.held and self.through)
+                lambda: state.recorded < state.end and not (self.held and self.publish_via)
             )
             first = state.recorded
             start = first - state.published
             size = 1 if first < one_by_one else BATCH
             batch = state.entries[start : start + size]
-            if self.through:
-                await self._hand_on(batch)
+            if self.publish_via:
+                await self._forward_events(batch)
                 continue
             try:
                 await workflow.execute_activity_method(
@@ -220,13 +220,13 @@ class Outbox:
                 self._settled(batch)
                 state.recorded += len(batch)
 
-    async def _hand_on(self, batch: list[Entry]) -> None:
-        story = workflow.get_external_workflow_handle(self.through)
+    async def _forward_events(self, batch: list[Entry]) -> None:
+        story = workflow.get_external_workflow_handle(self.publish_via)
         try:
-            await story.signal(HAND_ON, batch)
+            await story.signal(FORWARD_EVENTS, batch)
         except FailureError:
             # The story is gone (terminated): this workflow records and publishes the events itself.
-            self.through = ""
+            self.publish_via = ""
         else:
             self.state.recorded += len(batch)
             self._settle(len(batch))

@@ -59,7 +59,7 @@ class PlanWorkflow:
     @workflow.init
     def __init__(self, input: PlanInput) -> None:
         self.input = input
-        self.outbox = Outbox(OutboxState(), input.story_id, through=input.outbox_workflow_id)
+        self.outbox = Outbox(OutboxState(), input.story_id, publish_via=input.outbox_workflow_id)
         self.tasks: list[PlannedTask] = []
         self.outcomes: dict[str, TaskOutcome] = {}
         self.running: list[str] = []

@@ -293,8 +293,8 @@ class StoryWorkflow:
 
     # --- signals from the fleet itself ----------------------------------------------------------
 
-    @workflow.signal
-    def hand_on(self, entries: list[Entry]) -> None:
+    @workflow.signal(name="hand_on")
+    def forward_events(self, entries: list[Entry]) -> None:
         """Publish a child's events through the story's outbox, in a single order."""
         self.outbox.extend(entries)
         for entry in entries:

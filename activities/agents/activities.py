@@ -20,7 +20,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.agents import requests
-from activities.agents.answer_cache import KEPT_FOR, answer_key, kept_answer
+from activities.agents.answer_cache import ANSWER_TTL, answer_key, kept_answer
 from activities.agents.llm_errors import CallFailed
 from activities.agents.openai_client import (
     BYTES_PER_TOKEN,
@@ -352,7 +352,7 @@ class VllmAgents:
         """Store the answer, which is paid for; retry until the activity's time-out."""
         while True:
             try:
-                await self._valkey.set(key, answer, ex=KEPT_FOR)
+                await self._valkey.set(key, answer, ex=ANSWER_TTL)
             except RedisError as error:
                 progress.state = f"answered; waiting for Valkey to keep it: {error}"[:300]
                 await asyncio.sleep(KEEP_AGAIN.total_seconds())

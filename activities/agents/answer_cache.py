@@ -11,7 +11,7 @@ from temporalio import activity
 from workflows.models.error_types import ErrorType, application_error
 from workflows.models.ids import encode_id
 
-KEPT_FOR = timedelta(days=7)
+ANSWER_TTL = timedelta(days=7)
 """How long an answer is kept: longer than any call is retried."""
 
 

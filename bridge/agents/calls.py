@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, TypeAdapter
 from redis.asyncio import Redis
 
-from activities.agents.answer_cache import KEPT_FOR
+from activities.agents.answer_cache import ANSWER_TTL
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest, question
 from workflows.models.agents import CallUsage
@@ -135,7 +135,7 @@ class AgentCalls:
 
     async def answer(self, found: CallRecord, settled: SettledCall, answer: str) -> bool:
         """Settle the call and store its answer atomically; return as `settle`."""
-        return await self._settle(found, settled, settled.answer_key, answer, KEPT_FOR)
+        return await self._settle(found, settled, settled.answer_key, answer, ANSWER_TTL)
 
     async def ask_again(self, found: CallRecord, settled: SettledCall, following: OpenCall) -> bool:
         """Settle the call and open the one that follows it atomically; return as `settle`."""

@@ -40,7 +40,7 @@ from workflows.models.ids import (
     story_workflow_id,
 )
 from workflows.models.outbox import OutboxState
-from workflows.outbox import HAND_ON, OUTBOX_QUERY
+from workflows.outbox import FORWARD_EVENTS, OUTBOX_QUERY
 
 AT_ONCE = 8
 """Histories that are read at the same time."""
@@ -212,7 +212,7 @@ class _Reading:
         return set(related(run.workflow_id, history.events))
 
     async def _decode(self, each: OutboxCall) -> GraphWrite | list[Entry]:
-        kinds: dict[str, Any] = {**WRITES, "publish": PublishBatch, HAND_ON: list[Entry]}
+        kinds: dict[str, Any] = {**WRITES, "publish": PublishBatch, FORWARD_EVENTS: list[Entry]}
         kind = kinds[each.what]
         (value,) = await self._client.data_converter.decode([each.payload], [kind])
         if isinstance(value, PublishBatch):

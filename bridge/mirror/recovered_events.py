@@ -15,7 +15,7 @@ from workflows.models.context import ContextWrite
 from workflows.models.deliberation import DeliberationRecord
 from workflows.models.events import Entry, RecordBatch
 from workflows.models.outbox import OutboxState
-from workflows.outbox import HAND_ON
+from workflows.outbox import FORWARD_EVENTS
 
 GraphWrite = RecordBatch | DeliberationRecord | ContextWrite
 """The input of an activity that writes to the graph."""
@@ -73,7 +73,7 @@ def outbox_calls(history: Iterable[HistoryEvent]) -> list[OutboxCall]:
                     found[number] = OutboxCall(batch.what, batch.payload, at)
             case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                 signal = event.workflow_execution_signaled_event_attributes
-                if signal.signal_name == HAND_ON and signal.input.payloads:
+                if signal.signal_name == FORWARD_EVENTS and signal.input.payloads:
                     found[event.event_id] = OutboxCall("hand_on", signal.input.payloads[0], None)
     return list(found.values())
 

@@ -19,7 +19,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.agents import openai_client as llm_client
 from activities.agents.activities import Agents, VllmAgents
-from activities.agents.answer_cache import KEPT_FOR, answer_key
+from activities.agents.answer_cache import ANSWER_TTL, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.prompts import Prompts
 from tests.support.llm_server import LlmServer
@@ -367,7 +367,7 @@ async def test_a_finished_answer_is_not_asked_for_again(
     assert again == once
     assert len(llm.calls) == 1
     assert await kept(store, environment) == once
-    assert 0 < await store.ttl(key(environment)) <= KEPT_FOR.total_seconds()
+    assert 0 < await store.ttl(key(environment)) <= ANSWER_TTL.total_seconds()
 
 
 async def test_another_agent_wave_act_or_run_is_another_call(

@@ -368,7 +368,7 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
         assert len(first.metadata.tags["judged"]) > 10
 
 
-async def test_one_that_failed_is_begun_anew(fleet: Fleet, stub: Any) -> None:
+async def test_one_that_failed_is_reset_details(fleet: Fleet, stub: Any) -> None:
     task_id = a_task()
     request = pb.OrchestrateRequest(task_id=task_id, task_description=TASK, role="QA")
     fleet.llm.fail("status", times=3, status=400, text="no such thing")

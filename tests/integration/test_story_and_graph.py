@@ -158,7 +158,7 @@ async def test_an_entry_that_the_graph_refuses_is_skipped_and_kept_as_a_record(
     running = await started(fleet, driver, story)
     entry = refused_entry(story)
 
-    await running.signal(StoryWorkflow.hand_on, [entry])
+    await running.signal(StoryWorkflow.forward_events, [entry])
     stuck = await stuck_on(running)
     reason = "that id was a mistake"
     skip = SkipEntry(entry_id=stuck.entry_id, actor="ana", reason=reason)
@@ -193,7 +193,7 @@ async def test_a_story_that_is_terminated_while_an_entry_is_stuck_is_closed(
 ) -> None:
     story = new_story()
     running = await started(fleet, driver, story)
-    await running.signal(StoryWorkflow.hand_on, [refused_entry(story)])
+    await running.signal(StoryWorkflow.forward_events, [refused_entry(story)])
     await stuck_on(running)
 
     await running.terminate()

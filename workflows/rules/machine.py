@@ -112,20 +112,20 @@ def rejection_path(machine: Machine, state: str, target: str) -> list[Transition
 
     None if no chain leads there. Of equally short chains, the first one in the machine's order.
     """
-    came_by: dict[str, Transition | None] = {state: None}
+    predecessors: dict[str, Transition | None] = {state: None}
     waiting = deque([state])
-    while waiting and target not in came_by:
+    while waiting and target not in predecessors:
         for transition in _leaving(machine, waiting.popleft()):
-            if transition.roles and transition.target not in came_by:
-                came_by[transition.target] = transition
+            if transition.roles and transition.target not in predecessors:
+                predecessors[transition.target] = transition
                 waiting.append(transition.target)
-    if target not in came_by:
+    if target not in predecessors:
         return None
     chain: list[Transition] = []
-    step = came_by[target]
+    step = predecessors[target]
     while step is not None:
         chain.append(step)
-        step = came_by[step.source]
+        step = predecessors[step.source]
     return chain[::-1]
 
 

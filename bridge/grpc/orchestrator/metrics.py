@@ -51,7 +51,7 @@ ALONE = " AND ParentWorkflowId IS NULL"
 OF_CALLS = f"{ALONE} AND WorkflowId STARTS_WITH '{deliberation_workflow_id(CALLED)}'"
 
 
-class Figures:
+class Metrics:
     """Metrics of the running fleet.
 
     All methods raise RPCError if Temporal does not answer.
@@ -107,7 +107,7 @@ class Figures:
         results = await asyncio.gather(*(each.result() for each in handles))
         return [call for result in results for call in result.usage]
 
-    async def working(self) -> set[str]:
+    async def busy_agents(self) -> set[str]:
         """Return the agents whose answers running deliberations wait for.
 
         Deliberations that do not answer in time are left out.
@@ -143,7 +143,7 @@ class Figures:
             },
         )
 
-    async def shown(
+    async def council_infos(
         self, councils: Sequence[StoredCouncil], with_agents: bool, default_model: str
     ) -> list[pb.CouncilInfo]:
         """Return the councils' current state, with their agents if requested.
@@ -161,10 +161,10 @@ class Figures:
 
     async def statuses(self, councils: Sequence[StoredCouncil]) -> dict[str, str]:
         """Return agent -> ready, busy or offline (see ListCouncils)."""
-        served, working = await asyncio.gather(self.is_served(), self.working())
+        served, busy = await asyncio.gather(self.is_served(), self.busy_agents())
         agents = [agent.agent_id for council in councils for agent in council.agents]
         idle = "ready" if served else "offline"
-        return {agent: "busy" if served and agent in working else idle for agent in agents}
+        return {agent: "busy" if served and agent in busy else idle for agent in agents}
 
     async def performance(self, completed: str) -> pb.PerformanceMetrics:
         """Return the times of the deliberations of the query."""

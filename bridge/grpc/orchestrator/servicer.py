@@ -31,7 +31,7 @@ from bridge.grpc.auth import caller
 from bridge.grpc.calls import Context
 from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
 from bridge.grpc.orchestrator.messages import result_metadata, results
-from bridge.grpc.orchestrator.metrics import COMPLETED, ENDED, Figures, since
+from bridge.grpc.orchestrator.metrics import COMPLETED, ENDED, Metrics, since
 from bridge.grpc.orchestrator.planning_events import Plans, in_waves, refuse_more
 from bridge.grpc.orchestrator.requests import (
     FLAGS,
@@ -89,7 +89,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._graph = graph
         self._driver = driver
         self._agent_type = agent_type
-        self._figures = Figures(temporal)
+        self._metrics = Metrics(temporal)
         self._deliberations = Deliberations(temporal, graph, driver, deliberation_timeout)
         self._plans = Plans(temporal, graph, driver, deliberation_timeout)
 
@@ -216,7 +216,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         shown = [each for each in councils if request.role_filter in ("", each.role)]
         model = await self._default_model() if self._default_model else ""
         return pb.ListCouncilsResponse(
-            councils=await self._figures.shown(shown, request.include_agents, model)
+            councils=await self._metrics.council_infos(shown, request.include_agents, model)
         )
 
     async def RegisterAgent(  # noqa: N802
@@ -375,13 +375,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         council, orchestrations those with a task's id, as Orchestrate starts them. avg: of the last
         completed ones; 0: none. A council is active while workers poll for agents' calls.
         """
-        served = await self._figures.is_served()
+        served = await self._metrics.is_served()
         answer = pb.GetStatusResponse(
             status="healthy" if served else "degraded", uptime_seconds=int(_uptime_s())
         )
         if request.include_stats:
             councils = await find_councils(self._driver)
-            answer.stats.CopyFrom(await self._figures.stats(councils, served))
+            answer.stats.CopyFrom(await self._metrics.stats(councils, served))
         return answer
 
     async def GetMetrics(  # noqa: N802
@@ -389,8 +389,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> pb.GetMetricsResponse:
         """Return metrics of the deliberations that were closed in the time range; 0: not known.
 
-        time_range_ms 0: all that Temporal still knows. Times are of the last `figures.SAMPLE`
-        deliberations, agents' response times of the last `figures.CALLS_OF`. success_rate: the
+        time_range_ms 0: all that Temporal still knows. Times are of the last `metrics.SAMPLE`
+        deliberations, agents' response times of the last `metrics.CALLS_OF`. success_rate: the
         completed share of the closed deliberations.
 
         Raises:
@@ -401,14 +401,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         ended = since(ENDED, asked.time_range_ms, datetime.now(UTC))
         answer = pb.GetMetricsResponse()
         if asked.metric_type in ("performance", "all"):
-            answer.performance.CopyFrom(await self._figures.performance(completed))
+            answer.performance.CopyFrom(await self._metrics.performance(completed))
         if asked.metric_type != "performance":
             councils = await find_councils(self._driver)
-            status = await self._figures.statuses(councils)
+            status = await self._metrics.statuses(councils)
             if asked.metric_type in ("agents", "all"):
-                answer.agents.CopyFrom(await self._figures.agents(councils, status, completed))
+                answer.agents.CopyFrom(await self._metrics.agents(councils, status, completed))
             if asked.metric_type in ("councils", "all"):
-                health = await self._figures.councils(councils, status, completed, ended)
+                health = await self._metrics.councils(councils, status, completed, ended)
                 answer.councils.CopyFrom(health)
         return answer
 
