@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from deploy.local.process import free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Nats, Neo4j, Temporal, Valkey
 from tests.support.llm_server import LlmServer
 from tests.support.servers import RunningServer, Servers, started

@@ -1,5 +1,7 @@
 """Which ports are in use, and by whom."""
 
+import contextlib
+import random
 import socket
 from dataclasses import dataclass
 
@@ -41,3 +43,23 @@ def who_takes(port: int) -> TakenPort | None:
                 continue
             return TakenPort(port, connection.pid, command[:160])
     return TakenPort(port, None, "")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on.
+
+    They are below the range that the kernel gives to outgoing connections.
+    """
+    picked: list[int] = []
+    held: list[socket.socket] = []
+    try:
+        while len(picked) < count:
+            port = random.randint(15000, 32000)
+            held.append(socket.socket())
+            with contextlib.suppress(OSError):
+                held[-1].bind((LOOPBACK, port))
+                picked.append(port)
+        return picked
+    finally:
+        for one in held:
+            one.close()

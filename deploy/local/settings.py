@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from deploy.local.process import free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import DEFAULT_MODEL, ROOT
 from workers.settings import ALIASES, SERVICES, Environment, InvalidSettings, api_url
 

@@ -20,11 +20,12 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 from temporalio.worker import Worker
 
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Workers
 from tests.bench.bare import BareStory, Shape, noop
 from tests.bench.figures import Figure, at_least, at_most
 from tests.support.llm_server import LlmServer
+from tests.support.server_process import ServerProcess
 from tests.support.site import READY_WITHIN, Site
 from workflows.search_attributes import PENDING_GATE
 

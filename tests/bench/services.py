@@ -31,11 +31,12 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from deploy.local.parts import DEVELOPER_ROLES
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Workers
 from tests.bench.figures import Figure, at_most
 from tests.support.fleet import TOKEN_KEY
 from tests.support.llm_server import LlmServer
+from tests.support.server_process import ServerProcess
 from tests.support.site import READY_WITHIN, Site
 from workers.settings import ROOT
 from workflows.models.context import PackQuery

@@ -22,7 +22,7 @@ from bridge.grpc.wire import (
     planning_pb2,
     planning_pb2_grpc,
 )
-from deploy.local.process import free_ports
+from deploy.local.ports import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.support.fleet import Environment, launch, running
 from tests.support.grpc_service import bearer, problem

@@ -14,7 +14,7 @@ from bridge.grpc.server import Served
 from bridge.grpc.wire import workspace_pb2 as pb
 from bridge.grpc.wire import workspace_pb2_grpc
 from bridge.grpc.workspace import WorkspaceServicer
-from deploy.local.process import free_ports
+from deploy.local.ports import free_ports
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.messages import messages
 from workflows.models.process import RigorLevel

@@ -15,9 +15,10 @@ from temporalio.exceptions import ApplicationError
 from activities.cache import Cache
 from activities.graph.activities import Graph
 from activities.graph.errors import store_errors
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Valkey
 from tests.support.polling import WITHIN_S
+from tests.support.server_process import ServerProcess
 from tests.support.servers import READY_WITHIN, RunningServer
 from tests.support.stories import batch, new_story, one_of_each, refused
 from workflows.models.context import PackQuery

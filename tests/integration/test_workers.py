@@ -16,11 +16,12 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 
 from bridge.jetstream.streams import STREAMS
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Nats as NatsServer
 from tests.support.fleet import Environment, connect, launch, running
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.server_process import ServerProcess
 from tests.support.servers import RunningServer, Servers
 from workers.__main__ import NAMES
 from workers.clients.connection import StartError

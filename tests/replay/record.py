@@ -32,10 +32,11 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDConflictPolicy
 
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
 from tests.support.fleet import connect
 from tests.support.polling import until
+from tests.support.server_process import ServerProcess
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
 from tests.unit.test_continue_as_new import Impatient, approve_until_asked, flooded
 from workers.exit import leave

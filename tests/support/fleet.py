@@ -17,7 +17,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 
-from deploy.local.process import free_ports
+from deploy.local.ports import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from deploy.local.process import ServerProcess
 from deploy.local.servers import Server
+from tests.support.server_process import ServerProcess
 
 READY_WITHIN = timedelta(seconds=120)
 """A generous limit: the machine may be busy with other builds and servers."""

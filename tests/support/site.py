@@ -22,7 +22,7 @@ from temporalio.client import WorkflowExecutionDescription, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import (
     Nats,
     Neo4j,
@@ -36,6 +36,7 @@ from deploy.local.servers import (
 from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
 from tests.support.fleet import TOKEN_KEY, connect
+from tests.support.server_process import ServerProcess
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryInput, StoryView
 from workflows.search_attributes import STORY_STATE

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 
-from deploy.local.process import ServerProcess, free_ports
+from deploy.local.ports import free_ports
 from deploy.local.servers import Command, Temporal
 from tests.support.fleet import connect
 from tests.support.polling import WITHIN_S, until
+from tests.support.server_process import ServerProcess
 from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
 from workers.search_attributes import register
 

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from deploy.local.process import free_ports
+from deploy.local.ports import free_ports
 from workers import health
 from workers.clients.connection import StartError
 

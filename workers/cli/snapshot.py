@@ -7,6 +7,7 @@ from datetime import timedelta
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
+from workers.clients.queries import NO_ANSWER
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.base import Model
 from workflows.models.deliberation import Progress
@@ -17,7 +18,7 @@ from workflows.story import StoryWorkflow
 LOOK_EVERY_S = 1.0
 QUERY_WITHIN = timedelta(seconds=10)
 
-AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
+AWAY = (RPCStatusCode.UNAVAILABLE, *NO_ANSWER)
 """The errors of a query while Temporal, or every story worker, is unavailable."""
 
 Story = WorkflowHandle[StoryWorkflow, StoryResult]

@@ -1,18 +1,16 @@
-"""One server process that its starter owns: for tests, which also break it on purpose."""
+"""One server process that its starter owns; tests also break it on purpose."""
 
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from deploy.local.servers import LOOPBACK, Server, ServerNotReady, until_ready
+from deploy.local.servers import Server, ServerNotReady, until_ready
 
 STOP_WITHIN = timedelta(seconds=30)
 
@@ -92,23 +90,3 @@ def _spawn(argv: tuple[str, ...], env: dict[str, str], log: IO[bytes]) -> subpro
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on.
-
-    They are below the range that the kernel gives to outgoing connections.
-    """
-    picked: list[int] = []
-    held: list[socket.socket] = []
-    try:
-        while len(picked) < count:
-            port = random.randint(15000, 32000)
-            held.append(socket.socket())
-            with contextlib.suppress(OSError):
-                held[-1].bind((LOOPBACK, port))
-                picked.append(port)
-        return picked
-    finally:
-        for one in held:
-            one.close()
