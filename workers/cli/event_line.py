@@ -40,8 +40,9 @@ def headline(subject: str, body: Any) -> tuple[str, str]:
         words, style = f"{subject} {json.dumps(body, ensure_ascii=False)}", "dim"
     else:
         kind = f"{event.label}: " if event.label != subject else ""
-        who = f" ({event.by()})" if event.by() else ""
-        words, style = f"{kind}{event.summary()}{who}", STYLES.get(type(event), "")
+        what, who = event.summary(), event.by()
+        by = f" ({who})" if who and who not in what else ""
+        words, style = f"{kind}{what}{by}", STYLES.get(type(event), "")
     line = " ".join(plain(words).split())
     return (line if len(line) <= LONGEST else f"{line[:LONGEST]}…"), style
 
