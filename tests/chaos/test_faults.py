@@ -58,7 +58,7 @@ async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
     assert paid_twice(call.model_dump() for call in engine.calls) == []
 
 
-async def test_answers_that_temporal_never_heard_of_are_not_paid_for_twice(
+async def test_answers_that_temporal_never_received_are_not_paid_for_twice(
     site: Site, engine: LlmServer
 ) -> None:
     """Temporal is down when they arrive, and their worker is killed before it is back."""

@@ -453,7 +453,7 @@ async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_on
     await handle.terminate("enough")
 
 
-async def test_what_happens_anew_after_a_reset_has_ids_of_its_own_and_nothing_is_lost(
+async def test_what_happens_again_after_a_reset_has_new_ids_and_nothing_is_lost(
     site: Site,
 ) -> None:
     handle = await site.begin("US-reset", approvals="human")
@@ -488,7 +488,7 @@ async def test_what_happens_anew_after_a_reset_has_ids_of_its_own_and_nothing_is
     await handle.terminate("enough")
 
 
-async def test_a_story_that_is_reset_to_its_beginning_begins_anew(site: Site) -> None:
+async def test_a_story_that_is_reset_to_its_beginning_starts_again(site: Site) -> None:
     handle = await site.begin("US-anew", approvals="human")
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
     await story_at(site, "US-anew", gate="approve_scope")
@@ -507,7 +507,7 @@ async def test_a_story_that_is_reset_to_its_beginning_begins_anew(site: Site) ->
 # --- the contract ---------------------------------------------------------------------------------
 
 
-async def test_all_that_these_stories_published_is_as_the_document_says(site: Site) -> None:
+async def test_all_that_these_stories_published_matches_the_document(site: Site) -> None:
     await site.begin("US-contract")
     assert await site.finish("US-contract") == "DONE"
 

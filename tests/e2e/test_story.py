@@ -290,7 +290,7 @@ async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_pa
     assert await fleet.query("US-2", "state") == before
 
 
-async def test_a_brief_of_a_megabyte_is_no_trouble(fleet: Fleet, tmp_path: Path) -> None:
+async def test_a_brief_of_a_megabyte_is_accepted(fleet: Fleet, tmp_path: Path) -> None:
     brief = "As an operator I want limits, so that nobody starves. " * 19_000
     story = json.loads((SAMPLE / "story.json").read_text())
     started = await fleet.start(tmp_path, **(story | {"story_id": "US-3", "brief": brief}))

@@ -129,7 +129,7 @@ async def test_every_act_brings_its_structured_answer(
     assert {task.role for task in plan.tasks} <= {"DEV", "QA"}
 
 
-async def test_a_call_says_what_it_cost(
+async def test_a_call_reports_its_cost(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     first = (await environment.run(agents.propose, proposing("dev-1"))).usage
@@ -210,7 +210,7 @@ async def test_three_answers_that_cannot_be_used_are_the_end(
 
 
 @pytest.mark.parametrize("text", ["", "the engine is told to fail " * 1_000])
-async def test_the_servers_own_words_are_told_but_cut(
+async def test_the_servers_message_is_shown_but_cut(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment, text: str
 ) -> None:
     llm.fail("status", status=422, text=text)
@@ -335,7 +335,7 @@ async def test_a_mock_agent_is_refused(
     assert not llm.calls
 
 
-async def test_an_agent_of_a_type_that_nobody_serves_is_refused_with_what_to_use(
+async def test_an_agent_of_an_unknown_type_is_refused_with_what_to_use(
     agents: Agents, environment: ActivityEnvironment
 ) -> None:
     error = await refusal(environment.run(agents.propose, proposing(agent_type="NATS")))

@@ -415,7 +415,7 @@ async def test_a_wrong_setting_is_refused(fleet: Environment) -> None:
     assert "REDIS_PORT (port of Valkey)" in await refused(fleet | {"REDIS_PORT": "x"}, "list")
 
 
-async def test_without_a_story_worker_a_command_says_so(
+async def test_without_a_story_worker_a_command_reports_it(
     fleet: Environment, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stories, "QUERY_WITHIN", timedelta(seconds=1))

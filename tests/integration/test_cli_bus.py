@@ -203,7 +203,7 @@ async def test_from_now_on_what_happens_is_shown_within_a_second_and_nothing_old
     assert [event["id"] for event in told] == ids
 
 
-async def test_a_restart_of_nats_is_said_once_and_nothing_is_lost_or_doubled(
+async def test_a_restart_of_nats_is_logged_once_and_nothing_is_lost_or_doubled(
     mirror: Mirror,
     environment: Environment,
     jetstream: JetStreamContext,
@@ -235,7 +235,7 @@ async def test_a_restart_of_nats_is_said_once_and_nothing_is_lost_or_doubled(
     assert rest == b""
 
 
-async def test_a_stream_that_is_made_anew_is_followed_from_its_first_event(
+async def test_a_stream_that_is_created_again_is_followed_from_its_first_event(
     mirror: Mirror, environment: Environment, jetstream: JetStreamContext
 ) -> None:
     await publish(mirror, *(an_entry(SUBJECTS[0]) for _ in range(3)))

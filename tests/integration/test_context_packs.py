@@ -34,7 +34,7 @@ def query(story: str, role: str = "DEV", phase: str = "BUILD", **more: Any) -> P
     return PackQuery(story_id=story, role=role, phase=phase, **more)
 
 
-async def test_a_pack_tells_a_role_of_its_story_plan_tasks_and_decisions(
+async def test_a_pack_shows_a_role_its_story_plan_tasks_and_decisions(
     graph: Graph, story: str
 ) -> None:
     await graph.record(batch(story, spec(story), plan(story)))
@@ -120,7 +120,7 @@ async def test_a_standalone_deliberation_has_the_system_block_only(graph: Graph)
     assert (pack.context, pack.tools, pack.scopes) == ("", "", [])
 
 
-async def test_an_unknown_story_is_said_to_be_unknown(graph: Graph, story: str) -> None:
+async def test_an_unknown_story_is_reported_as_unknown(graph: Graph, story: str) -> None:
     pack = await graph.build_pack(query(story))
 
     assert "Nothing is recorded of this story." in pack.context
@@ -219,7 +219,7 @@ async def test_a_brief_of_a_megabyte_leaves_room_for_the_rest(graph: Graph, stor
     assert "The form" in pack.context
 
 
-async def test_a_deleted_decision_task_and_event_are_not_told(
+async def test_a_deleted_decision_task_and_event_are_not_shown(
     graph: Graph, driver: AsyncDriver, story: str
 ) -> None:
     await graph.record(batch(story, *one_of_each(story)))

@@ -229,7 +229,7 @@ async def test_a_consumer_that_somebody_removes_is_made_again(fleet: Outside) ->
     assert (await handle.result()).usage.model == "outside-model"
 
 
-async def test_a_consumer_of_another_kind_is_told_with_its_mend_and_by_health(
+async def test_a_consumer_of_another_kind_is_reported_with_its_fix_and_by_health(
     outside: Outside, client: Redis
 ) -> None:
     await outside.jetstream.add_consumer(
@@ -259,7 +259,7 @@ async def test_a_consumer_of_another_kind_is_told_with_its_mend_and_by_health(
 # --- answers --------------------------------------------------------------------------------------
 
 
-async def test_an_answer_completes_the_activity_and_says_what_it_cost(fleet: Outside) -> None:
+async def test_an_answer_completes_the_activity_and_reports_its_cost(fleet: Outside) -> None:
     request = proposing()
     handle = await fleet.ask(request)
     command = await fleet.take()
@@ -639,7 +639,7 @@ async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is
 # --- outages and crashes --------------------------------------------------------------------------
 
 
-async def test_a_nats_that_is_away_is_told_and_the_command_goes_out_when_it_is_back(
+async def test_a_nats_outage_is_reported_and_the_command_is_sent_when_it_is_back(
     fleet: Outside, nats_server: RunningServer
 ) -> None:
     await fleet.settled()
@@ -808,7 +808,7 @@ async def test_an_agent_that_ends_hands_its_command_back(
     assert await fleet.asked() == 1
 
 
-async def test_an_agent_without_its_llm_says_so(
+async def test_an_agent_without_its_llm_reports_it(
     fleet: Outside, environment: Environment, llm: LlmServer
 ) -> None:
     llm.fail("status", status=503, times=1)

@@ -380,7 +380,7 @@ async def test_an_empty_batch_writes_nothing(graph: Graph) -> None:
 # --- refusals -------------------------------------------------------------------------------------
 
 
-async def test_what_cannot_be_understood_is_refused_with_the_field_and_nothing_is_half_stored(
+async def test_an_invalid_request_is_refused_with_the_field_and_nothing_is_half_stored(
     graph: Graph, driver: neo4j.AsyncDriver, story: str
 ) -> None:
     good = moved(story, "DRAFT", "DESIGN", 1)
@@ -412,7 +412,7 @@ async def test_a_kind_of_a_newer_version_waits_for_a_newer_worker(graph: Graph, 
         await graph.record(newer.model_copy(update={"entries": [entry]}))
 
 
-async def test_a_store_that_is_away_is_told_from_one_that_refuses_us(
+async def test_an_unavailable_store_is_distinguished_from_failed_authentication(
     graph: Graph, client: Redis, neo4j_server: RunningServer, story: str
 ) -> None:
     scopes = load_scopes(CONFIG / "scopes.yaml")
@@ -447,7 +447,7 @@ async def test_a_cache_that_is_away_fails_the_activity_until_it_is_back(
 # --- deliberations --------------------------------------------------------------------------------
 
 
-async def test_a_decision_tells_who_proposed_it_what_was_said_and_what_was_checked(
+async def test_a_decision_shows_its_proposer_its_critiques_and_its_checks(
     graph: Graph, driver: neo4j.AsyncDriver, story: str
 ) -> None:
     await graph.record(batch(story, spec(story), plan(story)))
@@ -654,7 +654,7 @@ async def test_a_mock_agent_in_the_graph_is_refused(
     assert caught.value.message == "Mock agents not allowed in production"
 
 
-async def test_agents_without_a_type_are_of_the_fleets_own(
+async def test_agents_without_a_type_are_of_the_fleet(
     driver: neo4j.AsyncDriver, tmp_path: Path
 ) -> None:
     file = tmp_path / "councils.yaml"

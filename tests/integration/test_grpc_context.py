@@ -238,7 +238,7 @@ async def test_a_case_its_plan_subtasks_decisions_and_milestones_are_stored(
     assert "CREATE DECISION d-2: a test" in kept[0][2]
 
 
-async def test_a_version_grows_with_every_update_and_with_the_workflows_own(
+async def test_a_version_grows_with_every_update_of_clients_and_workflows(
     service: Service, graph: Graph, story: str
 ) -> None:
     first = await service.update(story, created())
@@ -439,7 +439,7 @@ async def test_a_delete_is_soft_and_a_create_brings_it_back(
     assert await entities(driver, story) == stored == sorted(name for _, name in EACH)
 
 
-async def test_what_is_created_anew_has_nothing_of_what_was_deleted(
+async def test_what_is_created_again_has_nothing_of_what_was_deleted(
     service: Service, driver: AsyncDriver, story: str
 ) -> None:
     await service.update(story, created(acceptance_criteria=["It works"]), *planned())
@@ -535,7 +535,7 @@ async def test_a_deleted_case_is_not_found_until_it_is_created_again(
     assert "**Again**" in (await service.get(story)).context
 
 
-async def test_two_hundred_clients_at_once_have_no_error_and_versions_of_their_own(
+async def test_two_hundred_clients_at_once_have_no_error_and_distinct_versions(
     service: Service, story: str
 ) -> None:
     await service.update(story, created())
@@ -593,7 +593,7 @@ async def test_a_call_ends_by_its_deadline_and_what_it_asked_is_still_done(
     assert answer.version == 1
 
 
-async def test_a_running_story_hears_of_new_decisions_and_milestones(
+async def test_a_running_story_receives_new_decisions_and_milestones(
     service: Service, temporal_client: Client, story: str
 ) -> None:
     running = await temporal_client.start_workflow(
@@ -815,7 +815,7 @@ AT_MS = 1_767_225_600_000
 """2026-01-01 in milliseconds; the number is too large to be seconds."""
 
 
-async def test_the_timeline_and_the_summary_are_told_where_they_are_asked_for(
+async def test_the_timeline_and_the_summary_are_included_on_request(
     service: Service, graph: Graph, story: str
 ) -> None:
     await graph.record_deliberation(deliberation(story))
@@ -913,7 +913,7 @@ async def test_scopes_are_held_against_the_scopes_file(service: Service) -> None
 
 
 @pytest.mark.parametrize(("role", "phase", "field"), [("", "BUILD", "role"), ("DEV", "", "phase")])
-async def test_scopes_of_nobody_or_never_are_refused(
+async def test_scopes_without_a_role_or_phase_are_refused(
     service: Service, role: str, phase: str, field: str
 ) -> None:
     error = await refusal(service.validate(role, phase))

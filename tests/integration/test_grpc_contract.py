@@ -58,7 +58,7 @@ def compiled(folder: Path, into: Path) -> Wire:
 
 
 @pytest.mark.parametrize("folder", [PROTOS, AGREED], ids=["served", "agreed"])
-def test_the_contracts_say_what_was_agreed(folder: Path, tmp_path: Path) -> None:
+def test_the_contracts_are_as_agreed(folder: Path, tmp_path: Path) -> None:
     assert breaks(agreed(), compiled(folder, tmp_path / "set")) == []
 
 
@@ -219,7 +219,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     ("key", "words"),
     [(None, b"go together"), ("cert", b"are not a certificate and its key")],
 )
-async def test_what_is_no_certificate_and_key_is_refused(
+async def test_an_invalid_certificate_or_key_is_refused(
     environment: Environment, tmp_path: Path, key: str | None, words: bytes
 ) -> None:
     certificate, _ = self_signed(tmp_path)

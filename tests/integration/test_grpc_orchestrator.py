@@ -255,7 +255,7 @@ async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do
             pass
 
 
-async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_is_told(
+async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_a_notice(
     fleet: Fleet, stub: Any
 ) -> None:
     request = pb.DeliberateRequest(task_description=TASK, role="DEV", num_agents=5)
@@ -526,7 +526,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
         assert (now.score, now.rank) == (then.score, then.rank)
 
 
-async def test_a_stream_tells_every_wave_and_every_answer_and_ends_with_the_winner(
+async def test_a_stream_reports_every_wave_and_every_answer_and_ends_with_the_winner(
     stub: Any,
 ) -> None:
     request = pb.DeliberateRequest(task_description=TASK, role="DEV")
@@ -973,7 +973,7 @@ async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, 
     await fleet.temporal.get_workflow_handle(f"story-{story}").terminate()
 
 
-async def test_an_event_of_a_story_that_nobody_knows_is_not_found(stub: Any) -> None:
+async def test_an_event_of_an_unknown_story_is_not_found(stub: Any) -> None:
     story = new_story()
 
     with fails(StatusCode.NOT_FOUND, story):
@@ -1021,7 +1021,7 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
     assert found == [["Log in", "d", "DESIGN"]]
 
 
-async def test_two_stories_whose_plans_have_one_workflow_id_are_told_apart(
+async def test_two_stories_whose_plans_have_one_workflow_id_are_distinguished(
     fleet: Fleet, stub: Any
 ) -> None:
     story = new_story()

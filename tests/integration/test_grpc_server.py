@@ -149,7 +149,7 @@ async def test_what_a_service_raises_is_a_status_with_details_and_a_count(
     assert REGISTRY.get_sample_value("fleet_grpc_under_way", {"method": STATUS}) == 0
 
 
-async def test_a_fault_of_ours_tells_no_secret(
+async def test_an_internal_error_reveals_no_secret(
     channel: grpc.aio.Channel, service: Behaving
 ) -> None:
     service.raises = KeyError("password")
@@ -188,7 +188,7 @@ async def test_a_deadline_that_passes_cancels_what_the_call_does(
         await service.cancelled.wait()
 
 
-async def test_one_actor_that_calls_too_often_is_told_to_wait(served: Served) -> None:
+async def test_an_actor_that_calls_too_often_must_wait(served: Served) -> None:
     async with serving(served, calls_per_second=2) as channel:
         calls = [
             stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
@@ -314,9 +314,7 @@ async def test_a_method_that_is_none_is_unimplemented(channel: grpc.aio.Channel)
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_health_is_told_to_anyone_and_ends_with_the_drain(
-    served: Served, service: Behaving
-) -> None:
+async def test_health_is_public_and_ends_with_the_drain(served: Served, service: Behaving) -> None:
     server = GrpcServer(served, "127.0.0.1", 0, Access(TOKEN_KEY, 10), timedelta(seconds=20))
     runs = asyncio.create_task(server.run())
     service.stays.clear()
@@ -354,7 +352,7 @@ async def test_reflection_lists_the_service_without_a_token(channel: grpc.aio.Ch
     assert listed == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
-async def test_a_port_that_is_taken_is_told(served: Served) -> None:
+async def test_a_port_that_is_taken_is_reported(served: Served) -> None:
     access = Access(TOKEN_KEY, 10)
     first = GrpcServer(served, "127.0.0.1", 0, access, timedelta(seconds=1))
     runs = asyncio.create_task(first.run())

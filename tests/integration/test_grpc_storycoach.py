@@ -164,7 +164,7 @@ async def test_nothing_cannot_be_refined(fleet: Fleet) -> None:
 # --- SuggestStory ---------------------------------------------------------------------------------
 
 
-async def test_a_goal_becomes_a_story_that_is_mended_once(fleet: Fleet) -> None:
+async def test_a_goal_becomes_a_story_that_is_corrected_once(fleet: Fleet) -> None:
     goal = "Nobody loses a note by a slip of the finger"
 
     story = await fleet.coach.SuggestStory(pb.SuggestStoryRequest(goal=goal), metadata=ANA)

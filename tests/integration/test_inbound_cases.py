@@ -40,7 +40,7 @@ MANY_DECISIONS = {
 KEYS = {"stored", "identity", "runs", "acknowledged", "dead_letter", "dropped_packs"}
 
 
-async def test_every_message_becomes_what_the_contract_says(
+async def test_every_message_becomes_what_the_contract_defines(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,

@@ -113,7 +113,7 @@ async def dead(nats: Nats) -> list[DeadLetter]:
     return [letter async for letter in DeadLetters(nats).list()]
 
 
-async def test_only_what_this_fleet_sent_is_taken_for_its_own(
+async def test_only_events_that_this_fleet_sent_are_treated_as_internal(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -316,7 +316,7 @@ LARGE = json.dumps(moved("US-1") | {"reason": "x" * 5_000_000}).encode()
         ("context.milestone.reached", MILESTONE | {"event_type": "x" * 5_000}, "event_type"),
     ],
 )
-async def test_what_cannot_be_understood_is_a_dead_letter_with_the_reason(
+async def test_an_invalid_message_is_a_dead_letter_with_the_reason(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -341,7 +341,7 @@ async def test_what_cannot_be_understood_is_a_dead_letter_with_the_reason(
         assert letter.body == (body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
-async def test_a_time_long_past_and_another_offset_are_understood(
+async def test_a_time_long_past_and_another_offset_are_accepted(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -381,7 +381,7 @@ class Forgetful(Graph):
         raise KeyError("nor of this")
 
 
-async def test_an_error_that_nobody_thought_of_ends_no_inbox(
+async def test_an_unexpected_error_does_not_end_the_inbox(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -415,7 +415,7 @@ class Slow(Graph):
         await super().store(changes)
 
 
-async def test_work_slower_than_the_ack_wait_is_said_to_be_in_progress_and_done_once(
+async def test_work_slower_than_the_ack_wait_is_reported_as_in_progress_and_done_once(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -504,7 +504,7 @@ async def test_the_lag_of_a_consumer_is_a_metric(
         await settled(bus)
 
 
-async def test_one_poison_among_ten_thousand_is_buried_and_holds_nobody_up(
+async def test_one_poison_message_among_ten_thousand_is_dead_lettered_and_delays_no_other(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -541,7 +541,7 @@ async def nothing_left(bus: JetStreamContext, name: str) -> bool:
     return not (told.num_pending or 0) + (told.num_ack_pending or 0)
 
 
-async def test_while_the_graph_is_away_nothing_is_fetched_nor_buried(
+async def test_while_the_graph_is_away_nothing_is_fetched_nor_dead_lettered(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,

@@ -157,7 +157,7 @@ async def test_a_milestone_and_a_decision_reach_the_running_story_and_its_agents
     await handle.terminate()
 
 
-async def test_while_temporal_is_away_nothing_is_acknowledged_nor_buried(
+async def test_while_temporal_is_away_nothing_is_acknowledged_nor_dead_lettered(
     fleet: Client, jetstream: JetStreamContext, temporal: RunningServer
 ) -> None:
     story = a_story()

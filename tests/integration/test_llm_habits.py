@@ -614,7 +614,7 @@ REQUESTED = ActivityCancellationDetails(cancel_requested=True)
 
 
 @pytest.mark.parametrize("why", [REQUESTED, TIMED_OUT], ids=["cancelled", "timed out"])
-async def test_a_call_that_is_stopped_says_what_had_come(
+async def test_a_call_that_is_stopped_reports_what_it_had_received(
     store: Redis, why: ActivityCancellationDetails
 ) -> None:
     environment = environment_of_a_run()

@@ -172,7 +172,7 @@ async def test_an_event_that_no_declared_stream_takes_is_not_lost_silently(
         await mirror.publish(PublishBatch(entries=entries("elsewhere.happened")))
 
 
-async def test_an_event_over_the_servers_limit_says_so(
+async def test_an_event_over_the_servers_limit_is_reported(
     mirror: Mirror, jetstream: JetStreamContext
 ) -> None:
     (entry,) = entries("context.updated")

@@ -51,7 +51,7 @@ async def until_gone(mark: str) -> None:
     await until(lambda: not processes_with(mark))
 
 
-async def test_a_program_runs_and_says_what_it_has_to_say() -> None:
+async def test_a_program_runs_and_its_output_is_returned() -> None:
     done = await run("import sys; print(1); print(2, file=sys.stderr); sys.exit(3)")
 
     assert done == Run("exit", 3, b"1\n2\n")
@@ -186,7 +186,7 @@ def open_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_nothing_can_be_written_but_its_own_tmp(open_folder: Path) -> None:
+async def test_nothing_can_be_written_outside_tmp(open_folder: Path) -> None:
     folders = ["/", "/usr/lib", "/dev", "/etc", "/proc", "/proc/sys/kernel", str(open_folder)]
     folders += [sys.base_prefix, f"{sys.base_prefix}/lib", str(REPOSITORY), str(Path.home())]
 
@@ -353,7 +353,7 @@ async def test_an_endless_loop_uses_up_its_cpu_time() -> None:
     assert time.monotonic() - began < 15
 
 
-async def test_a_loop_that_will_not_hear_of_it_is_killed() -> None:
+async def test_a_loop_that_ignores_the_request_is_killed() -> None:
     done = await run(
         "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
         Limits(cpu_s=1),

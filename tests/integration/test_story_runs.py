@@ -55,7 +55,7 @@ async def built_and_cancelled(client: Client, story: str) -> str:
     return plan
 
 
-async def test_a_story_id_that_is_used_again_has_a_plan_of_its_own_beside_the_old_one(
+async def test_a_story_id_that_is_used_again_has_a_new_plan_beside_the_old_one(
     fleet: Client, driver: AsyncDriver
 ) -> None:
     story = f"US-{uuid.uuid4().hex[:10]}"

@@ -63,7 +63,7 @@ async def test_reconciling_again_changes_nothing(jetstream: JetStreamContext) ->
     ],
     ids=lambda drifted: "+".join(drifted),
 )
-async def test_a_drifted_stream_is_mended_and_keeps_its_messages(
+async def test_a_drifted_stream_is_corrected_and_keeps_its_messages(
     jetstream: JetStreamContext, drifted: dict[str, Any]
 ) -> None:
     await reconcile(jetstream, replicas=1)
@@ -86,7 +86,7 @@ async def test_a_drifted_stream_is_mended_and_keeps_its_messages(
         ({"retention": RetentionPolicy.WORK_QUEUE}, "retention is workqueue, and must be limits"),
     ],
 )
-async def test_a_stream_that_would_lose_events_is_refused_with_the_command_that_mends_it(
+async def test_a_stream_that_would_lose_events_is_refused_with_the_command_that_fixes_it(
     jetstream: JetStreamContext, setting: dict[str, Any], words: str
 ) -> None:
     made = {"name": "CONTEXT", "subjects": ["context.>"], "storage": StorageType.FILE}

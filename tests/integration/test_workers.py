@@ -108,7 +108,7 @@ async def test_a_process_with_a_wrong_setting_is_refused_with_where_and_what_to_
     assert "secret" not in line
 
 
-async def test_an_address_that_is_no_llm_is_refused(
+async def test_an_address_that_is_not_an_llm_is_refused(
     environment: Environment, llm: LlmServer
 ) -> None:
     line = await refusal("agents", environment | {"VLLM_URL": f"{llm.url}/v2"})
@@ -209,7 +209,7 @@ async def test_replicas_may_start_at_once_and_each_ends_on_ctrl_c(
     assert await asyncio.gather(*(starts_and_ends() for _ in range(3))) == [0, 0, 0]
 
 
-async def test_health_tells_which_server_is_away_and_recovers(
+async def test_health_reports_which_server_is_away_and_recovers(
     environment: Environment, jetstream: JetStreamContext, nats_server: RunningServer
 ) -> None:
     (port,) = free_ports(1)

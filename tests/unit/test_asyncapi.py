@@ -87,7 +87,7 @@ def test_every_subject_of_every_stream_is_in_it_with_who_sends_and_who_receives(
     assert channel_of(told, "planning.story.renamed") is None
 
 
-def test_every_schema_is_one_and_every_example_obeys_its_own() -> None:
+def test_every_schema_is_valid_and_every_example_matches_its_schema() -> None:
     told = document()
 
     for schema in told["components"]["schemas"].values():
@@ -142,7 +142,7 @@ def changed(**fields: Any) -> Sent:
         (changed(data=GOOD.data.replace(b'"PO"', b"1")), "1 is not of type 'string'"),
     ],
 )
-def test_a_message_that_is_not_as_the_document_says_is_named(message: Sent, fault: str) -> None:
+def test_a_message_that_does_not_match_the_document_is_named(message: Sent, fault: str) -> None:
     assert faults(described(), [GOOD]) == []
 
     assert fault in "\n".join(faults(described(), [message]))

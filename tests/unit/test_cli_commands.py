@@ -9,7 +9,7 @@ from workers.cli.stories import app
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_is_the_first_line_of_its_own(name: str) -> None:
+def test_the_help_of_a_command_is_its_first_line(name: str) -> None:
     command = load(name)
 
     assert (command.help or "").split("\n\n")[0].replace("\n", " ") == COMMANDS[name][1]

@@ -68,7 +68,7 @@ async def test_a_suggestion_without_findings_is_taken(fleet: Client, world: Worl
     assert result.original is None
 
 
-async def test_a_refinement_that_is_no_worse_is_taken(fleet: Client, world: World) -> None:
+async def test_a_refinement_that_is_not_worse_is_taken(fleet: Client, world: World) -> None:
     world.readiness = 60
 
     result = await coach(fleet, world, story={"title": "Fix it"})

@@ -84,7 +84,7 @@ def session(*decisions: Decided) -> Session:
         (decided("d", role="COOK", affects=("COOK",)), {"ARCHITECT", "QA"}),
     ],
 )
-def test_a_decision_is_told_to_whom_it_bears_on(
+def test_a_decision_is_shown_to_the_roles_it_affects(
     scopes: Scopes, decision: Decided, roles: set[str]
 ) -> None:
     told = {
@@ -96,7 +96,7 @@ def test_a_decision_is_told_to_whom_it_bears_on(
     assert told == roles
 
 
-def test_what_a_decision_builds_on_is_told_with_it_in_turn_even_in_a_ring(scopes: Scopes) -> None:
+def test_what_a_decision_builds_on_is_shown_with_it_even_in_a_cycle(scopes: Scopes) -> None:
     ring = (
         decided("a", affects=("DEV",), depends_on=("b", "gone")),
         decided("b", affects=("DATA",), depends_on=("c",)),
@@ -111,7 +111,7 @@ def test_what_a_decision_builds_on_is_told_with_it_in_turn_even_in_a_ring(scopes
     assert [decision for decision, _ in share.impacts] == ["a", "b", "c"]
 
 
-def test_a_role_has_its_own_subtasks_and_an_unknown_one_nothing(scopes: Scopes) -> None:
+def test_a_role_sees_only_its_subtasks_and_an_unknown_role_none(scopes: Scopes) -> None:
     dev, cook = (share_of(session(decided("d")), scopes, role) for role in ("DEV", "COOK"))
 
     assert [task["subtask_id"] for task in dev.tasks] == ["t-DEV"]
@@ -469,14 +469,14 @@ def test_a_subtask_hangs_on_the_newest_plan_that_is_left() -> None:
     assert rows[0]["node"]["version"] == 4
 
 
-def test_others_names_for_our_fields_are_understood() -> None:
+def test_alternative_field_names_are_accepted() -> None:
     assert told("SUBTASK", dependencies=["a"], role="dev", colour=1) == {
         "depends_on": ["a"],
         "role": "DEV",
     }
 
 
-def test_names_as_protobuf_writes_them_in_json_are_understood() -> None:
+def test_names_as_protobuf_writes_them_in_json_are_accepted() -> None:
     decision = told("DECISION", title="x", decidedBy="bo", decidedAt="2026-02-01", id="t")
     milestone = told("MILESTONE", eventType="DEMO", tsMs="1000")
     case = told("CASE", caseId=STORY, createdBy="bo", createdAt="2026-02-01", title="x")
@@ -589,7 +589,7 @@ def test_a_payload_of_another_id_is_refused(
         told(entity_type, operation, **payload)
 
 
-def test_two_names_of_one_field_must_say_the_same() -> None:
+def test_two_names_of_one_field_must_agree() -> None:
     assert told("SUBTASK", depends_on=["a"], dependencies=["a"]) == {"depends_on": ["a"]}
     with pytest.raises(RejectedChange, match="under two names"):
         told("SUBTASK", depends_on=["a"], dependencies=["b"])
@@ -631,7 +631,7 @@ def test_after_a_case_is_deleted_nothing_is_stored_until_it_is_created() -> None
 
 
 @pytest.mark.parametrize("entity_type", ENTITY_TYPES)
-def test_what_is_created_anew_has_nothing_of_what_was_deleted(entity_type: EntityType) -> None:
+def test_what_is_created_again_has_nothing_of_what_was_deleted(entity_type: EntityType) -> None:
     needed = json.dumps({"title": "x", "event_type": "x"})
 
     outcome = judged(change("CREATE", entity_type, STORY, needed))

@@ -106,7 +106,7 @@ async def test_another_request_under_the_same_id_is_refused(
     assert (await first).version == 3
 
 
-async def test_a_story_that_runs_hears_of_decisions_and_milestones(
+async def test_a_story_that_runs_receives_decisions_and_milestones(
     fleet: Client, world: World, start_story: StartStory, update: ContextUpdate
 ) -> None:
     story = await start_story()
@@ -238,7 +238,7 @@ def test_a_requests_hash_is_as_histories_hold_it_where_later_fields_say_nothing(
     assert request_hash(update) != request_hash(update.model_copy(update={"if_absent": True}))
 
 
-async def test_without_a_time_of_its_own_an_update_is_of_now(
+async def test_without_a_time_an_update_is_of_now(
     fleet: Client, world: World, update: ContextUpdate
 ) -> None:
     await ask(fleet, update)

@@ -82,7 +82,7 @@ def test_the_story_of_the_quickstart_is_a_valid_one() -> None:
 
 
 @pytest.mark.parametrize("path", HELP)
-def test_an_example_of_the_help_is_a_command_line_that_is_understood(
+def test_an_example_of_the_help_is_a_valid_command_line(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -97,7 +97,7 @@ def test_a_fence_that_was_cut_off_runs_to_the_end() -> None:
     assert block.text == "x = 1\ny = "
 
 
-def test_inline_code_is_no_block() -> None:
+def test_inline_code_is_not_a_block() -> None:
     assert code_blocks("Call `f()` and ```g()``` now.") == []
 
 

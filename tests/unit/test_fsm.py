@@ -198,7 +198,7 @@ def test_a_gate_is_found_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("event", ["build_done", "reject_test", "unheard_of"])
-def test_what_is_no_gate_is_not_found(event: str) -> None:
+def test_an_unknown_gate_is_not_found(event: str) -> None:
     assert fsm.gate_transition(AGILE, event) is None
     assert fsm.gate_roles(AGILE, event) == []
 
@@ -515,7 +515,7 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("document", [{}, {"states": {}}, [], None, "BACKLOG"])
-def test_what_is_no_machine_at_all_is_refused(document: Any) -> None:
+def test_an_invalid_machine_is_refused(document: Any) -> None:
     assert problems(document)
 
 

@@ -59,7 +59,9 @@ def test_no_text_is_a_token_by_chance(text: str) -> None:
 @pytest.mark.parametrize(
     "metadata", [[], bearer(""), [("authorization", "Basic YTpi")], [("authorization", b"\xff")]]
 )
-def test_who_has_no_token_is_told_how_to_get_one(metadata: list[tuple[str, str | bytes]]) -> None:
+def test_a_call_without_a_token_gets_the_way_to_get_one(
+    metadata: list[tuple[str, str | bytes]],
+) -> None:
     with pytest.raises(ApplicationError, match="fleet token create") as refused:
         Access(KEY, 10).admit(metadata)
     assert refused.value.type == "Unauthenticated"

@@ -69,7 +69,7 @@ def test_what_was_not_checked_is_not_passed_and_says_why() -> None:
     assert [each.message for each in suite.additional_checks][1:] == ["not checked: no sandbox"] * 2
 
 
-def test_what_had_nothing_to_look_at_is_not_passed_and_holds_nobody_up() -> None:
+def test_a_check_with_nothing_to_look_at_has_not_passed_and_blocks_none() -> None:
     suite = check_suite(
         [
             check("policy", "passed"),
@@ -127,7 +127,7 @@ def test_results_come_by_rank_with_all_that_was_drafted() -> None:
     assert ranked[0].checks.lint.passed
 
 
-def test_metadata_tells_why_and_who_failed() -> None:
+def test_metadata_shows_why_and_who_failed() -> None:
     told = result_metadata(a_result(), "deliberation-x", 17)
 
     assert (told.orchestrator_version, told.execution_id) == (VERSION, "deliberation-x")

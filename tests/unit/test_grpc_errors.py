@@ -163,7 +163,7 @@ def test_a_status_stays_small_enough_for_trailers() -> None:
     assert status_of(application_error(ErrorType.UNKNOWN_STORY, "世" * 5_000)).ByteSize() < 1_000
 
 
-def test_what_was_sent_is_no_template() -> None:
+def test_what_was_sent_is_not_a_template() -> None:
     """Messages of pydantic contain the input, so braces in them have no meaning."""
     for text in ('{"story_id": "US-1" "title": "x"}', '{"title": "{0.__class__}"}', '{"a": }'):
         with pytest.raises((ApplicationError, ValidationError)) as refusal:

@@ -99,7 +99,7 @@ def test_a_page_is_read_by_its_own_query_only(token: bytes, query: str, other: s
 
 
 @given(st.text(min_size=1))
-def test_a_page_that_nobody_made_is_refused(token: str) -> None:
+def test_an_invalid_page_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidInput):
         page_read(token, "")
 

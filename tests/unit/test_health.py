@@ -35,7 +35,7 @@ async def test_while_all_answer_it_is_well() -> None:
     assert answer.json() == {"status": "ok", "checks": {"nats": "ok", "neo4j": "ok"}}
 
 
-async def test_it_says_which_server_is_away_and_which_is_silent(
+async def test_it_reports_which_server_is_away_and_which_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "CHECK_WITHIN_S", 0.05)
@@ -54,7 +54,7 @@ async def test_it_says_which_server_is_away_and_which_is_silent(
     }
 
 
-async def test_a_process_whose_event_loop_is_stuck_says_so(
+async def test_a_process_whose_event_loop_is_stuck_reports_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)

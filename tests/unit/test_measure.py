@@ -174,7 +174,7 @@ def test_coverage_is_of_the_code_and_not_of_its_tests(
     assert rough[1].unit.coverage == pytest.approx(100 * 4 / 7, abs=0.01)
 
 
-def test_findings_are_told_apart_by_their_weight(rough: tuple[Path, WorkspaceReport]) -> None:
+def test_findings_are_distinguished_by_their_weight(rough: tuple[Path, WorkspaceReport]) -> None:
     static = rough[1].static
 
     # Critical: shell=True, an undefined name. Major: an unused import, a mutable default.
@@ -402,7 +402,7 @@ def test_a_project_without_unit_tests_is_refused(tmp_path: Path) -> None:
         measure(tmp_path, quietly)
 
 
-def test_a_pyproject_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+def test_a_pyproject_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"shop.py": "ONE = 1\n", "pyproject.toml": "[project\n"})
 
     with pytest.raises(CannotMeasure, match=r"pyproject\.toml: .*line 1"):

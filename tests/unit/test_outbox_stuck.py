@@ -192,7 +192,7 @@ async def test_a_story_that_is_done_is_cancelled_while_its_last_entry_is_stuck(
     assert "planning.story.cancelled" not in world.subjects()
 
 
-async def test_a_deliberation_of_its_own_is_cancelled_while_it_is_stuck(
+async def test_a_standalone_deliberation_is_cancelled_while_it_is_stuck(
     fleet: Client, world: World
 ) -> None:
     world.failing = {"record/DeliberationStarted": "no"}

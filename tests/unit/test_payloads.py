@@ -109,7 +109,7 @@ async def test_a_start_that_cannot_be_read_fails_at_once_with_its_reason(
     await replay(handles["deep"])
 
 
-async def test_a_byte_order_mark_is_read_over(fleet: Client, world: World) -> None:
+async def test_a_byte_order_mark_is_skipped(fleet: Client, world: World) -> None:
     story = {"story_id": f"US-{world.key}", "title": "Shorten links"}
     handle = await fleet.start_workflow(
         "StoryWorkflow",
@@ -142,7 +142,7 @@ async def refusals(story: WorkflowHandle[Any, Any]) -> list[str]:
     return [line.text for line in lines if line.event == "RequestRefused"]
 
 
-async def test_a_signal_that_is_not_understood_leaves_a_line_and_the_story_goes_on(
+async def test_an_invalid_signal_leaves_a_line_and_the_story_goes_on(
     start_story: StartStory,
 ) -> None:
     story = await start_story()

@@ -130,7 +130,7 @@ async def test_a_cycle_is_refused_by_its_ids(fleet: Client, world: World) -> Non
     assert world.calls == []
 
 
-async def test_a_plan_that_nobody_knows_ends_as_nothing_to_run(fleet: Client, world: World) -> None:
+async def test_an_unknown_plan_ends_as_nothing_to_run(fleet: Client, world: World) -> None:
     result = await (await start(fleet, world, None)).result()
 
     assert (result.status, result.outcomes) == ("NOTHING_TO_RUN", [])
@@ -139,7 +139,7 @@ async def test_a_plan_that_nobody_knows_ends_as_nothing_to_run(fleet: Client, wo
     ]
 
 
-async def test_a_plan_of_a_story_that_no_one_knows_runs_one_deliberation_for_each_of_its_roles(
+async def test_a_plan_of_an_unknown_story_runs_one_deliberation_for_each_of_its_roles(
     fleet: Client, world: World
 ) -> None:
     handle = await start(fleet, world, None, roles=["DEV", "QA", "DEV"])

@@ -119,7 +119,7 @@ def test_exactly_five_hundredths_apart_is_a_near_tie() -> None:
         assert ranking.near_tie([candidate("a", best), candidate("b", other)]) == ["a", "b"]
 
 
-def test_further_apart_is_no_tie() -> None:
+def test_further_apart_is_not_a_tie() -> None:
     assert ranking.near_tie([candidate("b", 0.949), candidate("a", 1.0)]) == ["a"]
 
 

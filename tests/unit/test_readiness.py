@@ -62,7 +62,7 @@ def test_criteria_without_a_brief_are_ready_at_l0_and_not_at_l1() -> None:
     assert 50 <= scored(brief="").total < 75
 
 
-def test_a_story_for_nobody_and_no_reason_is_ready_at_l2_and_not_at_l3() -> None:
+def test_a_story_without_role_and_reason_is_ready_at_l2_and_not_at_l3() -> None:
     brief = "Today a single client can use every worker of the service, and all the others wait."
 
     assert 85 <= scored(brief=brief).total < 90

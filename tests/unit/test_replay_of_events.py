@@ -187,7 +187,7 @@ def test_a_run_leads_to_those_it_goes_on_from_and_to_its_children() -> None:
     ]
 
 
-def test_what_a_child_handed_over_and_nobody_took_is_left() -> None:
+def test_what_a_child_handed_over_and_no_parent_took_is_left() -> None:
     taken, lost = entry(1), entry(2)
 
     run = run_events(
@@ -223,7 +223,7 @@ def test_the_outbox_itself_says_what_was_left_behind_the_batch_under_way() -> No
 # --- several --------------------------------------------------------------------------------------
 
 
-def test_what_two_runs_tell_is_told_once_and_in_the_order_of_recording() -> None:
+def test_events_of_two_runs_are_published_once_and_in_the_order_of_recording() -> None:
     first = run_events(
         RUN,
         START,

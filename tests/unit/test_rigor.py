@@ -163,7 +163,7 @@ def test_every_faulty_field_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("document", [{}, [], None, "L1"])
-def test_what_is_no_rigor_at_all_is_refused(document: Any) -> None:
+def test_an_invalid_rigor_is_refused(document: Any) -> None:
     with pytest.raises(InvalidRigor):
         parse_rigor(document)
 
@@ -247,7 +247,7 @@ def test_only_what_is_over_its_limit_is_a_reason() -> None:
     assert reason == "static: 40 new major issues, the limit is 20: 50 of 100 points"
 
 
-def test_a_limit_of_none_is_no_limit_and_a_limit_of_zero_forgives_nothing() -> None:
+def test_a_limit_of_none_does_not_limit_and_a_limit_of_zero_allows_nothing() -> None:
     assert scored("L0", static__sonar__new_major=10_000).score == 100
     assert scored("L3", static__lint_errors=1).dimensions["lint"] == 0
 

@@ -113,7 +113,7 @@ def test_a_wrong_scopes_file_is_refused_with_its_field(
 
 
 @pytest.mark.parametrize("text", ["a: [", "", "- 1"])
-def test_a_scopes_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_scopes_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "scopes.yaml"
     file.write_text(text)
 
@@ -225,7 +225,7 @@ def test_every_error_of_the_stores_is_classed(error: type[Exception]) -> None:
 FINAL = {"DataError", "UnicodeEncodeError", "OverflowError"}
 
 
-def test_of_the_clients_own_errors_only_unfit_values_are_final() -> None:
+def test_of_the_client_errors_only_invalid_values_are_final() -> None:
     final = {error.__name__ for error, kind, _ in TABLE if kind not in RETRYABLE}
 
     assert final == FINAL

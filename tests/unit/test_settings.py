@@ -126,7 +126,7 @@ def test_a_wrong_value_is_refused_with_its_name_the_rule_and_the_remedy(
         ("LOG_FORMAT", "CONSOLE", "log_format", "console"),
     ],
 )
-def test_the_predecessors_settings_are_understood(
+def test_the_predecessors_settings_are_accepted(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, setting: str, meant: object
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -190,7 +190,7 @@ def test_the_settings_of_other_parts_are_known() -> None:
     assert "vllm_device" in served
 
 
-def test_every_wrong_value_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wrong_value_has_a_separate_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_PORT", "x")
     monkeypatch.setenv("NATS_REPLICAS", "x")
 

@@ -137,7 +137,7 @@ async def test_a_story_that_is_not_ready_cannot_pass_its_gate(
     assert "dor_ok" in moves[0].blocked_by[0]
 
 
-async def test_an_amended_draft_is_scored_anew_and_its_gate_opens(
+async def test_an_amended_draft_is_scored_again_and_its_gate_opens(
     start_story: StartStory, world: World
 ) -> None:
     world.readiness = 40
@@ -215,7 +215,7 @@ async def test_a_rejection_goes_back_and_its_reason_is_in_the_next_context(
     )
 
 
-async def test_amending_after_the_scope_was_approved_opens_that_gate_anew(
+async def test_amending_after_the_scope_was_approved_opens_that_gate_again(
     start_story: StartStory, world: World
 ) -> None:
     story = await start_story()
@@ -496,7 +496,7 @@ async def test_a_second_start_of_a_running_story_is_refused(start_story: StartSt
         await start_story(story_id=story.story_id)
 
 
-async def test_a_machine_of_ones_own_adds_a_state_with_its_gate(
+async def test_a_custom_machine_adds_a_state_with_its_gate(
     start_story: StartStory, world: World
 ) -> None:
     machine = world.machine
@@ -519,7 +519,7 @@ async def test_a_machine_of_ones_own_adds_a_state_with_its_gate(
     assert (await story.handle.result()).state == "DONE"
 
 
-async def test_plans_of_two_design_states_have_numbers_of_their_own(
+async def test_plans_of_two_design_states_are_numbered_separately(
     start_story: StartStory, world: World
 ) -> None:
     machine = world.machine
@@ -568,7 +568,7 @@ async def test_a_decision_from_outside_reaches_the_next_council(
     assert [d.title for d in world.calls[0].late_decisions] == ["No cookies"]
 
 
-async def test_a_story_whose_id_was_used_before_has_plans_and_councils_of_its_own(
+async def test_a_story_whose_id_was_used_before_has_new_plans_and_councils(
     start_story: StartStory, world: World
 ) -> None:
     world.runs = StoryRuns(plans=2, councils={"design": 3, "test": 1})

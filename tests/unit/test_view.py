@@ -94,7 +94,7 @@ def everything(said: str) -> list[RenderableType]:
 
 @given(said=OUTSIDE)
 @settings(max_examples=30, deadline=None)
-def test_whatever_it_says_it_is_printed_and_commands_no_terminal(said: str) -> None:
+def test_any_text_is_printed_and_commands_no_terminal(said: str) -> None:
     for shown in everything(said):
         text = printed(shown)
 

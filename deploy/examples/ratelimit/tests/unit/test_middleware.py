@@ -20,7 +20,7 @@ def test_a_request_within_the_limit_reaches_the_application() -> None:
     assert get(limited(hello, RateLimiter(1, 1.0)), "192.0.2.1") == ("200 OK", {}, b"hello")
 
 
-def test_a_request_over_the_limit_is_told_when_to_come_back() -> None:
+def test_a_request_over_the_limit_gets_the_time_to_retry() -> None:
     application = limited(hello, RateLimiter(1, 0.4, lambda: 0.0))
     get(application, "192.0.2.1")
 
