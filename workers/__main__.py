@@ -30,10 +30,10 @@ def main() -> NoReturn:
     parser.add_argument(
         "service", nargs="?", default="", choices=["", *SERVICES], help="of `grpc`: only this one"
     )
-    said = parser.parse_args()
-    name = said.name
-    if said.service and name != "grpc":
-        parser.error(f"{said.service}: only `grpc` takes a service")
+    arguments = parser.parse_args()
+    name = arguments.name
+    if arguments.service and name != "grpc":
+        parser.error(f"{arguments.service}: only `grpc` takes a service")
     if name == "settings":
         print(table())
         leave(0)
@@ -47,7 +47,7 @@ def main() -> NoReturn:
     from workers.run import run
 
     try:
-        asyncio.run(run(name, settings, said.service))
+        asyncio.run(run(name, settings, arguments.service))
     except StartError as error:
         print(error, file=sys.stderr)
         leave(1)

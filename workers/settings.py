@@ -384,9 +384,11 @@ def _line(problem: Any) -> str:
     name = str(problem["loc"][0])
     by_rule = problem["type"] in ("string_pattern_mismatch", "too_short")
     rule = _RULES.get(name) if by_rule else None
-    said = (rule or problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    rule_text = (
+        (rule or problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    )
     return (
-        f"{name.upper()} ({Settings.model_fields[name].description}): {said}; "
+        f"{name.upper()} ({Settings.model_fields[name].description}): {rule_text}; "
         f"fix or unset it in the environment or in {home() / 'env'}"
     )
 

@@ -295,19 +295,19 @@ class _Answer:
         if choice.get("index") not in (None, 0):
             return
         delta, message = _object(choice.get("delta")), _object(choice.get("message"))
-        said = _text(delta.get("content"))
+        text = _text(delta.get("content"))
         thought = _text(delta.get("reasoning_content") or delta.get("reasoning"))
-        if said or thought:
-            self.parts.append(said)
+        if text or thought:
+            self.parts.append(text)
             self.thoughts.append(thought)
-            self.on_text(said + thought)
+            self.on_text(text + thought)
         if whole := _text(message.get("content") or choice.get("text")):
             self.message = whole
             self.on_text(whole)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason not in ("", "null"):
             self.finish_reason = reason
-        if said or thought or whole or reason:
+        if text or thought or whole or reason:
             self.last_word = time.monotonic()
 
     def _count(self, usage: dict[str, Any]) -> None:
@@ -328,13 +328,13 @@ class _Answer:
     @property
     def text(self) -> str:
         """The text; if there is none, that of a message or of thoughts that are an answer."""
-        said = _joined(self.parts)
-        if not said.strip():
-            said = _joined([self.message])
-        if not said.strip() and self.thoughts and self.finish_reason != "length":
+        text = _joined(self.parts)
+        if not text.strip():
+            text = _joined([self.message])
+        if not text.strip() and self.thoughts and self.finish_reason != "length":
             thought = _joined(self.thoughts)
-            said = thought if self.is_whole(thought) else said
-        return said
+            text = thought if self.is_whole(thought) else text
+        return text
 
     def is_over(self) -> bool:
         """Return whether nothing more is worth waiting for."""

@@ -108,9 +108,9 @@ def parse_shell(source: str) -> Iterator[Problem]:
         [sys.argv[1], "-n"], input=source.encode(), capture_output=True, check=False
     )
     if bash.returncode:
-        said = bash.stderr.decode(errors="replace")
-        place = re.search(r"line (\d+): (.*)", said)
-        yield (int(place[1]), place[2]) if place else (1, said.strip() or "bash cannot read it")
+        stderr = bash.stderr.decode(errors="replace")
+        place = re.search(r"line (\d+): (.*)", stderr)
+        yield (int(place[1]), place[2]) if place else (1, stderr.strip() or "bash cannot read it")
 
 
 PARSERS: dict[str, Callable[[str], Iterator[Problem]]] = {

@@ -292,7 +292,7 @@ class _RankedRow(Row):
 def _ranked(row: _RankedRow) -> RankedProposal:
     """Convert a proposal; skip critiques and checks in a form that this product does not write."""
     node = row.proposal
-    critiques = [(each.critic, said) for each in row.critiques if (said := _critique(each))]
+    critiques = [(each.critic, critique) for each in row.critiques if (critique := _critique(each))]
     checks = [check for each in row.checks if (check := _check(each))]
     return RankedProposal(
         proposal_id=node.id,
@@ -318,7 +318,7 @@ def _critique(row: _CritiqueRow) -> Critique | None:
         return Critique.model_validate(
             {
                 "verdict": row.verdict,
-                "points": [{"severity": severity, "text": said} for severity, _, said in points],
+                "points": [{"severity": severity, "text": text} for severity, _, text in points],
                 "suggestion": row.suggestion,
             }
         )
@@ -333,10 +333,10 @@ def _check(row: _CheckRow) -> Check | None:
         return None
 
 
-def _failed_agents(said: list[str]) -> list[FailedAgent]:
+def _failed_agents(entries: list[str]) -> list[FailedAgent]:
     """Parse the agents that failed; skip entries in a form that this product does not write."""
     found = []
-    for each in said:
+    for each in entries:
         with suppress(ValidationError):
             found.append(FailedAgent.model_validate_json(each))
     return found

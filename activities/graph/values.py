@@ -80,7 +80,7 @@ def text(value: Any) -> str:
 def texts(value: Any) -> list[str]:
     """Convert to a list of texts; a single value becomes a list of one, empty texts are skipped."""
     values = value if isinstance(value, list) else [value]
-    return [said for each in values if (said := text(each))]
+    return [converted for each in values if (converted := text(each))]
 
 
 def time_text(value: Any) -> str:

@@ -196,7 +196,7 @@ def command_subject(role: str) -> str:
 def headers(call: OpenCall) -> dict[str, str]:
     """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
     asked = datetime.fromisoformat(call.command.timestamp)
-    told = {
+    headers = {
         Header.MSG_ID.value: call.call_id,
         "Content-Type": "application/json",
         "ce-specversion": "1.0",
@@ -207,5 +207,5 @@ def headers(call: OpenCall) -> dict[str, str]:
         "ce-subject": call.command.story_id,
         EXPIRY: format_timestamp(asked + timedelta(milliseconds=call.silence_ms)),
     }
-    TraceContextTextMapPropagator().inject(told)
-    return {name: value for name, value in told.items() if value}
+    TraceContextTextMapPropagator().inject(headers)
+    return {name: value for name, value in headers.items() if value}

@@ -178,7 +178,7 @@ class AgentResponses:
         try:
             await self._take(message)
         except InvalidResponse as refused:
-            await self._bury(message, refused.reason, refused.error)
+            await self._dead_letter(message, refused.reason, refused.error)
         except Exception as error:  # any error: delivered again, finally a dead letter
             delivered = message.metadata.num_delivered or 1
             away = is_unavailable(error)
@@ -188,11 +188,11 @@ class AgentResponses:
                     raise Away(str(error)) from error
                 log.warning("an agent's answer is tried again", because=repr(error)[:1_000])
                 return
-            await self._bury(message, "it has failed its last delivery", repr(error))
+            await self._dead_letter(message, "it has failed its last delivery", repr(error))
         await message.ack_sync()
 
-    async def _bury(self, message: Msg, reason: str, error: str) -> None:
-        await self._dead_letters.bury(
+    async def _dead_letter(self, message: Msg, reason: str, error: str) -> None:
+        await self._dead_letters.store(
             message, consumer=AGENTS_RESPONSES.name, reason=reason, error=error
         )
 
@@ -243,7 +243,7 @@ class AgentResponses:
             await handle.heartbeat(progress, rpc_timeout=TEMPORAL_WITHIN)
         except AsyncActivityCancelledError as cancelled:
             if cancelled.details and cancelled.details.cancel_requested:
-                await unless_gone(handle.report_cancellation(rpc_timeout=TEMPORAL_WITHIN))
+                await report_unless_over(handle.report_cancellation(rpc_timeout=TEMPORAL_WITHIN))
             return False
         except RPCError as error:
             if error.status != GONE:
@@ -312,7 +312,7 @@ class AgentResponses:
                 if kept is None:
                     raise LookupError(f"Valkey has lost {call.answer_key}")
                 answer = ANSWERS[call.act].model_validate_json(kept)
-                await unless_gone(handle.complete(answer, rpc_timeout=TEMPORAL_WITHIN))
+                await report_unless_over(handle.complete(answer, rpc_timeout=TEMPORAL_WITHIN))
             case "asked_again":
                 found = await self._calls.find(call.next_call_id)
                 if found and isinstance(found.call, OpenCall):
@@ -322,16 +322,16 @@ class AgentResponses:
                 failure = ApplicationError(
                     call.error, *costs, type=call.error_type, non_retryable=call.final
                 )
-                await unless_gone(handle.fail(failure, rpc_timeout=TEMPORAL_WITHIN))
+                await report_unless_over(handle.fail(failure, rpc_timeout=TEMPORAL_WITHIN))
 
     def _handle(self, call: OpenCall | SettledCall) -> AsyncActivityHandle:
         return self._temporal.get_async_activity_handle(task_token=call.token)
 
 
-async def unless_gone(told: Awaitable[None]) -> None:
+async def report_unless_over(report: Awaitable[None]) -> None:
     """Await a report to Temporal; ignore it if the attempt is over."""
     try:
-        await told
+        await report
     except RPCError as error:
         if error.status != GONE:
             raise

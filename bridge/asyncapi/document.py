@@ -294,7 +294,7 @@ def _operations() -> list[tuple[str, Json]]:
             _operation("send", AGENT_COMMAND, "The agents' worker; an external agent answers"),
         ),
         ("take-answer", _operation("receive", AGENT_RESPONSE, "The external agents' listener")),
-        ("bury", _operation("send", DEAD_LETTER, "The consumer that gives a message up")),
+        ("dead-letter", _operation("send", DEAD_LETTER, "The consumer that gives a message up")),
         (
             "put-back",
             _operation("receive", DEAD_LETTER, "`fleet dead-letters`, when a person asks"),
@@ -314,16 +314,18 @@ def _operation(action: str, channel: str, summary: str, description: str = "") -
 def _may_lack(body: type[EventBody]) -> str:
     reading = READING[body]
     needed = [*IDS_OF[body], *(["to_phase"] if "to_phase" in body.model_fields else [])]
-    said = [
+    sentences = [
         f"From outside, only {_names(needed)} must be there.",
         f"Taken for what is missing, null or blank: `timestamp` (JetStream's own), "
         f"{_defaults(reading)}.",
     ]
     if "decisions" in body.model_fields:
-        said.append(f"In each of `decisions`: {_defaults(DECISION)}; {_spelled(DECISION)}.")
-    said.append(f"Also read: {_spelled(reading)}.")
-    said.append("The fleet's own events are known by their `ce-source`, and not applied twice.")
-    return " ".join(said)
+        sentences.append(f"In each of `decisions`: {_defaults(DECISION)}; {_spelled(DECISION)}.")
+    sentences.append(f"Also read: {_spelled(reading)}.")
+    sentences.append(
+        "The fleet's own events are known by their `ce-source`, and not applied twice."
+    )
+    return " ".join(sentences)
 
 
 def _spelled(reading: Reading) -> str:

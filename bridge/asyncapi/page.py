@@ -80,8 +80,8 @@ def _channel(document: Json, name: str, channel: Json) -> Iterator[str]:
     yield ""
     yield channel["description"]
     yield ""
-    for parameter, told in channel.get("parameters", {}).items():
-        yield f"`{{{parameter}}}`: {told['description']}."
+    for parameter, definition in channel.get("parameters", {}).items():
+        yield f"`{{{parameter}}}`: {definition['description']}."
         yield ""
     yield from _who(document, name)
     for reference in channel["messages"].values():

@@ -136,8 +136,8 @@ class Access:
         Raises:
             ApplicationError: `Unauthenticated`, or `RateLimit`.
         """
-        said = dict(metadata).get("authorization", "")
-        scheme, _, token = (said if isinstance(said, str) else "").partition(" ")
+        header = dict(metadata).get("authorization", "")
+        scheme, _, token = (header if isinstance(header, str) else "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise application_error(ErrorType.UNAUTHENTICATED, f"no token. {HOW}")
         found = read_token(self._key, token.strip())

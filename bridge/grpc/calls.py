@@ -46,24 +46,24 @@ def call_metadata(context: Context) -> dict[str, str]:
     return texts
 
 
-def seconds_left(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> float:
-    """Return the time until the call's deadline; `unless_told` if it has none."""
+def seconds_left(context: Context, default: float = ANSWERED_WITHIN_S) -> float:
+    """Return the time until the call's deadline; `default` if it has none."""
     left: float | None = context.time_remaining()
-    return unless_told if left is None else left
+    return default if left is None else left
 
 
-def in_time(context: Context, unless_told: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
-    """Limit a block to the time until the call's deadline, or to `unless_told` if it has none.
+def in_time(context: Context, default: float = ANSWERED_WITHIN_S) -> asyncio.Timeout:
+    """Limit a block to the time until the call's deadline, or to `default` if it has none.
 
     The returned context manager raises TimeoutError after that time.
     """
-    return asyncio.timeout(seconds_left(context, unless_told))
+    return asyncio.timeout(seconds_left(context, default))
 
 
 def derived_id(*parts: str) -> str:
     """Return 16 hex digits that are unique to these parts."""
-    told = "".join(f"{len(part)}:{part}" for part in parts)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    prefixed = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(prefixed.encode()).hexdigest()[:16]
 
 
 def parse_request(

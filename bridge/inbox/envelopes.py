@@ -58,7 +58,7 @@ def unwrap(subject: str, headers: Mapping[str, str], data: bytes, ids: Collectio
         ids: the ids that a flat body of this subject has; without them it may be an envelope.
 
     Raises:
-        NotUnderstood: it is not a JSON object, or its envelope breaks a rule.
+        InvalidMessage: it is not a JSON object, or its envelope breaks a rule.
     """
     body = _object(data, "body")
     _require_storable(body, "")

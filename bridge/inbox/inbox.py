@@ -65,7 +65,7 @@ GATHERED_WITHIN_S = 0.25
 SIGNAL_BYTES = 512 * 1024
 """Largest size of the messages that go to a story in one signal; Temporal's limit is 2 MB."""
 
-TELLING = 16
+SIGNALLED_AT_ONCE = 16
 """Stories that are signalled at the same time."""
 
 NAK_AFTER_S = (1.0, 5.0, 30.0, 120.0)
@@ -241,7 +241,7 @@ class Inbox:
             else:
                 if consumer.subject in (MILESTONE, DECISION):  # no `context-*` stores these
                     held = await self._stored(consumer, held)
-                await self._tell_all(consumer, held)
+                await self._signal_all(consumer, held)
 
     async def _read(self, consumer: Consumer, message: Msg) -> Held | None:
         """Parse the message; return None if nothing remains to be done with it."""
@@ -251,7 +251,9 @@ class Inbox:
             HANDLED.labels(consumer.name, "own").inc()
             return None
         if (about.num_delivered or 1) > UNAPPLIED_AFTER:
-            await self._bury(consumer, message, f"{about.num_delivered} deliveries, none settled")
+            await self._dead_letter(
+                consumer, message, f"{about.num_delivered} deliveries, none settled"
+            )
             return None
         received = Received(
             subject=message.subject,
@@ -265,7 +267,7 @@ class Inbox:
             understood = parse_event(received)
             return Held(message, understood.change, understood.content)
         except InvalidMessage as error:
-            await self._bury(consumer, message, str(error))
+            await self._dead_letter(consumer, message, str(error))
         except Exception as error:  # a bug must not stop the inbox  # noqa: BLE001
             await self._failed(consumer, message, Failed(repr(error), final=False))
         return None
@@ -290,17 +292,19 @@ class Inbox:
         """
         deliveries = message.metadata.num_delivered or 1
         if failure.final:
-            await self._bury(consumer, message, "it can never be applied", str(failure))
+            await self._dead_letter(consumer, message, "it can never be applied", str(failure))
         elif deliveries >= LAST_DELIVERY:
-            await self._bury(consumer, message, f"failed {deliveries} times", str(failure))
+            await self._dead_letter(consumer, message, f"failed {deliveries} times", str(failure))
         else:
             await message.nak(delay=NAK_AFTER_S[min(deliveries, len(NAK_AFTER_S)) - 1])
             HANDLED.labels(consumer.name, "again").inc()
 
-    async def _bury(self, consumer: Consumer, message: Msg, reason: str, error: str = "") -> None:
-        await self._dead_letters.bury(message, consumer=consumer.name, reason=reason, error=error)
+    async def _dead_letter(
+        self, consumer: Consumer, message: Msg, reason: str, error: str = ""
+    ) -> None:
+        await self._dead_letters.store(message, consumer=consumer.name, reason=reason, error=error)
         await message.ack()
-        HANDLED.labels(consumer.name, "buried").inc()
+        HANDLED.labels(consumer.name, "dead_lettered").inc()
 
     # --- graph and cache ----------------------------------------------------------------------
 
@@ -320,7 +324,7 @@ class Inbox:
                     f"ce-id: {each.change.entry.id[:80]!r} was used for another body; give every "
                     "event an id (ce-id, or idempotency_key) that no other has"
                 )
-                await self._bury(consumer, each.message, reason)
+                await self._dead_letter(consumer, each.message, reason)
         return [each for each in held if not (each.content and each.claim in taken)]
 
     async def _stored(self, consumer: Consumer, held: Sequence[Held]) -> list[Held]:
@@ -359,26 +363,26 @@ class Inbox:
 
     # --- workflows ----------------------------------------------------------------------------
 
-    async def _tell_all(self, consumer: Consumer, held: Sequence[Held]) -> None:
+    async def _signal_all(self, consumer: Consumer, held: Sequence[Held]) -> None:
         """Signal several stories concurrently, each in the stream's order."""
-        free = asyncio.Semaphore(TELLING)
+        free = asyncio.Semaphore(SIGNALLED_AT_ONCE)
 
-        async def tell(story: Sequence[Held]) -> None:
+        async def signal_story(story: Sequence[Held]) -> None:
             async with free:
                 for part in _parts(story):
-                    await self._tell_part(consumer, part)
+                    await self._signal_part(consumer, part)
 
         stories = groupby(held, key=lambda each: each.change.story_id)
-        telling = [tell(list(story)) for _, story in stories]
-        for ended in await asyncio.gather(*telling, return_exceptions=True):
+        signals = [signal_story(list(story)) for _, story in stories]
+        for ended in await asyncio.gather(*signals, return_exceptions=True):
             if ended:
                 raise ended
 
-    async def _tell_part(self, consumer: Consumer, held: Sequence[Held]) -> None:
+    async def _signal_part(self, consumer: Consumer, held: Sequence[Held]) -> None:
         """Signal the story once; if that fails, in halves, until the faulty message is alone."""
         changes = [each.change for each in held]
         try:
-            if not await self._patiently(consumer, partial(self._tell, changes)):
+            if not await self._patiently(consumer, partial(self._signal, changes)):
                 for each in held:
                     await self._settle_alone(consumer, each)
                 return
@@ -387,11 +391,11 @@ class Inbox:
                 await self._failed(consumer, held[0].message, failure)
                 return
             half = len(held) // 2
-            await self._tell_part(consumer, held[:half])
-            await self._tell_part(consumer, held[half:])
+            await self._signal_part(consumer, held[:half])
+            await self._signal_part(consumer, held[half:])
             return
         for each in held:
-            await self._done(consumer, each, "told")
+            await self._done(consumer, each, "delivered")
 
     async def _settle_alone(self, consumer: Consumer, held: Held) -> None:
         """Settle a message whose story does not run; an approved plan is started without it."""
@@ -400,9 +404,9 @@ class Inbox:
         except Failed as failure:
             await self._failed(consumer, held.message, failure)
         else:
-            await self._done(consumer, held, "told")
+            await self._done(consumer, held, "delivered")
 
-    async def _tell(self, changes: Sequence[Change]) -> bool:
+    async def _signal(self, changes: Sequence[Change]) -> bool:
         """Signal one story's workflow; return False if it does not run."""
         story = self._temporal.get_workflow_handle_for(
             StoryWorkflow.run, story_workflow_id(changes[0].story_id)
@@ -484,10 +488,10 @@ class Inbox:
             for consumer in CONSUMERS:
                 # While NATS is down, the last values stay; `_consume` logs the outage.
                 with suppress(nats_errors.Error, OSError):
-                    told = await self._jetstream.consumer_info(consumer.stream, consumer.name)
-                    PENDING.labels(consumer.name).set(told.num_pending or 0)
-                    OUTSTANDING.labels(consumer.name).set(told.num_ack_pending or 0)
-                    REDELIVERED.labels(consumer.name).set(told.num_redelivered or 0)
+                    info = await self._jetstream.consumer_info(consumer.stream, consumer.name)
+                    PENDING.labels(consumer.name).set(info.num_pending or 0)
+                    OUTSTANDING.labels(consumer.name).set(info.num_ack_pending or 0)
+                    REDELIVERED.labels(consumer.name).set(info.num_redelivered or 0)
             if await self._wait(LAG_EVERY_S):
                 return
 
@@ -543,7 +547,7 @@ def _parts(held: Sequence[Held]) -> Iterator[list[Held]]:
 async def _in_progress(messages: Sequence[Msg], ack_wait: timedelta) -> AsyncIterator[None]:
     """Report three times per `ack_wait` that the unsettled messages are in progress."""
 
-    async def say() -> None:
+    async def report() -> None:
         while True:
             await asyncio.sleep(ack_wait.total_seconds() / 3)
             for message in messages:
@@ -552,8 +556,8 @@ async def _in_progress(messages: Sequence[Msg], ack_wait: timedelta) -> AsyncIte
                     with suppress(nats_errors.Error, OSError):
                         await message.in_progress()
 
-    saying = asyncio.create_task(say())
+    reporting = asyncio.create_task(report())
     try:
         yield
     finally:
-        saying.cancel()
+        reporting.cancel()

@@ -175,7 +175,7 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Understood:
+class ParsedEvent:
     """The change of a message, and the hash that detects a reused identity.
 
     content: the hash of what the sender wrote; empty if the sender gave no identity.
@@ -185,11 +185,11 @@ class Understood:
     content: str
 
 
-def parse_event(received: Received) -> Understood:
+def parse_event(received: Received) -> ParsedEvent:
     """Parse a message into its change.
 
     Raises:
-        NotUnderstood: it is not a JSON object, lacks a required field, or breaks a rule.
+        InvalidMessage: it is not a JSON object, lacks a required field, or breaks a rule.
     """
     kind = PUBLISHED[received.subject]
     sent = unwrap(received.subject, received.headers, received.data, IDS_OF[kind])
@@ -213,19 +213,19 @@ def parse_event(received: Received) -> Understood:
     except ApplicationError as error:
         raise InvalidMessage(error.message) from None
     content = content_hash([received.subject, given]) if sent.identity else ""
-    return Understood(found, content)
+    return ParsedEvent(found, content)
 
 
-def news(told: Change) -> DecisionAdded | MilestoneReached:
+def news(change: Change) -> DecisionAdded | MilestoneReached:
     """Build the decision or milestone that a running story and its agents receive for a change.
 
     Raises:
         ApplicationError: `InvalidInput`, not retryable, if a text is empty or too long.
     """
-    body = told.body
+    body = change.body
     if isinstance(body, ContextDecisionAdded):
         return DecisionAdded(**body.model_dump(include=set(DecisionAdded.model_fields)))
-    milestone = body.milestone_id if isinstance(body, ContextMilestoneReached) else told.entry.id
+    milestone = body.milestone_id if isinstance(body, ContextMilestoneReached) else change.entry.id
     return MilestoneReached(
         milestone_id=milestone, event_type=body.label, description=summary(body)
     )

@@ -64,7 +64,7 @@ class DeadLetter:
     error: str
     deliveries: int
     received: str
-    buried: str
+    stored: str
     size: int
     headers: Mapping[str, str]
     body: bytes
@@ -87,7 +87,7 @@ class DeadLetters:
         self._nats = nats
         self._jetstream = nats.jetstream()
 
-    async def bury(self, message: Msg, *, consumer: str, reason: str, error: str = "") -> None:
+    async def store(self, message: Msg, *, consumer: str, reason: str, error: str = "") -> None:
         """Store a message that a consumer gives up as a dead letter.
 
         Acknowledge the message afterwards. A repetition after a crash stores nothing twice.
@@ -95,7 +95,7 @@ class DeadLetters:
         about = message.metadata
         room = self._nats.max_payload - HEADERS_AT_MOST
         original = {f"{ORIGINAL}{name}": value for name, value in (message.headers or {}).items()}
-        told = {
+        added = {
             Header.MSG_ID.value: f"dead/{consumer}/{about.stream}/{about.sequence.stream}",
             "Dead-Subject": message.subject,
             "Dead-Stream": about.stream,
@@ -111,7 +111,7 @@ class DeadLetters:
             f"{PREFIX}{message.subject}",
             message.data if len(message.data) <= room else message.data[:room],
             stream=STREAM,
-            headers={name: value for name, value in {**original, **told}.items() if value},
+            headers={name: value for name, value in {**original, **added}.items() if value},
         )
 
     async def list(self) -> AsyncIterator[DeadLetter]:
@@ -193,18 +193,18 @@ class DeadLetters:
 def _letter(
     number: int, headers: Mapping[str, str], body: bytes, at: datetime | None
 ) -> DeadLetter:
-    told = {name: headers.get(f"Dead-{name}", "") for name in ("Subject", "Stream", "Consumer")}
+    origin = {name: headers.get(f"Dead-{name}", "") for name in ("Subject", "Stream", "Consumer")}
     return DeadLetter(
         number=number,
-        subject=told["Subject"],
-        stream=told["Stream"],
+        subject=origin["Subject"],
+        stream=origin["Stream"],
         sequence=int(headers.get("Dead-Sequence", 0)),
-        consumer=told["Consumer"],
+        consumer=origin["Consumer"],
         reason=headers.get("Dead-Reason", ""),
         error=headers.get("Dead-Error", ""),
         deliveries=int(headers.get("Dead-Deliveries", 0)),
         received=headers.get("Dead-Received", ""),
-        buried=at.astimezone(UTC).isoformat() if at else "",
+        stored=at.astimezone(UTC).isoformat() if at else "",
         size=int(headers.get("Dead-Size", len(body))),
         headers={
             name.removeprefix(ORIGINAL): value

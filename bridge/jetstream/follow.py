@@ -80,14 +80,14 @@ def seen(message: Msg) -> Seen:
         body = json.loads(text)
     except ValueError:
         body = text
-    told = body if isinstance(body, dict) else {}
+    fields = body if isinstance(body, dict) else {}
     return Seen(
         stream=about.stream,
         sequence=about.sequence.stream,
         subject=message.subject,
         id=named.get("ce-id") or f"{about.stream}/{about.sequence.stream}",
-        time=str(named.get("ce-time") or told.get("timestamp") or about.timestamp.isoformat()),
-        story=str(named.get("ce-subject") or told.get("story_id") or ""),
+        time=str(named.get("ce-time") or fields.get("timestamp") or about.timestamp.isoformat()),
+        story=str(named.get("ce-subject") or fields.get("story_id") or ""),
         body=body,
         stored=about.timestamp,
         headers=headers,

@@ -74,7 +74,7 @@ class StoryRuns:
     unanswered: list[RunId] = field(default_factory=list)
 
 
-async def read(client: Client, story_id: str, tell: Callable[[int, int], None]) -> StoryRuns:
+async def read(client: Client, story_id: str, on_progress: Callable[[int, int], None]) -> StoryRuns:
     """Read every history that belongs to the story.
 
     The client needs the fleet's data converter. The callback receives the number of runs that are
@@ -83,7 +83,7 @@ async def read(client: Client, story_id: str, tell: Callable[[int, int], None]) 
     Raises:
         RPCError: Temporal does not answer.
     """
-    reading = _Reading(client, tell)
+    reading = _Reading(client, on_progress)
     await reading.all_of(await _beginnings(client, story_id))
     return reading.found
 
@@ -97,7 +97,7 @@ async def _beginnings(client: Client, story_id: str) -> set[RunId]:
     beginnings = [f"WorkflowId STARTS_WITH '{name('')}'" for name in _names(story_id)]
     query = " OR ".join([f"WorkflowId = '{story_workflow_id(story_id)}'", *beginnings])
     found = {RunId(each.id, each.run_id) async for each in client.list_workflows(query)}
-    found |= (await _told_by_input(client, STANDALONE)).get(story_id, set())
+    found |= (await _runs_by_input(client, STANDALONE)).get(story_id, set())
     # Visibility may lag behind, so the current run is looked up by its id.
     if now := await find_execution(client, story_workflow_id(story_id)):
         found.add(RunId(now.id, now.run_id))
@@ -124,10 +124,10 @@ async def all_stories(client: Client) -> list[str]:
     Raises:
         RPCError: Temporal does not answer.
     """
-    return sorted(await _told_by_input(client, RECORDING))
+    return sorted(await _runs_by_input(client, RECORDING))
 
 
-async def _told_by_input(client: Client, query: str) -> dict[str, set[RunId]]:
+async def _runs_by_input(client: Client, query: str) -> dict[str, set[RunId]]:
     """Map each story id to the runs whose input names it and that no other workflow started."""
     slots = asyncio.Semaphore(AT_ONCE)
     found: dict[str, set[RunId]] = {}
@@ -171,8 +171,8 @@ async def _story_of(client: Client, run: RunId) -> str | None:
 
 
 class _Reading:
-    def __init__(self, client: Client, tell: Callable[[int, int], None]) -> None:
-        self._client, self._tell = client, tell
+    def __init__(self, client: Client, on_progress: Callable[[int, int], None]) -> None:
+        self._client, self._on_progress = client, on_progress
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._known: set[RunId] = set()
         self.found = StoryRuns()
@@ -188,7 +188,7 @@ class _Reading:
                 for task in asyncio.as_completed(tasks):
                     left |= await task
                     done += 1
-                    self._tell(done, len(self._known))
+                    self._on_progress(done, len(self._known))
             finally:
                 for each in tasks:
                     each.cancel()

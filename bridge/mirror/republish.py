@@ -87,7 +87,7 @@ async def republish(
     entries: Sequence[Entry],
     known: set[str],
     everything: bool,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> dict[str, ReplayCounts]:
     """Publish the entries that are not known, or everything, one after the other.
 
@@ -111,5 +111,5 @@ async def republish(
             count.known += 1
         else:
             count.suppressed_by_dedup += 1
-        tell(done, len(entries))
+        on_progress(done, len(entries))
     return counts

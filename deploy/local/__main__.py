@@ -47,7 +47,7 @@ def up(
     """Start what does not run, and wait until everything is ready."""
     stack = _stack(free_ports=free_ports, without=without)
     with Progress() as progress:
-        started = asyncio.run(stack.up(progress.tell))
+        started = asyncio.run(stack.up(progress.report))
     if not started:
         console.print("everything runs already")
     _show(asyncio.run(stack.status()))
@@ -59,7 +59,7 @@ def down() -> None:
     """Stop everything gracefully; stored data is kept."""
     stack = _stack()
     with Progress() as progress:
-        ran = asyncio.run(stack.down(progress.tell))
+        ran = asyncio.run(stack.down(progress.report))
     console.print("stopped" if ran else "nothing ran")
 
 
@@ -78,7 +78,7 @@ def restart(part: Annotated[str, typer.Argument(help="temporal, nats, ray, worke
     if part not in known:
         _fail(f"{part} is not a part of this stack; its parts are {', '.join(known)}")
     with Progress() as progress:
-        asyncio.run(stack.restart(part, progress.tell))
+        asyncio.run(stack.restart(part, progress.report))
 
 
 @app.command()
@@ -147,7 +147,7 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def tell(self, part: Part, stage: Stage, seconds: float) -> None:
+    def report(self, part: Part, stage: Stage, seconds: float) -> None:
         """Show the new stage of a part."""
         text = {
             "starting": f"[yellow]{'starting' if part.ours else 'asked'}[/] {part.where}",

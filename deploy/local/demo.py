@@ -70,7 +70,7 @@ async def main() -> None:
         else:
             start(settings, story_id)
         await lead(client, settings, story_id)
-        await tell(settings, story_id)
+        await print_result(settings, story_id)
     finally:
         await valkey.aclose()
 
@@ -182,15 +182,15 @@ def showing() -> Iterator[Any]:
 
     def show(now: Snapshot | str) -> None:
         nonlocal last
-        said = now if isinstance(now, str) else render.line(now)
-        if said != last:
-            out.print(said, markup=False, soft_wrap=True)
-        last = said
+        line = now if isinstance(now, str) else render.line(now)
+        if line != last:
+            out.print(line, markup=False, soft_wrap=True)
+        last = line
 
     yield show
 
 
-async def tell(settings: Settings, story_id: str) -> None:
+async def print_result(settings: Settings, story_id: str) -> None:
     """Print what was decided and by whom, from the graph; where to look; what to do next."""
     async with open_neo4j(settings) as driver:
         decisions, _, _ = await driver.execute_query(DECISIONS, story_id=story_id)

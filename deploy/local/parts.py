@@ -117,7 +117,7 @@ def _nats(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=2)
     if given := settings.nats_url:
         password = _plain(settings.nats_password)
-        env |= _said(NATS_URL=given, NATS_USER=settings.nats_user, NATS_PASSWORD=password)
+        env |= _given(NATS_URL=given, NATS_USER=settings.nats_user, NATS_PASSWORD=password)
         probe = partial(check_nats, given, settings.nats_user, password)
         return Part(Elsewhere("nats", probe), given, within)
     server = Nats(settings.home / "data" / "nats", settings.nats_port)
@@ -129,7 +129,7 @@ def _valkey(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=2)
     if given := settings.redis_host:
         password, port = _plain(settings.redis_password), settings.redis_port
-        env |= _said(REDIS_HOST=given, REDIS_PORT=str(port), REDIS_PASSWORD=password)
+        env |= _given(REDIS_HOST=given, REDIS_PORT=str(port), REDIS_PASSWORD=password)
         return Part(
             Elsewhere("valkey", partial(check_valkey, given, port, password)),
             f"{given}:{port}",
@@ -148,7 +148,7 @@ def _neo4j(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=3)
     if given := settings.neo4j_uri:
         password = _plain(settings.neo4j_password)
-        env |= _said(NEO4J_URI=given, NEO4J_USER=settings.neo4j_user, NEO4J_PASSWORD=password)
+        env |= _given(NEO4J_URI=given, NEO4J_USER=settings.neo4j_user, NEO4J_PASSWORD=password)
         probe = partial(check_neo4j, given, settings.neo4j_user, password or "")
         return Part(Elsewhere("neo4j", probe), given, within)
     server = Neo4j(settings.home / "data" / "neo4j", settings.neo4j_port)
@@ -164,7 +164,7 @@ def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=15)
     if given := settings.vllm_url:
         key = _plain(settings.vllm_api_key)
-        env |= _said(VLLM_URL=given, VLLM_MODEL=settings.vllm_model, VLLM_API_KEY=key)
+        env |= _given(VLLM_URL=given, VLLM_MODEL=settings.vllm_model, VLLM_API_KEY=key)
         probe = partial(check_vllm, given, settings.vllm_model, key)
         return Part(Elsewhere("ray", probe), given, within)
     server = RayServe(
@@ -188,5 +188,5 @@ def _plain(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-def _said(**values: str | None) -> dict[str, str]:
+def _given(**values: str | None) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}

@@ -544,10 +544,10 @@ async def check_vllm(url: str, model: str | None = None, api_key: str | None = N
             served = (await http.get("/models")).raise_for_status().json()
             model = served["data"][0]["id"]
         prompt = [{"role": "user", "content": "ready?"}]
-        said = await http.post(
+        response = await http.post(
             "/chat/completions", json={"model": model, "messages": prompt, "max_tokens": 1}
         )
-        said.raise_for_status()
+        response.raise_for_status()
 
 
 def short_folder(wanted: Path, spare: int) -> Path:

@@ -108,12 +108,12 @@ class StackSettings(BaseSettings):
         takes free ports, so that it can run beside another stack.
         """
         try:
-            said = cls(fleet_home=home) if home else cls()
+            settings = cls(fleet_home=home) if home else cls()
         except ValidationError as error:
             raise InvalidStackSettings(_lines(error)) from None
         except InvalidSettings as error:
             raise InvalidStackSettings(str(error)) from None
-        kept = said.home / "ports.json"
+        kept = settings.home / "ports.json"
         ports: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
         if pick_free_ports and not ports:
             ports = dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True))
@@ -122,7 +122,7 @@ class StackSettings(BaseSettings):
         in_environment = {
             ALIASES.get(name, name) for name in (*ports, *ALIASES) if os.environ.get(name.upper())
         }
-        return said.model_copy(
+        return settings.model_copy(
             update={name: port for name, port in ports.items() if name not in in_environment}
         )
 

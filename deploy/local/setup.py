@@ -179,8 +179,8 @@ def _missing_programs() -> list[str]:
 
 
 def _jdk_version() -> int:
-    said = subprocess.run(["javac", "-version"], capture_output=True, text=True, check=False)
-    words = (said.stdout + said.stderr).split()
+    output = subprocess.run(["javac", "-version"], capture_output=True, text=True, check=False)
+    words = (output.stdout + output.stderr).split()
     number = words[1].split(".")[0] if len(words) > 1 else ""
     return int(number) if number.isdigit() else 0
 
@@ -258,7 +258,7 @@ def _install_packages() -> None:
 
 def _as_pip_would() -> dict[str, str]:
     """Return pip's configuration on this machine as settings of uv."""
-    said = subprocess.run(
+    output = subprocess.run(
         [str(INSTALLED / "uv/bin/python"), "-m", "pip", "config", "list"],
         capture_output=True,
         text=True,
@@ -266,7 +266,7 @@ def _as_pip_would() -> dict[str, str]:
     ).stdout
     pip = {
         key.split(".")[-1]: value.strip("'\"")
-        for key, _, value in (line.partition("=") for line in said.splitlines())
+        for key, _, value in (line.partition("=") for line in output.splitlines())
     }
     uv = {
         "UV_DEFAULT_INDEX": pip.get("index-url"),
@@ -389,9 +389,9 @@ def _run(step: str, argv: list[str], remedy: str, env: dict[str, str] | None = N
         except OSError as error:
             raise SetupFailed(f"{step}: {argv[0]} could not be run: {error}", remedy) from error
     if ended != 0:
-        said = "\n".join(f"  | {line}" for line in log.read_text().splitlines()[-12:])
+        output = "\n".join(f"  | {line}" for line in log.read_text().splitlines()[-12:])
         raise SetupFailed(
-            f"{step}: {Path(argv[0]).name} ended with exit code {ended}\n{said}\n"
+            f"{step}: {Path(argv[0]).name} ended with exit code {ended}\n{output}\n"
             f"  its whole output: {_shown(log)}",
             remedy,
         )

@@ -38,7 +38,7 @@ PROBE_WITHIN = timedelta(seconds=5)
 PORTS_FREE_WITHIN = timedelta(seconds=10)
 
 Stage = Literal["starting", "ready", "failed", "stopping", "stopped"]
-Tell = Callable[[Part, Stage, float], None]
+ReportStage = Callable[[Part, Stage, float], None]
 """Called at each stage of a part, with the part, the stage, and the seconds that it took."""
 
 
@@ -94,7 +94,7 @@ class Stack:
         """The parts that are to run, in the order of their start."""
         return tuple(part for part in self.parts.all if part.name not in self._without)
 
-    async def up(self, tell: Tell = _silent) -> bool:
+    async def up(self, report: ReportStage = _silent) -> bool:
         """Start what does not run, and wait until all is ready.
 
         Returns:
@@ -117,10 +117,10 @@ class Stack:
         write_private(self.env_file, _as_lines(self.parts.env))
         self.supervisor.configure(self.wanted)
         self.supervisor.ensure_running()
-        await asyncio.gather(*(self._bring_up(part, tell) for part in self._wanted_servers()))
+        await asyncio.gather(*(self._bring_up(part, report) for part in self._wanted_servers()))
         for part in self.wanted:
             if part is self.parts.workers:
-                await self._bring_up(part, tell)
+                await self._bring_up(part, report)
         return True
 
     def _wanted_servers(self) -> list[Part]:
@@ -146,9 +146,9 @@ class Stack:
             if (owner := who_takes(port))
         }
 
-    async def _bring_up(self, part: Part, tell: Tell) -> None:
+    async def _bring_up(self, part: Part, report: ReportStage) -> None:
         began = time.monotonic()
-        tell(part, "starting", 0.0)
+        report(part, "starting", 0.0)
         log = self.supervisor.log(part.name) if part.ours else None
         if part.ours:
             await asyncio.to_thread(self.supervisor.start, part.name)
@@ -160,13 +160,13 @@ class Stack:
                 log=log,
             )
         except ServerNotReady:
-            tell(part, "failed", time.monotonic() - began)
+            report(part, "failed", time.monotonic() - began)
             if part.ours:
                 await asyncio.to_thread(self.supervisor.stop, part.name)
             raise
         if isinstance(part.server, Temporal):
             await part.server.keep_histories()
-        tell(part, "ready", time.monotonic() - began)
+        report(part, "ready", time.monotonic() - began)
 
     def _still_tries(self, part: Part) -> Callable[[], bool]:
         """Return a check whether the part may still become ready.
@@ -187,7 +187,7 @@ class Stack:
 
         return tries
 
-    async def down(self, tell: Tell = _silent) -> bool:
+    async def down(self, report: ReportStage = _silent) -> bool:
         """Stop the workers, then the servers, gracefully; return False if nothing ran.
 
         What the supervisor cannot end is killed: nothing of the stack is left behind.
@@ -198,7 +198,7 @@ class Stack:
         servers = [part.name for part in self.parts.servers]
         for names in (["workers"], servers):
             going = [by_name[name] for name in names if name in states and states[name].pid]
-            await asyncio.gather(*(self._take_down(part, tell) for part in going))
+            await asyncio.gather(*(self._take_down(part, report) for part in going))
         await asyncio.to_thread(self.supervisor.shut_down)
         await asyncio.to_thread(self.supervisor.end_strays)
         self._leave_no_scratch()
@@ -211,21 +211,21 @@ class Stack:
         leave_short_folder(self.home / "ray", sessions.parent)
         self.supervisor.leave_no_scratch()
 
-    async def _take_down(self, part: Part, tell: Tell) -> None:
+    async def _take_down(self, part: Part, report: ReportStage) -> None:
         began = time.monotonic()
-        tell(part, "stopping", 0.0)
+        report(part, "stopping", 0.0)
         await asyncio.to_thread(self.supervisor.stop, part.name)
-        tell(part, "stopped", time.monotonic() - began)
+        report(part, "stopped", time.monotonic() - began)
 
     def kill(self) -> list[int]:
         """End everything at once, as a power cut would; return the process ids."""
         return self.supervisor.end_strays()
 
-    async def restart(self, name: str, tell: Tell = _silent) -> None:
+    async def restart(self, name: str, report: ReportStage = _silent) -> None:
         """Stop one part, start it again and wait until it is ready."""
         part = next(part for part in self.wanted if part.name == name and part.ours)
-        await self._take_down(part, tell)
-        await self._bring_up(part, tell)
+        await self._take_down(part, report)
+        await self._bring_up(part, report)
 
     def pid(self, name: str) -> int | None:
         """Return the process id of one part while it runs, for tests that break it."""

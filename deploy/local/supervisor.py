@@ -139,9 +139,9 @@ stdout_logfile_backups=3
         deadline = time.monotonic() + STARTS_WITHIN.total_seconds()
         while not self.running():
             if started.returncode != 0 or time.monotonic() > deadline:
-                said = (started.stderr or started.stdout).strip().splitlines()[-1:]
+                lines = (started.stderr or started.stdout).strip().splitlines()[-1:]
                 raise SupervisorFailed(
-                    f"the supervisor did not start: {' '.join(said) or 'no answer'};"
+                    f"the supervisor did not start: {' '.join(lines) or 'no answer'};"
                     f" its log is {self.log('supervisord')}"
                 )
             time.sleep(0.05)

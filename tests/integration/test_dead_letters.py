@@ -43,8 +43,8 @@ async def test_a_dead_letter_keeps_body_headers_and_what_happened(
 ) -> None:
     message = await received(jetstream, b"\x00not json", **{"ce-id": "s/1", "X-Sender": "us"})
 
-    await letters.bury(message, consumer=CONSUMER, reason="body: is\nno JSON ✗", error="E: 1")
-    await letters.bury(message, consumer=CONSUMER, reason="again, after a crash")
+    await letters.store(message, consumer=CONSUMER, reason="body: is\nno JSON ✗", error="E: 1")
+    await letters.store(message, consumer=CONSUMER, reason="again, after a crash")
 
     (letter,) = [each async for each in letters.list()]
     assert letter.body == b"\x00not json"
@@ -66,7 +66,7 @@ async def test_a_replayed_letter_is_the_original_again_even_within_the_duplicate
     }
     sent = asked | {"ce-id": "s/1", "X-Sender": "us"}
     message = await received(jetstream, b"{}", **sent)
-    await letters.bury(message, consumer=CONSUMER, reason="r")
+    await letters.store(message, consumer=CONSUMER, reason="r")
 
     await letters.replay(1)
 
@@ -86,7 +86,7 @@ async def test_a_letter_of_an_envelope_is_known_by_its_own_key_once_it_is_back(
     letters: DeadLetters, jetstream: JetStreamContext
 ) -> None:
     message = await received(jetstream, b'{"payload": {}, "idempotency_key": "k-1"}')
-    await letters.bury(message, consumer=CONSUMER, reason="r")
+    await letters.store(message, consumer=CONSUMER, reason="r")
 
     await letters.replay(1)
 
@@ -97,7 +97,7 @@ async def test_a_letter_without_an_id_keeps_its_place_as_one(
     letters: DeadLetters, jetstream: JetStreamContext
 ) -> None:
     message = await received(jetstream, b"{}")
-    await letters.bury(message, consumer=CONSUMER, reason="r")
+    await letters.store(message, consumer=CONSUMER, reason="r")
 
     await letters.replay(1)
 
@@ -111,7 +111,7 @@ async def test_a_body_that_fills_the_servers_limit_is_cut_and_still_replayed_who
     body = b"x" * (nats_client.max_payload - 100)
     message = await received(jetstream, body)
 
-    await letters.bury(message, consumer=CONSUMER, reason="too large")
+    await letters.store(message, consumer=CONSUMER, reason="too large")
     letter = await letters.get(1)
 
     assert not letter.whole
@@ -140,7 +140,7 @@ async def test_the_commands_list_show_replay_and_drop(
 ) -> None:
     for number in range(3):
         message = await received(jetstream, json.dumps({"number": number}).encode())
-        await letters.bury(message, consumer=CONSUMER, reason=f"reason {number}")
+        await letters.store(message, consumer=CONSUMER, reason=f"reason {number}")
 
     code, out, _ = await fleet(nats_server, "dead-letters", "list", "--json")
     listed: list[dict[str, Any]] = json.loads(out)

@@ -40,7 +40,7 @@ def test_it_is_valid_asyncapi_3() -> None:
 def test_the_official_schema_finds_what_is_wrong() -> None:
     validator = Draft7Validator(json.loads(OFFICIAL.read_text()))
     wrong = document()
-    wrong["operations"]["bury"]["action"] = "shout"
+    wrong["operations"]["dead-letter"]["action"] = "shout"
 
     assert list(validator.iter_errors(wrong))
     assert list(validator.iter_errors(document() | {"topics": {}}))

@@ -140,9 +140,9 @@ def _fields(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _table(letters: list[DeadLetter]) -> RenderableType:
-    columns = ("number", "buried", "subject", "consumer", "reason")
+    columns = ("number", "stored", "subject", "consumer", "reason")
     rows = [
-        (each.number, each.buried[:19], each.subject, each.consumer, each.reason)
+        (each.number, each.stored[:19], each.subject, each.consumer, each.reason)
         for each in letters
     ]
     return render.FittingTable(f"{len(letters)} dead letters", columns, rows)

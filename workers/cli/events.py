@@ -98,7 +98,7 @@ async def following(since: datetime | None, *, from_first: bool) -> AsyncIterato
     settings = load()
     where = f"NATS at {redact_url(settings.nats_url)}"
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         err.print(render.text(line, "yellow"), soft_wrap=True)
 
     async with open_nats(settings, failed=lambda _where, _error: None) as nats:
@@ -107,8 +107,8 @@ async def following(since: datetime | None, *, from_first: bool) -> AsyncIterato
                 nats,
                 since=since,
                 from_first=from_first,
-                on_away=lambda: say(f"{where} is away; this goes on when it is back"),
-                on_back=lambda: say(f"{where} is back"),
+                on_away=lambda: notify(f"{where} is away; this goes on when it is back"),
+                on_back=lambda: notify(f"{where} is back"),
             )
         except StreamMissing as error:
             raise CommandError(str(error)) from None
@@ -119,14 +119,14 @@ async def following(since: datetime | None, *, from_first: bool) -> AsyncIterato
 def show(event: Seen, as_json: bool) -> None:
     """Print an event on one line, at once."""
     if as_json:
-        told = {
+        fields = {
             "subject": event.subject,
             "id": event.id,
             "time": event.time,
             "story": event.story,
             "body": event.body,
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(fields), flush=True)
         return
     words, style = headline(event.subject, event.body)
     line = Text.assemble(

@@ -395,11 +395,11 @@ def showing(as_json: bool) -> Iterator[Callable[[Snapshot | str], None]]:
     def show(now: Snapshot | str) -> None:
         nonlocal last
         if isinstance(now, str):
-            said = json.dumps({"error": now}) if as_json else now
+            line = json.dumps({"error": now}) if as_json else now
         else:
-            said = now.model_dump_json() if as_json else render.line(now)
-        if said != last:
-            print(said, flush=True)
-        last = said
+            line = now.model_dump_json() if as_json else render.line(now)
+        if line != last:
+            print(line, flush=True)
+        last = line
 
     yield show

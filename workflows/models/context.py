@@ -109,10 +109,10 @@ def request_hash(update: ContextUpdate) -> str:
     without them.
     """
     later = {"if_absent", "phase_change", "changed"}
-    said = update.model_dump(exclude=later) | update.model_dump(
+    fields = update.model_dump(exclude=later) | update.model_dump(
         include=later, exclude_defaults=True
     )
-    return content_hash(said)
+    return content_hash(fields)
 
 
 class ContextWrite(Model):

@@ -172,11 +172,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 answer, f"the session of {asked.case_id}", "fewer roles, or fewer timeline_events"
             )
             if request.persist_bundle:
-                told = content_hash(MessageToJson(answer, preserving_proto_field_name=True))
+                answer_hash = content_hash(MessageToJson(answer, preserving_proto_field_name=True))
                 answer.generated_at_ms = int(time.time() * 1000)
                 text = MessageToJson(answer, preserving_proto_field_name=True, indent=None)
                 await self._graph.keep_session(
-                    asked.case_id, told, text, asked.ttl_seconds or KEPT_S
+                    asked.case_id, answer_hash, text, asked.ttl_seconds or KEPT_S
                 )
         answer.generated_at_ms = answer.generated_at_ms or int(time.time() * 1000)
         return answer

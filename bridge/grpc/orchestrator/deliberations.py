@@ -181,7 +181,7 @@ class Deliberations:
         described = await find_execution(self._temporal, handle.id)
         if described is None:
             return await self._recorded(task_id)
-        return await _told(task_id, handle, described)
+        return await _answer_from_run(task_id, handle, described)
 
     async def _background(self, asked: Deliberating) -> str:
         """Return the text after each context pack: the caller's notes and `context_options`."""
@@ -235,8 +235,10 @@ class Deliberations:
         """Return the text of an activity's summary; empty if it has none."""
         if not event.user_metadata.HasField("summary"):
             return ""
-        (said,) = await self._temporal.data_converter.decode([event.user_metadata.summary], [str])
-        return str(said)
+        (summary,) = await self._temporal.data_converter.decode(
+            [event.user_metadata.summary], [str]
+        )
+        return str(summary)
 
     async def _recorded(self, task_id: str) -> pb.GetDeliberationResultResponse:
         deliberation_id = deliberation_workflow_id(task_id)
@@ -268,7 +270,7 @@ def _task_id(asked: Deliberating, request_id: str) -> str:
     return derived_id(caller().actor, request_id, asked.model_dump_json())
 
 
-async def _told(
+async def _answer_from_run(
     task_id: str, handle: Deliberation, described: WorkflowExecutionDescription
 ) -> pb.GetDeliberationResultResponse:
     """Build the answer from what Temporal knows of a deliberation."""

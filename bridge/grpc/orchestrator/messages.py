@@ -20,7 +20,7 @@ VERSION = version("swe-ai-fleet")
 NOTHING_RAN = -1
 """The exit code of a dry run that did not take place."""
 
-SAID = {"not_checked": "not checked", "not_applicable": "not applicable"}
+OUTCOMES = {"not_checked": "not checked", "not_applicable": "not applicable"}
 
 STATUS = {
     "propose": "generating",
@@ -99,17 +99,17 @@ def check_suite(checks: Sequence[Check]) -> pb.CheckSuite:
     if policy := by_name.get("policy"):
         suite.policy.CopyFrom(
             pb.PolicyResult(
-                passed=_passed(policy), violations=policy.findings, message=_said(policy)
+                passed=_passed(policy), violations=policy.findings, message=_check_message(policy)
             )
         )
     if lint := by_name.get("lint"):
-        made = lint.outcome not in SAID
+        made = lint.outcome not in OUTCOMES
         suite.lint.CopyFrom(
             pb.LintResult(
                 passed=_passed(lint),
                 error_count=lint.errors,
                 warning_count=lint.warnings,
-                errors=lint.findings if made else [_said(lint)],
+                errors=lint.findings if made else [_check_message(lint)],
             )
         )
     if dry_run := by_name.get("dry_run"):
@@ -118,7 +118,7 @@ def check_suite(checks: Sequence[Check]) -> pb.CheckSuite:
                 passed=_passed(dry_run),
                 output=dry_run.output,
                 exit_code=NOTHING_RAN if dry_run.exit_code is None else dry_run.exit_code,
-                message="\n".join(dry_run.findings) or _said(dry_run),
+                message="\n".join(dry_run.findings) or _check_message(dry_run),
             )
         )
     return suite
@@ -147,7 +147,7 @@ def _check(check: Check) -> pb.CheckResult:
         check_type=check.name,
         passed=_passed(check),
         score=check.score or 0.0,
-        message=_said(check),
+        message=_check_message(check),
         details=details,
     )
 
@@ -156,11 +156,11 @@ def _passed(check: Check) -> bool:
     return check.outcome == "passed"
 
 
-def _said(check: Check) -> str:
+def _check_message(check: Check) -> str:
     """Describe the outcome; if a check was not made, with the reason."""
-    said = SAID.get(check.outcome, check.outcome)
-    reasons = [finding.removeprefix(f"{said}: ") for finding in check.findings]
-    return f"{said}: {'; '.join(reasons)}" if check.outcome in SAID and reasons else said
+    outcome = OUTCOMES.get(check.outcome, check.outcome)
+    reasons = [finding.removeprefix(f"{outcome}: ") for finding in check.findings]
+    return f"{outcome}: {'; '.join(reasons)}" if check.outcome in OUTCOMES and reasons else outcome
 
 
 def _all_passed(checks: Sequence[Check]) -> bool:

@@ -242,14 +242,14 @@ class Metrics:
         return progress.waiting
 
     async def _polled(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
-        told = await self._temporal.workflow_service.describe_task_queue(
+        described = await self._temporal.workflow_service.describe_task_queue(
             DescribeTaskQueueRequest(
                 namespace=self._temporal.namespace,
                 task_queue=TaskQueue(name=queue),
                 task_queue_type=kind,
             )
         )
-        return bool(told.pollers)
+        return bool(described.pollers)
 
 
 def of_role(query: str, role: str) -> str:

@@ -113,7 +113,7 @@ class Plans:
         if name.upper() == TRANSITION:
             return await self._transition(event, context)
         if "." in name:  # no event of a state machine has a dot in its name
-            return _not_understood(event)
+            return _invalid(event)
         return await self._move(event, partial(_named_move, event, name), context)
 
     async def newest(self, story_id: str) -> str:
@@ -165,7 +165,7 @@ class Plans:
         """Store a case from outside in the graph, without starting a workflow."""
         actor = caller()
         actor.require_role(*CREATORS)
-        story_id, told = event.case_id, event.metadata
+        story_id, metadata = event.case_id, event.metadata
         if await find_execution(self._temporal, story_workflow_id(story_id)):
             words = f"story {story_id} has a workflow already"
         elif await has_story(self._driver, story_id):
@@ -176,8 +176,8 @@ class Plans:
                 "PlanningEventRequest",
                 {
                     "story_id": story_id,
-                    "title": told.get("title") or story_id,
-                    "brief": told.get("description", ""),
+                    "title": metadata.get("title") or story_id,
+                    "brief": metadata.get("description", ""),
                     "created_by": actor.actor,
                 },
                 {"story_id": "case_id", "title": "metadata.title"},
@@ -376,7 +376,7 @@ def _move_to_state(event: Happened, now: Position) -> Move | None:
     return now.between(event.from_state or now.view.state, event.to_state, caller().roles)
 
 
-def _not_understood(event: Happened) -> pb.PlanningEventResponse:
+def _invalid(event: Happened) -> pb.PlanningEventResponse:
     return pb.PlanningEventResponse(
         processed=False,
         message=f"{event.event_type[:100]} is not understood; understood are the events of the "

@@ -320,7 +320,7 @@ def registering(request: pb.RegisterAgentRequest) -> Registering:
         InvalidInput: names each wrong field.
         ApplicationError: `MockAgent`.
     """
-    told = request.capabilities
+    capabilities = request.capabilities
     return parse_request(
         Registering,
         "RegisterAgentRequest",
@@ -328,10 +328,10 @@ def registering(request: pb.RegisterAgentRequest) -> Registering:
             "agent_id": request.agent_id,
             "role": request.role,
             "capabilities": {
-                "supported_tasks": list(told.supported_tasks),
-                "model_profile": told.model_profile,
-                "max_concurrent_tasks": told.max_concurrent_tasks,
-                "languages": list(told.languages),
+                "supported_tasks": list(capabilities.supported_tasks),
+                "model_profile": capabilities.model_profile,
+                "max_concurrent_tasks": capabilities.max_concurrent_tasks,
+                "languages": list(capabilities.languages),
             },
             "endpoint": request.endpoint,
             "metadata": {k: v for k, v in request.metadata.items() if k in READ},
@@ -425,17 +425,17 @@ def measuring(request: pb.GetMetricsRequest) -> Measuring:
     )
 
 
-def _constraints(told: pb.TaskConstraints) -> dict[str, Any]:
+def _constraints(sent: pb.TaskConstraints) -> dict[str, Any]:
     return {
-        "rubric": told.rubric,
-        "requirements": list(told.requirements),
-        "timeout_seconds": told.timeout_seconds,
-        "max_iterations": told.max_iterations,
-        "metadata": dict(told.metadata),
+        "rubric": sent.rubric,
+        "requirements": list(sent.requirements),
+        "timeout_seconds": sent.timeout_seconds,
+        "max_iterations": sent.max_iterations,
+        "metadata": dict(sent.metadata),
     }
 
 
-def _options(told: pb.OrchestratorOptions) -> dict[str, Any]:
+def _options(sent: pb.OrchestratorOptions) -> dict[str, Any]:
     """Decide whether proposals are reviewed and near ties judged.
 
     A client that sets neither flag gets both, because a client that does not know the flags sends
@@ -444,26 +444,26 @@ def _options(told: pb.OrchestratorOptions) -> dict[str, Any]:
     Raises:
         InvalidInput: rounds are requested of a review that is switched off.
     """
-    review, architect = told.enable_peer_review, told.enable_architect_selection
-    if architect and not review and told.deliberation_rounds:
+    review, architect = sent.enable_peer_review, sent.enable_architect_selection
+    if architect and not review and sent.deliberation_rounds:
         rule = (
-            f"is false, and deliberation_rounds asks for {told.deliberation_rounds} rounds of it; "
+            f"is false, and deliberation_rounds asks for {sent.deliberation_rounds} rounds of it; "
             "set it, or leave deliberation_rounds 0"
         )
         raise InvalidInput("OrchestrateRequest", [("options.enable_peer_review", rule)])
     return {
-        "deliberation_rounds": told.deliberation_rounds,
+        "deliberation_rounds": sent.deliberation_rounds,
         "peer_review": review or not architect,
         "architect_selection": architect or not review,
-        "custom_params": dict(told.custom_params),
+        "custom_params": dict(sent.custom_params),
     }
 
 
-def _context_options(told: pb.ContextOptions) -> dict[str, Any]:
+def _context_options(sent: pb.ContextOptions) -> dict[str, Any]:
     return {
-        **{name: getattr(told, name) for name in FLAGS.values()},
-        "max_events": told.max_events,
-        "scopes": list(told.scopes),
+        **{name: getattr(sent, name) for name in FLAGS.values()},
+        "max_events": sent.max_events,
+        "scopes": list(sent.scopes),
     }
 
 

@@ -413,8 +413,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return answer
 
 
-def _as_json(told: Mapping[str, str]) -> str:
-    return json.dumps(dict(told), sort_keys=True) if told else ""
+def _as_json(fields: Mapping[str, str]) -> str:
+    return json.dumps(dict(fields), sort_keys=True) if fields else ""
 
 
 def _now_ms() -> int:

@@ -75,21 +75,21 @@ class Agent:
         while True:
             try:
                 (message,) = await commands.fetch(1, timeout=30)
-                await self._obey(message)
+                await self._handle(message)
             except NatsTimeout:
                 continue
             except NatsError as error:
                 print(f"{self._name} waits for NATS: {error!r}", flush=True)
                 await asyncio.sleep(AGAIN_S)
 
-    async def _obey(self, message: Msg) -> None:
+    async def _handle(self, message: Msg) -> None:
         """Answer one command, then acknowledge it; when cancelled, return it."""
         try:
             if expired(message):
                 await message.ack()  # the fleet has asked another agent meanwhile
                 return
-            told = json.loads(message.data)
-            command = {name: told[name] for name in COMMAND}
+            fields = json.loads(message.data)
+            command = {name: fields[name] for name in COMMAND}
         except (ValueError, TypeError, KeyError) as error:
             print(f"{self._name} refuses what is not a command: {error!r}", flush=True)
             await message.term()
