@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.models.deliberation import ChildRun
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.stubs import FOLLOW_CHILD
 
 

@@ -15,8 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import invalid_input
+from workflows.models.errors import ErrorType, application_error, invalid_input
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "config"
 

@@ -18,7 +18,7 @@ from temporalio import activity
 from activities.config import CONFIG, InvalidConfig, read_yaml
 from activities.graph.councils import load_councils
 from workflows.models.base import content_hash
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.process import Machine, Process, RigorLevel
 from workflows.models.readiness import Readiness, StoryText
 from workflows.rules.machine_file import InvalidMachine, parse_machine

@@ -8,7 +8,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.errors import TABLE, store_error
 from bridge.mirror.publisher import publish_error
-from workflows.models.error_types import UNAVAILABLE
+from workflows.models.errors import UNAVAILABLE
 
 TEMPORAL_UNAVAILABLE = frozenset(
     {

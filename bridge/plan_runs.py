@@ -14,7 +14,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from bridge.executions import find_execution, summary
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import plan_workflow_id, story_workflow_id
 from workflows.models.plan import PlanInput
 from workflows.plan import PlanWorkflow

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import Approve, Move, Reject, StoryResult, StoryView
 from workflows.story import StoryWorkflow

@@ -230,6 +230,9 @@ class Settings(BaseSettings):
     context_cache_ttl: Annotated[int, Field(ge=1)] = Field(
         3600, description="seconds that a built context pack is kept in Valkey"
     )
+    enable_nats: bool = Field(
+        True, description="only `true`: events leave through the outbox, which publishes to NATS"
+    )
     drain_seconds: Seconds = Field(
         timedelta(seconds=30),
         description="seconds that running activities get to finish after SIGTERM",
@@ -302,6 +305,13 @@ class Settings(BaseSettings):
     @classmethod
     def _format(cls, value: Any) -> Any:
         return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("enable_nats")
+    @classmethod
+    def _needs_nats(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("must be true: events leave through the outbox, which needs NATS")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.models.agents import CallUsage
-from workflows.models.error_types import ErrorType
+from workflows.models.errors import ErrorType
 
 
 def failed_call(error: ActivityError) -> list[CallUsage]:

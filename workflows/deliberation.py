@@ -20,7 +20,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.search_attributes import STORY_ROLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from temporalio import workflow
 
 from workflows.deliberation import require_id
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.stubs import STORE, AgentStub, GraphStub, agent_call

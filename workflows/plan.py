@@ -22,7 +22,7 @@ from workflows.deliberation import (
     require_id,
 )
 from workflows.derivation import derive_from_text, plan_derived, require_plan, tasks_created
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.stubs import STORE, GraphStub

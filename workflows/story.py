@@ -35,7 +35,7 @@ from workflows.derivation import (
     require_plan,
     tasks_created,
 )
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import (

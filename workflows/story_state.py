@@ -14,7 +14,7 @@ from workflows.models.agents import CallUsage, Proposal, UsageLine
 from workflows.models.base import content_hash
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.models.plan import Plan
 from workflows.models.process import Machine, Process, StateSpec, Transition

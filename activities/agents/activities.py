@@ -53,7 +53,7 @@ from workflows.models.agents import (
     WriteStoryInput,
     refuse_mock,
 )
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.stubs import AgentStub
 
 FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)

@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from temporalio.exceptions import ApplicationError
 
-from workflows.models.error_types import RETRYABLE, ErrorType
+from workflows.models.errors import RETRYABLE, ErrorType
 
 LONGEST_RETRY_AFTER = timedelta(seconds=60)
 LONGEST_MESSAGE = 500

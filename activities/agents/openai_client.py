@@ -27,7 +27,7 @@ from activities.agents.llm_errors import (
     transport_failure,
 )
 from activities.agents.sse import DocumentParser, Event, EventParser, LineTooLong
-from workflows.models.error_types import ErrorType
+from workflows.models.errors import ErrorType
 
 Message = dict[str, str]
 """A chat message: `role` and `content`."""

@@ -21,7 +21,7 @@ from activities.agents.openai_client import BYTES_PER_TOKEN, Message
 from activities.config import InvalidConfig, parse_yaml, read_text
 from activities.redaction import Redact, load_redaction
 from workflows.models.base import Section, content_hash
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 
 Values = Mapping[str, str | Sequence[str]]
 """A template's variables: texts, which are cut if the prompt would not fit otherwise."""

@@ -41,7 +41,7 @@ from workflows.models.agents import (
     WriteStoryInput,
 )
 from workflows.models.base import Model
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.readiness import StoryText
 
 MAX_ATTEMPTS = 3

@@ -107,7 +107,7 @@ from workflows.models.agents import Council, CouncilQuery, PlannedTask
 from workflows.models.base import content_hash
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import PlanDerived, RecordBatch, StorySpec
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.readiness import StoryText

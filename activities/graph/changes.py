@@ -18,8 +18,7 @@ from pydantic import ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.stories import STORY
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import invalid_input
+from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.events import BODIES, Entry, EventBody, RecordBatch
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)

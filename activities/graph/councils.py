@@ -22,8 +22,7 @@ from activities.graph.errors import store_errors
 from activities.graph.values import Number, Row, Text, Texts
 from workflows.models.agents import Agent, Council, CouncilQuery, refuse_mock
 from workflows.models.base import AgentType, Model, Section
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import invalid_input
+from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.ids import Id, Role, council_id
 
 MAX_AGENTS = 50

@@ -16,7 +16,7 @@ from neo4j import exceptions as neo4j
 from redis import exceptions as redis
 from temporalio.exceptions import ApplicationError
 
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 
 CODES: tuple[tuple[str, ErrorType, str], ...] = (
     # status code or its prefix, type, meaning and remedy; the first match counts

@@ -42,8 +42,7 @@ from bridge.jetstream.dead_letters import DeadLetters
 from bridge.jetstream.streams import StreamError
 from bridge.outages import is_unavailable
 from workflows.models.agents import CallUsage
-from workflows.models.error_types import ErrorType
-from workflows.models.errors import invalid_input
+from workflows.models.errors import ErrorType, invalid_input
 from workflows.models.events import AgentResponse
 from workflows.models.ids import encode_id
 

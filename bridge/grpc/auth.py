@@ -17,7 +17,7 @@ import jwt
 from temporalio.exceptions import ApplicationError
 
 from workflows.models.base import Actor, Request
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import Role
 
 ALGORITHM = "HS256"

@@ -25,8 +25,7 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCStatusCode
 
-from workflows.models.error_types import ErrorType
-from workflows.models.errors import InvalidInput
+from workflows.models.errors import ErrorType, InvalidInput
 
 NOT_FOUND_WORDS = "not found"
 """Words that clients look for in the details of every NOT_FOUND."""

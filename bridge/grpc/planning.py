@@ -47,8 +47,7 @@ from bridge.grpc.wire import planning_pb2_grpc
 from bridge.story_list import WORD, stories_query
 from bridge.story_moves import NOT_BEGUN, Remarks, Story, known, move
 from workflows.models.base import Line, Request
-from workflows.models.error_types import ErrorType
-from workflows.models.errors import InvalidInput
+from workflows.models.errors import ErrorType, InvalidInput
 from workflows.models.ids import Id, story_of, story_workflow_id
 from workflows.models.story import Move, StoryInput, StoryView
 from workflows.search_attributes import (

@@ -18,7 +18,7 @@ from temporalio.exceptions import ApplicationError
 from activities.graph.errors import store_errors
 from bridge.grpc.calls import REQUEST_ID, derived_id
 from bridge.grpc.errors import STATUS
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 
 REMEMBERED_S = 7 * 24 * 3_600
 """How long an id is kept: longer than any client repeats a request."""

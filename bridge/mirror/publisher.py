@@ -17,7 +17,7 @@ from temporalio.exceptions import ApplicationError
 
 from bridge.jetstream.streams import stream_of
 from bridge.mirror.source import Source
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import Entry, PublishBatch
 from workflows.stubs import MirrorStub
 

@@ -22,8 +22,7 @@ from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.support.fleet import TOKEN_KEY
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.polling import WITHIN_S, until
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import InvalidInput
+from workflows.models.errors import ErrorType, InvalidInput, application_error
 
 # The generated stubs are typed for synchronous channels only.
 Health: Any = health_pb2_grpc.HealthStub

@@ -73,7 +73,7 @@ from workflows.models.context import (
     PackQuery,
 )
 from workflows.models.deliberation import Check, CheckInput, CheckReport, DeliberationRecord
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import Entry, PublishBatch, RecordBatch
 from workflows.models.ids import story_workflow_id
 from workflows.models.plan import PlanQuery, StoredPlan

@@ -16,7 +16,7 @@ from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.call_costs import cancelled_as_such, failed_call
 from workflows.models.agents import CallUsage
-from workflows.models.error_types import ErrorType
+from workflows.models.errors import ErrorType
 
 USAGE = CallUsage(act="propose", agent_id="a", role="DEV", model="m", tokens_in=700, tokens_out=9)
 BEAT = USAGE.model_dump(mode="json") | {"tokens": 9, "state": "asking"}

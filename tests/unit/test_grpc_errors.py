@@ -16,8 +16,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.grpc.errors import STATUS, code_of, status_of
 from workers.settings import ROOT
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import invalid_input
+from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.story import StoryInput
 
 TIMED_OUT = TimedOut("x", type=TimeoutType.START_TO_CLOSE, last_heartbeat_details=[])

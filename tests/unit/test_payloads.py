@@ -28,7 +28,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
-from workflows.models.error_types import ErrorType
+from workflows.models.errors import ErrorType
 from workflows.models.story import TimelineEntry
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow

@@ -24,7 +24,7 @@ from activities.graph.context_packs import (
 )
 from activities.graph.errors import TABLE, store_error
 from workflows.models.context import ContextPack, PackQuery
-from workflows.models.error_types import RETRYABLE
+from workflows.models.errors import RETRYABLE
 
 FILE = Path(__file__).parents[2] / "deploy" / "config" / "scopes.yaml"
 CONFIG = load_scopes(FILE)

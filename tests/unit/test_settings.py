@@ -85,6 +85,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("DELIBERATION_TIMEOUT", "0", "greater than 0"),
         ("DELIBERATION_TIMEOUT", "86401", "less than or equal to 1 day"),
         ("CONTEXT_CACHE_TTL", "0", "greater than or equal to 1"),
+        ("ENABLE_NATS", "false", "must be true: events leave through the outbox, which needs NATS"),
         ("LOG_FORMAT", "xml", "must be 'json' or 'console'"),
         ("LOG_LEVEL", "LOUD", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector", "must be a URL such as http://"),
@@ -124,6 +125,7 @@ def test_a_wrong_value_is_refused_with_its_name_the_rule_and_the_remedy(
         ("CONTEXT_CACHE_TTL", "60", "context_cache_ttl", 60),
         ("LOG_LEVEL", "warn", "log_level", "WARNING"),
         ("LOG_FORMAT", "CONSOLE", "log_format", "console"),
+        ("ENABLE_NATS", "true", "enable_nats", True),
     ],
 )
 def test_the_predecessors_settings_are_accepted(

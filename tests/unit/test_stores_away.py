@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.errors import store_error
 from bridge.outages import is_unavailable
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 
 AWAY, RETRIED, FINAL = "away", "retried", "final"
 

@@ -12,7 +12,7 @@ from activities.agents import openai_client as llm
 from activities.agents.llm_errors import CallFailed
 from workers.clients.connection import ANSWER_WITHIN_S, StartError, redact_url, secret_value
 from workers.settings import Settings
-from workflows.models.error_types import ErrorType
+from workflows.models.errors import ErrorType
 
 LOOKED_UP_EVERY_S = 30.0
 LOOKED_UP_WITHIN_S = 2.0

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from workflows.models.base import AgentType, Model
 from workflows.models.context import ContextPack, DecisionAdded, MilestoneReached
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.readiness import Finding, StoryText
 
 AnyType = TypeVar("AnyType")

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from workflows.models.base import Actor, Line, Model, Request, Rigor, Title
 from workflows.models.deliberation import RecordedDecision
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import Id, Role
 from workflows.models.readiness import Finding
 from workflows.models.report import ReportScore

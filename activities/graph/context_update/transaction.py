@@ -35,7 +35,7 @@ from workflows.models.context import (
     MilestoneReached,
     request_hash,
 )
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.timestamps import format_timestamp
 
 # --- in one transaction ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from bridge.grpc.context.requests import PhaseAsked
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2
 from workflows.models.context import ContextChange
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.timestamps import format_timestamp
 
 

@@ -57,8 +57,7 @@ from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from bridge.story_moves import move
 from workflows.models.base import content_hash
 from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import InvalidInput
+from workflows.models.errors import ErrorType, InvalidInput, application_error
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):

@@ -36,7 +36,7 @@ from bridge.grpc.calls import (
 )
 from workflows.context_update import REUSED, ContextUpdateWorkflow
 from workflows.models.context import ContextAnswer, ContextUpdate, ContextWrite, request_hash
-from workflows.models.error_types import ErrorType, application_error
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import context_workflow_id, story_workflow_id
 from workflows.stubs import STORY_QUEUE
 from workflows.timestamps import format_timestamp

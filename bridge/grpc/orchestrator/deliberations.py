@@ -40,8 +40,7 @@ from workflows.deliberation import DeliberationWorkflow
 from workflows.models.agents import CouncilQuery
 from workflows.models.context import PackQuery
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import InvalidInput
+from workflows.models.errors import ErrorType, InvalidInput, application_error
 from workflows.models.ids import deliberation_workflow_id
 from workflows.stubs import STORY_QUEUE
 

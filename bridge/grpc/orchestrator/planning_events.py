@@ -33,8 +33,7 @@ from bridge.plan_runs import run_approved_plan
 from bridge.story_moves import Position, Remarks, move
 from workflows.derivation import DerivationWorkflow
 from workflows.models.agents import PlannedTask
-from workflows.models.error_types import ErrorType, application_error
-from workflows.models.errors import InvalidInput
+from workflows.models.errors import ErrorType, InvalidInput, application_error
 from workflows.models.events import (
     Entry,
     EventBody,
