@@ -100,12 +100,12 @@ def main() -> None:
     names = parser.parse_args().part or list(PARTS)
     out = Console(width=None if sys.stdout.isatty() else 140)
     figures = asyncio.run(run(names, out))
-    told = machine()
+    measured_on = machine()
     out.print(table(figures))
-    out.print(told)
+    out.print(measured_on)
     file = ROOT / ".fleet" / "bench.json"
     file.parent.mkdir(exist_ok=True)
-    document = {"machine": asdict(told), "figures": [asdict(figure) for figure in figures]}
+    document = {"machine": asdict(measured_on), "figures": [asdict(figure) for figure in figures]}
     file.write_text(json.dumps(document, indent=1) + "\n")
     out.print(f"written to {file.relative_to(ROOT)}")
 

@@ -125,15 +125,15 @@ async def fill(jetstream: JetStreamContext, subject: str, count: int) -> None:
 def body(subject: str, run: str, number: int) -> bytes:
     story = {"story_id": f"B-{run}-{number % STORIES}", "timestamp": datetime.now(UTC).isoformat()}
     if subject == DISPATCHED:
-        told = {"task_id": f"t-{number}", "agent_id": "council-dev", "role": "DEV"}
+        body = {"task_id": f"t-{number}", "agent_id": "council-dev", "role": "DEV"}
     else:
-        told = {"from_phase": "BUILD", "to_phase": "TEST", "event": "build_done", "actor": "ana"}
-    return json.dumps(story | told).encode()
+        body = {"from_phase": "BUILD", "to_phase": "TEST", "event": "build_done", "actor": "ana"}
+    return json.dumps(story | body).encode()
 
 
 async def left(jetstream: JetStreamContext, subject: str) -> int:
-    told = [await jetstream.consumer_info(*consumer) for consumer in CONSUMERS[subject]]
-    return sum((each.num_pending or 0) + (each.num_ack_pending or 0) for each in told)
+    infos = [await jetstream.consumer_info(*consumer) for consumer in CONSUMERS[subject]]
+    return sum((each.num_pending or 0) + (each.num_ack_pending or 0) for each in infos)
 
 
 async def bare(nats: Nats, driver: neo4j.AsyncDriver) -> float:
@@ -180,7 +180,7 @@ async def mirror(folder: Path) -> list[Figure]:
     """Measure the time from a change of state to a subscriber's event, on an idle stack."""
     async with LlmServer() as engine, Site(folder, engine.url) as site, site.clients() as (nats, _):
         story = await site.begin("US-1", approvals="human")
-        while not await site.told("US-1", PENDING_GATE):
+        while not await site.attribute("US-1", PENDING_GATE):
             await asyncio.sleep(0.1)
         async with changes_of(nats) as came:
             took = []

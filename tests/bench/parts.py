@@ -327,7 +327,7 @@ async def memory(folder: Path) -> list[Figure]:
         async def opened(number: int) -> None:
             async with gate:
                 await site.begin(f"US-{number}", approvals="human")
-                while not await site.told(f"US-{number}", PENDING_GATE):
+                while not await site.attribute(f"US-{number}", PENDING_GATE):
                     await asyncio.sleep(1)
 
         await asyncio.gather(*(opened(number) for number in range(OPEN_STORIES)))

@@ -72,7 +72,7 @@ async def grpc(folder: Path) -> list[Figure]:
         site.clients() as (_, driver),
     ):
         await site.begin(STORY, approvals="human")
-        while not await site.told(STORY, PENDING_GATE):
+        while not await site.attribute(STORY, PENDING_GATE):
             await asyncio.sleep(0.1)
         (port,) = free_ports(1)
         process = ServerProcess(
@@ -176,9 +176,9 @@ async def deliberations(site: Site) -> Figure:
                 f"deliberation-{answer.metadata.tags['task_id']}"
             )
             whole = time.perf_counter() - began
-            told = await handle.describe()
-            assert told.close_time
-            over.append(whole - (told.close_time - told.start_time).total_seconds())
+            description = await handle.describe()
+            assert description.close_time
+            over.append(whole - (description.close_time - description.start_time).total_seconds())
     return at_most(
         "Deliberate, beyond its workflow's duration",
         statistics.median(over) * 1000,

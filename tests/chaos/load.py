@@ -71,7 +71,7 @@ async def run_load(
     seed: int,
     lasting: timedelta = timedelta(0),
     blows: int = 0,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Outcome:
     """Keep `stories` in flight while processes are killed, `blows` times and for `lasting`.
 
@@ -91,7 +91,7 @@ async def run_load(
             await site.begin(name)
             if (state := await site.finish(name)) != "DONE":
                 outcome.faults.append(f"{name} ended in {state}")
-            tell(f"{time.monotonic() - began:5.0f} s  {name} {state}")
+            report(f"{time.monotonic() - began:5.0f} s  {name} {state}")
             if not lasts():
                 return
 
@@ -100,10 +100,10 @@ async def run_load(
             await asyncio.sleep(choose.uniform(*PAUSE_S))
             struck = victims(choose)
             outcome.kills.append((time.monotonic(), struck))
-            tell(f"{time.monotonic() - began:5.0f} s  kill -9 {' '.join(struck)}")
+            report(f"{time.monotonic() - began:5.0f} s  kill -9 {' '.join(struck)}")
             await site.kill_and_start(*struck)
 
-    tell(f"seed {seed}: {stories} stories at once")
+    report(f"seed {seed}: {stories} stories at once")
     await asyncio.gather(strike(), *(one_after_another() for _ in range(stories)))
     outcome.stories, outcome.calls = len(started), len(engine.calls)
     outcome.faults += await site.differences(*started)

@@ -61,7 +61,7 @@ def count(answer: dict[str, Any], what: str) -> int:
 
 async def story_at(site: Site, story_id: str, state: str = "", gate: str = "") -> None:
     key, value = (STORY_STATE, state) if state else (PENDING_GATE, gate)
-    await until(lambda: site.told(story_id, key), lambda told: told == value)
+    await until(lambda: site.attribute(story_id, key), lambda found: found == value)
 
 
 async def on_streams(site: Site, story_id: str) -> list[Published]:
@@ -187,7 +187,7 @@ async def test_an_event_that_was_deleted_is_put_back_once_its_stream_has_forgott
         await jetstream.delete_msg(lost.stream, lost.sequence)
 
         suppressed_by_dedup = await replayed(site, "US-window")
-        _, said, _ = await fleet(site, "mirror", "replay", "US-window")
+        _, output, _ = await fleet(site, "mirror", "replay", "US-window")
         info = await jetstream.stream_info(lost.stream)
         await jetstream.update_stream(info.config.evolve(duplicate_window=0.1))
         await asyncio.sleep(1)
@@ -199,7 +199,7 @@ async def test_an_event_that_was_deleted_is_put_back_once_its_stream_has_forgott
         count(suppressed_by_dedup, "published"),
         count(suppressed_by_dedup, "suppressed_by_dedup"),
     ) == (0, 1)
-    assert "still knows their ids" in said
+    assert "still knows their ids" in output
     assert (count(put_back, "published"), count(put_back, "suppressed_by_dedup")) == (1, 0)
     assert restored == 3600
     ids = Counter(each.event.id for each in await on_streams(site, "US-window"))
@@ -398,7 +398,7 @@ async def tasks_of(handle: WorkflowHandle[Any, Any]) -> list[int]:
     ]
 
 
-async def each_once_and_as_told(
+async def each_once_and_as_recorded(
     site: Site, story_id: str, *runs: WorkflowHandle[Any, Any]
 ) -> list[Published]:
     """Check that what the runs passed to `publish` is on the streams once, with the same body."""
@@ -445,7 +445,7 @@ async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_on
     await story_at(site, "US-flight", gate="approve_scope")
     await until(lambda: on_streams(site, "US-flight"), lambda found: len(found) >= 4)
     answer = await replayed(site, "US-flight")
-    there = await each_once_and_as_told(site, "US-flight", first, second)
+    there = await each_once_and_as_recorded(site, "US-flight", first, second)
 
     assert subjects(there)["planning.story.created"] == 1
     assert subjects(there)["planning.story.transitioned"] == 1
@@ -471,14 +471,14 @@ async def test_what_happens_again_after_a_reset_has_new_ids_and_nothing_is_lost(
     await story_at(site, "US-reset", gate="approve_design")
     await settled(site, second)
     await replayed(site, "US-reset")
-    there = await each_once_and_as_told(site, "US-reset", first, second)
+    there = await each_once_and_as_recorded(site, "US-reset", first, second)
 
     ids = {each.event.id for each in before}
-    anew = {each.event.id for each in there} - ids
+    new_ids = {each.event.id for each in there} - ids
     assert ids < {each.event.id for each in there}
-    assert not [each for each in anew if each.startswith(f"{handle.id}/{first.run_id}/")]
-    told = subjects(there)
-    assert (told["planning.story.created"], told["planning.gate.opened"]) == (1, 3)
+    assert not [each for each in new_ids if each.startswith(f"{handle.id}/{first.run_id}/")]
+    counts = subjects(there)
+    assert (counts["planning.story.created"], counts["planning.gate.opened"]) == (1, 3)
     moves = [
         (each.event.body["from_phase"], each.event.body["to_phase"])
         for each in there
@@ -489,16 +489,16 @@ async def test_what_happens_again_after_a_reset_has_new_ids_and_nothing_is_lost(
 
 
 async def test_a_story_that_is_reset_to_its_beginning_starts_again(site: Site) -> None:
-    handle = await site.begin("US-anew", approvals="human")
+    handle = await site.begin("US-again", approvals="human")
     first = site.client.get_workflow_handle(handle.id, run_id=handle.result_run_id)
-    await story_at(site, "US-anew", gate="approve_scope")
+    await story_at(site, "US-again", gate="approve_scope")
 
     second = await reset(site, first, (await tasks_of(first))[0])
     await settled_at_gate(site, second)
     third = await reset(site, second, (await tasks_of(second))[0])
     await settled_at_gate(site, third)
-    await replayed(site, "US-anew")
-    there = await each_once_and_as_told(site, "US-anew", first, second, third)
+    await replayed(site, "US-again")
+    there = await each_once_and_as_recorded(site, "US-again", first, second, third)
 
     assert subjects(there)["planning.story.created"] == 3
     await handle.terminate("enough")

@@ -36,7 +36,7 @@ class Ended:
     err: str
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.out + self.err
 
 
@@ -93,7 +93,7 @@ class Fleet:
             "workflow", "query", "--workflow-id", f"story-{story_id}", "--type", name,
             "--output", "json",
         )  # fmt: skip
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
         return json.loads(ended.out)["queryResult"][0]
 
     async def result(self, story_id: str) -> Ended:

@@ -108,21 +108,21 @@ async def test_a_story_goes_from_the_temporal_cli_to_done(fleet: Fleet, tmp_path
     following = asyncio.create_task(follower.follow())
 
     started = await fleet.start(tmp_path, **story)
-    assert started.code == 0, started.said
+    assert started.code == 0, started.output
     for gate, role in GATES.items():
         if gate == "qa_passed":
             await fleet.until("US-1", lambda view: view["state"] == "BUILD")
             sent = await fleet.run("fleet", "report", "US-1", str(SAMPLE))
-            assert sent.code == 0, sent.said
+            assert sent.code == 0, sent.output
         view = await fleet.gate("US-1", gate)
         request = {"gate": gate, "actor": "ana", "role": role, "revision": view["revision"]}
         opened = await fleet.update("US-1", "approve", request)
-        assert opened.code == 0, opened.said
+        assert opened.code == 0, opened.output
     ended = await fleet.result("US-1")
     await until(lambda: len(follower.of("planning.story.transitioned")) >= 6)
     following.cancel()
 
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     moves = [(b["from_phase"], b["to_phase"]) for b in follower.of("planning.story.transitioned")]
     assert moves == [
         ("BACKLOG", "DRAFT"),
@@ -158,7 +158,7 @@ async def test_the_graph_holds_the_provenance_of_every_decision(fleet: Fleet) ->
     assert all(d["model"] and d["prompt"] and d["checks"] for d in decisions)
     assert any(d["critiques"] for d in decisions)  # a critic that fails is left out
     assert [row["gate"] for row in approvals] == list(GATES)
-    assert why.code == 0, why.said
+    assert why.code == 0, why.output
     assert decisions[0]["agent"] in why.out
 
 
@@ -197,7 +197,7 @@ async def test_what_waits_for_a_role_is_one_visibility_query(fleet: Fleet, tmp_p
     described = await fleet.temporal("workflow", "metadata", "--workflow-id", "story-US-2")
 
     assert any(row["story_id"] == "US-2" for row in json.loads(waiting.out))
-    assert "approve_scope" in described.said
+    assert "approve_scope" in described.output
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ async def test_a_wrong_update_ends_with_1_and_changes_nothing(
     refused = await fleet.update("US-2", name, request_)
 
     assert refused.code == 1
-    assert [word for word in words if word not in refused.said] == [], refused.said
+    assert [word for word in words if word not in refused.output] == [], refused.output
     assert await fleet.query("US-2", "state") == before
 
 
@@ -251,12 +251,12 @@ async def test_a_wrong_story_fails_naming_its_field_and_leaves_nothing(
 ) -> None:
     story = {"story_id": "US-bad", "title": "A title"} | fields
     started = await fleet.start(tmp_path, **story)
-    assert started.code == 0, started.said
+    assert started.code == 0, started.output
 
     ended = await fleet.result(story["story_id"])
 
     assert ended.code == 1
-    assert [word for word in words if word not in ended.said] == [], ended.said
+    assert [word for word in words if word not in ended.output] == [], ended.output
     rows = await ask(fleet, "MATCH (s:Story {id: $id}) RETURN s.id", id=story["story_id"])
     assert rows == []
 
@@ -265,7 +265,7 @@ async def test_an_id_of_10_000_characters_is_refused(fleet: Fleet, tmp_path: Pat
     started = await fleet.start(tmp_path, story_id="x" * 10_000, title="A title")
 
     assert started.code == 1
-    assert "WorkflowId" in started.said or "workflow" in started.said.lower()
+    assert "WorkflowId" in started.output or "workflow" in started.output.lower()
 
 
 async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_path: Path) -> None:
@@ -284,8 +284,8 @@ async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_pa
     unasked = await fleet.start(tmp_path, **another)
 
     assert refused.code == 1
-    assert "already" in refused.said
-    assert by_fleet.code == 1, by_fleet.said
+    assert "already" in refused.output
+    assert by_fleet.code == 1, by_fleet.output
     assert unasked.code == 0
     assert await fleet.query("US-2", "state") == before
 
@@ -294,7 +294,7 @@ async def test_a_brief_of_a_megabyte_is_accepted(fleet: Fleet, tmp_path: Path) -
     brief = "As an operator I want limits, so that nobody starves. " * 19_000
     story = json.loads((SAMPLE / "story.json").read_text())
     started = await fleet.start(tmp_path, **(story | {"story_id": "US-3", "brief": brief}))
-    assert started.code == 0, started.said
+    assert started.code == 0, started.output
 
     view = await fleet.until("US-3", lambda view: view["dor_score"] > 0)
     shown = await fleet.temporal(
@@ -316,7 +316,7 @@ async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_
     started = await fleet.start(
         tmp_path, **(story | {"story_id": "US-4", "approvals": "auto", "created_by": "ana"})
     )
-    assert started.code == 0, started.said
+    assert started.code == 0, started.output
 
     await fleet.writing("deliberation-US-4-design-1")
     (replica,) = fleet.processes("ray::ServeRepli", "LLMServer")
@@ -343,7 +343,7 @@ async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_
     request = {"gate": "approve_scope", "actor": "ana", "role": "PO"}
     assert (await fleet.update("US-2", "approve", request)).code == 0
     cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-2")
-    assert cancelled.code == 0, cancelled.said
+    assert cancelled.code == 0, cancelled.output
     ended = await fleet.result("US-2")
     assert ended.code == 1
-    assert "cancel" in ended.said.lower()
+    assert "cancel" in ended.output.lower()

@@ -209,7 +209,7 @@ async def test_three_answers_that_cannot_be_used_are_the_end(
 # --- errors ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "the engine is told to fail " * 1_000])
+@pytest.mark.parametrize("text", ["", "the engine is set to fail " * 1_000])
 async def test_the_servers_message_is_shown_but_cut(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment, text: str
 ) -> None:
@@ -217,7 +217,7 @@ async def test_the_servers_message_is_shown_but_cut(
 
     error = await refusal(environment.run(agents.propose, proposing()))
 
-    assert "the engine is told to fail" in error.message
+    assert "the engine is set to fail" in error.message
     assert len(error.message) < 700
 
 

@@ -18,7 +18,7 @@ def line(story: str, number: int, started_ms: int = 1000) -> TimelineRow:
     return TimelineRow(story, f"{started_ms}-{number}", values)
 
 
-async def told(client: Redis, story: str) -> list[str]:
+async def timeline_ids(client: Redis, story: str) -> list[str]:
     found: Any = await client.xrange(timeline_key(story))
     return [fields[b"id"].decode() for _, fields in found]
 
@@ -52,7 +52,7 @@ async def test_a_line_that_another_outbox_has_passed_goes_to_the_end_once(client
         await cache.store([line(story, 1, started_ms=1000)], [])
         await cache.store([line(story, 2, started_ms=1000)], [])
 
-    assert await told(client, story) == ["1000/0", "2000/0", "1000/1", "1000/2"]
+    assert await timeline_ids(client, story) == ["1000/0", "2000/0", "1000/1", "1000/2"]
 
 
 async def test_outboxes_of_one_instant_lose_no_line_to_each_other(client: Redis) -> None:
@@ -63,7 +63,7 @@ async def test_outboxes_of_one_instant_lose_no_line_to_each_other(client: Redis)
     for _ in range(2):
         await cache.store([mine, theirs], [])
 
-    assert await told(client, story) == ["1000/0", "theirs"]
+    assert await timeline_ids(client, story) == ["1000/0", "theirs"]
 
 
 async def test_a_line_whose_id_no_stream_takes_is_kept(client: Redis) -> None:
@@ -72,7 +72,7 @@ async def test_a_line_whose_id_no_stream_takes_is_kept(client: Redis) -> None:
     for _ in range(2):
         await cache.store([line(story, 0, started_ms=0)], [])
 
-    assert await told(client, story) == ["0/0"]
+    assert await timeline_ids(client, story) == ["0/0"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -85,7 +85,7 @@ async def test_each_line_is_there_once_in_whatever_order_outboxes_write(
     for number, started_ms in steps:
         await cache.store([line(story, number, started_ms)], [])
 
-    found = await told(client, story)
+    found = await timeline_ids(client, story)
     assert sorted(found) == sorted({f"{started}/{number}" for number, started in steps})
 
 

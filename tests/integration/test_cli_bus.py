@@ -114,13 +114,13 @@ async def test_what_is_there_is_shown_in_the_order_in_which_it_was_stored_and_th
 ) -> None:
     ids = await publish(mirror, *(an_entry(SUBJECTS[n % 3]) for n in range(300)))
 
-    told = await there(environment)
+    events = await there(environment)
 
-    assert [event["id"] for event in told] == ids
-    assert set(told[0]) == {"subject", "id", "time", "story", "body"}
-    assert told[1]["subject"] == SUBJECTS[1]
-    assert (told[0]["story"], told[0]["time"]) == ("US-1", "2026-03-01T10:00:00+00:00")
-    assert told[0]["body"]["story_id"] == "US-1"
+    assert [event["id"] for event in events] == ids
+    assert set(events[0]) == {"subject", "id", "time", "story", "body"}
+    assert events[1]["subject"] == SUBJECTS[1]
+    assert (events[0]["story"], events[0]["time"]) == ("US-1", "2026-03-01T10:00:00+00:00")
+    assert events[0]["body"]["story_id"] == "US-1"
 
 
 async def test_only_the_events_of_the_story_that_is_asked_for_are_shown(
@@ -129,9 +129,9 @@ async def test_only_the_events_of_the_story_that_is_asked_for_are_shown(
     await publish(mirror, an_entry(SUBJECTS[0], "US-10"))
     ids = await publish(mirror, an_entry(SUBJECTS[1], "US-1"), an_entry(SUBJECTS[2], "US-1"))
 
-    told = await there(environment, "--story", "US-1")
+    events = await there(environment, "--story", "US-1")
 
-    assert [event["id"] for event in told] == ids
+    assert [event["id"] for event in events] == ids
 
 
 @pytest.mark.parametrize("as_span", [True, False])
@@ -143,9 +143,9 @@ async def test_since_begins_with_what_was_stored_from_then_on(
     begin = datetime.now(UTC)
     ids = await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
 
-    told = await there(environment, "--since", "2s" if as_span else begin.isoformat())
+    events = await there(environment, "--since", "2s" if as_span else begin.isoformat())
 
-    assert [event["id"] for event in told] == ids
+    assert [event["id"] for event in events] == ids
 
 
 async def test_a_line_says_what_happened_to_people_and_commands_no_terminal(
@@ -181,12 +181,12 @@ async def test_a_message_of_anyone_has_an_identity_and_its_text_as_body(
 ) -> None:
     ack = await jetstream.publish("context.updated", b"not JSON")
 
-    (told,) = await there(environment)
+    (events,) = await there(environment)
 
-    assert told["id"] == f"CONTEXT/{ack.seq}"
-    assert told["body"] == "not JSON"
-    assert told["story"] == ""
-    assert datetime.fromisoformat(told["time"]).tzinfo
+    assert events["id"] == f"CONTEXT/{ack.seq}"
+    assert events["body"] == "not JSON"
+    assert events["story"] == ""
+    assert datetime.fromisoformat(events["time"]).tzinfo
 
 
 async def test_from_now_on_what_happens_is_shown_within_a_second_and_nothing_older(
@@ -198,9 +198,9 @@ async def test_from_now_on_what_happens_is_shown_within_a_second_and_nothing_old
         await until_following(jetstream)
         ids = await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
         async with asyncio.timeout(1):
-            told = await lines(process, 3)
+            events = await lines(process, 3)
 
-    assert [event["id"] for event in told] == ids
+    assert [event["id"] for event in events] == ids
 
 
 async def test_a_restart_of_nats_is_logged_once_and_nothing_is_lost_or_doubled(
@@ -213,7 +213,7 @@ async def test_a_restart_of_nats_is_logged_once_and_nothing_is_lost_or_doubled(
     before = await publish(mirror, *(an_entry(SUBJECTS[n % 3]) for n in range(6)))
 
     async with following(environment, "--since", "1h") as process:
-        told = await lines(process, 6)
+        events = await lines(process, 6)
         await nats_server.kill()
         assert process.stderr
         async with asyncio.timeout(WITHIN_S):
@@ -222,14 +222,14 @@ async def test_a_restart_of_nats_is_logged_once_and_nothing_is_lost_or_doubled(
         await nats_server.start()
         await until(lambda: nats_client.is_connected)
         after = await publish(mirror, *(an_entry(SUBJECTS[n % 3]) for n in range(6)))
-        told += await lines(process, 6)
+        events += await lines(process, 6)
         back = await process.stderr.readline()
         last = await publish(mirror, an_entry(SUBJECTS[0]))
-        told += await lines(process, 1)
+        events += await lines(process, 1)
         process.terminate()
         rest = await process.stderr.read()
 
-    assert [event["id"] for event in told] == before + after + last
+    assert [event["id"] for event in events] == before + after + last
     assert away.endswith(b"is away; this goes on when it is back\n")
     assert back.endswith(b"is back\n")
     assert rest == b""
@@ -245,9 +245,9 @@ async def test_a_stream_that_is_created_again_is_followed_from_its_first_event(
         await jetstream.delete_stream("PLANNING_EVENTS")
         await reconcile(jetstream, replicas=1)
         ids = await publish(mirror, an_entry(SUBJECTS[0]))
-        told = await lines(process, 1)
+        events = await lines(process, 1)
 
-    assert [event["id"] for event in told] == ids
+    assert [event["id"] for event in events] == ids
 
 
 @pytest.mark.parametrize(

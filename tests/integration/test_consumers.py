@@ -60,8 +60,8 @@ async def test_a_drifted_consumer_is_updated_and_keeps_its_place(
 
     assert changes == {FIRST.name: ["ack_wait", "backoff", "max_ack_pending"]}
     assert drift(await config(jetstream, FIRST.name, FIRST.stream), FIRST) == {}
-    told = await jetstream.consumer_info(FIRST.stream, FIRST.name)
-    assert told.num_pending == 0
+    info = await jetstream.consumer_info(FIRST.stream, FIRST.name)
+    assert info.num_pending == 0
 
 
 async def test_a_consumer_that_no_update_fixes_is_refused_with_the_command_that_does(

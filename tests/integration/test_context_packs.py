@@ -104,13 +104,13 @@ async def test_every_scope_of_the_table_can_be_read(graph: Graph, story: str) ->
         )
     )
 
-    said = "\n".join(pack.context for pack in packs)
-    assert "An index depends on One table" in said
-    assert "DATA in BUILD, by agent-data-1 (score 0.90): approach 1" in said
-    assert "- DEMO: Shown" in said
-    assert "- DRAFT -> DESIGN: approve_scope (ana)" in said
-    assert "- No SMS" in said
-    assert "round" not in said
+    texts = "\n".join(pack.context for pack in packs)
+    assert "An index depends on One table" in texts
+    assert "DATA in BUILD, by agent-data-1 (score 0.90): approach 1" in texts
+    assert "- DEMO: Shown" in texts
+    assert "- DRAFT -> DESIGN: approve_scope (ana)" in texts
+    assert "- No SMS" in texts
+    assert "round" not in texts
 
 
 async def test_a_standalone_deliberation_has_the_system_block_only(graph: Graph) -> None:
@@ -192,9 +192,9 @@ async def test_decisions_of_tasks_do_not_push_those_of_the_design_out(
 
     pack = await graph.build_pack(query(story, "ARCHITECT", "DOCS"))
 
-    told = [line.split("**")[1] for line in pack.context.splitlines() if "Enough" in line]
-    assert told[:3] == ["ARCHITECT 0", "DEV 20", "DEV 19"]
-    assert len(told) < 21
+    titles = [line.split("**")[1] for line in pack.context.splitlines() if "Enough" in line]
+    assert titles[:3] == ["ARCHITECT 0", "DEV 20", "DEV 19"]
+    assert len(titles) < 21
 
 
 async def test_packs_of_another_task_or_budget_are_other_packs(graph: Graph, story: str) -> None:

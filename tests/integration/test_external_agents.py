@@ -240,11 +240,11 @@ async def test_a_consumer_of_another_kind_is_reported_with_its_fix_and_by_health
     responses = AgentResponses(outside.nats, 1, outside.temporal, client, prompts)
     runs = asyncio.create_task(responses.run())
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return any("nats consumer rm" in str(line.get("because")) for line in lines)
 
     with capture_logs() as lines:
-        await until(told)
+        await until(reported)
     assert not responses.is_running
     await outside.jetstream.delete_consumer(AGENTS_RESPONSES.stream, AGENTS_RESPONSES.name)
 
@@ -288,8 +288,8 @@ async def test_a_command_has_all_that_an_agent_needs(fleet: Outside) -> None:
     assert {"task_id", "story_id", "agent_id", "act", "prompt", "timestamp"} <= set(body)
     assert (command.task_id, command.story_id) == (request.task.task_id, "US-7")
     assert (command.agent_id, command.act) == ("dev-7", "propose")
-    for told in ("Store every event.", "Decided: JetStream.", "You doubt."):
-        assert told in command.prompt
+    for text in ("Store every event.", "Decided: JetStream.", "You doubt."):
+        assert text in command.prompt
     assert set(command.answer_schema["required"]) == {"approach", "content", "decisions"}
     assert command.max_tokens > 0
     assert headers["Nats-Msg-Id"] == headers["ce-id"] == command.call_id
@@ -646,11 +646,11 @@ async def test_a_nats_outage_is_reported_and_the_command_is_sent_when_it_is_back
     await nats_server.kill()
     handle = await fleet.ask(attempts=0)
 
-    async def told() -> bool:
+    async def reported() -> bool:
         pending = await fleet.pending(handle)
         return bool(pending and pending.last_failure.message)
 
-    await until(told)
+    await until(reported)
     last = (await fleet.pending(handle)).last_failure
     await nats_server.start()
     await fleet.answer(await fleet.take())

@@ -105,13 +105,15 @@ async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
         "Subtask": 2,
         "TaskDispatch": 1,
     }
-    [[told]] = await rows(driver, "MATCH (s:Story {id: $story}) RETURN properties(s)", story=story)
-    assert told["title"] == "Log in"
-    assert told["description"] == "With a password"
-    assert told["created_at"] == at(0)
-    assert told["created_by"] == "ana"
-    assert told["case_id"] == story
-    assert told["status"] == "CANCELLED"
+    [[properties]] = await rows(
+        driver, "MATCH (s:Story {id: $story}) RETURN properties(s)", story=story
+    )
+    assert properties["title"] == "Log in"
+    assert properties["description"] == "With a password"
+    assert properties["created_at"] == at(0)
+    assert properties["created_by"] == "ana"
+    assert properties["case_id"] == story
+    assert properties["status"] == "CANCELLED"
 
 
 async def test_statuses_follow_what_happened(
@@ -137,14 +139,14 @@ async def test_a_batch_stored_again_changes_nothing(
     life = one_of_each(story)
     await graph.record(batch(story, *life))
     await graph.record_deliberation(deliberation(story))
-    before, told = await dump(driver, story), await client.xrange(timeline_key(story))
+    before, timeline = await dump(driver, story), await client.xrange(timeline_key(story))
 
     for first, last in [(0, len(life)), (0, 3), (2, 9), (8, len(life)), (0, len(life))]:
         await graph.record(batch(story, *life[first:last], first=first))
     await graph.record_deliberation(deliberation(story))
 
     assert await dump(driver, story) == before
-    assert await client.xrange(timeline_key(story)) == told
+    assert await client.xrange(timeline_key(story)) == timeline
     assert await client.xlen(timeline_key(story)) == len(life)
 
 
@@ -330,10 +332,10 @@ async def test_an_amended_text_is_not_undone_by_the_older_one(
     await graph.record(batch(story, spec(story, "Old", second=1)))
     await graph.record(batch(story, spec(story, "New", second=9), first=4))
 
-    told = await rows(
+    found = await rows(
         driver, "MATCH (s:Story {id: $story}) RETURN s.title, s.created_at", story=story
     )
-    assert told == [["New", at(1)]]
+    assert found == [["New", at(1)]]
     kept = yaml.safe_load(await client.get(spec_key(story)) or b"")
     assert (kept["title"], kept["acceptance_criteria"]) == ("New", ["A wrong password is refused"])
 
@@ -416,15 +418,17 @@ async def test_an_unavailable_store_is_distinguished_from_failed_authentication(
     graph: Graph, client: Redis, neo4j_server: RunningServer, story: str
 ) -> None:
     scopes = load_scopes(CONFIG / "scopes.yaml")
-    told = batch(story, moved(story, "DRAFT", "DESIGN", 1))
-    nobody = neo4j.AsyncGraphDatabase.driver("bolt://127.0.0.1:1", max_transaction_retry_time=0)
+    events = batch(story, moved(story, "DRAFT", "DESIGN", 1))
+    unreachable = neo4j.AsyncGraphDatabase.driver(
+        "bolt://127.0.0.1:1", max_transaction_retry_time=0
+    )
     stranger = neo4j.AsyncGraphDatabase.driver(neo4j_server.address, auth=("neo4j", "wrong"))
 
-    async with nobody, stranger:
+    async with unreachable, stranger:
         with refused("GraphUnavailable", retryable=True):
-            await Graph(nobody, Cache(client), scopes).record(told)
+            await Graph(unreachable, Cache(client), scopes).record(events)
         with refused("GraphCredentials", retryable=True) as caught:
-            await Graph(stranger, Cache(client), scopes).record(told)
+            await Graph(stranger, Cache(client), scopes).record(events)
 
     assert "NEO4J_PASSWORD" in caught.value.message
     assert "wrong" not in caught.value.message
@@ -433,15 +437,15 @@ async def test_an_unavailable_store_is_distinguished_from_failed_authentication(
 async def test_a_cache_that_is_away_fails_the_activity_until_it_is_back(
     graph: Graph, driver: neo4j.AsyncDriver, client: Redis, story: str
 ) -> None:
-    told = batch(story, moved(story, "DRAFT", "DESIGN", 1))
-    nobody = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+    events = batch(story, moved(story, "DRAFT", "DESIGN", 1))
+    unreachable = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
 
     with refused("CacheUnavailable", retryable=True):
-        await Graph(driver, Cache(nobody), load_scopes(CONFIG / "scopes.yaml")).record(told)
-    await graph.record(told)
+        await Graph(driver, Cache(unreachable), load_scopes(CONFIG / "scopes.yaml")).record(events)
+    await graph.record(events)
 
     assert await client.xlen(timeline_key(story)) == 1
-    await nobody.aclose()
+    await unreachable.aclose()
 
 
 # --- deliberations --------------------------------------------------------------------------------
@@ -675,7 +679,7 @@ async def test_agents_without_a_type_are_of_the_fleet(
 
 
 @pytest.mark.parametrize(
-    ("seat", "kind", "said"),
+    ("seat", "kind", "message"),
     [
         ({"agent_type": "mock"}, "MockAgent", "Mock agents not allowed in production"),
         ({"agent_type": "GPT"}, "InvalidConfig", "councils.DEV.0.agent_type"),
@@ -685,7 +689,7 @@ async def test_agents_without_a_type_are_of_the_fleet(
     ],
 )
 async def test_a_wrong_councils_file_is_refused_with_its_field(
-    driver: neo4j.AsyncDriver, tmp_path: Path, seat: dict[str, str], kind: str, said: str
+    driver: neo4j.AsyncDriver, tmp_path: Path, seat: dict[str, str], kind: str, message: str
 ) -> None:
     file = tmp_path / "councils.yaml"
     agent = {"agent_id": "a", "persona": "p"} | seat
@@ -694,7 +698,7 @@ async def test_a_wrong_councils_file_is_refused_with_its_field(
     with refused(kind, retryable=False) as caught:
         await seed_councils(driver, file)
 
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 async def test_an_agent_of_two_councils_a_wrong_role_and_no_file_are_refused(
@@ -703,14 +707,14 @@ async def test_an_agent_of_two_councils_a_wrong_role_and_no_file_are_refused(
     file = tmp_path / "councils.yaml"
     agent = {"agent_id": "a", "persona": "p"}
 
-    for councils, said in [
+    for councils, message in [
         ({"DEV": [agent], "QA": [agent]}, "an agent sits in one council"),
         ({"dev": [agent]}, "must match"),
     ]:
         file.write_text(yaml.safe_dump({"councils": councils}))
         with refused("InvalidConfig", retryable=False) as caught:
             await seed_councils(driver, file)
-        assert said in caught.value.message
+        assert message in caught.value.message
     with refused("InvalidConfig", retryable=False) as caught:
         await seed_councils(driver, tmp_path / "none.yaml")
     assert "none.yaml" in caught.value.message

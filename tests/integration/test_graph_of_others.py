@@ -73,8 +73,8 @@ async def test_a_story_that_others_wrote_is_one_node_once_it_is_read(
     decided = {each.decision["title"] for each in session.decisions}
     assert decided == {"Contained", "Has", "Of", "Made", "Seven"}
     assert {task["subtask_id"] for task in session.tasks} == {"task-s", "task-c"}
-    for said in ("Seeded", "Planned", "Of the case", *decided):
-        assert said in pack.context
+    for text in ("Seeded", "Planned", "Of the case", *decided):
+        assert text in pack.context
     assert [task.task_id for task in tasks.tasks] == ["task-s"]
 
 

@@ -571,9 +571,9 @@ async def test_it_answers_while_nats_is_away_and_announces_when_it_is_back(
             story=story,
         )
 
-    told = json.loads(message.data)
-    told.pop("timestamp")
-    assert told == {"story_id": story, "version": answer.version, "changed": ["CASE", "DECISION"]}
+    body = json.loads(message.data)
+    body.pop("timestamp")
+    assert body == {"story_id": story, "version": answer.version, "changed": ["CASE", "DECISION"]}
     assert recorded == [["context.updated", 1]]
     assert (message.headers or {})["ce-subject"] == story
 
@@ -833,8 +833,8 @@ async def test_the_timeline_and_the_summary_are_included_on_request(
     none = await service.rehydrate(story, "DEV", include_timeline=False, include_summaries=False)
 
     assert len(default.milestones) == 50
-    told = [(m.event_type, m.ts_ms, m.actor) for m in three.packs["DEV"].milestones]
-    assert told == [(f"E{n}", AT_MS + n, "bo") for n in (59, 58, 57)]
+    found = [(m.event_type, m.ts_ms, m.actor) for m in three.packs["DEV"].milestones]
+    assert found == [(f"E{n}", AT_MS + n, "bo") for n in (59, 58, 57)]
     assert three.stats.events == 3
     assert three.packs["DEV"].last_summary == "approach 1"
     assert not none.packs["DEV"].milestones

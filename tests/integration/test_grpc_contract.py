@@ -72,10 +72,10 @@ def test_a_changed_contract_is_noticed() -> None:
     changed[name] = changed[name] | {"payload": [7, "TYPE_STRING", False]}
     del changed["fleet.planning.v1.Story"]
 
-    told = breaks(agreed(), changed)
+    breaking = breaks(agreed(), changed)
 
-    assert any(line.startswith(f"{name}.payload: [7,") for line in told)
-    assert "fleet.planning.v1.Story: missing" in told
+    assert any(line.startswith(f"{name}.payload: [7,") for line in breaking)
+    assert "fleet.planning.v1.Story: missing" in breaking
 
 
 async def served(channel: grpc.aio.Channel, symbol: str) -> Wire:
@@ -96,10 +96,10 @@ async def test_the_process_serves_what_was_agreed_each_service_on_its_port(
     async with running("grpc", environment):
         for name in SERVICES:
             async with grpc.aio.insecure_channel(at(environment, name)) as channel:
-                told = await Health(channel).Check(
+                health = await Health(channel).Check(
                     health_pb2.HealthCheckRequest(service=FULL_NAMES[name])
                 )
-                assert told.status == health_pb2.HealthCheckResponse.SERVING
+                assert health.status == health_pb2.HealthCheckResponse.SERVING
                 found |= await served(channel, FULL_NAMES[name])
 
     assert breaks(agreed(), found) == []
@@ -148,20 +148,20 @@ def at(environment: Environment, service: str) -> str:
 async def test_without_a_key_for_its_tokens_nothing_is_served(environment: Environment) -> None:
     process = await launch("grpc", environment | {"GRPC_TOKEN_KEY": ""})
 
-    _, told = await asyncio.wait_for(process.communicate(), 60)
+    _, output = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 1
-    assert b"GRPC_TOKEN_KEY" in told
-    assert len(told.decode().splitlines()) == 1
+    assert b"GRPC_TOKEN_KEY" in output
+    assert len(output.decode().splitlines()) == 1
 
 
 async def test_tokens_do_not_go_over_a_network_in_the_clear(environment: Environment) -> None:
     process = await launch("grpc", environment | {"GRPC_HOST": "0.0.0.0"})
 
-    _, told = await asyncio.wait_for(process.communicate(), 60)
+    _, output = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 1
-    assert b"set GRPC_TLS_CERT and GRPC_TLS_KEY" in told
+    assert b"set GRPC_TLS_CERT and GRPC_TLS_KEY" in output
 
 
 async def test_one_service_alone_is_served_over_tls_to_who_trusts_its_certificate(
@@ -227,7 +227,7 @@ async def test_an_invalid_certificate_or_key_is_refused(
     other = {"GRPC_TLS_KEY": str(tmp_path / key)} if key else {}
     process = await launch("grpc", environment | half | other)
 
-    _, told = await asyncio.wait_for(process.communicate(), 60)
+    _, output = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 1
-    assert words in told
+    assert words in output

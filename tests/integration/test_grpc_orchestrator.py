@@ -207,13 +207,13 @@ async def test_deliberate_answers_with_ranked_results_their_checks_and_where_the
         }
         assert each.checks.policy.message == "passed"
     assert answer.duration_ms > 0
-    told = answer.metadata
-    assert told.orchestrator_version
-    assert told.tags["role"] == "DEV"
-    assert told.execution_id == f"deliberation-{told.tags['task_id']}"
+    details = answer.metadata
+    assert details.orchestrator_version
+    assert details.tags["role"] == "DEV"
+    assert details.execution_id == f"deliberation-{details.tags['task_id']}"
     initial = dict(await call.initial_metadata())
-    assert initial["x-task-id"] == told.tags["task_id"]
-    described = await fleet.temporal.get_workflow_handle(told.execution_id).describe()
+    assert initial["x-task-id"] == details.tags["task_id"]
+    described = await fleet.temporal.get_workflow_handle(details.execution_id).describe()
     assert described.status is WorkflowExecutionStatus.COMPLETED
 
 
@@ -508,18 +508,18 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
 
     meanwhile = await until(begun)
     answered = await asking
-    told = await stub.GetDeliberationResult(ask, metadata=ANA)
+    first = await stub.GetDeliberationResult(ask, metadata=ANA)
     await forget(fleet, task_id)
     kept = await stub.GetDeliberationResult(ask, metadata=ANA)
 
     assert meanwhile.status == pb.DELIBERATION_STATUS_IN_PROGRESS
-    assert told.status == kept.status == pb.DELIBERATION_STATUS_COMPLETED
-    assert list(told.results) == list(answered.candidates)
-    assert told.duration_ms == answered.duration_ms
-    assert kept.winner_id == told.winner_id
-    assert kept.metadata.tags == told.metadata.tags
+    assert first.status == kept.status == pb.DELIBERATION_STATUS_COMPLETED
+    assert list(first.results) == list(answered.candidates)
+    assert first.duration_ms == answered.duration_ms
+    assert kept.winner_id == first.winner_id
+    assert kept.metadata.tags == first.metadata.tags
     assert "no such thing" in kept.metadata.tags["failed_agents"]
-    for then, now in zip(told.results, kept.results, strict=True):
+    for then, now in zip(first.results, kept.results, strict=True):
         assert now.proposal.content == then.proposal.content
         assert list(now.proposal.revisions) == list(then.proposal.revisions)
         assert now.checks == then.checks
@@ -531,21 +531,23 @@ async def test_a_stream_reports_every_wave_and_every_answer_and_ends_with_the_wi
 ) -> None:
     request = pb.DeliberateRequest(task_description=TASK, role="DEV")
 
-    told = [each async for each in stub.StreamDeliberation(request, metadata=ANA, timeout=WITHIN_S)]
+    updates = [
+        each async for each in stub.StreamDeliberation(request, metadata=ANA, timeout=WITHIN_S)
+    ]
 
-    words = list(dict.fromkeys(each.status for each in told))
+    words = list(dict.fromkeys(each.status for each in updates))
     assert words == ["generating", "reviewing", "scoring", "complete"]
-    percent = [each.progress_percent for each in told]
+    percent = [each.progress_percent for each in updates]
     assert percent == sorted(percent)
     assert (percent[0], percent[-1]) == (0, 100)
     assert 99 not in percent[: len(percent) // 2]
-    steps = [each.current_step for each in told]
+    steps = [each.current_step for each in updates]
     for wave in ("propose", "criticise", "revise", "check"):
-        answers = [each for each in told if each.current_step.startswith(f"{wave}: ")]
+        answers = [each for each in updates if each.current_step.startswith(f"{wave}: ")]
         assert wave in steps
         assert {each.current_agent for each in answers} == {f"agent-dev-{n}" for n in (1, 2, 3)}
-    assert told[-1].partial_result.rank == 1
-    assert told[-1].current_agent == told[-1].partial_result.proposal.author_id
+    assert updates[-1].partial_result.rank == 1
+    assert updates[-1].current_agent == updates[-1].partial_result.proposal.author_id
 
 
 async def test_a_stream_whose_deliberation_fails_ends_with_the_error(
@@ -648,11 +650,11 @@ async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
         return await fleet.status(request.task_id) is not WorkflowExecutionStatus.RUNNING
 
     await until(ended)
-    told = await stub.GetDeliberationResult(
+    result = await stub.GetDeliberationResult(
         pb.GetDeliberationResultRequest(task_id=request.task_id), metadata=ANA
     )
-    assert told.status == pb.DELIBERATION_STATUS_TIMEOUT
-    assert "not done after" in told.error_message
+    assert result.status == pb.DELIBERATION_STATUS_TIMEOUT
+    assert "not done after" in result.error_message
 
 
 # --- councils -------------------------------------------------------------------------------------
@@ -1220,7 +1222,7 @@ async def test_metrics_that_there_are_not_are_refused(
 
 # --- arbitrary requests ---------------------------------------------------------------------------
 
-UNDERSTOOD = {
+EXPECTED_CODES = {
     *(StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND),
     *(StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS),
 }
@@ -1288,7 +1290,7 @@ async def test_no_message_breaks_a_method(
         else:
             code, words = StatusCode.OK, ""
         codes.append(code)
-        assert code in UNDERSTOOD, (fields, words)
+        assert code in EXPECTED_CODES, (fields, words)
 
     @settings(max_examples=40, suppress_health_check=list(HealthCheck), database=None)
     @given(messages(request_type.DESCRIPTOR))

@@ -532,7 +532,7 @@ async def test_any_story_is_started_as_it_was_given_or_not_at_all(
         brief=asked.brief,
         acceptance_criteria=list(asked.ac),
     )
-    told, _ = await shown(planning, story.story_id)
-    assert (told.story.title, told.story.brief) == (wanted.title, wanted.brief)
-    assert list(told.ac) == wanted.acceptance_criteria
+    view, _ = await shown(planning, story.story_id)
+    assert (view.story.title, view.story.brief) == (wanted.title, wanted.brief)
+    assert list(view.ac) == wanted.acceptance_criteria
     await stories.get_workflow_handle(f"story-{story.story_id}").cancel()

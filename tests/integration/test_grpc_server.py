@@ -43,7 +43,7 @@ class Behaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.callers: list[Caller] = []
-        self.told: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
 
     async def ProcessPlanningEvent(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.callers.append(caller())
@@ -53,7 +53,7 @@ class Behaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def GetStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.callers.append(caller())
-        self.told = call_metadata(context)
+        self.metadata = call_metadata(context)
         self.began.set()
         try:
             await self.stays.wait()
@@ -195,11 +195,11 @@ async def test_an_actor_that_calls_too_often_must_wait(served: Served) -> None:
         ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
 
-    told = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
-    assert told
-    assert len(told) < len(answers)
-    assert {each.code() for each in told} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert {problem(each)[0] for each in told} == {"RateLimit"}
+    refused = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+    assert refused
+    assert len(refused) < len(answers)
+    assert {each.code() for each in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {problem(each)[0] for each in refused} == {"RateLimit"}
 
 
 async def test_a_silent_call_outlives_the_pings_of_its_client(
@@ -283,7 +283,7 @@ async def test_what_people_write_may_be_utf_8(
 ) -> None:
     await stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer() + metadata)
 
-    assert service.told["x-reason"] == words
+    assert service.metadata["x-reason"] == words
 
 
 async def test_what_is_not_utf_8_is_refused(channel: grpc.aio.Channel) -> None:
@@ -320,10 +320,10 @@ async def test_health_is_public_and_ends_with_the_drain(served: Served, service:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         health = Health(channel)
         for name in ("", NAME):
-            told = await health.Check(
+            answer = await health.Check(
                 health_pb2.HealthCheckRequest(service=name), wait_for_ready=True
             )
-            assert told.status == health_pb2.HealthCheckResponse.SERVING
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
         watched = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
         assert (await watched.read()).status == health_pb2.HealthCheckResponse.SERVING
         under_way = stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())

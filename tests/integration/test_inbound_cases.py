@@ -69,7 +69,7 @@ async def test_every_message_becomes_what_the_contract_defines(
 
     letters = await dead(nats_client)
     wrong = []
-    for said, stream, sequence, expect in sent:
+    for message, stream, sequence, expect in sent:
         reasons = {
             f"{letter.reason}"
             for letter in letters
@@ -77,13 +77,13 @@ async def test_every_message_becomes_what_the_contract_defines(
         }
         if field := expect.get("dead_letter"):
             if not reasons or not all(reason.startswith(field) for reason in reasons):
-                wrong.append((said, expect, reasons))
+                wrong.append((message, expect, reasons))
             continue
         if reasons or (
             (label := expect.get("stored"))
             and not await found(driver, label, expect, stream, sequence)
         ):
-            wrong.append((said, expect, reasons))
+            wrong.append((message, expect, reasons))
     assert wrong == []
     handle = temporal_client.get_workflow_handle(plan_workflow_id("US-2", "plan-2"))
     assert (await handle.describe()).workflow_type == "PlanWorkflow"

@@ -88,8 +88,8 @@ async def settled(bus: JetStreamContext) -> None:
     """Wait until no consumer has anything pending or outstanding."""
 
     async def nothing_left() -> bool:
-        told = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
-        return not any((info.num_pending or 0) + (info.num_ack_pending or 0) for info in told)
+        infos = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
+        return not any((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos)
 
     await until(nothing_left)
 
@@ -171,8 +171,8 @@ async def test_what_comes_is_stored_and_what_the_fleet_sent_itself_is_not_stored
     await send(bus, TRANSITIONED, moved(story))
     await send(bus, APPROVED, {"story_id": story, "plan_id": "plan-1"})
     decision = {"id": "d-1", "type": "DESIGN", "title": "Use a queue", "rationale": "order"}
-    told = {"story_id": story, "task_id": "t-1", "role": "DEV", "decisions": [decision]}
-    await send(bus, DELIBERATED, told | {"unknown": "field"})
+    body = {"story_id": story, "task_id": "t-1", "role": "DEV", "decisions": [decision]}
+    await send(bus, DELIBERATED, body | {"unknown": "field"})
     dispatch = {"story_id": story, "task_id": "t-1", "agent_id": "a-1", "role": "DEV"}
     await send(bus, "orchestration.task.dispatched", dispatch)
     await send(
@@ -231,8 +231,8 @@ async def test_a_message_that_comes_alone_does_not_wait_for_others(
 
 async def all_wait(bus: JetStreamContext) -> bool:
     """Return whether every consumer has fetches that wait for a message."""
-    told = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
-    return all(info.num_waiting for info in told)
+    infos = [await bus.consumer_info(each.stream, each.name) for each in CONSUMERS]
+    return all(info.num_waiting for info in infos)
 
 
 async def test_a_thousand_messages_and_three_replicas_store_each_once(
@@ -435,9 +435,9 @@ async def test_work_slower_than_the_ack_wait_is_reported_as_in_progress_and_done
         await settled(bus)
 
     assert await count(driver, "PhaseTransition", story) == 1
-    told = await bus.consumer_info("PLANNING_EVENTS", "context-planning-story-transitions")
-    assert told.delivered
-    assert told.delivered.consumer_seq == 1
+    info = await bus.consumer_info("PLANNING_EVENTS", "context-planning-story-transitions")
+    assert info.delivered
+    assert info.delivered.consumer_seq == 1
 
 
 async def test_a_consumer_that_somebody_removes_is_made_again(
@@ -491,10 +491,10 @@ async def test_the_lag_of_a_consumer_is_a_metric(
     away = Away(graph._driver, graph._cache, graph._scopes)
     async with consuming(nats_client, away, temporal_client):
 
-        async def told() -> bool:
+        async def is_paused() -> bool:
             return (lag("outstanding"), lag("pending")) == (512, 88) and lag("paused") == 1
 
-        await until(told)
+        await until(is_paused)
     async with consuming(nats_client, graph, temporal_client):
 
         async def caught_up() -> bool:
@@ -537,8 +537,8 @@ async def test_one_poison_message_among_ten_thousand_is_dead_lettered_and_delays
 
 
 async def nothing_left(bus: JetStreamContext, name: str) -> bool:
-    told = await bus.consumer_info("PLANNING_EVENTS", name)
-    return not (told.num_pending or 0) + (told.num_ack_pending or 0)
+    info = await bus.consumer_info("PLANNING_EVENTS", name)
+    return not (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
 async def test_while_the_graph_is_away_nothing_is_fetched_nor_dead_lettered(
@@ -557,9 +557,9 @@ async def test_while_the_graph_is_away_nothing_is_fetched_nor_dead_lettered(
         name = "context-planning-story-transitions"
 
         async def holds_one_batch() -> bool:
-            told = await bus.consumer_info("PLANNING_EVENTS", name)
+            info = await bus.consumer_info("PLANNING_EVENTS", name)
             paused = REGISTRY.get_sample_value("fleet_consumer_paused", {"consumer": name})
-            return paused == 1 and bool(told.num_ack_pending) and bool(told.num_pending)
+            return paused == 1 and bool(info.num_ack_pending) and bool(info.num_pending)
 
         await until(holds_one_batch)
         await neo4j_server.start()

@@ -99,8 +99,8 @@ async def test_a_plan_approved_outside_is_stored_and_runs_or_ends_as_nothing_to_
     await send(jetstream, APPROVED, {"story_id": unknown, "plan_id": "plan-1"})
 
     async def acked() -> bool:
-        told = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
-        return not (told.num_pending or 0) + (told.num_ack_pending or 0)
+        info = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
+        return not (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     await until(acked)
     runs = [each async for each in fleet.list_workflows(f"WorkflowId = 'plan-{unknown}-plan-1'")]
@@ -145,11 +145,11 @@ async def test_a_milestone_and_a_decision_reach_the_running_story_and_its_agents
     await until(received, lambda signals: {"add_decisions", "add_milestones"} <= signals)
     llm.answering.set()
 
-    async def told() -> bool:
+    async def agents_know() -> bool:
         later = [call.prompt for call in llm.calls if call.act in ("criticise", "revise")]
         return any("No cookies" in each and "saw the prototype" in each for each in later)
 
-    await until(told)
+    await until(agents_know)
     timeline = await handle.query("timeline")
     assert [line["text"] for line in timeline if line["event"] == "DEMO"] == [
         "Users saw the prototype"
@@ -165,8 +165,8 @@ async def test_while_temporal_is_away_nothing_is_acknowledged_nor_dead_lettered(
     await send(jetstream, APPROVED, {"story_id": story, "plan_id": "plan-1"})
 
     async def held() -> bool:
-        told = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
-        return bool(told.num_ack_pending)
+        info = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
+        return bool(info.num_ack_pending)
 
     await until(held)
     await temporal.start()

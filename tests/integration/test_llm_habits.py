@@ -411,7 +411,10 @@ TOO_LONG: dict[str, tuple[str, Any]] = {
 }
 
 REFUSALS = {
-    **{f"too long: {name}": refused("PromptTooLong", "", *told) for name, told in TOO_LONG.items()},
+    **{
+        f"too long: {name}": refused("PromptTooLong", "", *reply)
+        for name, reply in TOO_LONG.items()
+    },
     "a rate limit in tokens": refused(
         "LlmOverloaded", "TPM", "429 Too Many Requests", error("Request too large: TPM limit 8000")
     ),
@@ -663,8 +666,8 @@ async def test_a_model_that_was_renamed_behind_the_endpoint_is_looked_up_again(
     def serving(request: dict[str, Any]) -> Iterable[Step]:
         if request["model"] == server.models["e"]:
             return (HEAD, WHOLE)
-        told = error(f"The model `{request['model']}` does not exist.", code=404)
-        return (raw_response(json.dumps(told).encode(), "404 Not Found"),)
+        reply = error(f"The model `{request['model']}` does not exist.", code=404)
+        return (raw_response(json.dumps(reply).encode(), "404 Not Found"),)
 
     async with ScriptedLlm() as server:
         server.scripts["e"], server.models["e"] = [serving], "old-model"

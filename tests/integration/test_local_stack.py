@@ -176,9 +176,9 @@ async def test_the_command_line_says_what_runs(stack: Stack, tmp_path: Path) -> 
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "FLEET_HOME": str(stack.home), "COLUMNS": "200"},
     )
-    said = (await process.communicate())[0].decode()
+    output = (await process.communicate())[0].decode()
 
-    rows = {line.split()[0]: line for line in said.splitlines()[1:]}
+    rows = {line.split()[0]: line for line in output.splitlines()[1:]}
     assert all(f" {stack.pid(name)} " in rows[name] for name in ("temporal", "nats", "neo4j"))
     assert "stopped" in rows["ray"]
     assert process.returncode == 1

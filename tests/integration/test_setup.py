@@ -65,11 +65,11 @@ def test_a_failed_step_says_what_failed_and_is_tried_again(
     monkeypatch.setattr(setup, "STEPS", (making(file),))
 
     assert setup.main([]) == 1
-    said = capsys.readouterr().err
-    assert "thing: touch ended with exit code 1" in said
-    assert "No such file or directory" in said
-    assert "what to do: make room for it" in said
-    assert str(scratch / "logs" / "thing.log") in said
+    output = capsys.readouterr().err
+    assert "thing: touch ended with exit code 1" in output
+    assert "No such file or directory" in output
+    assert "what to do: make room for it" in output
+    assert str(scratch / "logs" / "thing.log") in output
 
     file.parent.mkdir()
     assert setup.main([]) == 0

@@ -102,11 +102,11 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         "import pathlib; from workers.cli.workspace_report import *; measure(pathlib.Path(), print)"
     )
 
-    said = refused([python, "-m", "deploy.local", "status"], tmp_path)
-    assert said.endswith("install the extra `local`: pip install 'swe-ai-fleet[local]'")
-    said = refused([python, "-c", measure], tmp_path)
-    assert said.endswith("install the extra `report`: pip install 'swe-ai-fleet[report]'")
-    assert "pytest and pytest_cov not installed" in said
+    output = refused([python, "-m", "deploy.local", "status"], tmp_path)
+    assert output.endswith("install the extra `local`: pip install 'swe-ai-fleet[local]'")
+    output = refused([python, "-c", measure], tmp_path)
+    assert output.endswith("install the extra `report`: pip install 'swe-ai-fleet[report]'")
+    assert "pytest and pytest_cov not installed" in output
 
 
 def test_the_contracts_the_processes_and_the_configuration_can_be_loaded(

@@ -292,8 +292,8 @@ async def test_a_credential_that_is_withdrawn_stops_the_process(
 
         assert await log.process.wait() == 1
         assert log.process.stderr
-        said = (await log.process.stderr.read()).decode()
-        assert said.startswith(f"NATS at {server.url}: authentication failed")
+        output = (await log.process.stderr.read()).decode()
+        assert output.startswith(f"NATS at {server.url}: authentication failed")
     await nats.stop()
 
 

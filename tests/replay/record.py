@@ -405,7 +405,7 @@ async def context_in_lists(client: Client, world: World) -> dict[str, str]:
     return await context_updated(client, world)
 
 
-async def context_of_nobody_updated(client: Client, world: World) -> dict[str, str]:
+async def context_updated_without_story(client: Client, world: World) -> dict[str, str]:
     """Update the context of a story that is not running."""
     workflow_id = await _context_updated(client, f"US-{world.key}")
     await client.get_workflow_handle(workflow_id).result()
@@ -425,7 +425,7 @@ async def context_in_order(client: Client, world: World) -> dict[str, str]:
     return {"context": workflow_id}
 
 
-async def context_of_nobody_in_order(client: Client, world: World) -> dict[str, str]:
+async def context_in_order_without_story(client: Client, world: World) -> dict[str, str]:
     """Update twice without a running story; the second waits until the first is on the bus."""
     world.bus_open.clear()
     story_id = f"US-{world.key}"
@@ -477,7 +477,7 @@ async def plan_from_the_bus(client: Client, world: World) -> dict[str, str]:
     return await _run_plan(client, world)
 
 
-async def plan_of_nobody(client: Client, world: World) -> dict[str, str]:
+async def plan_without_story(client: Client, world: World) -> dict[str, str]:
     """Run a plan when the graph has neither its tasks nor its story."""
     return await _run_plan(client, world)
 
@@ -495,7 +495,7 @@ async def _run_plan(client: Client, world: World, **more: Any) -> dict[str, str]
     return {"plan": workflow_id}
 
 
-async def derived_of_nobody(client: Client, world: World) -> dict[str, str]:
+async def derived_without_story(client: Client, world: World) -> dict[str, str]:
     """Derive a plan of a story that the graph does not have."""
     with suppress(WorkflowFailureError):
         await _derived(client, world)
@@ -543,15 +543,15 @@ CALLS: dict[str, Call_] = {
         coached,
         context_updated,
         context_in_lists,
-        context_of_nobody_updated,
+        context_updated_without_story,
         context_in_order,
-        context_of_nobody_in_order,
+        context_in_order_without_story,
         context_refused,
         derived,
-        derived_of_nobody,
+        derived_without_story,
         closed,
         plan_from_the_bus,
-        plan_of_nobody,
+        plan_without_story,
         plan_of_roles,
     )
 }

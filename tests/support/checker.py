@@ -59,7 +59,7 @@ class Event:
 
 
 @dataclass
-class Told:
+class StoryHistory:
     """The contents of a story's histories and of its children's histories."""
 
     story_id: str
@@ -87,9 +87,9 @@ class Published:
 # --- reading --------------------------------------------------------------------------------------
 
 
-async def read_histories(client: Client, story_id: str) -> Told:
+async def read_histories(client: Client, story_id: str) -> StoryHistory:
     """Read every run of the story's workflow and of every child it started."""
-    told = Told(story_id)
+    contents = StoryHistory(story_id)
     to_read, read = [f"story-{story_id}"], set[str]()
     while to_read:
         workflow_id = to_read.pop(0)
@@ -98,13 +98,13 @@ async def read_histories(client: Client, story_id: str) -> Told:
         read.add(workflow_id)
         description = await client.get_workflow_handle(workflow_id).describe()
         if description.status is WorkflowExecutionStatus.RUNNING:
-            told.faults.append(f"{workflow_id} still runs")
+            contents.faults.append(f"{workflow_id} still runs")
         completed = description.status is WorkflowExecutionStatus.COMPLETED
         if completed and workflow_id.startswith("deliberation-"):
-            told.deliberations.append(workflow_id)
+            contents.deliberations.append(workflow_id)
         for history in await _runs(client, workflow_id, description.run_id):
-            to_read += _read_run(told, workflow_id, history)
-    return told
+            to_read += _read_run(contents, workflow_id, history)
+    return contents
 
 
 async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[HistoryEvent]]:
@@ -118,8 +118,10 @@ async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[Hist
     return runs
 
 
-def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> list[str]:
-    """Add one run to `told` and return the workflow ids of its children."""
+def _read_run(
+    contents: StoryHistory, workflow_id: str, history: Iterable[HistoryEvent]
+) -> list[str]:
+    """Add one run to `contents` and return the workflow ids of its children."""
     recording: dict[int, list[str]] = {}
     recorded: set[str] = set()
     publishing: dict[int, list[Event]] = {}
@@ -138,13 +140,13 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
                     continue
                 events = _events(entries)
                 publishing[event.event_id] = events
-                told.faults += [
+                contents.faults += [
                     f"{workflow_id}: {each.subject} {each.id} announced before it was recorded"
                     for each in events
                     if each.id not in recorded
                 ]
-                known = {each.id for each in told.events}
-                told.events += [each for each in events if each.id not in known]
+                known = {each.id for each in contents.events}
+                contents.events += [each for each in events if each.id not in known]
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                 done = event.activity_task_completed_event_attributes.scheduled_event_id
                 recorded.update(recording.get(done, ()))
@@ -155,15 +157,15 @@ def _read_run(told: Told, workflow_id: str, history: Iterable[HistoryEvent]) -> 
                     handing[event.event_id] = _events(_arguments(signal.input)[0])
             case EventType.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED:
                 signaled = event.external_workflow_execution_signaled_event_attributes
-                told.handed_on += handing.get(signaled.initiated_event_id, ())
+                contents.handed_on += handing.get(signaled.initiated_event_id, ())
             case EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
                 started = event.child_workflow_execution_started_event_attributes
                 children.append(started.workflow_execution.workflow_id)
             case EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
                 upsert = event.upsert_workflow_search_attributes_event_attributes
                 if state := upsert.search_attributes.indexed_fields.get("StoryState"):
-                    told.states.append(json.loads(state.data))
-    told.faults += [
+                    contents.states.append(json.loads(state.data))
+    contents.faults += [
         f"{workflow_id}: {each.subject} {each.id} was never published"
         for events in publishing.values()
         for each in events
@@ -277,27 +279,27 @@ async def read_graph(driver: neo4j.AsyncDriver, story_id: str) -> Graph:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def differences(told: Told, streams: Iterable[Published], graph: Graph) -> list[str]:
+def differences(contents: StoryHistory, streams: Iterable[Published], graph: Graph) -> list[str]:
     """Return the differences between histories, streams and graph, one per line.
 
     The list is empty if all three agree.
     """
-    mine = [message for message in streams if message.story_id == told.story_id]
+    mine = [message for message in streams if message.story_id == contents.story_id]
     return [
-        f"{told.story_id}: {fault}"
+        f"{contents.story_id}: {fault}"
         for fault in [
-            *told.faults,
-            *_streams_differ(told, mine),
-            *_graph_differs(told, graph),
+            *contents.faults,
+            *_streams_differ(contents, mine),
+            *_graph_differs(contents, graph),
             *_left_open(mine, graph),
         ]
     ]
 
 
-def _streams_differ(told: Told, mine: list[Published]) -> Iterable[str]:
-    expected = {event.id: event for event in told.events}
+def _streams_differ(contents: StoryHistory, mine: list[Published]) -> Iterable[str]:
+    expected = {event.id: event for event in contents.events}
     times = Counter(message.event.id for message in mine)
-    for event in told.events:
+    for event in contents.events:
         if times[event.id] == 0:
             yield f"{event.subject} {event.id} is on no stream"
         elif times[event.id] > 1:
@@ -311,33 +313,33 @@ def _streams_differ(told: Told, mine: list[Published]) -> Iterable[str]:
     for stream in STREAMS:
         there = [message.event.id for message in mine if message.stream == stream]
         unique = list(dict.fromkeys(number for number in there if number in expected))
-        in_order = [event.id for event in told.events if event.id in set(unique)]
+        in_order = [event.id for event in contents.events if event.id in set(unique)]
         if unique != in_order:
             yield f"{stream} has the story's events in another order than the history"
-    for event in told.handed_on:
+    for event in contents.handed_on:
         if event.id not in expected:
             yield f"{event.subject} {event.id} was handed on and never published"
     moves = [m.event.body["to_phase"] for m in mine if m.event.subject.endswith("transitioned")]
-    if moves != told.states[1:]:
-        yield f"the streams say {' '.join(moves)}; the history says {' '.join(told.states[1:])}"
+    if moves != contents.states[1:]:
+        yield f"the streams say {' '.join(moves)}; the history says {' '.join(contents.states[1:])}"
 
 
-def _graph_differs(told: Told, graph: Graph) -> Iterable[str]:
-    for event in told.events:
+def _graph_differs(contents: StoryHistory, graph: Graph) -> Iterable[str]:
+    for event in contents.events:
         label, node = event.node
         if (label, node) not in graph.nodes:
             yield f"the graph lacks {label} {node}, of {event.subject} {event.id}"
     moved = [
         (event.id, event.body["from_phase"], event.body["to_phase"])
-        for event in told.events
+        for event in contents.events
         if event.subject == "planning.story.transitioned"
     ]
     if graph.transitions != moved:
         there, wanted = _path(graph.transitions), _path(moved)
         yield f"the graph's transitions are {there}; the history's are {wanted}"
-    if told.states and graph.status != told.states[-1]:
-        yield f"the graph says {graph.status}, the history {told.states[-1]}"
-    for deliberation in told.deliberations:
+    if contents.states and graph.status != contents.states[-1]:
+        yield f"the graph says {graph.status}, the history {contents.states[-1]}"
+    for deliberation in contents.deliberations:
         winners = graph.deliberations.get(deliberation, 0)
         if winners != 1:
             yield f"the graph has {winners} winners of {deliberation}"
@@ -386,6 +388,6 @@ async def check(
     streams = await read_streams(nats)
     found = []
     for story_id in story_ids:
-        told = await read_histories(client, story_id)
-        found += differences(told, streams, await read_graph(driver, story_id))
+        contents = await read_histories(client, story_id)
+        found += differences(contents, streams, await read_graph(driver, story_id))
     return found

@@ -96,10 +96,10 @@ def _faults(document: dict[str, Any], message: Sent) -> Iterable[str]:
     if (stream := channel["x-jetstream"]["stream"]) != message.stream:
         yield f"{where}: on {message.stream}, and not on {stream}"
     (reference,) = channel["messages"].values()
-    told = _follow(document, reference)
-    for fault in _broken(document, told["headers"], message.headers):
+    message_schema = _follow(document, reference)
+    for fault in _broken(document, message_schema["headers"], message.headers):
         yield f"{where}: headers: {fault}"
-    payload = _follow(document, told["payload"])
+    payload = _follow(document, message_schema["payload"])
     if "properties" not in payload:
         return
     try:

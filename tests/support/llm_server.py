@@ -199,7 +199,7 @@ class LlmServer:
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             if fault.text:
                 return web.Response(text=fault.text, status=fault.status, headers=headers)
-            return _refusal(fault.status, "the engine is told to fail", headers)
+            return _refusal(fault.status, "the engine is set to fail", headers)
         if kind == "html":
             call.end = "refused"
             return web.Response(text="<html>Please log in</html>", content_type="text/html")

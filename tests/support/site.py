@@ -199,7 +199,7 @@ class Site:
     async def finish(self, story_id: str) -> str:
         """Send the report that BUILD waits for, wait for the end and return the final state."""
         handle = self.client.get_workflow_handle(f"story-{story_id}")
-        while await self.told(story_id, STORY_STATE) not in ("BUILD", "TEST", "DOCS", "DONE"):
+        while await self.attribute(story_id, STORY_STATE) not in ("BUILD", "TEST", "DOCS", "DONE"):
             await asyncio.sleep(0.5)
         await patient(
             lambda: handle.execute_update(
@@ -209,7 +209,7 @@ class Site:
         result = await patient(handle.result)
         return str(result["state"])
 
-    async def told(self, story_id: str, key: SearchAttributeKey[str]) -> str | None:
+    async def attribute(self, story_id: str, key: SearchAttributeKey[str]) -> str | None:
         """Return a search attribute's value; unlike a query, this does not load the workflow."""
         handle = self.client.get_workflow_handle(f"story-{story_id}")
         description: WorkflowExecutionDescription = await patient(handle.describe)

@@ -68,13 +68,13 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_subject_of_every_stream_is_in_it_with_who_sends_and_who_receives() -> None:
-    told = document()
-    operations = told["operations"]
+    described = document()
+    operations = described["operations"]
 
-    streams = {channel["x-jetstream"]["stream"] for channel in told["channels"].values()}
+    streams = {channel["x-jetstream"]["stream"] for channel in described["channels"].values()}
     assert streams == {stream.name for stream in STREAMS}
     for subject in PUBLISHED:
-        assert channel_of(told, subject) == told["channels"][subject]
+        assert channel_of(described, subject) == described["channels"][subject]
         assert operations[f"mirror-{subject.replace('.', '-')}"]["action"] == "send"
     for consumer in CONSUMERS:
         assert operations[consumer.name]["channel"]["$ref"].endswith(f"/{consumer.subject}")
@@ -83,26 +83,26 @@ def test_every_subject_of_every_stream_is_in_it_with_who_sends_and_who_receives(
         ("agent.response.US-101-design-1", "agent.response"),
         ("deadletter.planning.plan.approved", "deadletter"),
     ):
-        assert channel_of(told, subject) == told["channels"][channel]
-    assert channel_of(told, "planning.story.renamed") is None
+        assert channel_of(described, subject) == described["channels"][channel]
+    assert channel_of(described, "planning.story.renamed") is None
 
 
 def test_every_schema_is_valid_and_every_example_matches_its_schema() -> None:
-    told = document()
+    described = document()
 
-    for schema in told["components"]["schemas"].values():
+    for schema in described["components"]["schemas"].values():
         Draft7Validator.check_schema(schema)
-    for message in told["components"]["messages"].values():
-        resolver = {"components": told["components"]}
+    for message in described["components"]["messages"].values():
+        resolver = {"components": described["components"]}
         for example in message.get("examples", ()):
             validator = Draft7Validator({**message["payload"], **resolver})
             assert list(validator.iter_errors(example["payload"])) == [], message["name"]
 
 
 def test_every_field_of_every_body_says_what_it_is() -> None:
-    told = document()["components"]["schemas"]
+    described = document()["components"]["schemas"]
 
-    for name, schema in told.items():
+    for name, schema in described.items():
         for field, rule in schema.get("properties", {}).items():
             assert rule.get("description"), f"{name}.{field}"
 

@@ -87,13 +87,13 @@ def session(*decisions: Decided) -> Session:
 def test_a_decision_is_shown_to_the_roles_it_affects(
     scopes: Scopes, decision: Decided, roles: set[str]
 ) -> None:
-    told = {
+    found = {
         role
         for role in ("ARCHITECT", "QA", "DEV", "DATA", "DEVOPS", "COOK")
         if share_of(session(decision), scopes, role).decisions
     }
 
-    assert told == roles
+    assert found == roles
 
 
 def test_what_a_decision_builds_on_is_shown_with_it_even_in_a_cycle(scopes: Scopes) -> None:
@@ -220,7 +220,7 @@ def judged(
     return judge(write, read_changes(write), found or StorySnapshot(story_live=True))
 
 
-def told(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[str, Any]:
+def payload_of(entity_type: str, operation: str = "CREATE", **payload: Any) -> dict[str, Any]:
     """Return the fields that are read from a payload."""
     name = STORY if entity_type == "CASE" else "t"
     read = read_change(0, change(operation, entity_type, name, json.dumps(payload)), STORY, NOW)
@@ -410,9 +410,9 @@ def test_a_field_of_others_alone_is_a_change_and_what_is_not_kept_is_named() -> 
     assert [asked.number for asked in outcome.applied] == [0, 1, 2, 3, 4, 5]
     assert ["n50" in outcome.warnings[0], "a-b" in outcome.warnings[1]] == [True, True]
     assert "x" * 40 in outcome.warnings[1]
-    anew = nodes(outcome)[-1]
-    assert anew["x_colour"] is None
-    assert anew["x_n1"] is None
+    created = nodes(outcome)[-1]
+    assert created["x_colour"] is None
+    assert created["x_n1"] is None
 
 
 NAMES_AND_VALUES = st.dictionaries(
@@ -470,16 +470,16 @@ def test_a_subtask_hangs_on_the_newest_plan_that_is_left() -> None:
 
 
 def test_alternative_field_names_are_accepted() -> None:
-    assert told("SUBTASK", dependencies=["a"], role="dev", colour=1) == {
+    assert payload_of("SUBTASK", dependencies=["a"], role="dev", colour=1) == {
         "depends_on": ["a"],
         "role": "DEV",
     }
 
 
 def test_names_as_protobuf_writes_them_in_json_are_accepted() -> None:
-    decision = told("DECISION", title="x", decidedBy="bo", decidedAt="2026-02-01", id="t")
-    milestone = told("MILESTONE", eventType="DEMO", tsMs="1000")
-    case = told("CASE", caseId=STORY, createdBy="bo", createdAt="2026-02-01", title="x")
+    decision = payload_of("DECISION", title="x", decidedBy="bo", decidedAt="2026-02-01", id="t")
+    milestone = payload_of("MILESTONE", eventType="DEMO", tsMs="1000")
+    case = payload_of("CASE", caseId=STORY, createdBy="bo", createdAt="2026-02-01", title="x")
 
     assert decision == {
         "title": "x",
@@ -488,7 +488,7 @@ def test_names_as_protobuf_writes_them_in_json_are_accepted() -> None:
     }
     assert milestone == {"event_type": "DEMO", "timestamp_ms": 1000}
     assert case == {"title": "x", "created_by": "bo", "created_at": "2026-02-01T00:00:00.000Z"}
-    assert told("SUBTASK", subtaskId="t", planId="p-1", dependsOn=["a"]) == {
+    assert payload_of("SUBTASK", subtaskId="t", planId="p-1", dependsOn=["a"]) == {
         "plan_id": "p-1",
         "depends_on": ["a"],
     }
@@ -497,14 +497,14 @@ def test_names_as_protobuf_writes_them_in_json_are_accepted() -> None:
 def test_an_empty_word_time_or_actor_is_as_none() -> None:
     empty = {"decided_by": "", "decidedAt": " ", "role": "", "type": "", "status": ""}
 
-    assert told("DECISION", title="x", **empty) == {"title": "x"}
-    assert told("CASE", title="x", rigor="", created_by="", created_at="") == {"title": "x"}
-    assert told("SUBTASK", assignee="", plan_id="", description="") == {"description": ""}
+    assert payload_of("DECISION", title="x", **empty) == {"title": "x"}
+    assert payload_of("CASE", title="x", rigor="", created_by="", created_at="") == {"title": "x"}
+    assert payload_of("SUBTASK", assignee="", plan_id="", description="") == {"description": ""}
 
 
 @pytest.mark.parametrize("status", ["in-progress", " In Progress ", "IN_PROGRESS"])
 def test_a_status_is_one_word_in_capitals(status: str) -> None:
-    assert told("SUBTASK", status=status) == {"status": "IN_PROGRESS"}
+    assert payload_of("SUBTASK", status=status) == {"status": "IN_PROGRESS"}
 
 
 def test_an_empty_payload_says_nothing_and_is_enough_where_nothing_is_needed() -> None:
@@ -552,7 +552,7 @@ def test_times_are_stored_in_utc_and_in_one_form_for_they_are_sorted_as_text(tim
 )
 def test_a_time_that_has_not_come_is_refused(entity_type: str, payload: dict[str, Any]) -> None:
     with pytest.raises(RejectedChange, match="later than now"):
-        told(entity_type, **payload)
+        payload_of(entity_type, **payload)
 
 
 @pytest.mark.parametrize(
@@ -567,7 +567,7 @@ def test_a_number_that_goes_out_as_int32_is_bounded(
     entity_type: str, payload: dict[str, Any]
 ) -> None:
     with pytest.raises(RejectedChange, match="1000000"):
-        told(entity_type, **payload)
+        payload_of(entity_type, **payload)
 
 
 @pytest.mark.parametrize(
@@ -586,13 +586,13 @@ def test_a_payload_of_another_id_is_refused(
     operation: str, entity_type: str, payload: dict[str, Any]
 ) -> None:
     with pytest.raises(RejectedChange, match="is not"):
-        told(entity_type, operation, **payload)
+        payload_of(entity_type, operation, **payload)
 
 
 def test_two_names_of_one_field_must_agree() -> None:
-    assert told("SUBTASK", depends_on=["a"], dependencies=["a"]) == {"depends_on": ["a"]}
+    assert payload_of("SUBTASK", depends_on=["a"], dependencies=["a"]) == {"depends_on": ["a"]}
     with pytest.raises(RejectedChange, match="under two names"):
-        told("SUBTASK", depends_on=["a"], dependencies=["b"])
+        payload_of("SUBTASK", depends_on=["a"], dependencies=["b"])
 
 
 def test_when_and_by_whom_a_case_was_made_never_changes_and_the_rest_is_stored() -> None:

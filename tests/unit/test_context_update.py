@@ -58,8 +58,8 @@ async def test_it_answers_when_it_is_stored_and_is_announced_when_the_bus_is_bac
     await running.result()
     (entry,) = world.published
     assert entry.subject == "context.updated"
-    told = {"version": 3, "changed": ["DECISION", "MILESTONE"]}
-    assert {name: entry.body[name] for name in told} == told
+    expected = {"version": 3, "changed": ["DECISION", "MILESTONE"]}
+    assert {name: entry.body[name] for name in expected} == expected
 
 
 async def test_a_cancellation_does_not_keep_what_is_stored_from_being_announced(

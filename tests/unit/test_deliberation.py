@@ -198,8 +198,8 @@ async def test_a_late_decision_and_a_milestone_reach_the_next_wave(
     by_wave = {call.wave: [d.title for d in call.late_decisions] for call in world.calls}
     assert by_wave[1] == []
     assert by_wave[2] == ["Use UTC"]
-    heard = {call.wave: [m.event_type for m in call.late_milestones] for call in world.calls}
-    assert (heard[1], heard[2]) == ([], ["DEMO"])
+    milestones = {call.wave: [m.event_type for m in call.late_milestones] for call in world.calls}
+    assert (milestones[1], milestones[2]) == ([], ["DEMO"])
 
 
 async def test_events_are_recorded_then_published_in_order(fleet: Client, world: World) -> None:

@@ -128,14 +128,14 @@ def test_results_come_by_rank_with_all_that_was_drafted() -> None:
 
 
 def test_metadata_shows_why_and_who_failed() -> None:
-    told = result_metadata(a_result(), "deliberation-x", 17)
+    metadata = result_metadata(a_result(), "deliberation-x", 17)
 
-    assert (told.orchestrator_version, told.execution_id) == (VERSION, "deliberation-x")
-    assert told.timestamp_ms == 17
-    assert told.tags["judged"] == "agent-architect-1: clearer"
-    assert told.tags["failed_agents"] == "agent-data-3 (revise): no model"
-    assert told.tags["models"] == "smol"
-    assert "story_id" in told.tags
+    assert (metadata.orchestrator_version, metadata.execution_id) == (VERSION, "deliberation-x")
+    assert metadata.timestamp_ms == 17
+    assert metadata.tags["judged"] == "agent-architect-1: clearer"
+    assert metadata.tags["failed_agents"] == "agent-data-3 (revise): no model"
+    assert metadata.tags["models"] == "smol"
+    assert "story_id" in metadata.tags
     assert (
         "judged" not in result_metadata(a_result().model_copy(update={"judged": ""}), "x", 1).tags
     )
@@ -149,7 +149,7 @@ class History:
 
     def __init__(self, rounds: int) -> None:
         self.updates = Updates(rounds)
-        self.told = [self.updates.accepted()]
+        self.seen = [self.updates.accepted()]
         self._number = 0
 
     def ask(self, act: str, summary: str) -> int:
@@ -158,7 +158,7 @@ class History:
             event_id=self._number, event_type=EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
         )
         event.activity_task_scheduled_event_attributes.activity_type.name = act
-        self.told += self.updates.read(event, summary)
+        self.seen += self.updates.read(event, summary)
         return self._number
 
     def answer(self, scheduled: int, end: str = "completed") -> None:
@@ -168,7 +168,7 @@ class History:
             event_type=EventType.Value(f"EVENT_TYPE_ACTIVITY_TASK_{end.upper()}"),
         )
         getattr(event, f"activity_task_{end}_event_attributes").scheduled_event_id = scheduled
-        self.told += self.updates.read(event, "")
+        self.seen += self.updates.read(event, "")
 
 
 def test_each_wave_and_each_answer_is_an_update() -> None:
@@ -186,7 +186,7 @@ def test_each_wave_and_each_answer_is_an_update() -> None:
     history.answer(history.ask("record_deliberation", "record proposals"))
     last = history.updates.complete(a_result())
 
-    assert [(each.status, each.current_step, each.current_agent) for each in history.told] == [
+    assert [(each.status, each.current_step, each.current_agent) for each in history.seen] == [
         ("generating", "gather", ""),
         ("generating", "propose", ""),
         ("generating", "propose: 1 of 2 answered", "a-2"),
@@ -202,7 +202,7 @@ def test_each_wave_and_each_answer_is_an_update() -> None:
         ("scoring", "check: 2 of 2 answered", "a-1"),
         ("scoring", "record", ""),
     ]
-    assert [each.progress_percent for each in history.told] == [
+    assert [each.progress_percent for each in history.seen] == [
         *(0, 0, 10, 20, 20, 30, 40, 40, 50, 60, 60, 70, 80, 80)
     ]
     assert (last.status, last.progress_percent) == ("complete", 100)
@@ -215,8 +215,8 @@ def test_an_agent_that_fails_is_named(end: str) -> None:
 
     history.answer(history.ask("propose", "a-1 proposes"), end)
 
-    assert history.told[-1].current_step == "propose: a-1 failed"
-    assert history.told[-1].current_agent == "a-1"
+    assert history.seen[-1].current_step == "propose: a-1 failed"
+    assert history.seen[-1].current_agent == "a-1"
 
 
 @given(
@@ -231,12 +231,12 @@ def test_progress_never_goes_back_and_ends_only_at_the_end(rounds: int, acts: li
     for act in acts:
         history.answer(history.ask(act, "a-1 acts"))
 
-    percent = [each.progress_percent for each in history.told]
+    percent = [each.progress_percent for each in history.seen]
 
     assert percent == sorted(percent)
     assert all(0 <= each < 100 for each in percent)
-    assert {each.status for each in history.told} <= {"generating", "reviewing", "scoring"}
-    assert isinstance(history.told[0], pb.DeliberationUpdate)
+    assert {each.status for each in history.seen} <= {"generating", "reviewing", "scoring"}
+    assert isinstance(history.seen[0], pb.DeliberationUpdate)
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ ADDRESSES = ("TEMPORAL_ADDRESS", "NATS_URL", "NEO4J_URI", "REDIS_HOST", "VLLM_UR
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in (*ADDRESSES, "NATS_PORT", "VLLM_MODEL", "FLEET_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FLEET_HOME", str(tmp_path / "fleet"))

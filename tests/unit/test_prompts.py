@@ -82,8 +82,8 @@ def test_every_act_begins_with_the_same_shared_context(description: str) -> None
 
     heads = {prompt.partition("# Your turn")[0] for prompt in prompts}
     (head,) = heads
-    for told in ("Store every event.", "idempotent", "Decided: JetStream.", "Use Valkey", "ruff"):
-        assert told in head
+    for text in ("Store every event.", "idempotent", "Decided: JetStream.", "Use Valkey", "ruff"):
+        assert text in head
     assert len(head) > 1_000 or len(description) < 1_000
 
 

@@ -228,9 +228,9 @@ def test_a_dimension_below_its_threshold_gets_its_share_and_a_reason(
     assert score.dimensions[dimension] == pytest.approx(points)
     assert set(others.values()) == {100}
     assert score.score == round(100 - RIGOR["L1"].weights[dimension] * (100 - points))
-    [said] = score.reasons
-    assert said.startswith(f"{dimension}: ")
-    assert reason in said
+    [reason_found] = score.reasons
+    assert reason_found.startswith(f"{dimension}: ")
+    assert reason in reason_found
 
 
 def test_the_worse_of_critical_and_major_counts() -> None:

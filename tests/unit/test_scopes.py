@@ -83,7 +83,7 @@ def test_scopes_are_missing_or_too_many_by_what_the_role_has(provided: list[str]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"token_budget": 0}, "token_budget"),
         ({"colour": "red"}, "colour: unknown field"),
@@ -99,7 +99,7 @@ def test_scopes_are_missing_or_too_many_by_what_the_role_has(provided: list[str]
     ],
 )
 def test_a_wrong_scopes_file_is_refused_with_its_field(
-    tmp_path: Path, change: dict[str, Any], said: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     file = tmp_path / "scopes.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(FILE.read_text()) | change))
@@ -108,7 +108,7 @@ def test_a_wrong_scopes_file_is_refused_with_its_field(
         load_scopes(file)
 
     assert (caught.value.type, caught.value.non_retryable) == ("InvalidConfig", True)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert str(file) in caught.value.message
 
 

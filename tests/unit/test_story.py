@@ -391,7 +391,9 @@ async def test_a_story_cancelled_before_its_process_is_read_ends_cancelled(
 ) -> None:
     world.config_open.clear()
     story = await start_story()
-    await until(story.handle.describe, lambda told: told.raw_description.pending_activities)
+    await until(
+        story.handle.describe, lambda described: described.raw_description.pending_activities
+    )
 
     await story.handle.cancel()
     with pytest.raises(WorkflowFailureError) as failed:
@@ -407,7 +409,9 @@ async def test_an_update_that_comes_before_the_process_is_read_waits_and_is_judg
     world.config_open.clear()
     story = await start_story()
     early = asyncio.create_task(story.approve("docs_ready"))
-    await until(story.handle.describe, lambda told: told.raw_description.pending_activities)
+    await until(
+        story.handle.describe, lambda described: described.raw_description.pending_activities
+    )
 
     world.config_open.set()
 

@@ -36,66 +36,66 @@ def printed(shown: RenderableType, width: int = 500) -> str:
     return console.file.getvalue()
 
 
-def a_view(said: str) -> StoryView:
+def a_view(text: str) -> StoryView:
     return StoryView(
         story_id="US-1",
-        title=said,
+        title=text,
         state="DRAFT",
         pending_gate="approve_scope",
         gate_role="PO",
         revision="0123456789abcdef",
         rigor="L1",
-        findings=[Finding(code="SMALL", message=said, weight=10)],
-        working_on=said,
+        findings=[Finding(code="SMALL", message=text, weight=10)],
+        working_on=text,
     )
 
 
-def everything(said: str) -> list[RenderableType]:
-    story = a_view(said)
+def everything(text: str) -> list[RenderableType]:
+    story = a_view(text)
     council = Council(
-        task_id=said,
+        task_id=text,
         progress=Progress(
             status="running",
-            wave=said,
-            answered=[said],
-            waiting=[said],
-            failed=[FailedAgent(agent_id=said, act="propose", cause=said)],
+            wave=text,
+            answered=[text],
+            waiting=[text],
+            failed=[FailedAgent(agent_id=text, act="propose", cause=text)],
         ),
     )
-    task = PlannedTask(task_id="t1", role="DEV", title=said, description=said)
+    task = PlannedTask(task_id="t1", role="DEV", title=text, description=text)
     return [
         render.snapshot(Snapshot(status="RUNNING", story=story, councils=[council])),
         render.page(
             render.StoryPage(
                 story=story,
-                moves=[Move(event=said, to="DESIGN", kind="gate", blocked_by=[said])],
-                plan=Plan(plan_id=said, story_id="US-1", tasks=[task]),
-                timeline=[TimelineEntry(at=said, event=said, actor=said, text=said)],
-                usage=[UsageLine(phase="DESIGN", role="DEV", model=said)],
+                moves=[Move(event=text, to="DESIGN", kind="gate", blocked_by=[text])],
+                plan=Plan(plan_id=text, story_id="US-1", tasks=[task]),
+                timeline=[TimelineEntry(at=text, event=text, actor=text, text=text)],
+                usage=[UsageLine(phase="DESIGN", role="DEV", model=text)],
             )
         ),
         render.reasons(
             [
                 Why(
                     decision_id="d1",
-                    title=said,
-                    rationale=said,
-                    decided_at=said,
-                    critiques=[Objection(critic=said, points=[said], suggestion=said)],
-                    passed_by=[Passed(gate="approve_scope", actor=said, role="PO", comment=said)],
+                    title=text,
+                    rationale=text,
+                    decided_at=text,
+                    critiques=[Objection(critic=text, points=[text], suggestion=text)],
+                    passed_by=[Passed(gate="approve_scope", actor=text, role="PO", comment=text)],
                 )
             ]
         ),
         render.stories(
-            [render.StoryRow(story_id=said, state=said, status="RUNNING", started=said)]
+            [render.StoryRow(story_id=text, state=text, status="RUNNING", started=text)]
         ),
     ]
 
 
-@given(said=OUTSIDE)
+@given(text=OUTSIDE)
 @settings(max_examples=30, deadline=None)
-def test_any_text_is_printed_and_commands_no_terminal(said: str) -> None:
-    for shown in everything(said):
+def test_any_text_is_printed_and_commands_no_terminal(text: str) -> None:
+    for shown in everything(text):
         text = printed(shown)
 
         assert text
@@ -107,11 +107,11 @@ def test_markup_is_shown_as_it_was_written() -> None:
         assert "[bold red]stop[/bold red]" in printed(shown)
 
 
-@given(said=OUTSIDE)
+@given(text=OUTSIDE)
 @settings(max_examples=30, deadline=None)
-def test_a_log_line_is_one_printable_line(said: str) -> None:
+def test_a_log_line_is_one_printable_line(text: str) -> None:
     line = render.line(
-        Snapshot(status="RUNNING", story=a_view(said).model_copy(update={"pending_gate": ""}))
+        Snapshot(status="RUNNING", story=a_view(text).model_copy(update={"pending_gate": ""}))
     )
 
     assert line.isprintable()
