@@ -1,7 +1,8 @@
 """Finds words that a reader stumbles over: `python -m tests.language` (part of `make lint`).
 
-It reads Markdown, docstrings, comments, and strings of more than one word. Names are not read: what
-histories, the bus and the graph hold keeps its name.
+It reads Markdown, docstrings, comments, strings of more than one word, and the names of functions,
+classes and parameters, also those of tests. Fields are not read: what histories, the bus and the
+graph hold keeps its name.
 """
 
 from __future__ import annotations
@@ -43,11 +44,30 @@ def pages() -> Iterator[tuple[Path, int, str]]:
             yield page, number, line
 
 
+def modules(*folders: str) -> Iterator[Path]:
+    """Yield the modules in the folders."""
+    for module in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        if not str(module.relative_to(ROOT)).startswith(NOT_OURS):
+            yield module
+
+
+def names() -> Iterator[tuple[Path, int, str]]:
+    """Yield the words of each name of a function, class or parameter, with its place."""
+    for module in modules(*CODE, "tests"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            match node:
+                case (
+                    ast.FunctionDef(name=name)
+                    | ast.AsyncFunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                    | ast.arg(arg=name)
+                ):
+                    yield module, node.lineno, name.replace("_", " ")
+
+
 def texts() -> Iterator[tuple[Path, int, str]]:
     """Yield each docstring, comment, and string of more than one word, with its place."""
-    for module in sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py")):
-        if str(module.relative_to(ROOT)).startswith(NOT_OURS):
-            continue
+    for module in modules(*CODE):
         for node in ast.walk(ast.parse(module.read_text())):
             match node:
                 case ast.Constant(value=str(text)) if " " in text.strip():
@@ -61,7 +81,7 @@ def texts() -> Iterator[tuple[Path, int, str]]:
 def main() -> int:
     """Print what was found; the exit code is 1 if there is any."""
     found = 0
-    for path, number, text in [*pages(), *texts()]:
+    for path, number, text in [*pages(), *texts(), *names()]:
         for pattern, better in WORDS.items():
             for match in pattern.finditer(text):
                 line = number + text.count("\n", 0, match.start())

@@ -181,7 +181,7 @@ WITH t WHERE coalesce(t.status, '') <> 'DELETED'"""
 )
 """The tasks of the last plan, and those without a plan."""
 
-_OWN: LiteralString = " AND (t.role = $role OR t.id = $subtask)"
+_OF_ROLE: LiteralString = " AND (t.role = $role OR t.id = $subtask)"
 
 _TASK_FIELDS: LiteralString = """
 RETURN t.id AS id, coalesce(t.title, '') AS title, coalesce(t.description, '') AS description,
@@ -453,7 +453,7 @@ READS: dict[Scope, ScopeQuery] = {
     "DEPS_RELEVANT": ScopeQuery(
         "What your tasks wait for",
         _TASKS
-        + _OWN
+        + _OF_ROLE
         + """
         MATCH (t)-[:DEPENDS_ON]->(d:Subtask) WHERE coalesce(d.status, '') <> 'DELETED'
         RETURN t.id AS id, d.id AS on, coalesce(d.title, '') AS title, d.status AS status,
@@ -465,9 +465,9 @@ READS: dict[Scope, ScopeQuery] = {
     ),
     "SUBTASKS_ALL": ScopeQuery("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task),
     "SUBTASKS_ALL_MIN": ScopeQuery("Tasks", _TASKS + _TASK_FIELDS, _TaskRow, _task_min),
-    "SUBTASKS_ROLE": ScopeQuery("Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task),
+    "SUBTASKS_ROLE": ScopeQuery("Your tasks", _TASKS + _OF_ROLE + _TASK_FIELDS, _TaskRow, _task),
     "SUBTASKS_ROLE_MIN": ScopeQuery(
-        "Your tasks", _TASKS + _OWN + _TASK_FIELDS, _TaskRow, _task_min
+        "Your tasks", _TASKS + _OF_ROLE + _TASK_FIELDS, _TaskRow, _task_min
     ),
     "MILESTONES": ScopeQuery(
         "What happened, newest first",

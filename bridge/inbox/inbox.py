@@ -264,8 +264,8 @@ class Inbox:
             data=message.data,
         )
         try:
-            understood = parse_event(received)
-            return Held(message, understood.change, understood.content)
+            parsed = parse_event(received)
+            return Held(message, parsed.change, parsed.content)
         except InvalidMessage as error:
             await self._dead_letter(consumer, message, str(error))
         except Exception as error:  # a bug must not stop the inbox  # noqa: BLE001

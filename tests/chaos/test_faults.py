@@ -40,7 +40,7 @@ async def test_a_worker_killed_in_each_wave_of_a_deliberation_loses_nothing(
     assert site.orphans() == []
 
 
-async def test_temporal_is_stopped_in_mid_wave_and_comes_back_with_its_database(
+async def test_temporal_is_stopped_in_mid_wave_and_restarts_with_its_database(
     site: Site, engine: LlmServer
 ) -> None:
     engine.calls.clear()

@@ -156,7 +156,7 @@ async def test_a_run_that_is_repeated_asks_the_same_and_gets_the_same(
     assert again.usage.seed == once.usage.seed
 
 
-async def test_an_agent_may_have_its_own_model(
+async def test_an_agent_may_have_a_different_model(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
     llm.models = (llm.model, "large-model")

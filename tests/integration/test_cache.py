@@ -176,7 +176,7 @@ def test_two_packs_never_share_a_key(one: tuple[str, str, str], two: tuple[str, 
     assert (pack_key(*one) == pack_key(*two)) == (one == two)
 
 
-async def test_a_pack_is_kept_as_long_as_the_setting_says(client: Redis) -> None:
+async def test_a_pack_is_kept_as_long_as_the_setting_requires(client: Redis) -> None:
     story, cache = new_story(), Cache(client, pack_ttl_s=90)
     key = pack_key(story, "DEV", "BUILD")
 

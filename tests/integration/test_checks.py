@@ -335,7 +335,7 @@ async def test_cancelling_it_kills_what_runs(environment: ActivityEnvironment) -
         (POLICY_FILE, None, "cannot be read"),
     ],
 )
-def test_configuration_that_does_not_hold_together_is_refused_at_the_start(
+def test_inconsistent_configuration_is_refused_at_the_start(
     tmp_path: Path, file: str, text: str | None, message: str
 ) -> None:
     for each in (CHECKS_FILE, POLICY_FILE):

@@ -405,7 +405,7 @@ async def test_a_story_that_is_not_there_is_named(fleet: Environment) -> None:
     )
 
 
-async def test_without_temporal_every_command_says_where_it_looked(fleet: Environment) -> None:
+async def test_without_temporal_every_command_names_the_address(fleet: Environment) -> None:
     reason = await refused(fleet | {"TEMPORAL_ADDRESS": "127.0.0.1:1"}, "list")
 
     assert "Temporal at 127.0.0.1:1 is not reachable. Start it, or set TEMPORAL_ADDRESS" in reason

@@ -148,7 +148,7 @@ async def test_since_begins_with_what_was_stored_from_then_on(
     assert [event["id"] for event in events] == ids
 
 
-async def test_a_line_says_what_happened_to_people_and_commands_no_terminal(
+async def test_a_line_is_readable_and_commands_no_terminal(
     mirror: Mirror, environment: Environment, jetstream: JetStreamContext
 ) -> None:
     await publish(
@@ -285,7 +285,7 @@ async def test_what_cannot_be_is_refused(environment: Environment, nats_client: 
     assert "is not reachable" in nowhere[2]
 
 
-async def test_whoever_reads_may_go_away(mirror: Mirror, environment: Environment) -> None:
+async def test_a_reader_may_disconnect(mirror: Mirror, environment: Environment) -> None:
     await publish(mirror, *(an_entry(SUBJECTS[n % 3]) for n in range(50)))
 
     ended = await asyncio.to_thread(

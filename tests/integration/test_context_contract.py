@@ -405,7 +405,7 @@ async def test_what_cannot_be_is_refused_with_the_field_or_the_role(
 # --- a story with a running workflow --------------------------------------------------------------
 
 
-async def test_a_running_story_is_moved_by_its_own_moves_and_its_text_by_amend_alone(
+async def test_a_running_story_changes_only_by_its_moves_and_amend(
     context: ContractClient, temporal_client: Client, driver: AsyncDriver
 ) -> None:
     story = new_story()

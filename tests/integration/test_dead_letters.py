@@ -82,7 +82,7 @@ async def test_a_replayed_letter_is_the_original_again_even_within_the_duplicate
     assert [each async for each in letters.list()] == []
 
 
-async def test_a_letter_of_an_envelope_is_known_by_its_own_key_once_it_is_back(
+async def test_a_replayed_envelope_is_identified_by_its_key(
     letters: DeadLetters, jetstream: JetStreamContext
 ) -> None:
     message = await received(jetstream, b'{"payload": {}, "idempotency_key": "k-1"}')
@@ -93,7 +93,7 @@ async def test_a_letter_of_an_envelope_is_known_by_its_own_key_once_it_is_back(
     assert "ce-id" not in ((await newest(jetstream)).headers or {})
 
 
-async def test_a_letter_without_an_id_keeps_its_place_as_one(
+async def test_a_letter_without_an_id_uses_its_stream_position(
     letters: DeadLetters, jetstream: JetStreamContext
 ) -> None:
     message = await received(jetstream, b"{}")

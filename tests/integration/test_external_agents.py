@@ -121,7 +121,7 @@ class Outside:
         """Count the commands published so far."""
         return (await self.jetstream.stream_info("AGENT_COMMANDS")).state.messages
 
-    async def say(self, command: AgentCommand, status: str, **fields: Any) -> None:
+    async def respond(self, command: AgentCommand, status: str, **fields: Any) -> None:
         body = {
             "task_id": command.task_id,
             "agent_id": command.agent_id,
@@ -137,7 +137,7 @@ class Outside:
         await self.jetstream.publish(f"agent.response.{task_id}", body)
 
     async def answer(self, command: AgentCommand) -> None:
-        await self.say(command, "done", content=document(command))
+        await self.respond(command, "done", content=document(command))
 
     # --- refusals ---------------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ async def test_a_malformed_answer_is_asked_again_with_what_was_wrong(
     handle = await fleet.ask()
     first = await fleet.take()
 
-    await fleet.say(first, "done", content=content)
+    await fleet.respond(first, "done", content=content)
     second = await fleet.take()
     await fleet.answer(second)
 
@@ -363,7 +363,7 @@ async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
     handle = await fleet.ask(attempts=5)
 
     for _ in range(3):
-        await fleet.say(await fleet.take(), "done", content="no JSON")
+        await fleet.respond(await fleet.take(), "done", content="no JSON")
 
     error = await failure(handle)
     assert (error.type, error.non_retryable) == ("BadAnswer", True)
@@ -371,16 +371,16 @@ async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
     assert await fleet.asked() == 3
 
 
-async def test_a_failed_agent_fails_the_attempt_in_its_own_words_and_another_is_asked(
+async def test_a_failed_agent_fails_the_attempt_with_its_message_and_another_is_asked(
     fleet: Outside,
 ) -> None:
     handle = await fleet.ask(attempts=2)
     first = await fleet.take()
 
-    await fleet.say(first, "failed", error="out of memory " * 1_000)
+    await fleet.respond(first, "failed", error="out of memory " * 1_000)
     second = await fleet.take()
     pending = await fleet.pending(handle)
-    await fleet.say(second, "failed", error="out of memory again")
+    await fleet.respond(second, "failed", error="out of memory again")
 
     assert pending.attempt == 2
     assert "out of memory" in pending.last_failure.message
@@ -395,9 +395,9 @@ async def test_a_failed_agent_fails_the_attempt_in_its_own_words_and_another_is_
 
 async def test_an_answer_counts_what_all_attempts_before_it_have_cost(fleet: Outside) -> None:
     handle = await fleet.ask(silence_s=2, attempts=3)
-    await fleet.say(await fleet.take(), "done", content="no JSON")
-    await fleet.say(await fleet.take(), "failed", error="out of memory")
-    await fleet.say(await fleet.take(), "working")  # no answer follows
+    await fleet.respond(await fleet.take(), "done", content="no JSON")
+    await fleet.respond(await fleet.take(), "failed", error="out of memory")
+    await fleet.respond(await fleet.take(), "working")  # no answer follows
     await fleet.answer(await fleet.take())
 
     usage = (await handle.result()).usage
@@ -439,7 +439,7 @@ async def test_a_forged_message_is_refused_and_the_call_waits_on(
     handle = await fleet.ask()
     command = await fleet.take()
 
-    await fleet.say(command, status, content=document(command), **fields)
+    await fleet.respond(command, status, content=document(command), **fields)
 
     letter = await fleet.refused()
     assert letter.reason == reason
@@ -488,7 +488,7 @@ async def test_an_answer_counts_however_its_fields_are_written(
     fields = {"status": "done", "content": document(command)} | written
     if fields.pop("as_object", False):
         fields["content"] = json.loads(document(command))
-    await fleet.say(command, **fields)
+    await fleet.respond(command, **fields)
 
     assert (await handle.result()).proposal.content
     assert await fleet.asked() == 1
@@ -539,7 +539,7 @@ async def test_the_second_of_two_answers_is_refused(fleet: Outside) -> None:
     command = await fleet.take()
 
     await fleet.answer(command)
-    await fleet.say(command, "done", content="something else")
+    await fleet.respond(command, "done", content="something else")
 
     assert (await handle.result()).proposal.model_dump(mode="json") == json.loads(document(command))
     letter = await fleet.refused()
@@ -568,7 +568,7 @@ async def test_an_agents_last_word_may_overtake_the_one_before(fleet: Outside) -
     command = await fleet.take()
 
     await fleet.answer(command)
-    await fleet.say(command, "working")
+    await fleet.respond(command, "working")
 
     assert (await handle.result()).proposal.content
     await fleet.settled()
@@ -585,7 +585,7 @@ async def test_a_silent_agents_command_goes_to_another_and_its_late_answer_is_re
     silent = await fleet.take()
 
     other = await fleet.take()
-    await fleet.say(silent, "done", content=document(silent))
+    await fleet.respond(silent, "done", content=document(silent))
     letter = await fleet.refused()
     pending = await fleet.pending(handle)
     await fleet.answer(other)
@@ -594,20 +594,20 @@ async def test_a_silent_agents_command_goes_to_another_and_its_late_answer_is_re
     assert letter.reason == "late: the call was given up"
     assert pending.attempt == 2
     assert (await handle.result()).proposal.content
-    await fleet.say(silent, "done", content=document(silent))
+    await fleet.respond(silent, "done", content=document(silent))
     await fleet.settled()
     assert [letter.reason for letter in await fleet.letters()] == [
         "late: the call was given up"
     ] * 2
 
 
-async def test_an_agent_that_says_that_it_works_is_waited_for(fleet: Outside) -> None:
+async def test_an_agent_that_reports_progress_is_waited_for(fleet: Outside) -> None:
     handle = await fleet.ask(silence_s=2, attempts=2)
     command = await fleet.take()
     began = time.monotonic()
 
     while time.monotonic() - began < 3.5:
-        await fleet.say(command, "working", tokens_out=42)
+        await fleet.respond(command, "working", tokens_out=42)
         await asyncio.sleep(0.25)
     pending = await fleet.pending(handle)
     await fleet.answer(command)
@@ -628,7 +628,7 @@ async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is
     await handle.cancel()
     with pytest.raises(WorkflowFailureError):
         await asyncio.wait_for(handle.result(), WITHIN_S)
-    await fleet.say(command, "working")
+    await fleet.respond(command, "working")
     await fleet.settled()
     assert await fleet.letters() == []
     await fleet.answer(command)

@@ -189,7 +189,7 @@ async def test_one_content_is_kept_once_and_comes_back_as_it_was(client: Redis) 
     assert await driver.retrieve(RETRIEVE, claims) == [payload, other, payload]
 
 
-async def test_a_missing_payload_says_what_to_restore(client: Redis) -> None:
+async def test_a_missing_payload_names_what_to_restore(client: Redis) -> None:
     claim = StorageDriverClaim({"sha256": "0" * 64})
 
     with pytest.raises(PayloadMissing, match=r"swe:payload:000.*append-only file"):

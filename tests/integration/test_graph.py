@@ -288,7 +288,7 @@ async def test_text_from_outside_stays_data(
     assert await client.xlen(timeline_key(story)) == 2
 
 
-async def test_what_comes_before_its_story_waits_for_it(
+async def test_a_message_before_its_story_waits_for_it(
     graph: Graph, driver: neo4j.AsyncDriver, story: str
 ) -> None:
     await graph.record(

@@ -213,7 +213,7 @@ async def test_a_status_from_outside_never_replaces_that_of_a_workflow(
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1)])
-async def test_of_a_decision_that_comes_again_the_later_text_holds(
+async def test_the_later_text_of_a_repeated_decision_is_kept(
     graph: Graph, driver: neo4j.AsyncDriver, order: tuple[int, ...]
 ) -> None:
     story = new_story()

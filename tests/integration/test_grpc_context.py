@@ -315,7 +315,7 @@ async def test_an_unknown_story_is_not_found_and_nothing_is_stored(
     assert await nodes(driver, story) == 0
 
 
-async def test_a_case_that_cannot_be_created_says_why(
+async def test_a_case_that_cannot_be_created_gives_the_reason(
     service: Service, driver: AsyncDriver, story: str
 ) -> None:
     error = await refusal(service.update(story, change("CREATE", "CASE"), *(planned()[-2:])))
@@ -1031,7 +1031,7 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-async def test_whatever_comes_is_answered_or_refused_and_nothing_is_half_written(
+async def test_any_request_is_answered_or_refused_and_nothing_is_half_written(
     service: Service, driver: AsyncDriver, method: str, data: st.DataObject
 ) -> None:
     request = data.draw(REQUESTS[method])

@@ -284,7 +284,7 @@ async def begun_with(fleet: Fleet, workflow_id: str) -> DeliberationInput:
     raise AssertionError(workflow_id)
 
 
-async def test_the_options_of_orchestrate_do_what_they_say(fleet: Fleet, stub: Any) -> None:
+async def test_the_options_of_orchestrate_have_their_effect(fleet: Fleet, stub: Any) -> None:
     story = new_story()
     await fleet.graph.record(batch(story, *one_of_each(story)))
     ask: dict[str, Any] = {"task_description": TASK, "role": "DEV", "story_id": story}

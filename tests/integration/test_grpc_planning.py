@@ -292,7 +292,7 @@ async def test_a_gate_stays_shut_for_a_token_without_its_role(planning: Any) -> 
     assert (await shown(planning, story_id))[1]["state"] == "DRAFT"
 
 
-async def test_a_guard_that_blocks_says_which_and_why(planning: Any) -> None:
+async def test_a_guard_that_blocks_is_named_with_the_reason(planning: Any) -> None:
     story_id = (await created(planning, ac=[])).story_id
 
     answer = await transition(planning, story_id, "approve_scope")

@@ -113,7 +113,7 @@ async def test_a_call_with_a_token_is_answered_and_its_caller_known(
     "metadata",
     [(), (("authorization", "Bearer x.y.z"),), bearer("ana", valid_for=timedelta(seconds=-10))],
 )
-async def test_a_call_without_a_token_of_ours_reaches_no_service(
+async def test_a_call_without_a_valid_token_reaches_no_service(
     channel: grpc.aio.Channel, service: Behaving, metadata: Any
 ) -> None:
     error = await failure(

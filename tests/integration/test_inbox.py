@@ -159,7 +159,7 @@ async def test_only_events_that_this_fleet_sent_are_treated_as_internal(
     await known.terminate()
 
 
-async def test_what_comes_is_stored_and_what_the_fleet_sent_itself_is_not_stored_again(
+async def test_messages_are_stored_and_those_of_the_fleet_are_not_stored_again(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -270,7 +270,7 @@ async def test_the_same_message_a_hundred_times_is_one(
     assert await count(driver, "PhaseTransition", story) == 1
 
 
-async def test_of_contradictory_transitions_the_later_in_time_holds(
+async def test_of_contradictory_transitions_the_later_one_is_kept(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,

@@ -567,7 +567,7 @@ def paid(met: Outcome) -> CallUsage:
     return usage
 
 
-async def test_a_failed_calls_failure_says_what_it_has_cost(store: Redis) -> None:
+async def test_a_failed_call_reports_its_cost(store: Redis) -> None:
     async with ScriptedLlm() as server:
         prose: Script = lambda _: (HEAD, chunk("No."), STOP, COUNTED, DONE)  # noqa: E731
         server.scripts = {

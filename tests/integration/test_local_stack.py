@@ -170,7 +170,7 @@ async def test_servers_that_outlived_their_supervisor_are_replaced(stack: Stack)
     assert all(one.healthy for one in await stack.status())
 
 
-async def test_the_command_line_says_what_runs(stack: Stack, tmp_path: Path) -> None:
+async def test_the_command_line_names_what_runs(stack: Stack, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.local", "status"),
         stdout=asyncio.subprocess.PIPE,

@@ -239,7 +239,7 @@ def test_every_error_of_the_client_is_classed_and_only_malformed_events_are_give
         (OSError("broken pipe"), "NatsAway"),
     ],
 )
-def test_an_errors_type_says_what_happened(error: Exception, kind: str) -> None:
+def test_an_errors_type_names_the_failure(error: Exception, kind: str) -> None:
     (entry,) = entries("planning.story.created")
 
     assert entry_error(entry, error).type == kind

@@ -58,7 +58,7 @@ def test_a_step_is_done_again_when_its_inputs_or_its_result_change(
     assert [ran(), ran()] == [True, False]
 
 
-def test_a_failed_step_says_what_failed_and_is_tried_again(
+def test_a_failed_step_reports_what_failed_and_is_tried_again(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = scratch / "folder" / "file"
@@ -76,7 +76,7 @@ def test_a_failed_step_says_what_failed_and_is_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("program", "says"),
+    ("program", "message"),
     [("true", "is not there"), ("no-such-program", "could not be run")],
 )
 def test_a_step_that_made_nothing_has_failed(
@@ -84,13 +84,13 @@ def test_a_step_that_made_nothing_has_failed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     program: str,
-    says: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(setup, "STEPS", (making(scratch / "file", program=program),))
 
     assert setup.main([]) == 1
 
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_step_is_refused_with_those_there_are(

@@ -141,7 +141,7 @@ async def test_a_memory_stream_stops_the_bridge(
     ],
     ids=lambda value: Path(value).name if isinstance(value, str) else "",
 )
-async def test_a_configuration_that_does_not_hold_together_is_refused(
+async def test_an_inconsistent_configuration_is_refused(
     environment: Environment, tmp_path: Path, process: str, file: str, content: str, words: str
 ) -> None:
     config = tmp_path / "config"

@@ -415,7 +415,7 @@ class ScriptedLlm:
         """Names whose client disconnected before its answer had ended."""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._talk, "127.0.0.1", limit=2**24)
+        self._server = await asyncio.start_server(self._handle, "127.0.0.1", limit=2**24)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -430,7 +430,7 @@ class ScriptedLlm:
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self._port}/{name}/v1"
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = ""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()

@@ -99,7 +99,7 @@ def test_every_schema_is_valid_and_every_example_matches_its_schema() -> None:
             assert list(validator.iter_errors(example["payload"])) == [], message["name"]
 
 
-def test_every_field_of_every_body_says_what_it_is() -> None:
+def test_every_field_of_every_body_has_a_description() -> None:
     described = document()["components"]["schemas"]
 
     for name, schema in described.items():

@@ -22,7 +22,7 @@ def scored(title: str, total: int) -> tuple[StoryText, Readiness]:
 
 
 @given(original=st.none() | TOTALS, written=st.lists(TOTALS, min_size=1, max_size=2))
-def test_the_choice_is_never_worse_than_the_original_and_says_why_it_is_kept(
+def test_the_choice_is_never_worse_than_the_original_and_gives_the_reason(
     original: int | None, written: list[int]
 ) -> None:
     before = None if original is None else scored("original", original)

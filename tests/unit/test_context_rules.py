@@ -174,14 +174,14 @@ def test_an_answer_that_no_client_could_read_is_refused() -> None:
         ("DEV", "LUNCH", False),
     ],
 )
-def test_the_scopes_file_knows_a_role_in_a_phase_or_not(
+def test_a_role_and_phase_are_in_the_scopes_file_or_not(
     scopes: Scopes, role: str, phase: str, has: bool
 ) -> None:
     assert has_scopes(scopes, role, phase) == has
 
 
 @pytest.mark.parametrize(("version", "taken"), [(7, True), (LAST_VERSION, True), (2**31, False)])
-def test_a_version_from_others_leaves_room_for_ours(version: int, taken: bool) -> None:
+def test_a_version_from_another_writer_leaves_room_for_the_next(version: int, taken: bool) -> None:
     body = ContextUpdated(story_id=STORY, version=version, changed=[], timestamp="2026-03-01")
     fields = body.model_dump(mode="json")
     entry = Entry(id="e", kind="ContextUpdated", source="s", time=body.timestamp, body=fields)
@@ -349,7 +349,7 @@ def test_a_case_has_the_storys_id_whatever_its_sender_calls_it() -> None:
     assert nodes(outcome)[0]["x_entity_id"] == "CASE-7"
 
 
-def test_who_decided_is_as_the_payload_says_and_who_recorded_it_is_the_caller() -> None:
+def test_the_decider_is_from_the_payload_and_the_recorder_is_the_caller() -> None:
     outcome = judged(
         change("CREATE", "DECISION", "d", '{"title": "x", "decided_by": "bo"}'),
         change("CREATE", "MILESTONE", "m", '{"type": "x", "recorded_by": "bo"}'),
@@ -374,7 +374,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("entity_type", ENTITY_TYPES)
-def test_fields_that_are_not_ours_are_kept_as_properties_with_a_prefix(
+def test_unknown_fields_are_kept_as_properties_with_a_prefix(
     entity_type: EntityType,
 ) -> None:
     needed = {"title": "x", "event_type": "x", "status_order": "z"}
@@ -507,7 +507,7 @@ def test_a_status_is_one_word_in_capitals(status: str) -> None:
     assert payload_of("SUBTASK", status=status) == {"status": "IN_PROGRESS"}
 
 
-def test_an_empty_payload_says_nothing_and_is_enough_where_nothing_is_needed() -> None:
+def test_an_empty_payload_is_enough_if_nothing_is_required() -> None:
     outcome = judged(
         change("CREATE", "PLAN", "p", ""),
         change("CREATE", "SUBTASK", "t", " "),
@@ -595,7 +595,7 @@ def test_two_names_of_one_field_must_agree() -> None:
         payload_of("SUBTASK", depends_on=["a"], dependencies=["b"])
 
 
-def test_when_and_by_whom_a_case_was_made_never_changes_and_the_rest_is_stored() -> None:
+def test_the_creation_of_a_case_never_changes_and_the_rest_is_stored() -> None:
     found = there()
     found.created = {"created_at": "2026-01-01T00:00:00Z", "created_by": "bo"}
     same = '{"title": "x", "created_by": "bo", "created_at": "2026-01-01T01:00:00+01:00"}'

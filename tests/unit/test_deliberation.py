@@ -150,7 +150,7 @@ async def test_a_barred_proposal_cannot_win(fleet: Client, world: World) -> None
     assert result.ranked[-1].barred
 
 
-async def test_all_barred_fails_and_says_why(fleet: Client, world: World) -> None:
+async def test_all_barred_fails_with_the_reason(fleet: Client, world: World) -> None:
     world.blocking = {"agent-dev-1", "agent-dev-2", "agent-dev-3"}
 
     error = await failure(await start(fleet, world))

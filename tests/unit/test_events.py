@@ -100,7 +100,7 @@ def comparable(kind: str, body: Any, story: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", BODIES.values(), ids=BODIES)
-def test_every_event_describes_its_fields_and_says_what_happened(kind: type[EventBody]) -> None:
+def test_every_event_has_a_description_and_describes_its_fields(kind: type[EventBody]) -> None:
     for name, field in kind.model_fields.items():
         assert field.description, name
         assert field.examples, name

@@ -77,7 +77,7 @@ def test_a_block_has_the_file_name_of_its_label_or_first_comment(
     assert block.file == file
 
 
-def test_a_block_knows_its_first_line_of_code() -> None:
+def test_a_block_has_the_number_of_its_first_line_of_code() -> None:
     text = "intro\n\n```json\n{}\n```\n\n1. item\n\n   ~~~py\n   a = 1\n   b = 2\n   ~~~\n"
 
     blocks = code_blocks(text)

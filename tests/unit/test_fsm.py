@@ -106,7 +106,7 @@ def test_an_illegal_event_is_refused_with_those_that_are_legal() -> None:
 # --- gates, rejections, automatic moves -----------------------------------------------------------
 
 
-def test_moves_say_what_blocks_them() -> None:
+def test_moves_name_what_blocks_them() -> None:
     moves = fsm.moves(AGILE, "DESIGN", Facts())
 
     assert [m.model_dump() for m in moves] == [
@@ -247,7 +247,7 @@ def test_the_way_back_is_the_shortest() -> None:
 # --- a team's own process -------------------------------------------------------------------------
 
 
-def test_a_team_adds_a_state_with_its_own_gate_in_yaml_alone() -> None:
+def test_a_team_adds_a_state_with_a_gate_in_yaml_alone() -> None:
     document = copy.deepcopy(DOCUMENT)
     document["states"]["REVIEW"] = {
         "work": "deliberation",

@@ -23,7 +23,7 @@ def bearer(token: str) -> list[tuple[str, str | bytes]]:
 
 
 @given(actors, roles)
-def test_a_token_says_who_made_it_and_in_which_roles(actor: str, roles: frozenset[str]) -> None:
+def test_a_token_names_its_actor_and_roles(actor: str, roles: frozenset[str]) -> None:
     made = Caller(actor=actor, roles=roles)
 
     assert read_token(KEY, create_token(KEY, made, HOUR)) == made
@@ -96,5 +96,5 @@ def test_one_actor_is_limited_and_another_is_not(monkeypatch: pytest.MonkeyPatch
     assert refused.value.type == "RateLimit"
 
 
-def test_whoever_may_call_at_all_may_call_once() -> None:
+def test_every_valid_caller_may_call_once() -> None:
     Access(KEY, 0.1).admit(bearer(create_token(KEY, ANA, HOUR)))

@@ -49,7 +49,7 @@ def a_result() -> DeliberationResult:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def test_what_was_not_checked_is_not_passed_and_says_why() -> None:
+def test_what_was_not_checked_is_not_passed_and_gives_the_reason() -> None:
     suite = check_suite(
         [
             check("policy", "passed"),

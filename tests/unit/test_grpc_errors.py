@@ -106,7 +106,7 @@ def test_the_words_not_found_are_in_every_not_found(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("kind", [k for k, code in STATUS.items() if code.name == "UNAVAILABLE"])
-def test_what_is_away_says_when_to_come_back(kind: str) -> None:
+def test_an_outage_gives_the_time_to_retry(kind: str) -> None:
     retry = details(status_of(application_error(ErrorType(kind), "away")))["RetryInfo"]
 
     assert isinstance(retry, RetryInfo)

@@ -125,5 +125,5 @@ def test_a_page_token_that_somebody_made_is_refused(text: str) -> None:
 
 
 @given(st.binary(min_size=1, max_size=200))
-def test_a_page_token_of_ours_is_read(token: bytes) -> None:
+def test_a_page_token_of_the_server_is_read(token: bytes) -> None:
     assert page_read(page_token(token, "query"), "query") == token

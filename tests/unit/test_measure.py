@@ -367,7 +367,7 @@ def test_sockets_and_fifos_are_not_copied(tmp_path: Path) -> None:
         ("def test_a(:\n", "SyntaxError: invalid syntax"),
     ],
 )
-def test_a_failed_unit_run_says_why(tmp_path: Path, test: str, why: str) -> None:
+def test_a_failed_unit_run_gives_the_reason(tmp_path: Path, test: str, why: str) -> None:
     steps: list[str] = []
     write(tmp_path, TESTED | {"tests/test_shop.py": test})
 
@@ -409,7 +409,7 @@ def test_a_pyproject_that_is_not_toml_is_refused(tmp_path: Path) -> None:
         measure(tmp_path, quietly)
 
 
-def test_a_run_that_pytest_refuses_says_why(tmp_path: Path) -> None:
+def test_a_run_that_pytest_refuses_gives_the_reason(tmp_path: Path) -> None:
     write(
         tmp_path,
         {

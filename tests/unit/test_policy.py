@@ -305,9 +305,7 @@ def test_entropy_is_at_most_that_of_distinct_characters(text: str) -> None:
         ("imports", {"modules": []}, "at least 1 item"),
     ],
 )
-def test_a_rule_that_does_not_hold_together_is_refused(
-    kind: str, change: dict[str, Any], message: str
-) -> None:
+def test_an_inconsistent_rule_is_refused(kind: str, change: dict[str, Any], message: str) -> None:
     rule = RULES[kind]["rules"][0] | change
 
     with pytest.raises(ValidationError, match=message):

@@ -77,7 +77,7 @@ def test_l3_forgives_a_slip_of_wording_and_not_three() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "says"),
+    ("text", "code", "message"),
     [
         ({"acceptance_criteria": []}, "AC_MISSING", "add at least two that a test can verify"),
         ({"acceptance_criteria": CRITERIA[:1]}, "AC_MISSING", "add at least one more"),
@@ -110,8 +110,8 @@ def test_l3_forgives_a_slip_of_wording_and_not_three() -> None:
         ({"acceptance_criteria": [*CRITERIA, "It is blocked by the proxy."]}, "DEPS", "blocked by"),
     ],
 )
-def test_a_finding_says_what_to_change(
-    text: dict[str, str | list[str]], code: str, says: str
+def test_a_finding_names_what_to_change(
+    text: dict[str, str | list[str]], code: str, message: str
 ) -> None:
     readiness = score_story(
         StoryText.model_validate(
@@ -121,7 +121,7 @@ def test_a_finding_says_what_to_change(
 
     [finding] = readiness.findings
     assert finding.code == code
-    assert says in finding.message
+    assert message in finding.message
     assert readiness.total == 100 - finding.weight
 
 
@@ -211,7 +211,7 @@ def test_a_megabyte_is_scored_at_once(filler: str) -> None:
         ({"brief": BRIEF + " It depends on US-7 and is blocked by US-8."}, 15),
     ],
 )
-def test_a_finding_costs_what_its_rule_says(text: dict[str, Any], cost: int) -> None:
+def test_a_finding_costs_what_its_rule_sets(text: dict[str, Any], cost: int) -> None:
     assert scored(**text).total == 100 - cost
 
 
@@ -227,7 +227,7 @@ def test_a_finding_costs_what_its_rule_says(text: dict[str, Any], cost: int) -> 
         {"brief": BRIEF + " I want them to be told."},
     ],
 )
-def test_a_rule_begins_where_it_says(text: dict[str, Any]) -> None:
+def test_a_rule_begins_at_its_threshold(text: dict[str, Any]) -> None:
     assert scored(**text) == Readiness(total=100, findings=[])
 
 

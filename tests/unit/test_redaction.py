@@ -61,7 +61,7 @@ def test_a_secret_is_redacted_wherever_it_stands_and_once_for_all(
         )
     ).map("\n".join)
 )
-def test_what_holds_no_secret_is_as_it_was(text: str) -> None:
+def test_a_text_without_secrets_is_unchanged(text: str) -> None:
     assert REDACT(text) == text
 
 
@@ -79,9 +79,7 @@ SECRET = SECRETS["github_token"]
 
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("long", [False, True], ids=["whole", "cut"])
-def test_no_prompt_of_any_act_holds_a_secret_whatever_value_it_came_in(
-    act: str, long: bool
-) -> None:
+def test_no_prompt_of_any_act_contains_a_secret_from_any_value(act: str, long: bool) -> None:
     texts: Sequence[str] = (f"use {SECRET} here", "x " * 2_000 + SECRET) if long else (SECRET,)
     shared = {name: "\n".join(texts) for name in set().union(*SHARED.values())}
     material = {name: list(texts) if name == "contenders" else texts[-1] for name in ACTS[act]}

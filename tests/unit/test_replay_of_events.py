@@ -134,7 +134,7 @@ def completed(number: int, of: int) -> HistoryEvent:
     )
 
 
-def test_only_a_record_that_completed_says_that_its_entries_are_recorded() -> None:
+def test_only_a_completed_record_marks_its_entries_as_recorded() -> None:
     history = [
         scheduled(1, "record"),
         scheduled(2, "score_story"),
@@ -204,7 +204,7 @@ def test_what_a_child_handed_over_and_no_parent_took_is_left() -> None:
     assert left(unrecorded([run], "US-1")) == [("e2", 2)]
 
 
-def test_the_outbox_itself_says_what_was_left_behind_the_batch_under_way() -> None:
+def test_the_outbox_reports_what_was_left_behind_the_batch_under_way() -> None:
     state = OutboxState(
         started_ms=7, entries=[entry(1), entry(2), entry(3)], published=1, recorded=2
     )

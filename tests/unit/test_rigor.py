@@ -171,7 +171,7 @@ def test_an_invalid_rigor_is_refused(document: Any) -> None:
 # --- the score of a report ------------------------------------------------------------------------
 
 
-def test_the_shipped_document_holds_together() -> None:
+def test_the_shipped_document_is_consistent() -> None:
     assert parse_rigor(DOCUMENT) == RIGOR
 
 

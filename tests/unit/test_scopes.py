@@ -231,7 +231,7 @@ def test_of_the_client_errors_only_invalid_values_are_final() -> None:
     assert final == FINAL
 
 
-def test_an_error_says_what_fixes_it_and_cuts_its_cause() -> None:
+def test_an_error_names_its_fix_and_cuts_its_cause() -> None:
     error = store_error(redis.exceptions.OutOfMemoryError("x" * 5000))
 
     assert (error.type, error.non_retryable) == ("CacheFull", False)

@@ -125,7 +125,7 @@ def test_a_waiting_gate_comes_with_the_command_that_opens_it() -> None:
     assert "fleet raise-budget US-1 TOKENS --role PO" in printed(render.story(budget))
 
 
-def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
+def test_a_snapshot_on_one_line_shows_state_wave_and_tokens() -> None:
     story = a_view("Undo").model_copy(update={"pending_gate": "", "tokens_used": 12_345})
     council = Council(
         task_id="US-1-DESIGN-1",
@@ -141,7 +141,7 @@ def test_a_snapshot_on_one_line_says_state_wave_and_tokens() -> None:
     )
 
 
-def test_an_empty_list_says_how_to_begin() -> None:
+def test_an_empty_list_shows_how_to_begin() -> None:
     assert "fleet start STORY.json" in printed(render.stories([]))
 
 

@@ -109,7 +109,7 @@ class Agent:
             over.set()
             await beating
         duration = {"duration_ms": round((time.monotonic() - began) * 1000)}
-        await self._say(command, written, **answer, **duration)
+        await self._report(command, written, **answer, **duration)
         await message.ack()
         print(f"{self._name} is done with {command['call_id']}: {answer['status']}", flush=True)
 
@@ -156,7 +156,7 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), BEAT_S)
 
-    async def _say(self, command: dict[str, Any], written: Written, **answer: Any) -> None:
+    async def _report(self, command: dict[str, Any], written: Written, **answer: Any) -> None:
         """Publish the answer, with retries without limit: it is paid for."""
         while True:
             try:
