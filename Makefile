@@ -17,7 +17,7 @@ setup: ## install everything the fleet needs; safe to repeat
 
 dev: export FLEET_SERVE := $(if $(wildcard $(BIN)/ray),,none)
 dev: lint ## run lint, types and unit tests; needs no JDK, Ray or vLLM
-	$(BIN)/pytest -q tests/unit tests/replay
+	$(BIN)/pytest -q -n 4 tests/unit tests/replay  # they mostly wait
 
 run: up ## start the servers and the workers, and take a story to DONE
 	@$(BIN)/python -m deploy.local.demo
