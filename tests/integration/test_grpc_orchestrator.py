@@ -1087,7 +1087,8 @@ async def test_tasks_are_derived_once_and_recorded(
     assert {each.task_id for each in one.tasks} == {each.task_id for each in other.tasks}
     assert {each.task_id for each in one.tasks} == {each.task_id for each in newest.tasks}
     assert one.derivation_id == f"derivation-{story}.plan-7"
-    assert [call.act for call in fleet.llm.calls] == ["derive_plan"]
+    # Other councils of this fleet may still ask; the plan was asked for once.
+    assert [call.act for call in fleet.llm.calls].count("derive_plan") == 1
     assert {each.role for each in of_role.tasks} == {role}
     assert all((each.case_id, each.plan_id) == (story, "plan-7") for each in one.tasks)
     stored = await rows(
