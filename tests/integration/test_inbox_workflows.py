@@ -161,6 +161,12 @@ async def test_while_temporal_is_away_nothing_is_acknowledged_nor_dead_lettered(
     fleet: Client, jetstream: JetStreamContext, temporal: RunningServer
 ) -> None:
     story = a_story()
+
+    async def listening() -> bool:
+        consumer = await jetstream.consumer_info("PLANNING_EVENTS", "orch-planning-plan-approved")
+        return bool(consumer.num_waiting)
+
+    await until(listening)  # an inbox that still starts would wait for Temporal first
     await temporal.kill()
     await send(jetstream, APPROVED, {"story_id": story, "plan_id": "plan-1"})
 
