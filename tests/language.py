@@ -1,8 +1,8 @@
 """Finds words that a reader stumbles over: `python -m tests.language` (part of `make lint`).
 
-It reads Markdown, docstrings, comments, strings of more than one word, and the names of functions,
-classes and parameters, also those of tests. Fields are not read: what histories, the bus and the
-graph hold keeps its name.
+It reads Markdown, docstrings, comments, strings, and names of functions, classes and parameters,
+also those of tests. Fields are not read: what histories, the bus and the graph hold keeps its
+name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ INSTEAD = {
     r"thrice": "three times",
     r"besides": "also, in addition to",
     r"nobody": "no one, none",
+    r"of (its|their) own": "separate, new",
     r"in good order": "gracefully",
     r"let us in": "authentication failed",
     r"(?<!there )(is|are) no (?!longer|more|one)[a-z]+": "is not a",
@@ -66,11 +67,11 @@ def names() -> Iterator[tuple[Path, int, str]]:
 
 
 def texts() -> Iterator[tuple[Path, int, str]]:
-    """Yield each docstring, comment, and string of more than one word, with its place."""
+    """Yield each docstring, comment and other string, with its place."""
     for module in modules(*CODE):
         for node in ast.walk(ast.parse(module.read_text())):
             match node:
-                case ast.Constant(value=str(text)) if " " in text.strip():
+                case ast.Constant(value=str(text)):
                     yield module, node.lineno, text
         with module.open("rb") as source:
             for token in tokenize.tokenize(source.readline):

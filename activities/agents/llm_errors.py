@@ -186,7 +186,7 @@ def status_failure(place: str, response: httpx.Response, body: bytes) -> CallFai
     if location := response.headers.get("location"):
         words = f"go to {location}; set VLLM_URL to the address that answers"
     return CallFailed(
-        f"{place} said: {words[:LONGEST_MESSAGE]} (HTTP {status})",
+        f"{place} answered: {words[:LONGEST_MESSAGE]} (HTTP {status})",
         type=_type_of(status, problem),
         status=status,
         is_unknown_model=problem.is_unknown_model,

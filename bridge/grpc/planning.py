@@ -178,12 +178,12 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         Raises:
             InvalidInput: names each wrong key.
         """
-        asked = listing(call_metadata(context))
-        query = stories_query(waiting=asked.waiting, role=asked.role, state=asked.state)
+        parsed = listing(call_metadata(context))
+        query = stories_query(waiting=parsed.waiting, role=parsed.role, state=parsed.state)
         pages = self._temporal.list_workflows(
             query,
-            page_size=asked.page_size,
-            next_page_token=page_read(asked.page_token, query),
+            page_size=parsed.page_size,
+            next_page_token=page_read(parsed.page_token, query),
         )
         async with in_time(context):
             await pages.fetch_next_page()
@@ -201,9 +201,9 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         Raises:
             ApplicationError: `NotFound`, `StoryUnreadable`; `InvalidInput`: no id.
         """
-        asked = parse_request(Named, "GetStoryRequest", {"story_id": request.story_id})
-        story = self._story(asked.story_id)
-        async with in_time(context), known(asked.story_id):
+        parsed = parse_request(Named, "GetStoryRequest", {"story_id": request.story_id})
+        story = self._story(parsed.story_id)
+        async with in_time(context), known(parsed.story_id):
             # The state comes first, so that text and moves are never older than it.
             now = await story.query(StoryWorkflow.state)
             text, moves = await asyncio.gather(
@@ -234,18 +234,18 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                 taken by the fleet itself, and the message names the moves that are legal;
                 `Permission`: the token has no role for it; any refusal of the story itself.
         """
-        asked = parse_request(
+        parsed = parse_request(
             TransitionRequest,
             "TransitionRequest",
             {"story_id": request.story_id, "event": request.event},
         )
-        async with in_time(context), known(asked.story_id):
+        async with in_time(context), known(parsed.story_id):
             try:
                 with named("TransitionRequest", REMARK_KEYS):
                     after = await move(
                         self._temporal,
-                        asked.story_id,
-                        lambda now: now.by_event(asked.event),
+                        parsed.story_id,
+                        lambda now: now.by_event(parsed.event),
                         caller(),
                         remarks(call_metadata(context)),
                         move_update_id(context),
@@ -256,10 +256,10 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                     isinstance(cause, ApplicationError) and cause.type == ErrorType.GUARD_BLOCKED
                 ):
                     raise
-                now = await self._story(asked.story_id).query(StoryWorkflow.state)
+                now = await self._story(parsed.story_id).query(StoryWorkflow.state)
                 return blocked(now, cause.message)
-        if role := after.open_gates.get(asked.event):
-            return blocked(after, f"{asked.event}: waits for {role} too")
+        if role := after.open_gates.get(parsed.event):
+            return blocked(after, f"{parsed.event}: waits for {role} too")
         return pb.TransitionResponse(story_id=after.story_id, state=after.state)
 
     async def GetPlan(  # noqa: N802
@@ -273,13 +273,13 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         Raises:
             ApplicationError: as GetStory.
         """
-        asked = parse_request(Named, "GetPlanRequest", {"story_id": request.story_id})
-        story = self._story(asked.story_id)
-        async with in_time(context), known(asked.story_id):
+        parsed = parse_request(Named, "GetPlanRequest", {"story_id": request.story_id})
+        story = self._story(parsed.story_id)
+        async with in_time(context), known(parsed.story_id):
             described = await story.describe()
             plan = None
             if described.status in ALL_RECORDED:
-                plan = await find_plan(self._driver, asked.story_id)
+                plan = await find_plan(self._driver, parsed.story_id)
             plan = plan or await story.query(StoryWorkflow.plan)
         return pb.GetPlanResponse(json=plan.model_dump_json() if plan else "{}")
 

@@ -115,15 +115,15 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
             InvalidInput: names each wrong field.
             WorkflowFailureError: as RefineStory.
         """
-        asked = parse_request(Suggest, "SuggestStoryRequest", {"goal": request.goal})
-        result = await self._coached(CoachInput(goal=asked.goal), context)
+        parsed = parse_request(Suggest, "SuggestStoryRequest", {"goal": request.goal})
+        result = await self._coached(CoachInput(goal=parsed.goal), context)
         return pb.SuggestStoryResponse(
             title=result.story.title,
             description=result.story.brief,
             ac=result.story.acceptance_criteria,
         )
 
-    async def _coached(self, asked: CoachInput, context: Context) -> CoachResult:
+    async def _coached(self, coach_input: CoachInput, context: Context) -> CoachResult:
         """Run the workflow to its end, at the latest until the call's deadline.
 
         A workflow without a request id belongs to this call alone, and ends with it. With a request
@@ -131,10 +131,10 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         """
         request_id = call_metadata(context).get(REQUEST_ID, "")
         within_s = seconds_left(context, WRITTEN_WITHIN_S)
-        workflow_id = coach_workflow_id(coaching_id(request_id, asked))
+        workflow_id = coach_workflow_id(coaching_id(request_id, coach_input))
         async with in_time(context, WRITTEN_WITHIN_S):
             try:
-                handle = await self._start(asked, workflow_id, within_s)
+                handle = await self._start(coach_input, workflow_id, within_s)
                 return await handle.result()
             except asyncio.CancelledError:
                 if not request_id:
@@ -142,13 +142,13 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
                 raise
 
     async def _start(
-        self, asked: CoachInput, workflow_id: str, within_s: float
+        self, coach_input: CoachInput, workflow_id: str, within_s: float
     ) -> WorkflowHandle[CoachWorkflow, CoachResult]:
-        title = asked.story.title if asked.story else asked.goal
+        title = coach_input.story.title if coach_input.story else coach_input.goal
         with suppress(WorkflowAlreadyStartedError):  # it already has an answer
             return await self._temporal.start_workflow(
                 CoachWorkflow.run,
-                asked,
+                coach_input,
                 id=workflow_id,
                 task_queue=STORY_QUEUE,
                 execution_timeout=timedelta(seconds=within_s + OUTLIVES_S),
@@ -173,14 +173,14 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
                 )
 
 
-def coaching_id(request_id: str, asked: CoachInput) -> str:
+def coaching_id(request_id: str, coach_input: CoachInput) -> str:
     """Return an id for the request.
 
     It is derived from the caller, the request id and the request. Without a request id, it is new.
     """
     if not request_id:
         return secrets.token_hex(8)
-    return derived_id(caller().actor, request_id, asked.model_dump_json())
+    return derived_id(caller().actor, request_id, coach_input.model_dump_json())
 
 
 def text_of(request: pb.ScoreStoryRequest | pb.RefineStoryRequest) -> StoryText:

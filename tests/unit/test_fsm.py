@@ -356,7 +356,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
             "transitions",
             {"from": "BUILD", "event": "qa_passed", "to": "DOCS", "guards": ["qa_signoff"]},
         ),
-        r"gate 'qa_passed': leaves TEST, BUILD; name a gate of its own for each",
+        r"gate 'qa_passed': leaves TEST, BUILD; name a separate gate for each",
     ),
     "a state with two gates": (
         lambda d: (

@@ -247,7 +247,7 @@ def _gate_problems(content: _Document) -> Iterator[str]:
         if not sources:
             yield f"gate {gate!r}: no transition has this event; add one, or remove the gate"
         elif len(sources) > 1:
-            yield f"gate {gate!r}: leaves {', '.join(sources)}; name a gate of its own for each"
+            yield f"gate {gate!r}: leaves {', '.join(sources)}; name a separate gate for each"
         for source in sources:
             by_state.setdefault(source, []).append(gate)
     for state, gates in by_state.items():

@@ -32,10 +32,10 @@ def created(
     )
 
 
-def phase_answer(asked: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
+def phase_answer(parsed: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
     """Build the answer with the story's phase and the current time."""
     return context_pb2.TransitionPhaseResponse(
-        story_id=asked.story_id,
+        story_id=parsed.story_id,
         current_phase=phase,
         transitioned_at=format_timestamp(datetime.now(UTC)),
     )
@@ -65,7 +65,7 @@ def rehydrated(
     `token_budget_hint` is `token_budget` of scopes.yaml: how much of a model's window one of this
     fleet's packs may take. `stats` count everything that is in any of the packs once.
     """
-    meant = {asked: scopes.role(asked) for asked in roles or known_roles(scopes)}
+    meant = {name: scopes.role(name) for name in roles or known_roles(scopes)}
     shares = {role: share_of(session, scopes, role) for role in sorted(set(meant.values()))}
     known = {role for role in shares if known_role(scopes, role)}
     packs = {
@@ -73,7 +73,7 @@ def rehydrated(
     }
     return context_pb2.RehydrateSessionResponse(
         case_id=session.case["case_id"],
-        packs={asked: packs[role] for asked, role in meant.items()},
+        packs={name: packs[role] for name, role in meant.items()},
         stats=context_pb2.RehydrationStats(
             decisions=len({row["id"] for share in shares.values() for row in share.decisions}),
             decision_edges=len({edge for share in shares.values() for edge in share.edges}),

@@ -76,7 +76,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         Raises:
             ApplicationError: `UnknownStory`; `TooLarge`.
         """
-        asked = parse_request(
+        parsed = parse_request(
             PackAsked,
             "GetContextRequest",
             {
@@ -88,11 +88,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         query = PackQuery(
-            story_id=asked.story_id,
-            role=asked.role,
-            phase=asked.phase,
-            subtask_id=asked.subtask_id or "",
-            token_budget=asked.token_budget,
+            story_id=parsed.story_id,
+            role=parsed.role,
+            phase=parsed.phase,
+            subtask_id=parsed.subtask_id or "",
+            token_budget=parsed.token_budget,
         )
         async with in_time(context, ANSWERED_WITHIN_S):
             pack = await self._graph.known_pack(query)
@@ -106,7 +106,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             version=pack.version,
             blocks=blocks,
         )
-        require_size(answer, f"the pack of {asked.story_id}", "a smaller token_budget")
+        require_size(answer, f"the pack of {parsed.story_id}", "a smaller token_budget")
         return answer
 
     async def UpdateContext(  # noqa: N802
@@ -151,7 +151,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.RehydrateSessionRequest, context: Context
     ) -> context_pb2.RehydrateSessionResponse:
         """Return what each role needs to resume a story; unknown roles get only the headers."""
-        asked = parse_request(
+        parsed = parse_request(
             SessionAsked,
             "RehydrateSessionRequest",
             {
@@ -161,21 +161,21 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 "ttl_seconds": request.ttl_seconds,
             },
         )
-        events = (asked.timeline_events or EVENTS) if request.include_timeline else 0
+        events = (parsed.timeline_events or EVENTS) if request.include_timeline else 0
         async with in_time(context, ANSWERED_WITHIN_S):
             session = await self._graph.read_session(
-                asked.case_id, events, request.include_summaries
+                parsed.case_id, events, request.include_summaries
             )
-            answer = rehydrated(session, self._graph.scopes, asked.roles)
+            answer = rehydrated(session, self._graph.scopes, parsed.roles)
             require_size(
-                answer, f"the session of {asked.case_id}", "fewer roles, or fewer timeline_events"
+                answer, f"the session of {parsed.case_id}", "fewer roles, or fewer timeline_events"
             )
             if request.persist_bundle:
                 answer_hash = content_hash(MessageToJson(answer, preserving_proto_field_name=True))
                 answer.generated_at_ms = int(time.time() * 1000)
                 text = MessageToJson(answer, preserving_proto_field_name=True, indent=None)
                 await self._graph.keep_session(
-                    asked.case_id, answer_hash, text, asked.ttl_seconds or KEPT_S
+                    parsed.case_id, answer_hash, text, parsed.ttl_seconds or KEPT_S
                 )
         answer.generated_at_ms = answer.generated_at_ms or int(time.time() * 1000)
         return answer
@@ -184,7 +184,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.ValidateScopeRequest, context: Context
     ) -> context_pb2.ValidateScopeResponse:
         """Check that these are exactly the scopes of a role in a phase: no fewer, and no more."""
-        asked = parse_request(
+        parsed = parse_request(
             ScopesAsked,
             "ValidateScopeRequest",
             {
@@ -194,31 +194,31 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         scopes = self._graph.scopes
-        provided = set(asked.provided_scopes)
-        missing, extra = check_scopes(scopes, asked.role, asked.phase, provided)
+        provided = set(parsed.provided_scopes)
+        missing, extra = check_scopes(scopes, parsed.role, parsed.phase, provided)
         return context_pb2.ValidateScopeResponse(
             allowed=not missing and not extra,
             missing=missing,
             extra=extra,
-            reason=verdict(scopes, asked.role, asked.phase, missing, extra),
+            reason=verdict(scopes, parsed.role, parsed.phase, missing, extra),
         )
 
     async def InitializeProjectContext(  # noqa: N802
         self, request: context_pb2.InitializeProjectContextRequest, context: Context
     ) -> context_pb2.InitializeProjectContextResponse:
         """Record a case without starting a workflow; a story that is known is not changed."""
-        asked, phase = await self._case(request, "InitializeProjectContextRequest", context)
+        parsed, phase = await self._case(request, "InitializeProjectContextRequest", context)
         return context_pb2.InitializeProjectContextResponse(
-            context_id=context_id(asked.story_id), story_id=asked.story_id, current_phase=phase
+            context_id=context_id(parsed.story_id), story_id=parsed.story_id, current_phase=phase
         )
 
     async def CreateStory(  # noqa: N802
         self, request: context_pb2.CreateStoryRequest, context: Context
     ) -> context_pb2.CreateStoryResponse:
         """Do the same as InitializeProjectContext, under its later name."""
-        asked, phase = await self._case(request, "CreateStoryRequest", context)
+        parsed, phase = await self._case(request, "CreateStoryRequest", context)
         return context_pb2.CreateStoryResponse(
-            context_id=context_id(asked.story_id), story_id=asked.story_id, current_phase=phase
+            context_id=context_id(parsed.story_id), story_id=parsed.story_id, current_phase=phase
         )
 
     async def _case(
@@ -228,7 +228,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         context: Context,
     ) -> tuple[CaseAsked, str]:
         caller().require_role(PO)
-        asked = parse_request(
+        parsed = parse_request(
             CaseAsked,
             name,
             {
@@ -239,15 +239,15 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         payload = {
-            "title": asked.title,
-            "description": asked.description,
-            "status": asked.initial_phase,
+            "title": parsed.title,
+            "description": parsed.description,
+            "status": parsed.initial_phase,
         }
-        change = created("CASE", asked.story_id, payload, "recorded without a workflow")
-        await self._store_one(name, asked.story_id, change, context, if_absent=True)
+        change = created("CASE", parsed.story_id, payload, "recorded without a workflow")
+        await self._store_one(name, parsed.story_id, change, context, if_absent=True)
         async with in_time(context, ANSWERED_WITHIN_S):
-            phase = await self._graph.story_status(asked.story_id)
-        return asked, phase or asked.initial_phase
+            phase = await self._graph.story_status(parsed.story_id)
+        return parsed, phase or parsed.initial_phase
 
     async def CreateTask(  # noqa: N802
         self, request: context_pb2.CreateTaskRequest, context: Context
@@ -255,7 +255,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         """Store a subtask of the story's current plan; without a plan, it waits for one."""
         caller().require_role(*WRITERS)
         name = "CreateTaskRequest"
-        asked = parse_request(
+        parsed = parse_request(
             TaskAsked,
             name,
             {
@@ -269,17 +269,17 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 "estimated_hours": request.estimated_hours,
             },
         )
-        if asked.task_id in asked.dependencies:
+        if parsed.task_id in parsed.dependencies:
             raise InvalidInput(name, [("dependencies", "a task cannot wait for itself")])
-        payload = asked.model_dump(exclude={"story_id", "task_id"})
+        payload = parsed.model_dump(exclude={"story_id", "task_id"})
         change = created(
-            "SUBTASK", asked.task_id, {key: value for key, value in payload.items() if value}
+            "SUBTASK", parsed.task_id, {key: value for key, value in payload.items() if value}
         )
-        await self._store_one(name, asked.story_id, change, context)
+        await self._store_one(name, parsed.story_id, change, context)
         async with in_time(context, ANSWERED_WITHIN_S):
-            status = await self._graph.task_status(asked.story_id, asked.task_id)
+            status = await self._graph.task_status(parsed.story_id, parsed.task_id)
         return context_pb2.CreateTaskResponse(
-            task_id=asked.task_id, story_id=asked.story_id, status=status
+            task_id=parsed.task_id, story_id=parsed.story_id, status=status
         )
 
     async def AddProjectDecision(  # noqa: N802
@@ -293,7 +293,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         caller().require_role(*WRITERS)
         name = "AddProjectDecisionRequest"
         metadata = dict(request.metadata)
-        asked = parse_request(
+        parsed = parse_request(
             DecisionAsked,
             name,
             {
@@ -307,24 +307,24 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
             {"decided_by": "metadata.decided_by"},
         )
-        if not asked.title and not asked.rationale.strip():
+        if not parsed.title and not parsed.rationale.strip():
             raise InvalidInput(name, [("title", "required; add it")])
-        if asked.decided_by != caller().actor:
+        if parsed.decided_by != caller().actor:
             caller().require_role(OPERATOR)
         payload = {
-            "type": asked.decision_type,
-            "title": asked.title,
-            "rationale": asked.rationale,
-            "alternatives_considered": asked.alternatives_considered,
-            "decided_by": asked.decided_by,
-            "metadata": asked.metadata,
+            "type": parsed.decision_type,
+            "title": parsed.title,
+            "rationale": parsed.rationale,
+            "alternatives_considered": parsed.alternatives_considered,
+            "decided_by": parsed.decided_by,
+            "metadata": parsed.metadata,
         }
         request_id = call_metadata(context).get(REQUEST_ID) or uuid.uuid4().hex
-        decision_id = f"decision-{derived_id(caller().actor, asked.story_id, request_id)}"
+        decision_id = f"decision-{derived_id(caller().actor, parsed.story_id, request_id)}"
         change = created(
             "DECISION", decision_id, {key: value for key, value in payload.items() if value}
         )
-        await self._store_one(name, asked.story_id, change, context)
+        await self._store_one(name, parsed.story_id, change, context)
         return context_pb2.AddProjectDecisionResponse(decision_id=decision_id)
 
     async def TransitionPhase(  # noqa: N802
@@ -337,7 +337,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 if no workflow runs; `IllegalMove` names the moves that are legal.
         """
         name = "TransitionPhaseRequest"
-        asked = parse_request(
+        parsed = parse_request(
             PhaseAsked,
             name,
             {
@@ -348,34 +348,34 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         async with in_time(context, ANSWERED_WITHIN_S):
-            if await self._updates.story_runs(asked.story_id):
-                return phase_answer(asked, await self._move(asked, context))
+            if await self._updates.story_runs(parsed.story_id):
+                return phase_answer(parsed, await self._move(parsed, context))
         caller().require_role(PO)
         change = ContextChange(
             operation="UPDATE",
             entity_type="CASE",
-            payload=json.dumps({"status": asked.to_phase}),
-            reason=asked.rationale,
+            payload=json.dumps({"status": parsed.to_phase}),
+            reason=parsed.rationale,
         )
         moved = PhaseChange(
-            from_phase=asked.from_phase,
-            to_phase=asked.to_phase,
+            from_phase=parsed.from_phase,
+            to_phase=parsed.to_phase,
             event="transition_phase",
-            reason=asked.rationale,
+            reason=parsed.rationale,
         )
-        await self._store_one(name, asked.story_id, change, context, phase_change=moved)
-        return phase_answer(asked, asked.to_phase)
+        await self._store_one(name, parsed.story_id, change, context, phase_change=moved)
+        return phase_answer(parsed, parsed.to_phase)
 
-    async def _move(self, asked: PhaseAsked, context: Context) -> str:
+    async def _move(self, parsed: PhaseAsked, context: Context) -> str:
         """Make the move of a running story between two phases and return its new state."""
         words = remarks(call_metadata(context))
-        if asked.rationale:
-            words = words._replace(reason=asked.rationale, comment=asked.rationale)
+        if parsed.rationale:
+            words = words._replace(reason=parsed.rationale, comment=parsed.rationale)
         with named("TransitionPhaseRequest", REMARK_KEYS):
             after = await move(
                 self._temporal,
-                asked.story_id,
-                lambda now: now.between(asked.from_phase, asked.to_phase, caller().roles),
+                parsed.story_id,
+                lambda now: now.between(parsed.from_phase, parsed.to_phase, caller().roles),
                 caller(),
                 words,
                 move_update_id(context),
@@ -386,7 +386,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.GetGraphRelationshipsRequest, context: Context
     ) -> context_pb2.GetGraphRelationshipsResponse:
         """Return a node and at most 200 neighbours; `message` reports if there are more."""
-        asked = parse_request(
+        parsed = parse_request(
             NodeAsked,
             "GetGraphRelationshipsRequest",
             {
@@ -396,10 +396,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         async with in_time(context, ANSWERED_WITHIN_S):
-            found = await self._graph.neighbourhood(asked.node_type, asked.node_id, asked.depth)
+            found = await self._graph.neighbourhood(parsed.node_type, parsed.node_id, parsed.depth)
         if found is None:
-            kind = asked.node_type.capitalize()
-            raise application_error(ErrorType.NOT_FOUND, f"node not found: {kind} {asked.node_id}")
+            kind = parsed.node_type.capitalize()
+            raise application_error(ErrorType.NOT_FOUND, f"node not found: {kind} {parsed.node_id}")
         answer = context_pb2.GetGraphRelationshipsResponse(
             node=context_pb2.GraphNode(**found.node._asdict()),
             neighbors=[context_pb2.GraphNode(**each._asdict()) for each in found.neighbours],
@@ -416,7 +416,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             message=f"{len(found.neighbours)} neighbours"
             + (": the nearest ones, for there are more" if found.cut else ""),
         )
-        require_size(answer, f"what is near {asked.node_id}", "a smaller depth")
+        require_size(answer, f"what is near {parsed.node_id}", "a smaller depth")
         return answer
 
     async def _store_one(

@@ -81,31 +81,31 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
         ApplicationError: `Permission` names the change and the roles that may make it; `StoryRuns`:
             a workflow holds what the change is about.
     """
-    for asked in _read(update):
-        if asked.entity_type == "CASE" and story_runs and _about_our_fields(asked):
+    for change in _read(update):
+        if change.entity_type == "CASE" and story_runs and _about_our_fields(change):
             raise application_error(
                 ErrorType.STORY_RUNS,
-                f"change {asked.number} ({asked}): story {update.story_id} is run by its workflow, "
-                "which holds its text and its state. Change the text with the update `amend` "
+                f"change {change.number} ({change}): the workflow of story {update.story_id} "
+                "holds its text and its state. Change the text with the update `amend` "
                 "(fleet amend, role PO), the state with Transition or TransitionPhase",
             )
-        roles = roles_for(asked, caller.actor)
+        roles = roles_for(change, caller.actor)
         if not caller.roles.intersection(roles):
             has = ", ".join(sorted(caller.roles)) or "none"
             raise application_error(
                 ErrorType.PERMISSION,
-                f"change {asked.number} ({asked}) needs the role {' or '.join(roles)}"
-                f"{_why(asked, caller.actor)}; the token of {caller.actor} has {has}",
+                f"change {change.number} ({change}) needs the role {' or '.join(roles)}"
+                f"{_why(change, caller.actor)}; the token of {caller.actor} has {has}",
             )
 
 
-def roles_for(asked: ParsedChange, actor: str) -> tuple[str, ...]:
+def roles_for(change: ParsedChange, actor: str) -> tuple[str, ...]:
     """Return the roles that may make the change; one of them is enough."""
-    if asked.operation == "DELETE":
+    if change.operation == "DELETE":
         return (PO,)
-    if asked.entity_type == "CASE" or _other_name(asked, actor):
+    if change.entity_type == "CASE" or _other_name(change, actor):
         return (OPERATOR,)
-    if isinstance(asked.payload, PlanPayload) and asked.payload.status not in (None, "DRAFT"):
+    if isinstance(change.payload, PlanPayload) and change.payload.status not in (None, "DRAFT"):
         return (PO,)
     return WRITERS
 
@@ -115,21 +115,21 @@ def _read(update: ContextUpdate) -> Iterable[ParsedChange]:
     write = ContextWrite(
         update_id="", at=format_timestamp(now), started_ms=int(time.time() * 1000), update=update
     )
-    return (asked for asked in read_changes(write) if isinstance(asked, ParsedChange))
+    return (change for change in read_changes(write) if isinstance(change, ParsedChange))
 
 
-def _about_our_fields(asked: ParsedChange) -> bool:
+def _about_our_fields(change: ParsedChange) -> bool:
     """Return whether the change is about fields that a story's workflow holds.
 
     A workflow does not hold the fields that others add to a case.
     """
-    payload = asked.payload
-    return asked.operation != "UPDATE" or bool(payload and payload.model_dump(exclude_none=True))
+    payload = change.payload
+    return change.operation != "UPDATE" or bool(payload and payload.model_dump(exclude_none=True))
 
 
-def _other_name(asked: ParsedChange, actor: str) -> str:
+def _other_name(change: ParsedChange, actor: str) -> str:
     """Return the name in which the change is made, if it is not the caller's; else empty."""
-    match asked.payload:
+    match change.payload:
         case DecisionPayload(decided_by=str(name)) | MilestonePayload(actor=str(name)):
             return name if name != actor else ""
         case CasePayload(created_by=str(name)):
@@ -137,8 +137,8 @@ def _other_name(asked: ParsedChange, actor: str) -> str:
     return ""
 
 
-def _why(asked: ParsedChange, actor: str) -> str:
-    name = _other_name(asked, actor) if asked.operation != "DELETE" else ""
+def _why(change: ParsedChange, actor: str) -> str:
+    name = _other_name(change, actor) if change.operation != "DELETE" else ""
     return f", for it speaks in the name of {name[:60]}" if name else ""
 
 

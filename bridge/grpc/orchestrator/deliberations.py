@@ -92,7 +92,7 @@ class Deliberations:
         self._driver = driver
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def begin(self, asked: Deliberating, context: Context, prefix: str = CALLED) -> Call:
+    async def begin(self, parsed: Deliberating, context: Context, prefix: str = CALLED) -> Call:
         """Start the deliberation or join it; it lasts at most until the call's deadline.
 
         Its task_id is sent at once, in the initial metadata TASK_ID. If the call ends before it is
@@ -104,34 +104,34 @@ class Deliberations:
             ApplicationError: `UnknownCouncil` names the existing roles.
             InvalidInput: `context_options` without a story.
         """
-        council = await self._graph.load_council(CouncilQuery(role=asked.role))
+        council = await self._graph.load_council(CouncilQuery(role=parsed.role))
         seats = len(council.agents)
-        agents = f"{seats} of {asked.num_agents}" if asked.num_agents > seats else ""
+        agents = f"{seats} of {parsed.num_agents}" if parsed.num_agents > seats else ""
         if agents:
             context.set_trailing_metadata(((AGENTS, agents),))
         given = call_metadata(context).get(REQUEST_ID, "")
-        own = not (asked.task_id or given)
-        task_id = asked.task_id or prefix + _task_id(asked, given)
-        rounds = asked.rounds or asked.options.deliberation_rounds or council.rounds or 1
-        if not asked.options.peer_review:
+        own = not (parsed.task_id or given)
+        task_id = parsed.task_id or prefix + _task_id(parsed, given)
+        rounds = parsed.rounds or parsed.options.deliberation_rounds or council.rounds or 1
+        if not parsed.options.peer_review:
             rounds = 0
-        if asked.constraints.max_iterations:
-            rounds = min(rounds, asked.constraints.max_iterations)
-        wanted = asked.constraints.timeout_seconds or self._timeout_s
+        if parsed.constraints.max_iterations:
+            rounds = min(rounds, parsed.constraints.max_iterations)
+        wanted = parsed.constraints.timeout_seconds or self._timeout_s
         timeout = min(wanted, seconds_left(context, wanted))
         task = DeliberationInput(
             task_id=task_id,
-            story_id=asked.story_id or asked.case_id or None,
-            role=asked.role,
-            description=asked.task_description,
-            rubric=asked.constraints.rubric,
-            requirements=asked.constraints.requirements,
+            story_id=parsed.story_id or parsed.case_id or None,
+            role=parsed.role,
+            description=parsed.task_description,
+            rubric=parsed.constraints.rubric,
+            requirements=parsed.constraints.requirements,
             rounds=rounds,
-            agents=None if agents else asked.num_agents or None,
+            agents=None if agents else parsed.num_agents or None,
             timeout=max(timeout, 0.001),
-            plan_id=asked.plan_id,
-            judged=asked.options.architect_selection,
-            background=await self._background(asked),
+            plan_id=parsed.plan_id,
+            judged=parsed.options.architect_selection,
+            background=await self._background(parsed),
         )
         call = Call(self._handle(task_id), rounds, own, agents)
         starting = asyncio.ensure_future(self._start(task))
@@ -182,21 +182,21 @@ class Deliberations:
             return await self._recorded(task_id)
         return await _answer_from_run(task_id, handle, described)
 
-    async def _background(self, asked: Deliberating) -> str:
+    async def _background(self, parsed: Deliberating) -> str:
         """Return the text after each context pack: the caller's notes and `context_options`."""
-        wanted = asked.context_options.wanted
-        story_id = asked.story_id or asked.case_id
+        wanted = parsed.context_options.wanted
+        story_id = parsed.story_id or parsed.case_id
         if wanted and not story_id:
             rule = "need a story_id or case_id; name one, or leave them out"
             raise InvalidInput("OrchestrateRequest", [("context_options", rule)])
-        there = scopes_for(self._graph.scopes, asked.role, PHASE)
+        there = scopes_for(self._graph.scopes, parsed.role, PHASE)
         past = await history(
             self._driver,
-            PackQuery(story_id=story_id, role=asked.role, phase=PHASE, subtask_id=asked.task_id),
+            PackQuery(story_id=story_id, role=parsed.role, phase=PHASE, subtask_id=parsed.task_id),
             [scope for scope in wanted if scope not in there],
-            asked.context_options.max_events or TIMELINE_EVENTS,
+            parsed.context_options.max_events or TIMELINE_EVENTS,
         )
-        return "\n\n".join(filter(None, (asked.constraints.notes, past)))
+        return "\n\n".join(filter(None, (parsed.constraints.notes, past)))
 
     def _handle(self, task_id: str) -> Deliberation:
         return self._temporal.get_workflow_handle_for(
@@ -259,14 +259,14 @@ class Deliberations:
         )
 
 
-def _task_id(asked: Deliberating, request_id: str) -> str:
+def _task_id(parsed: Deliberating, request_id: str) -> str:
     """Return a task id for this request of this caller.
 
     It is derived from the caller, the request id and the request. Without a request id, it is new.
     """
     if not request_id:
         return uuid.uuid4().hex
-    return derived_id(caller().actor, request_id, asked.model_dump_json())
+    return derived_id(caller().actor, request_id, parsed.model_dump_json())
 
 
 async def _answer_from_run(

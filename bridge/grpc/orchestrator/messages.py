@@ -212,15 +212,17 @@ class Updates:
             yield from self._schedule(event, summary)
         elif event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
             place = event.activity_task_completed_event_attributes.scheduled_event_id
-            if asked := self._answer(place):
-                step = f"{asked.wave}: {self._answered} of {self._asked} answered"
-                yield self._update(step, asked.agent)
+            if agent_request := self._answer(place):
+                step = f"{agent_request.wave}: {self._answered} of {self._asked} answered"
+                yield self._update(step, agent_request.agent)
         elif event.event_type in FAILED:
             failed = event.activity_task_failed_event_attributes
             timed_out = event.activity_task_timed_out_event_attributes
             place = failed.scheduled_event_id or timed_out.scheduled_event_id
-            if asked := self._answer(place):
-                yield self._update(f"{asked.wave}: {asked.agent} failed", asked.agent)
+            if agent_request := self._answer(place):
+                yield self._update(
+                    f"{agent_request.wave}: {agent_request.agent} failed", agent_request.agent
+                )
 
     def complete(self, found: DeliberationResult) -> pb.DeliberationUpdate:
         """Build the last update, with the winner."""
@@ -248,11 +250,11 @@ class Updates:
             yield self._update(wave)
 
     def _answer(self, scheduled_event_id: int) -> PendingCall | None:
-        asked = self._scheduled.pop(scheduled_event_id, None)
-        if asked is None or asked.wave != self._wave or not asked.agent:
+        agent_request = self._scheduled.pop(scheduled_event_id, None)
+        if agent_request is None or agent_request.wave != self._wave or not agent_request.agent:
             return None
         self._answered += 1
-        return asked
+        return agent_request
 
     def _update(self, step: str, agent: str = "") -> pb.DeliberationUpdate:
         done = max(0, self._begun - 1) + (self._answered / self._asked if self._asked else 0)

@@ -188,13 +188,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
         """
         caller().require_role(*COUNCIL_ROLES)
-        asked = creating(request)
+        parsed = creating(request)
         council = NewCouncil(
-            role=asked.role,
-            size=asked.num_agents or DEFAULT_AGENTS,
-            agent_type=asked.config.agent_type or self._agent_type,
-            model=asked.config.model_profile,
-            rounds=asked.config.deliberation_rounds or int(asked.config.enable_peer_review),
+            role=parsed.role,
+            size=parsed.num_agents or DEFAULT_AGENTS,
+            agent_type=parsed.config.agent_type or self._agent_type,
+            model=parsed.config.model_profile,
+            rounds=parsed.config.deliberation_rounds or int(parsed.config.enable_peer_review),
         )
         agents = await create_council(self._driver, council)
         return pb.CreateCouncilResponse(
@@ -233,23 +233,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 existing roles; `AlreadyExists`: the agent is in another council.
         """
         caller().require_role(*COUNCIL_ROLES)
-        asked = registering(request)
-        elsewhere: AgentType | None = "NATS" if asked.endpoint else None
+        parsed = registering(request)
+        elsewhere: AgentType | None = "NATS" if parsed.endpoint else None
         agent = NewAgent(
-            agent_id=asked.agent_id,
-            agent_type=asked.metadata.agent_type or elsewhere or self._agent_type,
-            model=asked.capabilities.model_profile,
-            persona=asked.metadata.persona,
-            endpoint=asked.endpoint,
-            supported_tasks=asked.capabilities.supported_tasks,
-            languages=asked.capabilities.languages,
-            max_concurrent_tasks=asked.capabilities.max_concurrent_tasks,
-            metadata=_as_json(asked.kept),
+            agent_id=parsed.agent_id,
+            agent_type=parsed.metadata.agent_type or elsewhere or self._agent_type,
+            model=parsed.capabilities.model_profile,
+            persona=parsed.metadata.persona,
+            endpoint=parsed.endpoint,
+            supported_tasks=parsed.capabilities.supported_tasks,
+            languages=parsed.capabilities.languages,
+            max_concurrent_tasks=parsed.capabilities.max_concurrent_tasks,
+            metadata=_as_json(parsed.kept),
         )
-        council = await register_agent(self._driver, asked.role, agent)
+        council = await register_agent(self._driver, parsed.role, agent)
         return pb.RegisterAgentResponse(
             success=True,
-            message=f"{agent.agent_id} sits in the {asked.role} council",
+            message=f"{agent.agent_id} sits in the {parsed.role} council",
             council_id=council,
         )
 
@@ -265,10 +265,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 agent would be left.
         """
         caller().require_role(*COUNCIL_ROLES)
-        asked = unregistering(request)
-        role = await unregister_agent(self._driver, asked.agent_id, asked.role)
+        parsed = unregistering(request)
+        role = await unregister_agent(self._driver, parsed.agent_id, parsed.role)
         return pb.UnregisterAgentResponse(
-            success=True, message=f"{asked.agent_id} has left the {role} council"
+            success=True, message=f"{parsed.agent_id} has left the {role} council"
         )
 
     # --- planning -------------------------------------------------------------------------------
@@ -303,12 +303,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `InvalidInput`; `NotFound`; `InvalidPlan`.
         """
-        asked = deriving(request)
-        plan_id = asked.plan_id or await self._plans.newest(asked.case_id)
+        parsed = deriving(request)
+        plan_id = parsed.plan_id or await self._plans.newest(parsed.case_id)
         announce = request.strategy.auto_publish_to_nats
-        tasks = await self._plans.derive(asked.case_id, plan_id, announce, context)
-        refuse_more(tasks, asked.max_tasks_per_role)
-        shown = [task for task in tasks if not asked.roles or task.role in asked.roles]
+        tasks = await self._plans.derive(parsed.case_id, plan_id, announce, context)
+        refuse_more(tasks, parsed.max_tasks_per_role)
+        shown = [task for task in tasks if not parsed.roles or task.role in parsed.roles]
         order = list(request.strategy.dependency_order)
         shown.sort(key=lambda task: order.index(task.role) if task.role in order else len(order))
         if request.strategy.parallel_execution:
@@ -320,13 +320,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     role=task.role,
                     description=f"{task.title}\n\n{task.description}",
                     dependencies=task.depends_on,
-                    case_id=asked.case_id,
+                    case_id=parsed.case_id,
                     plan_id=plan_id,
                     priority=task.priority,
                 )
                 for task in shown
             ],
-            derivation_id=derivation_workflow_id(asked.case_id, plan_id),
+            derivation_id=derivation_workflow_id(parsed.case_id, plan_id),
             total_tasks=len(shown),
         )
 
@@ -342,16 +342,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `InvalidInput`; `UnknownStory`.
         """
-        asked = task_context(request)
+        parsed = task_context(request)
         query = PackQuery(
-            story_id=asked.story_id, role=asked.role, phase=asked.phase, subtask_id=asked.task_id
+            story_id=parsed.story_id,
+            role=parsed.role,
+            phase=parsed.phase,
+            subtask_id=parsed.task_id,
         )
         pack = await self._graph.known_pack(query)
         past = await history(
             self._driver,
             query.model_copy(update={"role": self._graph.scopes.role(query.role)}),
-            [scope for scope in asked.options.wanted if scope not in pack.scopes or scope in FLAGS],
-            asked.options.max_events or TIMELINE_EVENTS,
+            [
+                scope
+                for scope in parsed.options.wanted
+                if scope not in pack.scopes or scope in FLAGS
+            ],
+            parsed.options.max_events or TIMELINE_EVENTS,
         )
         blocks = [pack.system, pack.context, pack.tools, past]
         return pb.GetTaskContextResponse(
@@ -396,18 +403,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `InvalidInput`.
         """
-        asked = measuring(request)
-        completed = since(COMPLETED, asked.time_range_ms, datetime.now(UTC))
-        ended = since(ENDED, asked.time_range_ms, datetime.now(UTC))
+        parsed = measuring(request)
+        completed = since(COMPLETED, parsed.time_range_ms, datetime.now(UTC))
+        ended = since(ENDED, parsed.time_range_ms, datetime.now(UTC))
         answer = pb.GetMetricsResponse()
-        if asked.metric_type in ("performance", "all"):
+        if parsed.metric_type in ("performance", "all"):
             answer.performance.CopyFrom(await self._metrics.performance(completed))
-        if asked.metric_type != "performance":
+        if parsed.metric_type != "performance":
             councils = await find_councils(self._driver)
             status = await self._metrics.statuses(councils)
-            if asked.metric_type in ("agents", "all"):
+            if parsed.metric_type in ("agents", "all"):
                 answer.agents.CopyFrom(await self._metrics.agents(councils, status, completed))
-            if asked.metric_type in ("councils", "all"):
+            if parsed.metric_type in ("councils", "all"):
                 health = await self._metrics.councils(councils, status, completed, ended)
                 answer.councils.CopyFrom(health)
         return answer
