@@ -855,10 +855,13 @@ class StoryWorkflow:
         while True:
             await workflow.wait_condition(lambda: bool(story.waves))
             await self.budget()
-            request = story.waves.pop(0)
+            request = story.waves[0]
             deliberation = workflow.get_external_workflow_handle(request.workflow_id)
             with suppress(FailureError):  # It was stopped while it waited.
                 await deliberation.signal(DeliberationWorkflow.grant_wave, request.wave)
+            # Only now: the server drops a signal whose run continues as new in the same workflow
+            # task, and then the next run has to send it.
+            story.waves.pop(0)
 
     # --- notifications --------------------------------------------------------------------------
 
