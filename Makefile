@@ -52,7 +52,8 @@ lint: setup ## check style, types, import rules and wording
 
 test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n 4 tests/unit tests/replay
+	$(BIN)/coverage run -m pytest tests/integration tests/chaos tests/e2e
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 
