@@ -1,7 +1,7 @@
 """Errors of calls as gRPC clients need them: a status, its message, and google.rpc details.
 
-One table maps errors to statuses; `tests/unit/test_grpc_errors.py` checks that it is complete. See
-https://grpc.io/docs/guides/status-codes/ and google/rpc/error_details.proto.
+One table maps errors to statuses; `tests/unit/bridge/test_grpc_errors.py` checks that it is complete.
+See https://grpc.io/docs/guides/status-codes/ and google/rpc/error_details.proto.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.server_process import ServerProcess
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
-from tests.unit.test_continue_as_new import Impatient, approve_until_asked, flooded
+from tests.unit.workflows.test_continue_as_new import Impatient, approve_until_asked, flooded
 from workers.exit import leave
 from workers.search_attributes import register
 from workflows import models, story_state

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from typer.core import TyperGroup
 
-from tests.unit.test_events import comparable, recorded
+from tests.unit.workflows.test_events import comparable, recorded
 from workers.cli.app import COMMANDS, load
 from workflows.models.outbox import SkipEntry
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput

@@ -28,7 +28,7 @@ from workflows.models.agents import Agent, Critique, Proposal, ProposeInput, Tas
 from workflows.models.context import ContextPack, DecisionAdded
 from workflows.models.story import StoryInput
 
-FILES = Path(__file__).parents[2] / "deploy" / "config" / "prompts"
+FILES = Path(__file__).parents[3] / "deploy" / "config" / "prompts"
 PROMPTS = Prompts.load(FILES)
 WINDOWS = st.sampled_from([2_048, 4_096, 32_768])
 MATERIAL: dict[str, Values] = {

@@ -11,8 +11,8 @@ from activities.agents.prompts import ACTS, SHARED, Prompts
 from activities.graph.context_packs import ScopeSection, assemble, load_scopes
 from activities.graph.sessions import Decided, Session, redacted
 from activities.redaction import REDACTED, load_redaction
+from tests.unit.activities.test_policy import KEY, RULES, SECRETS
 from tests.unit.conftest import CONFIG
-from tests.unit.test_policy import KEY, RULES, SECRETS
 from workflows.models.context import PackQuery
 
 REDACT = load_redaction()

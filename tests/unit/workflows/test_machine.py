@@ -17,7 +17,7 @@ from workflows.rules.machine import COMPUTED_GUARDS, Facts
 from workflows.rules.machine_file import InvalidMachine, parse_machine
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
-    (Path(__file__).parents[2] / "deploy/config/agile.fsm.yaml").read_text()
+    (Path(__file__).parents[3] / "deploy/config/agile.fsm.yaml").read_text()
 )
 AGILE = parse_machine(DOCUMENT)
 STATES = [state.name for state in AGILE.states]

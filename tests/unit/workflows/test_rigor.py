@@ -14,7 +14,7 @@ from workflows.models.report import ReportScore, WorkspaceReport
 from workflows.rules.rigor import DIMENSIONS, LEVELS, InvalidRigor, parse_rigor, score_report
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(
-    (Path(__file__).parents[2] / "deploy/config/rigor.yaml").read_text()
+    (Path(__file__).parents[3] / "deploy/config/rigor.yaml").read_text()
 )
 RIGOR = parse_rigor(DOCUMENT)
 

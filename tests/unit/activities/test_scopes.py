@@ -26,7 +26,7 @@ from activities.graph.errors import TABLE, store_error
 from workflows.models.context import ContextPack, PackQuery
 from workflows.models.errors import RETRYABLE
 
-FILE = Path(__file__).parents[2] / "deploy" / "config" / "scopes.yaml"
+FILE = Path(__file__).parents[3] / "deploy" / "config" / "scopes.yaml"
 CONFIG = load_scopes(FILE)
 
 HEADERS = ["CASE_HEADER", "PLAN_HEADER"]

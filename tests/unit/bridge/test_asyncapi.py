@@ -17,7 +17,7 @@ from bridge.jetstream.streams import STREAMS
 from tests.support.contract import Sent, channel_of, described, faults
 from workflows.models.events import PUBLISHED
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 OFFICIAL = Path(__file__).with_name("asyncapi-3.0.0.schema.json")
 """The official JSON schema of AsyncAPI."""
 

@@ -31,7 +31,7 @@ from workflows.models.events import (
 )
 from workflows.story import timeline_entry
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HISTORIES = ROOT / "tests" / "replay" / "histories"
 STORY = "US-101"
 

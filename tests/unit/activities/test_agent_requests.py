@@ -28,7 +28,7 @@ from workflows.models.agents import (
 from workflows.models.context import ContextPack
 from workflows.models.readiness import StoryText
 
-PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
+PROMPTS = Prompts.load(Path(__file__).parents[3] / "deploy" / "config" / "prompts")
 ASKED: dict[str, Any] = {
     "task": Task(task_id="t1", role="DEV", description="Store every event."),
     "agent": Agent(agent_id="dev-1", role="DEV", agent_type="NATS", persona="You doubt."),

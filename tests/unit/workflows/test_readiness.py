@@ -43,7 +43,7 @@ def test_a_well_written_story_scores_100() -> None:
 
 def test_the_sample_story_is_ready_at_every_rigor() -> None:
     story = json.loads(
-        (Path(__file__).parents[2] / "deploy/examples/ratelimit/story.json").read_text()
+        (Path(__file__).parents[3] / "deploy/examples/ratelimit/story.json").read_text()
     )
 
     assert score_story(StoryText.model_validate(story)).total == 100

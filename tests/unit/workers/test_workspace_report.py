@@ -17,7 +17,7 @@ from workers.cli.workspace_report import CannotMeasure, measure
 from workflows.models.report import WorkspaceReport
 from workflows.rules.rigor import score_report
 
-SAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit"
+SAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "ratelimit"
 
 
 def quietly(line: str) -> None:
