@@ -1,6 +1,6 @@
 """Errors of calls as gRPC clients need them: a status, its message, and google.rpc details.
 
-One table maps errors to statuses; `tests/unit/bridge/test_grpc_errors.py` checks that it is complete.
+One table maps errors to statuses; `tests/unit/bridge/test_grpc_errors.py` checks that it is whole.
 See https://grpc.io/docs/guides/status-codes/ and google/rpc/error_details.proto.
 """
 
