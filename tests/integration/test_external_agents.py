@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.agents.prompts import Prompts
 from bridge.agents.activity import EXPIRY
@@ -44,7 +44,6 @@ from tests.support.servers import RunningServer
 from workers.external_storage import data_converter
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
-from workers.workflow_runner import workflow_runner
 from workflows.models.agents import Agent, CallUsage, ProposalAnswer, ProposeInput, Task
 from workflows.models.context import ContextPack
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
@@ -194,7 +193,10 @@ async def outside(
         environment["TEMPORAL_ADDRESS"], environment["TEMPORAL_NAMESPACE"], data_converter(client)
     )
     async with Worker(
-        temporal, task_queue=QUEUE, workflows=[AskWorkflow], workflow_runner=workflow_runner()
+        temporal,
+        task_queue=QUEUE,
+        workflows=[AskWorkflow],
+        workflow_runner=UnsandboxedWorkflowRunner(),
     ):
         yield Outside(nats_client, temporal)
 
