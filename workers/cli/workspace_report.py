@@ -88,8 +88,8 @@ def measure(directory: Path, on_step: Callable[[str], None]) -> WorkspaceReport:
     with a line as each step begins, and with one for a build or a unit run that fails.
 
     Raises:
-        CannotMeasure: a tool is not installed; or there is no such directory, no code, or no unit
-            test; or a step could not run or did not end in time.
+        CannotMeasure: a tool is not installed; the directory does not exist, or has no code or
+            no unit test; a step could not run or did not end in time.
     """
     if missing := [name for name in _TOOLS if importlib.util.find_spec(name) is None]:
         raise CannotMeasure(
