@@ -120,6 +120,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.GRAPH_STATEMENT: StatusCode.INTERNAL,
     ErrorType.CACHE_ERROR: StatusCode.INTERNAL,
     ErrorType.EVENT_TOO_LARGE: StatusCode.INTERNAL,
+    ErrorType.EVENT_ID_TAKEN: StatusCode.UNAVAILABLE,
     ErrorType.INVALID_EVENT: StatusCode.INTERNAL,
 }
 """The type of an ApplicationError -> the status."""

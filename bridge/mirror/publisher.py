@@ -71,7 +71,7 @@ class Mirror(MirrorStub):
         """Store one entry in its stream; return whether it is new there.
 
         Raises:
-            ApplicationError: by REFUSALS.
+            ApplicationError: by REFUSALS, or EVENT_ID_TAKEN.
         """
         stream = stream_of(entry.subject)
         if stream is None:
@@ -82,7 +82,7 @@ class Mirror(MirrorStub):
         try:
             ack = await self._jetstream.publish(
                 entry.subject,
-                json.dumps(entry.body, ensure_ascii=False, separators=(",", ":")).encode(),
+                _body(entry),
                 stream=stream.name,
                 headers=self.headers(entry),
             )
@@ -94,22 +94,54 @@ class Mirror(MirrorStub):
                 ErrorType.STREAM_REFUSED,
                 f"{_named(entry)}: stored in {ack.stream} and not in {stream.name}",
             )
+        if ack.duplicate:
+            await self._require_same(entry, stream.name, ack.seq)
         return not ack.duplicate
+
+    async def _require_same(self, entry: Entry, stream: str, sequence: int) -> None:
+        """Raise unless the stored message is this entry: anybody who sends may use its id first."""
+        try:
+            stored = await self._jetstream.get_msg(stream, sequence)
+        except js_errors.NotFoundError:
+            return  # it was deleted from the stream, which still knows its id
+        except PUBLISH_FAILURES as error:
+            raise entry_error(entry, error) from None
+        meant = {"": entry.subject, **_attributes(entry, self._source)}
+        found = {"": stored.subject, **(stored.headers or {})}
+        different = [name or "subject" for name in meant if found.get(name) != meant[name]]
+        if stored.data != _body(entry):
+            different.append("body")
+        if different:
+            raise application_error(
+                ErrorType.EVENT_ID_TAKEN,
+                f"{_named(entry)}: {stream} already has another message with this id, number "
+                f"{sequence}, which differs in {', '.join(different)}. Find out who sent it and "
+                f"delete it; the event is stored when the stream's duplicate window is over",
+            )
 
     def headers(self, entry: Entry) -> dict[str, str]:
         """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
-        headers = {
-            Header.MSG_ID.value: entry.id,
-            "Content-Type": "application/json",
-            "ce-specversion": "1.0",
-            "ce-id": entry.id,
-            "ce-source": self._source.of(entry.source),
-            "ce-type": entry.subject,
-            "ce-time": entry.time,
-            "ce-subject": entry.story_id,
-        }
+        headers = _attributes(entry, self._source)
         TraceContextTextMapPropagator().inject(headers)
-        return {name: value for name, value in headers.items() if value}
+        return headers
+
+
+def _attributes(entry: Entry, source: Source) -> dict[str, str]:
+    attributes = {
+        Header.MSG_ID.value: entry.id,
+        "Content-Type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": entry.id,
+        "ce-source": source.of(entry.source),
+        "ce-type": entry.subject,
+        "ce-time": entry.time,
+        "ce-subject": entry.story_id,
+    }
+    return {name: value for name, value in attributes.items() if value}
+
+
+def _body(entry: Entry) -> bytes:
+    return json.dumps(entry.body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def entry_error(entry: Entry, error: Exception) -> ApplicationError:

@@ -32,6 +32,8 @@ from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client
 
+from deploy.local.nats_users import PERMISSIONS
+
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / ".fleet" / "setup"
@@ -255,7 +257,10 @@ async def check_temporal(address: str, namespace: str = "default") -> None:
 
 @dataclass(frozen=True)
 class Nats(Server):
-    """NATS with JetStream on file storage: an acknowledged message survives a power cut."""
+    """NATS with JetStream on file storage: an acknowledged message survives a power cut.
+
+    The fleet's own user may do everything; PERMISSIONS has the others.
+    """
 
     name: ClassVar[str] = "nats"
     home: Path
@@ -272,20 +277,33 @@ class Nats(Server):
         """The password of `user`."""
         return credential(self.home / "password")
 
+    def env(self, user: str) -> dict[str, str]:
+        """Return the variables with which one of the other users connects."""
+        password = credential(self.home / f"{user}.password")
+        return {"NATS_URL": self.url, "NATS_USER": user, "NATS_PASSWORD": password}
+
     @property
     def ports(self) -> Mapping[str, int]:
         """The client port."""
         return {"clients": self.port}
 
     def prepare(self) -> Command:
-        """Write nats.conf; it holds the password, so it is private."""
+        """Write nats.conf, and a file of variables for each other user; all are private."""
+        users: list[dict[str, object]] = [{"user": self.user, "password": self.password}]
+        for name, permissions in PERMISSIONS.items():
+            env = self.env(name)
+            lines = "".join(f"{variable}={value}\n" for variable, value in env.items())
+            write_private(self.home / f"{name}.env", lines)
+            users.append(
+                {"user": name, "password": env["NATS_PASSWORD"], "permissions": permissions}
+            )
         conf = write_private(
             self.home / "nats.conf",
             f"""\
 server_name: fleet
 listen: "{LOOPBACK}:{self.port}"
 max_payload: 8MB
-authorization {{ user: {json.dumps(self.user)}, password: {json.dumps(self.password)} }}
+authorization {{ users: {json.dumps(users, indent=1)} }}
 jetstream {{ store_dir: {json.dumps(str(self.home / "store"))}, sync_interval: always }}
 """,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import sys
@@ -36,6 +37,7 @@ from bridge.agents.responses import LARGEST_RESPONSE, AgentResponses
 from bridge.jetstream.consumers import AGENTS_RESPONSES
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
 from bridge.jetstream.streams import reconcile
+from deploy.local.servers import Nats as NatsServer
 from tests.support.asking import Asking, AskWorkflow
 from tests.support.fleet import Environment, Log, connect, running
 from tests.support.llm_server import LlmServer, document_of
@@ -732,10 +734,13 @@ class Example:
 
 
 @asynccontextmanager
-async def example(environment: Environment, llm: LlmServer, role: str) -> AsyncIterator[Example]:
+async def example(nats_server: RunningServer, llm: LlmServer, role: str) -> AsyncIterator[Example]:
+    """Run the example with the credentials of an agent."""
+    server = nats_server.process.server
+    assert isinstance(server, NatsServer)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.examples.external_agent.agent", "--role", role),
-        env=environment | {"LLM_URL": llm.url, "LLM_MODEL": llm.models[-1]},
+        env=os.environ | server.env("agent") | {"LLM_URL": llm.url, "LLM_MODEL": llm.models[-1]},
         cwd=ROOT,
         stdout=PIPE,
     )
@@ -759,10 +764,10 @@ async def asks(llm: LlmServer) -> None:
 
 
 async def test_two_agents_of_a_role_share_the_work(
-    fleet: Outside, environment: Environment, llm: LlmServer
+    fleet: Outside, nats_server: RunningServer, llm: LlmServer
 ) -> None:
     llm.fail("slow", times=2, ms=5)
-    async with example(environment, llm, "DEV") as one, example(environment, llm, "DEV") as two:
+    async with example(nats_server, llm, "DEV") as one, example(nats_server, llm, "DEV") as two:
         handles = [await fleet.ask() for _ in range(6)]
 
         answers = [await handle.result() for handle in handles]
@@ -776,15 +781,15 @@ async def test_two_agents_of_a_role_share_the_work(
 
 
 async def test_a_killed_agents_command_goes_to_another(
-    fleet: Outside, environment: Environment, llm: LlmServer
+    fleet: Outside, nats_server: RunningServer, llm: LlmServer
 ) -> None:
     llm.fail("hang")
     handle = await fleet.ask()
-    async with example(environment, llm, "DEV") as killed:
+    async with example(nats_server, llm, "DEV") as killed:
         await asks(llm)
         killed.process.kill()
 
-    async with example(environment, llm, "DEV"):
+    async with example(nats_server, llm, "DEV"):
         answer = await asyncio.wait_for(handle.result(), WITHIN_S)
 
     assert answer.usage.tokens_out > 0
@@ -793,16 +798,16 @@ async def test_a_killed_agents_command_goes_to_another(
 
 
 async def test_an_agent_that_ends_hands_its_command_back(
-    fleet: Outside, environment: Environment, llm: LlmServer
+    fleet: Outside, nats_server: RunningServer, llm: LlmServer
 ) -> None:
     llm.fail("hang")
     handle = await fleet.ask()
-    async with example(environment, llm, "DEV") as ended:
+    async with example(nats_server, llm, "DEV") as ended:
         await asks(llm)
         ended.process.terminate()
         assert await ended.process.wait() == 0
 
-    async with example(environment, llm, "DEV"):
+    async with example(nats_server, llm, "DEV"):
         began = time.monotonic()
         await handle.result()
 
@@ -811,12 +816,12 @@ async def test_an_agent_that_ends_hands_its_command_back(
 
 
 async def test_an_agent_without_its_llm_reports_it(
-    fleet: Outside, environment: Environment, llm: LlmServer
+    fleet: Outside, nats_server: RunningServer, llm: LlmServer
 ) -> None:
     llm.fail("status", status=503, times=1)
     handle = await fleet.ask(attempts=2)
 
-    async with example(environment, llm, "DEV"):
+    async with example(nats_server, llm, "DEV"):
         answer = await handle.result()
 
     assert answer.usage.asks == 1  # only those of the second attempt
@@ -840,6 +845,7 @@ RETURN a.id AS agent, a.agent_type AS kind, p.model AS model
 async def test_a_council_of_llms_and_external_agents_decides(
     outside: Outside,
     environment: Environment,
+    nats_server: RunningServer,
     llm: LlmServer,
     driver: AsyncDriver,
     tmp_path: Path,
@@ -851,7 +857,7 @@ async def test_a_council_of_llms_and_external_agents_decides(
     task = DeliberationInput(task_id=f"T-{role}", role=role, description="Store events", agents=3)
     variables = environment | {"FLEET_CONFIG": str(config), "VLLM_MODEL": llm.model}
 
-    async with running("all", variables) as log, example(environment, llm, role):
+    async with running("all", variables) as log, example(nats_server, llm, role):
         draining = asyncio.create_task(Log.drain(log))
         result = await outside.temporal.execute_workflow(
             "DeliberationWorkflow",

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import time
+from typing import Any
 
 import nats.errors
 import pytest
@@ -107,6 +108,44 @@ async def test_a_batch_published_twice_is_stored_once_and_in_order(
     await mirror.publish(batch)
 
     assert await numbers(jetstream, "PLANNING_EVENTS") == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("forged", "differs"),
+    [
+        ({}, "Content-Type, ce-specversion"),
+        ({"body": b'{"story_id":"US-1","number":7}'}, "body"),
+        ({"headers": {"ce-source": "/elsewhere"}}, "ce-source"),
+        ({"headers": {"ce-type": "planning.story.done"}}, "ce-type"),
+        ({"subject": "planning.gate.closed"}, "subject"),
+    ],
+)
+async def test_an_event_whose_id_somebody_used_first_is_not_taken_for_published(
+    mirror: Mirror, jetstream: JetStreamContext, forged: dict[str, Any], differs: str
+) -> None:
+    (entry,) = entries("planning.gate.approved")
+    own = mirror.headers(entry) if forged else {"Nats-Msg-Id": entry.id}
+    await jetstream.publish(
+        forged.get("subject", entry.subject),
+        forged.get("body", b'{"story_id":"US-1","number":0}'),
+        headers=own | forged.get("headers", {}),
+    )
+
+    with pytest.raises(ApplicationError, match=differs) as failed:
+        await mirror.publish(PublishBatch(entries=[entry]))
+
+    assert (failed.value.type, failed.value.non_retryable) == ("EventIdTaken", False)
+    assert "number 1" in str(failed.value)
+
+
+async def test_an_event_that_was_deleted_from_its_stream_is_known_there(
+    mirror: Mirror, jetstream: JetStreamContext
+) -> None:
+    (entry,) = entries("planning.gate.approved")
+    await mirror.publish(PublishBatch(entries=[entry]))
+    await jetstream.delete_msg("PLANNING_EVENTS", 1)
+
+    assert not await mirror.store(entry)
 
 
 @given(attempts=st.lists(st.integers(0, 8), max_size=4), at_once=st.booleans())

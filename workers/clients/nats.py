@@ -22,6 +22,10 @@ from workers.settings import Settings
 
 RECONNECT_EVERY_S = 1
 
+INBOX = "_INBOX_fleet"
+"""Prefix of the subjects on which the fleet gets what it asked for, so that users who may read
+`_INBOX.>` do not get it too."""
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -80,6 +84,7 @@ async def open_nats(
             password=secret_value(settings.nats_password),
             tls=_nats_tls(settings),
             name="swe-ai-fleet",
+            inbox_prefix=INBOX,
             error_cb=note,
             closed_cb=closed,
             max_reconnect_attempts=-1,

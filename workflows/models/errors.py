@@ -99,6 +99,7 @@ class ErrorType(StrEnum):
     STREAM_REFUSED = "StreamRefused"
     EVENT_TOO_LARGE = "EventTooLarge"
     INVALID_EVENT = "InvalidEvent"
+    EVENT_ID_TAKEN = "EventIdTaken"
 
 
 RETRYABLE = frozenset(
@@ -128,6 +129,7 @@ RETRYABLE = frozenset(
         ErrorType.NO_STREAM,
         ErrorType.STREAM_REFUSED,
         ErrorType.EVENT_TOO_LARGE,
+        ErrorType.EVENT_ID_TAKEN,
     }
 )
 """The types for which another attempt may succeed. Storing and publishing retry them without limit:

@@ -33,6 +33,8 @@ from nats.js.errors import NotFoundError
 from openai import AsyncOpenAI, OpenAIError
 
 STREAM = "AGENT_COMMANDS"
+INBOX = "_INBOX_agent"
+"""Where the user `agent` may get replies; nobody but agents can read commands there."""
 ACK_WAIT_S = 20.0
 """A command whose agent has been silent for so long goes to the next agent of the role."""
 BEAT_S = 5.0
@@ -228,6 +230,7 @@ async def main(given: argparse.Namespace) -> None:
         user=given.nats_user,
         password=password,
         name=given.name,
+        inbox_prefix=INBOX,
         max_reconnect_attempts=-1,
     )
     llm = AsyncOpenAI(base_url=given.llm_url, api_key=key, max_retries=0, timeout=SILENT_LLM_S)
