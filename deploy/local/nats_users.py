@@ -1,10 +1,10 @@
-"""The users of the local NATS besides the fleet's own, and what each may do.
+"""The users of the local NATS beside the fleet's, and what each may do.
 
 An agent takes commands and answers them. A subscriber reads events. A publisher sends the events
 that the inbox reads. None of them may change a stream, or touch a consumer of the fleet.
 
 NATS delivers what a client asked for to the client's inbox, so who may read all inboxes reads what
-others get. The fleet and the agents therefore have inboxes of their own.
+others get. The fleet and the agents therefore have separate inboxes.
 """
 
 from collections.abc import Iterable, Mapping

@@ -69,7 +69,7 @@ async def attempt(client: NatsClient, subject: str, body: object = None) -> byte
 
 
 @pytest.mark.parametrize("user", ["agent", "subscriber", "publisher"])
-async def test_nobody_else_changes_a_stream(
+async def test_no_one_else_changes_a_stream(
     user: str, opened: Open, jetstream: JetStreamContext
 ) -> None:
     await jetstream.publish("planning.story.created", b"{}")
@@ -127,7 +127,7 @@ async def test_nobody_else_changes_a_stream(
         ),
     ],
 )
-async def test_nobody_forges_what_is_not_theirs_to_send(
+async def test_no_one_forges_what_is_not_theirs_to_send(
     user: str, forged: str, opened: Open, jetstream: JetStreamContext
 ) -> None:
     before = await stored(jetstream)
@@ -182,7 +182,7 @@ async def test_a_subscriber_cannot_steal_from_the_fleets_consumers(
 
 @pytest.mark.parametrize("user", ["subscriber", "publisher"])
 @pytest.mark.parametrize("subject", [">", "_INBOX_fleet.>", "_INBOX_agent.>", "agent.>", "$JS.>"])
-async def test_nobody_reads_what_others_asked_for(user: str, subject: str, opened: Open) -> None:
+async def test_no_one_reads_what_others_asked_for(user: str, subject: str, opened: Open) -> None:
     client, told = await opened(user)
 
     await client.subscribe(subject)
@@ -205,7 +205,7 @@ async def test_an_agent_reads_no_events(opened: Open) -> None:
         )
 
 
-async def test_a_subscriber_reads_events_with_a_durable_consumer_of_its_own(
+async def test_a_subscriber_reads_events_with_a_separate_durable_consumer(
     opened: Open, jetstream: JetStreamContext
 ) -> None:
     await jetstream.publish("planning.story.created", b"first")

@@ -34,7 +34,7 @@ from openai import AsyncOpenAI, OpenAIError
 
 STREAM = "AGENT_COMMANDS"
 INBOX = "_INBOX_agent"
-"""Where the user `agent` may get replies; nobody but agents can read commands there."""
+"""Where the user `agent` may get replies; only agents can read commands there."""
 ACK_WAIT_S = 20.0
 """A command whose agent has been silent for so long goes to the next agent of the role."""
 BEAT_S = 5.0
