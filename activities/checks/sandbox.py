@@ -125,6 +125,16 @@ class Sandbox:
         finally:
             os.close(filter_fd)
 
+    async def probe(self) -> None:
+        """Run a program that does nothing.
+
+        Raises:
+            CannotRun: no program can be run in the sandbox on this machine.
+        """
+        run = await self.run([_PYTHON, "-I", "-S", "-c", ""], b"")
+        if run.exit_code != 0:
+            raise CannotRun(f"a program that does nothing fails in the sandbox: {run}")
+
     def _prefix(self, visible: Sequence[str], filter_fd: int, root: bool) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.

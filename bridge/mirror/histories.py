@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from functools import partial
 from typing import Any
 
 from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import (
     Client,
     WorkflowHandle,
-    WorkflowHistory,
     WorkflowQueryFailedError,
 )
 from temporalio.service import RPCError, RPCStatusCode
@@ -68,10 +68,16 @@ ENDED_EARLY = frozenset(
 
 @dataclass
 class StoryRuns:
-    """A story's runs. unanswered: runs that ended early and whose outbox could not be queried."""
+    """A story's runs.
+
+    Attributes:
+        unanswered: runs that ended early and whose outbox could not be queried.
+        lost: runs of which a payload is lost, and which one: its entries are left out.
+    """
 
     runs: list[RunEvents] = field(default_factory=list)
     unanswered: list[RunId] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
 async def read(client: Client, story_id: str, on_progress: Callable[[int, int], None]) -> StoryRuns:
@@ -86,6 +92,33 @@ async def read(client: Client, story_id: str, on_progress: Callable[[int, int], 
     reading = _Reading(client, on_progress)
     await reading.all_of(await _beginnings(client, story_id))
     return reading.found
+
+
+async def story_histories(client: Client, story_id: str) -> dict[RunId, list[HistoryEvent]]:
+    """Return the events of every run that belongs to the story, with payloads as they are stored.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    found: dict[RunId, list[HistoryEvent]] = {}
+    left = await _beginnings(client, story_id)
+    while left:
+        run = left.pop()
+        handle = client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
+        if events := await _events(handle):
+            found[run] = events
+            left |= set(related(run.workflow_id, events)) - found.keys()
+    return found
+
+
+async def _events(handle: WorkflowHandle[Any, Any]) -> list[HistoryEvent]:
+    """Return a run's events; empty if its retention has expired, or it is being deleted."""
+    try:
+        return list((await handle.fetch_history()).events)
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        return []
 
 
 async def _beginnings(client: Client, story_id: str) -> set[RunId]:
@@ -164,8 +197,8 @@ async def _story_of(client: Client, run: RunId) -> str | None:
     payloads = first.workflow_execution_started_event_attributes.input.payloads
     try:
         (value,) = await client.data_converter.decode(payloads)
-    except (ValueError, RuntimeError):
-        return None  # the workflow refused this input too
+    except (ValueError, RuntimeError, LookupError):
+        return None  # the workflow refused this input too, or it is lost
     story_id = value.get("story_id") if isinstance(value, dict) else None
     return story_id or "" if story_id is None or isinstance(story_id, str) else None
 
@@ -197,19 +230,18 @@ class _Reading:
     async def _run(self, run: RunId) -> set[RunId]:
         async with self._slots:
             handle = self._client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
-            try:
-                history = await handle.fetch_history()
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                return set()  # its retention has expired
-            if not history.events:
-                return set()  # it is being deleted
-            decoded = [(each, await self._decode(each)) for each in outbox_calls(history.events)]
-            state = await self._left(run, handle, history)
-        started = history.events[0].event_time.ToDatetime(UTC)
+            if not (events := await _events(handle)):
+                return set()
+            decoded = []
+            for each in outbox_calls(events):
+                try:
+                    decoded.append((each, await self._decode(each)))
+                except LookupError as error:  # the payload is lost
+                    self.found.lost.append(f"{run.workflow_id} {run.run_id}: {error}")
+            state = await self._left(run, handle, events)
+        started = events[0].event_time.ToDatetime(UTC)
         self.found.runs.append(run_events(run, started, decoded, state))
-        return set(related(run.workflow_id, history.events))
+        return set(related(run.workflow_id, events))
 
     async def _decode(self, each: OutboxCall) -> GraphWrite | list[Entry]:
         kinds: dict[str, Any] = {**WRITES, "publish": PublishBatch, FORWARD_EVENTS: list[Entry]}
@@ -221,10 +253,10 @@ class _Reading:
         return decoded
 
     async def _left(
-        self, run: RunId, handle: WorkflowHandle[object, object], history: WorkflowHistory
+        self, run: RunId, handle: WorkflowHandle[object, object], events: Sequence[HistoryEvent]
     ) -> OutboxState | None:
         """Query the outbox of a run that ended early; a story worker must answer."""
-        if history.events[-1].event_type not in ENDED_EARLY:
+        if events[-1].event_type not in ENDED_EARLY:
             return None
         try:
             state: OutboxState = await handle.query(

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from temporalio.exceptions import ApplicationError
 
 from bridge.jetstream.streams import Stream, stream_of
 from bridge.mirror.publisher import Mirror
@@ -88,16 +89,18 @@ async def republish(
     known: set[str],
     everything: bool,
     on_progress: Callable[[int, int], None],
+    refused: list[str],
 ) -> dict[str, ReplayCounts]:
     """Publish the entries that are not known, or everything, one after the other.
 
-    The callback receives the number of entries that are done, and the number of all entries.
+    The callback receives the number of entries that are done, and the number of all entries. An
+    entry that NATS refuses for good is appended to `refused`, and the rest is published.
 
     Returns:
         Stream -> its counts.
 
     Raises:
-        ApplicationError: by `bridge.mirror.publisher.REFUSALS`; the entries before it are stored.
+        ApplicationError: NATS is away; the entries before it are stored.
     """
     counts: dict[str, ReplayCounts] = {}
     for done, entry in enumerate(entries, 1):
@@ -105,7 +108,14 @@ async def republish(
         count = counts.setdefault(stream.name if stream else "", ReplayCounts())
         count.events += 1
         is_known = entry.id in known
-        if (everything or not is_known) and await mirror.store(entry):
+        try:
+            is_new = (everything or not is_known) and await mirror.store(entry)
+        except ApplicationError as error:
+            if not error.non_retryable:
+                raise
+            refused.append(error.message)
+            continue
+        if is_new:
             count.published += 1
         elif is_known:
             count.known += 1

@@ -36,6 +36,10 @@ COMMANDS = {
     ),
     "mirror": ("workers.cli.mirror", "Publish events again that the streams have lost."),
     "graph": ("workers.cli.graph", "Rebuild the context graph from what Temporal holds."),
+    "doctor": (
+        "workers.cli.doctor",
+        "Check servers, streams, graph, stories and sandbox, and name the remedies.",
+    ),
     "token": ("workers.cli.token", "Tokens for the gRPC services, and for `fleet` itself."),
 }
 """The module of each command, and the first line of its help."""

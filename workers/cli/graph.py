@@ -54,6 +54,7 @@ class RebuiltStory(Model):
         refused: Writes that the graph rejects for good.
         unanswered: Runs that ended early, and for which no worker answered what they had left
             unrecorded.
+        lost: Payloads that Valkey has lost, with the run; they are left out.
     """
 
     story_id: str
@@ -61,6 +62,7 @@ class RebuiltStory(Model):
     writes: int
     refused: list[str]
     unanswered: list[str]
+    lost: list[str]
 
 
 @app.callback()
@@ -105,7 +107,7 @@ def rebuild(
 
     done = run(work())
     emit(done, _shown(done), as_json)
-    if any(each.refused for each in done):
+    if any(each.refused or each.lost for each in done):
         raise typer.Exit(1)
 
 
@@ -175,6 +177,7 @@ def _summary(story_id: str, rebuilt: Rebuilt) -> RebuiltStory:
         writes=rebuilt.writes,
         refused=rebuilt.refused,
         unanswered=[f"{each.workflow_id} {each.run_id}" for each in found.unanswered],
+        lost=found.lost,
     )
 
 
@@ -190,6 +193,7 @@ def _shown(done: list[RebuiltStory]) -> RenderableType:
         )
     ]
     lines += [render.text(f"Refused: {reason}", "red") for each in done for reason in each.refused]
+    lines += [render.text(f"Lost: {reason}", "red") for each in done for reason in each.lost]
     if unanswered := [name for each in done for name in each.unanswered]:
         lines.append(
             render.text(

@@ -13,6 +13,7 @@ from nats.aio.client import Client as Nats
 from nats.js import errors as js_errors
 from rich.console import Group, RenderableType
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 
 from bridge.jetstream.streams import StreamError, reconcile
 from bridge.mirror.histories import StoryRuns, read
@@ -37,6 +38,7 @@ from workers.clients.connection import redact_url
 from workers.clients.nats import open_nats
 from workers.settings import Settings, load
 from workflows.models.base import Model
+from workflows.models.events import Entry
 
 app = typer.Typer(
     help="Publish events again that the streams have lost.",
@@ -64,6 +66,8 @@ class Replayed(Model):
     Attributes:
         recorded: Entries that a run had left unrecorded; they were stored in the graph first.
         unanswered: Runs that ended early, and for which no worker answered what they had left.
+        refused: Entries that NATS or the graph refuses for good, and why; they are left out.
+        lost: Payloads that Valkey has lost, with the run; they are left out.
     """
 
     story_id: str
@@ -71,6 +75,8 @@ class Replayed(Model):
     streams: list[OnStream]
     recorded: int
     unanswered: list[str]
+    refused: list[str]
+    lost: list[str]
 
 
 @app.callback()
@@ -105,6 +111,8 @@ def replay(
 
     done = run(work())
     emit(done, _shown(done), as_json)
+    if done.refused or done.lost:
+        raise typer.Exit(1)
 
 
 async def _replay(
@@ -122,14 +130,20 @@ async def _replay(
         if not in_order(found.runs, story_id) and not left:
             raise _unknown(story_id, client, found)
         await reconcile(jetstream, settings.nats_replicas)
+        refused: list[str] = []
+        stored: list[Entry] = []
         if left:
             async with open_graph(settings) as graph:  # an event is published after it is stored
                 for batch in left:
-                    await graph.record(batch)
-        entries = [
-            *in_order(found.runs, story_id),
-            *(entry for batch in left for entry in batch.entries if entry.subject),
-        ]
+                    try:
+                        await graph.record(batch)
+                    except ApplicationError as error:
+                        if not error.non_retryable:
+                            raise
+                        refused.append(f"{batch.entries[0].id}: {error.message}")
+                    else:
+                        stored += batch.entries
+        entries = [*in_order(found.runs, story_id), *(each for each in stored if each.subject)]
         known = await published_ids(jetstream, story_id, entries)
         step = progress.add_task("events", total=len(entries))
         counts = await republish(
@@ -138,13 +152,16 @@ async def _replay(
             known,
             everything,
             lambda done, of: progress.update(step, completed=done, total=of),
+            refused,
         )
     return Replayed(
         story_id=story_id,
         runs=len(found.runs),
         streams=[_on_stream(name, counts[name]) for name in sorted(counts)],
-        recorded=len(left),
+        recorded=len(stored),
         unanswered=[f"{each.workflow_id} {each.run_id}" for each in found.unanswered],
+        refused=refused,
+        lost=found.lost,
     )
 
 
@@ -187,6 +204,8 @@ def _shown(done: Replayed) -> RenderableType:
             ),
         )
     ]
+    lines += [render.text(f"Refused: {reason}", "red") for reason in done.refused]
+    lines += [render.text(f"Lost: {reason}", "red") for reason in done.lost]
     if done.recorded:
         lines.append(render.text(f"Recorded in the graph first: {done.recorded}"))
     if any(each.suppressed_by_dedup for each in done.streams):

@@ -1,0 +1,316 @@
+"""`fleet doctor` on real servers: each thing that is broken is named, with what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sysconfig
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.js import JetStreamContext
+from neo4j import AsyncDriver
+from redis.asyncio import Redis
+from temporalio import workflow
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.workflow import ParentClosePolicy
+from typer.testing import CliRunner
+
+from activities.graph.activities import Graph
+from tests.support.fleet import Environment, new_environment, whole_fleet
+from tests.support.llm_server import LlmServer
+from tests.support.polling import until
+from tests.support.servers import Servers
+from tests.support.stories import batch, new_story, spec
+from workers.cli import app as cli
+from workflows.models.events import ContextMilestoneReached, StoryCreated
+from workflows.models.ids import story_workflow_id
+
+TEMPORAL = Path(sysconfig.get_path("scripts")) / "temporal"
+
+
+@pytest.fixture
+async def environment(servers: Servers, llm: LlmServer) -> Environment:
+    return await new_environment(servers, llm)
+
+
+@pytest.fixture
+async def fleet(
+    environment: Environment, jetstream: JetStreamContext, driver: AsyncDriver
+) -> AsyncIterator[Client]:
+    """Run a whole fleet on streams of its own."""
+    async with whole_fleet(environment) as client:
+        yield client
+
+
+class Diagnosis:
+    """What `fleet doctor` printed. code: its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        assert out, err
+        self.code, self.findings = code, json.loads(out)
+
+    def of(self, check: str) -> list[dict[str, str]]:
+        return [each for each in self.findings if each["check"] == check]
+
+    def one(self, check: str, *words: str) -> dict[str, str]:
+        """Return the only finding of the check that contains the words."""
+        texts = [each for each in self.of(check) if all(word in str(each) for word in words)]
+        assert len(texts) == 1, self.of(check)
+        return texts[0]
+
+
+async def fleet_command(environment: Environment, *arguments: str, stdin: str = "") -> Any:
+    return await asyncio.to_thread(
+        CliRunner().invoke, cli.app, arguments, input=stdin, env=environment | {"COLUMNS": "250"}
+    )
+
+
+async def doctor(environment: Environment, *arguments: str) -> Diagnosis:
+    ended = await fleet_command(environment, "doctor", *arguments, "--json")
+    if ended.exception and not isinstance(ended.exception, SystemExit):
+        raise ended.exception
+    return Diagnosis(ended.exit_code, ended.stdout, ended.stderr)
+
+
+async def test_a_fleet_that_runs_has_nothing_to_repair(
+    fleet: Client, environment: Environment
+) -> None:
+    found = await doctor(environment)
+
+    failing = [each for each in found.findings if each["outcome"] == "failing"]
+    # The graph is shared with other tests, whose stories have no workflow here.
+    assert [each for each in failing if each["check"] != "gates without stories"] == []
+    assert {each["check"] for each in found.findings} == {
+        *("valkey", "temporal", "nats", "neo4j", "streams", "consumers", "dead letters"),
+        *("graph constraints", "workers", "stuck outboxes", "orphaned children"),
+        *("gates without stories", "stale reports", "valkey memory", "clock skew"),
+        *("sandbox", "engine"),
+    }
+
+
+async def test_what_is_broken_is_named_with_its_remedy(
+    environment: Environment,
+    jetstream: JetStreamContext,
+    driver: AsyncDriver,
+    client: Redis,
+    graph: Graph,
+) -> None:
+    """No process runs, streams and a constraint are gone, a story has no workflow, a report is old.
+
+    Valkey is almost full.
+    """
+    story = new_story()
+    created = StoryCreated(title="t", rigor="L1", created_by="ana", timestamp=spec(story).timestamp)
+    report = ContextMilestoneReached(
+        milestone_id=f"{story}-m",
+        event_type="WORKSPACE_REPORT",
+        description="report j scores 1",
+        timestamp=spec(story).timestamp,
+    )
+    await graph.record(
+        batch(
+            story,
+            spec(story),
+            created.model_copy(update={"story_id": story}),
+            report.model_copy(update={"story_id": story}),
+        )
+    )
+    await driver.execute_query("DROP CONSTRAINT gate_approval_id IF EXISTS")
+    used = (await client.info("memory"))["used_memory"]
+    await client.config_set("maxmemory", used + used // 10)
+    try:
+        found = await doctor(environment)
+    finally:
+        await client.config_set("maxmemory", 0)
+
+    assert found.code == 1
+    assert "workers inbox" in found.one("streams", "PLANNING_EVENTS does not exist")["remedy"]
+    assert "workers agents" in found.one("consumers", "agents-responses does not")["remedy"]
+    assert "workers story" in found.one("workers", "queue story")["remedy"]
+    constraint = found.one("graph constraints", "gate_approval_id is not there")
+    await driver.execute_query(constraint["remedy"].removeprefix("Run in cypher-shell: "))
+    assert "fleet start" in found.one("gates without stories", story)["remedy"]
+    assert f"fleet report {story} DIR" in found.one("stale reports", story)["remedy"]
+    assert found.one("valkey memory")["outcome"] == "warning"
+    again = await doctor(environment)
+    assert again.one("graph constraints")["outcome"] == "ok"
+    assert again.one("valkey memory")["outcome"] == "ok"
+
+
+async def test_servers_that_do_not_answer_are_named_and_the_rest_is_checked(
+    environment: Environment,
+) -> None:
+    away = {
+        "NATS_URL": "nats://127.0.0.1:1",
+        "NEO4J_URI": "bolt://127.0.0.1:1",
+        "TEMPORAL_ADDRESS": "127.0.0.1:1",
+        "VLLM_URL": "http://127.0.0.1:1",
+    }
+
+    found = await doctor(environment | away)
+
+    assert found.code == 1
+    for server, setting in (
+        ("nats", "NATS_URL"),
+        ("neo4j", "NEO4J_URI"),
+        ("temporal", "TEMPORAL_ADDRESS"),
+        ("engine", "VLLM_URL"),
+    ):
+        assert setting in found.one(server)["remedy"]
+    assert found.one("valkey")["outcome"] == "ok"
+
+
+async def test_a_clock_that_is_off_is_named(
+    environment: Environment, fleet: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr("workers.diagnosis.time.time", lambda: real() + 60)
+
+    found = await doctor(environment)
+
+    skews = [each["found"] for each in found.of("clock skew")]
+    assert [skew.split()[3] for skew in skews] == ["Valkey", "NATS", "Neo4j"]
+
+
+@workflow.defn(name="DeliberationWorkflow")
+class Council:
+    @workflow.run
+    async def run(self) -> None:
+        self.stopped = False
+        await workflow.wait_condition(lambda: self.stopped)
+
+    @workflow.signal
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@workflow.defn
+class Parent:
+    """A parent that ends and leaves its child."""
+
+    @workflow.run
+    async def run(self, child: str) -> None:
+        await workflow.start_child_workflow(
+            Council.run, id=child, parent_close_policy=ParentClosePolicy.ABANDON
+        )
+
+
+async def test_a_council_whose_story_has_ended_is_named_and_the_remedy_stops_it(
+    environment: Environment, servers: Servers
+) -> None:
+    there = await Client.connect(
+        servers.temporal.address, namespace=environment["TEMPORAL_NAMESPACE"]
+    )
+    child = f"deliberation-{uuid.uuid4().hex}"
+    runner = UnsandboxedWorkflowRunner()
+    async with Worker(there, task_queue="q", workflows=[Parent, Council], workflow_runner=runner):
+        await there.execute_workflow(Parent.run, child, id="the-parent", task_queue="q")
+
+        async def orphans() -> list[dict[str, str]]:
+            found = await doctor(environment)
+            return [each for each in found.of("orphaned children") if child in each["found"]]
+
+        (orphan,) = await until(orphans)
+        await temporal(environment, orphan["remedy"].removeprefix("Stop it: "))
+        await there.get_workflow_handle(child).result()
+
+
+async def temporal(environment: Environment, command: str) -> None:
+    """Run a command of the `temporal` CLI as the doctor printed it."""
+    _, *arguments = shlex.split(command)
+    process = await asyncio.create_subprocess_exec(
+        TEMPORAL,
+        *arguments,
+        *("--address", environment["TEMPORAL_ADDRESS"]),
+        *("--namespace", environment["TEMPORAL_NAMESPACE"]),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output
+
+
+async def test_a_lost_payload_is_named_and_a_reset_to_before_it_gives_the_story_back(
+    environment: Environment, fleet: Client, client: Redis
+) -> None:
+    story = new_story()
+    text = {
+        "title": "Undo the deletion of a note",
+        "brief": "As a writer I want to undo a deletion so that a slip costs me nothing.",
+        "acceptance_criteria": ["Given a deleted note, when I press undo, then it is back."],
+    }
+    start = json.dumps(text | {"story_id": story, "created_by": "ana", "rigor": "L0"})
+    assert (await fleet_command(environment, "start", "-", stdin=start)).exit_code == 0
+    handle = fleet.get_workflow_handle(story_workflow_id(story))
+
+    async def state() -> dict[str, Any]:
+        return dict(await handle.query("state"))
+
+    await until(state, lambda view: view["pending_gate"] == "approve_scope")
+    whole = await doctor(environment, story)
+    assert whole.one("lost payloads")["outcome"] == "ok"
+    before = {key async for key in client.scan_iter("swe:payload:*")}
+    large = ("--brief", "As a writer I want " + "more " * 8_000)
+    criteria = [f"--criterion=Given {n} {'x' * 900}, then undo works." for n in range(40)]
+    amended = await fleet_command(environment, "amend", story, *large, *criteria)
+    assert amended.exit_code == 0, amended.stderr
+    new = {key async for key in client.scan_iter("swe:payload:*")} - before
+    assert new
+
+    await client.delete(*new)
+    found = await doctor(environment, story)
+
+    assert found.code == 1
+    first = found.of("lost payloads")[0]
+    assert "WORKFLOW_EXECUTION_UPDATE_ACCEPTED" in first["found"]
+    assert any(key.decode() in first["found"] for key in new)
+    await temporal(environment, first["remedy"].removeprefix("Reset the story to before it: "))
+    shown = await until(state, lambda view: view["pending_gate"] == "approve_scope")
+    assert shown["title"] == text["title"]
+    kept = dict(await handle.query("text"))
+    assert kept["brief"] == text["brief"]
+    after = (await doctor(environment, story)).of("lost payloads")
+    assert {each["outcome"] for each in after} == {"warning"}  # in the run before the reset
+    rebuilt = await fleet_command(environment, "graph", "rebuild", story, "--json")
+    assert rebuilt.exit_code == 1
+    (summary,) = json.loads(rebuilt.stdout)
+    assert summary["writes"] > 0
+    assert all("Valkey has no swe:payload:" in each for each in summary["lost"])
+    await handle.terminate()
+
+
+async def test_what_a_story_started_with_is_lost(environment: Environment, client: Redis) -> None:
+    """Without a worker nothing has been done yet: there is no place to reset to."""
+    story = new_story()
+    start = json.dumps(
+        {
+            "story_id": story,
+            "title": "Large",
+            "brief": "more " * 8_000,
+            "acceptance_criteria": [f"Given {n} {'x' * 900}" for n in range(40)],
+            "created_by": "ana",
+        }
+    )
+    before = {key async for key in client.scan_iter("swe:payload:*")}
+    assert (await fleet_command(environment, "start", "-", stdin=start)).exit_code == 0
+    new = {key async for key in client.scan_iter("swe:payload:*")} - before
+    assert new
+    await client.delete(*new)
+
+    found = await doctor(environment, story)
+
+    assert "fleet start" in found.one("lost payloads")["remedy"]
+    assert found.one("lost payloads")["outcome"] == "failing"
+
+
+async def test_a_story_that_is_not_there_is_named(environment: Environment) -> None:
+    found = await doctor(environment, "US-nowhere")
+
+    assert "no story US-nowhere" in found.one("lost payloads")["found"]
