@@ -32,7 +32,7 @@ async def temporal(server_homes: Path) -> AsyncIterator[RunningServer]:
     """Start a Temporal development server with the namespace `default`."""
     port, ui_port = free_ports(2)
     server = Temporal(server_homes / "temporal", port, ui_port)
-    async with started(server, server.address, port=port, ui_url=server.ui_url) as running:
+    async with started(server, server.address, port=port) as running:
         yield running
 
 

@@ -30,13 +30,19 @@ os.environ |= {
 
 import ray
 import torch
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
+from ray.llm._internal.serve.core.ingress import ingress
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.llm import LLMConfig, build_openai_app
 
+from workers.same_site import SameSite, own_hosts
+
 APP = "agents"
 STOPS_WITHIN_S = 10
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GiB = 1024**3
 
 CPU_MAX_MODEL_LEN = 2048
@@ -158,7 +164,26 @@ def _runtime_env(settings: ServeSettings) -> dict[str, Any]:
 
 def app(args: dict[str, str]) -> serve.Application:
     """Return the Serve application; `args` override the settings, as a RayService passes them."""
-    settings = ServeSettings.model_validate(args)
+    return _application(ServeSettings.model_validate(args), own=None)
+
+
+def api(own: frozenset[str] | None) -> FastAPI:
+    """Return Ray's FastAPI application, closed to web pages of other sites.
+
+    Ray lets any page read its answers (CORS). No setting changes that.
+    """
+    closed: FastAPI = _ray_api()
+    kept: list[Any] = [*closed.user_middleware]
+    closed.user_middleware[:] = [each for each in kept if each.cls is not CORSMiddleware]
+    closed.add_middleware(SameSite, own=own)
+    return closed
+
+
+_ray_api = ingress.init
+
+
+def _application(settings: ServeSettings, own: frozenset[str] | None) -> serve.Application:
+    ingress.init = lambda: api(own)
     return build_openai_app(
         {
             "llm_configs": [llm_config(settings)],
@@ -183,7 +208,10 @@ def main() -> NoReturn:
             proxy_location=ProxyLocation.HeadOnly,
             http_options=HTTPOptions(host=settings.serve_host, port=settings.serve_port),
         )
-        serve.run(app({}), name=APP, route_prefix="/")
+        # Clients on this machine; a cluster's have names that only its operator knows.
+        here = settings.serve_host in LOOPBACK and not settings.ray_address
+        own = own_hosts(settings.serve_port) if here else None
+        serve.run(_application(settings, own), name=APP, route_prefix="/")
         print(f"serving {settings.vllm_model} on port {settings.serve_port}", flush=True)
         while True:
             signal.pause()

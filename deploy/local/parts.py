@@ -17,6 +17,7 @@ from deploy.local.servers import (
     Server,
     Temporal,
     Valkey,
+    WebUi,
     Workers,
     check_nats,
     check_neo4j,
@@ -92,6 +93,9 @@ def parts(settings: StackSettings) -> Parts:
     servers = tuple(
         decide(settings, env) for decide in (_temporal, _nats, _valkey, _neo4j, _language_model)
     )
+    if isinstance(temporal := servers[0].server, Temporal):
+        ui = WebUi(settings.home / "data" / "ui", temporal)
+        servers = (servers[0], Part(ui, ui.url, servers[0].ready_within), *servers[1:])
     env["HEALTH_PORT"] = str(settings.health_port)
     env |= _grpc(settings)
     workers = Workers(settings.home, settings.health_port, other_ports=settings.grpc_ports)
@@ -110,7 +114,7 @@ def _temporal(settings: StackSettings, env: dict[str, str]) -> Part:
         settings.home / "data" / "temporal", settings.temporal_port, settings.temporal_ui_port
     )
     env["TEMPORAL_ADDRESS"] = server.address
-    return Part(server, f"{server.address}, Web UI {server.ui_url}", within)
+    return Part(server, server.address, within)
 
 
 def _nats(settings: StackSettings, env: dict[str, str]) -> Part:

@@ -189,14 +189,15 @@ class Temporal(Server):
         return f"{LOOPBACK}:{self.port}"
 
     @property
-    def ui_url(self) -> str:
-        """The URL of the Web UI."""
-        return f"http://{LOOPBACK}:{self.ui_port}"
+    def ui_address(self) -> str:
+        """The loopback address of the Web UI itself, which no web page can guess."""
+        digest = sha256(credential(self.home / "ui_address").encode()).digest()
+        return "127." + ".".join(str(1 + byte % 254) for byte in digest[:3])
 
     @property
     def ports(self) -> Mapping[str, int]:
-        """The frontend's and the Web UI's ports."""
-        return {"gRPC": self.port, "Web UI": self.ui_port}
+        """The frontend's port."""
+        return {"gRPC": self.port}
 
     def prepare(self) -> Command:
         """Create the folder of the database; everything else is passed in arguments."""
@@ -205,6 +206,8 @@ class Temporal(Server):
             # Poll task queues without a pause: an activity's round trip takes 9 ms, not 49.
             "history.transferProcessorMaxPollRPS": 2000,
             "history.timerProcessorMaxPollRPS": 2000,
+            # No `Host` is served: web pages could send requests to the HTTP API.
+            "frontend.httpAllowedHosts": [],
             # Distribute calls among waiting stories by their fairness key.
             "matching.enableFairness": True,
         }
@@ -212,7 +215,7 @@ class Temporal(Server):
             (
                 *(str(script("temporal")), "server", "start-dev"),
                 *("--ip", LOOPBACK, "--port", str(self.port)),
-                *("--ui-ip", LOOPBACK, "--ui-port", str(self.ui_port)),
+                *("--ui-ip", self.ui_address, "--ui-port", str(self.ui_port)),
                 "--ui-disable-news-fetch",
                 *("--db-filename", str(self.home / "temporal.sqlite")),
                 *("--sqlite-pragma", "journal_mode=WAL"),
@@ -231,7 +234,7 @@ class Temporal(Server):
         """Check that the frontend serves the default namespace, and that the Web UI answers."""
         await check_temporal(self.address)
         async with httpx.AsyncClient(trust_env=False) as http:
-            (await http.get(self.ui_url)).raise_for_status()
+            (await http.get(f"http://{self.ui_address}:{self.ui_port}")).raise_for_status()
 
     async def keep_histories(self, retention: timedelta = TEMPORAL_RETENTION) -> None:
         """Keep closed workflows for `retention`; the development server drops them after a day."""
@@ -246,6 +249,36 @@ class Temporal(Server):
                 ),
             )
         )
+
+
+@dataclass(frozen=True)
+class WebUi(Server):
+    """The door to Temporal's Web UI, which refuses pages of other sites (web_ui.py)."""
+
+    name: ClassVar[str] = "ui"
+    home: Path
+    temporal: Temporal
+
+    @property
+    def url(self) -> str:
+        """The URL of the Web UI."""
+        return f"http://{LOOPBACK}:{self.temporal.ui_port}"
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The Web UI's port; the Web UI itself has the same on another address."""
+        return {"Web UI": self.temporal.ui_port}
+
+    def prepare(self) -> Command:
+        """Return the command, which names the address of the Web UI itself."""
+        there = self.temporal.ui_address
+        program = (sys.executable, "-m", "deploy.local.web_ui")
+        return Command((*program, str(self.temporal.ui_port), there))
+
+    async def check(self) -> None:
+        """Check that the Web UI answers through the door, and reaches the frontend."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            (await http.get(f"{self.url}/api/v1/namespaces")).raise_for_status()
 
 
 async def check_temporal(address: str, namespace: str = "default") -> None:

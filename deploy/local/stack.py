@@ -75,6 +75,8 @@ class Stack:
         self.home = settings.home
         self.supervisor = Supervisor(self.home)
         self._without = frozenset(without)
+        if "temporal" in self._without:
+            self._without |= {"ui"}
         self._parts: Parts | None = None
 
     @property

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types import CompletionUsage
@@ -36,6 +37,21 @@ async def llm(fleet: Fleet) -> AsyncIterator[AsyncOpenAI]:
         base_url=fleet.env["VLLM_URL"], api_key="none", max_retries=0, timeout=240
     ) as client:
         yield client
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+async def test_a_web_page_of_another_site_is_refused(
+    fleet: Fleet, method: str, headers: dict[str, str]
+) -> None:
+    preflight = {"Access-Control-Request-Method": "POST"} if method == "OPTIONS" else {}
+    async with httpx.AsyncClient(base_url=fleet.env["VLLM_URL"], trust_env=False) as http:
+        answer = await http.request(method, "/models", headers=headers | preflight)
+
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
 
 
 def prompt(text: str) -> list[Any]:

@@ -24,7 +24,6 @@ class RunningServer:
     host: str = "127.0.0.1"
     user: str | None = None
     password: str | None = None
-    ui_url: str | None = None
 
     async def start(self) -> None:
         """Start the server again after `stop` or `kill`; its data is kept."""
