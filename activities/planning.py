@@ -20,7 +20,7 @@ from activities.graph.councils import load_councils
 from workflows.models.base import content_hash
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.process import Machine, Process, RigorLevel
-from workflows.models.readiness import Readiness, StoryText
+from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
 from workflows.rules.machine_file import InvalidMachine, parse_machine
 from workflows.rules.readiness import score_story
 from workflows.rules.rigor import InvalidRigor, parse_rigor
@@ -64,14 +64,19 @@ class Planning(PlanningStub):
     """The implementation of PlanningStub with the files of a directory."""
 
     def __init__(
-        self, directory: Path = CONFIG, deliberation_timeout: timedelta | None = None
+        self,
+        directory: Path = CONFIG,
+        deliberation_timeout: timedelta | None = None,
+        text_bytes: int = STORY_TEXT_BYTES,
     ) -> None:
         """Create the activities.
 
         Args:
             directory: the folder of the configuration files.
             deliberation_timeout: the time-out of each deliberation of a story; None: an hour.
+            text_bytes: the setting STORY_TEXT_BYTES.
         """
+        self._text_bytes = text_bytes
         self._directory = directory
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
 
@@ -97,6 +102,7 @@ class Planning(PlanningStub):
             rigor=config.rigor[rigor],
             version=config.version,
             deliberation_timeout=self._timeout_s,
+            text_bytes=self._text_bytes,
         )
 
     @activity.defn

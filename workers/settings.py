@@ -35,6 +35,7 @@ from pydantic_settings import (
 )
 
 from workflows.models.agents import MOCK_REFUSED, is_mock
+from workflows.models.readiness import STORY_TEXT_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -226,6 +227,10 @@ class Settings(BaseSettings):
         None,
         description="seconds that a deliberation gets where who asks for it names none; unset: "
         "300 by gRPC, 3,600 in a story or plan",
+    )
+    story_text_bytes: Annotated[int, Field(ge=1_024, le=1024 * 1024)] = Field(
+        STORY_TEXT_BYTES,
+        description="longest brief of a story, and longest acceptance criteria in total, in bytes",
     )
     context_cache_ttl: Annotated[int, Field(ge=1)] = Field(
         3600, description="seconds that a built context pack is kept in Valkey"

@@ -233,7 +233,7 @@ class StoryWorkflow:
     async def amend(self, request: Amend) -> StoryView:
         """Change the story's text; approvals of the old text have to be given again."""
         await self.ready()
-        way = self.story.require_amend()
+        way = self.story.require_amend(request)
         changed = self.story.amended(request)
         if changed:
             through_update = workflow.patched("amendment-announced-by-an-update")
@@ -245,7 +245,7 @@ class StoryWorkflow:
     @amend.validator
     def may_amend(self, request: Amend) -> None:
         if self.story.process:
-            self.story.require_amend()
+            self.story.require_amend(request)
 
     @workflow.signal(name="amend")
     async def amend_signal(self, request: Any = None) -> None:
@@ -408,6 +408,8 @@ class StoryWorkflow:
             input.rigor,
             **(READ_CONFIG | {"summary": f"the process at rigor {input.rigor}"}),
         )
+        if process.text_bytes is not None:
+            self.story.text.require_fits("StoryInput", process.text_bytes)
         self.story.process = process
         self.story.enter(process.machine.initial)
         self.save_spec()

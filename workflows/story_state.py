@@ -7,6 +7,7 @@ continue-as-new carries it by `model_dump`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -333,8 +334,13 @@ class Story(BaseModel):
                 ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
             )
 
-    def require_amend(self) -> list[Transition]:
+    def require_amend(self, request: Amend) -> list[Transition]:
         """Return the rejections that lead back to the state that approved the text; [] if there."""
+        assert self.process is not None
+        if self.process.text_bytes is not None:
+            self.text.model_copy(update=_new_text(request)).require_fits(
+                "Amend", self.process.text_bytes
+            )
         if self.done:
             raise application_error(
                 ErrorType.ILLEGAL_MOVE, f"amend: the story has ended; {self.legal()}"
@@ -398,9 +404,7 @@ class Story(BaseModel):
 
     def amended(self, request: Amend) -> list[str]:
         """Store the new text; return the names of the fields that differ from before."""
-        new = request.model_dump(
-            include={"title", "brief", "acceptance_criteria"}, exclude_none=True
-        )
+        new = _new_text(request)
         changed = [field for field, value in new.items() if getattr(self.text, field) != value]
         self.text = self.text.model_copy(update=new)
         if changed:
@@ -580,3 +584,7 @@ def added(one: UsageLine, other: UsageLine) -> UsageLine:
         }
         | {"estimated": one.estimated or other.estimated}
     )
+
+
+def _new_text(request: Amend) -> dict[str, Any]:
+    return request.model_dump(include={*StoryText.model_fields}, exclude_none=True)

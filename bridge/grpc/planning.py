@@ -49,6 +49,7 @@ from bridge.story_moves import NOT_BEGUN, Remarks, Story, known, move
 from workflows.models.base import Line, Request
 from workflows.models.errors import ErrorType, InvalidInput
 from workflows.models.ids import Id, story_of, story_workflow_id
+from workflows.models.readiness import STORY_TEXT_BYTES, StoryText
 from workflows.models.story import Move, StoryInput, StoryView
 from workflows.search_attributes import (
     DOR_SCORE,
@@ -113,8 +114,17 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     ends early undoes nothing: its request may have been carried out.
     """
 
-    def __init__(self, temporal: Client, driver: AsyncDriver) -> None:
-        """Serve from Temporal; `driver` is Neo4j's, for the plans of stories that have ended."""
+    def __init__(
+        self, temporal: Client, driver: AsyncDriver, text_bytes: int = STORY_TEXT_BYTES
+    ) -> None:
+        """Serve from Temporal.
+
+        Args:
+            temporal: The client that starts and follows stories.
+            driver: Neo4j's, for the plans of stories that have ended.
+            text_bytes: The setting STORY_TEXT_BYTES.
+        """
+        self._text_bytes = text_bytes
         self._temporal = temporal
         self._driver = driver
 
@@ -144,6 +154,11 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
             },
             {"acceptance_criteria": "ac"},
         )
+        text = StoryText(
+            title=story.title, brief=story.brief, acceptance_criteria=story.acceptance_criteria
+        )
+        with named("CreateStoryRequest", {"acceptance_criteria": "ac"}):
+            text.require_fits("CreateStoryRequest", self._text_bytes)
         async with in_time(context):
             # Already started by the same request: its story is the answer.
             with suppress(WorkflowAlreadyStartedError):

@@ -134,6 +134,22 @@ async def listed(planning: Any, **keys: str) -> tuple[dict[str, pb.Story], str]:
 # --- CreateStory ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [({"brief": "x" * 65_537}, "brief"), ({"ac": ["x" * 4_000] * 17}, "ac")],
+)
+async def test_a_text_that_is_too_long_starts_nothing(
+    planning: Any, text: dict[str, Any], field: str
+) -> None:
+    before = await planning.ListStories(pb.ListStoriesRequest(), metadata=ANA)
+
+    with pytest.raises(grpc.aio.AioRpcError, match=f"{field}: has 6") as refused:
+        await created(planning, **text)
+
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert await planning.ListStories(pb.ListStoriesRequest(), metadata=ANA) == before
+
+
 async def test_a_created_story_runs_and_is_scored(planning: Any, stories: Client) -> None:
     story = await created(planning)
 

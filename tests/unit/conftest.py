@@ -78,7 +78,7 @@ from workflows.models.events import Entry, PublishBatch, RecordBatch
 from workflows.models.ids import story_workflow_id
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.process import Process
-from workflows.models.readiness import Readiness, StoryText
+from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
 from workflows.models.story import StoryResult, StoryRuns, StoryView
 from workflows.plan import PlanWorkflow
 from workflows.rules import rigor
@@ -339,7 +339,10 @@ class InstantPlanning(InWorld, PlanningStub):
         await self.world.config_open.wait()
         levels = rigor.parse_rigor(yaml.safe_load((CONFIG / "rigor.yaml").read_text()))
         return Process(
-            machine=parse_machine(self.world.machine), rigor=levels[level], version="test"
+            machine=parse_machine(self.world.machine),
+            rigor=levels[level],
+            version="test",
+            text_bytes=STORY_TEXT_BYTES,
         )
 
     @activity.defn

@@ -45,6 +45,7 @@ from workers.settings import load
 from workflows.models.errors import invalid_input
 from workflows.models.events import ContextDecisionAdded, GateOpened, example
 from workflows.models.ids import story_of, story_workflow_id
+from workflows.models.readiness import StoryText
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput, StoryView
 from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
 from workflows.story import StoryWorkflow
@@ -71,8 +72,10 @@ def start(
     """
 
     async def work() -> None:
-        story = _read_story(file)
-        async with temporal(load()) as client, command_errors(story.story_id, client):
+        story, settings = _read_story(file), load()
+        text = StoryText.model_validate(story, from_attributes=True)
+        text.require_fits("StoryInput", settings.story_text_bytes)
+        async with temporal(settings) as client, command_errors(story.story_id, client):
             handle = await client.start_workflow(
                 StoryWorkflow.run,
                 story,

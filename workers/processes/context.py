@@ -40,7 +40,9 @@ def context_worker(
         scopes,
         load_redaction(settings.fleet_config),
     )
-    planning = Planning(settings.fleet_config, settings.deliberation_timeout)
+    planning = Planning(
+        settings.fleet_config, settings.deliberation_timeout, settings.story_text_bytes
+    )
     return Worker(
         client,
         task_queue=CONTEXT_QUEUE,

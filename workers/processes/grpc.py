@@ -126,7 +126,7 @@ def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
             assert stores
             return Served(
                 "fleet.planning.v1.PlanningService",
-                PlanningServicer(base.temporal, stores.driver),
+                PlanningServicer(base.temporal, stores.driver, base.settings.story_text_bytes),
                 planning_pb2_grpc.add_PlanningServiceServicer_to_server,
             )
         case "storycoach":

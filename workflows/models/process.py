@@ -70,3 +70,5 @@ class Process(Model):
     """Content hash of the configuration files."""
     deliberation_timeout: float | None = None
     """Time limit of each deliberation in seconds; None: one hour."""
+    text_bytes: int | None = None
+    """Longest brief, and longest acceptance criteria in total, in bytes; None: no limit."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from workflows.models.base import Model
+from workflows.models.errors import InvalidInput
+
+STORY_TEXT_BYTES = 64 * 1024
+"""Longest brief, and longest acceptance criteria in total, in bytes of UTF-8."""
 
 
 class StoryText(Model):
@@ -11,6 +15,23 @@ class StoryText(Model):
     title: str
     brief: str = ""
     acceptance_criteria: list[str] = []
+
+    def require_fits(self, what: str, limit: int = STORY_TEXT_BYTES) -> None:
+        """Raise InvalidInput for `what` if the brief or the criteria have more than `limit` bytes.
+
+        Histories, the graph and prompts hold the text, each of them several times.
+        """
+        sizes = {
+            "brief": len(self.brief.encode()),
+            "acceptance_criteria": sum(len(line.encode()) for line in self.acceptance_criteria),
+        }
+        problems = [
+            (field, f"has {size:,} bytes, and may have {limit:,}; shorten it, or split the story")
+            for field, size in sizes.items()
+            if size > limit
+        ]
+        if problems:
+            raise InvalidInput(what, problems)
 
 
 class Finding(Model):

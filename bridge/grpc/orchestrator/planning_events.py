@@ -49,6 +49,7 @@ from workflows.models.ids import (
     story_workflow_id,
 )
 from workflows.models.plan import DerivationInput, DerivationResult, PlanInput, PlanQuery
+from workflows.models.readiness import StoryText
 from workflows.models.story import Move, StoryInput
 from workflows.stubs import STORY_QUEUE
 from workflows.timestamps import format_timestamp
@@ -181,6 +182,8 @@ class Plans:
                 },
                 {"story_id": "case_id", "title": "metadata.title"},
             )
+            with named("PlanningEventRequest", {"brief": "metadata.description"}):
+                StoryText(title=text.title, brief=text.brief).require_fits("PlanningEventRequest")
             when = format_timestamp(datetime.now(UTC))
             created = StoryCreated(
                 story_id=story_id,

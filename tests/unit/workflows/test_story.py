@@ -15,6 +15,7 @@ from tests.support.polling import until
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
 from workflows.models.agents import UsageLine
 from workflows.models.plan import Plan
+from workflows.models.readiness import STORY_TEXT_BYTES
 from workflows.models.story import Move, StoryRuns, TimelineEntry
 
 
@@ -586,3 +587,41 @@ async def test_a_story_whose_id_was_used_before_has_new_plans_and_councils(
         f"{story.story_id}-{end}"
         for end in ("design-4", "plan-3-t1", "plan-3-t2", "test-2", "docs-1")
     }
+
+
+# --- the length of a story's text -----------------------------------------------------------------
+
+LONGEST = STORY_TEXT_BYTES
+TOO_LONG = [
+    ({"brief": "x" * (LONGEST + 1)}, "brief: has 65,537 bytes, and may have 65,536"),
+    ({"brief": "é" * (LONGEST // 2 + 1)}, "brief: has 65,538 bytes"),
+    ({"acceptance_criteria": ["x" * 4_000] * 17}, "acceptance_criteria: has 68,000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), TOO_LONG, ids=["brief", "bytes", "criteria"])
+async def test_a_story_whose_text_is_too_long_is_refused(
+    start_story: StartStory, world: World, text: dict[str, Any], words: str
+) -> None:
+    story = await start_story(**text)
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await story.handle.result()
+
+    assert isinstance(failed.value.cause, ApplicationError)
+    assert failed.value.cause.type == "InvalidInput"
+    assert words in failed.value.cause.message
+    assert world.recorded == []
+
+
+@pytest.mark.parametrize(("text", "words"), TOO_LONG, ids=["brief", "bytes", "criteria"])
+async def test_an_amendment_that_is_too_long_changes_nothing(
+    start_story: StartStory, text: dict[str, Any], words: str
+) -> None:
+    story = await start_story(brief="x" * LONGEST)
+    before = await story.until(gate="approve_scope")
+
+    with refused("InvalidInput", words):
+        await story.update("amend", **text)
+
+    assert (await story.state()).revision == before.revision
