@@ -2,7 +2,8 @@
 
     swe:case:{id}:spec             JSON: a StorySpec, with `order` first
     swe:case:{id}:planning:draft   JSON: a PlanDerived, with `order` first
-    swe:case:{id}:planning:stream  stream: one line for each entry, fields by LINE
+    swe:case:{id}:planning:stream  stream: one line for each entry, fields by LINE;
+                                   the newest TIMELINE_LINES
     context:{story}:{role}:{phase} JSON: a ContextPack, with `config`; kept for CONTEXT_CACHE_TTL
                                    seconds. For a subtask or another budget, the key ends in
                                    `:{subtask}:{budget}`
@@ -34,13 +35,18 @@ PACK_TTL_S = 3600
 LINE = ("id", "kind", "event_type", "description", "actor", "timestamp", "source")
 """The fields of a line of the timeline."""
 
+TIMELINE_LINES = 10_000
+"""Most lines of a timeline; the oldest ones go first."""
+
 _NAMES = ", ".join(f"'{name}'" for name in LINE)
 
 TIMELINE = f"""
 -- KEYS: stream, late. ARGV, for each line: its stream id, then its field values, id first.
 -- A line has its own stream id, so it is there once. Where a line of another outbox has passed that
 -- id, it goes to the end instead, and the set of late ones knows it. A stream that was lost is
--- written again, its late lines too.
+-- written again, its late lines too. When the timeline is full, its oldest lines go, and a line
+-- that is older than the oldest one is not added, because it has been there.
+local most, time = {TIMELINE_LINES}, {2 * (LINE.index("timestamp") + 1)}
 local names = {{{_NAMES}}}
 if redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('DEL', KEYS[2])
@@ -52,7 +58,12 @@ for first = 1, #ARGV, #names + 1 do
     line[#line + 1] = ARGV[first + place]
   end
   local there = redis.call('XRANGE', KEYS[1], at, at)
-  if not (there[1] and there[1][2][2] == id) then
+  local gone = false
+  if redis.call('XLEN', KEYS[1]) >= most then
+    local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+    gone = ARGV[first + time / 2] < oldest[1][2][time]
+  end
+  if not gone and not (there[1] and there[1][2][2] == id) then
     local added = redis.pcall('XADD', KEYS[1], at, unpack(line))
     if type(added) == 'table' and added.err then
       if not (string.find(added.err, 'equal or smaller') or string.find(added.err, '0-0')) then
@@ -64,6 +75,13 @@ for first = 1, #ARGV, #names + 1 do
       end
     end
   end
+end
+local surplus = redis.call('XLEN', KEYS[1]) - most
+if surplus > 0 then
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', surplus)) do
+    redis.call('SREM', KEYS[2], entry[2][2])
+  end
+  redis.call('XTRIM', KEYS[1], 'MAXLEN', most)
 end
 """
 

@@ -252,6 +252,7 @@ def _limits(stream: Stream) -> Json:
     return {
         "stream": stream.name,
         "max_age_s": int(stream.max_age.total_seconds()),
+        "max_bytes": stream.max_bytes,
         "duplicate_window_s": int(stream.duplicate_window.total_seconds()),
         **({"max_messages": stream.max_messages} if stream.max_messages else {}),
     }

@@ -65,12 +65,13 @@ def _streams(document: Json) -> Iterator[str]:
         channel["x-jetstream"]["stream"]: channel["x-jetstream"]
         for channel in document["channels"].values()
     }
-    yield "| stream | kept for | messages at most | duplicate window |"
-    yield "|---|---|---|---|"
+    yield "| stream | kept for | messages at most | size at most | duplicate window |"
+    yield "|---|---|---|---|---|"
     for name, limits in streams.items():
         most = f"{limits['max_messages']:,}" if "max_messages" in limits else "no limit"
         kept, window = _span(limits["max_age_s"]), _span(limits["duplicate_window_s"])
-        yield f"| {name} | {kept} | {most} | {window} |"
+        size = f"{limits['max_bytes'] // 1024**2:,} MiB"
+        yield f"| {name} | {kept} | {most} | {size} | {window} |"
 
 
 def _channel(document: Json, name: str, channel: Json) -> Iterator[str]:

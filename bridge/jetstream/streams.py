@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 DUPLICATE_WINDOW = timedelta(hours=1)
 UNLIMITED = -1
+GIB = 1024**3
+
+NO_STORAGE = (10002, 10023, 10028, 10047)
+"""JetStream's error codes for a stream that may grow larger than the storage that is left."""
 
 SUBJECTS_OVERLAP = 10065
 """JetStream's error code for a stream whose subjects another stream already takes."""
@@ -19,13 +23,14 @@ class StreamError(Exception):
 
 
 class Stream(BaseModel):
-    """One stream. `subjects` end in `.>`. max_messages: None if only the age is limited."""
+    """One stream. `subjects` end in `.>`. max_messages: None if only age and size are limited."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     subjects: tuple[str, ...]
     max_age: timedelta
+    max_bytes: int
     max_messages: int | None = None
 
     @property
@@ -43,33 +48,43 @@ STREAMS = (
         name="PLANNING_EVENTS",
         subjects=("planning.>",),
         max_age=timedelta(days=30),
+        max_bytes=1 * GIB,
         max_messages=1_000_000,
     ),
     Stream(
         name="CONTEXT",
         subjects=("context.>",),
         max_age=timedelta(days=7),
+        max_bytes=GIB // 4,
         max_messages=100_000,
     ),
     Stream(
         name="ORCHESTRATOR_EVENTS",
         subjects=("orchestration.>",),
         max_age=timedelta(days=7),
+        max_bytes=GIB // 4,
         max_messages=50_000,
     ),
     Stream(
         name="AGENT_COMMANDS",
         subjects=("agent.cmd.>",),
         max_age=timedelta(hours=1),
+        max_bytes=GIB // 2,
         max_messages=10_000,
     ),
     Stream(
         name="AGENT_RESPONSES",
         subjects=("agent.response.>",),
         max_age=timedelta(hours=1),
+        max_bytes=GIB // 2,
         max_messages=10_000,
     ),
-    Stream(name="DEAD_LETTERS", subjects=("deadletter.>",), max_age=timedelta(days=30)),
+    Stream(
+        name="DEAD_LETTERS",
+        subjects=("deadletter.>",),
+        max_age=timedelta(days=30),
+        max_bytes=GIB // 4,
+    ),
 )
 
 
@@ -83,12 +98,12 @@ def declared(stream: Stream, replicas: int) -> dict[str, object]:
     return {
         "subjects": list(stream.subjects),
         "max_age": stream.max_age.total_seconds(),
+        "max_bytes": stream.max_bytes,
         "max_msgs": stream.max_messages or UNLIMITED,
         "duplicate_window": stream.duplicate_window.total_seconds(),
         "discard": DiscardPolicy.OLD,
         "num_replicas": replicas,
         # Limits that are not declared here would also drop or refuse events.
-        "max_bytes": UNLIMITED,
         "max_msg_size": UNLIMITED,
         "max_msgs_per_subject": UNLIMITED,
         "no_ack": False,
@@ -173,6 +188,9 @@ def _refused(stream: Stream, replicas: int, error: APIError) -> StreamError:
             f"another stream already takes {subjects}: find it with `nats stream find --subject "
             f"'{stream.subjects[0]}'` and remove those subjects from it"
         )
+    elif error.err_code in NO_STORAGE:
+        total = sum(each.max_bytes for each in STREAMS) / GIB
+        remedy = f"the fleet's streams may take {total:g} GiB: give JetStream a max_file of more"
     else:
         remedy = f"NATS_REPLICAS is {replicas}: it must be 1 on one server, 3 in a cluster of three"
     return StreamError(

@@ -8,9 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from activities.cache import Cache, Document, TimelineRow, pack_key, pack_variant, timeline_key
+from activities.cache import (
+    TIMELINE_LINES,
+    Cache,
+    Document,
+    TimelineRow,
+    pack_key,
+    pack_variant,
+    timeline_key,
+)
 from tests.support.stories import new_story
 from workflows.models.context import ContextPack
+from workflows.models.ids import encode_id
 
 
 def line(story: str, number: int, started_ms: int = 1000) -> TimelineRow:
@@ -53,6 +62,36 @@ async def test_a_line_that_another_outbox_has_passed_goes_to_the_end_once(client
         await cache.store([line(story, 2, started_ms=1000)], [])
 
     assert await timeline_ids(client, story) == ["1000/0", "2000/0", "1000/1", "1000/2"]
+
+
+async def test_a_timeline_keeps_its_newest_lines_and_takes_no_old_one_again(client: Redis) -> None:
+    story, cache = new_story(), Cache(client)
+
+    def timed(number: int, started_ms: int = 1000) -> TimelineRow:
+        row = line(story, number, started_ms)
+        return row._replace(values=(*row.values[:5], f"{number:08}", row.values[6]))
+
+    lines = [timed(number) for number in range(1, TIMELINE_LINES + 301)]
+    for first in range(0, len(lines), 500):
+        await cache.store(lines[first : first + 500], [])
+    kept = await timeline_ids(client, story)
+    for repeated in (lines[:100], lines[250:350], lines[-100:]):
+        await cache.store(repeated, [])
+
+    assert kept == [f"1000/{number}" for number in range(301, TIMELINE_LINES + 301)]
+    assert await timeline_ids(client, story) == kept
+
+    late = [timed(TIMELINE_LINES + 300 + number, 500) for number in range(200)]
+    for _ in range(2):
+        await cache.store(late, [])
+    later = [timed(TIMELINE_LINES + 600 + number, 500) for number in range(TIMELINE_LINES)]
+    for first in range(0, len(later), 500):
+        await cache.store(later[first : first + 500], [])
+    await cache.store(late, [])
+
+    assert await timeline_ids(client, story) == [row.values[0] for row in later]
+    remembered = f"swe:case:{encode_id(story)}:planning:late"
+    assert await client.scard(remembered) == TIMELINE_LINES
 
 
 async def test_outboxes_of_one_instant_lose_no_line_to_each_other(client: Redis) -> None:

@@ -2,13 +2,26 @@
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from bridge.jetstream.streams import STREAMS, StreamError, declared, drift, reconcile, stream_of
+from bridge.jetstream.streams import (
+    STREAMS,
+    Stream,
+    StreamError,
+    declared,
+    drift,
+    reconcile,
+    stream_of,
+)
+from deploy.local.ports import free_ports
+from deploy.local.servers import Command, Nats
+from tests.support.servers import started
 from workflows.models.events import PUBLISHED
 
 DECLARED = {
@@ -35,6 +48,7 @@ async def test_missing_streams_are_made_as_declared(jetstream: JetStreamContext)
         assert found.subjects == subjects
         assert found.max_age == timedelta(days=days).total_seconds()
         assert found.max_msgs == messages
+        assert found.max_bytes and 0 < found.max_bytes <= 1024**3
         assert found.duplicate_window == timedelta(hours=hours).total_seconds()
         assert found.storage == StorageType.FILE
         assert found.retention == RetentionPolicy.LIMITS
@@ -76,6 +90,46 @@ async def test_a_drifted_stream_is_corrected_and_keeps_its_messages(
     assert changes == {"PLANNING_EVENTS": sorted(drifted)}
     assert await config(jetstream, "PLANNING_EVENTS") == found
     assert (await jetstream.stream_info("PLANNING_EVENTS")).state.messages == 1
+
+
+async def test_a_flood_takes_no_more_than_the_streams_size(jetstream: JetStreamContext) -> None:
+    small = Stream(
+        name="FLOOD", subjects=("flood.>",), max_age=timedelta(hours=1), max_bytes=100_000
+    )
+    await jetstream.add_stream(
+        StreamConfig(name="FLOOD", storage=StorageType.FILE).evolve(**declared(small, 1))
+    )
+
+    for number in range(50):
+        await jetstream.publish("flood.x", b"%d " % number + b"x" * 10_000)
+
+    state = (await jetstream.stream_info("FLOOD")).state
+    newest = await jetstream.get_last_msg("FLOOD", "flood.x")
+    await jetstream.delete_stream("FLOOD")
+    assert state.bytes <= 100_000
+    assert (newest.data or b"").startswith(b"49 ")
+
+
+async def test_storage_that_is_too_small_is_refused_with_the_size_that_is_needed(
+    tmp_path: Path,
+) -> None:
+    (port,) = free_ports(1)
+    server = Cramped(tmp_path / "nats", port)
+    async with started(server, server.url, port=port):
+        client = await nats.connect(server.url, user=server.user, password=server.password)
+        with pytest.raises(StreamError, match=r"PLANNING_EVENTS .* may take 2\.75 GiB"):
+            await reconcile(client.jetstream(), replicas=1)
+        await client.close()
+
+
+class Cramped(Nats):
+    """NATS with little storage."""
+
+    def prepare(self) -> Command:
+        command = super().prepare()
+        conf = self.home / "nats.conf"
+        conf.write_text(conf.read_text().replace("sync_interval", "max_file: 100MB, sync_interval"))
+        return command
 
 
 @pytest.mark.parametrize(
