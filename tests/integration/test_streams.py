@@ -48,7 +48,7 @@ async def test_missing_streams_are_made_as_declared(jetstream: JetStreamContext)
         assert found.subjects == subjects
         assert found.max_age == timedelta(days=days).total_seconds()
         assert found.max_msgs == messages
-        assert found.max_bytes and 0 < found.max_bytes <= 1024**3
+        assert 0 < (found.max_bytes or 0) <= 1024**3
         assert found.duplicate_window == timedelta(hours=hours).total_seconds()
         assert found.storage == StorageType.FILE
         assert found.retention == RetentionPolicy.LIMITS
