@@ -41,7 +41,7 @@ from workers.clients.engine import open_engine
 from workers.clients.nats import open_nats
 from workers.clients.neo4j import open_neo4j
 from workers.clients.temporal import open_temporal
-from workers.clients.valkey import open_valkey
+from workers.clients.valkey import open_valkey, read_memory
 from workers.external_storage import data_converter
 from workers.lost_payloads import lost_by_story
 from workers.settings import Settings
@@ -57,9 +57,6 @@ QUERY_WITHIN = timedelta(seconds=10)
 
 SKEW_ALLOWED_S = 2.0
 """How far a server's clock may be from this machine's."""
-
-MEMORY_WARNING = 0.8
-"""The part of its memory from which Valkey is reported."""
 
 REPORT_STALE_AFTER = timedelta(days=7)
 """The age of a workspace report from which a story that still waits on it is reported."""
@@ -476,14 +473,11 @@ async def check_payloads(temporal: Client, story_id: str) -> list[Finding]:
 async def check_memory(valkey: Redis) -> list[Finding]:
     """Compare Valkey's memory with its limit, or with the machine's memory if it has none."""
     name = "valkey memory"
-    info = await valkey.info("memory")
-    limit = info.get("maxmemory") or info.get("total_system_memory") or 0
-    used = info["used_memory"]
-    words = f"{used / 2**20:.0f} MiB" + (f" of {limit / 2**20:.0f} MiB" if limit else "")
-    if limit and used >= MEMORY_WARNING * limit:
+    memory = await read_memory(valkey)
+    if memory.is_short:
         remedy = "Raise maxmemory: at the limit Valkey refuses payloads, and stories stop"
-        return [_warning(name, words, remedy)]
-    return [_ok(name, words)]
+        return [_warning(name, str(memory), remedy)]
+    return [_ok(name, str(memory))]
 
 
 async def check_clocks(servers: Servers) -> list[Finding]:

@@ -13,7 +13,7 @@ from temporalio.runtime import Runtime
 
 from workers import health, telemetry
 from workers.clients.temporal import open_temporal
-from workers.clients.valkey import open_valkey
+from workers.clients.valkey import open_valkey, watch_memory
 from workers.external_storage import data_converter
 from workers.health import Check
 from workers.processes.process import PROCESSES, Job, ProcessContext, load_process
@@ -55,6 +55,7 @@ async def ready(
     """
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
+        await opened.enter_async_context(watch_memory(valkey))
         temporal = await open_temporal(settings, data_converter(valkey), runtime, plugins)
         base = ProcessContext(settings, temporal, valkey, service)
         names = list(PROCESSES) if name == ALL else [name]

@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
+import structlog
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 from redis.exceptions import (
     AuthenticationError,
@@ -14,6 +17,15 @@ from redis.exceptions import (
 
 from workers.clients.connection import ANSWER_WITHIN_S, StartError, secret_value
 from workers.settings import Settings
+
+MEMORY_WARNING = 0.8
+"""Part of Valkey's memory from which on it is reported: at its limit, it refuses payloads."""
+
+MEMORY_EVERY_S = 15.0
+
+MEMORY = Gauge("fleet_valkey_memory_ratio", "Used part of Valkey's memory; 1: writes are refused")
+
+log = structlog.stdlib.get_logger(__name__)
 
 KEEPS_EVERYTHING = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl")
 
@@ -56,6 +68,58 @@ async def open_valkey(settings: Settings) -> AsyncIterator[Redis]:
         await client.aclose()
 
 
+class Memory(NamedTuple):
+    """Valkey's memory in bytes. limit: maxmemory, else the machine's memory; 0: not known."""
+
+    used: int
+    limit: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether MEMORY_WARNING is reached."""
+        return self.limit > 0 and self.used >= MEMORY_WARNING * self.limit
+
+    def __str__(self) -> str:
+        limit = f" of {self.limit / 2**20:.0f} MiB" if self.limit else ""
+        return f"{self.used / 2**20:.0f} MiB{limit}"
+
+
+async def read_memory(client: Redis) -> Memory:
+    """Read how much memory Valkey uses."""
+    info = await client.info("memory")
+    limit = info.get("maxmemory") or info.get("total_system_memory") or 0
+    return Memory(info["used_memory"], limit)
+
+
+async def check_valkey(client: Redis) -> str:
+    """Return a warning if Valkey's memory is short; raise its error if it does not answer."""
+    memory = await read_memory(client)
+    return f"{memory} are used: raise maxmemory" if memory.is_short else ""
+
+
+@asynccontextmanager
+async def watch_memory(client: Redis) -> AsyncIterator[None]:
+    """Keep the metric MEMORY up to date, and log when the memory becomes short."""
+
+    async def watch() -> None:
+        was_short = False
+        while True:
+            with suppress(RedisError, OSError, TimeoutError):  # /health reports it
+                memory = await read_memory(client)
+                MEMORY.set(memory.used / memory.limit if memory.limit else 0)
+                if memory.is_short and not was_short:
+                    log.warning("Valkey's memory is short", memory=str(memory))
+                was_short = memory.is_short
+            await asyncio.sleep(MEMORY_EVERY_S)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
 async def _keeps_everything(client: Redis, where: str) -> None:
     """Raise StartError if the server may lose keys.
 
@@ -64,6 +128,7 @@ async def _keeps_everything(client: Redis, where: str) -> None:
     try:
         policy = (await client.config_get("maxmemory-policy"))["maxmemory-policy"]
         append_only = (await client.config_get("appendonly"))["appendonly"]
+        sync = (await client.config_get("appendfsync"))["appendfsync"]
     except (NoPermissionError, ResponseError, KeyError):
         return  # a managed server does not show it; its operator is responsible
     if policy not in KEEPS_EVERYTHING:
@@ -75,4 +140,9 @@ async def _keeps_everything(client: Redis, where: str) -> None:
         raise StartError(
             f"{where} loses its last writes in a crash (appendonly {append_only}). "
             "Set it: valkey-cli CONFIG SET appendonly yes"
+        )
+    if sync != "always":
+        raise StartError(
+            f"{where} loses the last second of its writes in a crash (appendfsync {sync}), and "
+            "histories refer to them. Set it: valkey-cli CONFIG SET appendfsync always"
         )

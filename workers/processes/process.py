@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from typing import Protocol, TypedDict
 
@@ -20,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Interceptor, WorkerDeploymentConfig
 
 from workers.clients.connection import StartError
+from workers.clients.valkey import check_valkey
 from workers.health import Check
 from workers.settings import Settings
 from workers.telemetry import LogContext
@@ -50,7 +52,7 @@ class ProcessContext:
         """The checks of its servers, by server."""
         return {
             "temporal": self.temporal.service_client.check_health,
-            "valkey": self.valkey.ping,
+            "valkey": partial(check_valkey, self.valkey),
         }
 
 

@@ -35,6 +35,24 @@ async def test_while_all_answer_it_is_well() -> None:
     assert answer.json() == {"status": "ok", "checks": {"nats": "ok", "neo4j": "ok"}}
 
 
+async def short() -> str:
+    return "1 MiB of 1 MiB are used: raise maxmemory"
+
+
+async def test_a_warning_is_shown_and_takes_no_process_out_of_service() -> None:
+    with health.serve("127.0.0.1", 0, {"nats": well, "valkey": short}) as url:
+        answer = await get(f"{url}/health")
+    with health.serve("127.0.0.1", 0, {"nats": away, "valkey": short}) as url:
+        failing = await get(f"{url}/health")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "warning",
+        "checks": {"nats": "ok", "valkey": "warning: 1 MiB of 1 MiB are used: raise maxmemory"},
+    }
+    assert (failing.status_code, failing.json()["status"]) == (503, "failing")
+
+
 async def test_it_reports_which_server_is_away_and_which_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
