@@ -16,16 +16,17 @@ from workers.settings import Settings
 
 @pytest.fixture
 def settings(valkey: RunningServer) -> Settings:
-    return Settings(redis_host=valkey.host, redis_port=valkey.port, redis_password=valkey.password)
+    where = {"redis_host": valkey.host, "redis_port": valkey.port}
+    return Settings.model_validate(where | {"redis_password": valkey.password})
 
 
 @pytest.fixture
 async def configured(client: Redis) -> AsyncIterator[Any]:
     """Change Valkey's configuration for the test."""
     names = ("appendfsync", "appendonly", "maxmemory-policy", "maxmemory")
-    before = {name: (await client.config_get(name))[name] for name in names}
+    before: dict[str, Any] = {name: (await client.config_get(name))[name] for name in names}
 
-    async def configure(name: str, value: object) -> None:
+    async def configure(name: str, value: str | int) -> None:
         await client.config_set(name, value)
 
     yield configure
