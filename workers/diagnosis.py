@@ -133,7 +133,8 @@ async def _servers(settings: Settings, stack: AsyncExitStack, found: list[Findin
 @asynccontextmanager
 async def _temporal(settings: Settings, valkey: Redis | None) -> AsyncIterator[Client]:
     yield await open_temporal(
-        settings, data_converter(valkey) if valkey else pydantic_data_converter
+        settings,
+        data_converter(valkey, settings.keep_payloads_for) if valkey else pydantic_data_converter,
     )
 
 

@@ -5,10 +5,9 @@ hash, so equal payloads are stored once, storing one again is harmless, and a re
 be verified. Clients without this driver (the `temporal` CLI) write their payloads into the history;
 a reader handles both kinds.
 
-A payload is needed as long as any history has its claim, and several histories may. So payloads do
-not expire by default. If the longest run and the namespace's retention are bounded, set `keep_for`
-to more than both together. Every time a payload is stored, it is kept for that time again, and then
-Valkey removes it.
+A payload is needed as long as any history has its claim, and several histories may. Every time it
+is stored, it is kept for PAYLOAD_DAYS again, and `workers/payload_keeper.py` renews those of open
+runs.
 """
 
 from __future__ import annotations
@@ -30,8 +29,12 @@ from temporalio.converter import (
     StorageDriverStoreContext,
 )
 
+from workers.settings import PAYLOAD_DAYS
+
 THRESHOLD_BYTES = 64 * 1024
 """Payloads of this size or larger are stored in Valkey."""
+
+KEEP_FOR = timedelta(days=PAYLOAD_DAYS)
 
 
 class PayloadMissing(LookupError):
@@ -59,7 +62,7 @@ class ValkeyStorageDriver(StorageDriver):
         PayloadMissing, PayloadDamaged: on retrieval.
     """
 
-    def __init__(self, client: Redis, keep_for: timedelta | None = None) -> None:
+    def __init__(self, client: Redis, keep_for: timedelta = KEEP_FOR) -> None:
         self._client = client
         self._keep_for = keep_for
 
@@ -70,16 +73,14 @@ class ValkeyStorageDriver(StorageDriver):
     async def store(
         self, context: StorageDriverStoreContext, payloads: Sequence[Payload]
     ) -> list[StorageDriverClaim]:
-        """Store the payloads; one that is already stored stays as it is."""
+        """Store the payloads; one that is already stored stays as it is, and is kept longer."""
         claims = []
         async with self._client.pipeline(transaction=False) as pipe:
             for payload in payloads:
                 content = payload.SerializeToString(deterministic=True)
                 digest = hashlib.sha256(content).hexdigest()
-                if self._keep_for is None:
-                    pipe.set(_key(digest), content, nx=True)
-                else:
-                    pipe.set(_key(digest), content, px=self._keep_for)
+                pipe.set(payload_key(digest), content, nx=True, px=self._keep_for)
+                pipe.pexpire(payload_key(digest), self._keep_for)
                 claims.append(StorageDriverClaim({"sha256": digest}))
             await pipe.execute()
         return claims
@@ -89,27 +90,28 @@ class ValkeyStorageDriver(StorageDriver):
     ) -> list[Payload]:
         """Fetch the payloads and verify each against its hash."""
         digests = [claim.claim_data["sha256"] for claim in claims]
-        contents = await self._client.mget([_key(digest) for digest in digests])
+        contents = await self._client.mget([payload_key(digest) for digest in digests])
         return [
             _payload(digest, content) for digest, content in zip(digests, contents, strict=True)
         ]
 
 
-def data_converter(client: Redis) -> DataConverter:
+def data_converter(client: Redis, keep_for: timedelta = KEEP_FOR) -> DataConverter:
     """Return a converter: Pydantic models as JSON, payloads from THRESHOLD_BYTES on in Valkey."""
     storage = ExternalStorage(
-        drivers=[ValkeyStorageDriver(client)], payload_size_threshold=THRESHOLD_BYTES
+        drivers=[ValkeyStorageDriver(client, keep_for)], payload_size_threshold=THRESHOLD_BYTES
     )
     return dataclasses.replace(pydantic_data_converter, external_storage=storage)
 
 
-def _key(digest: str) -> str:
+def payload_key(digest: str) -> str:
+    """Return the key in Valkey of the payload with this SHA-256."""
     return f"swe:payload:{digest}"
 
 
 def _payload(digest: str, content: bytes | str | None) -> Payload:
     if content is None:
-        raise PayloadMissing(_key(digest))
+        raise PayloadMissing(payload_key(digest))
     if not isinstance(content, bytes) or hashlib.sha256(content).hexdigest() != digest:
-        raise PayloadDamaged(_key(digest))
+        raise PayloadDamaged(payload_key(digest))
     return Payload.FromString(content)

@@ -56,7 +56,8 @@ async def ready(
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
         await opened.enter_async_context(watch_memory(valkey))
-        temporal = await open_temporal(settings, data_converter(valkey), runtime, plugins)
+        converter = data_converter(valkey, settings.keep_payloads_for)
+        temporal = await open_temporal(settings, converter, runtime, plugins)
         base = ProcessContext(settings, temporal, valkey, service)
         names = list(PROCESSES) if name == ALL else [name]
         running = [await opened.enter_async_context(load_process(each)(base)) for each in names]

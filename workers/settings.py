@@ -39,6 +39,8 @@ from workflows.models.readiness import STORY_TEXT_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PAYLOAD_DAYS = 120
+
 SERVICES = ("orchestrator", "context", "planning", "storycoach", "workspace")
 """The gRPC services; the setting `grpc_{name}_port` is the port of each."""
 
@@ -232,6 +234,11 @@ class Settings(BaseSettings):
         STORY_TEXT_BYTES,
         description="longest brief of a story, and longest acceptance criteria in total, in bytes",
     )
+    payload_days: Annotated[int, Field(ge=8, le=3_650)] = Field(
+        PAYLOAD_DAYS,
+        description="days that a large payload is kept in Valkey after its last use: a week more "
+        "than the namespace keeps ended histories, or longer",
+    )
     context_cache_ttl: Annotated[int, Field(ge=1)] = Field(
         3600, description="seconds that a built context pack is kept in Valkey"
     )
@@ -291,6 +298,11 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
         None, description="where traces go by OTLP over gRPC; unset: nowhere"
     )
+
+    @property
+    def keep_payloads_for(self) -> timedelta:
+        """How long a large payload is kept in Valkey after its last use."""
+        return timedelta(days=self.payload_days)
 
     @field_validator("agent_type", mode="before")
     @classmethod

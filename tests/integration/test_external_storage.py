@@ -25,16 +25,21 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.servers import RunningServer
+from workers.clients.connection import StartError
 from workers.external_storage import (
     THRESHOLD_BYTES,
     PayloadDamaged,
     PayloadMissing,
     ValkeyStorageDriver,
     data_converter,
+    payload_key,
 )
+from workers.payload_keeper import PayloadKeeper, require_kept
+from workers.settings import PAYLOAD_DAYS
 
 STORE = StorageDriverStoreContext()
 RETRIEVE = StorageDriverRetrieveContext()
+RUNNING = "ExecutionStatus = 'Running'"
 MEGABYTE = "brief " * 170_000
 
 
@@ -95,7 +100,7 @@ async def test_a_megabyte_goes_through_a_workflow_and_its_history_holds_a_claim(
     ).SerializeToString(deterministic=True)
     key = f"swe:payload:{hashlib.sha256(payload).hexdigest()}"
     assert await client.get(key) == payload
-    assert await client.ttl(key) == -1
+    assert await client.ttl(key) > timedelta(days=PAYLOAD_DAYS - 1).total_seconds()
 
 
 async def test_a_small_payload_stays_in_the_history(temporal_client: Client, queue: str) -> None:
@@ -205,9 +210,7 @@ async def test_a_damaged_payload_is_not_handed_out(client: Redis) -> None:
         await driver.retrieve(RETRIEVE, [claim])
 
 
-async def test_storing_again_renews_the_life_of_a_payload_that_is_not_kept_for_ever(
-    client: Redis,
-) -> None:
+async def test_storing_again_renews_the_life_of_a_payload(client: Redis) -> None:
     driver = ValkeyStorageDriver(client, keep_for=timedelta(days=30))
     payload = Payload(data=uuid.uuid4().bytes)
     [claim] = await driver.store(STORE, [payload])
@@ -217,3 +220,74 @@ async def test_storing_again_renews_the_life_of_a_payload_that_is_not_kept_for_e
     await driver.store(STORE, [payload])
 
     assert await client.ttl(key) > 60 * 60 * 24 * 29
+
+
+# --- collecting -----------------------------------------------------------------------------------
+
+
+async def test_no_payload_is_kept_for_ever_and_those_of_open_runs_are_renewed(
+    temporal_client: Client, client: Redis, queue: str
+) -> None:
+    texts = {name: f"{queue} {name} " + MEGABYTE for name in ("closed", "open")}
+    for name, text in texts.items():
+        await temporal_client.start_workflow(
+            Shout.run,
+            text,
+            id=f"{queue}-{name}",
+            task_queue=queue if name == "closed" else f"{queue}-nobody",
+        )
+    await temporal_client.get_workflow_handle(f"{queue}-closed").result()
+    keys = {name: payload_key(await claim_of(temporal_client, f"{queue}-{name}")) for name in texts}
+    endless = payload_key("f" * 64)
+    await client.set(endless, b"of an older release")
+    every = [key async for key in client.scan_iter(match=payload_key("*"))]
+    assert all([await client.ttl(key) > 0 for key in every if key != endless.encode()])
+    for key in keys.values():
+        await client.expire(key, 3_600)
+    keep_for = timedelta(days=50)
+
+    async def open_runs() -> list[str]:
+        return [run.id async for run in temporal_client.list_workflows(RUNNING)]
+
+    await until(open_runs, lambda runs: f"{queue}-open" in runs)
+    await PayloadKeeper(temporal_client, client, keep_for).renew()
+
+    left = {name: await client.ttl(key) for name, key in keys.items()}
+    assert left["closed"] <= 3_600
+    assert left["open"] > timedelta(days=49).total_seconds()
+    assert await client.ttl(endless) > timedelta(days=49).total_seconds()
+    await temporal_client.get_workflow_handle(f"{queue}-open").terminate()
+    await client.delete(endless)
+
+
+async def test_one_of_the_replicas_renews_and_the_next_one_if_it_fails(
+    temporal_client: Client, client: Redis
+) -> None:
+    turn = f"swe:payloads-renewed:{temporal_client.namespace}"
+    await client.delete(turn)
+    renewed: list[str] = []
+
+    class Noting(PayloadKeeper):
+        async def renew(self) -> int:
+            renewed.append("tried")
+            if len(renewed) == 1:
+                raise ConnectionError("away")
+            return 0
+
+    for tries in (1, 2, 2):
+        job = Noting(temporal_client, client, timedelta(days=8))
+        running = asyncio.create_task(job.run())
+        await until(lambda job=job: job.is_running)  # type: ignore[misc]
+        await until(lambda tries=tries: len(renewed) == tries)  # type: ignore[misc]
+        await job.shutdown()
+        await running
+
+    assert await client.exists(turn)
+    await client.delete(turn)
+
+
+async def test_payloads_must_outlive_the_histories(temporal_client: Client) -> None:
+    await require_kept(temporal_client, timedelta(days=8))
+
+    with pytest.raises(StartError, match=r"PAYLOAD_DAYS is 7, .*set it to 8 or more"):
+        await require_kept(temporal_client, timedelta(days=7))

@@ -144,7 +144,7 @@ async def temporal(settings: Settings) -> AsyncIterator[Client]:
     """Connect to Temporal with the fleet's own data converter."""
     valkey = valkey_client(settings)
     try:
-        yield await open_temporal(settings, data_converter(valkey))
+        yield await open_temporal(settings, data_converter(valkey, settings.keep_payloads_for))
     finally:
         await valkey.aclose()
 

@@ -11,6 +11,7 @@ from temporalio.worker import Worker
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from workers import search_attributes
+from workers.payload_keeper import PayloadKeeper, require_kept
 from workers.processes.process import ProcessContext, RunningProcess, options
 from workers.settings import Settings
 from workers.workflow_runner import workflow_runner
@@ -55,4 +56,11 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Register the search attributes, then run."""
     added = await search_attributes.register(base.temporal)
     log.info("search attributes registered", added=added)
-    yield RunningProcess({STORY_QUEUE: story_worker(base.temporal, base.settings)})
+    keep_for = base.settings.keep_payloads_for
+    await require_kept(base.temporal, keep_for)
+    yield RunningProcess(
+        {
+            STORY_QUEUE: story_worker(base.temporal, base.settings),
+            "payloads": PayloadKeeper(base.temporal, base.valkey, keep_for),
+        }
+    )
