@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from workflows.search_attributes import PENDING_GATE, STORY_ROLE, STORY_STATE
+from workflows.search_attributes import OUTBOX_STUCK, PENDING_GATE, STORY_ROLE, STORY_STATE
 
 WORD = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 """The values that may be quoted in a visibility query."""
+
+STUCK_RUNS = f"ExecutionStatus = 'Running' AND {OUTBOX_STUCK.name} IS NOT NULL"
+"""The visibility query for workflows of any type with an outbox entry that is refused for good."""
 
 
 def stories_query(

@@ -36,6 +36,7 @@ from activities.graph.context_update.payloads import NOT_LIVE
 from activities.graph.migrations import MIGRATIONS
 from bridge.executions import find_execution
 from bridge.jetstream import consumers, streams
+from bridge.story_list import STUCK_RUNS
 from workers.clients.connection import StartError, one_line
 from workers.clients.engine import open_engine
 from workers.clients.nats import open_nats
@@ -49,7 +50,6 @@ from workflows.models.base import Model
 from workflows.models.ids import story_workflow_id
 from workflows.models.outbox import OutboxStuck
 from workflows.outbox import STUCK
-from workflows.search_attributes import OUTBOX_STUCK
 from workflows.stubs import AGENTS_QUEUE, BRIDGE_QUEUE, CONTEXT_QUEUE, STORY_QUEUE
 
 ANSWER_WITHIN_S = 30.0
@@ -68,9 +68,6 @@ QUEUES: Mapping[str, tuple[str, TaskQueueType.ValueType]] = {
     BRIDGE_QUEUE: ("bridge", TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
 }
 """Task queue -> the process that serves it, and the kind of its tasks."""
-
-STUCK_RUNS = f"ExecutionStatus = 'Running' AND {OUTBOX_STUCK.name} IS NOT NULL"
-"""The visibility query for workflows with a stuck outbox entry."""
 
 CHILDREN = (
     "ExecutionStatus = 'Running' AND WorkflowType IN ('DeliberationWorkflow', 'PlanWorkflow')"

@@ -9,7 +9,7 @@ its entries to the story's outbox instead, so that one story has one order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Literal
 
@@ -20,6 +20,7 @@ from workflows.current_details import stuck_details
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
     LATER_PUBLISHED,
+    SKIPPED,
     Entry,
     EntrySkipped,
     EventBody,
@@ -49,6 +50,9 @@ STUCK = "outbox_stuck"
 
 SKIP_ENTRY = "skip_entry"
 """The update by which a person skips an entry that can never be stored."""
+
+SKIPPED_SUBJECT = "deadletter.outbox"
+"""The subject of a skipped entry's record: the mirror makes a dead letter of it."""
 
 CLOSURE = "StoryClosureWorkflow"
 """Started by name: its module imports Outbox."""
@@ -108,7 +112,10 @@ class Outbox:
 
     def start(self) -> None:
         """Start to drain. Call it once, at the beginning of `run`."""
-        self._tasks = [asyncio.create_task(self._record()), asyncio.create_task(self._publish())]
+        self._tasks = [
+            asyncio.create_task(supervised("outbox: record", self._record())),
+            asyncio.create_task(supervised("outbox: publish", self._publish())),
+        ]
 
     def append(self, body: EventBody) -> Entry:
         """Append a change of this workflow, with the story and the time that the body lacks.
@@ -274,6 +281,7 @@ class Outbox:
             step=step,
             error_type=getattr(cause, "type", None) or "",
             error=str(getattr(cause, "message", None) or cause)[:500],
+            story_id=entry.story_id,
         )
         if len(batch) == 1:
             self.stuck[entry.id] = stuck
@@ -332,6 +340,24 @@ class Outbox:
         self.state.published += count
 
 
+async def supervised(name: str, work: Awaitable[None]) -> None:
+    """Do a background task's work; an unexpected error fails the workflow task.
+
+    Otherwise the error would only be logged, and the workflow would wait for ever. Temporal shows a
+    failed workflow task, and tries it again until the code is corrected.
+    """
+    try:
+        await work
+    except Exception as error:  # raised where it is seen  # noqa: BLE001
+        failure = RuntimeError(f"{name} failed: {error!r}")
+        failure.__cause__ = error
+
+        def fail() -> bool:
+            raise failure
+
+        await workflow.wait_condition(fail)  # evaluated by the event loop, outside of every task
+
+
 def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry) -> Entry:
     """Build the record of a skipped entry; it contains the whole entry."""
     at = timestamp()
@@ -341,11 +367,13 @@ def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry) -> Entry:
         reason=request.reason,
         actor=request.actor,
         error=f"{stuck.kind}, {stuck.step}: {stuck.error}",
+        step=stuck.step,
         entry=entry.model_dump_json(),
     )
     return Entry(
-        id=f"{entry.id}/skipped",
+        id=f"{entry.id}{SKIPPED}",
         kind=EntrySkipped.__name__,
+        subject=SKIPPED_SUBJECT if workflow.patched("skipped-entries-are-dead-letters") else "",
         source=entry.source,
         story_id=entry.story_id,
         time=at,

@@ -36,7 +36,7 @@ from workflows.derivation import (
     tasks_created,
 )
 from workflows.models.errors import ErrorType, application_error
-from workflows.outbox import Outbox
+from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import (
     DOR_SCORE,
@@ -144,8 +144,8 @@ class StoryWorkflow:
             )
         self.outbox.start()
         self.helping = [
-            asyncio.create_task(self.child.pass_on_news()),
-            asyncio.create_task(self.grant_waves()),
+            asyncio.create_task(supervised("news for the child", self.child.pass_on_news())),
+            asyncio.create_task(supervised("grants of waves", self.grant_waves())),
         ]
         try:
             if self.story.process is None:

@@ -17,10 +17,14 @@ from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bridge.inbox.envelopes import in_lower_case, stated_identity
+from workflows.models.events import Entry, EntrySkipped
 
 STREAM = "DEAD_LETTERS"
 PREFIX = "deadletter."
 ORIGINAL = "Original-"
+OUTBOX = "outbox"
+"""What stands in place of the consumer if the letter is a skipped entry of an outbox."""
+
 CE_ID = "ce-id"
 
 CONTROL = "nats-"
@@ -93,26 +97,72 @@ class DeadLetters:
         Acknowledge the message afterwards. A repetition after a crash stores nothing twice.
         """
         about = message.metadata
+        await self._put(
+            message.subject,
+            message.data,
+            message.headers or {},
+            f"dead/{consumer}/{about.stream}/{about.sequence.stream}",
+            {
+                "Dead-Stream": about.stream,
+                "Dead-Sequence": str(about.sequence.stream),
+                "Dead-Consumer": consumer,
+                "Dead-Reason": _line(reason),
+                "Dead-Error": _line(error),
+                "Dead-Deliveries": str(about.num_delivered or 1),
+                "Dead-Received": about.timestamp.astimezone(UTC).isoformat(),
+            },
+        )
+
+    async def store_skipped(
+        self, record: Entry, headers: Mapping[str, str], stream: str, body: bytes
+    ) -> bool:
+        """Store an outbox entry that a person has skipped; return whether it is new.
+
+        Args:
+            record: the record of the skipped entry (`EntrySkipped`).
+            headers: the entry's headers, as the mirror publishes it.
+            stream: the stream of its subject; empty if it has none.
+            body: the entry's body.
+        """
+        skipped = EntrySkipped.model_validate(record.body)
+        entry = Entry.model_validate_json(skipped.entry)
+        return await self._put(
+            entry.subject or f"{OUTBOX}.{entry.kind}",
+            body,
+            headers,
+            record.id,
+            {
+                "Dead-Stream": stream,
+                "Dead-Consumer": f"{OUTBOX}/{skipped.step}",
+                "Dead-Reason": _line(f"skipped by {skipped.actor}: {skipped.reason}"),
+                "Dead-Error": _line(skipped.error),
+                "Dead-Received": entry.time,
+            },
+        )
+
+    async def _put(
+        self,
+        subject: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        message_id: str,
+        about: Mapping[str, str],
+    ) -> bool:
         room = self._nats.max_payload - HEADERS_AT_MOST
-        original = {f"{ORIGINAL}{name}": value for name, value in (message.headers or {}).items()}
+        original = {f"{ORIGINAL}{name}": value for name, value in headers.items()}
         added = {
-            Header.MSG_ID.value: f"dead/{consumer}/{about.stream}/{about.sequence.stream}",
-            "Dead-Subject": message.subject,
-            "Dead-Stream": about.stream,
-            "Dead-Sequence": str(about.sequence.stream),
-            "Dead-Consumer": consumer,
-            "Dead-Reason": _line(reason),
-            "Dead-Error": _line(error),
-            "Dead-Deliveries": str(about.num_delivered or 1),
-            "Dead-Received": about.timestamp.astimezone(UTC).isoformat(),
-            "Dead-Size": str(len(message.data)),
+            Header.MSG_ID.value: message_id,
+            "Dead-Subject": subject,
+            "Dead-Size": str(len(body)),
+            **about,
         }
-        await self._jetstream.publish(
-            f"{PREFIX}{message.subject}",
-            message.data if len(message.data) <= room else message.data[:room],
+        ack = await self._jetstream.publish(
+            f"{PREFIX}{subject}",
+            body if len(body) <= room else body[:room],
             stream=STREAM,
             headers={name: value for name, value in {**original, **added}.items() if value},
         )
+        return not ack.duplicate
 
     async def list(self) -> AsyncIterator[DeadLetter]:
         """Yield all dead letters, oldest first."""
@@ -151,9 +201,16 @@ class DeadLetters:
         """Publish the original on its subject again, with its identity, and remove the dead letter.
 
         Raises:
-            NoSuchLetter: there is none with that number, or the whole original is gone.
+            NoSuchLetter: there is none with that number, or the whole original is gone, or the
+                graph has refused it.
         """
         letter = await self.get(number)
+        if letter.consumer.startswith(OUTBOX) and letter.consumer != f"{OUTBOX}/publish":
+            raise NoSuchLetter(
+                f"Dead letter {number} is an entry that the graph refused: it cannot be published, "
+                "because subscribers would look for it there. Its body is in "
+                f"`fleet dead-letters show {number}`"
+            )
         headers = {
             name: value
             for name, value in letter.headers.items()

@@ -15,10 +15,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from bridge.jetstream.dead_letters import DeadLetters
 from bridge.jetstream.streams import stream_of
 from bridge.mirror.source import Source
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import Entry, PublishBatch
+from workflows.models.events import Entry, EntrySkipped, PublishBatch
 from workflows.stubs import MirrorStub
 
 ACK_WITHIN_S = 5.0
@@ -53,6 +54,7 @@ class Mirror(MirrorStub):
         self._nats = nats
         self._jetstream = nats.jetstream(timeout=ACK_WITHIN_S)
         self._source = source
+        self._letters = DeadLetters(nats)
 
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
@@ -73,6 +75,8 @@ class Mirror(MirrorStub):
         Raises:
             ApplicationError: by REFUSALS, or EVENT_ID_TAKEN.
         """
+        if entry.kind == EntrySkipped.__name__:
+            return await self._store_skipped(entry)
         stream = stream_of(entry.subject)
         if stream is None:
             # Retryable: during an upgrade, a newer worker may know the subject.
@@ -97,6 +101,20 @@ class Mirror(MirrorStub):
         if ack.duplicate:
             await self._require_same(entry, stream.name, ack.seq)
         return not ack.duplicate
+
+    async def _store_skipped(self, record: Entry) -> bool:
+        """Store a skipped entry as a dead letter."""
+        entry = Entry.model_validate_json(EntrySkipped.model_validate(record.body).entry)
+        stream = stream_of(entry.subject)
+        try:
+            return await self._letters.store_skipped(
+                record,
+                _attributes(entry, self._source),
+                stream.name if stream else "",
+                _body(entry),
+            )
+        except PUBLISH_FAILURES as error:
+            raise entry_error(record, error) from None
 
     async def _require_same(self, entry: Entry, stream: str, sequence: int) -> None:
         """Raise unless the stored message is this entry: anybody who sends may use its id first."""

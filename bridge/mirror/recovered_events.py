@@ -13,7 +13,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from workflows.models.context import ContextWrite
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.events import Entry, RecordBatch
+from workflows.models.events import SKIPPED, Entry, EntrySkipped, RecordBatch
 from workflows.models.outbox import OutboxState
 from workflows.outbox import FORWARD_EVENTS
 
@@ -171,17 +171,39 @@ def run_events(
 
 
 def in_order(runs: Iterable[RunEvents], story_id: str) -> list[Entry]:
-    """Return the story's recorded events, each once, in the order in which they were recorded."""
+    """Return the story's recorded events, each once, in the order in which they were recorded.
+
+    Entries that a person has skipped are left out, and so are their dead letters.
+    """
+    runs = list(runs)
+    skipped = skipped_ids(runs)
     recorded = [
         pair for run in sorted(runs, key=lambda each: each.started) for pair in run.recorded
     ]
     recorded.sort(key=lambda pair: pair[0])
-    return _once(entry for _, entry in recorded if entry.subject and entry.story_id == story_id)
+    return _once(
+        entry
+        for _, entry in recorded
+        if entry.subject
+        and entry.story_id == story_id
+        and entry.id not in skipped
+        and entry.kind != EntrySkipped.__name__
+    )
+
+
+def skipped_ids(runs: Iterable[RunEvents]) -> set[str]:
+    """Return the ids of the entries that a person has skipped."""
+    return {
+        entry.id.removesuffix(SKIPPED)
+        for run in runs
+        for _, entry in run.recorded
+        if entry.kind == EntrySkipped.__name__
+    }
 
 
 def unrecorded(runs: Sequence[RunEvents], story_id: str) -> list[RecordBatch]:
     """Return the entries that no run has recorded, as inputs of `record`, in the runs' order."""
-    known = {entry.id for run in runs for _, entry in run.recorded}
+    known = {entry.id for run in runs for _, entry in run.recorded} | skipped_ids(runs)
     batches = []
     for run in sorted(runs, key=lambda each: each.started):
         for batch in run.left:

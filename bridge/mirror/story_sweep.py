@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import structlog
 from prometheus_client import Counter as Count
+from prometheus_client import Gauge
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import (
     Client,
@@ -30,6 +31,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
 from bridge.jetstream.streams import STREAMS
+from bridge.story_list import STUCK_RUNS
 from workflows.child import STOP
 from workflows.closure import StoryClosureWorkflow
 from workflows.models.events import GateClosed, StoryCancelled
@@ -58,6 +60,7 @@ NOT_REPLAYED = "its history cannot be replayed, so what it had not recorded is l
 JITTER = 0.2
 
 CLOSED = Count("fleet_stories_closed", "Stories that ended early, and whose end was announced")
+STUCK = Gauge("fleet_outbox_stuck", "Workflows whose outbox has an entry that is refused for good")
 FAILURES = Count("fleet_story_sweep_failures", "Stories, or whole sweeps, left to the next sweep")
 
 log = structlog.stdlib.get_logger(__name__)
@@ -104,7 +107,7 @@ class StorySweep:
         self._stopping.set()
 
     async def sweep(self) -> int:
-        """Sweep once.
+        """Sweep once, and count the workflows with a stuck outbox.
 
         Returns:
             The number of closures that were started.
@@ -113,6 +116,7 @@ class StorySweep:
             RPCError: Temporal does not answer.
             ApplicationError: the graph does not answer.
         """
+        STUCK.set((await self._temporal.count_workflows(STUCK_RUNS)).count)
         ended = [run async for run in self._temporal.list_workflows(ENDED_EARLY)]
         self._settled &= {run.run_id for run in ended}
         fresh = [run for run in ended if run.run_id not in self._settled]

@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 
 from bridge.jetstream import streams
 from bridge.jetstream.dead_letters import DeadLetters, NoSuchLetter
+from bridge.mirror.publisher import Mirror
+from bridge.mirror.source import Source
 from tests.support.servers import RunningServer
 from workers.cli import app as cli
+from workflows.models.events import Entry, EntrySkipped
 
 SUBJECT = "planning.plan.approved"
 CONSUMER = "context-planning-plan-approved"
@@ -159,3 +162,76 @@ async def test_the_commands_list_show_replay_and_drop(
     code, _, err = await fleet(nats_server, "dead-letters", "replay")
     assert (code, "give the numbers, or --all" in err) == (2, True)
     assert (await jetstream.stream_info("PLANNING_EVENTS")).state.messages == 4
+
+
+def skipped(step: str, body: dict[str, Any]) -> Entry:
+    """Return the record of an entry that a person has skipped."""
+    entry = Entry(
+        id="story-US-1/run/3",
+        kind="StoryCreated",
+        subject="planning.story.created",
+        source="story-US-1",
+        story_id="US-1",
+        time="2026-01-01T00:00:00.000Z",
+        body=body,
+    )
+    record = EntrySkipped(
+        story_id="US-1",
+        timestamp="2026-01-01T00:00:01.000Z",
+        reason="it never fits",
+        actor="ana",
+        error=f"StoryCreated, {step}: no",
+        step=step,
+        entry=entry.model_dump_json(),
+    )
+    return Entry(
+        id=f"{entry.id}/skipped",
+        kind="EntrySkipped",
+        subject="deadletter.outbox",
+        source=entry.source,
+        story_id="US-1",
+        time=record.timestamp,
+        body=record.model_dump(),
+    )
+
+
+async def test_a_skipped_entry_is_a_dead_letter_that_can_be_published_once_the_graph_has_it(
+    letters: DeadLetters, jetstream: JetStreamContext, nats_client: Nats
+) -> None:
+    mirror = Mirror(nats_client, Source("fleet", "default"))
+    body = {"title": "Undo"}
+
+    assert await mirror.store(skipped("publish", body))
+    assert not await mirror.store(skipped("publish", body))
+    (letter,) = [each async for each in letters.list()]
+    await letters.replay(letter.number)
+
+    assert (letter.subject, letter.consumer) == ("planning.story.created", "outbox/publish")
+    assert letter.reason == "skipped by ana: it never fits"
+    event = await jetstream.get_msg("PLANNING_EVENTS", 1)
+    assert json.loads(event.data or b"") == body
+    assert (event.headers or {})["ce-id"] == "story-US-1/run/3"
+    assert [each async for each in letters.list()] == []
+
+
+async def test_a_skipped_entry_that_the_graph_refused_is_not_published(
+    letters: DeadLetters, nats_client: Nats
+) -> None:
+    await Mirror(nats_client, Source("fleet", "default")).store(skipped("record", {}))
+
+    with pytest.raises(NoSuchLetter, match="the graph refused"):
+        await letters.replay(1)
+
+    assert [each.number async for each in letters.list()] == [1]
+
+
+async def test_a_skipped_entry_larger_than_a_message_is_kept_in_part(
+    letters: DeadLetters, nats_client: Nats
+) -> None:
+    large = {"title": "x" * (nats_client.max_payload + 1)}
+
+    await Mirror(nats_client, Source("fleet", "default")).store(skipped("publish", large))
+
+    letter = await letters.get(1)
+    assert letter.size > nats_client.max_payload
+    assert not letter.whole

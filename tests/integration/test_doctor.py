@@ -29,9 +29,14 @@ from tests.support.polling import until
 from tests.support.servers import Servers
 from tests.support.stories import batch, new_story, spec
 from workers.cli import app as cli
-from workflows.models.events import ContextMilestoneReached, StoryCreated
+from workflows.models.events import ContextMilestoneReached, Entry, StoryCreated, TaskCreated
 from workflows.models.ids import story_workflow_id
 
+TEXT = {
+    "title": "Undo the deletion of a note",
+    "brief": "As a writer I want to undo a deletion so that a slip costs me nothing.",
+    "acceptance_criteria": ["Given a deleted note, when I press undo, then it is back."],
+}
 TEMPORAL = Path(sysconfig.get_path("scripts")) / "temporal"
 
 
@@ -181,9 +186,13 @@ async def test_a_clock_that_is_off_is_named(
 
 @workflow.defn(name="DeliberationWorkflow")
 class Council:
+    """A council that works until it is stopped."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
     @workflow.run
     async def run(self) -> None:
-        self.stopped = False
         await workflow.wait_condition(lambda: self.stopped)
 
     @workflow.signal
@@ -191,14 +200,14 @@ class Council:
         self.stopped = True
 
 
-@workflow.defn
+@workflow.defn(name="Parent")
 class Parent:
     """A parent that ends and leaves its child."""
 
     @workflow.run
     async def run(self, child: str) -> None:
         await workflow.start_child_workflow(
-            Council.run, id=child, parent_close_policy=ParentClosePolicy.ABANDON
+            "DeliberationWorkflow", id=child, parent_close_policy=ParentClosePolicy.ABANDON
         )
 
 
@@ -211,7 +220,7 @@ async def test_a_council_whose_story_has_ended_is_named_and_the_remedy_stops_it(
     child = f"deliberation-{uuid.uuid4().hex}"
     runner = UnsandboxedWorkflowRunner()
     async with Worker(there, task_queue="q", workflows=[Parent, Council], workflow_runner=runner):
-        await there.execute_workflow(Parent.run, child, id="the-parent", task_queue="q")
+        await there.execute_workflow("Parent", child, id="the-parent", task_queue="q")
 
         async def orphans() -> list[dict[str, str]]:
             found = await doctor(environment)
@@ -220,6 +229,75 @@ async def test_a_council_whose_story_has_ended_is_named_and_the_remedy_stops_it(
         (orphan,) = await until(orphans)
         await temporal(environment, orphan["remedy"].removeprefix("Stop it: "))
         await there.get_workflow_handle(child).result()
+
+
+async def test_a_stuck_entry_is_named_and_skipped_kept_as_a_dead_letter_and_gone_round(
+    environment: Environment, fleet: Client
+) -> None:
+    story = await started(environment)
+    handle = fleet.get_workflow_handle(story_workflow_id(story))
+    at = "2026-01-01T00:01:00.000Z"
+    task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
+    entry = Entry(
+        id=f"of-a-child-of-{story}",
+        kind="TaskCreated",
+        source=handle.id,
+        story_id=story,
+        time=at,
+        body=task.model_dump(),
+    )
+    await handle.signal("hand_on", [entry])
+
+    async def stuck() -> list[dict[str, str]]:
+        found = await doctor(environment)
+        return [each for each in found.of("stuck outboxes") if entry.id in each["found"]]
+
+    (shown,) = await until(stuck)
+    assert "TaskCreated" in shown["found"]
+    listed = await fleet_command(environment, "list", "--json")
+    assert {row["story_id"]: row["stuck"] for row in json.loads(listed.stdout)}[story] == (
+        "TaskCreated"
+    )
+    _, command = shown["remedy"].split("fleet ")
+    arguments = shlex.split(command.replace("WHY", "'that id was a mistake'"))
+    another = await fleet_command(
+        environment, "outbox", "skip", "US-other", entry.id, "--reason", "r"
+    )
+    assert another.exit_code == 1
+    assert "not a stuck entry of US-other" in another.stderr
+
+    done = await fleet_command(environment, *arguments, "--actor", "ana")
+    assert done.exit_code == 0, done.stderr
+
+    async def letters() -> list[dict[str, Any]]:
+        ended = await fleet_command(environment, "dead-letters", "list", "--json")
+        return [each for each in json.loads(ended.stdout) if each["consumer"] == "outbox/record"]
+
+    (letter,) = await until(letters)
+    assert letter["reason"] == "skipped by ana: that id was a mistake"
+    assert json.loads(letter["body"]) == entry.body
+    replayed = await fleet_command(environment, "dead-letters", "replay", str(letter["number"]))
+    assert replayed.exit_code == 1
+    assert "the graph refused" in replayed.stderr
+    for repair in (("mirror", "replay"), ("graph", "rebuild")):
+        again = await fleet_command(environment, *repair, story)
+        assert again.exit_code == 0, again.stdout + again.stderr
+    await handle.terminate()
+
+
+async def started(environment: Environment) -> str:
+    """Start a story and wait until it stands at its first gate."""
+    story = new_story()
+    start = json.dumps(TEXT | {"story_id": story, "created_by": "ana", "rigor": "L0"})
+    ended = await fleet_command(environment, "start", "-", stdin=start)
+    assert ended.exit_code == 0, ended.stderr
+
+    async def listed() -> bool:
+        shown = await fleet_command(environment, "show", story, "--json")
+        return shown.exit_code == 0 and bool(json.loads(shown.stdout)["story"]["pending_gate"])
+
+    await until(listed)
+    return story
 
 
 async def temporal(environment: Environment, command: str) -> None:
@@ -240,20 +318,12 @@ async def temporal(environment: Environment, command: str) -> None:
 async def test_a_lost_payload_is_named_and_a_reset_to_before_it_gives_the_story_back(
     environment: Environment, fleet: Client, client: Redis
 ) -> None:
-    story = new_story()
-    text = {
-        "title": "Undo the deletion of a note",
-        "brief": "As a writer I want to undo a deletion so that a slip costs me nothing.",
-        "acceptance_criteria": ["Given a deleted note, when I press undo, then it is back."],
-    }
-    start = json.dumps(text | {"story_id": story, "created_by": "ana", "rigor": "L0"})
-    assert (await fleet_command(environment, "start", "-", stdin=start)).exit_code == 0
+    story = await started(environment)
     handle = fleet.get_workflow_handle(story_workflow_id(story))
 
     async def state() -> dict[str, Any]:
         return dict(await handle.query("state"))
 
-    await until(state, lambda view: view["pending_gate"] == "approve_scope")
     whole = await doctor(environment, story)
     assert whole.one("lost payloads")["outcome"] == "ok"
     before = {key async for key in client.scan_iter("swe:payload:*")}
@@ -273,9 +343,9 @@ async def test_a_lost_payload_is_named_and_a_reset_to_before_it_gives_the_story_
     assert any(key.decode() in first["found"] for key in new)
     await temporal(environment, first["remedy"].removeprefix("Reset the story to before it: "))
     shown = await until(state, lambda view: view["pending_gate"] == "approve_scope")
-    assert shown["title"] == text["title"]
+    assert shown["title"] == TEXT["title"]
     kept = dict(await handle.query("text"))
-    assert kept["brief"] == text["brief"]
+    assert kept["brief"] == TEXT["brief"]
     after = (await doctor(environment, story)).of("lost payloads")
     assert {each["outcome"] for each in after} == {"warning"}  # in the run before the reset
     rebuilt = await fleet_command(environment, "graph", "rebuild", story, "--json")

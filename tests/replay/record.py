@@ -284,6 +284,16 @@ async def stuck_entry_skipped(start: StartStory, world: World) -> RunningStory:
     return story
 
 
+async def stuck_entry_dead_lettered(start: StartStory, world: World) -> RunningStory:
+    """Skip an entry that cannot be published: its record is published as a dead letter."""
+    world.failing = {"publish/StoryCreated": "no"}
+    story = await start()
+    await _skip(story.handle)
+    await story.to("DONE")
+    await story.handle.result()
+    return story
+
+
 async def cancelled_while_stuck(start: StartStory, world: World) -> RunningStory:
     """Cancel a story with a stuck outbox; a closure workflow records what is left."""
     story = await start()
@@ -371,6 +381,7 @@ PATHS: dict[str, Path_] = {
         auto_approved,
         retitled,
         stuck_entry_skipped,
+        stuck_entry_dead_lettered,
         cancelled_while_stuck,
         announced,
         amended_in_order,

@@ -34,6 +34,10 @@ COMMANDS = {
         "workers.cli.dead_letters",
         "Look at messages that could not be understood or applied; put them back, or drop them.",
     ),
+    "outbox": (
+        "workers.cli.outbox",
+        "Entries of outboxes that are refused for good: skip them.",
+    ),
     "mirror": ("workers.cli.mirror", "Publish events again that the streams have lost."),
     "graph": ("workers.cli.graph", "Rebuild the context graph from what Temporal holds."),
     "doctor": (

@@ -43,6 +43,8 @@ class StoryRow(Model):
     dor_score: int | None = None
     status: str
     started: str
+    stuck: str = ""
+    """The kind of the outbox entry that is refused for good."""
 
 
 class StoryPage(Model):
@@ -155,6 +157,7 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
             Column("rigor", drop=3),
             Column("ready", drop=2),
             "status",
+            "stuck on",
             Column("started", drop=1),
         ),
         (
@@ -166,6 +169,7 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
                 row.rigor,
                 "" if row.dor_score is None else row.dor_score,
                 row.status,
+                text(row.stuck, "red"),
                 local_time(row.started),
             )
             for row in rows

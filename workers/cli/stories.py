@@ -47,7 +47,14 @@ from workflows.models.events import ContextDecisionAdded, GateOpened, example
 from workflows.models.ids import story_of, story_workflow_id
 from workflows.models.readiness import StoryText
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput, StoryView
-from workflows.search_attributes import DOR_SCORE, PENDING_GATE, RIGOR, STORY_ROLE, STORY_STATE
+from workflows.search_attributes import (
+    DOR_SCORE,
+    OUTBOX_STUCK,
+    PENDING_GATE,
+    RIGOR,
+    STORY_ROLE,
+    STORY_STATE,
+)
 from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
@@ -380,6 +387,7 @@ def _row(execution: WorkflowExecution) -> render.StoryRow:
         dor_score=known.get(DOR_SCORE),
         status=execution.status.name if execution.status else "",
         started=execution.start_time.isoformat(),
+        stuck=known.get(OUTBOX_STUCK, ""),
     )
 
 

@@ -503,12 +503,17 @@ class RequestRefused(EventBody):
         return f"{self.request} refused: {self.reason}"
 
 
+SKIPPED = "/skipped"
+"""The end of the id of a skipped entry's record; before it stands the id of the entry."""
+
+
 class EntrySkipped(EventBody):
     """A person left out an entry that could not be stored. entry: the entry, as JSON."""
 
     reason: Annotated[str, about("Why it was left out", "the title is too long for the graph")]
     actor: Annotated[str, about("Who left it out", "ana")]
-    error: Annotated[str, about("Its kind, the step and the error", "StoryCreated, record: no")]
+    error: Annotated[str, about("Its kind, the step and the error", "StoryCreated, publish: no")]
+    step: Annotated[str, about("The step that was refused: record or publish", "publish")] = ""
     entry: Annotated[
         str,
         about(

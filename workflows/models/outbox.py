@@ -32,6 +32,7 @@ class OutboxStuck(Model):
     Attributes:
         step: the refused step.
         error_type: the type of the ApplicationError, which makes it final.
+        story_id: its story; empty if it has none.
     """
 
     entry_id: str
@@ -39,6 +40,7 @@ class OutboxStuck(Model):
     step: Literal["record", "publish"]
     error_type: str = ""
     error: str
+    story_id: str = ""
 
 
 class SkipEntry(Request):

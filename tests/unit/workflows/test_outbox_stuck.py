@@ -10,19 +10,23 @@ import json
 from typing import Any
 
 import pytest
+from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.client import WorkflowUpdateFailedError as UpdateFailed
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import RunningStory, StartStory, World
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.deliberation import DeliberationInput
+from workflows.models.events import Entry, StoryCreated
 from workflows.models.ids import closure_workflow_id, deliberation_workflow_id
-from workflows.models.outbox import OutboxStuck
+from workflows.models.outbox import OutboxState, OutboxStuck
 from workflows.models.story import TimelineEntry
+from workflows.outbox import Outbox
 
 
 async def stuck_on(handle: WorkflowHandle[Any, Any] | RunningStory, kind: str) -> OutboxStuck:
@@ -75,7 +79,8 @@ async def test_a_stuck_entry_is_shown_and_skipped_and_its_record_takes_its_place
     record = world.recorded[1].body
     assert (record["actor"], record["reason"]) == ("ana", "it never fits")
     assert json.loads(record["entry"])["id"] == stuck.entry_id
-    assert "EntrySkipped" not in {entry.kind for entry in world.published}
+    letters = [entry for entry in world.published if entry.kind == "EntrySkipped"]
+    assert [letter.subject for letter in letters] == ["deadletter.outbox"]
     timeline = await story.handle.query("timeline", result_type=list[TimelineEntry])
     (line,) = [entry for entry in timeline if entry.event == "EntrySkipped"]
     assert line.actor == "ana"
@@ -241,3 +246,56 @@ async def test_a_story_that_is_not_stuck_waits_with_its_cancellation_for_the_sto
     assert EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED not in {
         event.event_type for event in history.events
     }
+
+
+class Faulty(Outbox):
+    """An outbox with a fault, until a new version of the code is deployed."""
+
+    fault = True
+
+    def _settled(self, batch: list[Entry]) -> None:
+        if Faulty.fault:
+            raise KeyError("a bug")
+        super()._settled(batch)
+
+
+@workflow.defn(name="WithAFault")
+class WithAFault:
+    """A workflow whose outbox has the fault."""
+
+    def __init__(self) -> None:
+        self.outbox = Faulty(OutboxState(), "US-1")
+
+    @workflow.run
+    async def run(self) -> None:
+        self.outbox.start()
+        self.outbox.append(StoryCreated(title="t", rigor="L1", created_by="ana"))
+        await self.outbox.drained()
+
+
+async def test_an_unexpected_error_in_the_outbox_fails_the_workflow_task_until_it_is_corrected(
+    fleet: Client, world: World
+) -> None:
+    queue = f"faulty-{world.key}"
+    async with Worker(
+        fleet,
+        task_queue=queue,
+        workflows=[WithAFault],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        max_cached_workflows=0,
+    ):
+        handle = await fleet.start_workflow("WithAFault", id=queue, task_queue=queue)
+
+        async def failed() -> list[str]:
+            return [
+                event.workflow_task_failed_event_attributes.failure.message
+                async for event in handle.fetch_history_events()
+                if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
+            ]
+
+        messages = await until(failed)
+        assert messages[0] == "outbox: record failed: KeyError('a bug')"
+
+        Faulty.fault = False
+        async with asyncio.timeout(WITHIN_S):
+            await handle.result()
