@@ -768,8 +768,10 @@ class StoryWorkflow:
     def pass_gate(self, transition: Transition, request: Approve) -> None:
         """Record who approved what; move if no human guard is left."""
         story, run = self.story, self.outbox.run[-8:]
-        approval_id = f"{story.story_id}-{request.gate}-{story.visit}-{request.role}-{run}"
         revision = story.revision
+        approval_id = f"{story.story_id}-{request.gate}-{story.visit}-{request.role}-{run}"
+        if workflow.patched("approval-ids-with-revision"):
+            approval_id = f"{approval_id}-{revision}"
         self.emit(
             GateApproved(
                 id=approval_id,

@@ -501,6 +501,36 @@ async def test_a_second_start_of_a_running_story_is_refused(start_story: StartSt
         await start_story(story_id=story.story_id)
 
 
+async def test_each_approval_has_its_own_id_also_when_a_role_approves_again(
+    start_story: StartStory, world: World
+) -> None:
+    """A new report voids the first approval; both are kept, and so is the other role's."""
+    machine = world.machine
+    machine["guards"]["security_ok"] = {"role": "SECURITY"}
+    for row in machine["transitions"]:
+        if row["event"] == "qa_passed":
+            row["guards"].append("security_ok")
+    story = await start_story()
+    await story.to("TEST")
+    await story.until(gate="qa_passed")
+
+    await story.approve("qa_passed", "QA")
+    await story.report(job_id="another")
+    await story.approve("qa_passed", "QA")
+    await story.approve("qa_passed", "SECURITY")
+    await story.finish()
+    await story.handle.result()
+
+    approvals = [
+        entry.body
+        for entry in world.recorded
+        if entry.kind == "GateApproved" and entry.body["gate"] == "qa_passed"
+    ]
+    assert [each["role"] for each in approvals] == ["QA", "QA", "SECURITY"]
+    assert len({each["id"] for each in approvals}) == 3
+    assert all(each["id"].endswith(each["revision"]) for each in approvals)
+
+
 async def test_a_custom_machine_adds_a_state_with_its_gate(
     start_story: StartStory, world: World
 ) -> None:
