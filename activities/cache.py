@@ -200,8 +200,8 @@ class Cache:
             by_story.setdefault(line.story_id, []).extend((line.stream_id, *line.values))
         async with self.client.pipeline(transaction=False) as pipe:
             for story_id, values in by_story.items():
-                late = f"swe:case:{encode_id(story_id)}:planning:late"
-                await self._timeline([timeline_key(story_id), late], values, client=pipe)
+                keys = [timeline_key(story_id), _late_key(story_id)]
+                await self._timeline(keys, values, client=pipe)
             for document in documents:
                 text = json.dumps({"order": document.order} | document.content, ensure_ascii=False)
                 await self._newest([document.key], [document.order, text], client=pipe)
@@ -214,6 +214,13 @@ class Cache:
                 keys = [_generation_key(story_id), _packs_key(story_id)]
                 await self._drop_packs(keys, client=pipe)
             await pipe.execute()
+
+    async def forget(self, story_id: str) -> None:
+        """Remove what is kept of a story, context packs included."""
+        await self.drop_packs([story_id])
+        names = (spec_key(story_id), draft_key(story_id), timeline_key(story_id))
+        others = (_late_key(story_id), summary_key(story_id), _generation_key(story_id))
+        await self.client.delete(*names, *others)
 
     async def find_pack(
         self, story_id: str, key: str, config: str
@@ -242,6 +249,10 @@ class Cache:
     async def keep(self, key: str, text: str, seconds: int) -> None:
         """Keep a text under `key` for `seconds`."""
         await self.client.set(key, text, ex=seconds)
+
+
+def _late_key(story_id: str) -> str:
+    return f"swe:case:{encode_id(story_id)}:planning:late"
 
 
 def _packs_key(story_id: str) -> str:

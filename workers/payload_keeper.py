@@ -15,11 +15,11 @@ from datetime import timedelta
 import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from workers.clients.connection import StartError
+from workers.clients.temporal import retention
 from workers.external_storage import payload_key
 from workers.lost_payloads import payloads_of
 
@@ -40,10 +40,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 async def require_kept(temporal: Client, keep_for: timedelta) -> None:
     """Raise StartError if the namespace keeps histories longer than their payloads."""
-    answer = await temporal.workflow_service.describe_namespace(
-        DescribeNamespaceRequest(namespace=temporal.namespace)
-    )
-    needed = answer.config.workflow_execution_retention_ttl.ToTimedelta() + SPARE
+    needed = await retention(temporal) + SPARE
     if keep_for < needed:
         raise StartError(
             f"PAYLOAD_DAYS is {keep_for.days}, but the namespace {temporal.namespace} keeps "

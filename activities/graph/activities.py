@@ -62,7 +62,7 @@ Deletes are soft: status DELETED.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any, LiteralString, TypeVar
 
@@ -98,6 +98,7 @@ from activities.graph.earlier_runs import NUMBERED, numbered
 from activities.graph.errors import store_errors
 from activities.graph.events import summary, writes
 from activities.graph.proposals import deliberation_writes
+from activities.graph.pruning import ended_before, prune, prune_without_story
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
 from activities.graph.stories import adopt
@@ -155,6 +156,8 @@ HAS_BEGUN = "MATCH (s:Case {id: $story_id}) WHERE s.title IS NOT NULL RETURN s.i
 
 OVER = ("DONE", "CANCELLED", "FAILED")
 """Statuses of a story that has ended."""
+
+_OVER_OR_DELETED = (*OVER, "DELETED")
 
 LIVE_STORIES: LiteralString = """
 MATCH (s:Case) WHERE s.id IN $ids AND NOT coalesce(s.status, 'UNKNOWN') IN $over
@@ -247,6 +250,22 @@ class Graph(GraphStub):
                     last = int(row["count"])
                     gone += last
         return gone
+
+    async def ended_before(self, before: datetime) -> list[str]:
+        """Return the stories that have ended, and whose last event is before `before`."""
+        return await ended_before(self._driver, _OVER_OR_DELETED, before)
+
+    async def prune(self, story_id: str, before: datetime) -> int:
+        """Remove what graph and cache have of such a story; return how many nodes were removed."""
+        gone = await prune(self._driver, story_id, _OVER_OR_DELETED, before)
+        if gone:
+            with store_errors():
+                await self._cache.forget(story_id)
+        return gone
+
+    async def prune_without_story(self, before: datetime) -> int:
+        """Remove deliberations of no story from before `before`; return how many nodes."""
+        return await prune_without_story(self._driver, before)
 
     async def live_stories(self, story_ids: Sequence[str]) -> set[str]:
         """Return the stories that the graph knows and that have not ended."""

@@ -39,7 +39,7 @@ COMMANDS = {
         "Entries of outboxes that are refused for good: skip them.",
     ),
     "mirror": ("workers.cli.mirror", "Publish events again that the streams have lost."),
-    "graph": ("workers.cli.graph", "Rebuild the context graph from what Temporal holds."),
+    "graph": ("workers.cli.graph", "Rebuild the context graph, or remove old stories from it."),
     "doctor": (
         "workers.cli.doctor",
         "Check servers, streams, graph, stories and sandbox, and name the remedies.",

@@ -1,10 +1,13 @@
-"""`fleet graph`: rebuild the context graph from what Temporal stores."""
+"""`fleet graph`: rebuild the context graph from what Temporal stores; remove what is old."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,9 +28,11 @@ from workers.cli.session import (
     run,
     temporal,
 )
+from workers.clients.temporal import retention
 from workers.clients.valkey import valkey_client
 from workers.settings import Settings, load
 from workflows.models.base import Model
+from workflows.timestamps import format_timestamp
 
 if TYPE_CHECKING:
     from activities.graph.activities import Graph
@@ -39,7 +44,7 @@ AT_ONCE = 4
 NO_STORY = "(no story)"
 
 app = typer.Typer(
-    help="Rebuild the context graph from what Temporal holds.",
+    help="Rebuild the context graph, or remove old stories from it.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -67,7 +72,7 @@ class RebuiltStory(Model):
 
 @app.callback()
 def graph() -> None:
-    """Rebuild the context graph from what Temporal holds."""
+    """Rebuild the context graph, or remove old stories from it."""
 
 
 @app.command(epilog="Examples:  fleet graph rebuild US-101  ·  fleet graph rebuild")
@@ -109,6 +114,70 @@ def rebuild(
     emit(done, _shown(done), as_json)
     if any(each.refused or each.lost for each in done):
         raise typer.Exit(1)
+
+
+class Pruned(Model):
+    """What a prune removed, or would remove. nodes: 0 with `--dry-run`."""
+
+    stories: list[str]
+    nodes: int
+    before: str
+
+
+@app.command(epilog="Examples:  fleet graph prune --older-than 365d --dry-run")
+def prune(
+    older_than: Annotated[
+        str, typer.Option(help="Age of a story's last event, in days, such as 365d.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Name the stories, and remove nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove stories that ended long ago from graph and cache, for good.
+
+    Councils stay. A story that Temporal still knows stays too, because its histories could no
+    longer be compared with the graph.
+    """
+    if not dry_run and not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("this removes stories for good: say --yes, or --dry-run")
+        question = f"Remove every story that ended and had no event for {older_than}?"
+        typer.confirm(question, abort=True)
+
+    async def work() -> Pruned:
+        age = _age(older_than)
+        settings = load()
+        async with temporal(settings) as client, open_graph(settings) as graph:
+            async with command_errors("*", client):
+                kept_for = await retention(client)
+            if age < kept_for:
+                raise CommandError(
+                    f"--older-than: {older_than} is less than the {kept_for.days} days for which "
+                    f"the namespace {client.namespace} keeps histories; give {kept_for.days}d or "
+                    "more"
+                )
+            before = datetime.now(UTC) - age
+            stories, nodes = await graph.ended_before(before), 0
+            if not dry_run:
+                for story_id in stories:
+                    nodes += await graph.prune(story_id, before)
+                nodes += await graph.prune_without_story(before)
+        return Pruned(stories=stories, nodes=nodes, before=format_timestamp(before))
+
+    done = run(work())
+    verb = "would be removed" if dry_run else f"removed, with {done.nodes} nodes"
+    table = render.FittingTable(
+        f"{len(done.stories)} stories {verb}", ("story",), ((each,) for each in done.stories)
+    )
+    emit(done, table, as_json)
+
+
+def _age(text: str) -> timedelta:
+    if not (days := re.fullmatch(r"([1-9][0-9]{0,4})d", text)):
+        raise CommandError(f"--older-than: {text[:60]!r} is not a number of days, such as 365d")
+    return timedelta(days=int(days[1]))
 
 
 @asynccontextmanager

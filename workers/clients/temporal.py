@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, Plugin
@@ -49,6 +50,18 @@ async def open_temporal(
             "where it serves TLS)"
         ) from error
     return client
+
+
+async def retention(client: Client) -> timedelta:
+    """Return how long the namespace keeps histories of runs that have ended.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    answer = await client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace=client.namespace)
+    )
+    return answer.config.workflow_execution_retention_ttl.ToTimedelta()
 
 
 def _temporal_remedy(settings: Settings, error: RPCError) -> str:
