@@ -1,4 +1,8 @@
-"""Details of workflows for the Web UI: Markdown, one builder for each. Outside text is fenced."""
+"""Details of workflows for the Web UI: Markdown, one builder for each.
+
+Every text that comes from outside, from models or failures too, is in a code block or a code span.
+The Web UI renders the rest: links, images and HTML in it would be live.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,19 @@ MOVES_SHOWN = 8
 def fenced(text: str, limit: int = 600) -> str:
     """Return outside text as a code block that it cannot break out of."""
     cut = text if len(text) <= limit else f"{text[:limit]}…"
-    return "```\n" + cut.replace("```", "'''") + "\n```"
+    return "```\n" + cut.replace("`", "'") + "\n```"
+
+
+def code(text: object, limit: int = 300) -> str:
+    """Return outside text as a code span of one line that it cannot break out of."""
+    line = " ".join(str(text).split()).replace("`", "'")
+    return f"`{line if len(line) <= limit else f'{line[:limit]}…'}`" if line else ""
 
 
 def story_details(view: StoryView, moves: Sequence[Move]) -> str:
     """Render the state, the gate, who may open it, and the command for that."""
     lines = [
-        f"**{view.state}** · rigor {view.rigor} · readiness {view.dor_score} · "
+        f"**{code(view.state)}** · rigor {code(view.rigor)} · readiness {view.dor_score} · "
         f"{view.tokens_used} tokens",
         fenced(view.title),
     ]
@@ -31,7 +41,7 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
         lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":
         lines += [
-            f"**Gate `budget`** waits for {view.gate_role}: "
+            f"**Gate `budget`** waits for {code(view.gate_role)}: "
             f"{view.tokens_used} of {view.token_budget} tokens are used.",
             _command(view, "raise_budget", {"tokens": 10000, "actor": "you", "role": "PO"}),
         ]
@@ -44,17 +54,17 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
             "revision": view.revision,
         }
         lines += [
-            f"**Gate `{view.pending_gate}`** waits for {view.gate_role}, revision "
-            f"`{view.revision}`.",
+            f"**Gate {code(view.pending_gate)}** waits for {code(view.gate_role)}, revision "
+            f"{code(view.revision)}.",
             _command(view, "approve", request),
         ]
     for finding in view.findings[:MOVES_SHOWN]:
-        lines.append(f"- {finding.code}: {finding.message} (-{finding.weight})")
+        lines.append(f"- {code(finding.code)}: {code(finding.message)} (-{finding.weight})")
     if moves:
         lines += ["", "**What may happen now**"]
         lines += [
-            f"- `{move.event}` to {move.to}, by {', '.join(move.roles) or 'the fleet'}"
-            + (f"; waits for {'; '.join(move.blocked_by)}" if move.blocked_by else "")
+            f"- {code(move.event)} to {code(move.to)}, by {_listed(move.roles) or 'the fleet'}"
+            + (f"; waits for {_listed(move.blocked_by)}" if move.blocked_by else "")
             for move in moves[:MOVES_SHOWN]
         ]
     return "\n".join(lines)
@@ -67,7 +77,8 @@ def stuck_details(workflow_id: str, stuck: Sequence[OutboxStuck]) -> str:
         request = {"entry_id": each.entry_id, "actor": "you", "reason": "why"}
         lines += [
             "",
-            f"**OutboxStuck**: {each.kind} cannot be {each.step}ed; tried again every minute:",
+            f"**OutboxStuck**: {code(each.kind)} cannot be {each.step}ed; "
+            "tried again every minute:",
             fenced(f"{each.error_type}: {each.error}"),
             "If it can never succeed, leave it out:",
             _update(workflow_id, "skip_entry", request),
@@ -80,32 +91,40 @@ def _command(view: StoryView, update: str, request: Mapping[str, object]) -> str
 
 
 def _update(workflow_id: str, update: str, request: Mapping[str, object]) -> str:
+    # JSON can spell the characters that end a code block or a shell's quotes.
+    text = json.dumps(request).replace("`", "\\u0060").replace("'", "\\u0027")
     return (
         f"```\ntemporal workflow update execute --name {update} \\\n"
         f"  --workflow-id {workflow_id} \\\n"
-        f"  --input '{json.dumps(request)}'\n```"
+        f"  --input '{text}'\n```"
     )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(code(text) for text in texts)
 
 
 def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
     """Render the wave, who has answered, and who has failed."""
     lines = [
-        f"**{task.role}** deliberates · {progress.status} · wave `{progress.wave}`"
+        f"**{code(task.role)}** deliberates · {progress.status} · wave {code(progress.wave)}"
         + (f" · round {progress.round}" if progress.round else "")
         + f" · {progress.tokens} tokens",
         fenced(task.description, 400),
     ]
-    lines += [f"- {agent}: answered" for agent in progress.answered]
-    lines += [f"- {agent}: waiting" for agent in progress.waiting if progress.status != "complete"]
+    lines += [f"- {code(agent)}: answered" for agent in progress.answered]
+    if progress.status != "complete":
+        lines += [f"- {code(agent)}: waiting" for agent in progress.waiting]
     for failure in progress.failed:
-        lines += [f"- {failure.agent_id}: failed to {failure.act}", fenced(failure.cause, 300)]
+        lines += [f"- {code(failure.agent_id)}: failed to {code(failure.act)}"]
+        lines += [fenced(failure.cause, 300)]
     return "\n".join(lines)
 
 
 def plan_details(tasks: Sequence[PlannedTask], status: dict[str, str]) -> str:
     """Render each task with its status and its open dependencies. `status`: task id -> status."""
     return "\n".join(
-        f"- `{task.task_id}` {task.role}: {status.get(task.task_id, 'waiting')}"
-        + (f", after {', '.join(task.depends_on)}" if task.depends_on else "")
+        f"- {code(task.task_id)} {code(task.role)}: {code(status.get(task.task_id, 'waiting'))}"
+        + (f", after {_listed(task.depends_on)}" if task.depends_on else "")
         for task in tasks
     )

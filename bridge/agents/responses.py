@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable
 from datetime import timedelta
@@ -62,6 +63,8 @@ LAST_DELIVERY = 8
 
 
 FIGURES = frozenset({"tokens_in", "tokens_out", "duration_ms"})
+
+NEGATIVE = re.compile(r"\s*-")
 
 GONE = RPCStatusCode.NOT_FOUND
 """Temporal's status for the task token of an attempt that is over."""
@@ -373,7 +376,9 @@ def as_meant(fields: Any) -> Any:
         return fields
     meant = {name: value for name, value in fields.items() if value is not None}
     for name in FIGURES & meant.keys():
-        meant[name] = figure(meant[name])
+        # A negative number stays: it would make up for what other calls have cost.
+        negative = isinstance(meant[name], int | float | str) and NEGATIVE.match(f"{meant[name]}")
+        meant[name] = -1 if negative else figure(meant[name])
     if isinstance(meant.get("content"), dict):
         meant["content"] = json.dumps(meant["content"])
     if isinstance(meant.get("timestamp"), int | float):

@@ -522,9 +522,19 @@ async def test_an_answer_may_begin_with_a_byte_order_mark(fleet: Outside) -> Non
             "malformed: not an agent's response",
             "status: ",
         ),
+        *(
+            (
+                b'{"task_id": "t", "agent_id": "a", "call_id": "c", "status": "done", '
+                b'"content": "{}", "%b": %b}' % (field, number),
+                "malformed: not an agent's response",
+                f"{field.decode()}: ",
+            )
+            for field in (b"tokens_in", b"tokens_out", b"duration_ms")
+            for number in (b"-1", b'"-5"', b"-0.5", b"-1e300")
+        ),
         (b" " * (LARGEST_RESPONSE + 1), "malformed: too large", "524288 at most"),
     ],
-    ids=["half", "surrogate", "bytes", "list", "missing", "status", "large"],
+    ids=lambda value: f"{value[:70]!r}" if isinstance(value, bytes) else "",
 )
 async def test_a_malformed_message_is_refused_with_what_was_wrong(
     fleet: Outside, body: bytes, reason: str, error: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
+from pydantic import Field
+
 from workflows.models.base import AgentType, Model
 from workflows.models.context import ContextPack, DecisionAdded, MilestoneReached
 from workflows.models.errors import ErrorType, application_error
@@ -37,9 +39,9 @@ class CallUsage(Model):
     agent_id: str
     role: str
     model: str
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cached_tokens: int = 0
+    tokens_in: int = Field(0, ge=0)
+    tokens_out: int = Field(0, ge=0)
+    cached_tokens: int = Field(0, ge=0)
     latency_ms: int = 0
     seed: int = 0
     asks: int = 1

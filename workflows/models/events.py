@@ -599,13 +599,15 @@ class AgentResponse(Model):
         str | None, about("The answer: a JSON document of the command's `answer_schema`", "{}")
     ] = None
     error: Annotated[str | None, about("Why the agent failed")] = None
-    duration_ms: Annotated[int, about("How long the agent took, in milliseconds", 41_250)] = 0
+    duration_ms: Annotated[
+        int, about("How long the agent took, in milliseconds", 41_250), Field(ge=0)
+    ] = 0
     timestamp: Annotated[
         str, about("When it was published: ISO 8601", "2026-03-01T10:00:41.250Z")
     ] = ""
     model: Annotated[str, about("The model that answered", "SmolLM2-135M-Instruct")] = ""
-    tokens_in: Annotated[int, about("How long the prompt was, in tokens", 1_830)] = 0
-    tokens_out: Annotated[int, about("How long the answer was, in tokens", 412)] = 0
+    tokens_in: Annotated[int, about("How long the prompt was, in tokens", 1_830), Field(ge=0)] = 0
+    tokens_out: Annotated[int, about("How long the answer was, in tokens", 412), Field(ge=0)] = 0
 
 
 def _bodies(base: type[EventBody]) -> Iterator[type[EventBody]]:
