@@ -19,7 +19,6 @@ from redis.asyncio import Redis
 from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
-from temporalio.workflow import ParentClosePolicy
 from typer.testing import CliRunner
 
 from activities.graph.activities import Graph
@@ -207,7 +206,7 @@ class Parent:
     @workflow.run
     async def run(self, child: str) -> None:
         await workflow.start_child_workflow(
-            "DeliberationWorkflow", id=child, parent_close_policy=ParentClosePolicy.ABANDON
+            "DeliberationWorkflow", id=child, parent_close_policy=workflow.ParentClosePolicy.ABANDON
         )
 
 
