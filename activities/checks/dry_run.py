@@ -95,6 +95,10 @@ def failure(run: Run, limits: Limits) -> str:
         return f"ran for more than {limits.wall_s:g} s"
     if run.ended == "output":
         return f"wrote more than {limits.output_bytes} bytes"
+    if run.ended == "memory":
+        return f"used more than {limits.total_memory_bytes} bytes of memory in all its processes"
+    if run.ended == "files":
+        return f"made more than {limits.files} files"
     if run.exit_code == notebook.EARLY:
         return "ended with exit code 0 before the end of the code"
     if run.exit_code in _SIGNALS:

@@ -20,7 +20,7 @@ from typing import Any
 from activities.checks import parsers
 from activities.checks.base import ParsedProposal, ProposalCheck, shown, unclear_blocks
 from activities.checks.fences import Block
-from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program, run_limited
+from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
 from workflows.models.deliberation import Check
 
 MAX_BLOCKS = 200
@@ -36,7 +36,15 @@ _FAILING = 4  # errors that reduce a block's score to 0
 _OVERFLOWED = (-signal.SIGSEGV, 128 + signal.SIGSEGV)
 """Exit codes of a parser after a stack overflow caused by the text."""
 
-PARSER_LIMITS = Limits(cpu_s=8, wall_s=25, memory_bytes=2 * 1024 * 1024 * 1024)
+_GIB = 1024 * 1024 * 1024
+PARSER_LIMITS = Limits(
+    cpu_s=8,
+    wall_s=25,
+    memory_bytes=2 * _GIB,
+    total_memory_bytes=2 * _GIB,
+    processes=256,  # ruff starts a thread for each core
+)
+_PACKAGES = sysconfig.get_path("purelib")
 _PARSERS = Path(parsers.__file__)
 
 _RUFF = str(Path(sysconfig.get_path("scripts")) / "ruff")
@@ -106,26 +114,25 @@ async def lint_code(
 
     Args:
         blocks: the code blocks.
-        sandbox: runs the parser of shell code.
-        limits: of each parser and of ruff; shell has the limits of the sandbox.
+        sandbox: runs the parsers and ruff.
+        limits: of the parsers and of ruff.
 
     Raises:
-        CannotRun: a parser, ruff or the sandbox (for shell) is not available or gave up.
+        CannotRun: a parser, ruff or the sandbox is not available or gave up.
     """
-    shell = [block for block in blocks if block.language == "shell"]
-    other = [block for block in blocks if block.language in LANGUAGES - {"shell"}]
-    broken: dict[Block, list[Problem]] = {}
-    if other:
-        bare = {block.language for block in other} <= parsers.STANDARD
-        argv = [sys.executable, "-I", *(["-S"] if bare else []), str(_PARSERS)]
-        broken |= _broken(other, await run_limited(argv, _sources(other), limits))
-    if shell:
-        if (bash := shutil.which("bash")) is None:
+    blocks = [block for block in blocks if block.language in LANGUAGES]
+    languages = {block.language for block in blocks}
+    bare = languages <= parsers.STANDARD
+    visible = [] if bare else [_PACKAGES]
+    bash = ""
+    if "shell" in languages:
+        if (found_bash := shutil.which("bash")) is None:
             raise CannotRun("shell cannot be checked: bash is not installed")
-        argv = [*python_program(_PARSERS), bash]
-        broken |= _broken(shell, await sandbox.run(argv, _sources(shell), visible=[bash]))
-    python = [b for b in other if b.language == "python" and not broken[b]]
-    found = broken | (await _ruff(python, limits) if python else {})
+        visible.append(bash := found_bash)
+    argv = [*python_program(_PARSERS), bash, "" if bare else _PACKAGES]
+    broken = _broken(blocks, await sandbox.run(argv, _sources(blocks), visible, limits))
+    python = [block for block in blocks if block.language == "python" and not broken[block]]
+    found = broken | (await _ruff(python, sandbox, limits) if python else {})
     return Lint(
         score=sum(_score(found[block], bool(broken[block])) for block in found) / len(found),
         problems=sorted(problem for problems in found.values() for problem in problems),
@@ -163,9 +170,11 @@ def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
     }
 
 
-async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Problem]]:
+async def _ruff(
+    blocks: Sequence[Block], sandbox: Sandbox, limits: Limits
+) -> dict[Block, list[Problem]]:
     version = f"py{sys.version_info.major}{sys.version_info.minor}"
-    run = await run_limited(
+    run = await sandbox.run(
         [
             *(_RUFF, "check", "--isolated", "--no-cache", "--quiet"),
             *("--output-format", "json", "--target-version", version),
@@ -173,6 +182,7 @@ async def _ruff(blocks: Sequence[Block], limits: Limits) -> dict[Block, list[Pro
             *("--stdin-filename", "proposal.ipynb", "-"),
         ],
         json.dumps(_notebook(blocks)).encode(),
+        [_RUFF],
         limits,
     )
     if run.ended == "output":  # more findings than are read: the text does not pass

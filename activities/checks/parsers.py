@@ -1,8 +1,9 @@
-"""A program that parses code blocks, so that a parser that hangs or crashes harms no worker.
+"""A program in the sandbox that parses code blocks: a parser that is attacked harms no worker.
 
 Standard input is a marshalled list of (language, source). Standard output has a line of JSON for
 each, as soon as it is parsed: a list of [line from 1, message], empty if the source parses. The
-first argument is the path of bash, which parses without running anything.
+first argument is the path of bash, which parses without running anything; the second is a folder of
+installed packages, or nothing if no language needs one.
 
 Each parser imports its packages when they are needed, because most of the run time is start-up.
 """
@@ -146,6 +147,8 @@ def main() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
+    if sys.argv[2]:
+        sys.path.append(sys.argv[2])
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # standard error would mix with the answers
     for language, source in marshal.loads(sys.stdin.buffer.read()):  # noqa: S302  the worker's
         print(answer(problems(language, source)), flush=True)

@@ -1,9 +1,10 @@
-"""The sandbox: programs run within limits, untrusted ones in bubblewrap or not at all.
+"""The sandbox: programs that read or run what others wrote run in bubblewrap or not at all.
 
 In the sandbox, a program sees the system's libraries and a Python interpreter with its standard
 library, all read-only, and its own small /tmp. It has no network and no environment, sees no other
 processes, and has limits on CPU, memory, files, processes, output and wall time. All its processes
-are killed at a limit, on cancellation, and when the worker dies. See
+are killed at a limit, on cancellation, and when the worker dies. Limits of the kernel are per
+process; the worker watches the memory and the files of the whole sandbox (usage.py). See
 docs/design/0006-sandbox.md.
 
 Namespaces need privileges. An ordinary user gets them from a user namespace. Root creates the
@@ -16,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import resource
 import signal
 import sys
 import sysconfig
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from activities.checks import entry, seccomp
+from activities.checks import entry, seccomp, usage
 
 _MIB = 1024 * 1024
 _UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above the ids of users and containers
@@ -34,6 +34,11 @@ _UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above the ids of users and conta
 _PYTHON = str(Path(sys.executable).resolve())
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _LINKED = ("/lib", "/lib64")
+_WRITABLE = ("/tmp", "/dev/shm")  # noqa: S108  the sandbox's own
+
+WATCHED_EVERY_S = 0.1
+"""How often the use of the whole sandbox is measured."""
+
 _ENTRY = Path(entry.__file__).read_text(encoding="utf-8")
 
 
@@ -43,17 +48,19 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """The resources that a program may use. CPU and memory are per process.
+    """The resources that a program may use. CPU and `memory_bytes` are per process.
 
-    Wall time is far above CPU time, so that a busy machine does not change a result. `processes`
-    applies in the sandbox only, because outside it would count the worker's own processes.
+    Wall time is far above CPU time, so that a busy machine does not change a result.
+    `total_memory_bytes` and `files` are for all processes together.
     """
 
     cpu_s: int = 5
     wall_s: float = 20.0
     memory_bytes: int = 512 * _MIB
+    total_memory_bytes: int = 1024 * _MIB
     file_bytes: int = 16 * _MIB
     tmp_bytes: int = 32 * _MIB
+    files: int = 10_000
     processes: int = 16
     open_files: int = 64
     output_bytes: int = 1 * _MIB
@@ -66,11 +73,11 @@ class Run:
     Attributes:
         ended: how it ended.
         exit_code: negative or 128 + signal if a signal ended it; None if it was killed for its wall
-            time or its output.
+            time, its output, or what the whole sandbox used.
         output: stdout and stderr.
     """
 
-    ended: Literal["exit", "wall_time", "output"]
+    ended: Literal["exit", "wall_time", "output", "memory", "files"]
     exit_code: int | None
     output: bytes
 
@@ -78,19 +85,6 @@ class Run:
 def python_program(source: Path) -> list[str]:
     """Return the command that runs a Python file in the sandbox, with the standard library only."""
     return [_PYTHON, "-s", "-S", "-P", "-u", "-c", source.read_text(encoding="utf-8")]
-
-
-async def run_limited(argv: Sequence[str], stdin: bytes, limits: Limits) -> Run:
-    """Run a trusted program on untrusted input, with limits but without the sandbox.
-
-    The first argument is an absolute path. The limits are set before it gets its input.
-
-    Raises:
-        CannotRun: the program could not be started.
-    """
-    async with _started(argv, ()) as process:
-        _limit(process.pid, limits)
-        return await _watched(process, stdin, limits)
 
 
 class Sandbox:
@@ -101,27 +95,35 @@ class Sandbox:
         self.limits = limits or Limits()
         self._free = asyncio.Semaphore(os.cpu_count() or 1)
 
-    async def run(self, argv: Sequence[str], stdin: bytes, visible: Sequence[str] = ()) -> Run:
+    async def run(
+        self,
+        argv: Sequence[str],
+        stdin: bytes,
+        visible: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> Run:
         """Run a program in the sandbox.
 
         Args:
             argv: the program's absolute path and its arguments.
             stdin: its input.
-            visible: additional files that it can read.
+            visible: additional files and folders that it can read.
+            limits: other limits than the sandbox's.
 
         Raises:
             CannotRun: bubblewrap is missing or could not set up the sandbox.
         """
         if not seccomp.supported():
             raise CannotRun("the sandbox's system call filter is for Linux on x86-64 only")
+        limits = limits or self.limits
         uid = random.choice(_UNUSED_UIDS) if os.geteuid() == 0 else None
         filter_fd = os.memfd_create("seccomp")
         try:
             os.write(filter_fd, seccomp.program())
             os.lseek(filter_fd, 0, os.SEEK_SET)
-            prefix = self._prefix(visible, filter_fd, root=uid is not None)
+            prefix = self._prefix(visible, limits, filter_fd, root=uid is not None)
             async with self._free:
-                return await _run(prefix, argv, stdin, self.limits, uid, filter_fd)
+                return await _run(prefix, argv, stdin, limits, uid, filter_fd)
         finally:
             os.close(filter_fd)
 
@@ -135,7 +137,9 @@ class Sandbox:
         if run.exit_code != 0:
             raise CannotRun(f"a program that does nothing fails in the sandbox: {run}")
 
-    def _prefix(self, visible: Sequence[str], filter_fd: int, root: bool) -> list[str]:
+    def _prefix(
+        self, visible: Sequence[str], limits: Limits, filter_fd: int, root: bool
+    ) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.
         as_user = ("--unshare-user", "--uid", "65534", "--gid", "65534", "--as-pid-1")
@@ -145,11 +149,11 @@ class Sandbox:
             *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
-            *self._view(visible),
+            *self._view(visible, limits),
             *("--chdir", "/tmp", "--"),  # noqa: S108  the sandbox's own
         ]
 
-    def _view(self, visible: Sequence[str]) -> list[str]:
+    def _view(self, visible: Sequence[str], limits: Limits) -> list[str]:
         """Return the options for the file system: a new, read-only, minimal root."""
         view: list[str] = []
         for link in _LINKED:
@@ -166,12 +170,12 @@ class Sandbox:
             view += ["--ro-bind-try", path, path]
         # Hide installed packages, which are not the standard library; this product may be one.
         packages = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
-        if packages.startswith(library) and Path(packages).is_dir():
+        if packages not in visible and packages.startswith(library) and Path(packages).is_dir():
             view += ["--tmpfs", packages, "--remount-ro", packages]
         view += ["--proc", "/proc", "--dev", "/dev"]
-        for folder in (Path("/tmp"), Path("/dev/shm")):  # noqa: S108
-            size = str(self.limits.tmp_bytes)
-            view += ["--size", size, "--perms", "1777", "--tmpfs", str(folder)]
+        for writable in _WRITABLE:
+            size = str(limits.tmp_bytes)
+            view += ["--size", size, "--perms", "1777", "--tmpfs", writable]
         return [*view, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
@@ -203,14 +207,6 @@ async def _run(
     finally:
         os.close(ready)
         os.close(entered)
-
-
-def _limit(pid: int, limits: Limits) -> None:
-    """Set the limits of a program that has just been started."""
-    with suppress(ProcessLookupError, FileNotFoundError):  # it ended without reading its input
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
-        for name, limit in _resources(limits).items():
-            resource.prlimit(pid, getattr(resource, name), limit)
 
 
 def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
@@ -256,18 +252,38 @@ async def _started(
 
 async def _watched(process: asyncio.subprocess.Process, stdin: bytes, limits: Limits) -> Run:
     output = bytearray()
+    excess: list[Literal["memory", "files"]] = []
     writing = asyncio.create_task(_write(process, stdin))
+    watching = asyncio.create_task(_watch(process.pid, limits, excess))
     try:
         async with asyncio.timeout(limits.wall_s):
             while chunk := await _output(process).read(65_536):
                 output += chunk
                 if len(output) > limits.output_bytes:
                     return Run("output", None, bytes(output[: limits.output_bytes]))
-            return Run("exit", await process.wait(), bytes(output))
+            exit_code = await process.wait()
+            if excess:
+                return Run(excess[0], None, bytes(output))
+            return Run("exit", exit_code, bytes(output))
     except TimeoutError:
         return Run("wall_time", None, bytes(output))
     finally:
         writing.cancel()
+        watching.cancel()
+
+
+async def _watch(pid: int, limits: Limits, excess: list[Literal["memory", "files"]]) -> None:
+    """Kill the sandbox if its processes together use more than they may; note what of."""
+    while True:
+        await asyncio.sleep(WATCHED_EVERY_S)
+        found = await asyncio.to_thread(
+            usage.excess, pid, limits.total_memory_bytes, limits.files, _WRITABLE
+        )
+        if found:
+            excess.append(found)
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            return
 
 
 async def _write(process: asyncio.subprocess.Process, data: bytes) -> None:

@@ -19,6 +19,7 @@ import pytest
 from activities.checks import notebook
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
 from tests.support.polling import until
+from workers.processes.agents import sandbox_problem
 
 NOTEBOOK = Path(notebook.__file__)
 REPOSITORY = Path(__file__).parents[2]
@@ -332,6 +333,66 @@ async def test_a_fork_bomb_goes_off_in_a_few_processes() -> None:
     assert int(done.output.split()[-1]) < Limits().processes
 
 
+@pytest.mark.parametrize("euid", [os.geteuid(), 1000])
+async def test_the_memory_of_all_processes_together_is_limited(
+    monkeypatch: pytest.MonkeyPatch, euid: int
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: euid)  # 1000: in an ordinary user's namespace
+    began = time.monotonic()
+
+    done = await run(
+        """
+        import os, time
+        for _ in range(10):
+            if os.fork() == 0:
+                kept = bytearray(os.urandom(2**20) * 100)
+                time.sleep(100)
+        time.sleep(100)
+        """,
+        Limits(total_memory_bytes=300 * MIB, wall_s=60),
+    )
+
+    assert (done.ended, done.exit_code) == ("memory", None)
+    assert time.monotonic() - began < 30
+
+
+async def test_memory_that_processes_share_counts_once() -> None:
+    done = await run(
+        """
+        import os
+        kept = bytearray(os.urandom(2**20) * 100)
+        ends = []
+        for _ in range(8):
+            read, write = os.pipe()
+            if os.fork() == 0:
+                os.read(read, 1)
+                os._exit(0)
+            ends.append(write)
+        import time
+        time.sleep(1)
+        """,
+        Limits(total_memory_bytes=300 * MIB),
+    )
+
+    assert (done.ended, done.exit_code) == ("exit", 0)
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+@pytest.mark.parametrize("euid", [os.geteuid(), 1000])
+async def test_empty_files_do_not_fill_the_machine(
+    monkeypatch: pytest.MonkeyPatch, euid: int, folder: str
+) -> None:
+    """A file without content takes kernel memory that no other limit counts."""
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+
+    done = await run(
+        f"import os\nn = 0\nwhile True:\n    os.mknod(f'{folder}/{{n}}')\n    n += 1",
+        Limits(files=1_000, cpu_s=60, wall_s=60),
+    )
+
+    assert (done.ended, done.exit_code) == ("files", None)
+
+
 async def test_threads_are_limited() -> None:
     done = await run(
         """
@@ -552,3 +613,8 @@ async def test_a_program_cannot_pretend_that_there_was_no_sandbox() -> None:
 async def test_a_program_that_is_not_there_was_not_run() -> None:
     with pytest.raises(CannotRun, match="/usr/bin/nothing cannot be run"):
         await Sandbox().run(["/usr/bin/nothing"], b"")
+
+
+async def test_a_missing_sandbox_is_a_warning_of_the_process_that_needs_it() -> None:
+    assert await sandbox_problem() == ""
+    assert "install it" in await sandbox_problem(Sandbox("/nowhere/bwrap"))

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 
+import structlog
 from nats.aio.client import Client as Nats
 from redis.asyncio import Redis
 from temporalio.client import Client
@@ -14,6 +15,7 @@ from activities.agents.activities import Agents, VllmAgents
 from activities.agents.openai_client import served_models
 from activities.agents.prompts import InvalidPrompt, Prompts
 from activities.checks.activities import Checks
+from activities.checks.sandbox import CannotRun, Sandbox
 from activities.config import InvalidConfig
 from activities.redaction import load_redaction
 from bridge.agents.activity import NatsAgents
@@ -28,6 +30,7 @@ from workflows.stubs import AGENTS_QUEUE
 HEARTBEATS_AT_MOST = timedelta(seconds=2)
 """The time within which tokens are shown and a cancellation reaches the engine."""
 
+log = structlog.stdlib.get_logger(__name__)
 
 RESPONSES = "agent-responses"
 """The job that completes the calls to external agents."""
@@ -60,6 +63,19 @@ def agents_worker(
     )
 
 
+async def sandbox_problem(sandbox: Sandbox | None = None) -> str:
+    """Return why no program can be run in the sandbox here, or an empty text."""
+    try:
+        await (sandbox or Sandbox()).probe()
+    except CannotRun as error:
+        return str(error)
+    return ""
+
+
+async def _known(problem: str) -> str:
+    return problem
+
+
 @asynccontextmanager
 async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Check that the model is served, then run.
@@ -72,6 +88,8 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         open_nats(settings, base.lost, at_once=False) as nats,
     ):
         source = await read_source(base.temporal)
+        if no_sandbox := await sandbox_problem():
+            log.warning("code of proposals is not checked", reason=no_sandbox)
         with valid_config(InvalidConfig, InvalidPrompt):
             worker = agents_worker(base.temporal, settings, engine, base.valkey, nats, source)
             prompts = Prompts.load(
@@ -82,5 +100,5 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         )
         yield RunningProcess(
             {AGENTS_QUEUE: worker, RESPONSES: responses},
-            {"llm": partial(served_models, engine.client)},
+            {"llm": partial(served_models, engine.client), "sandbox": partial(_known, no_sandbox)},
         )
