@@ -116,8 +116,9 @@ async def watch_memory(client: Redis) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        watching.cancel()
-        await asyncio.wait([watching])
+        while not watching.done():  # the client may miss a cancellation
+            watching.cancel()
+            await asyncio.wait([watching], timeout=1)
 
 
 async def _keeps_everything(client: Redis, where: str) -> None:
