@@ -7,7 +7,7 @@ OUT    ?= .
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
-        dev test-integration test-e2e test-chaos soak bench mutants protos lock
+        dev test-integration test-e2e test-chaos soak bench fuzz mutants protos lock
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random
 
 bench: setup ## measure against plain asyncio and bare Temporal (PARTS=all)
 	$(BIN)/python -m tests.bench $(PARTS)
+
+fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 SEED=12)
+	FUZZ=$(or $(FUZZ),100000) SEED=$(or $(SEED),12) $(BIN)/pytest -n 2 tests/unit/test_fuzz.py
 
 mutants: setup ## run mutation tests and list surviving mutants
 	$(BIN)/mutmut run

@@ -1,0 +1,256 @@
+"""Random and mutated messages at every edge: each is taken, or refused with a reason.
+
+`make test` sends a few; `make fuzz` sends FUZZ=100000 in all. A run is repeated by its SEED.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.contrib.pydantic import PydanticPayloadConverter
+from temporalio.converter import DefaultFailureConverter
+from temporalio.exceptions import ApplicationError
+
+from activities.agents import response_schemas as schemas
+from activities.config import InvalidConfig, parse_yaml
+from bridge.agents.responses import InvalidResponse, parse_response
+from bridge.grpc.errors import STATUS
+from bridge.grpc.orchestrator import requests as grpc_requests
+from bridge.grpc.wire import orchestrator_pb2 as pb
+from bridge.inbox.envelopes import InvalidMessage, in_lower_case
+from bridge.inbox.parsing import READING, Received, parse_event
+from tests.support.mutations import ODD, YAML, damaged, encoded, mutated
+from workers.payloads import Payloads
+from workflows.models.errors import ErrorType
+from workflows.models.events import AgentResponse, example
+from workflows.rules.machine_file import InvalidMachine, parse_machine
+from workflows.story import StoryWorkflow
+
+SEED = int(os.environ.get("SEED", "12"))
+MESSAGES = int(os.environ.get("FUZZ", "3000"))
+SLOWEST_S = 20.0
+"""No message may take this long; on an idle machine none takes a second."""
+
+REFUSALS = (ApplicationError, InvalidMessage, InvalidResponse, InvalidConfig, InvalidMachine)
+CONFIG = Path(__file__).parents[2] / "deploy" / "config"
+
+Send = Callable[[random.Random], object]
+
+
+def nats_event(random: random.Random) -> object:
+    kind = random.choice(list(READING))
+    headers = {
+        "ce-id": random.choice(["a/1", "", "x" * 5_000]),
+        "ce-time": random.choice(["2026-01-01T00:00:00Z", "never", ""]),
+        "ce-type": random.choice([kind.SUBJECT, "another", ""]),
+        "content-type": random.choice(["application/json", "application/cloudevents+json", "\x00"]),
+    }
+    kept = {name: value for name, value in headers.items() if value and random.random() < 0.5}
+    data = encoded(random, mutated(random, example(kind)))
+    received = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    return parse_event(
+        Received(kind.SUBJECT, "PLANNING_EVENTS", 7, received, in_lower_case(kept), data)
+    )
+
+
+RESPONSE = example(AgentResponse) | {"task_id": "t-1"}
+
+
+def agent_response(random: random.Random) -> object:
+    data = encoded(random, mutated(random, RESPONSE))
+    return parse_response(random.choice(["agent.response.t-1", "agent.response.>", ""]), data)
+
+
+ANSWERS: dict[str, Any] = {
+    "proposal": {
+        "approach": "a",
+        "content": "c",
+        "decisions": [{"title": "t", "rationale": "r", "affects": ["x"]}],
+    },
+    "critique": {
+        "points": [{"severity": "low", "text": "t"}],
+        "suggestion": "s",
+        "verdict": "accept",
+    },
+}
+FORMS = {"proposal": schemas.proposal_form(500), "critique": schemas.critique_form(500)}
+
+
+def llm_answer(random: random.Random) -> object:
+    name = random.choice(list(FORMS))
+    document = encoded(random, mutated(random, ANSWERS[name])).decode(errors="replace")
+    around = random.choice(["{}", "```json\n{}\n```", "<think>{{</think>{}", "{{{}", "{}{}"])
+    text = around.replace("{}", document)
+    try:
+        return FORMS[name].read(text)
+    except ValueError as problem:
+        raise ApplicationError(str(problem)) from None
+
+
+MACHINE = yaml.safe_load((CONFIG / "agile.fsm.yaml").read_text())
+
+
+def configuration(random: random.Random) -> object:
+    if random.random() < 0.5:
+        return parse_machine(mutated(random, MACHINE))
+    text = bytearray((CONFIG / random.choice(["rigor.yaml", "checks.yaml"])).read_bytes())
+    place = random.randrange(len(text))
+    text[place:place] = random.choice(YAML).encode()
+    document = damaged(random, text).decode(errors="replace")
+    return parse_yaml(Path("rigor.yaml"), document)
+
+
+INPUTS: dict[str, Any] = {
+    "approve": {"gate": "approve_scope", "actor": "ana", "role": "PO", "comment": "c"},
+    "reject": {"event": "reject_design", "actor": "ana", "role": "PO", "reason": "r"},
+    "amend": {"title": "t", "brief": "b", "acceptance_criteria": ["a"], "actor": "ana"},
+    "raise_budget": {"tokens": 10, "actor": "ana", "role": "PO"},
+    "report": {"story_id": "US-1", "job_id": "j", "build": {"ok": True}, "unit": {"ok": True}},
+    "add_decisions": {"decisions": [{"decision_id": "d", "title": "t"}]},
+    "context_updated": 3,
+    "hand_on": [{"id": "i", "kind": "StoryCreated", "source": "s", "time": "t", "body": {}}],
+}
+STORY = workflow._Definition.must_from_class(StoryWorkflow)
+
+
+def workflow_input(random: random.Random) -> object:
+    """Send a start, an update or a signal through the validation of the story worker."""
+    payloads = Payloads(
+        SimpleNamespace(  # type: ignore[arg-type]
+            defn=STORY,
+            payload_converter_factory=PydanticPayloadConverter,
+            failure_converter_class=DefaultFailureConverter,
+        )
+    )
+    name = random.choice([*INPUTS, "start"])
+    value = {"story_id": "US-1", "title": "t", "brief": "b"} if name == "start" else INPUTS[name]
+    encoding = random.choice([b"json/plain"] * 8 + [b"binary/plain", b""])
+    data = encoded(random, mutated(random, value))
+    sent = [Payload(metadata={"encoding": encoding}, data=data)] * random.choice([1] * 8 + [0, 2])
+    activation = WorkflowActivation()
+    job = activation.jobs.add()
+    if name == "start":
+        job.initialize_workflow.arguments.extend(sent)
+    elif name in STORY.updates and random.random() < 0.5:
+        job.do_update.name = name
+        job.do_update.input.extend(sent)
+    else:
+        job.signal_workflow.signal_name = name
+        job.signal_workflow.input.extend(sent)
+    rest, answers = payloads.judge(activation)
+    for answer in answers:
+        failure = answer.update_response.rejected
+        if answer.HasField("fail_workflow_execution"):
+            failure = answer.fail_workflow_execution.failure
+        raise ApplicationError(failure.message, type=failure.application_failure_info.type)
+    if rest.jobs[0].signal_workflow.signal_name == "not_understood":
+        raise ApplicationError(rest.jobs[0].signal_workflow.input[1].data.decode())
+    return rest
+
+
+REQUESTS: dict[type[Message], Callable[[Any], object]] = {
+    pb.DeliberateRequest: grpc_requests.deliberating,
+    pb.OrchestrateRequest: grpc_requests.orchestrating,
+    pb.GetDeliberationResultRequest: grpc_requests.by_task,
+    pb.CreateCouncilRequest: grpc_requests.creating,
+    pb.RegisterAgentRequest: grpc_requests.registering,
+    pb.UnregisterAgentRequest: grpc_requests.unregistering,
+    pb.PlanningEventRequest: grpc_requests.happened,
+    pb.DeriveSubtasksRequest: grpc_requests.deriving,
+    pb.GetTaskContextRequest: grpc_requests.task_context,
+    pb.GetMetricsRequest: grpc_requests.measuring,
+}
+
+
+def grpc_request(random: random.Random) -> object:
+    kind = random.choice(list(REQUESTS))
+    message = kind()
+    fill(random, message)
+    data = damaged(random, bytearray(message.SerializeToString()))
+    try:
+        read = kind.FromString(data)
+    except DecodeError as error:  # gRPC itself refuses it
+        raise ApplicationError(str(error) or "not a message") from None
+    return REQUESTS[kind](read)
+
+
+def fill(random: random.Random, message: Message, depth: int = 0) -> None:
+    """Give random fields of the message values of their wire types."""
+    texts = [each for each in ODD if isinstance(each, str) and each != "\ud83d"]
+    for field in message.DESCRIPTOR.fields:
+        if random.random() < 0.4 or depth > 3:
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            continue
+        times = random.randint(1, 3) if field.is_repeated else 1
+        for _ in range(times):
+            if field.message_type is not None:
+                inner = getattr(message, field.name)
+                fill(random, inner.add() if field.is_repeated else inner, depth + 1)
+                continue
+            value: Any = random.choice([*texts, "US-1", "DEV", "DESIGN"])
+            if field.type != FieldDescriptor.TYPE_STRING:
+                value = random.choice([0, 1, 2**31 - 1])
+                if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
+                    value = random.choice([0.0, -1.0, float("nan"), float("inf"), 1e30])
+                elif field.type == FieldDescriptor.TYPE_BOOL:
+                    value = random.random() < 0.5
+            if field.is_repeated:
+                getattr(message, field.name).append(value)
+            else:
+                setattr(message, field.name, value)
+
+
+EDGES: tuple[Send, ...] = (
+    nats_event,
+    agent_response,
+    llm_answer,
+    configuration,
+    workflow_input,
+    grpc_request,
+)
+
+
+def refusal_of(send: Send, random: random.Random) -> Exception | None:
+    """Return the refusal of a message; None if it was taken."""
+    try:
+        send(random)
+    except REFUSALS as refusal:
+        return refusal
+    return None
+
+
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("send", EDGES, ids=lambda send: send.__name__)
+def test_every_message_is_taken_or_refused_with_a_reason(send: Send) -> None:
+    refused = 0
+    count = MESSAGES // len(EDGES)
+    for number in range(count):
+        began = time.monotonic()
+        try:
+            refusal = refusal_of(send, random.Random(f"{SEED}/{send.__name__}/{number}"))
+        except Exception as error:
+            raise AssertionError(f"SEED={SEED}: message {number} is not handled") from error
+        assert time.monotonic() - began < SLOWEST_S, number
+        if refusal is not None:
+            refused += 1
+            assert len(str(refusal).strip()) > 3, number
+            kind = getattr(refusal, "type", None)
+            assert kind is None or STATUS[ErrorType(kind)] != StatusCode.INTERNAL, number
+
+    assert 0 < refused < count
