@@ -7,7 +7,7 @@ OUT    ?= .
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
-        dev test-integration test-e2e test-chaos soak bench fuzz mutants protos lock
+        dev test-integration test-e2e test-chaos soak bench fuzz mutants protos lock sbom audit jars
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -87,6 +87,25 @@ protos: ## generate bridge/grpc/wire from bridge/grpc/protos
 	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) \
 	  $(patsubst bridge/grpc/protos/%,bridge/grpc/wire/%,$(wildcard bridge/grpc/protos/*.proto))
 
+jars: ## pin the jars that neo4j/pom.xml names: copy them once, and write their hashes
+	@mvn -B -q --strict-checksums -f deploy/local/neo4j/pom.xml \
+	  org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+	  -DoutputDirectory=$(CURDIR)/.fleet/jars -DincludeScope=runtime
+	@cd .fleet/jars && sha256sum *.jar > $(CURDIR)/deploy/local/neo4j/jars.sha256
+
+audit: setup ## look for known vulnerabilities of the pinned packages; needs pypi.org
+	.fleet/setup/uv/bin/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes \
+	  --requirement $(LOCKS)/none.lock
+
+sbom: ## write a CycloneDX bill of materials of each lock to .fleet/sbom
+	@$(PYTHON) -m deploy.local.setup --only uv
+	@mkdir -p .fleet/sbom
+	@for kind in cpu gpu none; do \
+	  .fleet/setup/uv/bin/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements $(LOCKS)/$$kind.lock \
+	    --pyproject pyproject.toml --output-reproducible --of JSON \
+	    -o .fleet/sbom/$$kind.cdx.json 2>/dev/null && echo ".fleet/sbom/$$kind.cdx.json" || exit 1; \
+	done
+
 lock: ## pin the packages again (UPGRADE=1: to the newest that fit)
 	@$(PYTHON) -m deploy.local.setup --only uv
 	@for kind in cpu gpu; do \
@@ -100,3 +119,4 @@ lock: ## pin the packages again (UPGRADE=1: to the newest that fit)
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o $(LOCKS)/none.lock \
 	  && echo "$(LOCKS)/none.lock"
+	@$(MAKE) --no-print-directory sbom

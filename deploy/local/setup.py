@@ -24,6 +24,8 @@ INSTALLED = ROOT / ".fleet" / "setup"
 STAMPS = INSTALLED / "stamps"
 LOGS = INSTALLED / "logs"
 VENV = ROOT / ".venv"
+JARS = HERE / "neo4j/jars.sha256"
+"""The hashes of the jars; `make jars` writes them again after a change of pom.xml."""
 UV_VERSION = "0.13.9"
 MAVEN_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 
@@ -305,6 +307,7 @@ def _install_neo4j() -> None:
         ],
         "Maven must reach Maven Central, or the mirror in its settings.xml",
     )
+    require_hashes(jars, JARS)
     source = HERE / "neo4j/FleetNeo4j.java"
     _run(
         "neo4j",
@@ -313,8 +316,28 @@ def _install_neo4j() -> None:
     )
 
 
+def require_hashes(folder: Path, hashes: Path) -> None:
+    """Check that a folder has exactly the files of a list by `sha256sum`, unchanged.
+
+    Raises:
+        SetupFailed: a file is missing, is not listed, or has another content.
+    """
+    wanted = {name: digest for digest, name in map(str.split, hashes.read_text().splitlines())}
+    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    different = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
+    if different:
+        raise SetupFailed(
+            f"{', '.join(different[:3])} and {len(different)} files in all are not those of "
+            f"{hashes.name}",
+            "do not use them: find out who changed them. After a change of pom.xml: `make jars`",
+        )
+
+
 def _neo4j_inputs() -> str:
-    return (HERE / "neo4j/pom.xml").read_text() + (HERE / "neo4j/FleetNeo4j.java").read_text()
+    names = ("pom.xml", "FleetNeo4j.java", JARS.name)
+    return "".join((HERE / "neo4j" / name).read_text() for name in names)
 
 
 # The model

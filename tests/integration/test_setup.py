@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,3 +122,27 @@ def test_without_servers_there_are_no_steps_for_them(
     assert setup.main(["--only", "neo4j"]) == 1
 
     assert "--only takes one of uv, packages\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "removed"])
+def test_a_jar_that_is_not_the_pinned_one_is_refused(tmp_path: Path, change: str) -> None:
+    jars = tmp_path / "lib"
+    jars.mkdir()
+    (jars / "a.jar").write_bytes(b"a")
+    (jars / "b.jar").write_bytes(b"b")
+    hashes = tmp_path / "jars.sha256"
+    hashes.write_text(
+        "".join(
+            f"{hashlib.sha256(jar.read_bytes()).hexdigest()}  {jar.name}\n"
+            for jar in jars.iterdir()
+        )
+    )
+    setup.require_hashes(jars, hashes)
+
+    if change == "removed":
+        (jars / "b.jar").unlink()
+    else:
+        (jars / ("b.jar" if change == "changed" else "c.jar")).write_bytes(b"evil")
+
+    with pytest.raises(setup.SetupFailed, match=r"[bc]\.jar"):
+        setup.require_hashes(jars, hashes)
