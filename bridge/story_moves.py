@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from workflows.models.base import Request
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import Approve, Move, Reject, StoryResult, StoryView
@@ -22,6 +23,7 @@ NOT_BEGUN = "BACKLOG"
 """The state of a story that no worker has started yet."""
 
 Story = WorkflowHandle[StoryWorkflow, StoryResult]
+RequestT = TypeVar("RequestT", bound=Request)
 
 
 class Mover(Protocol):
@@ -37,6 +39,9 @@ class Mover(Protocol):
         Raises:
             ApplicationError: `Permission`: the mover has none of them.
         """
+
+    def signed(self, workflow_id: str, request: RequestT) -> RequestT:
+        """Return the request to that workflow with a proof of who sends it."""
 
 
 class Remarks(NamedTuple):
@@ -150,7 +155,9 @@ async def move(
         actor, role = mover.actor, mover.require_role(*now.roles(chosen))
         if chosen.kind == "rejection":
             rejection = Reject(event=chosen.event, actor=actor, role=role, reason=remarks.reason)
-            return await story.execute_update(StoryWorkflow.reject, rejection, id=update_id)
+            return await story.execute_update(
+                StoryWorkflow.reject, mover.signed(story.id, rejection), id=update_id
+            )
         approval = Approve(
             gate=chosen.event,
             actor=actor,
@@ -158,7 +165,9 @@ async def move(
             comment=remarks.comment,
             revision=remarks.revision,
         )
-        return await story.execute_update(StoryWorkflow.approve, approval, id=update_id)
+        return await story.execute_update(
+            StoryWorkflow.approve, mover.signed(story.id, approval), id=update_id
+        )
 
 
 async def _outcome(story: Story, update_id: str) -> StoryView | None:

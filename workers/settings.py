@@ -277,6 +277,16 @@ class Settings(BaseSettings):
         min_length=32,
         description="key that gRPC's tokens are signed with, 32 characters or more",
     )
+    grpc_token_former_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="the key before GRPC_TOKEN_KEY, whose tokens stay valid while the key changes",
+    )
+    require_tokens: bool = Field(
+        False,
+        description="true: stories refuse approvals, rejections, reports, amendments and budgets "
+        "that no token signs; the process `story` needs GRPC_TOKEN_KEY",
+    )
     grpc_calls_per_second: float = Field(
         2000,
         gt=0,
@@ -303,6 +313,12 @@ class Settings(BaseSettings):
     def keep_payloads_for(self) -> timedelta:
         """How long a large payload is kept in Valkey after its last use."""
         return timedelta(days=self.payload_days)
+
+    @property
+    def token_keys(self) -> list[str]:
+        """The keys by which tokens are valid, that of new tokens first."""
+        keys = (self.grpc_token_key, self.grpc_token_former_key)
+        return [key.get_secret_value() for key in keys if key]
 
     @field_validator("agent_type", mode="before")
     @classmethod
@@ -404,6 +420,7 @@ _RULES = {
     "vllm_url": "must be a URL such as http://127.0.0.1:8000/v1",
     "otel_exporter_otlp_endpoint": "must be a URL such as http://127.0.0.1:4317",
     "grpc_token_key": "must have 32 characters or more",
+    "grpc_token_former_key": "must have 32 characters or more",
 }
 
 

@@ -46,11 +46,12 @@ from workflows.search_attributes import (
     STORY_STATE,
     TITLE_MEMO,
 )
-from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
+from workflows.stubs import CHECK_ACTOR, READ_CONFIG, STORE, AccessStub, GraphStub, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
     from workflows.current_details import story_details
+    from workflows.models.access import ActorCheck, Via, is_policy, request_content, require_person
     from workflows.models.agents import Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
     from workflows.models.context import (
@@ -112,6 +113,9 @@ WORK_PAUSES = tuple(timedelta(seconds=s) for s in (15, 60, 300, 600))
 
 FEEDBACK_SHOWN = 5
 
+AMENDER = "PO"
+"""The role that a token needs for an amendment."""
+
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
 """Started by name: its module imports StoryWorkflow, which it signals."""
 
@@ -142,6 +146,8 @@ class StoryWorkflow:
             raise application_error(
                 ErrorType.INVALID_INPUT, "carried: is set by continue-as-new only; remove it"
             )
+        if is_policy(input.created_by) and workflow.patched("policy-actors-reserved"):
+            require_person(input.created_by)
         self.outbox.start()
         self.helping = [
             asyncio.create_task(supervised("news for the child", self.child.pass_on_news())),
@@ -175,12 +181,14 @@ class StoryWorkflow:
     async def approve(self, request: Approve) -> StoryView:
         """Open a gate; return the new state."""
         await self.ready()
+        via = await self.check_actor(request, request.actor, request.role)
         transition = self.story.require_approve(request)
-        self.pass_gate(transition, request)
+        self.pass_gate(transition, request, via)
         return self.story.view()
 
     @approve.validator
     def may_approve(self, request: Approve) -> None:
+        require_person(request.actor)
         if self.story.process:
             self.story.require_approve(request)
 
@@ -192,12 +200,14 @@ class StoryWorkflow:
     async def reject(self, request: Reject) -> StoryView:
         """Take a rejection; pass its reason to the next deliberation."""
         await self.ready()
+        via = await self.check_actor(request, request.actor, request.role)
         transition = self.story.require_reject(request)
-        self.send_back(transition, request.actor, request.reason)
+        self.send_back(transition, request, via)
         return self.story.view()
 
     @reject.validator
     def may_reject(self, request: Reject) -> None:
+        require_person(request.actor)
         if self.story.process:
             self.story.require_reject(request)
 
@@ -209,19 +219,27 @@ class StoryWorkflow:
     async def report(self, report: WorkspaceReport) -> StoryView:
         """Store a workspace report and score it by the story's rigor."""
         await self.ready()
+        via = await self.check_actor(report, report.actor or "unknown")
         self.story.require_report()
+        if via:
+            self.story.require_new_report(report)
         self.story.take_report(report)
         score = self.story.score
         assert score is not None
         self.milestone(
             "WORKSPACE_REPORT",
-            f"report {report.job_id} scores {score.score}: {score.gating_decision}",
+            f"report {report.job_id} scores {score.score}: {score.gating_decision}"
+            f"{f', commit {report.commit}' if report.commit else ''}",
+            report.actor,
+            via,
         )
         self.settle()
         return self.story.view()
 
     @report.validator
     def may_report(self, report: WorkspaceReport) -> None:
+        require_person(report.actor)
+        self.story.require_new_report(report)
         if self.story.process:
             self.story.require_report()
 
@@ -233,17 +251,19 @@ class StoryWorkflow:
     async def amend(self, request: Amend) -> StoryView:
         """Change the story's text; approvals of the old text have to be given again."""
         await self.ready()
+        via = await self.check_actor(request, request.actor, AMENDER)
         way = self.story.require_amend(request)
         changed = self.story.amended(request)
         if changed:
             through_update = workflow.patched("amendment-announced-by-an-update")
-            self.amended(request, changed, way, announce=not through_update)
+            self.amended(request, changed, way, via, announce=not through_update)
             if through_update:
                 await self.update_context(request.actor)
         return self.story.view()
 
     @amend.validator
     def may_amend(self, request: Amend) -> None:
+        require_person(request.actor)
         if self.story.process:
             self.story.require_amend(request)
 
@@ -256,10 +276,12 @@ class StoryWorkflow:
         """Add tokens to the budget; start the waves that waited for it."""
         await self.ready()
         story = self.story
+        via = await self.check_actor(request, request.actor, request.role)
         story.require_raise_budget(request)
         assert story.token_budget is not None
         story.token_budget += request.tokens
-        self.milestone("BUDGET_RAISED", f"by {request.tokens} tokens, by {request.actor}")
+        words = f"by {request.tokens} tokens, by {request.actor}"
+        self.milestone("BUDGET_RAISED", words, request.actor, via)
         if story.budget_gate and story.within_budget:
             story.budget_gate = False
             self.emit(GateClosed(gate=BUDGET_GATE, role=BUDGET_ROLE, actor=request.actor))
@@ -268,6 +290,7 @@ class StoryWorkflow:
 
     @raise_budget.validator
     def may_raise_budget(self, request: RaiseBudget) -> None:
+        require_person(request.actor)
         self.story.require_raise_budget(request)
 
     @workflow.signal(name="raise_budget")
@@ -290,6 +313,35 @@ class StoryWorkflow:
             return
         await self.ready()
         self.emit(RequestRefused(request=name, reason=reason))
+
+    async def check_actor(self, request: Request, actor: str, *roles: str) -> Via:
+        """Return how a request's actor is known; empty in histories of older releases.
+
+        A proof, which older histories do not have, is checked in any case.
+
+        Raises:
+            ApplicationError: `Unauthenticated` or `Permission`; or why it cannot be checked.
+        """
+        proof = getattr(request, "proof", "")
+        if not proof and not workflow.patched("actors-checked"):
+            return ""
+        check = ActorCheck(
+            workflow_id=workflow.info().workflow_id,
+            actor=actor,
+            roles=list(roles),
+            content=request_content(request),
+            proof=proof,
+        )
+        try:
+            checked = await workflow.execute_local_activity_method(
+                AccessStub.check_actor, check, **CHECK_ACTOR
+            )
+        except ActivityError as error:
+            if isinstance(error.cause, ApplicationError):
+                raise error.cause from None  # A caller needs its type and message.
+            raise
+        self.story.use_proof(checked, workflow.now().timestamp())
+        return checked.via
 
     # --- signals from the fleet itself ----------------------------------------------------------
 
@@ -763,9 +815,10 @@ class StoryWorkflow:
             self.pass_gate(
                 gate,
                 Approve(gate=gate.event, actor=POLICY_ACTOR, role=role, comment="approvals: auto"),
+                "policy",
             )
 
-    def pass_gate(self, transition: Transition, request: Approve) -> None:
+    def pass_gate(self, transition: Transition, request: Approve, via: Via) -> None:
         """Record who approved what; move if no human guard is left."""
         story, run = self.story, self.outbox.run[-8:]
         revision = story.revision
@@ -780,21 +833,27 @@ class StoryWorkflow:
                 role=request.role,
                 revision=revision,
                 comment=request.comment,
+                via=via or "claim",
             )
         )
         if not story.approve_guards(transition, request.actor, request.role):
             self.show()
             return
         if story.spec.work == "design" and story.plan:
-            self.emit(PlanApproved(plan_id=story.plan.plan_id, approved_by=request.actor, roles=[]))
-        self.move(transition, request.actor)
+            self.emit(
+                PlanApproved(
+                    plan_id=story.plan.plan_id, approved_by=request.actor, roles=[], via=via
+                )
+            )
+        self.move(transition, request.actor, via=via)
 
-    def send_back(self, transition: Transition, actor: str, reason: str) -> None:
+    def send_back(self, transition: Transition, request: Reject, via: Via) -> None:
+        actor, reason = request.actor, request.reason
         self.story.feedback.append(
             f"{transition.event} by {actor} in {transition.source}: {reason}"
         )
         self.story.change = f"{transition.event} by {actor}: {reason}"
-        self.move(transition, actor, reason)
+        self.move(transition, actor, reason, via)
 
     async def update_context(self, actor: str) -> None:
         """Publish the story's own change as a context update: versions form one sequence."""
@@ -808,23 +867,34 @@ class StoryWorkflow:
         )
 
     def amended(
-        self, request: Amend, changed: list[str], way: list[Transition], announce: bool
+        self,
+        request: Amend,
+        changed: list[str],
+        way: list[Transition],
+        via: Via,
+        announce: bool,
     ) -> None:
         """Record the new text; take the machine's rejections back to where it is approved."""
         story = self.story
-        self.save_spec()
+        self.save_spec(request.actor, via)
         if announce:
             story.context_version += 1
             self.emit(ContextUpdated(version=story.context_version, changed=["CASE"]))
         reason = f"{', '.join(changed)} amended"
         for transition in way:
-            self.move(transition, request.actor, reason)
+            self.move(transition, request.actor, reason, via)
         if not way:
             self.close_gate(None)
             story.enter(story.state)
             self.show()
 
-    def move(self, transition: Transition, actor: str, reason: str = "") -> None:
+    def move(
+        self,
+        transition: Transition,
+        actor: str,
+        reason: str = "",
+        via: Via = "",
+    ) -> None:
         story = self.story
         self.close_gate(actor)
         self.emit(
@@ -834,11 +904,15 @@ class StoryWorkflow:
                 event=transition.event,
                 actor=actor,
                 reason=reason,
+                via=via,
             )
         )
         story.enter(transition.target)
         self.milestone(
-            "PHASE_ENTERED", f"{transition.target}, from {transition.source} by {transition.event}"
+            "PHASE_ENTERED",
+            f"{transition.target}, from {transition.source} by {transition.event}",
+            actor,
+            via,
         )
         self.show()
 
@@ -877,7 +951,7 @@ class StoryWorkflow:
     def emit(self, body: EventBody) -> None:
         self.story.add_line(timeline_entry(self.outbox.append(body)))
 
-    def save_spec(self) -> None:
+    def save_spec(self, amended_by: str = "", via: Via = "") -> None:
         story = self.story
         self.emit(
             StorySpec(
@@ -887,16 +961,26 @@ class StoryWorkflow:
                 rigor=story.input.rigor,
                 created_by=story.input.created_by,
                 revision=content_hash(story.text.model_dump()),
+                amended_by=amended_by,
+                via=via,
             )
         )
 
-    def milestone(self, event_type: str, description: str) -> None:
+    def milestone(
+        self,
+        event_type: str,
+        description: str,
+        actor: str = "",
+        via: Via = "",
+    ) -> None:
         run, position = self.outbox.run[-8:], self.outbox.state.end
         self.emit(
             ContextMilestoneReached(
                 milestone_id=f"{self.story.story_id}-m{position}-{run}",
                 event_type=event_type,
                 description=description[:1000],
+                actor=actor,
+                via=via,
             )
         )
 
@@ -935,5 +1019,9 @@ def timeline_entry(entry: Entry) -> TimelineEntry:
         return TimelineEntry(at=entry.time, event=entry.subject or entry.kind)
     body = kind.model_validate(entry.body)
     return TimelineEntry(
-        at=entry.time, event=body.label, actor=body.by(), text=body.summary()[:300]
+        at=entry.time,
+        event=body.label,
+        actor=body.by(),
+        via=getattr(body, "via", ""),
+        text=body.summary()[:300],
     )

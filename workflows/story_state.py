@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
 from workflows.models.base import content_hash
 from workflows.models.context import DecisionAdded, MilestoneReached
@@ -39,6 +40,9 @@ from workflows.rules.news import MILESTONES_KNOWN, decisions_with, holding, mile
 
 BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"
+
+PROOF_SPARE = 60.0
+"""Seconds that an expired proof is remembered, for clocks that differ."""
 
 LINES_KEPT = 500
 """Maximum number of timeline lines: what `fleet show` shows, and what a query and a continue-as-new
@@ -101,6 +105,10 @@ class Story(BaseModel):
     plan_faults: list[str] = []
     done_tasks: list[str] = []
     report: WorkspaceReport | None = None
+    reported: dict[str, str] = {}
+    """Job of a workspace report -> the hash of that report: each counts once."""
+    proofs: dict[str, float] = {}
+    """Proof of a request -> when it expires, in seconds: each counts once."""
     score: ReportScore | None = None
     approvals: list[Approval] = []
     gate: str = ""
@@ -239,7 +247,7 @@ class Story(BaseModel):
                 plan = self.plan.model_dump() if self.plan else None
                 return {"design": proposal, "plan": plan}
             case "deliberation" | "plan" if self._reads_report(gate):
-                report = self.report.model_dump() if self.report else None
+                report = self.report.model_dump(exclude={"actor", "proof"}) if self.report else None
                 return {"report": report, "findings": proposal}
             case "deliberation":
                 return {"document": proposal}
@@ -334,6 +342,21 @@ class Story(BaseModel):
                 ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
             )
 
+    def require_new_report(self, report: WorkspaceReport) -> None:
+        """Refuse a report without an actor or a commit, or one that was sent before."""
+        for name in ("actor", "commit"):
+            if not getattr(report, name).strip():
+                raise application_error(
+                    ErrorType.INVALID_INPUT, f"WorkspaceReport refused. {name}: required; add it"
+                )
+        known = self.reported.get(report.job_id)
+        current = self.report is not None and self.report.job_id == report.job_id
+        if known and not (current and known == request_content(report)):
+            raise application_error(
+                ErrorType.ILLEGAL_MOVE,
+                f"job_id: {report.job_id!r} was reported before; measure again, under a new job_id",
+            )
+
     def require_amend(self, request: Amend) -> list[Transition]:
         """Return the rejections that lead back to the state that approved the text; [] if there."""
         assert self.process is not None
@@ -382,6 +405,20 @@ class Story(BaseModel):
                 f"role: the budget is raised by {BUDGET_ROLE}, not {request.role!r}",
             )
 
+    def use_proof(self, checked: CheckedActor, now: float) -> None:
+        """Note that a proof was used; refuse it if it was used before.
+
+        Raises:
+            ApplicationError: `Unauthenticated`.
+        """
+        if checked.proof_id in self.proofs:
+            raise application_error(
+                ErrorType.UNAUTHENTICATED, "proof: was used before; sign the request again"
+            )
+        self.proofs = {proof: end for proof, end in self.proofs.items() if end > now - PROOF_SPARE}
+        if checked.proof_id:
+            self.proofs[checked.proof_id] = checked.expires
+
     # --- changes --------------------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
@@ -414,6 +451,7 @@ class Story(BaseModel):
     def take_report(self, report: WorkspaceReport) -> None:
         assert self.process is not None
         self.report = report
+        self.reported[report.job_id] = request_content(report)
         self.score = rigor.score_report(self.process.rigor, self.input.rigor, report)
         self.change = f"report {report.job_id} came in"
 

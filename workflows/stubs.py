@@ -10,8 +10,9 @@ from datetime import timedelta
 
 from temporalio import activity
 from temporalio.common import RetryPolicy
-from temporalio.workflow import ActivityCancellationType, ActivityConfig
+from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
 
+from workflows.models.access import ActorCheck, CheckedActor
 from workflows.models.agents import (
     Agent,
     Council,
@@ -105,6 +106,13 @@ FOLLOW = ActivityConfig(
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
 )
 """Options for waiting for a workflow's end: renewed every hour and retried without limit."""
+
+CHECK_ACTOR = LocalActivityConfig(
+    start_to_close_timeout=timedelta(seconds=6),
+    schedule_to_close_timeout=timedelta(seconds=20),
+    retry_policy=RetryPolicy(maximum_attempts=3),
+)
+"""Options of the check of an actor: the story's own worker makes it, and the caller waits."""
 
 MIRROR = ActivityConfig(
     task_queue=BRIDGE_QUEUE,
@@ -213,6 +221,19 @@ class PlanningStub:
 
     @activity.defn
     async def score_story(self, text: StoryText) -> Readiness:
+        raise NotImplementedError
+
+
+class AccessStub:
+    """The check of who sends a request."""
+
+    @activity.defn
+    async def check_actor(self, check: ActorCheck) -> CheckedActor:
+        """Return how the actor of a request is known.
+
+        Raises:
+            ApplicationError: `Unauthenticated` or `Permission`, not retryable.
+        """
         raise NotImplementedError
 
 

@@ -100,6 +100,8 @@ def event(change: Change, body: EventBody, event_id: str = "", **more: Any) -> l
         "timestamp_ms": _ms(change),
         "entry_id": change.entry.id,
     }
+    if via := getattr(body, "via", ""):
+        node["via"] = via
     row = {"id": key("id", event_id or change.entry.id), "story_id": change.story_id}
     return [Write(EVENT, row | {"node": node | more})]
 
@@ -182,9 +184,10 @@ def story_created(change: Change, body: StoryCreated) -> list[Write]:
 @writer(StorySpec)
 def story_spec(change: Change, body: StorySpec) -> list[Write]:
     text = body.model_dump(
-        include={"title", "acceptance_criteria", "rigor", "created_by", "revision"}
+        include={"title", "acceptance_criteria", "rigor", "created_by", "revision", "amended_by"}
     )
-    row = {"text": text | {"description": body.brief}, "order": change.order}
+    text |= {"description": body.brief, "amended_via": body.via}
+    row = {"text": text, "order": change.order}
     return [Write(SPEC, _begun(change) | row)]
 
 
@@ -242,7 +245,7 @@ def gate_approved(change: Change, body: GateApproved) -> list[Write]:
 
 @writer(PlanApproved)
 def plan_approved(change: Change, body: PlanApproved) -> list[Write]:
-    node = body.model_dump(include={"plan_id", "approved_by", "roles"})
+    node = body.model_dump(include={"plan_id", "approved_by", "roles", "via"})
     row = {
         "plan_id": key("plan_id", body.plan_id),
         "node": node | {"story_id": change.story_id, "timestamp": format_timestamp(change.at)},

@@ -41,10 +41,11 @@ class Checked(Row):
 
 
 class Passed(Row):
-    """An approval of a gate after the decision. `at`: ISO 8601."""
+    """An approval of a gate after the decision. `at`: ISO 8601. `via`: how the actor is known."""
 
     gate: Text = ""
     actor: Text = ""
+    via: Text = ""
     role: Text = ""
     comment: Text = ""
     revision: Text = ""

@@ -8,50 +8,16 @@ reveal only what the contracts contain.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-import jwt
-from temporalio.exceptions import ApplicationError
-
-from workflows.models.base import Actor, Request
+from activities.revoked import RevokedTokens
+from activities.tokens import HOW, Caller, read_token
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.ids import Role
-
-ALGORITHM = "HS256"
-ISSUER = "swe-ai-fleet"
-LEEWAY = timedelta(seconds=5)
-"""Maximum difference between the clocks of those who make tokens and those who read them."""
 
 PUBLIC_METHODS = ("/grpc.health.", "/grpc.reflection.")
 """Prefixes of the methods that anyone may call."""
-
-HOW = "Send `authorization: Bearer TOKEN`; `fleet token create` makes one"
-
-
-class Caller(Request):
-    """The actor of a call, and the roles that its token allows."""
-
-    actor: Actor
-    roles: frozenset[Role] = frozenset()
-
-    def require_role(self, *roles: str) -> str:
-        """Return the first of these roles that the token has.
-
-        Raises:
-            ApplicationError: `Permission`: it has none of them.
-        """
-        for role in roles:
-            if role in self.roles:
-                return role
-        has = ", ".join(sorted(self.roles)) or "none"
-        raise application_error(
-            ErrorType.PERMISSION,
-            f"this needs the role {' or '.join(roles)}; the token of {self.actor} has {has}",
-        )
-
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 
@@ -59,52 +25,6 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 def caller() -> Caller:
     """Return the caller of the current call."""
     return _caller.get()
-
-
-def create_token(key: str, caller: Caller, valid_for: timedelta) -> str:
-    """Create a token for that caller."""
-    now = datetime.now(UTC)
-    claims = {
-        "iss": ISSUER,
-        "sub": caller.actor,
-        "roles": sorted(caller.roles),
-        "iat": now,
-        "exp": now + valid_for,
-    }
-    return jwt.encode(claims, key, algorithm=ALGORITHM)
-
-
-def read_token(key: str | None, token: str) -> Caller:
-    """Return the caller that the token names.
-
-    Without a `key`, the signature is not checked: only for reading a token's content.
-
-    Raises:
-        ApplicationError: `Unauthenticated`: forged, expired, or not from this fleet.
-    """
-    try:
-        claims = jwt.decode(
-            token,
-            key or "",
-            algorithms=[ALGORITHM],
-            issuer=ISSUER,
-            leeway=LEEWAY,
-            options={
-                "require": ["sub", "exp", "iat"],
-                "verify_signature": key is not None,
-                "verify_exp": True,
-                "verify_iss": True,
-            },
-        )
-        return Caller(actor=claims["sub"], roles=claims.get("roles", []))
-    except jwt.ExpiredSignatureError:
-        raise application_error(
-            ErrorType.UNAUTHENTICATED, f"the token has expired. {HOW}"
-        ) from None
-    except (jwt.InvalidTokenError, ApplicationError, TypeError) as error:
-        raise application_error(
-            ErrorType.UNAUTHENTICATED, f"the token is not one of ours: {error}. {HOW}"
-        ) from None
 
 
 class Budget(NamedTuple):
@@ -121,26 +41,35 @@ class Access:
     longer than a GetContext from the cache.
     """
 
-    def __init__(self, key: str, calls_per_second: float) -> None:
-        """Use this key and this limit.
+    def __init__(
+        self, keys: Sequence[str], calls_per_second: float, revoked: RevokedTokens | None = None
+    ) -> None:
+        """Use these keys and this limit.
 
-        `calls_per_second` is each actor's long-term limit; twice as many may come at once.
+        Args:
+            keys: the key of the tokens, and the former one while its tokens are still valid.
+            calls_per_second: each actor's long-term limit; twice as many may come at once.
+            revoked: the tokens that were revoked; None: none was.
         """
-        self._key = key
+        self._keys = keys
+        self._revoked = revoked
         self._rate = calls_per_second
         self._budgets: dict[str, Budget] = {}
 
-    def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+    async def admit(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """Return the caller, by the call's metadata; `caller()` returns it from now on.
 
         Raises:
-            ApplicationError: `Unauthenticated`, or `RateLimit`.
+            ApplicationError: `Unauthenticated`, or `RateLimit`; or why the revoked tokens are not
+                known.
         """
         header = dict(metadata).get("authorization", "")
         scheme, _, token = (header if isinstance(header, str) else "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise application_error(ErrorType.UNAUTHENTICATED, f"no token. {HOW}")
-        found = read_token(self._key, token.strip())
+        found = read_token(self._keys, token.strip())
+        if self._revoked is not None:
+            await self._revoked.require_valid(found)
         self._spend(found.actor)
         _caller.set(found)
         return found

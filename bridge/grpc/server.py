@@ -208,7 +208,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         UNDER_WAY.labels(method).inc()
         try:
             with tracer.start_as_current_span(method, parent, kind=trace.SpanKind.SERVER):
-                actor = self._access.admit(metadata).actor
+                actor = (await self._access.admit(metadata)).actor
                 if self._requests is None:
                     yield
                 else:

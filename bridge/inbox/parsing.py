@@ -20,10 +20,12 @@ from activities.graph.events import summary
 from activities.graph.values import instant
 from bridge.inbox.envelopes import InvalidMessage, Json, Sent, unwrap
 from bridge.jetstream.dead_letters import place
+from workflows.models.access import is_policy
 from workflows.models.base import content_hash
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.errors import invalid_input
 from workflows.models.events import (
+    ACTOR_FIELDS,
     PUBLISHED,
     ContextDecisionAdded,
     ContextMilestoneReached,
@@ -237,7 +239,8 @@ def news(change: Change) -> DecisionAdded | MilestoneReached:
 def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventBody, Json]:
     """Build the body; return it with the fields that the sender gave."""
     reading = READING[kind]
-    given = _given(kind.model_fields, reading, sent.fields)
+    names = dict.fromkeys(name for name in kind.model_fields if name != "via")
+    given = _given(names, reading, sent.fields)
     if "story_id" not in given and sent.story_id:
         given["story_id"] = sent.story_id
     fields = {name: _plain(name, value) for name, value in given.items()}
@@ -245,6 +248,10 @@ def _body(kind: type[EventBody], sent: Sent, received: datetime) -> tuple[EventB
         fields["duration_ms"] = round(took)
     for name in IDS_OF[kind]:
         fields[name] = _id(name, fields.get(name), IDS[name])
+    for name in ACTOR_FIELDS:
+        _refuse_policy(name, fields.get(name))
+    if "via" in kind.model_fields:
+        fields["via"] = "claim" if any(fields.get(name) for name in ACTOR_FIELDS) else ""
     fields["timestamp"] = _time(fields.get("timestamp") or sent.time, received)
     match kind.__name__:
         case DeliberationCompleted.__name__:
@@ -298,6 +305,13 @@ def _id(name: str, value: Any, rule: TypeAdapter[str]) -> str:
         raise InvalidMessage(
             f"{name}: {str(value)[:60]!r} is not an id: {ID_RULE}; rename it"
         ) from None
+
+
+def _refuse_policy(name: str, actor: Any) -> None:
+    if is_policy(str(actor or "")):
+        raise InvalidMessage(
+            f"{name}: {str(actor)[:60]!r} is reserved for the fleet's own policies; name who did it"
+        )
 
 
 def _decisions(given: Any, task_id: str) -> list[Json]:

@@ -8,7 +8,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from bridge.grpc.auth import Caller, create_token
+from activities.tokens import Caller, create_token
 from deploy.local.servers import (
     LOOPBACK,
     Nats,

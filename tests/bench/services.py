@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from activities.cache import Cache
 from activities.graph.context_packs import Scopes, load_scopes, read_sections
-from bridge.grpc.auth import Caller, create_token
+from activities.tokens import Caller, create_token
 from bridge.grpc.wire import (
     context_pb2,
     context_pb2_grpc,

@@ -14,6 +14,7 @@ import pytest
 from neo4j import AsyncDriver
 from typer.testing import CliRunner
 
+from activities.revoked import READ_EVERY_S
 from tests.support.fleet import (
     Environment,
     a_namespace,
@@ -28,6 +29,7 @@ from workers.cli import app as cli
 from workers.cli import stories
 from workers.cli.session import complete_story
 from workers.settings import ROOT, Settings
+from workflows.models.ids import story_workflow_id
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +194,45 @@ async def test_who_has_a_token_acts_as_its_actor_and_in_its_roles_alone(
     assert ended.code == 0, ended.err
     shown = await shown_when(fleet, story_id, lambda story: story["state"] != "DRAFT")
     approvals = [line for line in shown["timeline"] if "planning.gate.approved" in str(line)]
-    assert {line["actor"] for line in approvals} == {"olga"}
+    assert {(line["actor"], line["via"]) for line in approvals} == {("olga", "token")}
     who = await command(po, "token", "show", "--json")
-    assert who.json == {"actor": "olga", "roles": ["PO", "QA"]}
+    assert (who.json["actor"], who.json["roles"]) == ("olga", ["PO", "QA"])
+
+
+async def test_a_signed_request_is_known_by_its_token(fleet: Environment, tmp_path: Path) -> None:
+    story_id = await started(fleet)
+    await at_gate(fleet, story_id, "approve_scope")
+    po = fleet | {"FLEET_TOKEN": await token(fleet, "olga", "PO")}
+    request = tmp_path / "approve.json"
+    request.write_text('{"gate": "approve_scope", "actor": "olga", "role": "PO"}')
+
+    signed = await command(po, "token", "sign", story_id, "approve", str(request))
+    client = await connect(fleet["TEMPORAL_ADDRESS"], fleet["TEMPORAL_NAMESPACE"])
+    story = client.get_workflow_handle(story_workflow_id(story_id))
+    await story.execute_update("approve", signed.json)
+
+    shown = await shown_when(fleet, story_id, lambda story: story["state"] != "DRAFT")
+    approvals = [line for line in shown["timeline"] if "planning.gate.approved" in str(line)]
+    assert {(line["actor"], line["via"]) for line in approvals} == {("olga", "token")}
+    assert "must be one of approve" in await refused(po, "token", "sign", story_id, "x", "-")
+    assert "FLEET_TOKEN is not set" in await refused(
+        fleet, "token", "sign", story_id, "approve", str(request)
+    )
+
+
+async def test_a_revoked_token_is_refused(fleet: Environment) -> None:
+    story_id = await started(fleet)
+    await at_gate(fleet, story_id, "approve_scope")
+    po = fleet | {"FLEET_TOKEN": await token(fleet, "olga", "PO")}
+    who = await command(po, "token", "show", "--json")
+
+    revoked = await command(fleet, "token", "revoke", who.json["id"])
+    assert revoked.code == 0, revoked.err
+    await asyncio.sleep(READ_EVERY_S)
+
+    refusal = await refused(po, "approve", story_id, "--role", "PO")
+    assert "the token of olga was revoked" in refusal
+    assert "32 digits" in await refused(fleet, "token", "revoke", "*")
 
 
 async def test_a_token_that_is_forged_or_none_is_refused(fleet: Environment) -> None:

@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from bridge.grpc.auth import Access, Caller, caller
+from activities.tokens import Caller
+from bridge.grpc.auth import Access, caller
 from bridge.grpc.calls import call_metadata
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served

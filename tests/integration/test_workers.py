@@ -25,6 +25,7 @@ from tests.support.server_process import ServerProcess
 from tests.support.servers import RunningServer, Servers
 from workers.__main__ import NAMES
 from workers.clients.connection import StartError
+from workers.clients.valkey import valkey_client
 from workers.processes.process import PROCESSES
 from workers.processes.story import story_worker
 from workers.run import ALL as ALL_PROCESSES
@@ -301,7 +302,8 @@ async def test_one_workers_failure_stops_the_others(temporal: RunningServer) -> 
     good_client = await connect(temporal.address)
     bad_client = await connect(temporal.address, "nope")
     settings = Settings.model_validate({"drain_seconds": 1})
-    good, bad = story_worker(good_client, settings), story_worker(bad_client, settings)
+    valkey = valkey_client(settings)
+    good, bad = (story_worker(each, settings, valkey) for each in (good_client, bad_client))
 
     with pytest.raises(Exception, match="nope"):
         await run_until([good, bad], asyncio.Event(), asyncio.get_running_loop().create_future())
@@ -316,10 +318,10 @@ def test_every_process_can_be_named_on_the_command_line() -> None:
 async def test_a_build_id_switches_versioning_on(temporal: RunningServer) -> None:
     client = await connect(temporal.address)
 
-    plain = story_worker(client, Settings()).config()["deployment_config"]
-    built = story_worker(client, Settings.model_validate({"worker_build_id": "1.2.3"})).config()[
-        "deployment_config"
-    ]
+    plain, built = (
+        story_worker(client, settings, valkey_client(settings)).config()["deployment_config"]
+        for settings in (Settings(), Settings.model_validate({"worker_build_id": "1.2.3"}))
+    )
 
     assert plain is not None
     assert not plain.use_worker_versioning

@@ -32,9 +32,10 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDConflictPolicy
 
+from activities.tokens import Caller, create_proof, create_token
 from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
-from tests.support.fleet import connect
+from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
 from tests.support.server_process import ServerProcess
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
@@ -59,7 +60,7 @@ from workflows.models.ids import (
 from workflows.models.outbox import OutboxState, StoryClosure
 from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
 from workflows.models.readiness import StoryText
-from workflows.models.story import StoryRuns
+from workflows.models.story import Amend, Approve, Reject, StoryRuns
 from workflows.plan import PlanWorkflow
 from workflows.rules import machine, machine_file, rigor
 
@@ -113,6 +114,28 @@ async def amended(start: StartStory, _: World) -> RunningStory:
     await story.to("DESIGN")
     await story.until(gate="approve_design")
     await story.update("amend", title="Shorten every link")
+    return await story.finish()
+
+
+async def signed(start: StartStory, _: World) -> RunningStory:
+    """Approve, amend and reject by signed requests, which a local activity checks."""
+    story = await start(created_by="ana")
+
+    async def send(name: str, request: Approve | Reject | Amend) -> None:
+        owner = Caller(actor=request.actor, roles=frozenset({"PO"}))
+        token = create_token(TOKEN_KEY, owner, timedelta(hours=1))
+        proof = create_proof(token, story.handle.id, request)
+        await story.update(name, **request.model_dump(exclude_none=True) | {"proof": proof})
+
+    for gate in ("approve_scope", "approve_design"):
+        await story.until(gate=gate)
+        await send("approve", Approve(gate=gate, actor="ana", role="PO"))
+    await story.until(state="BUILD")
+    await send("amend", Amend(title="Shorten every link", actor="ben"))
+    await story.until(gate="approve_scope")
+    await send("approve", Approve(gate="approve_scope", actor="ana", role="PO"))
+    await story.until(gate="approve_design")
+    await send("reject", Reject(event="reject_design", actor="ana", role="PO", reason="no"))
     return await story.finish()
 
 
@@ -359,6 +382,7 @@ PATHS: dict[str, Path_] = {
     each.__name__: each
     for each in (
         approved,
+        signed,
         rejected_design,
         rejected_build,
         rejected_test,

@@ -10,7 +10,8 @@ import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from bridge.grpc.auth import Access, Caller, create_token
+from activities.tokens import Caller, create_token
+from bridge.grpc.auth import Access
 from bridge.grpc.requests import Requests
 from bridge.grpc.server import GrpcServer, Served
 from tests.support.fleet import TOKEN_KEY
@@ -33,7 +34,7 @@ async def serving(
     options: Sequence[tuple[str, int]] = (),
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve the service until the block ends; yield a channel to it, with `options`."""
-    access = Access(TOKEN_KEY, calls_per_second)
+    access = Access([TOKEN_KEY], calls_per_second)
     server = GrpcServer(
         served, "127.0.0.1", port, access, drain=timedelta(seconds=5), requests=requests
     )

@@ -30,7 +30,7 @@ async def serve() -> None:
             OrchestratorServicer(temporal, graph, driver, settings.agent_type),
             orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
         )
-        access = Access(TOKEN_KEY, calls_per_second=1_000)
+        access = Access([TOKEN_KEY], calls_per_second=1_000)
         server = GrpcServer(served, "127.0.0.1", 0, access, drain=timedelta())
         print(server.port, flush=True)
         await server.run()

@@ -49,6 +49,8 @@ READY_WITHIN = timedelta(seconds=120)
 GOOD_REPORT = WorkspaceReport.model_validate(
     {
         "job_id": "job-1",
+        "commit": "c0ffee",
+        "actor": "ana",
         "build": {"ok": True},
         "unit": {"ok": True, "passed": 10, "failed": 0, "coverage": 95.0},
         "static": {"ok": True, "sonar": {"quality_gate": "OK", "new_critical": 0, "new_major": 0}},

@@ -27,10 +27,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from activities.access import Access
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from deploy.local.servers import script
-from tests.support.fleet import connect
+from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
 from tests.support.servers import RunningServer
 from workers.search_attributes import register
@@ -40,6 +41,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.models.access import ActorCheck, CheckedActor
 from workflows.models.agents import (
     Agent,
     AgentCall,
@@ -85,7 +87,7 @@ from workflows.rules import rigor
 from workflows.rules.machine_file import parse_machine
 from workflows.search_attributes import ALL
 from workflows.story import StoryWorkflow
-from workflows.stubs import AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub
+from workflows.stubs import AccessStub, AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "config"
 ROLES = ["ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"]
@@ -139,6 +141,7 @@ class World:
     packs: list[PackQuery] = field(default_factory=list)
     updates: list[ContextWrite] = field(default_factory=list)
     runs: StoryRuns = field(default_factory=StoryRuns)
+    require_tokens: bool = False
     known: bool = False
     """Whether the graph already has the story."""
 
@@ -350,6 +353,12 @@ class InstantPlanning(InWorld, PlanningStub):
         return Readiness(total=self.world.readiness)
 
 
+class InstantAccess(InWorld, AccessStub):
+    @activity.defn
+    async def check_actor(self, check: ActorCheck) -> CheckedActor:
+        return await Access([TOKEN_KEY], self.world.require_tokens).check_actor(check)
+
+
 class InstantMirror(InWorld, MirrorStub):
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
@@ -367,6 +376,7 @@ def activities() -> list[Any]:
     agents, checks, graph = InstantAgents(), InstantChecks(), InstantGraph()
     planning, mirror = InstantPlanning(), InstantMirror()
     return [
+        InstantAccess().check_actor,
         agents.propose,
         agents.criticise,
         agents.revise,
@@ -460,6 +470,8 @@ async def skipping_fleet() -> AsyncIterator[Client]:
 
 GOOD_REPORT: dict[str, Any] = {
     "job_id": "job-1",
+    "commit": "c0ffee",
+    "actor": "ana",
     "build": {"ok": True},
     "unit": {"ok": True, "passed": 10, "failed": 0, "coverage": 95.0},
     "static": {"ok": True, "sonar": {"quality_gate": "OK", "new_critical": 0, "new_major": 0}},
@@ -485,7 +497,8 @@ class RunningStory:
         return await self.update("reject", event=event, actor="ana", role=role, reason=reason)
 
     async def report(self, **changes: Any) -> StoryView:
-        return await self.update("report", **(GOOD_REPORT | changes))
+        job = {"job_id": f"job-{uuid.uuid4().hex[:8]}"}
+        return await self.update("report", **(GOOD_REPORT | job | changes))
 
     async def state(self) -> StoryView:
         view: StoryView = await self.handle.query("state", result_type=StoryView)

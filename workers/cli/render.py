@@ -327,7 +327,7 @@ def _event(entry: TimelineEntry) -> Text:
     """Render an event and its actor, with the details below in full width."""
     shown = text(entry.event, "bold")
     if entry.actor:
-        shown.append_text(text(f"  by {entry.actor}"))
+        shown.append_text(text(f"  by {_known(entry.actor, entry.via)}"))
     if entry.text:
         shown.append_text(text(f"\n{entry.text}"))
     return shown
@@ -336,6 +336,11 @@ def _event(entry: TimelineEntry) -> Text:
 def reasons(found: Sequence[Why]) -> RenderableType:
     """Render decisions with their provenance."""
     return Group(*(_why(each) for each in found))
+
+
+def _known(actor: str, via: str) -> str:
+    """Return the actor, with how it is known."""
+    return f"{actor} ({via})" if via else actor
 
 
 def _why(found: Why) -> RenderableType:
@@ -380,7 +385,13 @@ def _why(found: Why) -> RenderableType:
             "Approvals",
             ("gate", "who", "role", Column("when", drop=1), "comment"),
             (
-                (each.gate, each.actor, each.role, local_time(each.at), each.comment)
+                (
+                    each.gate,
+                    _known(each.actor, each.via),
+                    each.role,
+                    local_time(each.at),
+                    each.comment,
+                )
                 for each in found.passed_by
             ),
         ),

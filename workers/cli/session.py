@@ -29,11 +29,12 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
 from workers.external_storage import data_converter
 from workers.settings import InvalidSettings, MockRefused, Settings, load
+from workflows.models.base import Request
 from workflows.models.ids import ID_RULE, Id, story_of, story_workflow_id
 from workflows.story import StoryWorkflow
 
 if TYPE_CHECKING:
-    from bridge.grpc.auth import Caller
+    from activities.tokens import Caller
 
 UPDATE_WITHIN_S = 30.0
 """How long a story has to answer an update, in seconds."""
@@ -45,6 +46,7 @@ COMPLETE_WITHIN_S = 2.0
 RUNNING_STORIES = "WorkflowType = 'StoryWorkflow' AND ExecutionStatus = 'Running'"
 
 T = TypeVar("T")
+RequestT = TypeVar("RequestT", bound=Request)
 
 out = Console()
 err = Console(stderr=True)
@@ -100,10 +102,10 @@ def token_caller(settings: Settings) -> "Caller | None":
     Raises:
         ApplicationError: `Unauthenticated`: it has expired, or is not a token of the fleet.
     """
-    from bridge.grpc.auth import read_token  # gRPC is slow to import
+    from activities.tokens import read_token
 
     token = secret_value(settings.fleet_token)
-    return read_token(secret_value(settings.grpc_token_key), token) if token else None
+    return read_token(settings.token_keys or None, token) if token else None
 
 
 def person(actor: str | None, role: str = "") -> str:
@@ -121,6 +123,16 @@ def person(actor: str | None, role: str = "") -> str:
     if role:
         caller.require_role(role)
     return caller.actor
+
+
+def signed(story_id: str, request: RequestT) -> RequestT:
+    """Return the request to a story, signed by FLEET_TOKEN if that is set.
+
+    Raises:
+        ApplicationError: as `token_caller`.
+    """
+    caller = token_caller(load())
+    return caller.signed(story_workflow_id(story_id), request) if caller else request
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -38,6 +38,7 @@ from workers.cli.session import (
     out,
     person,
     run,
+    signed,
     temporal,
 )
 from workers.cli.snapshot import QUERY_WITHIN, Snapshot, Story, follow
@@ -133,7 +134,7 @@ def approve(
         at = gate or await _pending_gate(story)
         who = person(actor, role)
         request = Approve(gate=at, actor=who, role=role, comment=comment, revision=revision)
-        return await story.execute_update(StoryWorkflow.approve, request)
+        return await story.execute_update(StoryWorkflow.approve, signed(story_id, request))
 
     update(story_id, decide, as_json)
 
@@ -151,7 +152,7 @@ def reject(
 
     async def decide(story: Story) -> StoryView:
         request = Reject(event=event, actor=person(actor, role), role=role, reason=reason)
-        return await story.execute_update(StoryWorkflow.reject, request)
+        return await story.execute_update(StoryWorkflow.reject, signed(story_id, request))
 
     update(story_id, decide, as_json)
 
@@ -174,7 +175,7 @@ def amend(
         request = Amend(
             title=title, brief=brief, acceptance_criteria=criterion or None, actor=person(actor)
         )
-        return await story.execute_update(StoryWorkflow.amend, request)
+        return await story.execute_update(StoryWorkflow.amend, signed(story_id, request))
 
     update(story_id, decide, as_json)
 
@@ -191,7 +192,7 @@ def raise_budget(
 
     async def decide(story: Story) -> StoryView:
         request = RaiseBudget(tokens=tokens, actor=person(actor, role), role=role)
-        return await story.execute_update(StoryWorkflow.raise_budget, request)
+        return await story.execute_update(StoryWorkflow.raise_budget, signed(story_id, request))
 
     update(story_id, decide, as_json)
 
@@ -199,6 +200,7 @@ def raise_budget(
 @app.command(epilog="Example:  fleet report US-101 deploy/examples/ratelimit")
 def report(
     story_id: StoryId,
+    actor: Actor,
     directory: Annotated[
         Path, typer.Argument(help="The project.", exists=True, file_okay=False, resolve_path=True)
     ],
@@ -222,7 +224,8 @@ def report(
             raise typer.Exit(1) from None
 
     async def send(story: Story) -> StoryView:
-        return await story.execute_update(StoryWorkflow.report, measured)
+        request = measured.model_copy(update={"actor": person(actor)})
+        return await story.execute_update(StoryWorkflow.report, signed(story_id, request))
 
     update(story_id, send, as_json)
 

@@ -19,6 +19,7 @@ from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import migrate
 from activities.planning import load_config
 from activities.redaction import load_redaction
+from activities.revoked import RevokedTokens
 from bridge.grpc.auth import Access
 from bridge.grpc.context.servicer import ContextServicer
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
@@ -34,7 +35,7 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from bridge.grpc.workspace import WorkspaceServicer
-from workers.clients.connection import StartError, one_line, secret_value
+from workers.clients.connection import StartError, one_line
 from workers.clients.engine import DefaultModel
 from workers.clients.neo4j import open_neo4j, schema_errors
 from workers.health import Check
@@ -59,7 +60,9 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Serve `base.service`, or all five."""
     settings = base.settings
     names = [base.service] if base.service else SERVICES
-    access = Access(token_key(settings), settings.grpc_calls_per_second)
+    access = Access(
+        token_keys(settings), settings.grpc_calls_per_second, RevokedTokens(base.valkey)
+    )
     credentials = tls(settings)
     checks: dict[str, Check] = {}
     async with AsyncExitStack() as opened:
@@ -146,19 +149,18 @@ def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
     raise AssertionError(f"no service is named {name}")
 
 
-def token_key(settings: Settings) -> str:
-    """Return the key of the tokens.
+def token_keys(settings: Settings) -> list[str]:
+    """Return the keys of the tokens.
 
     Raises:
         StartError: there is none; no service runs without authentication.
     """
-    key = secret_value(settings.grpc_token_key)
-    if not key:
+    if settings.grpc_token_key is None:
         raise StartError(
             "GRPC_TOKEN_KEY (key that gRPC's tokens are signed with) is not set: set it to 32 "
             "random characters or more, the same for all replicas"
         )
-    return key
+    return settings.token_keys
 
 
 def tls(settings: Settings) -> grpc.ServerCredentials | None:

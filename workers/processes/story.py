@@ -5,12 +5,16 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import structlog
+from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.access import Access
 from activities.children import Children
 from activities.heartbeats import Heartbeats
+from activities.revoked import RevokedTokens
 from workers import search_attributes
+from workers.clients.connection import StartError
 from workers.payload_keeper import PayloadKeeper, require_kept
 from workers.processes.process import ProcessContext, RunningProcess, options
 from workers.settings import Settings
@@ -30,8 +34,19 @@ STICKY_TIMEOUT = timedelta(seconds=5)
 log = structlog.stdlib.get_logger(__name__)
 
 
-def story_worker(client: Client, settings: Settings) -> Worker:
-    """Return the worker that runs the workflows."""
+def story_worker(client: Client, settings: Settings, valkey: Redis) -> Worker:
+    """Return the worker that runs the workflows.
+
+    Raises:
+        StartError: tokens are required, and no key is set that reads them.
+    """
+    keys = settings.token_keys
+    if settings.require_tokens and not keys:
+        raise StartError(
+            "REQUIRE_TOKENS is set and GRPC_TOKEN_KEY (key that tokens are signed with) is not: "
+            "set it to the key that the gRPC services have"
+        )
+    access = Access(keys, settings.require_tokens, RevokedTokens(valkey))
     return Worker(
         client,
         task_queue=STORY_QUEUE,
@@ -44,7 +59,7 @@ def story_worker(client: Client, settings: Settings) -> Worker:
             StoryClosureWorkflow,
             CoachWorkflow,
         ],
-        activities=[Children(client).follow],
+        activities=[Children(client).follow, access.check_actor],
         workflow_runner=workflow_runner(),
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         **options(settings, Heartbeats()),
@@ -60,7 +75,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     await require_kept(base.temporal, keep_for)
     yield RunningProcess(
         {
-            STORY_QUEUE: story_worker(base.temporal, base.settings),
+            STORY_QUEUE: story_worker(base.temporal, base.settings, base.valkey),
             "payloads": PayloadKeeper(base.temporal, base.valkey, keep_for),
         }
     )

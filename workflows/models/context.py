@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
+from workflows.models.access import Via
 from workflows.models.base import Actor, Line, Model, Request, content_hash
 from workflows.models.ids import Id, LongId
 
@@ -83,6 +84,7 @@ class PhaseChange(Model):
     to_phase: str
     event: str
     reason: str = ""
+    via: Via = ""
 
 
 class ContextUpdate(Request):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from workflows.models.access import Via as HowKnown
 from workflows.models.agents import PlannedTask
 from workflows.models.base import Model
 from workflows.models.deliberation import FailedAgent, RecordedDecision
@@ -40,6 +41,14 @@ WorkId = Annotated[
 ]
 CouncilRole = Annotated[str, about("The council's role", "ARCHITECT")]
 Actor = Annotated[str, about("Who did it; `policy:auto` where the story's policy did", "ana")]
+Via = Annotated[
+    HowKnown,
+    about(
+        "How the actor is known: `token`, by a signed token; `claim`, as the sender named it; "
+        "`policy`, the story's own policy; empty: the fleet itself, or not known",
+        "token",
+    ),
+]
 Gate = Annotated[str, about("The gate, as the machine names it; or `budget`", "approve_scope")]
 Title = Annotated[str, about("The story's title", "Undo the deletion of a note")]
 Rigor = Annotated[str, about("The story's rigor level: L0 to L3", "L1")]
@@ -74,7 +83,16 @@ class EventBody(Model):
 
 
 ACTOR_FIELDS = (
-    *("actor", "created_by", "approved_by", "decided_by", "winner_id", "assignee", "agent_id"),
+    *(
+        "actor",
+        "amended_by",
+        "created_by",
+        "approved_by",
+        "decided_by",
+        "winner_id",
+        "assignee",
+        "agent_id",
+    ),
 )
 
 
@@ -99,6 +117,7 @@ class StoryTransitioned(EventBody):
     event: Annotated[str, about("The transition's event, as the machine names it", "approve_scope")]
     actor: Actor
     reason: Annotated[str, about("Why, where a reason was given; else empty", "")] = ""
+    via: Via = ""
 
     def summary(self) -> str:
         return _because(f"{self.from_phase} -> {self.to_phase} by {self.event}", self.reason)
@@ -164,12 +183,7 @@ class GateApproved(EventBody):
         ),
     ]
     comment: Annotated[str, about("The person's comment; else empty", "")] = ""
-    via: Annotated[
-        str,
-        about(
-            "How the actor is known: `claim`, the actor and role as the caller named them", "claim"
-        ),
-    ] = "claim"
+    via: Via = "claim"
 
     def summary(self) -> str:
         return _because(f"gate {self.gate} approved as {self.role}", self.comment)
@@ -185,6 +199,7 @@ class PlanApproved(EventBody):
         list[str],
         about("The councils that deliberate where no one knows the story; else empty", []),
     ] = []
+    via: Via = ""
 
     def summary(self) -> str:
         return f"plan {self.plan_id} approved"
@@ -423,6 +438,8 @@ class ContextMilestoneReached(EventBody):
     description: Annotated[
         str, about("The milestone in words", "DESIGN, from DRAFT by approve_scope")
     ]
+    actor: Annotated[str, about("Who reached it, where a person did; else empty", "ana")] = ""
+    via: Via = ""
 
     @property
     def label(self) -> str:
@@ -447,6 +464,8 @@ class StorySpec(EventBody):
     rigor: Rigor
     created_by: Creator
     revision: Annotated[str, about("The content hash of the text", "8ef3c7fab3b897bc")]
+    amended_by: Annotated[str, about("Who amended it; empty: it is as created", "ben")] = ""
+    via: Via = ""
 
     def summary(self) -> str:
         return f"{self.title} (revision {self.revision})"

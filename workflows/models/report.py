@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from workflows.models.access import Proof
 from workflows.models.base import Count, Line, Model, Request, Section
 
 
@@ -73,10 +74,17 @@ class Timings(Section):
 
 
 class WorkspaceReport(Request):
-    """The measurements of a workspace: shared/contracts/workspace.proto as JSON."""
+    """The measurements of a workspace: shared/contracts/workspace.proto as JSON.
+
+    Attributes:
+        commit: what was measured; a story requires it.
+        actor: who sends it to a story, which requires it.
+    """
 
     job_id: Line
     commit: str = Field(default="", max_length=200)
+    actor: str = Field(default="", max_length=200)
+    proof: Proof = ""
     build: BuildResult
     unit: UnitResult
     static: StaticResult

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from workflows.models.access import Proof, Via
 from workflows.models.base import Actor, Line, Model, Request, Rigor, Title
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.errors import ErrorType, application_error
@@ -39,6 +40,7 @@ class Approve(Request):
     revision: Annotated[str | None, AfterValidator(lambda text: (text or "").strip() or None)] = (
         None
     )
+    proof: Proof = ""
 
 
 class Reject(Request):
@@ -48,6 +50,7 @@ class Reject(Request):
     actor: Actor
     role: Role
     reason: Line
+    proof: Proof = ""
 
 
 class Amend(Request):
@@ -57,6 +60,7 @@ class Amend(Request):
     brief: str | None = None
     acceptance_criteria: list[Line] | None = Field(default=None, max_length=100)
     actor: Actor = "unknown"
+    proof: Proof = ""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -75,6 +79,7 @@ class RaiseBudget(Request):
     tokens: int = Field(gt=0)
     actor: Actor
     role: Role
+    proof: Proof = ""
 
 
 class StoryRuns(Model):
@@ -125,11 +130,12 @@ class StoryView(Model):
 
 
 class TimelineEntry(Model):
-    """One line of the story's timeline. `at`: ISO 8601."""
+    """One line of the story's timeline. `at`: ISO 8601. `via`: how the actor is known."""
 
     at: str
     event: str
     actor: str = ""
+    via: Via = ""
     text: str = ""
 
 

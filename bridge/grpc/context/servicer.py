@@ -55,6 +55,7 @@ from bridge.grpc.context.updates import (
 from bridge.grpc.planning import REMARK_KEYS, remarks
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from bridge.story_moves import move
+from workflows.models.access import require_person
 from workflows.models.base import content_hash
 from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
 from workflows.models.errors import ErrorType, InvalidInput, application_error
@@ -309,6 +310,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         )
         if not parsed.title and not parsed.rationale.strip():
             raise InvalidInput(name, [("title", "required; add it")])
+        require_person(parsed.decided_by)
         if parsed.decided_by != caller().actor:
             caller().require_role(OPERATOR)
         payload = {
@@ -362,6 +364,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             to_phase=parsed.to_phase,
             event="transition_phase",
             reason=parsed.rationale,
+            via="token",
         )
         await self._store_one(name, parsed.story_id, change, context, phase_change=moved)
         return phase_answer(parsed, parsed.to_phase)

@@ -24,8 +24,8 @@ from activities.graph.context_update.payloads import (
     PlanPayload,
 )
 from activities.graph.context_update.rules import ParsedChange, read_changes
+from activities.tokens import Caller
 from bridge.executions import find_execution
-from bridge.grpc.auth import Caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
@@ -35,6 +35,7 @@ from bridge.grpc.calls import (
     seconds_left,
 )
 from workflows.context_update import REUSED, ContextUpdateWorkflow
+from workflows.models.access import require_person
 from workflows.models.context import ContextAnswer, ContextUpdate, ContextWrite, request_hash
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import context_workflow_id, story_workflow_id
@@ -89,6 +90,7 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
                 "holds its text and its state. Change the text with the update `amend` "
                 "(fleet amend, role PO), the state with Transition or TransitionPhase",
             )
+        require_person(_other_name(change, caller.actor))
         roles = roles_for(change, caller.actor)
         if not caller.roles.intersection(roles):
             has = ", ".join(sorted(caller.roles)) or "none"

@@ -238,6 +238,7 @@ class Plans:
             event=TRANSITION,
             actor=actor.actor,
             reason=event.metadata.get("reason", ""),
+            via="token",
             timestamp=format_timestamp(at),
         )
         what = derived_id(event.from_state, event.to_state, body.timestamp)
@@ -296,6 +297,7 @@ class Plans:
             story_id=event.case_id,
             plan_id=event.plan_id,
             approved_by=caller().actor,
+            via="token",
             timestamp=format_timestamp(datetime.now(UTC)),
         )
         entry_id = f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved"

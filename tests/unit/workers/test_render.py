@@ -193,7 +193,8 @@ def full() -> list[RenderableType]:
                 event="orchestration.deliberation.completed",
                 actor="agent-architect-3",
                 text="task_id=US-101-design-1, role=ARCHITECT, winner_id=agent-architect-3",
-                **TIMES,
+                via="token",
+                at=TIMES["at"],
             )
         ],
         usage=[
