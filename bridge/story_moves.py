@@ -141,7 +141,7 @@ async def move(
         InvalidInput: The remarks break a rule.
         WorkflowUpdateFailedError: The story refuses, with the reason.
     """
-    story = temporal.get_workflow_handle_for(StoryWorkflow.run, story_workflow_id(story_id))
+    story: Story = temporal.get_workflow_handle(story_workflow_id(story_id))
     async with known(story_id):
         if update_id and (earlier := await _outcome(story, update_id)):
             return earlier

@@ -135,7 +135,7 @@ class ContextUpdateWorkflow:
         """Wait until the previous version is published, or its update has ended."""
         if not predecessor:
             return
-        handle = workflow.get_external_workflow_handle_for(ContextUpdateWorkflow.run, predecessor)
+        handle = workflow.get_external_workflow_handle(predecessor)
         while not self.preceded:
             try:
                 await handle.signal(ContextUpdateWorkflow.follow, workflow.info().workflow_id)
@@ -145,7 +145,7 @@ class ContextUpdateWorkflow:
                 await workflow.wait_condition(lambda: self.preceded, timeout=ASK_AGAIN_AFTER)
 
     async def release(self, follower: str) -> None:
-        handle = workflow.get_external_workflow_handle_for(ContextUpdateWorkflow.run, follower)
+        handle = workflow.get_external_workflow_handle(follower)
         try:
             await handle.signal(ContextUpdateWorkflow.precede)
         except FailureError:
@@ -181,9 +181,7 @@ class ContextUpdateWorkflow:
         Returns:
             Whether the story is running.
         """
-        story = workflow.get_external_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(self.input.story_id)
-        )
+        story = workflow.get_external_workflow_handle(story_workflow_id(self.input.story_id))
         try:
             await story.signal(StoryWorkflow.context_updated, answer.version)
             if not workflow.patched("news-in-lists"):

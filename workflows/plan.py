@@ -283,9 +283,7 @@ class PlanWorkflow:
             await self.forward(task_ids, DeliberationWorkflow.add_decisions, added)
             return
         for task_id in task_ids:
-            deliberation = workflow.get_external_workflow_handle_for(
-                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
-            )
+            deliberation = workflow.get_external_workflow_handle(deliberation_workflow_id(task_id))
             for decision in decisions:
                 try:
                     await deliberation.signal(DeliberationWorkflow.add_decision, decision)
@@ -297,9 +295,7 @@ class PlanWorkflow:
     ) -> None:
         """Signal the tasks' deliberations in turn; one that has ended needs no news."""
         for task_id in task_ids:
-            deliberation = workflow.get_external_workflow_handle_for(
-                DeliberationWorkflow.run, deliberation_workflow_id(task_id)
-            )
+            deliberation = workflow.get_external_workflow_handle(deliberation_workflow_id(task_id))
             with suppress(FailureError):
                 await deliberation.signal(signal, news)
 

@@ -348,6 +348,12 @@ class StoryWorkflow:
     @workflow.signal(name="hand_on")
     def forward_events(self, entries: list[Entry]) -> None:
         """Publish a child's events through the story's outbox, in a single order."""
+        foreign = [entry for entry in entries if not self.story.is_of_child(entry)]
+        if foreign and workflow.patched("foreign-entries-refused"):
+            entries = [entry for entry in entries if self.story.is_of_child(entry)]
+            what = f"{foreign[0].kind} of {foreign[0].source}"
+            reason = f"entries: {len(foreign)} are not those of a child of this story: {what[:300]}"
+            self.emit(RequestRefused(request="hand_on", reason=reason))
         self.outbox.extend(entries)
         for entry in entries:
             self.story.add_line(timeline_entry(entry))

@@ -17,6 +17,22 @@ from workflows.models.base import content_hash
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
+from workflows.models.events import (
+    Entry,
+    GateApproved,
+    GateClosed,
+    GateOpened,
+    PlanApproved,
+    StoryCancelled,
+    StoryCreated,
+    StorySpec,
+    StoryTransitioned,
+)
+from workflows.models.ids import (
+    context_workflow_id,
+    deliberation_workflow_id,
+    plan_workflow_id,
+)
 from workflows.models.outbox import OutboxState
 from workflows.models.plan import Plan
 from workflows.models.process import Machine, Process, StateSpec, Transition
@@ -43,6 +59,15 @@ POLICY_ACTOR = "policy:auto"
 
 PROOF_SPARE = 60.0
 """Seconds that an expired proof is remembered, for clocks that differ."""
+
+OF_STORIES_ALONE = frozenset(
+    kind.__name__
+    for kind in (
+        *(StoryCreated, StorySpec, StoryTransitioned, StoryCancelled),
+        *(GateOpened, GateClosed, GateApproved, PlanApproved),
+    )
+)
+"""Kinds of entries that no child of a story sends."""
 
 LINES_KEPT = 500
 """Maximum number of timeline lines: what `fleet show` shows, and what a query and a continue-as-new
@@ -418,6 +443,23 @@ class Story(BaseModel):
         self.proofs = {proof: end for proof, end in self.proofs.items() if end > now - PROOF_SPARE}
         if checked.proof_id:
             self.proofs[checked.proof_id] = checked.expires
+
+    def is_of_child(self, entry: Entry) -> bool:
+        """Return whether a child of the story may have sent the entry.
+
+        Only the story itself says that it was created, moved, amended or approved.
+        """
+        children = (
+            deliberation_workflow_id(f"{self.story_id}-"),
+            plan_workflow_id(self.story_id, ""),
+            context_workflow_id(self.story_id, ""),
+        )
+        return (
+            entry.story_id == self.story_id
+            and entry.source.startswith(children)
+            and entry.id.startswith(f"{entry.source}/")
+            and entry.kind not in OF_STORIES_ALONE
+        )
 
     # --- changes --------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ checks (grpc.health.v1), which report SERVING until the drain begins.
 from __future__ import annotations
 
 import asyncio
+import collections
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -30,6 +32,14 @@ CALLS_AT_ONCE = 4_000
 """Maximum number of concurrent calls by all callers, including those that wait for councils.
 
 Further calls get RESOURCE_EXHAUSTED.
+"""
+
+PUBLIC_AT_ONCE = 400
+PUBLIC_OF_A_HOST = 40
+"""Maximum number of concurrent calls without a token (health, reflection), of all hosts and of one.
+
+They leave the other calls most of CALLS_AT_ONCE: a Watch of health lasts as long as its caller
+wants.
 """
 
 LARGEST_MESSAGE = 4 * 1024 * 1024
@@ -160,6 +170,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, access: Access, requests: Requests | None = None) -> None:
         self._access = access
         self._requests = requests
+        self._public: collections.Counter[str] = collections.Counter()
+        """Host -> the number of its calls without a token."""
 
     async def intercept_service(
         self,
@@ -169,8 +181,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handler in the guard."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(PUBLIC_METHODS):
-            return handler  # None: no such method, and grpc answers UNIMPLEMENTED
+        if handler is None:
+            return handler  # no such method: grpc answers UNIMPLEMENTED
+        if method.startswith(PUBLIC_METHODS):
+            return self._limited(handler)
         metadata = handler_call_details.invocation_metadata
 
         if handler.unary_unary:
@@ -192,6 +206,44 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_stream_rpc_method_handler(
             stream, handler.request_deserializer, handler.response_serializer
+        )
+
+    def _limited(self, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
+        """Limit the concurrent calls of a public method, in all and by host."""
+        behavior: Any = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+
+        async def limited(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            host = context.peer().rpartition(":")[0]
+            of_all, of_host = self._public.total(), self._public[host]
+            if of_all >= PUBLIC_AT_ONCE or of_host >= PUBLIC_OF_A_HOST:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{of_host} calls without a token are under way from this host, and {of_all} "
+                    f"in all; at most {PUBLIC_OF_A_HOST} and {PUBLIC_AT_ONCE} are taken: end some",
+                )
+            self._public[host] += 1
+            try:
+                answer = behavior(request, context)
+                if inspect.isawaitable(answer):
+                    return await answer
+                async for each in answer:
+                    await context.write(each)
+            finally:
+                self._public[host] -= 1
+                if not self._public[host]:
+                    del self._public[host]
+
+        kind = (
+            f"{'stream' if handler.request_streaming else 'unary'}_"
+            f"{'stream' if handler.response_streaming else 'unary'}_rpc_method_handler"
+        )
+        return getattr(grpc, kind)(
+            limited, handler.request_deserializer, handler.response_serializer
         )
 
     @asynccontextmanager

@@ -408,9 +408,7 @@ class Inbox:
 
     async def _signal(self, changes: Sequence[Change]) -> bool:
         """Signal one story's workflow; return False if it does not run."""
-        story = self._temporal.get_workflow_handle_for(
-            StoryWorkflow.run, story_workflow_id(changes[0].story_id)
-        )
+        story = self._temporal.get_workflow_handle(story_workflow_id(changes[0].story_id))
         found = [news(change) for change in changes]
         decisions = [each for each in found if isinstance(each, DecisionAdded)]
         milestones = [each for each in found if isinstance(each, MilestoneReached)]

@@ -155,7 +155,7 @@ async def test_a_created_story_runs_and_is_scored(planning: Any, stories: Client
 
     assert story.state == "DRAFT"
     assert story.dor_score >= 75
-    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story.story_id}")
+    handle = stories.get_workflow_handle(f"story-{story.story_id}")
     described = await handle.describe()
     assert await described.static_summary() == READY["title"]
     timeline = await handle.query(StoryWorkflow.timeline)
@@ -285,7 +285,7 @@ async def test_a_gate_is_opened_by_the_tokens_actor(planning: Any, stories: Clie
     answer = await transition(planning, story_id, "approve_scope", actor="mallory")
 
     assert (answer.story_id, answer.state, answer.blocked) == (story_id, "DESIGN", False)
-    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story_id}")
+    handle = stories.get_workflow_handle(f"story-{story_id}")
     moved = [
         line
         for line in await handle.query(StoryWorkflow.timeline)
@@ -328,7 +328,7 @@ async def test_a_rejection_goes_back_with_its_reason(planning: Any, stories: Cli
     answer = await transition(planning, story_id, "reject_design", ANA + reason)
 
     assert (answer.state, answer.blocked) == ("DRAFT", False)
-    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story_id}")
+    handle = stories.get_workflow_handle(f"story-{story_id}")
     texts = [line.text for line in await handle.query(StoryWorkflow.timeline)]
     assert any("no undo after a restart" in text for text in texts)
 
@@ -344,7 +344,7 @@ async def test_a_move_that_is_asked_for_again_by_its_request_id_is_made_once(
     again = await transition(planning, story_id, "approve_scope", mine)
 
     assert first == again
-    handle = stories.get_workflow_handle_for(StoryWorkflow.run, f"story-{story_id}")
+    handle = stories.get_workflow_handle(f"story-{story_id}")
     lines = [line.event for line in await handle.query(StoryWorkflow.timeline)]
     assert lines.count("planning.gate.approved") == 1
 

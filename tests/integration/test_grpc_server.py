@@ -17,7 +17,7 @@ from activities.tokens import Caller
 from bridge.grpc.auth import Access, caller
 from bridge.grpc.calls import call_metadata
 from bridge.grpc.requests import Requests
-from bridge.grpc.server import LARGEST_MESSAGE, CannotListen, GrpcServer, Served
+from bridge.grpc.server import LARGEST_MESSAGE, PUBLIC_OF_A_HOST, CannotListen, GrpcServer, Served
 from bridge.grpc.wire import orchestrator_pb2 as orchestrator
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from tests.support.fleet import TOKEN_KEY
@@ -362,3 +362,29 @@ async def test_a_port_that_is_taken_is_reported(served: Served) -> None:
 
     await first.shutdown()
     await runs
+
+
+async def test_watches_without_a_token_leave_room_for_other_calls(served: Served) -> None:
+    async with serving(served) as channel:
+        health = Health(channel)
+        request = health_pb2.HealthCheckRequest(service=NAME)
+        watches = [health.Watch(request) for _ in range(PUBLIC_OF_A_HOST)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+        for refused in (health.Watch(request).read(), health.Check(request)):
+            with pytest.raises(grpc.aio.AioRpcError, match="without a token") as error:
+                await refused
+            assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watches.pop().cancel()
+
+        async def answers() -> bool:
+            try:
+                await health.Check(request)
+            except grpc.aio.AioRpcError:
+                return False
+            return True
+
+        await until(answers)
+        for watch in watches:
+            watch.cancel()

@@ -142,9 +142,9 @@ def refused_entry(story: str) -> Entry:
     at = "2026-01-01T00:01:00.000Z"
     task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
     return Entry(
-        id=f"of-a-child-of-{story}",
+        id=f"deliberation-{story}-design-1/run/0",
         kind="TaskCreated",
-        source="a child",
+        source=f"deliberation-{story}-design-1",
         story_id=story,
         time=at,
         body=task.model_dump(),

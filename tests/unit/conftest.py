@@ -27,7 +27,6 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from activities.access import Access
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from deploy.local.servers import script
@@ -356,6 +355,8 @@ class InstantPlanning(InWorld, PlanningStub):
 class InstantAccess(InWorld, AccessStub):
     @activity.defn
     async def check_actor(self, check: ActorCheck) -> CheckedActor:
+        from activities.access import Access
+
         return await Access([TOKEN_KEY], self.world.require_tokens).check_actor(check)
 
 

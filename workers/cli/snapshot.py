@@ -67,7 +67,7 @@ async def _councils(client: Client, root_id: str) -> list[Council]:
 
 
 async def _progress(client: Client, workflow_id: str) -> Council | None:
-    handle = client.get_workflow_handle_for(DeliberationWorkflow.run, workflow_id)
+    handle = client.get_workflow_handle(workflow_id)
     try:
         progress = await handle.query(DeliberationWorkflow.progress, rpc_timeout=QUERY_WITHIN)
     except RPCError as error:
@@ -83,7 +83,7 @@ async def follow(client: Client, story_id: str) -> AsyncIterator[Snapshot | str]
     Raises:
         RPCError: there is no such story, or access is denied.
     """
-    story = client.get_workflow_handle_for(StoryWorkflow.run, story_workflow_id(story_id))
+    story = client.get_workflow_handle(story_workflow_id(story_id))
     while True:
         try:
             snapshot = await look(client, story)

@@ -204,7 +204,7 @@ class Updates:
                 rpc_timeout=within,
             )
         except WorkflowAlreadyStartedError:  # and it has ended
-            ended = self._temporal.get_workflow_handle_for(ContextUpdateWorkflow.run, workflow_id)
+            ended = self._temporal.get_workflow_handle(workflow_id)
         try:
             return await ended.get_update_handle_for(ContextUpdateWorkflow.stored, request).result(
                 rpc_timeout=within

@@ -156,7 +156,7 @@ class Plans:
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 static_summary=summary(f"tasks of {plan_id}: {stored.story.title}"),
             )
-        handle = self._temporal.get_workflow_handle_for(DerivationWorkflow.run, workflow_id)
+        handle = self._temporal.get_workflow_handle(workflow_id, result_type=DerivationResult)
         async with asyncio.timeout(seconds_left(context, DERIVED_WITHIN_S)):
             found: DerivationResult = await handle.result()
         return found.tasks

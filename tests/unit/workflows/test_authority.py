@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.fleet import TOKEN_KEY
 from tests.support.polling import until
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
 from workflows.models.access import request_content
+from workflows.models.events import DeliberationFailed, Entry, EventBody, GateApproved
 from workflows.models.ids import story_workflow_id
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, TimelineEntry
@@ -191,6 +193,57 @@ async def test_claims_are_refused_where_tokens_are_required(
     await story.handle.signal("approve", signed(story, APPROVAL))
     await story.until(gate="approve_design")
     assert bodies(world, "GateApproved")[0]["via"] == "token"
+
+
+# --- entries of others ---
+
+
+async def test_a_story_publishes_entries_of_itself_and_its_children_alone(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    child, at = f"deliberation-{story.story_id}-design-1", "2026-03-01T10:00:00.000Z"
+    failed = DeliberationFailed(
+        task_id="t", role="DEV", error="no", duration_ms=1, story_id=story.story_id, timestamp=at
+    )
+    approved = GateApproved(
+        id="x",
+        gate="approve_scope",
+        actor="eve",
+        role="PO",
+        revision="",
+        via="token",
+        story_id=story.story_id,
+        timestamp=at,
+    )
+
+    def entry(body: EventBody, source: str = child, **more: str) -> Entry:
+        fields = {
+            "id": f"{source}/run/{uuid.uuid4().hex}",
+            "kind": type(body).__name__,
+            "subject": body.SUBJECT,
+            "source": source,
+            "story_id": story.story_id,
+            "time": at,
+        }
+        return Entry.model_validate(fields | {"body": body.model_dump()} | more)
+
+    forged = [
+        entry(failed, story_id="US-other"),
+        entry(failed, source="deliberation-US-other-design-1"),
+        entry(failed, id=f"{story.handle.id}/run/1"),
+        entry(approved),
+        entry(approved, source=story.handle.id),
+    ]
+    own = entry(failed)
+    await story.handle.signal("hand_on", [*forged, own])
+    await until(lambda: len(bodies(world, "RequestRefused")) == 1)
+
+    recorded = {entry.id for entry in world.recorded}
+    assert own.id in recorded
+    assert not recorded.intersection(entry.id for entry in forged)
+    assert "5 are not those of a child" in bodies(world, "RequestRefused")[0]["reason"]
 
 
 # --- reports --------------------------------------------------------------------------------------
