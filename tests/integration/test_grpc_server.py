@@ -107,7 +107,7 @@ async def test_a_call_with_a_token_is_answered_and_its_caller_known(
     )
 
     assert answer.status == "here"
-    assert [(each.actor, each.roles) for each in service.callers] == [("ana", {"PO"})]
+    assert [(each.actor, each.roles) for each in service.callers] == [("ana", frozenset({"PO"}))]
 
 
 @pytest.mark.parametrize(
