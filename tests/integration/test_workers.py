@@ -179,7 +179,7 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
         assert jobs >= {"story", "agents", "agent-responses", "context", "bridge"}
         checks = await until_health(port, 200)
         assert checks == dict.fromkeys(
-            ["temporal", "valkey", "workers", "llm", "neo4j", "nats"], "ok"
+            ["temporal", "valkey", "workers", "sandbox", "llm", "neo4j", "nats"], "ok"
         )
         async with httpx.AsyncClient(trust_env=False) as http:
             metrics = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
