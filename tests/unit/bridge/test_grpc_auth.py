@@ -102,3 +102,12 @@ async def test_one_actor_is_limited_and_another_is_not(monkeypatch: pytest.Monke
 
 async def test_every_valid_caller_may_call_once() -> None:
     await Access([KEY], 0.1).admit(bearer(create_token(KEY, ANA, HOUR)))
+
+
+@pytest.mark.parametrize("actor", ["policy:auto", "Policy:x"])
+def test_no_token_names_a_policy(actor: str) -> None:
+    claims = jwt.decode(create_token(KEY, ANA, HOUR), options={"verify_signature": False})
+
+    assert "is reserved" in refusal(KEY, jwt.encode(claims | {"sub": actor}, KEY, "HS256"))
+    with pytest.raises(ApplicationError, match="is reserved"):
+        Caller(actor=actor)
