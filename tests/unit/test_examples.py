@@ -90,5 +90,5 @@ def test_an_example_of_the_help_is_a_valid_command_line(
     assert lines
 
     for line in lines:
-        arguments = shlex.split(line.partition(path)[2].partition("|")[0])
+        arguments = shlex.split(re.split(r"[|>]", line.partition(path)[2])[0])
         HELP[path].make_context(path, arguments).close()
