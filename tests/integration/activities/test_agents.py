@@ -40,7 +40,7 @@ from workflows.models.agents import (
 )
 from workflows.models.context import ContextPack
 
-PROMPTS = Prompts.load(Path(__file__).parents[2] / "deploy" / "config" / "prompts")
+PROMPTS = Prompts.load(Path(__file__).parents[3] / "deploy" / "config" / "prompts")
 PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
 IDLE_SECONDS = 2.0
 

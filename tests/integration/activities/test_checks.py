@@ -23,7 +23,7 @@ from activities.config import CONFIG, InvalidConfig
 from activities.graph.activities import Graph
 from activities.graph.deliberations import find_ended
 from bridge.grpc.orchestrator.messages import results
-from tests.integration.test_sandbox import processes_with, until_gone
+from tests.integration.activities.test_sandbox import processes_with, until_gone
 from tests.support.polling import until
 from tests.support.stories import deliberation, new_story
 from workflows.models.agents import Decision, Proposal

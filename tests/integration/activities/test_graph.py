@@ -46,7 +46,7 @@ from workflows.models.events import (
 from workflows.models.plan import PlanQuery
 from workflows.models.readiness import StoryText
 
-CONFIG = Path(__file__).parents[2] / "deploy" / "config"
+CONFIG = Path(__file__).parents[3] / "deploy" / "config"
 
 AGAINST_A_SERVER: Any = {
     "deadline": None,

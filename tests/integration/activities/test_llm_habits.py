@@ -23,7 +23,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.agents import openai_client as llm
 from activities.agents.activities import VllmAgents
 from activities.agents.requests import propose
-from tests.integration.test_agents import PROMPTS, proposing
+from tests.integration.activities.test_agents import PROMPTS, proposing
 from tests.support.llm_server import Script, ScriptedLlm, Step, raw_response
 from tests.support.polling import until
 from tests.support.servers import RunningServer

@@ -22,7 +22,7 @@ from bridge.grpc.wire import (
     orchestrator_pb2_grpc,
 )
 from deploy.local.demo import APPROVALS, DECISIONS
-from tests.integration.test_grpc_context import served
+from tests.integration.bridge.test_grpc_context import served
 from tests.support.fleet import a_namespace, connect
 from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S

@@ -22,7 +22,7 @@ from tests.support.polling import until
 from workers.processes.agents import sandbox_problem
 
 NOTEBOOK = Path(notebook.__file__)
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MIB = 1024 * 1024
 
 

@@ -23,7 +23,7 @@ from activities.graph.activities import Graph
 from activities.heartbeats import Heartbeats
 from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
-from tests.integration.test_grpc_context import served
+from tests.integration.bridge.test_grpc_context import served
 from tests.support.fleet import a_namespace, connect
 from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S, until

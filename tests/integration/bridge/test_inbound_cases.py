@@ -16,13 +16,13 @@ from temporalio.client import Client
 
 from activities.cache import pack_key
 from activities.graph.activities import Graph
-from tests.integration.test_inbox import bus, consuming, dead, rows, settled, temporal_client
+from tests.integration.bridge.test_inbox import bus, consuming, dead, rows, settled, temporal_client
 from workflows.models.context import PackQuery
 from workflows.models.ids import plan_workflow_id
 
 __all__ = ["bus", "temporal_client"]
 
-FOLDER = Path(__file__).parents[1] / "cases"
+FOLDER = Path(__file__).parents[2] / "cases"
 CASES = json.loads((FOLDER / "inbound.json").read_text())["cases"]
 MORE = json.loads((FOLDER / "inbound_more.json").read_text())["cases"]
 
