@@ -1,7 +1,8 @@
 """`python -m workers story|agents|context|bridge|inbox|grpc|all`: run until SIGTERM or SIGINT.
 
 `python -m workers grpc SERVICE` serves one of the five services alone. `python -m workers settings`
-prints every setting as a Markdown table.
+prints every setting as a Markdown table. With `--prepare`, a process updates what it owns (schema,
+councils, streams, consumers, search attributes) and exits.
 """
 
 import argparse
@@ -30,6 +31,11 @@ def main() -> NoReturn:
     parser.add_argument(
         "service", nargs="?", default="", choices=["", *SERVICES], help="of `grpc`: only this one"
     )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="update schema, councils, streams, consumers and search attributes, then exit",
+    )
     arguments = parser.parse_args()
     name = arguments.name
     if arguments.service and name != "grpc":
@@ -44,10 +50,13 @@ def main() -> NoReturn:
         leave(1)
 
     from workers.clients.connection import StartError  # the imports below are slow
-    from workers.run import run
+    from workers.run import prepare, run
 
     try:
-        asyncio.run(run(name, settings, arguments.service))
+        if arguments.prepare:
+            asyncio.run(prepare(name, settings))
+        else:
+            asyncio.run(run(name, settings, arguments.service))
     except StartError as error:
         print(error, file=sys.stderr)
         leave(1)

@@ -1,8 +1,10 @@
-"""A process's health over HTTP: `/health` and `/metrics`.
+"""A process's health over HTTP: `/health`, `/live` and `/metrics`.
 
 `/health` answers 200 only while every worker runs and every server it needs answers, otherwise 503;
 its JSON names what is wrong. A warning is in the JSON too, and leaves the answer at 200. A separate
 thread serves it, so that it also reports a process whose event loop is stuck.
+
+`/live` answers 503 only for such a process. A restart helps it, and does not bring back a server.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ Check = Callable[[], Awaitable[object]]
 """A function that returns if what it checks is healthy, and raises otherwise. A text that it
 returns is a warning."""
 
+PATHS = ["/health", "/live", "/metrics"]
 OK = "ok"
 WARNING = "warning: "
 CHECK_WITHIN_S = 3.0
@@ -100,14 +103,16 @@ class _App:
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
             case "/health":
-                return self._health(start)
+                return self._report(start, self._checks)
+            case "/live":
+                return self._report(start, {})
             case "/metrics":
                 return self._metrics(environ, start)
             case _:
-                return _answer(start, HTTPStatus.NOT_FOUND, {"paths": ["/health", "/metrics"]})
+                return _answer(start, HTTPStatus.NOT_FOUND, {"paths": PATHS})
 
-    def _health(self, start: StartResponse) -> Iterable[bytes]:
-        examination = asyncio.run_coroutine_threadsafe(examine(self._checks), self._loop)
+    def _report(self, start: StartResponse, checks: Mapping[str, Check]) -> Iterable[bytes]:
+        examination = asyncio.run_coroutine_threadsafe(examine(checks), self._loop)
         try:
             found = examination.result(STUCK_AFTER_S)
         except TimeoutError:

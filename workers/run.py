@@ -68,6 +68,17 @@ async def ready(
         yield StartedProcess(jobs, checks, base.lost)
 
 
+async def prepare(name: str, settings: Settings) -> None:
+    """Bring what the process `name` owns up to date; run nothing.
+
+    Raises:
+        StartError: as `ready`.
+    """
+    telemetry.configure_logs(settings.log_level, name, settings.log_format)
+    async with ready(name, settings) as process:
+        log.info("prepared", queues=list(process.jobs))
+
+
 async def run(name: str, settings: Settings, service: str = "") -> None:
     """Run the workers of the process `name` until SIGTERM or SIGINT, then drain them.
 

@@ -10,9 +10,9 @@ import shutil
 import signal
 import threading
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Nothing is reported to anyone, and prompts, which contain people's stories, stay out of the logs.
@@ -81,12 +81,25 @@ class ServeSettings(BaseSettings):
     vllm_gpu_memory_utilization: float = Field(
         0.85, gt=0, le=1, description="share of the GPU's memory that vLLM takes"
     )
+    vllm_tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs that share one copy of the model"
+    )
+    vllm_min_replicas: int = Field(1, ge=1, description="least copies of the model")
+    vllm_max_replicas: int = Field(
+        1, ge=1, description="most copies of the model; Ray adds one where all have much to do"
+    )
     serve_host: str = Field("127.0.0.1", description="where the API listens")
     serve_port: int = Field(8000, ge=1, le=65535, description="port of the API")
     ray_address: str | None = Field(
         None, description="a Ray cluster that runs elsewhere; unset: one is started here"
     )
     ray_temp_dir: str | None = Field(None, description="folder of Ray's own sockets and logs")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.vllm_min_replicas > self.vllm_max_replicas:
+            raise ValueError("VLLM_MIN_REPLICAS must be at most VLLM_MAX_REPLICAS")
+        return self
 
     @property
     def on_gpu(self) -> bool:
@@ -121,6 +134,7 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
         engine["max_model_len"] = longest
     if settings.on_gpu:
         engine["gpu_memory_utilization"] = settings.vllm_gpu_memory_utilization
+        engine["tensor_parallel_size"] = settings.vllm_tensor_parallel_size
     else:
         engine |= {
             "kv_cache_memory_bytes": int(settings.vllm_kv_cache_gib * GiB),
@@ -145,11 +159,34 @@ def llm_config(settings: ServeSettings) -> LLMConfig:
             "workers.serve.NoDownload" if Path(source).is_dir() else CallbackBase
         ),
         deployment_config={
-            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "autoscaling_config": {
+                "min_replicas": settings.vllm_min_replicas,
+                "max_replicas": settings.vllm_max_replicas,
+                "target_ongoing_requests": settings.vllm_max_num_seqs,
+            },
+            # Above the target, so that a replica's queue shows that one more is needed.
+            "max_ongoing_requests": 4 * settings.vllm_max_num_seqs,
             "graceful_shutdown_timeout_s": 10,
+            **_router(settings),
         },
         log_engine_metrics=True,
     )
+
+
+def _router(settings: ServeSettings) -> dict[str, Any]:
+    """Return the choice of a replica: the calls of a council go to the one with their prefix."""
+    if settings.vllm_max_replicas == 1:
+        return {}
+    return {
+        "request_router_config": {
+            "request_router_class": "ray.serve.llm.request_router.PrefixCacheAffinityRouter",
+            # Beyond a full batch of difference, the shorter queue wins over the known prefix.
+            "request_router_kwargs": {
+                "imbalanced_threshold": settings.vllm_max_num_seqs,
+                "do_eviction": True,
+            },
+        }
+    }
 
 
 def _runtime_env(settings: ServeSettings) -> dict[str, Any]:

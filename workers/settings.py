@@ -55,6 +55,7 @@ OF_OTHER_PROCESSES = frozenset(
         # workers.serve: the LLM
         *("vllm_model_source", "vllm_device", "vllm_max_model_len", "vllm_max_num_seqs"),
         *("vllm_kv_cache_gib", "vllm_threads", "vllm_gpu_memory_utilization"),
+        *("vllm_tensor_parallel_size", "vllm_min_replicas", "vllm_max_replicas"),
         *("serve_host", "serve_port", "ray_temp_dir"),
     }
 )

@@ -15,6 +15,7 @@ from nats.js.api import StorageType, StreamConfig
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 
+from bridge.jetstream.consumers import CONSUMERS
 from bridge.jetstream.streams import STREAMS
 from deploy.local.ports import free_ports
 from deploy.local.servers import Nats as NatsServer
@@ -196,6 +197,23 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
     assert {key.name: int(key.indexed_value_type) for key in ALL}.items() <= dict(
         known.custom_attributes
     ).items()
+
+
+async def test_a_process_that_only_prepares_leaves_what_it_needs_and_exits(
+    environment: Environment, jetstream: JetStreamContext
+) -> None:
+    for stream in await jetstream.streams_info():
+        await jetstream.delete_stream(str(stream.config.name))
+
+    preparing = await launch("inbox", environment, "--prepare")
+    async with asyncio.timeout(WITHIN_S):
+        output, errors = await preparing.communicate()
+
+    assert (preparing.returncode, errors) == (0, b"")
+    assert b"workers run" not in output
+    for consumer in CONSUMERS:
+        info = await jetstream.consumer_info(consumer.stream, consumer.name)
+        assert info.config.filter_subject == consumer.subject
 
 
 async def test_replicas_may_start_at_once_and_each_ends_on_ctrl_c(

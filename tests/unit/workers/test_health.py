@@ -85,13 +85,27 @@ async def test_a_process_whose_event_loop_is_stuck_reports_it(
     assert "its event loop is stuck" in answer.json()["checks"]["process"]
 
 
+async def test_a_process_whose_servers_are_away_is_live_and_a_stuck_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
+
+    with health.serve("127.0.0.1", 0, {"nats": away}) as url:
+        well_enough = await get(f"{url}/live")
+        # This call blocks the event loop.
+        stuck = httpx.Client(trust_env=False, timeout=30).get(f"{url}/live")
+
+    assert (well_enough.status_code, stuck.status_code) == (200, 503)
+
+
 async def test_it_serves_metrics_and_names_its_paths() -> None:
     with health.serve("127.0.0.1", 0, {}) as url:
         metrics = await get(f"{url}/metrics")
         elsewhere = await get(f"{url}/")
 
     assert "python_info" in metrics.text
-    assert (elsewhere.status_code, elsewhere.json()) == (404, {"paths": ["/health", "/metrics"]})
+    assert elsewhere.status_code == 404
+    assert elsewhere.json() == {"paths": ["/health", "/live", "/metrics"]}
 
 
 async def test_a_port_that_is_taken_is_refused_and_one_that_was_left_is_not() -> None:
