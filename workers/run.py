@@ -93,18 +93,18 @@ async def run(name: str, settings: Settings, service: str = "") -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runtime, plugins = telemetry.start(settings, name)
-    for variable, meant in slips(variables()).items():
-        log.warning("unknown variable", variable=variable, did_you_mean=meant)
-    async with ready(name, settings, runtime, plugins, service) as process:
-        with (
-            health.serve(settings.health_host, settings.health_port, process.checks)
-            if settings.health_port
-            else nullcontext()
-        ):
-            log.info("workers run", queues=list(process.jobs))
-            await run_until(list(process.jobs.values()), stop, process.lost)
-            log.info("workers stopped")
+    with telemetry.started(settings, name) as (runtime, plugins):
+        for variable, meant in slips(variables()).items():
+            log.warning("unknown variable", variable=variable, did_you_mean=meant)
+        async with ready(name, settings, runtime, plugins, service) as process:
+            with (
+                health.serve(settings.health_host, settings.health_port, process.checks)
+                if settings.health_port
+                else nullcontext()
+            ):
+                log.info("workers run", queues=list(process.jobs))
+                await run_until(list(process.jobs.values()), stop, process.lost)
+                log.info("workers stopped")
 
 
 async def run_until(jobs: Sequence[Job], stop: asyncio.Event, lost: asyncio.Future[None]) -> None:

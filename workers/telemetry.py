@@ -3,17 +3,13 @@
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from structlog.typing import EventDict, Processor
 from temporalio import activity, workflow
 from temporalio.client import Plugin
-from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, create_tracer_provider
 from temporalio.runtime import (
     LogForwardingConfig,
     LoggingConfig,
@@ -37,10 +33,37 @@ QUIET = ("httpx", "httpx2", "httpcore", "openai")
 """Loggers that report on INFO, for every call, what a trace shows better."""
 
 
-def start(settings: Settings, process: str) -> tuple[Runtime, list[Plugin]]:
-    """Set up logging and tracing; return the Temporal client's runtime and plugins."""
+@contextmanager
+def started(settings: Settings, process: str) -> Iterator[tuple[Runtime, list[Plugin]]]:
+    """Set up logging, metrics and tracing; at the end, send the spans that are left.
+
+    Yields:
+        The Temporal client's runtime and plugins.
+    """
     configure_logs(settings.log_level, process, settings.log_format)
-    return _runtime(settings), _tracing(settings, process)
+    with traced(settings, process) as plugins:
+        yield _runtime(settings), plugins
+
+
+@contextmanager
+def traced(settings: Settings, process: str) -> Iterator[list[Plugin]]:
+    """Trace if OTEL_EXPORTER_OTLP_ENDPOINT is set; at the end, send the spans that are left.
+
+    Yields:
+        The Temporal client's plugins.
+    """
+    if settings.otel_exporter_otlp_endpoint is None:
+        yield []
+        return
+    from workers.tracing import start_tracing  # it loads the exporter, which takes time
+
+    provider, plugin = start_tracing(
+        settings.otel_exporter_otlp_endpoint, process, settings.worker_build_id
+    )
+    try:
+        yield [plugin]
+    finally:
+        provider.shutdown()
 
 
 def configure_logs(level: str, process: str, form: str = "json") -> None:
@@ -158,20 +181,3 @@ def _runtime(settings: Settings) -> Runtime:
             metrics=PrometheusConfig(bind_address=f"{LOOPBACK}:{port}") if port else None,
         )
     )
-
-
-def _tracing(settings: Settings, process: str) -> list[Plugin]:
-    endpoint = settings.otel_exporter_otlp_endpoint
-    if endpoint is None:
-        return []
-    provider = create_tracer_provider(
-        resource=Resource.create(
-            {
-                SERVICE_NAME: f"swe-ai-fleet-{process}",
-                SERVICE_VERSION: settings.worker_build_id or "",
-            }
-        )
-    )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-    trace.set_tracer_provider(provider)
-    return [OpenTelemetryPlugin(add_temporal_spans=True)]

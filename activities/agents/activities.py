@@ -36,6 +36,7 @@ from activities.agents.openai_client import (
 )
 from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import MAX_ATTEMPTS, AgentRequest, AnswerT
+from activities.agents.tracing import name_agent
 from activities.heartbeats import heartbeats
 from workflows.models.agents import (
     Agent,
@@ -113,6 +114,7 @@ class Agents(AgentStub):
 
     def _of(self, agent: Agent) -> AgentBackend:
         """Return the back end of an agent's type; there are no mock agents."""
+        name_agent(agent)
         kind = refuse_mock(str(agent.agent_type))
         if kind in self._by_type:
             return self._by_type[kind]

@@ -15,6 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
+    GEN_AI_RESPONSE_FINISH_REASONS,
+    GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS,
+    GEN_AI_USAGE_INPUT_TOKENS,
+    GEN_AI_USAGE_OUTPUT_TOKENS,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from activities.agents.llm_errors import (
     LONGEST_MESSAGE,
@@ -27,6 +34,7 @@ from activities.agents.llm_errors import (
     transport_failure,
 )
 from activities.agents.sse import DocumentParser, Event, EventParser, LineTooLong
+from activities.agents.tracing import chat_span
 from workflows.models.errors import ErrorType
 
 Message = dict[str, str]
@@ -165,16 +173,21 @@ async def stream_reply(
     )
     answer = _Answer(place_of(client.base_url), messages, on_text, is_whole)
     failed: CallFailed | None = None
-    try:
-        async with _sent(client, request) as response:
-            await _read(response, answer)
-    except (httpx.HTTPError, httpx.StreamError) as error:
-        failed = transport_failure(answer.place, error)
-    except LineTooLong as error:
-        failed = CallFailed(f"{answer.place} sent no chunks: {error}", type=ErrorType.LLM_PROTOCOL)
-    except CallFailed as error:
-        failed = error
-    return answer.reply_or_raise(failed)
+    with chat_span(client.base_url, model, temperature, max_tokens, seed) as span:
+        TraceContextTextMapPropagator().inject(request.headers)
+        try:
+            async with _sent(client, request) as response:
+                await _read(response, answer)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            failed = transport_failure(answer.place, error)
+        except LineTooLong as error:
+            failed = CallFailed(
+                f"{answer.place} sent no chunks: {error}", type=ErrorType.LLM_PROTOCOL
+            )
+        except CallFailed as error:
+            failed = error
+        span.set_attributes(answer.telemetry())
+        return answer.reply_or_raise(failed)
 
 
 async def _read(response: httpx.Response, answer: _Answer) -> None:
@@ -322,6 +335,16 @@ class _Answer:
 
     def _fail(self, error: CallFailed) -> None:
         self.error = self.error or error
+
+    def telemetry(self) -> dict[str, Any]:
+        """Return the attributes of the call's span that the engine stated."""
+        stated = {
+            GEN_AI_USAGE_INPUT_TOKENS: self.figures.get("in"),
+            GEN_AI_USAGE_OUTPUT_TOKENS: self.figures.get("out"),
+            GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: self.figures.get("cached"),
+            GEN_AI_RESPONSE_FINISH_REASONS: [self.finish_reason] if self.finish_reason else None,
+        }
+        return {name: value for name, value in stated.items() if value is not None}
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -102,6 +102,7 @@ from activities.graph.pruning import ended_before, prune, prune_without_story
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
 from activities.graph.stories import adopt
+from activities.graph.tracing import open_session
 from activities.graph.values import Number, Row, Text, Texts, text
 from activities.redaction import Redaction, load_redaction
 from workflows.models.agents import Council, CouncilQuery, PlannedTask
@@ -235,7 +236,7 @@ class Graph(GraphStub):
         # Sorted by id, so that two replicas take their locks in the same order.
         rows = sorted((claim._asdict() for claim in claims), key=lambda row: row["id"])
         with store_errors():
-            async with self._driver.session() as session:
+            async with open_session(self._driver) as session:
                 found = await session.execute_write(_rows, CLAIM, {"rows": rows})
         return [Claim(**row["claim"]) for row in found]
 
@@ -244,7 +245,7 @@ class Graph(GraphStub):
         parameters = {"age_ms": int(age.total_seconds() * 1000), "limit": FORGET_AT_ONCE}
         gone, last = 0, FORGET_AT_ONCE
         with store_errors():
-            async with self._driver.session() as session:
+            async with open_session(self._driver) as session:
                 while last == FORGET_AT_ONCE:
                     [row] = await session.execute_write(_rows, FORGET, parameters)
                     last = int(row["count"])
@@ -290,7 +291,7 @@ class Graph(GraphStub):
     async def load_council(self, query: CouncilQuery) -> Council:
         """Read the councils and return the requested one."""
         with store_errors():
-            async with self._driver.session() as session:
+            async with open_session(self._driver) as session:
                 return choose_council(await session.execute_read(read_councils), query)
 
     @activity.defn
@@ -368,7 +369,7 @@ class Graph(GraphStub):
         """
         with store_errors():
             await adopt(self._driver, [story_id])
-            async with self._driver.session() as session:
+            async with open_session(self._driver) as session:
                 found = await session.execute_read(_read_session, story_id, events, summary)
             given = await self._cache.find_summary(story_id) if summary else ""
         if found is None:
@@ -397,7 +398,7 @@ class Graph(GraphStub):
     async def neighbourhood(self, node_type: str, node_id: str, depth: int) -> Neighbourhood | None:
         """Return a node and the nodes near it; see `relationships.read_neighbourhood`."""
         with store_errors():
-            async with self._driver.session() as session:
+            async with open_session(self._driver) as session:
                 return await session.execute_read(
                     _read_neighbourhood, node_type, node_id, depth, self._redact
                 )
@@ -429,7 +430,7 @@ class Graph(GraphStub):
             if kept is not None:
                 return kept, True
             await adopt(self._driver, [query.story_id])
-            async with self._driver.session() as session:
+            async with open_session(self._driver) as session:
                 sections, known = await session.execute_read(_read_sections, self._scopes, query)
             sections = with_summary(sections, summary)
             pack = assemble(self._scopes, query, budget, sections, self._redact)
@@ -461,7 +462,7 @@ class Graph(GraphStub):
         Raises:
             ConstraintError: the graph refuses it after the adoption, too.
         """
-        async with self._driver.session() as session:
+        async with open_session(self._driver) as session:
             try:
                 return await session.execute_write(work, *arguments)
             except ConstraintError:
@@ -469,7 +470,7 @@ class Graph(GraphStub):
                 return await session.execute_write(work, *arguments)
 
     async def _read(self, cypher: LiteralString, **parameters: Any) -> list[dict[str, Any]]:
-        async with self._driver.session() as session:
+        async with open_session(self._driver) as session:
             return await session.execute_read(_rows, cypher, parameters)
 
 

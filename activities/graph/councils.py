@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
+from activities.graph.tracing import open_session
 from activities.graph.values import Number, Row, Text, Texts
 from workflows.models.agents import Agent, Council, CouncilQuery, refuse_mock
 from workflows.models.base import AgentType, Model, Section
@@ -230,7 +231,7 @@ async def seed_councils(
         }
         for role, seats in load_councils(path).councils.items()
     ]
-    async with driver.session() as session:
+    async with open_session(driver) as session:
         await session.execute_write(_seed, councils)
 
 
@@ -301,7 +302,7 @@ async def find_councils(driver: AsyncDriver) -> list[StoredCouncil]:
         ApplicationError: by `errors.TABLE`, as in every function here that takes a driver.
     """
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             rows = await session.execute_read(read_councils)
     return [
         StoredCouncil(
@@ -320,7 +321,7 @@ async def create_council(driver: AsyncDriver, council: NewCouncil) -> list[str]:
         ApplicationError: `AlreadyExists`.
     """
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             return await session.execute_write(_create, council)
 
 
@@ -332,7 +333,7 @@ async def register_agent(driver: AsyncDriver, role: str, agent: NewAgent) -> str
             `InvalidAgent`: the council is full.
     """
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             return await session.execute_write(_register, role, agent)
 
 
@@ -346,7 +347,7 @@ async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -
             no agent would be left.
     """
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             return await session.execute_write(_unregister, agent_id, role)
 
 

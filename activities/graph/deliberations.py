@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from activities.graph.context_packs import DONE, NOISE, READS, Scope
 from activities.graph.errors import store_errors
 from activities.graph.stories import adopt
+from activities.graph.tracing import open_session
 from activities.graph.values import (
     Flag,
     Instant,
@@ -359,7 +360,7 @@ async def _read(
         for name in ("story", "story_id"):
             if name in parameters:
                 await adopt(driver, [parameters[name]])
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             return await session.execute_read(_rows, cypher, parameters)
 
 

@@ -9,6 +9,7 @@ from typing import Any, LiteralString
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 
 from activities.graph.errors import store_errors
+from activities.graph.tracing import open_session
 from workflows.timestamps import format_timestamp
 
 AT_ONCE = 1_000
@@ -60,7 +61,7 @@ WITH DISTINCT node DETACH DELETE node RETURN count(*) AS count
 async def ended_before(driver: AsyncDriver, over: Sequence[str], before: datetime) -> list[str]:
     """Return the ids of the stories that have ended, and whose last event is before `before`."""
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             parameters = {"over": list(over), "before_ms": int(before.timestamp() * 1000)}
             rows = await session.execute_read(_rows, ENDED, parameters)
     return [row["id"] for row in rows]
@@ -69,7 +70,7 @@ async def ended_before(driver: AsyncDriver, over: Sequence[str], before: datetim
 async def prune(driver: AsyncDriver, story_id: str, over: Sequence[str], before: datetime) -> int:
     """Remove a story and what belongs to it, unless it lives again; return how many nodes."""
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             before_ms = int(before.timestamp() * 1000)
             parameters = {"id": story_id, "over": list(over), "before_ms": before_ms}
             [row] = await session.execute_write(_rows, PRUNE, parameters)
@@ -81,7 +82,7 @@ async def prune_without_story(driver: AsyncDriver, before: datetime) -> int:
     total = 0
     parameters = {"before": format_timestamp(before), "limit": AT_ONCE}
     with store_errors():
-        async with driver.session() as session:
+        async with open_session(driver) as session:
             while True:
                 [row] = await session.execute_write(_rows, PRUNE_ALONE, parameters)
                 if not row["count"]:

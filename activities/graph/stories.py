@@ -16,6 +16,8 @@ from typing import Any, LiteralString
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 
+from activities.graph.tracing import open_session
+
 ADOPTION_S = 20.0
 
 STORY: LiteralString = """
@@ -174,7 +176,7 @@ ADOPT: tuple[str, ...] = (
 
 async def adopt(driver: AsyncDriver, story_ids: Collection[str]) -> None:
     """Adopt what others wrote for these stories; write nothing if nothing is new."""
-    async with driver.session() as session:
+    async with open_session(driver) as session:
         unadopted = await session.execute_read(_ids, UNADOPTED, {"ids": list(story_ids)})
         if unadopted:
             await session.execute_write(adopt_all, unadopted)

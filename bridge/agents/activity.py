@@ -25,6 +25,7 @@ from activities.agents.requests import AgentRequest, AnswerT
 from bridge.agents.calls import CALL_TTL, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
 from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, publish_error
 from bridge.mirror.source import Source
+from bridge.tracing import send_span
 from workflows.models.base import Model
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import AgentCommand
@@ -147,12 +148,13 @@ class Commands:
         try:
             if not self._nats.is_connected:
                 raise nats_errors.OutboundBufferLimitError
-            await self._jetstream.publish(
-                call.subject,
-                call.command.model_dump_json().encode(),
-                stream=COMMANDS,
-                headers=headers(call),
-            )
+            with send_span(call.subject, call.call_id):
+                await self._jetstream.publish(
+                    call.subject,
+                    call.command.model_dump_json().encode(),
+                    stream=COMMANDS,
+                    headers=headers(call),
+                )
         except PUBLISH_FAILURES as error:
             what = f"The command to agent {call.agent_id} on {call.subject} is not on JetStream"
             # Without the cause: its text is in the message, and Temporal cuts long chains.

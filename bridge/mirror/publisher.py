@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError
 from bridge.jetstream.dead_letters import DeadLetters
 from bridge.jetstream.streams import stream_of
 from bridge.mirror.source import Source
+from bridge.tracing import send_span
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import Entry, EntrySkipped, PublishBatch
 from workflows.stubs import MirrorStub
@@ -84,12 +85,13 @@ class Mirror(MirrorStub):
                 ErrorType.NO_STREAM, f"{_named(entry)}: no declared stream takes it"
             )
         try:
-            ack = await self._jetstream.publish(
-                entry.subject,
-                _body(entry),
-                stream=stream.name,
-                headers=self.headers(entry),
-            )
+            with send_span(entry.subject, entry.id):
+                ack = await self._jetstream.publish(
+                    entry.subject,
+                    _body(entry),
+                    stream=stream.name,
+                    headers=self.headers(entry),
+                )
         except PUBLISH_FAILURES as error:
             # Without the cause: its text is in the message, and Temporal cuts long chains.
             raise entry_error(entry, error) from None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Plugin as WorkerPlugin
 from temporalio.worker import Replayer
 
 from tests.replay.record import WIRE, portable, wire
@@ -54,6 +58,24 @@ def test_a_recorded_history_does_not_name_its_machine(path: Path) -> None:
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
+    await replay(HISTORIES[path])
+
+
+def test_histories_replay_with_tracing_and_export_no_span_twice() -> None:
+    """Tracing may be switched on while stories run."""
+    some = [str(path) for path in HISTORIES if path.name.startswith("amended_in_order.")]
+    replayed = subprocess.run(
+        [sys.executable, "-m", "tests.replay.traced", *some],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (replayed.returncode, replayed.stdout) == (0, ""), replayed.stderr
+
+
+async def replay(recorded: str, plugins: Sequence[WorkerPlugin] = ()) -> None:
+    """Replay a recorded history against the current code."""
     replayer = Replayer(
         workflows=[
             StoryWorkflow,
@@ -66,8 +88,8 @@ async def test_a_recorded_history_replays(path: Path) -> None:
         ],
         workflow_runner=workflow_runner(),
         data_converter=pydantic_data_converter,
+        plugins=plugins,
     )
-
-    history = json.loads(HISTORIES[path])
+    history = json.loads(recorded)
     began = history["events"][0]["workflowExecutionStartedEventAttributes"]
     await replayer.replay_workflow(WorkflowHistory.from_json(began["workflowId"], history))

@@ -29,6 +29,7 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
 from workers.external_storage import data_converter
 from workers.settings import InvalidSettings, MockRefused, Settings, load
+from workers.telemetry import traced
 from workflows.models.base import Request
 from workflows.models.ids import ID_RULE, Id, story_of, story_workflow_id
 from workflows.story import StoryWorkflow
@@ -155,8 +156,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 async def temporal(settings: Settings) -> AsyncIterator[Client]:
     """Connect to Temporal with the fleet's own data converter."""
     valkey = valkey_client(settings)
+    converter = data_converter(valkey, settings.keep_payloads_for)
     try:
-        yield await open_temporal(settings, data_converter(valkey, settings.keep_payloads_for))
+        with traced(settings, "cli") as plugins:
+            yield await open_temporal(settings, converter, plugins=plugins)
     finally:
         await valkey.aclose()
 
