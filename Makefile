@@ -100,7 +100,7 @@ audit: setup ## look for known vulnerabilities of the pinned packages; needs pyp
 sbom: ## write a CycloneDX bill of materials of each lock to .fleet/sbom
 	@$(PYTHON) -m deploy.local.setup --only uv
 	@mkdir -p .fleet/sbom
-	@for kind in cpu gpu none; do \
+	@for kind in cpu gpu none fleet; do \
 	  .fleet/setup/uv/bin/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements $(LOCKS)/$$kind.lock \
 	    --pyproject pyproject.toml --output-reproducible --of JSON \
 	    -o .fleet/sbom/$$kind.cdx.json 2>/dev/null && echo ".fleet/sbom/$$kind.cdx.json" || exit 1; \
@@ -119,4 +119,8 @@ lock: ## pin the packages again (UPGRADE=1: to the newest that fit)
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet -o $(LOCKS)/none.lock \
 	  && echo "$(LOCKS)/none.lock"
+	@.fleet/setup/uv/bin/uv pip compile pyproject.toml --constraint $(LOCKS)/none.lock \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --quiet -o $(LOCKS)/fleet.lock \
+	  && echo "$(LOCKS)/fleet.lock"
 	@$(MAKE) --no-print-directory sbom

@@ -50,15 +50,15 @@ def convert(package: Path, folder: Path) -> None:
     draft.rename(folder)
 
 
-def main() -> int:
-    """Convert, or report which package is missing."""
+def main(folder: Path = FOLDER) -> int:
+    """Convert to `folder`, or report which package is missing."""
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
         print(f"the package that ships {FILE} is not installed", file=sys.stderr)
         return 1
-    convert(Path(package.origin).parent, FOLDER)
+    convert(Path(package.origin).parent, folder)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(Path, sys.argv[1:2])))
