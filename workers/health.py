@@ -19,7 +19,8 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import make_wsgi_app
+import httpx
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from workers.clients.connection import StartError
 
@@ -52,13 +53,16 @@ async def _word(check: Check) -> str:
 
 
 @contextmanager
-def serve(host: str, port: int, checks: Mapping[str, Check]) -> Iterator[str]:
+def serve(
+    host: str, port: int, checks: Mapping[str, Check], more_metrics: str = ""
+) -> Iterator[str]:
     """Serve until the block ends.
 
     Args:
         host: The address to listen on.
         port: The port to listen on; 0: any free one.
         checks: The checks that `/health` runs, by name.
+        more_metrics: The address of metrics that `/metrics` includes; empty: none.
 
     Yields:
         The address that it listens on.
@@ -66,7 +70,7 @@ def serve(host: str, port: int, checks: Mapping[str, Check]) -> Iterator[str]:
     Raises:
         StartError: the port is in use, or the address does not belong to this machine.
     """
-    app = _App(asyncio.get_running_loop(), checks)
+    app = _App(asyncio.get_running_loop(), checks, more_metrics)
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
@@ -95,10 +99,12 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _App:
-    def __init__(self, loop: asyncio.AbstractEventLoop, checks: Mapping[str, Check]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, checks: Mapping[str, Check], more_metrics: str
+    ) -> None:
         self._loop = loop
         self._checks = checks
-        self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app()
+        self._more_metrics = more_metrics
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
@@ -107,9 +113,17 @@ class _App:
             case "/live":
                 return self._report(start, {})
             case "/metrics":
-                return self._metrics(environ, start)
+                return self._metrics(start)
             case _:
                 return _answer(start, HTTPStatus.NOT_FOUND, {"paths": PATHS})
+
+    def _metrics(self, start: StartResponse) -> Iterable[bytes]:
+        metrics = [generate_latest()]
+        if self._more_metrics:
+            more = httpx.get(self._more_metrics, timeout=CHECK_WITHIN_S, trust_env=False)
+            metrics.append(more.raise_for_status().content)
+        start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+        return metrics
 
     def _report(self, start: StartResponse, checks: Mapping[str, Check]) -> Iterable[bytes]:
         examination = asyncio.run_coroutine_threadsafe(examine(checks), self._loop)

@@ -98,7 +98,12 @@ async def run(name: str, settings: Settings, service: str = "") -> None:
             log.warning("unknown variable", variable=variable, did_you_mean=meant)
         async with ready(name, settings, runtime, plugins, service) as process:
             with (
-                health.serve(settings.health_host, settings.health_port, process.checks)
+                health.serve(
+                    settings.health_host,
+                    settings.health_port,
+                    process.checks,
+                    telemetry.sdk_metrics(settings),
+                )
                 if settings.health_port
                 else nullcontext()
             ):

@@ -1,6 +1,7 @@
 """The search attributes of `workflows/search_attributes.py`, registered at start-up."""
 
 import asyncio
+from datetime import datetime
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import (
@@ -14,7 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from workers.clients.connection import StartError
 from workflows.search_attributes import ALL
 
-Key = SearchAttributeKey[str] | SearchAttributeKey[int]
+Key = SearchAttributeKey[str] | SearchAttributeKey[int] | SearchAttributeKey[datetime]
 
 KNOWN_WITHIN_S = 30.0
 """How long the server may take to know a new search attribute, in seconds."""

@@ -265,7 +265,9 @@ class Settings(BaseSettings):
         None, description="port of `/health` and `/metrics`; unset: none"
     )
     temporal_metrics_port: Port | None = Field(
-        None, description="loopback port of the Temporal SDK's own metrics; unset: none"
+        None,
+        description="loopback port of the Temporal SDK's own metrics, which `/metrics` includes; "
+        "unset: none",
     )
     grpc_host: str = Field("127.0.0.1", description="where the gRPC services listen")
     grpc_orchestrator_port: Port = Field(50055, description="port of orchestrator.v1")

@@ -27,8 +27,8 @@ from temporalio.worker import (
 from workers.settings import Settings
 from workflows.models.ids import story_of
 
-LOOPBACK = "127.0.0.1"
 STORY_WORKFLOW_PREFIX = "story-"
+LOOPBACK = "127.0.0.1"
 QUIET = ("httpx", "httpx2", "httpcore", "openai")
 """Loggers that report on INFO, for every call, what a trace shows better."""
 
@@ -170,14 +170,21 @@ def request_ids(args: Any) -> dict[str, str]:
     return ids
 
 
+def sdk_metrics(settings: Settings) -> str:
+    """Return the address of the Temporal SDK's own metrics; empty if it serves none."""
+    port = settings.temporal_metrics_port
+    return f"http://{LOOPBACK}:{port}/metrics" if port else ""
+
+
 def _runtime(settings: Settings) -> Runtime:
     port = settings.temporal_metrics_port
+    metrics = PrometheusConfig(bind_address=f"{LOOPBACK}:{port}") if port else None
     return Runtime(
         telemetry=TelemetryConfig(
             logging=LoggingConfig(
                 filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
                 forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
             ),
-            metrics=PrometheusConfig(bind_address=f"{LOOPBACK}:{port}") if port else None,
+            metrics=metrics,
         )
     )

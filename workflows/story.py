@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -40,6 +40,7 @@ from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow
 from workflows.search_attributes import (
     DOR_SCORE,
+    GATE_OPENED_AT,
     PENDING_GATE,
     RIGOR,
     STORY_ROLE,
@@ -994,12 +995,20 @@ class StoryWorkflow:
         self.story.working_on = what
         self.show()
 
+    def gate_opened_at(self, gate: str) -> datetime | None:
+        """Return since when the story waits at the gate, also over runs; None if at no gate."""
+        known = workflow.info().typed_search_attributes
+        if gate and known.get(PENDING_GATE) == gate:
+            return known.get(GATE_OPENED_AT)
+        return workflow.now() if gate else None
+
     def show(self) -> None:
         """Set the search attributes and the title, if they changed, and the current details."""
         view = self.story.view()
         now: dict[SearchAttributeKey[Any], Any] = {
             STORY_STATE: view.state,
             PENDING_GATE: view.pending_gate or None,
+            GATE_OPENED_AT: self.gate_opened_at(view.pending_gate),
             STORY_ROLE: view.gate_role or None,
             RIGOR: view.rigor,
             DOR_SCORE: view.dor_score,

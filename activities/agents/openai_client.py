@@ -33,6 +33,7 @@ from activities.agents.llm_errors import (
     status_failure,
     transport_failure,
 )
+from activities.agents.metrics import count_request, count_tokens
 from activities.agents.sse import DocumentParser, Event, EventParser, LineTooLong
 from activities.agents.tracing import chat_span
 from workflows.models.errors import ErrorType
@@ -173,6 +174,7 @@ async def stream_reply(
     )
     answer = _Answer(place_of(client.base_url), messages, on_text, is_whole)
     failed: CallFailed | None = None
+    began = time.monotonic()
     with chat_span(client.base_url, model, temperature, max_tokens, seed) as span:
         TraceContextTextMapPropagator().inject(request.headers)
         try:
@@ -187,7 +189,20 @@ async def stream_reply(
         except CallFailed as error:
             failed = error
         span.set_attributes(answer.telemetry())
-        return answer.reply_or_raise(failed)
+        outcome, paid = "answered", None
+        try:
+            paid = answer.reply_or_raise(failed)
+            return paid
+        except CallFailed as error:
+            outcome = error.type or ""
+            paid = error.reply if isinstance(error, AnswerBroken) else None
+            raise
+        finally:
+            count_request(model, schema_name, outcome, time.monotonic() - began)
+            if paid:
+                count_tokens(
+                    model, schema_name, paid.tokens_in, paid.tokens_out, paid.cached_tokens
+                )
 
 
 async def _read(response: httpx.Response, answer: _Answer) -> None:

@@ -32,6 +32,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.agents.answer_cache import kept_answer
 from activities.agents.llm_errors import LONGEST_MESSAGE
+from activities.agents.metrics import count_request, count_tokens
 from activities.agents.openai_client import figure
 from activities.agents.prompts import Prompts
 from activities.agents.requests import ANSWERS, MAX_ATTEMPTS
@@ -223,6 +224,7 @@ class AgentResponses:
                 made = await self._settle_call(found, settled, response, by)
                 if made is None:
                     continue  # another message settled the call first: read its result
+                count(settled, response, made.outcome)
                 settled = made
             if response.status == "working":
                 return None  # overtaken by the answer, or for a call that was given up
@@ -402,6 +404,13 @@ def usage_of(call: OpenCall, response: AgentResponse) -> CallUsage:
         asks=call.asked_before + call.ask,
         prompt_hash=call.first_prompt.hash,
     )
+
+
+def count(call: OpenCall, response: AgentResponse, outcome: str) -> None:
+    """Count one request to an external agent. Its model is the council's: an agent may name any."""
+    model = call.question.call.agent.model or "external"
+    count_request(model, call.act, outcome, max(time.time() - call.began_ms / 1000, 0))
+    count_tokens(model, call.act, figure(response.tokens_in), figure(response.tokens_out))
 
 
 def response_subject(task_id: str) -> str:

@@ -10,6 +10,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.heartbeats import Heartbeats
+from activities.outbox_metrics import OutboxMetrics
 from bridge.jetstream.streams import StreamError, reconcile
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source, read_source
@@ -29,7 +30,7 @@ def bridge_worker(client: Client, settings: Settings, nats: Nats, source: Source
         client,
         task_queue=BRIDGE_QUEUE,
         activities=[mirror.publish],
-        **options(settings, Heartbeats()),
+        **options(settings, OutboxMetrics(), Heartbeats()),
     )
 
 

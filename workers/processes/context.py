@@ -16,6 +16,7 @@ from activities.graph.context_packs import load_scopes
 from activities.graph.councils import load_councils
 from activities.graph.migrations import migrate
 from activities.heartbeats import Heartbeats
+from activities.outbox_metrics import OutboxMetrics
 from activities.planning import Planning, load_config
 from activities.redaction import load_redaction
 from workers.clients.neo4j import open_neo4j, schema_errors
@@ -57,7 +58,7 @@ def context_worker(
             planning.load_process,
             planning.score_story,
         ],
-        **options(settings, Heartbeats()),
+        **options(settings, OutboxMetrics(), Heartbeats()),
     )
 
 

@@ -12,7 +12,9 @@ from activities.config import InvalidConfig
 from activities.graph.activities import Graph
 from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import migrate
+from activities.planning import load_config
 from activities.redaction import load_redaction
+from bridge.fleet_metrics import FleetMetrics
 from bridge.inbox.inbox import Inbox
 from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import ConsumerError
@@ -49,11 +51,13 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
         with valid_config(InvalidConfig):
             graph = open_graph(base, driver)
+            machine = load_config(base.settings.fleet_config).machine
         job = inbox(base, nats, graph)
         sweep = StorySweep(base.temporal, graph, base.settings.story_sweep_seconds)
         with schema_errors(base.settings):
             await migrate(driver)
         jetstream = nats.jetstream()
+        metrics = FleetMetrics(base.temporal, jetstream, machine)
         try:
             await streams.reconcile(jetstream, base.settings.nats_replicas)
             changes = await consumers.reconcile(jetstream)
@@ -61,6 +65,6 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
             raise StartError(str(error)) from error
         log.info("consumers are as declared", changes=changes)
         yield RunningProcess(
-            {"inbox": job, "story-sweep": sweep},
+            {"inbox": job, "story-sweep": sweep, "fleet-metrics": metrics},
             {"neo4j": driver.verify_connectivity, "nats": jetstream.account_info},
         )

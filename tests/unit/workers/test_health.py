@@ -108,6 +108,17 @@ async def test_it_serves_metrics_and_names_its_paths() -> None:
     assert elsewhere.json() == {"paths": ["/health", "/live", "/metrics"]}
 
 
+async def test_it_includes_the_metrics_of_the_sdk() -> None:
+    with health.serve("127.0.0.1", 0, {}) as sdk:
+        with health.serve("127.0.0.1", 0, {}, f"{sdk}/metrics") as url:
+            metrics = await get(f"{url}/metrics")
+        with health.serve("127.0.0.1", 0, {}, f"{sdk}/elsewhere") as url:
+            failed = await get(f"{url}/metrics")
+
+    assert metrics.text.count("# TYPE python_info gauge") == 2
+    assert failed.status_code == 500
+
+
 async def test_a_port_that_is_taken_is_refused_and_one_that_was_left_is_not() -> None:
     (port,) = free_ports(1)
 

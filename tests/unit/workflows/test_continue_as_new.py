@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from tests.support.polling import WITHIN_S, until
 from tests.support.server_process import ServerProcess
 from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
 from workers.search_attributes import register
+from workflows.search_attributes import GATE_OPENED_AT, PENDING_GATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,22 @@ async def test_a_story_continues_as_new_and_loses_nothing(impatient: Client, wor
     assert ids == [entry.id for entry in world.recorded if entry.subject]
     timeline = await impatient.get_workflow_handle(story.handle.id).query("timeline")
     assert [line["event"] for line in timeline if line["event"] == "planning.story.created"]
+
+
+async def test_a_gate_waits_since_an_earlier_run(impatient: Client, world: World) -> None:
+    story = await StartStory(impatient, world)()
+
+    async def waits_since() -> datetime | None:
+        described = await story.handle.describe()
+        known = described.typed_search_attributes
+        return known.get(GATE_OPENED_AT) if known.get(PENDING_GATE) == "approve_scope" else None
+
+    since = await until(waits_since)
+    await flooded(impatient, story)
+
+    assert await until(waits_since) == since
+    await story.approve("approve_scope")
+    assert await until(waits_since, lambda found: found is None) is None
 
 
 async def flooded(client: Client, story: RunningStory) -> None:
