@@ -19,7 +19,7 @@ dev: export FLEET_SERVE := $(if $(wildcard $(BIN)/ray),,none)
 dev: lint ## run lint, types and unit tests; needs no JDK, Ray or vLLM
 	$(BIN)/pytest -q -n 4 tests/unit tests/replay  # they mostly wait
 
-run: up ## start the servers and the workers, and take a story to DONE
+run: up ## start everything, and take a story to DONE (OBSERVE=1: with Prometheus)
 	@$(BIN)/python -m deploy.local.demo
 
 up: setup ## start the servers and the workers

@@ -52,6 +52,11 @@ def up(
         console.print("everything runs already")
     _show(asyncio.run(stack.status()))
     console.print(f"logs in {_short(stack.supervisor.logs)}, settings in {_short(stack.env_file)}")
+    if stack.settings.observe:
+        console.print(
+            "Grafana is in no package registry: start your own, and import "
+            "deploy/observability/dashboards/*.json with Prometheus as the data source"
+        )
 
 
 @app.command()

@@ -13,6 +13,7 @@ from deploy.local.servers import (
     LOOPBACK,
     Nats,
     Neo4j,
+    Prometheus,
     RayServe,
     Server,
     Temporal,
@@ -97,8 +98,16 @@ def parts(settings: StackSettings) -> Parts:
         ui = WebUi(settings.home / "data" / "ui", temporal)
         servers = (servers[0], Part(ui, ui.url, servers[0].ready_within), *servers[1:])
     env["HEALTH_PORT"] = str(settings.health_port)
+    ports = settings.grpc_ports
+    if settings.observe:
+        ports |= {"temporal-metrics": settings.temporal_metrics_port}
+        env["TEMPORAL_METRICS_PORT"] = str(settings.temporal_metrics_port)
+        prometheus = Prometheus(
+            settings.home / "data" / "prometheus", settings.prometheus_port, settings.health_port
+        )
+        servers = (*servers, Part(prometheus, prometheus.url, timedelta(minutes=1)))
     env |= _grpc(settings)
-    workers = Workers(settings.home, settings.health_port, other_ports=settings.grpc_ports)
+    workers = Workers(settings.home, settings.health_port, other_ports=ports)
     health = f"http://{LOOPBACK}:{settings.health_port}/health"
     return Parts(servers, Part(workers, health, timedelta(minutes=3), timedelta(seconds=60)), env)
 

@@ -37,6 +37,7 @@ from deploy.local.nats_users import PERMISSIONS
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / ".fleet" / "setup"
+PROMETHEUS = INSTALLED / "prometheus" / "usr" / "bin"
 """What setup fetched or made, shared by every stack of this checkout."""
 
 TEMPORAL_RETENTION = timedelta(days=90)
@@ -622,6 +623,55 @@ def leave_short_folder(wanted: Path, used: Path) -> None:
     if used != wanted:
         with contextlib.suppress(OSError):
             used.rmdir()
+
+
+@dataclass(frozen=True)
+class Prometheus(Server):
+    """Prometheus with the fleet's alert rules; it reads the workers' metrics."""
+
+    name: ClassVar[str] = "prometheus"
+    home: Path
+    port: int = 9090
+    health_port: int = 8080
+
+    @property
+    def url(self) -> str:
+        """The address of its API."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The port of its API."""
+        return {"api": self.port}
+
+    def prepare(self) -> Command:
+        """Write prometheus.json, which is YAML, too."""
+        program = PROMETHEUS / "prometheus"
+        if not program.exists():
+            raise NotInstalled("prometheus", program)
+        self.home.mkdir(parents=True, exist_ok=True)
+        target = {"targets": [f"{LOOPBACK}:{self.health_port}"]}
+        config = {
+            "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
+            "rule_files": [str(ROOT / "deploy" / "observability" / "rules.yaml")],
+            "scrape_configs": [{"job_name": "fleet", "static_configs": [target]}],
+        }
+        file = self.home / "prometheus.json"
+        file.write_text(json.dumps(config, indent=1) + "\n")
+        return Command(
+            (
+                str(program),
+                f"--config.file={file}",
+                f"--storage.tsdb.path={self.home / 'data'}",
+                f"--web.listen-address={LOOPBACK}:{self.port}",
+                "--web.cors.origin=$^",  # no page of another site may read it
+            )
+        )
+
+    async def check(self) -> None:
+        """Check that it has read its data and serves."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            (await http.get(f"{self.url}/-/ready")).raise_for_status()
 
 
 @dataclass(frozen=True)

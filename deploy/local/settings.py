@@ -24,6 +24,8 @@ PORT_FIELDS = (
     "neo4j_port",
     "serve_port",
     "health_port",
+    "temporal_metrics_port",
+    "prometheus_port",
     *GRPC_PORTS,
 )
 
@@ -46,6 +48,10 @@ class StackSettings(BaseSettings):
     neo4j_port: Port = Field(7687, description="Neo4j's Bolt port on this machine")
     serve_port: Port = Field(8000, description="port of the LLM's API on this machine")
     health_port: Port = Field(8080, description="port of the workers' health endpoint")
+
+    observe: bool = Field(False, description="whether to start Prometheus")
+    temporal_metrics_port: Port = Field(9464, description="port of the Temporal SDK's metrics")
+    prometheus_port: Port = Field(9090, description="Prometheus's port")
 
     grpc_orchestrator_port: Port = Field(50055, description="port of the orchestrator service")
     grpc_context_port: Port = Field(50054, description="port of the context service")

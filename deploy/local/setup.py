@@ -56,6 +56,14 @@ class Step:
     inputs: Callable[[], str]
     result: Path
     run: Callable[[], None]
+    only_with: str = ""
+    """The variable without which the step runs only by `--only`."""
+
+    def is_chosen(self, arguments: list[str]) -> bool:
+        """Return whether the step is to run with these arguments of `main`."""
+        if arguments:
+            return arguments == ["--only", self.name]
+        return not self.only_with or bool(os.environ.get(self.only_with))
 
     @property
     def stamp(self) -> Path:
@@ -88,7 +96,7 @@ def main(arguments: list[str]) -> int:
         try:
             check_machine()
             wanted = [s for s in STEPS if accelerator() != "none" or s.name in WITHOUT_SERVERS]
-            steps = [step for step in wanted if arguments in ([], ["--only", step.name])]
+            steps = [step for step in wanted if step.is_chosen(arguments)]
             if not steps:
                 raise SetupFailed(
                     f"{' '.join(arguments)!r} is not understood",
@@ -356,6 +364,21 @@ def _model_inputs() -> str:
     return "\n".join([*pinned, (HERE / "model.py").read_text()])
 
 
+# Prometheus
+
+
+def _install_prometheus() -> None:
+    """Unpack Debian's package, which would otherwise start a service of the machine."""
+    folder = INSTALLED / "prometheus"
+    remedy = "Prometheus comes from Debian's packages; without apt-get, unset OBSERVE"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if os.geteuid() == 0:
+        _run("prometheus", ["apt-get", "update", "-q"], remedy)
+    unpack = f"cd '{folder}' && apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb ."
+    _run("prometheus", ["sh", "-ec", unpack], remedy)
+
+
 STEPS = (
     Step(
         "programs",
@@ -385,6 +408,14 @@ STEPS = (
         _model_inputs,
         INSTALLED / "models/smollm2-135m-instruct/done",
         _make_model,
+    ),
+    Step(
+        "prometheus",
+        "Prometheus from Debian's packages (20 MB)",
+        lambda: "",
+        INSTALLED / "prometheus/usr/bin/promtool",
+        _install_prometheus,
+        only_with="OBSERVE",
     ),
 )
 

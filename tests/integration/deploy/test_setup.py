@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,23 @@ def test_a_step_is_done_again_when_its_inputs_or_its_result_change(
     assert [ran(), ran()] == [True, False]
 
 
+def test_a_step_that_a_variable_chooses_runs_with_it_or_when_it_is_named(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = replace(making(scratch / "file"), only_with="OBSERVE")
+    monkeypatch.setattr(setup, "STEPS", (step,))
+    monkeypatch.delenv("OBSERVE", raising=False)
+
+    def ran(*arguments: str) -> bool:
+        step.result.unlink(missing_ok=True)
+        setup.main([*arguments])
+        return "thing: done" in capsys.readouterr().out
+
+    assert [ran(), ran("--only", "thing")] == [False, True]
+    monkeypatch.setenv("OBSERVE", "1")
+    assert ran()
+
+
 def test_a_failed_step_reports_what_failed_and_is_tried_again(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +117,7 @@ def test_an_unknown_step_is_refused_with_those_there_are(
 ) -> None:
     assert setup.main(["--only", "kitchen"]) == 1
 
-    steps = "programs, uv, packages, neo4j, model"
+    steps = "programs, uv, packages, neo4j, model, prometheus"
     assert f"--only takes one of {steps}" in capsys.readouterr().err
 
 
