@@ -173,18 +173,19 @@ def test_each_process_gets_settings_that_it_accepts(
 ) -> None:
     monkeypatch.setenv("FLEET_HOME", str(tmp_path))
     known = {name.upper() for name in (*Settings.model_fields, *ALIASES)}
-    predecessors = {"NEO4J_HOST", "NEO4J_PORT", "VALKEY_HOST", "VALKEY_PORT"} | {
+    others = {"SSL_CERT_FILE", "NEO4J_HOST", "NEO4J_PORT", "VALKEY_HOST", "VALKEY_PORT"} | {
         f"{name.upper()}_URL" for name in SERVICES
     }
     for name, pod in manifests.fleet_pods().items():
         variables = manifests.environment(pod)
-        assert variables.keys() <= known | predecessors, name
+        assert variables.keys() <= known | others, name
         assert slips(list(variables)) == {}
         values = {
             ALIASES.get(variable.lower(), variable.lower()): in_pod(pod, value, tmp_path)
             for variable, value in variables.items()
         }
         settings = Settings.model_validate({k: v for k, v in values.items() if k.upper() in known})
+        assert Path(values["ssl_cert_file"]).exists()
         assert settings.temporal_tls
         assert settings.redis_tls
         assert settings.require_tokens
