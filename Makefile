@@ -7,7 +7,7 @@ OUT    ?= .
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
-        dev test-integration test-e2e test-chaos soak bench fuzz mutants protos lock sbom audit jars
+        dev test-integration test-e2e test-chaos k8s-test soak bench fuzz mutants protos lock sbom audit jars
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -68,6 +68,10 @@ test-e2e: setup ## run the end-to-end tests, with Ray and vLLM
 
 test-chaos: setup ## run the tests that kill processes and servers
 	$(BIN)/pytest tests/chaos
+
+k8s-test: setup ## apply the Kubernetes manifests to a real API server; needs Go, builds 5 minutes
+	cd tests/k8s/apiserver && go build -buildvcs=false -o $(CURDIR)/.fleet/k8s/apiserver .
+	$(BIN)/pytest tests/k8s
 
 soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random)
 	$(BIN)/python -m tests.chaos.load --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
