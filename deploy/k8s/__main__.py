@@ -17,6 +17,8 @@ from deploy.local.nats_users import PERMISSIONS
 from workers.settings import ALIASES, ROOT, SERVICES, Settings
 
 BASE = ROOT / "deploy" / "k8s" / "base"
+MONITORING = ROOT / "deploy" / "k8s" / "components" / "monitoring"
+OBSERVABILITY = ROOT / "deploy" / "observability"
 CONFIG = ROOT / "deploy" / "config"
 NAMESPACE = "swe-ai-fleet"
 MOUNTED = "/etc/fleet/config"
@@ -35,6 +37,7 @@ IN_CLUSTER: dict[str, Any] = {
     "nats_ca_file": f"{CERTIFICATES}/ca.crt",
     "redis_tls": True,
     "require_tokens": True,
+    "temporal_metrics_port": 9091,
     "temporal_tls": True,
     "temporal_tls_server_ca_cert_path": f"{CERTIFICATES}/ca.crt",
     "temporal_tls_client_cert_path": f"{CERTIFICATES}/tls.crt",
@@ -158,6 +161,30 @@ def config_volume() -> dict[str, Any]:
     }
 
 
+def monitoring() -> list[dict[str, Any]]:
+    """Return the alert rules and dashboards of deploy/observability, for Prometheus and Grafana."""
+    rules = yaml.safe_load((OBSERVABILITY / "rules.yaml").read_text())
+    dashboards = sorted((OBSERVABILITY / "dashboards").glob("*.json"))
+    return [
+        {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PrometheusRule",
+            "metadata": {"name": "fleet", "namespace": NAMESPACE},
+            "spec": rules,
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": "fleet-dashboards",
+                "namespace": NAMESPACE,
+                "labels": {"grafana_dashboard": "1"},
+            },
+            "data": {path.name: path.read_text() for path in dashboards},
+        },
+    ]
+
+
 class _Dumper(yaml.SafeDumper):
     """YAML with texts of several lines as they are."""
 
@@ -172,10 +199,14 @@ _Dumper.add_representer(str, _represent_text)
 
 def files() -> dict[Path, str]:
     """Return the generated files with their content."""
-    documents = {"00-configmaps.yaml": config_maps(), "fleet-config-volume.yaml": [config_volume()]}
+    documents = {
+        BASE / "00-configmaps.yaml": config_maps(),
+        BASE / "fleet-config-volume.yaml": [config_volume()],
+        MONITORING / "generated.yaml": monitoring(),
+    }
     return {
-        BASE / name: HEADER + yaml.dump_all(parts, Dumper=_Dumper, sort_keys=False, width=1000)
-        for name, parts in documents.items()
+        path: HEADER + yaml.dump_all(parts, Dumper=_Dumper, sort_keys=False, width=1000)
+        for path, parts in documents.items()
     }
 
 

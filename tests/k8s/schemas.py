@@ -42,6 +42,14 @@ MODULES = {
             "deploy/crds/cert-manager.io_clusterissuers.yaml",
         ],
     ),
+    "prometheus-operator": (
+        "github.com/prometheus-operator/prometheus-operator",
+        "v0.85.0",
+        [
+            f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml"
+            for kind in ("podmonitors", "prometheusrules")
+        ],
+    ),
 }
 """The Go module of each source, its version, and its files."""
 

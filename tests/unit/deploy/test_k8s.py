@@ -563,6 +563,23 @@ def test_workers_grow_with_their_queue_and_services_with_their_load(production: 
         assert "replicas" not in deployment["spec"], "applying again would undo the scaling"
 
 
+def test_prometheus_reads_every_process_and_has_the_alerts(production: Manifests) -> None:
+    monitor = production.of_kind("PodMonitor")["fleet"]["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    for name in production.of_kind("Deployment"):
+        pod = production.fleet_pods()[name]
+        assert selects(monitor["selector"], pod["metadata"]["labels"])
+        ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+        assert endpoint["port"] in ports
+    rules = yaml.safe_load((generator.OBSERVABILITY / "rules.yaml").read_text())
+    assert production.of_kind("PrometheusRule")["fleet"]["spec"] == rules
+    jobs = set(re.findall(r'job="(\w+)"', json.dumps(rules).replace("\\", "")))
+    assert jobs == {r["replacement"] for r in endpoint["relabelings"] if r["targetLabel"] == "job"}
+    dashboards = production.of_kind("ConfigMap")["fleet-dashboards"]["data"]
+    files = (generator.OBSERVABILITY / "dashboards").glob("*.json")
+    assert dashboards == {path.name: path.read_text() for path in files}
+
+
 def test_jobs_do_before_an_upgrade_what_each_process_does_at_its_start(
     manifests: Manifests,
 ) -> None:
