@@ -369,6 +369,13 @@ def test_only_the_arrows_of_the_architecture_are_allowed(manifests: Manifests) -
     assert found == wanted
 
 
+def test_each_side_of_an_arrow_is_as_narrow_as_the_other(production: Manifests) -> None:
+    for name, policy in production.of_kind("NetworkPolicy").items():
+        if name.startswith("to-"):
+            assert policy["spec"]["podSelector"]["matchLabels"], f"{name} selects every pod"
+            assert policy["spec"]["policyTypes"] == ["Egress"]
+
+
 def test_nothing_is_allowed_that_no_policy_names(manifests: Manifests) -> None:
     for namespace in {
         each["metadata"].get("namespace")
