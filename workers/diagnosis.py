@@ -27,7 +27,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from activities.checks.sandbox import CannotRun, Sandbox
@@ -45,6 +45,7 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey, read_memory
 from workers.external_storage import data_converter
 from workers.lost_payloads import lost_by_story
+from workers.payload_codec import encrypting_converter
 from workers.settings import Settings
 from workflows.models.base import Model
 from workflows.models.ids import story_workflow_id
@@ -129,10 +130,13 @@ async def _servers(settings: Settings, stack: AsyncExitStack, found: list[Findin
 
 @asynccontextmanager
 async def _temporal(settings: Settings, valkey: Redis | None) -> AsyncIterator[Client]:
-    yield await open_temporal(
-        settings,
-        data_converter(valkey, settings.keep_payloads_for) if valkey else pydantic_data_converter,
+    keys = settings.encryption_keys
+    converter = (
+        data_converter(valkey, settings.keep_payloads_for, keys)
+        if valkey
+        else encrypting_converter(keys)
     )
+    yield await open_temporal(settings, converter)
 
 
 def _checks(settings: Settings, servers: Servers, story_id: str) -> Iterator[tuple[str, Check]]:
@@ -174,6 +178,8 @@ async def _made(name: str, check: Check) -> list[Finding]:
                 "Correct what it names, then run this again",
             )
         ]
+    except ApplicationError as error:
+        return [_failing(name, error.message, "Correct what it names, then run this again")]
 
 
 def _ok(check: str, found: str) -> Finding:

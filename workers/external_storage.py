@@ -1,8 +1,9 @@
 """Temporal's External Storage on Valkey: payloads over 64 KiB are kept there, not in histories.
 
-The history then contains a claim: the SHA-256 of the payload's bytes. The key is made of the same
-hash, so equal payloads are stored once, storing one again is harmless, and a retrieved payload can
-be verified. Clients without this driver (the `temporal` CLI) write their payloads into the history;
+The codec comes first (workers/payload_codec.py): what is stored here, and measured, is compressed
+and encrypted. The history then contains a claim: the SHA-256 of the payload's bytes. The key is
+made of the same hash, so storing a payload again is harmless, and a retrieved payload can be
+verified. Clients without this driver (the `temporal` CLI) write their payloads into the history;
 a reader handles both kinds.
 
 A payload is needed as long as any history has its claim, and several histories may. Every time it
@@ -19,7 +20,6 @@ from datetime import timedelta
 
 from redis.asyncio import Redis
 from temporalio.api.common.v1 import Payload
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import (
     DataConverter,
     ExternalStorage,
@@ -29,6 +29,7 @@ from temporalio.converter import (
     StorageDriverStoreContext,
 )
 
+from workers.payload_codec import encrypting_converter
 from workers.settings import PAYLOAD_DAYS
 
 THRESHOLD_BYTES = 64 * 1024
@@ -96,12 +97,20 @@ class ValkeyStorageDriver(StorageDriver):
         ]
 
 
-def data_converter(client: Redis, keep_for: timedelta = KEEP_FOR) -> DataConverter:
-    """Return a converter: Pydantic models as JSON, payloads from THRESHOLD_BYTES on in Valkey."""
+def data_converter(
+    client: Redis, keep_for: timedelta = KEEP_FOR, keys: Sequence[bytes] = ()
+) -> DataConverter:
+    """Return the fleet's converter: Pydantic models as JSON, encrypted, large ones in Valkey.
+
+    Args:
+        client: A client of Valkey that returns bytes.
+        keep_for: How long a payload is kept in Valkey after it was last stored or renewed.
+        keys: As for `encrypting_converter`.
+    """
     storage = ExternalStorage(
         drivers=[ValkeyStorageDriver(client, keep_for)], payload_size_threshold=THRESHOLD_BYTES
     )
-    return dataclasses.replace(pydantic_data_converter, external_storage=storage)
+    return dataclasses.replace(encrypting_converter(keys), external_storage=storage)
 
 
 def payload_key(digest: str) -> str:

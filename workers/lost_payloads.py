@@ -1,4 +1,4 @@
-"""Payloads that a story's histories refer to and Valkey does not have, and what can be done.
+"""Payloads of a story's histories that Valkey does not have or that were altered, and remedies.
 
 A reset continues a run from the workflow task before the first event with a lost payload. What
 happened after it happens again; Temporal applies later signals and updates again, except where they
@@ -8,11 +8,8 @@ hold what is lost.
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
@@ -21,6 +18,7 @@ from temporalio.converter import DataConverter
 from bridge.mirror.histories import story_histories
 from bridge.mirror.recovered_events import RunId
 from workers.external_storage import PayloadDamaged, PayloadMissing
+from workers.payload_codec import ENCRYPTED, PayloadAltered, payloads_of
 from workflows.models.base import Model
 from workflows.models.ids import story_workflow_id
 
@@ -72,6 +70,7 @@ async def lost_by_story(client: Client, story_id: str) -> tuple[int, list[LossOf
     Raises:
         RPCError: Temporal does not answer.
         RedisError: Valkey does not answer.
+        ApplicationError: `PayloadKeyMissing`.
     """
     losses: list[LossOfRun] = []
     histories = await story_histories(client, story_id)
@@ -91,12 +90,13 @@ async def _lost(
     for event in events:
         for payload in payloads_of(event):
             content = payload.SerializeToString(deterministic=True)
-            if not payload.external_payloads or content in known:
+            encrypted = payload.metadata.get("encoding") == ENCRYPTED
+            if not (payload.external_payloads or encrypted) or content in known:
                 continue
             known.add(content)
             try:
                 await converter.decode([payload])
-            except (PayloadMissing, PayloadDamaged) as error:
+            except (PayloadMissing, PayloadDamaged, PayloadAltered) as error:
                 yield LostPayload(
                     workflow_id=run.workflow_id,
                     run_id=run.run_id,
@@ -104,23 +104,6 @@ async def _lost(
                     event_type=EventType.Name(event.event_type).removeprefix("EVENT_TYPE_"),
                     why=str(error),
                 )
-
-
-def payloads_of(message: Message) -> Iterator[Payload]:
-    """Yield every payload in a message, however deep."""
-    if isinstance(message, Payload):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
-            continue
-        if isinstance(value, Message):
-            values = [value]
-        else:
-            values = list(value.values() if isinstance(value, Mapping) else value)
-        for each in values:
-            if isinstance(each, Message):
-                yield from payloads_of(each)
 
 
 def remedy(

@@ -21,7 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from workers.clients.connection import StartError
 from workers.clients.temporal import retention
 from workers.external_storage import payload_key
-from workers.lost_payloads import payloads_of
+from workers.payload_codec import payloads_of
 
 SPARE = timedelta(days=7)
 """How much longer payloads are kept than ended histories: the longest outage of this job."""

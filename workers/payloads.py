@@ -22,6 +22,7 @@ from temporalio.bridge.proto.workflow_commands import WorkflowCommand
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import WorkflowInstanceDetails
 
+from workers.payload_codec import PayloadAltered, payloads_of, unreadable
 from workflows.models.errors import NOT_UNDERSTOOD, InvalidInput, invalid_input
 
 BOM = b"\xef\xbb\xbf"
@@ -42,10 +43,17 @@ class Payloads:
         self._refusal: ApplicationError | None = None
 
     def judge(self, act: WorkflowActivation) -> tuple[WorkflowActivation, list[WorkflowCommand]]:
-        """Return the activation without its invalid jobs, and the responses to those."""
+        """Return the activation without its invalid jobs, and the responses to those.
+
+        Raises:
+            ApplicationError: `PayloadKeyMissing`: the task is tried again, until a worker has the
+                key. Updates and queries are rejected instead: they can be sent again.
+        """
         jobs: list[WorkflowActivationJob] = []
         answers: list[WorkflowCommand] = []
         for job in act.jobs:
+            if not (job.HasField("do_update") or job.HasField("query_workflow")):
+                _require_keys(job)
             answer = self._answer(job)
             if answer is None:
                 jobs.append(job)
@@ -140,6 +148,9 @@ class Payloads:
 
     def _unreadable(self, what: str, payload: Payload, hint: Any) -> ApplicationError | None:
         encoding = payload.metadata.get("encoding", b"")
+        match unreadable(payload):
+            case ApplicationError(message=why) | PayloadAltered(args=(why,)):
+                return InvalidInput(what, [(WHOLE, why)])
         if encoding not in (JSON, NULL):
             name = encoding.decode(errors="replace") or "none"
             return InvalidInput(what, [(WHOLE, f"has encoding {name}; send json/plain")])
@@ -162,6 +173,12 @@ class Payloads:
         failure = Failure()
         self._failures.to_failure(error, self._converter, failure)
         return failure
+
+
+def _require_keys(job: WorkflowActivationJob) -> None:
+    for payload in payloads_of(job):
+        if isinstance(error := unreadable(payload), ApplicationError):
+            raise error
 
 
 @cache

@@ -56,7 +56,7 @@ async def ready(
     async with AsyncExitStack() as opened:
         valkey = await opened.enter_async_context(open_valkey(settings))
         await opened.enter_async_context(watch_memory(valkey))
-        converter = data_converter(valkey, settings.keep_payloads_for)
+        converter = data_converter(valkey, settings.keep_payloads_for, settings.encryption_keys)
         temporal = await open_temporal(settings, converter, runtime, plugins)
         base = ProcessContext(settings, temporal, valkey, service)
         names = list(PROCESSES) if name == ALL else [name]

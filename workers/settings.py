@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -108,6 +110,16 @@ def api_url(url: Any) -> Any:
 
 
 ApiUrl = Annotated[HttpUrl, BeforeValidator(api_url)]
+
+
+def _require_keys(text: str | None) -> None:
+    if text is not None and not re.fullmatch(
+        r"\s*[0-9a-fA-F]{64}([\s,]+[0-9a-fA-F]{64})*\s*", text
+    ):
+        raise ValueError(
+            "must be keys of 64 hexadecimal digits, separated by commas or lines; "
+            "`openssl rand -hex 32` makes one"
+        )
 
 
 def home() -> Path:
@@ -240,6 +252,15 @@ class Settings(BaseSettings):
         description="days that a large payload is kept in Valkey after its last use: a week more "
         "than the namespace keeps ended histories, or longer",
     )
+    payload_keys: SecretStr | None = Field(
+        None,
+        description="keys that payloads in Temporal and Valkey are encrypted with, each of 64 "
+        "hexadecimal digits, separated by commas: the first encrypts, all decrypt; unset: not "
+        "encrypted",
+    )
+    payload_keys_file: FilePath | None = Field(
+        None, description="file with the keys, instead of PAYLOAD_KEYS; one a line"
+    )
     context_cache_ttl: Annotated[int, Field(ge=1)] = Field(
         3600, description="seconds that a built context pack is kept in Valkey"
     )
@@ -317,6 +338,14 @@ class Settings(BaseSettings):
         """How long a large payload is kept in Valkey after its last use."""
         return timedelta(days=self.payload_days)
 
+    @cached_property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The keys of payloads in Temporal, the one that encrypts first; empty: not encrypted."""
+        text = self.payload_keys.get_secret_value() if self.payload_keys else ""
+        if self.payload_keys_file:
+            text = self.payload_keys_file.read_text()
+        return tuple(bytes.fromhex(key) for key in re.split(r"[\s,]+", text.strip()) if key)
+
     @property
     def token_keys(self) -> list[str]:
         """The keys by which tokens are valid, that of new tokens first."""
@@ -330,6 +359,20 @@ class Settings(BaseSettings):
         if is_mock(value):
             raise MockRefused(MOCK_REFUSED)
         return value.strip().upper() if isinstance(value, str) else value
+
+    @field_validator("payload_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        _require_keys(value.get_secret_value() if value else None)
+        return value
+
+    @field_validator("payload_keys_file")
+    @classmethod
+    def _has_keys(cls, value: Path | None, given: ValidationInfo) -> Path | None:
+        if value and given.data.get("payload_keys"):
+            raise ValueError("must not be set together with PAYLOAD_KEYS")
+        _require_keys(value.read_text(errors="replace") if value else None)
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod

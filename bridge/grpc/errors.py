@@ -102,6 +102,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.LLM_REFUSED: StatusCode.FAILED_PRECONDITION,
     ErrorType.STORE_UNREACHABLE: StatusCode.UNAVAILABLE,
     ErrorType.STORE_UNAVAILABLE: StatusCode.UNAVAILABLE,
+    ErrorType.PAYLOAD_KEY_MISSING: StatusCode.UNAVAILABLE,
     ErrorType.GRAPH_UNAVAILABLE: StatusCode.UNAVAILABLE,
     ErrorType.GRAPH_BUSY: StatusCode.UNAVAILABLE,
     ErrorType.GRAPH_CREDENTIALS: StatusCode.UNAVAILABLE,

@@ -26,7 +26,8 @@ from temporalio.client import (
     WorkflowQueryFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.converter import DataConverter
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
@@ -175,12 +176,12 @@ class StorySweep:
             self._unanswered[run.run_id] += 1
             if self._unanswered[run.run_id] < ASKED_AT_MOST:
                 raise
-            return await _closure_by_visibility(run, handle)
+            return await _closure_by_visibility(run, handle, self._temporal.data_converter)
         await self._stop(view.child)
         if view.cancelled or not moves:
             closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
             return closure if outbox.entries else None
-        actor, reason = await _why(handle)
+        actor, reason = await _why(handle, self._temporal.data_converter)
         return _closing(run, outbox, view.open_gates, actor, reason)
 
     async def _stop(self, child: str) -> None:
@@ -199,14 +200,14 @@ class StorySweep:
 
 
 async def _closure_by_visibility(
-    run: WorkflowExecution, handle: WorkflowHandle[object, object]
+    run: WorkflowExecution, handle: WorkflowHandle[object, object], converter: DataConverter
 ) -> StoryClosure | None:
     """Build the closure of a story whose queries fail; None if the story had not begun."""
     known = run.typed_search_attributes
     if not known.get(STORY_STATE):
         return None
     gate, role = known.get(PENDING_GATE), known.get(STORY_ROLE)
-    actor, reason = await _why(handle)
+    actor, reason = await _why(handle, converter)
     open_gates = {gate: role or ""} if gate else {}
     return _closing(run, OutboxState(), open_gates, actor, f"{reason}; {NOT_REPLAYED}")
 
@@ -243,7 +244,7 @@ def _closing(
     )
 
 
-async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:
+async def _why(handle: WorkflowHandle[object, object], converter: DataConverter) -> tuple[str, str]:
     """Return who ended the run, and why."""
     closing = handle.fetch_history_events(
         event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
@@ -256,5 +257,7 @@ async def _why(handle: WorkflowHandle[object, object]) -> tuple[str, str]:
                 return ended.identity or "unknown", reason[:2_000]
             case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
                 failure = event.workflow_execution_failed_event_attributes.failure
-                return "temporal", f"failed: {failure.message}"[:2_000]
+                error = await converter.decode_failure(failure)
+                message = error.message if isinstance(error, FailureError) else error
+                return "temporal", f"failed: {message}"[:2_000]
     return "temporal", "timed out"

@@ -63,7 +63,9 @@ async def main() -> None:
     settings = load()
     valkey = valkey_client(settings)
     try:
-        client = await open_temporal(settings, data_converter(valkey))
+        client = await open_temporal(
+            settings, data_converter(valkey, settings.keep_payloads_for, settings.encryption_keys)
+        )
         story_id, running = await next_story(client)
         if running:
             out.print(f"{story_id} is under way: going on with it")

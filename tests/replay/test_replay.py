@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Plugin as WorkerPlugin
 from temporalio.worker import Replayer
 
 from tests.replay.record import WIRE, portable, wire
+from workers.payload_codec import EncryptionCodec, encrypting_converter
 from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
@@ -27,6 +30,8 @@ from workflows.story import StoryWorkflow
 HISTORIES = {
     path: path.read_text() for path in sorted((Path(__file__).parent / "histories").glob("*.json"))
 }
+
+KEY, FORMER_KEY = bytes(32), bytes(range(32))
 
 
 def test_every_workflow_has_a_history() -> None:
@@ -58,7 +63,28 @@ def test_a_recorded_history_does_not_name_its_machine(path: Path) -> None:
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
+    """The worker has keys, and the history is from a time without encryption."""
     await replay(HISTORIES[path])
+
+
+SHORTEST = {
+    path.name.split(".")[1]: path
+    for path in sorted(HISTORIES, key=lambda path: len(HISTORIES[path]), reverse=True)
+}
+"""The shortest history of each workflow."""
+
+
+@pytest.mark.parametrize("path", SHORTEST.values(), ids=lambda path: path.stem)
+async def test_an_encrypted_history_replays(path: Path) -> None:
+    """Its payloads are encrypted with a key that has been replaced since."""
+    history = parsed(HISTORIES[path])
+    codec = EncryptionCodec([FORMER_KEY])
+    for event in history.events:
+        for payload in encoded_payloads(event):
+            (encrypted,) = await codec.encode([payload])
+            payload.CopyFrom(encrypted)
+
+    await replayer().replay_workflow(history)
 
 
 def test_histories_replay_with_tracing_and_export_no_span_twice() -> None:
@@ -76,7 +102,17 @@ def test_histories_replay_with_tracing_and_export_no_span_twice() -> None:
 
 async def replay(recorded: str, plugins: Sequence[WorkerPlugin] = ()) -> None:
     """Replay a recorded history against the current code."""
-    replayer = Replayer(
+    await replayer(plugins).replay_workflow(parsed(recorded))
+
+
+def parsed(recorded: str) -> WorkflowHistory:
+    history = json.loads(recorded)
+    began = history["events"][0]["workflowExecutionStartedEventAttributes"]
+    return WorkflowHistory.from_json(began["workflowId"], history)
+
+
+def replayer(plugins: Sequence[WorkerPlugin] = ()) -> Replayer:
+    return Replayer(
         workflows=[
             StoryWorkflow,
             PlanWorkflow,
@@ -87,9 +123,28 @@ async def replay(recorded: str, plugins: Sequence[WorkerPlugin] = ()) -> None:
             StoryClosureWorkflow,
         ],
         workflow_runner=workflow_runner(),
-        data_converter=pydantic_data_converter,
+        data_converter=encrypting_converter([KEY, FORMER_KEY]),
         plugins=plugins,
     )
-    history = json.loads(recorded)
-    began = history["events"][0]["workflowExecutionStartedEventAttributes"]
-    await replayer.replay_workflow(WorkflowHistory.from_json(began["workflowId"], history))
+
+
+OF_THE_SDK = ("patch-data", "data")
+"""What the SDK itself writes into markers: no codec encodes it."""
+
+
+def encoded_payloads(message: Message) -> Iterator[Payload]:
+    """Yield the payloads that a codec encodes: not those of headers and search attributes."""
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE or field.name in ("header", "indexed_fields"):
+            continue
+        if isinstance(value, Message):
+            values = [value]
+        elif isinstance(value, Mapping):
+            values = [each for key, each in value.items() if key not in OF_THE_SDK]
+        else:
+            values = list(value)
+        for each in values:
+            if isinstance(each, Payload):
+                yield each
+            elif isinstance(each, Message):
+                yield from encoded_payloads(each)

@@ -23,7 +23,9 @@ from workers.settings import load
 async def serve() -> None:
     settings = load()
     async with open_valkey(settings) as valkey, open_neo4j(settings) as driver:
-        temporal = await open_temporal(settings, data_converter(valkey))
+        temporal = await open_temporal(
+            settings, data_converter(valkey, keys=settings.encryption_keys)
+        )
         graph = Graph(driver, Cache(valkey), load_scopes(settings.fleet_config / "scopes.yaml"))
         served = Served(
             "orchestrator.v1.OrchestratorService",

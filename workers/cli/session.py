@@ -27,7 +27,8 @@ from workers.cli.snapshot import AWAY, Story
 from workers.clients.connection import StartError, secret_value
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
-from workers.external_storage import data_converter
+from workers.external_storage import PayloadDamaged, PayloadMissing, data_converter
+from workers.payload_codec import PayloadAltered
 from workers.settings import InvalidSettings, MockRefused, Settings, load
 from workers.telemetry import traced
 from workflows.models.base import Request
@@ -144,6 +145,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         reason = str(error)
     except ApplicationError as error:
         reason = error.message
+    except (PayloadMissing, PayloadDamaged, PayloadAltered) as error:
+        reason = str(error)
     except RedisError as error:
         reason = f"Valkey, which keeps large payloads, does not answer: {error}. Set REDIS_HOST"
     except KeyboardInterrupt:
@@ -156,7 +159,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 async def temporal(settings: Settings) -> AsyncIterator[Client]:
     """Connect to Temporal with the fleet's own data converter."""
     valkey = valkey_client(settings)
-    converter = data_converter(valkey, settings.keep_payloads_for)
+    converter = data_converter(valkey, settings.keep_payloads_for, settings.encryption_keys)
     try:
         with traced(settings, "cli") as plugins:
             yield await open_temporal(settings, converter, plugins=plugins)

@@ -91,6 +91,8 @@ class ErrorType(StrEnum):
     CACHE_VALUE = "CacheValue"
     STORE_UNAVAILABLE = "StoreUnavailable"
     STORE_UNREACHABLE = "StoreUnreachable"
+    # payloads in Temporal (workers/payload_codec.py)
+    PAYLOAD_KEY_MISSING = "PayloadKeyMissing"
     # NATS (bridge/mirror/publisher.py)
     NATS_AWAY = "NatsAway"
     NATS_ERROR = "NatsError"
@@ -123,6 +125,7 @@ RETRYABLE = frozenset(
         ErrorType.CACHE_ERROR,
         ErrorType.STORE_UNAVAILABLE,
         ErrorType.STORE_UNREACHABLE,
+        ErrorType.PAYLOAD_KEY_MISSING,
         ErrorType.NATS_AWAY,
         ErrorType.NATS_ERROR,
         ErrorType.NO_ACK,
@@ -146,6 +149,7 @@ UNAVAILABLE = frozenset(
         ErrorType.CACHE_FULL,
         ErrorType.STORE_UNAVAILABLE,
         ErrorType.STORE_UNREACHABLE,
+        ErrorType.PAYLOAD_KEY_MISSING,
         ErrorType.NATS_AWAY,
         ErrorType.NATS_ERROR,
         ErrorType.NO_ACK,

@@ -26,6 +26,8 @@ from workers.settings import (
 
 SECRETS = ("temporal_api_key", "nats_password", "neo4j_password", "redis_password", "vllm_api_key")
 
+FIRST, SECOND = "0" * 64, "0123456789abcDEF" * 4
+
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
@@ -263,3 +265,41 @@ def test_the_table_names_every_setting() -> None:
 
     assert [row.split("`")[1] for row in rows] == [name.upper() for name in Settings.model_fields]
     assert all(row.rstrip(" |").rpartition("| ")[2] for row in rows)
+
+
+@pytest.mark.parametrize("between", [",", " , ", "\n", "\r\n\r\n"])
+def test_payload_keys_are_read_from_a_variable_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, between: str
+) -> None:
+    keys = (bytes.fromhex(FIRST), bytes.fromhex(SECOND))
+    (tmp_path / "keys").write_text(f"{FIRST}{between}{SECOND}\n")
+    assert load().encryption_keys == ()
+
+    monkeypatch.setenv("PAYLOAD_KEYS_FILE", str(tmp_path / "keys"))
+    assert load().encryption_keys == keys
+
+    monkeypatch.delenv("PAYLOAD_KEYS_FILE")
+    monkeypatch.setenv("PAYLOAD_KEYS", f"{FIRST}{between}{SECOND}")
+    assert load().encryption_keys == keys
+
+
+@pytest.mark.parametrize("wrong", ["0" * 63, "0" * 128, "g" * 64, f"{FIRST};{SECOND}", "secret"])
+def test_a_wrong_payload_key_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
+) -> None:
+    (tmp_path / "keys").write_text(wrong)
+    for name, value in (("PAYLOAD_KEYS", wrong), ("PAYLOAD_KEYS_FILE", str(tmp_path / "keys"))):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(InvalidSettings, match=rf"{name} .*64 hexadecimal digits") as error:
+                load()
+            assert wrong not in str(error.value)
+
+
+def test_payload_keys_come_from_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(FIRST)
+    monkeypatch.setenv("PAYLOAD_KEYS", SECOND)
+    monkeypatch.setenv("PAYLOAD_KEYS_FILE", str(tmp_path / "keys"))
+
+    with pytest.raises(InvalidSettings, match=r"PAYLOAD_KEYS_FILE.*together with PAYLOAD_KEYS"):
+        load()
