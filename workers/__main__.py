@@ -1,4 +1,4 @@
-"""`python -m workers story|agents|context|bridge|inbox|grpc|all`: run until SIGTERM or SIGINT.
+"""`python -m workers story|agents|context|bridge|inbox|grpc|codec|all`: run until a signal.
 
 `python -m workers grpc SERVICE` serves one of the five services alone. `python -m workers settings`
 prints every setting as a Markdown table. With `--prepare`, a process updates what it owns (schema,
@@ -14,7 +14,7 @@ from typing import NoReturn
 from workers.exit import leave
 from workers.settings import SERVICES, InvalidSettings, MockRefused, load, table
 
-NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "all")
+NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "codec", "all")
 
 
 def main() -> NoReturn:

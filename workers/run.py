@@ -16,7 +16,7 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey, watch_memory
 from workers.external_storage import data_converter
 from workers.health import Check
-from workers.processes.process import PROCESSES, Job, ProcessContext, load_process
+from workers.processes.process import IF_ENCRYPTED, PROCESSES, Job, ProcessContext, load_process
 from workers.settings import Settings, slips, variables
 
 ALL = "all"
@@ -59,7 +59,9 @@ async def ready(
         converter = data_converter(valkey, settings.keep_payloads_for, settings.encryption_keys)
         temporal = await open_temporal(settings, converter, runtime, plugins)
         base = ProcessContext(settings, temporal, valkey, service)
-        names = list(PROCESSES) if name == ALL else [name]
+        names = [name]
+        if name == ALL:
+            names = [*PROCESSES, *(IF_ENCRYPTED if settings.encryption_keys else ())]
         running = [await opened.enter_async_context(load_process(each)(base)) for each in names]
         jobs = {name: job for each in running for name, job in each.jobs.items()}
         checks: dict[str, Check] = {**base.checks, "workers": all_run(jobs)}

@@ -109,6 +109,8 @@ def api_url(url: Any) -> Any:
     return base if re.search(r"/v\d", urlsplit(base).path) else f"{base}/v1"
 
 
+ORIGINS = r"^https?://[^\s,/]+(,https?://[^\s,/]+)*$"
+
 ApiUrl = Annotated[HttpUrl, BeforeValidator(api_url)]
 
 
@@ -207,10 +209,22 @@ class Settings(BaseSettings):
     )
     neo4j_user: str = Field("neo4j", description="user at Neo4j")
     neo4j_password: SecretStr | None = Field(None, description="its password")
+    neo4j_ca_file: FilePath | None = Field(
+        None, description="CA certificate that Neo4j's is checked against; else the system's"
+    )
     redis_host: str = Field("127.0.0.1", min_length=1, description="host of Valkey")
     redis_port: Port = Field(6379, description="port of Valkey")
     redis_password: SecretStr | None = Field(None, description="password at Valkey")
     redis_tls: bool = Field(False, description="TLS to Valkey: true or false")
+    redis_user: str | None = Field(None, description="user at Valkey, if not the default one")
+    redis_ca_file: FilePath | None = Field(
+        None, description="CA certificate that Valkey's is checked against; else the system's"
+    )
+    allow_plain_text: bool = Field(
+        False,
+        description="true: connections to servers on other machines may be without TLS, as in a "
+        "network that encrypts by itself",
+    )
     agent_type: Literal["RAY_VLLM", "VLLM", "NATS"] = Field(
         "RAY_VLLM",
         description="type of the agents that councils.yaml gives none: `RAY_VLLM`, `VLLM` (any "
@@ -227,6 +241,9 @@ class Settings(BaseSettings):
         None, description="model of agents that name none; else the one that is served"
     )
     vllm_api_key: SecretStr | None = Field(None, description="key for the LLM's API")
+    vllm_ca_file: FilePath | None = Field(
+        None, description="CA certificate that the LLM's is checked against; else the system's"
+    )
     ray_address: str | None = Field(
         None,
         description="Ray cluster that hosts the LLM; its host is VLLM_URL's where that is unset",
@@ -260,6 +277,17 @@ class Settings(BaseSettings):
     )
     payload_keys_file: FilePath | None = Field(
         None, description="file with the keys, instead of PAYLOAD_KEYS; one a line"
+    )
+    codec_host: str = Field("127.0.0.1", description="where the codec server listens")
+    codec_port: Port = Field(8081, description="port of the codec server")
+    codec_tls_cert: FilePath | None = Field(
+        None, description="PEM certificate chain of the codec server; unset: no TLS"
+    )
+    codec_tls_key: FilePath | None = Field(None, description="PEM key of that certificate")
+    codec_origins: Annotated[str, StringConstraints(pattern=ORIGINS)] | None = Field(
+        None,
+        description="origins of the Web UIs whose pages may ask the codec server, such as "
+        "`https://temporal.example`, separated by commas; unset: only pages of the same address",
     )
     context_cache_ttl: Annotated[int, Field(ge=1)] = Field(
         3600, description="seconds that a built context pack is kept in Valkey"
@@ -345,6 +373,11 @@ class Settings(BaseSettings):
         if self.payload_keys_file:
             text = self.payload_keys_file.read_text()
         return tuple(bytes.fromhex(key) for key in re.split(r"[\s,]+", text.strip()) if key)
+
+    @property
+    def web_ui_origins(self) -> list[str]:
+        """The origins of other addresses whose pages may ask the codec server."""
+        return self.codec_origins.lower().split(",") if self.codec_origins else []
 
     @property
     def token_keys(self) -> list[str]:
@@ -465,6 +498,7 @@ _RULES = {
     "neo4j_uri": "must be a URI such as bolt://127.0.0.1:7687 or neo4j+s://graph:7687",
     "vllm_url": "must be a URL such as http://127.0.0.1:8000/v1",
     "otel_exporter_otlp_endpoint": "must be a URL such as http://127.0.0.1:4317",
+    "codec_origins": "must be origins such as https://temporal.example, separated by commas",
     "grpc_token_key": "must have 32 characters or more",
     "grpc_token_former_key": "must have 32 characters or more",
 }

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -73,16 +75,23 @@ _WINDOW_FIELDS = (
 )
 
 
-def connect(base_url: str, api_key: str, idle_seconds: float = IDLE_SECONDS) -> httpx.AsyncClient:
+def connect(
+    base_url: str,
+    api_key: str,
+    idle_seconds: float = IDLE_SECONDS,
+    ca_file: Path | None = None,
+) -> httpx.AsyncClient:
     """Create a client that never retries, because Temporal does.
 
     Args:
         base_url: the address up to and including `/v1`.
         api_key: the endpoint's key.
         idle_seconds: how long the endpoint may be silent.
+        ca_file: the CA certificate that the endpoint's is checked against; None: the system's.
     """
     return httpx.AsyncClient(
         base_url=base_url,
+        verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
         headers={"Authorization": f"Bearer {api_key}"},
         timeout=httpx.Timeout(idle_seconds, connect=min(CONNECT_SECONDS, idle_seconds)),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),

@@ -8,13 +8,15 @@ with `fleet report`. At the end it lists what was decided, by whom, and where to
 import asyncio
 import contextlib
 import json
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
 from rich.console import Console, RenderableType
 from rich.live import Live
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -151,19 +153,26 @@ def approve(settings: Settings, now: Snapshot) -> None:
 
 
 def temporal(settings: Settings, *arguments: Sequence[str]) -> None:
+    """Run a command of the `temporal` CLI, with the codec server that `.fleet/env` names."""
     command = [_program("temporal"), *(word for part in arguments for word in part)]
-    run([*command, "--address", settings.temporal_address])
+    codec = {
+        name: value
+        for name, value in dotenv_values(StackSettings.load().home / "env").items()
+        if value and name.startswith("TEMPORAL_CODEC_") and name not in os.environ
+    }
+    run([*command, "--address", settings.temporal_address], codec)
 
 
-def run(command: list[str]) -> None:
-    """Print a command as a person would type it, and run it.
+def run(command: list[str], more: Mapping[str, str] | None = None) -> None:
+    """Print a command as a person would type it, and run it; `more` are variables for it.
 
     Raises:
         Failed: its exit code is not 0; the message contains its output.
     """
     shown = [Path(command[0]).name, *command[1:]]
     out.print(f"\n$ {shlex.join(shown)}", style="cyan", markup=False, soft_wrap=True)
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    env = {**os.environ, **(more or {})}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
     if ended.returncode != 0:
         raise Failed(f"{shlex.join(shown)}\nended with {ended.returncode}: {ended.stderr.strip()}")
     lines = ended.stdout.strip().splitlines()

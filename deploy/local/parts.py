@@ -28,6 +28,8 @@ from deploy.local.servers import (
     credential,
 )
 from deploy.local.settings import StackSettings
+from deploy.local.web_ui import CODEC_PATH
+from workers.payload_codec import KEY_BYTES
 
 DEVELOPER_ROLES = ("PO", "QA", "OPERATOR")
 DEVELOPER_TOKEN_FOR = timedelta(days=365)
@@ -91,14 +93,15 @@ class Parts:
 def parts(settings: StackSettings) -> Parts:
     """Decide for each part whether it is started here or runs elsewhere."""
     env: dict[str, str] = {}
+    env |= _codec(settings)
     servers = tuple(
         decide(settings, env) for decide in (_temporal, _nats, _valkey, _neo4j, _language_model)
     )
     if isinstance(temporal := servers[0].server, Temporal):
-        ui = WebUi(settings.home / "data" / "ui", temporal)
+        ui = WebUi(settings.home / "data" / "ui", temporal, settings.home)
         servers = (servers[0], Part(ui, ui.url, servers[0].ready_within), *servers[1:])
     env["HEALTH_PORT"] = str(settings.health_port)
-    ports = settings.grpc_ports
+    ports = settings.grpc_ports | {"codec": settings.codec_port}
     if settings.observe:
         ports |= {"temporal-metrics": settings.temporal_metrics_port}
         env["TEMPORAL_METRICS_PORT"] = str(settings.temporal_metrics_port)
@@ -107,6 +110,7 @@ def parts(settings: StackSettings) -> Parts:
         )
         servers = (*servers, Part(prometheus, prometheus.url, timedelta(minutes=1)))
     env |= _grpc(settings)
+    env["TEMPORAL_CODEC_AUTH"] = f"Bearer {env['FLEET_TOKEN']}"
     workers = Workers(settings.home, settings.health_port, other_ports=ports)
     health = f"http://{LOOPBACK}:{settings.health_port}/health"
     return Parts(servers, Part(workers, health, timedelta(minutes=3), timedelta(seconds=60)), env)
@@ -120,7 +124,10 @@ def _temporal(settings: StackSettings, env: dict[str, str]) -> Part:
         probe = partial(check_temporal, given, settings.temporal_namespace)
         return Part(Elsewhere("temporal", probe), given, within)
     server = Temporal(
-        settings.home / "data" / "temporal", settings.temporal_port, settings.temporal_ui_port
+        settings.home / "data" / "temporal",
+        settings.temporal_port,
+        settings.temporal_ui_port,
+        codec_path=CODEC_PATH,
     )
     env["TEMPORAL_ADDRESS"] = server.address
     return Part(server, server.address, within)
@@ -195,6 +202,20 @@ def _grpc(settings: StackSettings) -> dict[str, str]:
     ports = {name.upper(): str(port) for name, port in settings.grpc_ports.items()}
     token = create_token(key, developer, DEVELOPER_TOKEN_FOR)
     return {**ports, "GRPC_TOKEN_KEY": key, "FLEET_TOKEN": token}
+
+
+def _codec(settings: StackSettings) -> dict[str, str]:
+    """Return the key of payloads, and where the `temporal` CLI gets them decrypted.
+
+    Keys in the environment are those of a Temporal that others use too, and no key is made.
+    """
+    env = {
+        "CODEC_PORT": str(settings.codec_port),
+        "TEMPORAL_CODEC_ENDPOINT": f"http://{LOOPBACK}:{settings.codec_port}",
+    }
+    if not (settings.payload_keys or settings.payload_keys_file):
+        env["PAYLOAD_KEYS"] = credential(settings.home / "data" / "codec" / "key", KEY_BYTES)
+    return env
 
 
 def _plain(secret: SecretStr | None) -> str | None:

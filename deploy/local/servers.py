@@ -143,15 +143,20 @@ async def until_ready(
         await asyncio.sleep(PROBE_EVERY_S)
 
 
-def credential(path: Path) -> str:
-    """Return the password in `path`; the first call creates it, readable by its owner only."""
+def credential(path: Path, size: int = 16) -> str:
+    """Return the password in `path`; the first call creates it, readable by its owner only.
+
+    Args:
+        path: Where it is kept.
+        size: Its length in random bytes; it is written in twice as many hexadecimal digits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return path.read_text().strip()
     with os.fdopen(descriptor, "w") as file:
-        password = secrets.token_hex(16)  # never starts with a dash, like an option
+        password = secrets.token_hex(size)  # never starts with a dash, like an option
         file.write(password + "\n")
     return password
 
@@ -183,6 +188,8 @@ class Temporal(Server):
     home: Path
     port: int = 7233
     ui_port: int = 8233
+    codec_path: str = ""
+    """Where on its own address the Web UI finds the codec server; empty: it asks none."""
 
     @property
     def address(self) -> str:
@@ -218,6 +225,7 @@ class Temporal(Server):
                 *("--ip", LOOPBACK, "--port", str(self.port)),
                 *("--ui-ip", self.ui_address, "--ui-port", str(self.ui_port)),
                 "--ui-disable-news-fetch",
+                *(("--ui-codec-endpoint", self.codec_path) if self.codec_path else ()),
                 *("--db-filename", str(self.home / "temporal.sqlite")),
                 *("--sqlite-pragma", "journal_mode=WAL"),
                 *("--sqlite-pragma", "synchronous=NORMAL"),
@@ -259,6 +267,8 @@ class WebUi(Server):
     name: ClassVar[str] = "ui"
     home: Path
     temporal: Temporal
+    fleet_home: Path | None = None
+    """The folder whose `env` names the codec server; the door sends it what is under CODEC_PATH."""
 
     @property
     def url(self) -> str:
@@ -274,7 +284,10 @@ class WebUi(Server):
         """Return the command, which names the address of the Web UI itself."""
         there = self.temporal.ui_address
         program = (sys.executable, "-m", "deploy.local.web_ui")
-        return Command((*program, str(self.temporal.ui_port), there))
+        return Command(
+            (*program, str(self.temporal.ui_port), there),
+            {"FLEET_HOME": str(self.fleet_home)} if self.fleet_home else {},
+        )
 
     async def check(self) -> None:
         """Check that the Web UI answers through the door, and reaches the frontend."""

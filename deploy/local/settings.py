@@ -26,6 +26,7 @@ PORT_FIELDS = (
     "health_port",
     "temporal_metrics_port",
     "prometheus_port",
+    "codec_port",
     *GRPC_PORTS,
 )
 
@@ -52,6 +53,7 @@ class StackSettings(BaseSettings):
     observe: bool = Field(False, description="whether to start Prometheus")
     temporal_metrics_port: Port = Field(9464, description="port of the Temporal SDK's metrics")
     prometheus_port: Port = Field(9090, description="Prometheus's port")
+    codec_port: Port = Field(8081, description="port of the codec server")
 
     grpc_orchestrator_port: Port = Field(50055, description="port of the orchestrator service")
     grpc_context_port: Port = Field(50054, description="port of the context service")
@@ -70,6 +72,10 @@ class StackSettings(BaseSettings):
     redis_host: str | None = Field(None, description="a Valkey that runs elsewhere")
     redis_port: Port = Field(6379, description="port of it")
     redis_password: SecretStr | None = Field(None, description="its password")
+    payload_keys: SecretStr | None = Field(
+        None, description="keys of payloads, instead of a new one"
+    )
+    payload_keys_file: Path | None = Field(None, description="file with such keys")
     vllm_url: Annotated[str | None, BeforeValidator(api_url)] = Field(
         None, description="an LLM's API that runs elsewhere"
     )

@@ -1,9 +1,12 @@
-"""The door to Temporal's Web UI: it serves only pages of that address.
+"""The door to Temporal's Web UI: it serves only pages of that address, and decrypts payloads.
 
 The Web UI answers to any `Host`, so a web page whose name resolves to 127.0.0.1 could steer
 workflows. It listens on a secret loopback address, and this process is in front of it:
 
     python -m deploy.local.web_ui PORT ADDRESS_OF_THE_UI
+
+The Web UI cannot send a token to the codec server. What its pages send to CODEC_PATH goes to the
+codec server with FLEET_TOKEN.
 """
 
 import asyncio
@@ -11,21 +14,33 @@ import io
 import sys
 from asyncio import StreamReader, StreamWriter
 from http.client import HTTPException, parse_headers
+from typing import NamedTuple
 
+from workers.clients.connection import secret_value
 from workers.same_site import own_hosts, refusal
+from workers.settings import load
 
 LOOPBACK = "127.0.0.1"
 HEAD_BYTES = 64 * 1024
 HEAD_WITHIN_S = 30.0
+CODEC_PATH = "/codec"
+"""Where the pages find the codec server: on the address of the Web UI, whatever its name is."""
 
 
-async def main(port: int, ui: str) -> None:
+class Codec(NamedTuple):
+    """The codec server: its port on loopback, and the token for it."""
+
+    port: int
+    token: str
+
+
+async def main(port: int, ui: str, codec: Codec) -> None:
     """Serve until cancelled."""
     own = own_hosts(port)
 
     async def handle(reader: StreamReader, writer: StreamWriter) -> None:
         try:
-            await serve(reader, writer, ui, port, own)
+            await serve(reader, writer, ui, port, own, codec)
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass  # the browser or the Web UI went away
         finally:
@@ -37,9 +52,23 @@ async def main(port: int, ui: str) -> None:
 
 
 async def serve(
-    reader: StreamReader, writer: StreamWriter, ui: str, port: int, own: frozenset[str]
+    reader: StreamReader,
+    writer: StreamWriter,
+    ui: str,
+    port: int,
+    own: frozenset[str],
+    codec: Codec,
 ) -> None:
-    """Pass one request and its answer on, or answer 403."""
+    """Pass one request and its answer on, or answer 403.
+
+    Args:
+        reader: What the browser sends.
+        writer: What it gets.
+        ui: The address of the Web UI itself.
+        port: Its port, and that of this door.
+        own: The values of `Host` that are served.
+        codec: Where requests to CODEC_PATH go.
+    """
     async with asyncio.timeout(HEAD_WITHIN_S):
         head = await reader.readuntil(b"\r\n\r\n")
     request, _, rest = head.partition(b"\r\n")
@@ -57,6 +86,14 @@ async def serve(
         await writer.drain()
         return
     del headers["Connection"]
+    method, _, target = request.partition(b" ")
+    if target.startswith(f"{CODEC_PATH}/".encode()):
+        request = method + b" " + target.removeprefix(CODEC_PATH.encode())
+        ui, port = LOOPBACK, codec.port
+        for name in ("Host", "Origin", "Authorization", "Cookie"):
+            del headers[name]
+        headers["Host"] = f"{LOOPBACK}:{codec.port}"
+        headers["Authorization"] = f"Bearer {codec.token}"
     kept = b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items())
     there, sender = await asyncio.open_connection(ui, port)
     try:
@@ -78,5 +115,11 @@ async def _copy(source: StreamReader, target: StreamWriter) -> None:
         await target.drain()
 
 
+def the_codec() -> Codec:
+    """Return the codec server of the stack in FLEET_HOME."""
+    settings = load()
+    return Codec(settings.codec_port, secret_value(settings.fleet_token) or "")
+
+
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], the_codec()))

@@ -44,7 +44,7 @@ async def connect(
 
 def variables(servers: Servers, llm: LlmServer) -> Environment:
     """Return the variables of a worker on these servers, without any other fleet variables."""
-    ports = free_ports(len(GRPC_PORTS))
+    codec_port, *ports = free_ports(1 + len(GRPC_PORTS))
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -63,6 +63,7 @@ def variables(servers: Servers, llm: LlmServer) -> Environment:
         "REDIS_PASSWORD": servers.valkey.password or "",
         "VLLM_URL": llm.url,
         "GRPC_TOKEN_KEY": TOKEN_KEY,
+        "CODEC_PORT": str(codec_port),
         **{name.upper(): str(port) for name, port in zip(GRPC_PORTS, ports, strict=True)},
     }
 

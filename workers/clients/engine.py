@@ -5,12 +5,19 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 
 from activities.agents import openai_client as llm
 from activities.agents.llm_errors import CallFailed
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, redact_url, secret_value
+from workers.clients.connection import (
+    ANSWER_WITHIN_S,
+    StartError,
+    redact_url,
+    require_encryption,
+    secret_value,
+)
 from workers.settings import Settings
 from workflows.models.errors import ErrorType
 
@@ -34,7 +41,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         StartError: wrong address, credential or model.
     """
     where = f"The LLM at {redact_url(settings.vllm_url)}"
-    client = llm.connect(settings.vllm_url, secret_value(settings.vllm_api_key) or "none")
+    client = _client(settings)
     async with client:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -43,6 +50,14 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             raise StartError(f"{where} {_refusal(error)}") from error
         _require_model(settings, where, served)
         yield Engine(client, settings.vllm_model or "")
+
+
+def _client(settings: Settings) -> httpx.AsyncClient:
+    url = urlsplit(settings.vllm_url)
+    if url.scheme != "https":
+        require_encryption(settings, "VLLM_URL", url.hostname or "", "use https://")
+    key = secret_value(settings.vllm_api_key) or "none"
+    return llm.connect(settings.vllm_url, key, ca_file=settings.vllm_ca_file)
 
 
 def _refusal(error: TimeoutError | CallFailed) -> str:
@@ -84,14 +99,13 @@ class DefaultModel:
         return self._model
 
     async def _served(self) -> str:
-        key = secret_value(self._settings.vllm_api_key) or "none"
         try:
             async with (
                 asyncio.timeout(LOOKED_UP_WITHIN_S),
-                llm.connect(self._settings.vllm_url, key) as client,
+                _client(self._settings) as client,
             ):
                 served = await llm.served_models(client)
-        except (TimeoutError, CallFailed):
+        except (TimeoutError, CallFailed, StartError):
             return ""  # the agents' own calls report what is wrong
         return next(iter(served)) if len(served) == 1 else ""
 

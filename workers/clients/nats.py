@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import nats
 import structlog
@@ -16,11 +17,13 @@ from workers.clients.connection import (
     StartError,
     one_line,
     redact_url,
+    require_encryption,
     secret_value,
 )
 from workers.settings import Settings
 
 RECONNECT_EVERY_S = 1
+ENCRYPTED = ("tls", "wss")
 
 INBOX = "_INBOX_fleet"
 """Prefix of the subjects on which the fleet gets what it asked for, so that users who may read
@@ -60,6 +63,10 @@ async def open_nats(
         StartError: wrong address or credential, or no JetStream.
     """
     where = f"NATS at {redact_url(settings.nats_url)}"
+    address = urlsplit(settings.nats_url)
+    if address.scheme not in ENCRYPTED:
+        # With `nats://` a CA does not help: the client takes a server that offers no TLS.
+        require_encryption(settings, "NATS_URL", address.hostname or "", "use tls://")
     refused = f"{where}: authentication failed. Check NATS_USER and NATS_PASSWORD"
     closing = False
 
@@ -159,6 +166,6 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _nats_tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.nats_ca_file or settings.nats_url.startswith(("tls://", "wss://")):
+    if settings.nats_ca_file or urlsplit(settings.nats_url).scheme in ENCRYPTED:
         return ssl.create_default_context(cafile=settings.nats_ca_file)
     return None

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 import neo4j
 from neo4j.exceptions import AuthError, DriverError, Neo4jError
@@ -12,6 +14,7 @@ from workers.clients.connection import (
     StartError,
     one_line,
     redact_url,
+    require_encryption,
     secret_value,
 )
 from workers.settings import Settings
@@ -25,8 +28,10 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
         StartError: wrong address or credential.
     """
     where = f"Neo4j at {redact_url(settings.neo4j_uri)}"
+    uri, security = _address(settings)
     driver = neo4j.AsyncGraphDatabase.driver(
-        settings.neo4j_uri,
+        uri,
+        **security,
         auth=(settings.neo4j_user, secret_value(settings.neo4j_password) or ""),
         connection_timeout=ANSWER_WITHIN_S,
         connection_acquisition_timeout=ANSWER_WITHIN_S,
@@ -44,6 +49,25 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
         except (TimeoutError, OSError, DriverError, Neo4jError, ValueError) as error:
             raise StartError(f"{where} is not reachable. Start it, or set NEO4J_URI") from error
         yield driver
+
+
+def _address(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Return the driver's address, and what verifies the server.
+
+    The driver takes a CA only with an address whose scheme does not ask for TLS already.
+    """
+    uri = urlsplit(settings.neo4j_uri)
+    kind, _, tls = uri.scheme.partition("+")
+    if settings.neo4j_ca_file:
+        trusted = neo4j.TrustCustomCAs(str(settings.neo4j_ca_file))
+        return uri._replace(scheme=kind).geturl(), {
+            "encrypted": True,
+            "trusted_certificates": trusted,
+        }
+    if not tls:
+        remedy = f"use {kind}+s://, or set NEO4J_CA_FILE"
+        require_encryption(settings, "NEO4J_URI", uri.hostname or "", remedy)
+    return settings.neo4j_uri, {}
 
 
 @contextmanager

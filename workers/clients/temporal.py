@@ -10,7 +10,12 @@ from temporalio.converter import DataConverter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, secret_value
+from workers.clients.connection import (
+    ANSWER_WITHIN_S,
+    StartError,
+    require_encryption,
+    secret_value,
+)
 from workers.clients.queries import RepeatedQueries
 from workers.settings import Settings
 
@@ -24,16 +29,20 @@ async def open_temporal(
     """Connect, and check that the namespace exists.
 
     Raises:
-        StartError: wrong address, credential or namespace.
+        StartError: wrong address, credential or namespace, or plain text to another machine.
     """
     where = f"Temporal at {settings.temporal_address}"
+    tls = _temporal_tls(settings)
+    if not tls:
+        host = settings.temporal_address.rpartition(":")[0]
+        require_encryption(settings, "TEMPORAL_ADDRESS", host, "set TEMPORAL_TLS=true")
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             client = await Client.connect(
                 settings.temporal_address,
                 namespace=settings.temporal_namespace,
                 api_key=secret_value(settings.temporal_api_key),
-                tls=_temporal_tls(settings),
+                tls=tls,
                 data_converter=converter,
                 runtime=runtime,
                 plugins=plugins,

@@ -15,7 +15,12 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from workers.clients.connection import ANSWER_WITHIN_S, StartError, secret_value
+from workers.clients.connection import (
+    ANSWER_WITHIN_S,
+    StartError,
+    require_encryption,
+    secret_value,
+)
 from workers.settings import Settings
 
 MEMORY_WARNING = 0.8
@@ -31,12 +36,21 @@ KEEPS_EVERYTHING = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-rand
 
 
 def valkey_client(settings: Settings) -> Redis:
-    """Return the client, not connected yet."""
+    """Return the client, not connected yet.
+
+    Raises:
+        StartError: plain text to another machine.
+    """
+    tls = settings.redis_tls or settings.redis_ca_file is not None
+    if not tls:
+        require_encryption(settings, "REDIS_HOST", settings.redis_host, "set REDIS_TLS=true")
     return Redis(
         host=settings.redis_host,
         port=settings.redis_port,
+        username=settings.redis_user,
         password=secret_value(settings.redis_password),
-        ssl=settings.redis_tls,
+        ssl=tls,
+        ssl_ca_certs=str(settings.redis_ca_file) if settings.redis_ca_file else None,
         socket_connect_timeout=ANSWER_WITHIN_S,
         socket_timeout=ANSWER_WITHIN_S,  # less than the timeout of an activity
         health_check_interval=30,
@@ -58,7 +72,9 @@ async def open_valkey(settings: Settings) -> AsyncIterator[Redis]:
                 await client.ping()
                 await _keeps_everything(client, where)
         except (AuthenticationError, NoPermissionError) as error:
-            raise StartError(f"{where}: authentication failed. Check REDIS_PASSWORD") from error
+            raise StartError(
+                f"{where}: authentication failed. Check REDIS_USER and REDIS_PASSWORD"
+            ) from error
         except (TimeoutError, OSError, RedisError) as error:
             raise StartError(
                 f"{where} is not reachable. Start it, or set REDIS_HOST and REDIS_PORT"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
@@ -35,11 +33,17 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from bridge.grpc.workspace import WorkspaceServicer
-from workers.clients.connection import StartError, one_line
+from workers.clients.connection import StartError
 from workers.clients.engine import DefaultModel
 from workers.clients.neo4j import open_neo4j, schema_errors
 from workers.health import Check
-from workers.processes.process import ProcessContext, RunningProcess, valid_config
+from workers.processes.process import (
+    ProcessContext,
+    RunningProcess,
+    certificate,
+    token_keys,
+    valid_config,
+)
 from workers.settings import SERVICES, Settings
 
 log = structlog.stdlib.get_logger(__name__)
@@ -149,50 +153,14 @@ def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
     raise AssertionError(f"no service is named {name}")
 
 
-def token_keys(settings: Settings) -> list[str]:
-    """Return the keys of the tokens.
-
-    Raises:
-        StartError: there is none; no service runs without authentication.
-    """
-    if settings.grpc_token_key is None:
-        raise StartError(
-            "GRPC_TOKEN_KEY (key that gRPC's tokens are signed with) is not set: set it to 32 "
-            "random characters or more, the same for all replicas"
-        )
-    return settings.token_keys
-
-
 def tls(settings: Settings) -> grpc.ServerCredentials | None:
     """Return the server's credentials; None on loopback, where they are optional.
 
     Raises:
-        StartError: tokens would cross a network in clear text, or the files are not a certificate
-            and its key.
+        StartError: as `certificate`.
     """
-    cert, key = settings.grpc_tls_cert, settings.grpc_tls_key
-    if (cert is None) != (key is None):
-        raise StartError("GRPC_TLS_CERT and GRPC_TLS_KEY go together: set both, or none")
-    if cert is None or key is None:
-        if not on_loopback(settings.grpc_host):
-            raise StartError(
-                f"GRPC_HOST {settings.grpc_host} is not a loopback address, and tokens would go "
-                "over the network in the clear: set GRPC_TLS_CERT and GRPC_TLS_KEY"
-            )
+    pair = certificate("GRPC", settings.grpc_host, settings.grpc_tls_cert, settings.grpc_tls_key)
+    if pair is None:
         return None
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(
-            f"GRPC_TLS_CERT {cert} and GRPC_TLS_KEY {key} are not a certificate and its key: "
-            f"{one_line(error)}"
-        ) from error
+    cert, key = pair
     return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
-
-
-def on_loopback(host: str) -> bool:
-    """Return whether only this machine can reach that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,12 +6,14 @@ the libraries of the others. Tests build the same workers.
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, TypedDict
 
 from redis.asyncio import Redis
@@ -20,7 +22,7 @@ from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Interceptor, WorkerDeploymentConfig
 
-from workers.clients.connection import StartError
+from workers.clients.connection import StartError, is_loopback, one_line
 from workers.clients.valkey import check_valkey
 from workers.health import Check
 from workers.settings import Settings
@@ -89,10 +91,13 @@ PROCESSES = {
 }
 """The module of each process, which defines `process`. `all` runs every process in one."""
 
+IF_ENCRYPTED = {"codec": "workers.processes.codec"}
+"""Processes for encrypted payloads. `all` runs them too if there are keys."""
+
 
 def load_process(name: str) -> Process:
     """Return the process of that name."""
-    process: Process = import_module(PROCESSES[name]).process
+    process: Process = import_module((PROCESSES | IF_ENCRYPTED)[name]).process
     return process
 
 
@@ -122,6 +127,54 @@ def _deployment(build_id: str | None) -> WorkerDeploymentConfig:
             VersioningBehavior.AUTO_UPGRADE if build_id else VersioningBehavior.UNSPECIFIED
         ),
     )
+
+
+def token_keys(settings: Settings) -> list[str]:
+    """Return the keys of the tokens.
+
+    Raises:
+        StartError: there is none; nothing is served without authentication.
+    """
+    if settings.grpc_token_key is None:
+        raise StartError(
+            "GRPC_TOKEN_KEY (key that gRPC's tokens are signed with) is not set: set it to 32 "
+            "random characters or more, the same for all replicas"
+        )
+    return settings.token_keys
+
+
+def certificate(
+    prefix: str, host: str, cert: Path | None, key: Path | None
+) -> tuple[Path, Path] | None:
+    """Return the server's certificate and key; None on loopback, where they are optional.
+
+    Args:
+        prefix: The first part of the settings' names.
+        host: The address that the server listens on.
+        cert: `{prefix}_TLS_CERT`.
+        key: `{prefix}_TLS_KEY`.
+
+    Raises:
+        StartError: tokens would cross a network in clear text, or the files are not a certificate
+            and its key.
+    """
+    if (cert is None) != (key is None):
+        raise StartError(f"{prefix}_TLS_CERT and {prefix}_TLS_KEY go together: set both, or none")
+    if cert is None or key is None:
+        if not is_loopback(host):
+            raise StartError(
+                f"{prefix}_HOST {host} is not a loopback address, and tokens would go "
+                f"over the network in the clear: set {prefix}_TLS_CERT and {prefix}_TLS_KEY"
+            )
+        return None
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(
+            f"{prefix}_TLS_CERT {cert} and {prefix}_TLS_KEY {key} are not a certificate and its "
+            f"key: {one_line(error)}"
+        ) from error
+    return cert, key
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """What a web page of another site can do to Temporal on this machine, by attacks."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from deploy.local.servers import Temporal, WebUi
+from deploy.local.servers import Temporal, WebUi, write_private
 from tests.support.listeners import addresses_of
 from tests.support.servers import RunningServer, started
 
@@ -118,3 +119,63 @@ def test_the_web_uis_address_differs_in_each_stack(tmp_path: Path) -> None:
 
     assert len(found) == 3
     assert "127.0.0.1" not in found
+
+
+# --- the codec server behind the door -------------------------------------------------------------
+
+
+class StandIn:
+    """An HTTP server on loopback that notes the requests, in the place of the codec server."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        body = await reader.readexactly(int(length[1])) if length else b""
+        self.requests.append((head + body).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def codec(temporal: RunningServer, tmp_path: Path) -> AsyncIterator[tuple[StandIn, str]]:
+    """Run a door whose codec server notes what it gets; yield it with the door's URL."""
+    behind = temporal.process.server
+    assert isinstance(behind, Temporal)
+    noting = StandIn()
+    server = await asyncio.start_server(noting.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    write_private(tmp_path / "env", f"CODEC_PORT={port}\nFLEET_TOKEN=the.stacks.token\n")
+    door = WebUi(tmp_path / "ui", behind, tmp_path)
+    async with server, started(door, door.url, port=behind.ui_port):
+        yield noting, door.url
+
+
+async def test_the_door_sends_the_codec_server_its_own_token(codec: tuple[StandIn, str]) -> None:
+    noting, url = codec
+    theirs = {"Authorization": "Bearer theirs", "Cookie": "a=b", "Origin": url}
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        answer = await http.post("/codec/decode?preserveStorageRefs=true", json={}, headers=theirs)
+
+    assert answer.text == "{}"
+    (request,) = noting.requests
+    assert request.startswith("POST /decode?preserveStorageRefs=true HTTP/1.1\r\n")
+    assert "Authorization: Bearer the.stacks.token" in request
+    assert not [word for word in ("theirs", "Cookie", "Origin") if word in request]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}], ids=str
+)
+async def test_pages_of_other_sites_get_nothing_decrypted(
+    codec: tuple[StandIn, str], headers: dict[str, str]
+) -> None:
+    noting, url = codec
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        answer = await http.post("/codec/decode", json={}, headers=headers)
+
+    assert answer.status_code == 403
+    assert noting.requests == []
