@@ -155,7 +155,10 @@ class Sandbox:
 
     def _view(self, visible: Sequence[str], limits: Limits) -> list[str]:
         """Return the options for the file system: a new, read-only, minimal root."""
-        view: list[str] = []
+        view = ["--proc", "/proc", "--dev", "/dev"]
+        for writable in _WRITABLE:  # before the rest, of which parts may be in /tmp
+            size = str(limits.tmp_bytes)
+            view += ["--size", size, "--perms", "1777", "--tmpfs", writable]
         for link in _LINKED:
             if Path(link).is_symlink():
                 view += ["--symlink", str(Path(link).readlink()), link]
@@ -172,10 +175,6 @@ class Sandbox:
         packages = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
         if packages not in visible and packages.startswith(library) and Path(packages).is_dir():
             view += ["--tmpfs", packages, "--remount-ro", packages]
-        view += ["--proc", "/proc", "--dev", "/dev"]
-        for writable in _WRITABLE:
-            size = str(limits.tmp_bytes)
-            view += ["--size", size, "--perms", "1777", "--tmpfs", writable]
         return [*view, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 

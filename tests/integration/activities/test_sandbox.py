@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import sysconfig
+import tempfile
 import textwrap
 import time
 import uuid
@@ -220,6 +221,35 @@ async def test_only_its_own_tmp_is_mounted_for_writing() -> None:
     )
 
     assert done.output.decode().split() == ["/tmp", "/dev/shm"]
+
+
+@pytest.fixture
+def folder_in_tmp() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+async def test_what_is_made_visible_in_tmp_can_be_read_there_and_not_written(
+    folder_in_tmp: Path,
+) -> None:
+    visible, hidden = folder_in_tmp / "visible", folder_in_tmp / "hidden"
+    visible.write_text("seen")
+    hidden.write_text("hidden")
+    program = textwrap.dedent(
+        f"""
+        import os
+        print(open({str(visible)!r}).read(), os.path.exists({str(hidden)!r}))
+        open({str(visible)!r}, "a")
+        """
+    )
+
+    done = await Sandbox().run(
+        python_program(NOTEBOOK), marshal.dumps([("<code>", program, "")]), [str(visible)]
+    )
+
+    assert done.output.startswith(b"seen False\n")
+    assert (visible.read_text(), done.exit_code) == ("seen", 1)
 
 
 async def test_tmp_is_new_in_every_run() -> None:
