@@ -20,6 +20,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from workflows.actors import decisions_of_people
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
@@ -166,12 +167,17 @@ class DeliberationWorkflow:
     @workflow.signal
     def add_decision(self, decision: DecisionAdded) -> None:
         """Receive a decision made meanwhile; the agents get it in their next wave."""
-        self.decisions = decisions_with(self.decisions, [decision])
+        self.take_decisions([decision])
 
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
         """Receive decisions that were made, corrected or withdrawn meanwhile."""
-        self.decisions = decisions_with(self.decisions, request.decisions)
+        self.take_decisions(request.decisions)
+
+    def take_decisions(self, decisions: list[DecisionAdded]) -> None:
+        """Pass decisions on to the agents, but none that names a policy."""
+        taken = decisions_of_people(decisions, self.outbox.append)
+        self.decisions = decisions_with(self.decisions, taken)
 
     @workflow.signal
     def add_milestone(self, milestone: MilestoneReached) -> None:

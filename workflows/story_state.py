@@ -19,6 +19,7 @@ from workflows.models.deliberation import DeliberationResult, RecordedDecision, 
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
     Entry,
+    EntrySkipped,
     GateApproved,
     GateClosed,
     GateOpened,
@@ -64,7 +65,7 @@ OF_STORIES_ALONE = frozenset(
     kind.__name__
     for kind in (
         *(StoryCreated, StorySpec, StoryTransitioned, StoryCancelled),
-        *(GateOpened, GateClosed, GateApproved, PlanApproved),
+        *(GateOpened, GateClosed, GateApproved, PlanApproved, EntrySkipped),
     )
 )
 """Kinds of entries that no child of a story sends."""
@@ -447,7 +448,8 @@ class Story(BaseModel):
     def is_of_child(self, entry: Entry) -> bool:
         """Return whether a child of the story may have sent the entry.
 
-        Only the story itself says that it was created, moved, amended or approved.
+        Only the story itself says that it was created, moved, amended or approved, what a person
+        left out, and how an actor is known.
         """
         children = (
             deliberation_workflow_id(f"{self.story_id}-"),
@@ -459,6 +461,7 @@ class Story(BaseModel):
             and entry.source.startswith(children)
             and entry.id.startswith(f"{entry.source}/")
             and entry.kind not in OF_STORIES_ALONE
+            and not entry.body.get("via")
         )
 
     # --- changes --------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ from workflows.models.ids import (
     derivation_workflow_id,
     plan_workflow_id,
 )
-from workflows.models.outbox import OutboxState, StoryClosure
+from workflows.models.outbox import OutboxState, SkipEntry, StoryClosure
 from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
 from workflows.models.readiness import StoryText
 from workflows.models.story import Amend, Approve, Reject, StoryRuns
@@ -307,6 +307,26 @@ async def stuck_entry_skipped(start: StartStory, world: World) -> RunningStory:
     return story
 
 
+async def skipped_by_its_actor(start: StartStory, world: World) -> RunningStory:
+    """Refuse a decision by a policy, and an unsigned skip; take the signed one."""
+    world.require_tokens = True
+    world.failing = {"publish/StoryCreated": "no"}
+    story = await start()
+    with suppress(WorkflowUpdateFailedError):
+        await _skip(story.handle)
+    forged = {"decision_id": "D-1", "title": "No SMS", "decided_by": "policy:auto"}
+    await story.handle.signal("add_decision", forged)
+    stuck = await until(lambda: story.handle.query("outbox_stuck"))
+    token = create_token(
+        TOKEN_KEY, Caller(actor="ana", roles=frozenset({"PO"})), timedelta(minutes=5)
+    )
+    request = SkipEntry(entry_id=stuck[0]["entry_id"], actor="ana", reason="it never fits")
+    proof = create_proof(token, story.handle.id, request)
+    await story.handle.execute_update("skip_entry", request.model_copy(update={"proof": proof}))
+    world.require_tokens = False
+    return await story.finish()
+
+
 async def stuck_entry_dead_lettered(start: StartStory, world: World) -> RunningStory:
     """Skip an entry that cannot be published: its record is published as a dead letter."""
     world.failing = {"publish/StoryCreated": "no"}
@@ -405,6 +425,7 @@ PATHS: dict[str, Path_] = {
         auto_approved,
         retitled,
         stuck_entry_skipped,
+        skipped_by_its_actor,
         stuck_entry_dead_lettered,
         cancelled_while_stuck,
         announced,

@@ -54,11 +54,15 @@ def require_person(actor: str) -> None:
         ApplicationError: `Permission`.
     """
     if is_policy(actor):
-        raise application_error(
-            ErrorType.PERMISSION,
-            f"actor: {actor[:60]!r} is reserved: names that begin with {POLICY!r} stand for the "
-            "fleet's own policies; send your own name",
-        )
+        raise application_error(ErrorType.PERMISSION, f"actor: {reserved(actor)}")
+
+
+def reserved(actor: str) -> str:
+    """Return why a name of a policy is refused."""
+    return (
+        f"{actor[:60]!r} is reserved: names that begin with {POLICY!r} stand for the fleet's own "
+        "policies; send your own name"
+    )
 
 
 def is_policy(actor: str) -> bool:
