@@ -133,7 +133,7 @@ def require_time(timestamp: str) -> None:
     """Refuse a time that cannot be read or is in the future, because the latest time wins.
 
     Raises:
-        InvalidInput: with the rule.
+        InvalidInput: names the field `timestamp` of an UpdateContextRequest, and the rule.
     """
     if not timestamp:
         return

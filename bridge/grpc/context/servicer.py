@@ -6,16 +6,15 @@ transaction has committed, and the update is published on the bus even if this p
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 from temporalio.client import Client
 
 from activities.graph.activities import Graph
 from activities.graph.context_packs import check_scopes
+from bridge.executions import find_execution
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -57,8 +56,9 @@ from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from bridge.story_moves import move
 from workflows.models.access import require_person
 from workflows.models.base import content_hash
-from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
+from workflows.models.context import ContextUpdate, PackQuery, PhaseChange
 from workflows.models.errors import ErrorType, InvalidInput, application_error
+from workflows.models.ids import story_workflow_id
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
@@ -245,7 +245,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             "status": parsed.initial_phase,
         }
         change = created("CASE", parsed.story_id, payload, "recorded without a workflow")
-        await self._store_one(name, parsed.story_id, change, context, if_absent=True)
+        await self._updates.change(context, name, parsed.story_id, change, if_absent=True)
         async with in_time(context, ANSWERED_WITHIN_S):
             phase = await self._graph.story_status(parsed.story_id)
         return parsed, phase or parsed.initial_phase
@@ -276,7 +276,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         change = created(
             "SUBTASK", parsed.task_id, {key: value for key, value in payload.items() if value}
         )
-        await self._store_one(name, parsed.story_id, change, context)
+        await self._updates.change(context, name, parsed.story_id, change)
         async with in_time(context, ANSWERED_WITHIN_S):
             status = await self._graph.task_status(parsed.story_id, parsed.task_id)
         return context_pb2.CreateTaskResponse(
@@ -326,17 +326,18 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         change = created(
             "DECISION", decision_id, {key: value for key, value in payload.items() if value}
         )
-        await self._store_one(name, parsed.story_id, change, context)
+        await self._updates.change(context, name, parsed.story_id, change)
         return context_pb2.AddProjectDecisionResponse(decision_id=decision_id)
 
     async def TransitionPhase(  # noqa: N802
         self, request: context_pb2.TransitionPhaseRequest, context: Context
     ) -> context_pb2.TransitionPhaseResponse:
-        """Move a story: through its workflow if one is running, else in the graph.
+        """Move a story: through its workflow if it has one, else in the graph.
 
         Raises:
             ApplicationError: `UnknownStory`; `Permission`: the token lacks the move's role, or PO
-                if no workflow runs; `IllegalMove` names the moves that are legal.
+                if the story has no workflow; `IllegalMove` names the moves that are legal, none
+                if the story has ended.
         """
         name = "TransitionPhaseRequest"
         parsed = parse_request(
@@ -350,15 +351,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         async with in_time(context, ANSWERED_WITHIN_S):
-            if await self._updates.story_runs(parsed.story_id):
+            if await find_execution(self._temporal, story_workflow_id(parsed.story_id)):
                 return phase_answer(parsed, await self._move(parsed, context))
         caller().require_role(PO)
-        change = ContextChange(
-            operation="UPDATE",
-            entity_type="CASE",
-            payload=json.dumps({"status": parsed.to_phase}),
-            reason=parsed.rationale,
-        )
         moved = PhaseChange(
             from_phase=parsed.from_phase,
             to_phase=parsed.to_phase,
@@ -366,11 +361,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             reason=parsed.rationale,
             via="token",
         )
-        await self._store_one(name, parsed.story_id, change, context, phase_change=moved)
+        await self._updates.transition(context, name, parsed.story_id, moved)
         return phase_answer(parsed, parsed.to_phase)
 
     async def _move(self, parsed: PhaseAsked, context: Context) -> str:
-        """Make the move of a running story between two phases and return its new state."""
+        """Make the move of a story with a workflow between two phases and return its new state."""
         words = remarks(call_metadata(context))
         if parsed.rationale:
             words = words._replace(reason=parsed.rationale, comment=parsed.rationale)
@@ -421,21 +416,6 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         )
         require_size(answer, f"what is near {parsed.node_id}", "a smaller depth")
         return answer
-
-    async def _store_one(
-        self, name: str, story_id: str, change: ContextChange, context: Context, **more: Any
-    ) -> None:
-        """Store one change.
-
-        Raises:
-            InvalidInput: the change breaks a rule.
-            ApplicationError: as `Updates.store`.
-        """
-        update = ContextUpdate(story_id=story_id, actor=caller().actor, changes=[change], **more)
-        answer = await self._updates.store(context, update)
-        if answer.warnings and not answer.changed:
-            rule = answer.warnings[0].partition("): ")[2]
-            raise InvalidInput(name, [("(the whole)", rule)])
 
 
 def context_id(story_id: str) -> str:

@@ -15,33 +15,29 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.graph.activities import Graph
 from activities.graph.changes import change
-from activities.graph.deliberations import has_story, last_plan
+from activities.graph.deliberations import last_plan
 from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     Context,
-    derived_id,
     in_time,
     move_update_id,
     named,
     parse_request,
     seconds_left,
 )
+from bridge.grpc.context.messages import created
+from bridge.grpc.context.requests import PhaseAsked, require_time
+from bridge.grpc.context.updates import Updates
 from bridge.grpc.orchestrator.requests import Happened
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.plan_runs import run_approved_plan
 from bridge.story_moves import Position, Remarks, move
 from workflows.derivation import DerivationWorkflow
 from workflows.models.agents import PlannedTask
+from workflows.models.context import PhaseChange
 from workflows.models.errors import ErrorType, InvalidInput, application_error
-from workflows.models.events import (
-    Entry,
-    EventBody,
-    PlanApproved,
-    StoryCreated,
-    StorySpec,
-    StoryTransitioned,
-)
+from workflows.models.events import Entry, PlanApproved
 from workflows.models.ids import (
     derivation_workflow_id,
     numbered_plan_id,
@@ -60,8 +56,13 @@ STORY_WITHIN_S = 30.0
 DERIVED_WITHIN_S = 600.0
 """How long a plan's derivation has to answer a call that has no deadline."""
 
-LAST_MS = 253_402_300_800_000
-"""The end of the year 9999. All times in ms that a timestamp can hold are before it."""
+PHASE_FIELDS = {
+    "story_id": "case_id",
+    "from_phase": "from_state",
+    "to_phase": "to_state",
+    "rationale": "metadata.reason",
+}
+"""Field of PhaseAsked -> the request's field that has it."""
 
 REMARK_KEYS = {name: f"metadata.{name}" for name in Remarks._fields}
 """Field of a move's remarks -> the request's field that has it."""
@@ -93,6 +94,7 @@ class Plans:
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._graph = graph
         self._driver = driver
+        self._updates = Updates(temporal)
 
     async def handle_planning_event(
         self, event: Happened, context: Context
@@ -109,7 +111,7 @@ class Plans:
         if name == PLAN_APPROVED:
             return await self._run(event)
         if name.upper() == CASE_CREATED:
-            return await self._keep_case(event)
+            return await self._keep_case(event, context)
         if name.upper() == TRANSITION:
             return await self._transition(event, context)
         if "." in name:  # no event of a state machine has a dot in its name
@@ -161,15 +163,13 @@ class Plans:
             found: DerivationResult = await handle.result()
         return found.tasks
 
-    async def _keep_case(self, event: Happened) -> pb.PlanningEventResponse:
-        """Store a case from outside in the graph, without starting a workflow."""
+    async def _keep_case(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
+        """Store a case from outside, without starting a workflow for the story."""
         actor = caller()
         actor.require_role(*CREATORS)
         story_id, metadata = event.case_id, event.metadata
         if await find_execution(self._temporal, story_workflow_id(story_id)):
             words = f"story {story_id} has a workflow already"
-        elif await has_story(self._driver, story_id):
-            words = f"case {story_id} is known already"
         else:
             text = parse_request(
                 StoryInput,
@@ -184,26 +184,12 @@ class Plans:
             )
             with named("PlanningEventRequest", {"brief": "metadata.description"}):
                 StoryText(title=text.title, brief=text.brief).require_fits("PlanningEventRequest")
-            when = format_timestamp(datetime.now(UTC))
-            created = StoryCreated(
-                story_id=story_id,
-                title=text.title,
-                rigor=text.rigor,
-                created_by=text.created_by,
-                timestamp=when,
+            payload = {"title": text.title, "description": text.brief, "rigor": text.rigor}
+            new = created("CASE", story_id, payload, "recorded without a workflow")
+            answer = await self._updates.change(
+                context, "PlanningEventRequest", story_id, new, if_absent=True
             )
-            spec = StorySpec(
-                story_id=story_id,
-                title=text.title,
-                brief=text.brief,
-                acceptance_criteria=[],
-                rigor=text.rigor,
-                revision="",
-                created_by=text.created_by,
-                timestamp=when,
-            )
-            await self._store(story_id, f"grpc/{story_id}/created", created, spec)
-            words = f"case {story_id} is stored"
+            words = f"case {story_id} is {'stored' if answer.changed else 'known already'}"
         return pb.PlanningEventResponse(processed=True, message=words)
 
     async def _transition(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
@@ -216,35 +202,44 @@ class Plans:
         if not event.to_state:
             raise InvalidInput("PlanningEventRequest", [("to_state", "required; add it")])
         if not await find_execution(self._temporal, story_workflow_id(event.case_id)):
-            return await self._keep_transition(event)
+            return await self._keep_transition(event, context)
         return await self._move(event, partial(_move_to_state, event), context)
 
-    async def _keep_transition(self, event: Happened) -> pb.PlanningEventResponse:
-        """Store the transition as the inbox does with `planning.story.transitioned`."""
-        actor = caller()
-        actor.require_role("PO")
-        story_id = event.case_id
-        if not await has_story(self._driver, story_id):
-            raise application_error(ErrorType.NOT_FOUND, f"case {story_id} not found")
-        at = (
-            datetime.fromtimestamp(event.timestamp_ms / 1000, UTC)
-            if 0 < event.timestamp_ms < LAST_MS
-            else datetime.now(UTC)
+    async def _keep_transition(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
+        """Store and publish the transition of a story without a workflow.
+
+        Raises:
+            InvalidInput: names each wrong field.
+            ApplicationError: as `Updates.transition`.
+        """
+        caller().require_role("PO")
+        moved = parse_request(
+            PhaseAsked,
+            "PlanningEventRequest",
+            {
+                "story_id": event.case_id,
+                "from_phase": event.from_state or "UNKNOWN",
+                "to_phase": event.to_state,
+                "rationale": event.metadata.get("reason", ""),
+            },
+            PHASE_FIELDS,
         )
-        body = StoryTransitioned(
-            story_id=story_id,
-            from_phase=event.from_state or "unknown",
-            to_phase=event.to_state,
+        phases = PhaseChange(
+            from_phase=moved.from_phase,
+            to_phase=moved.to_phase,
             event=TRANSITION,
-            actor=actor.actor,
-            reason=event.metadata.get("reason", ""),
+            reason=moved.rationale,
             via="token",
-            timestamp=format_timestamp(at),
         )
-        what = derived_id(event.from_state, event.to_state, body.timestamp)
-        await self._store(story_id, f"grpc/{story_id}/{what}", body)
+        at = ""
+        if event.timestamp_ms:
+            at = format_timestamp(datetime.fromtimestamp(event.timestamp_ms / 1000, UTC))
+            with named("PlanningEventRequest", {"timestamp": "timestamp_ms"}):
+                require_time(at)
+        await self._updates.transition(context, "PlanningEventRequest", event.case_id, phases, at)
         return pb.PlanningEventResponse(
-            processed=True, message=f"case {story_id} has no workflow: its transition is stored"
+            processed=True,
+            message=f"case {event.case_id} has no workflow: its transition is stored",
         )
 
     async def _move(
@@ -300,27 +295,17 @@ class Plans:
             via="token",
             timestamp=format_timestamp(datetime.now(UTC)),
         )
-        entry_id = f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved"
-        await self._store(event.case_id, entry_id, body)
-
-    async def _store(self, story_id: str, entry_id: str, *bodies: EventBody) -> None:
-        """Store events in the graph in the form of entries of a story's outbox."""
-        now_ms = int(datetime.now(UTC).timestamp() * 1000)
-        entries = [
-            Entry(
-                id=entry_id if number == 1 else f"{entry_id}/{number}",
-                kind=type(body).__name__,
-                subject=body.SUBJECT,
-                source="/grpc/orchestrator",
-                story_id=story_id,
-                time=body.timestamp,
-                body=body.model_dump(mode="json"),
-            )
-            for number, body in enumerate(bodies, start=1)
-        ]
-        await self._graph.store(
-            [change(entry, now_ms, number) for number, entry in enumerate(entries, start=1)]
+        entry = Entry(
+            id=f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved",
+            kind=type(body).__name__,
+            subject=body.SUBJECT,
+            source="/grpc/orchestrator",
+            story_id=event.case_id,
+            time=body.timestamp,
+            body=body.model_dump(mode="json"),
         )
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        await self._graph.store([change(entry, now_ms, 1)])
 
     async def _tasks(self, story_id: str, plan_id: str) -> list[PlannedTask]:
         if not plan_id:

@@ -201,7 +201,7 @@ class Happened(Request):
     plan_id: MaybeLongId = ""
     from_state: Identifier = ""
     to_state: Identifier = ""
-    timestamp_ms: int = Field(default=0, ge=0)
+    timestamp_ms: int = Field(default=0, ge=0, lt=253_402_300_800_000)  # the end of year 9999
     metadata: dict[str, str] = {}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from activities.graph.activities import Graph
 from activities.graph.councils import find_councils
-from activities.graph.deliberations import find_ended, find_plan, has_story, history, last_plan
+from activities.graph.deliberations import find_ended, find_plan, history, last_plan
 from activities.graph.provenance import find_why
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
@@ -155,7 +155,6 @@ async def test_agents_get_their_packs_plans_and_history(
 async def test_plans_deliberations_and_statuses_are_answered(
     story: str, graph: Graph, driver: AsyncDriver
 ) -> None:
-    assert await has_story(driver, story)
     assert await last_plan(driver, story)
     plan = await find_plan(driver, story)
     assert plan

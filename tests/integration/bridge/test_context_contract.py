@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.access import Access
 from activities.graph.activities import Graph
 from activities.heartbeats import Heartbeats
 from activities.planning import Planning
@@ -98,6 +99,7 @@ async def context(
         temporal_client,
         task_queue=STORY_QUEUE,
         workflows=[ContextUpdateWorkflow, StoryWorkflow, DeliberationWorkflow],
+        activities=[Access([], require_tokens=False).check_actor],
         workflow_runner=workflow_runner(),
     )
     stores = Worker(
@@ -458,7 +460,12 @@ async def test_a_running_story_changes_only_by_its_moves_and_amend(
         "MATCH (u:ContextUpdate)-[:OF]->(:Case {id: $story}) RETURN u.version ORDER BY u.version"
     )
     await until(lambda: rows(driver, query, story=story), lambda found: found == [[1], [2]])
+
     await running.terminate()
+    onward = {"story_id": story, "from_phase": "DESIGN", "to_phase": "DRAFT"}
+    code, words = await context.refused("TransitionPhase", **onward, roles=("PO",))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"story {story} has ended; legal now: none" in words
 
 
 # --- the graph ------------------------------------------------------------------------------------

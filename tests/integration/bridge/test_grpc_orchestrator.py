@@ -1010,6 +1010,13 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
             pb.PlanningEventRequest(event_type="TRANSITION", case_id=story), metadata=PO
         )
     moved = await stub.ProcessPlanningEvent(move, metadata=PO)
+    with fails(StatusCode.INVALID_ARGUMENT, "is newer than"):
+        await stub.ProcessPlanningEvent(
+            pb.PlanningEventRequest(
+                event_type="TRANSITION", case_id=story, to_state="DRAFT", timestamp_ms=1
+            ),
+            metadata=PO,
+        )
 
     assert made.processed
     assert made.message == f"case {story} is stored"
@@ -1021,6 +1028,10 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
         driver, "MATCH (s:Story {id: $id}) RETURN s.title, s.description, s.status", id=story
     )
     assert found == [["Log in", "d", "DESIGN"]]
+    transitions = "MATCH (t:PhaseTransition {story_id: $id}) RETURN t.from_phase, t.to_phase"
+    await until(
+        lambda: rows(driver, transitions, id=story), lambda found: found == [["DRAFT", "DESIGN"]]
+    )
 
 
 async def test_two_stories_whose_plans_have_one_workflow_id_are_distinguished(
