@@ -303,19 +303,19 @@ class VllmAgents:
         """Ask until an answer is complete and valid, at most ASKS times."""
         wanted = question.form(prompt.max_tokens)
         schema = wanted.schema
-        asked = prompt
+        latest = prompt
         for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
-            progress.ask(asked.messages)
+            progress.ask(latest.messages)
             try:
                 reply = await stream_reply(
                     self._client,
                     model=progress.model,
-                    messages=asked.messages,
+                    messages=latest.messages,
                     schema_name=question.act,
                     schema=schema,
-                    temperature=asked.temperature,
-                    max_tokens=asked.max_tokens,
+                    temperature=latest.temperature,
+                    max_tokens=latest.max_tokens,
                     seed=progress.seed,
                     on_text=progress.count,
                     is_whole=lambda text: is_read(wanted.read, text),
@@ -331,7 +331,7 @@ class VllmAgents:
                 if reply.finish_reason in CUT_OFF:
                     # What was written had fewer characters per token than the form allows for.
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
-                asked = self._prompts.ask_again(prompt, reply.text, problem)
+                latest = self._prompts.ask_again(prompt, reply.text, problem)
         raise question.unanswered(progress.model, problem)
 
     async def _model(self, agent: Agent) -> tuple[str, int]:

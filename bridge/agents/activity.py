@@ -195,7 +195,7 @@ def command_subject(role: str) -> str:
 
 def headers(call: OpenCall) -> dict[str, str]:
     """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
-    asked = datetime.fromisoformat(call.command.timestamp)
+    sent_at = datetime.fromisoformat(call.command.timestamp)
     headers = {
         Header.MSG_ID.value: call.call_id,
         "Content-Type": "application/json",
@@ -205,7 +205,7 @@ def headers(call: OpenCall) -> dict[str, str]:
         "ce-type": call.subject,
         "ce-time": call.command.timestamp,
         "ce-subject": call.command.story_id,
-        EXPIRY: format_timestamp(asked + timedelta(milliseconds=call.silence_ms)),
+        EXPIRY: format_timestamp(sent_at + timedelta(milliseconds=call.silence_ms)),
     }
     TraceContextTextMapPropagator().inject(headers)
     return {name: value for name, value in headers.items() if value}

@@ -267,13 +267,13 @@ class AgentResponses:
                 usage=usage_of(call, response),
             )
             return settled if await self._calls.settle(found, settled) else None
-        asked = call.question
+        question = call.question
         try:
-            fields = asked.form(call.first_prompt.max_tokens).read(written(response))
+            fields = question.form(call.first_prompt.max_tokens).read(written(response))
         except ValueError as error:
             return await self._ask_again(found, call, response, by, str(error))
         settled = call.settled("answered", by)
-        answer = asked.answer(fields, usage_of(call, response)).model_dump_json()
+        answer = question.answer(fields, usage_of(call, response)).model_dump_json()
         return settled if await self._calls.answer(found, settled, answer) else None
 
     async def _ask_again(

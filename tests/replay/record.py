@@ -211,9 +211,9 @@ async def news_in_lists(start: StartStory, world: World) -> RunningStory:
     world.hold["propose"].set()
     await story.until(gate="approve_design")
     world.hold["propose"] = asyncio.Event()
-    asked = len(world.acts)
+    before = len(world.acts)
     await story.approve("approve_design")
-    await until(lambda: len(world.acts) != asked)
+    await until(lambda: len(world.acts) != before)
     plan = (await story.state()).plan_id
     await _send_news(start.client, story, 2, f"deliberation-{plan}-t1")
     world.hold["propose"].set()
@@ -587,9 +587,11 @@ async def closed(client: Client, world: World) -> dict[str, str]:
 
 
 async def _derived(client: Client, world: World) -> dict[str, str]:
-    asked = DerivationInput(story_id=f"US-{world.key}", plan_id="plan-1", announce=True)
-    workflow_id = derivation_workflow_id(asked.story_id, asked.plan_id)
-    await client.execute_workflow(DerivationWorkflow.run, asked, id=workflow_id, task_queue="story")
+    request = DerivationInput(story_id=f"US-{world.key}", plan_id="plan-1", announce=True)
+    workflow_id = derivation_workflow_id(request.story_id, request.plan_id)
+    await client.execute_workflow(
+        DerivationWorkflow.run, request, id=workflow_id, task_queue="story"
+    )
     return {"derivation": workflow_id}
 
 

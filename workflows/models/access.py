@@ -76,6 +76,6 @@ def request_content(request: Request) -> str:
     Fields that have their default are left out, so that a client of another release comes to the
     same hash.
     """
-    asked = request.model_dump(mode="json", exclude={"proof"}, exclude_defaults=True)
-    canonical = json.dumps([type(request).__name__, asked], sort_keys=True, ensure_ascii=False)
+    fields = request.model_dump(mode="json", exclude={"proof"}, exclude_defaults=True)
+    canonical = json.dumps([type(request).__name__, fields], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -45,7 +45,7 @@ PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
 IDLE_SECONDS = 2.0
 
 
-def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
+def call_fields(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
     """Return the fields that every call is given."""
     return {
         "task": Task(task_id="t1", role="DEV", description="Store every event."),
@@ -56,7 +56,7 @@ def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
 
 
 def proposing(agent_id: str = "dev-1", **agent: Any) -> ProposeInput:
-    return ProposeInput(**asked(agent_id, **agent))
+    return ProposeInput(**call_fields(agent_id, **agent))
 
 
 @pytest.fixture
@@ -112,14 +112,16 @@ async def test_every_act_brings_its_structured_answer(
 
     proposal = await environment.run(agents.propose, proposing())
     criticism = await environment.run(
-        agents.criticise, CriticiseInput(**asked(), author_id="dev-2", proposal=PROPOSAL)
+        agents.criticise, CriticiseInput(**call_fields(), author_id="dev-2", proposal=PROPOSAL)
     )
     revision = await environment.run(
-        agents.revise, ReviseInput(**asked(), proposal=PROPOSAL, critiques=[critique])
+        agents.revise, ReviseInput(**call_fields(), proposal=PROPOSAL, critiques=[critique])
     )
-    judgement = await environment.run(agents.judge, JudgeInput(**asked(), contenders=contenders))
+    judgement = await environment.run(
+        agents.judge, JudgeInput(**call_fields(), contenders=contenders)
+    )
     plan = await environment.run(
-        agents.derive_plan, DerivePlanInput(**asked(), design=PROPOSAL, roles=["DEV", "QA"])
+        agents.derive_plan, DerivePlanInput(**call_fields(), design=PROPOSAL, roles=["DEV", "QA"])
     )
 
     assert proposal.proposal.content
@@ -378,7 +380,9 @@ async def test_another_agent_wave_act_or_run_is_another_call(
 
     await environment.run(agents.propose, proposing("dev-2"))
     await environment.run(agents.propose, request.model_copy(update={"wave": 2}))
-    await environment.run(agents.revise, ReviseInput(**asked(), proposal=PROPOSAL, critiques=[]))
+    await environment.run(
+        agents.revise, ReviseInput(**call_fields(), proposal=PROPOSAL, critiques=[])
+    )
     environment.info = dataclasses.replace(environment.info, workflow_run_id=str(uuid.uuid4()))
     await environment.run(agents.propose, request)
 

@@ -266,11 +266,11 @@ async def test_a_case_is_recorded_without_a_workflow_and_once(
     context: ContractClient, driver: AsyncDriver, method: str
 ) -> None:
     story = new_story()
-    asked: dict[str, Any] = {"story_id": story, "title": "Log in", "description": "A form"}
+    fields: dict[str, Any] = {"story_id": story, "title": "Log in", "description": "A form"}
 
-    answers = await asyncio.gather(*(context(method, **asked) for _ in range(3)))
-    other = await context(method, **(asked | {"title": "Other", "initial_phase": "BUILD"}))
-    refused = await context.refused(method, **asked, roles=("OPERATOR", "DEV"))
+    answers = await asyncio.gather(*(context(method, **fields) for _ in range(3)))
+    other = await context(method, **(fields | {"title": "Other", "initial_phase": "BUILD"}))
+    refused = await context.refused(method, **fields, roles=("OPERATOR", "DEV"))
 
     wanted = {"context_id": f"ctx-{story}", "story_id": story, "current_phase": "DESIGN"}
     assert answers == [wanted] * 3

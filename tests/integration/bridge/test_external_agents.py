@@ -118,7 +118,7 @@ class Outside:
         self.commands.append(AgentCommand.model_validate_json(message.data))
         return self.commands[-1]
 
-    async def asked(self) -> int:
+    async def call_count(self) -> int:
         """Count the commands published so far."""
         return (await self.jetstream.stream_info("AGENT_COMMANDS")).state.messages
 
@@ -315,7 +315,7 @@ async def test_a_kept_answer_is_not_asked_for_again(fleet: Outside, client: Redi
     await client.set(key, kept.model_dump_json())  # the agent does not answer
 
     assert await handle.result() == kept
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
@@ -331,7 +331,7 @@ async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
         answers = [await handle.result() for handle in handles]
 
     assert len(answers) == 10
-    assert await outside.asked() == 10
+    assert await outside.call_count() == 10
 
 
 # --- answers that cannot be used ------------------------------------------------------------------
@@ -372,7 +372,7 @@ async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
     error = await failure(handle)
     assert (error.type, error.non_retryable) == ("BadAnswer", True)
     assert "Invalid JSON" in error.message
-    assert await fleet.asked() == 3
+    assert await fleet.call_count() == 3
 
 
 async def test_a_failed_agent_fails_the_attempt_with_its_message_and_another_is_asked(
@@ -495,7 +495,7 @@ async def test_an_answer_counts_however_its_fields_are_written(
     await fleet.respond(command, **fields)
 
     assert (await handle.result()).proposal.content
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_an_answer_may_begin_with_a_byte_order_mark(fleet: Outside) -> None:
@@ -630,7 +630,7 @@ async def test_an_agent_that_reports_progress_is_waited_for(fleet: Outside) -> N
     assert (beat["tokens"], beat["state"]) == (42, "working")
     assert CallUsage.model_validate(beat).tokens_out == 42
     assert (await handle.result()).proposal.content
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is_refused(
@@ -715,7 +715,7 @@ async def test_an_answer_outlives_the_process_that_was_completing_it(
         await outside.settled()
 
     assert answer.proposal.model_dump(mode="json") == json.loads(document(command))
-    assert await outside.asked() == 1
+    assert await outside.call_count() == 1
     assert await outside.letters() == []
 
 
@@ -785,7 +785,7 @@ async def test_two_agents_of_a_role_share_the_work(
         for agent in (one, two):  # each takes one at a time, so both worked at once
             await agent.printed("is done with")
     assert {answer.usage.model for answer in answers} == {llm.model}
-    assert await fleet.asked() == len(llm.calls) == 6
+    assert await fleet.call_count() == len(llm.calls) == 6
     await fleet.settled()
     assert await fleet.letters() == []
 
@@ -803,7 +803,7 @@ async def test_a_killed_agents_command_goes_to_another(
         answer = await asyncio.wait_for(handle.result(), WITHIN_S)
 
     assert answer.usage.tokens_out > 0
-    assert await fleet.asked() == 1  # JetStream redelivered it; the fleet did not ask again
+    assert await fleet.call_count() == 1  # JetStream redelivered it; the fleet did not ask again
     assert (await fleet.letters()) == []
 
 
@@ -822,7 +822,7 @@ async def test_an_agent_that_ends_hands_its_command_back(
         await handle.result()
 
     assert time.monotonic() - began < 15  # shorter than JetStream's wait after a kill
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_an_agent_without_its_llm_reports_it(
@@ -835,7 +835,7 @@ async def test_an_agent_without_its_llm_reports_it(
         answer = await handle.result()
 
     assert answer.usage.asks == 1  # only those of the second attempt
-    assert await fleet.asked() == 2
+    assert await fleet.call_count() == 2
     assert [call.end for call in llm.calls] == ["refused", "answered"]
 
 

@@ -67,8 +67,8 @@ class Service:
         return await self.stub.UpdateContext(request, metadata=metadata, timeout=timeout)
 
     async def rehydrate(self, case_id: str, *roles: str, **more: Any) -> Any:
-        asked = {"include_timeline": True, "include_summaries": True} | more
-        request = pb.RehydrateSessionRequest(case_id=case_id, roles=roles, **asked)
+        options = {"include_timeline": True, "include_summaries": True} | more
+        request = pb.RehydrateSessionRequest(case_id=case_id, roles=roles, **options)
         return await self.stub.RehydrateSession(request, metadata=self.metadata)
 
     async def validate(self, role: str, phase: str, *provided: str) -> Any:

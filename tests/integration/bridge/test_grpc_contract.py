@@ -80,10 +80,10 @@ def test_a_changed_contract_is_noticed() -> None:
 
 async def served(channel: grpc.aio.Channel, symbol: str) -> Wire:
     """Return a service's wire format by reflection, which needs no token."""
-    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
     stub = Reflection(channel)
     found: Wire = {}
-    async for answer in stub.ServerReflectionInfo(iter([asked])):
+    async for answer in stub.ServerReflectionInfo(iter([request])):
         for file in answer.file_descriptor_response.file_descriptor_proto:
             found |= wire_of(FileDescriptorProto.FromString(file))
     return found

@@ -616,10 +616,10 @@ async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
     def ends() -> list[str]:
         return sorted(call.end for call in fleet.llm.calls if task in call.prompt)
 
-    async def asked() -> bool:
+    async def is_called() -> bool:
         return len(ends()) == 9
 
-    await until(asked)
+    await until(is_called)
 
     async def begun() -> set[str]:
         found = set(await fleet.deliberations()) - before

@@ -342,8 +342,8 @@ async def test_health_is_public_and_ends_with_the_drain(served: Served, service:
 
 
 async def test_reflection_lists_the_service_without_a_token(channel: grpc.aio.Channel) -> None:
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    answers = Reflection(channel).ServerReflectionInfo(iter([asked]))
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    answers = Reflection(channel).ServerReflectionInfo(iter([request]))
 
     listed = {
         each.name async for answer in answers for each in answer.list_services_response.service

@@ -117,9 +117,9 @@ async def test_a_story_is_scored_with_what_costs_it_points(fleet: Fleet) -> None
 
 
 @settings(max_examples=200)
-@given(asked=messages(pb.ScoreStoryRequest))
-async def test_any_text_has_a_score(running_fleet: Fleet, asked: pb.ScoreStoryRequest) -> None:
-    answer = await running_fleet.coach.ScoreStory(asked, metadata=ANA)
+@given(message=messages(pb.ScoreStoryRequest))
+async def test_any_text_has_a_score(running_fleet: Fleet, message: pb.ScoreStoryRequest) -> None:
+    answer = await running_fleet.coach.ScoreStory(message, metadata=ANA)
 
     assert answer.total == max(0, 100 - sum(finding.weight for finding in answer.findings))
 
@@ -197,7 +197,7 @@ async def test_a_call_that_ends_stops_what_only_it_waits_for(fleet: Fleet, ends_
     call = fleet.coach.SuggestStory(
         pb.SuggestStoryRequest(goal="Undo"), metadata=ANA, timeout=timeout
     )
-    await until(lambda: asked(fleet))
+    await until(lambda: is_called(fleet))
     if ends_by == "cancel":
         call.cancel()
 
@@ -219,7 +219,7 @@ async def test_a_call_with_a_request_id_is_asked_once_and_can_be_repeated(fleet:
     goal = pb.SuggestStoryRequest(goal="Undo")
 
     first = fleet.coach.SuggestStory(goal, metadata=metadata)
-    await until(lambda: asked(fleet))
+    await until(lambda: is_called(fleet))
     first.cancel()
     story = await fleet.coach.SuggestStory(goal, metadata=metadata)
     again = await fleet.coach.SuggestStory(goal, metadata=metadata)
@@ -228,7 +228,7 @@ async def test_a_call_with_a_request_id_is_asked_once_and_can_be_repeated(fleet:
     assert [call.end for call in fleet.llm.calls] == ["answered", "answered"]
 
 
-async def asked(fleet: Fleet) -> bool:
+async def is_called(fleet: Fleet) -> bool:
     return bool(fleet.llm.calls)
 
 
@@ -256,24 +256,24 @@ async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) 
 
 
 @settings(max_examples=25)
-@given(asked=messages(pb.RefineStoryRequest))
+@given(message=messages(pb.RefineStoryRequest))
 async def test_any_story_comes_back_no_worse_or_is_refused(
-    running_fleet: Fleet, asked: pb.RefineStoryRequest
+    running_fleet: Fleet, message: pb.RefineStoryRequest
 ) -> None:
-    call = running_fleet.coach.RefineStory(asked, metadata=ANA)
+    call = running_fleet.coach.RefineStory(message, metadata=ANA)
 
     if await call.code() == grpc.StatusCode.OK:
-        assert total(await call) >= total(asked)
+        assert total(await call) >= total(message)
     else:
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT, await call.details()
 
 
 @settings(max_examples=15)
-@given(asked=messages(pb.SuggestStoryRequest))
+@given(message=messages(pb.SuggestStoryRequest))
 async def test_any_goal_becomes_a_story_or_is_refused(
-    running_fleet: Fleet, asked: pb.SuggestStoryRequest
+    running_fleet: Fleet, message: pb.SuggestStoryRequest
 ) -> None:
-    call = running_fleet.coach.SuggestStory(asked, metadata=ANA)
+    call = running_fleet.coach.SuggestStory(message, metadata=ANA)
 
     if await call.code() == grpc.StatusCode.OK:
         story = await call

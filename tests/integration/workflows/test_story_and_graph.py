@@ -44,18 +44,18 @@ async def test_no_pack_is_built_of_a_story_that_the_graph_has_lost(
     graph: Graph, driver: AsyncDriver, then: str
 ) -> None:
     story = new_story()
-    asked = PackQuery(story_id=story, role="DEV", phase="BUILD", known=True)
+    query = PackQuery(story_id=story, role="DEV", phase="BUILD", known=True)
     await graph.record(batch(story, text_of(story), plan(story)))
     await graph.record_deliberation(deliberation(story))
-    assert (await graph.build_pack(asked)).context
+    assert (await graph.build_pack(query)).context
 
     await rows(driver, LOSE, id=story)
     if then == "a later entry":
         await graph.record(batch(story, moved(story, "DRAFT", "DESIGN", 30), first=30))
     with refused("GraphLost", retryable=False) as lost:
-        await graph.build_pack(asked)
-    await graph.build_pack(asked.model_copy(update={"known": False}))
-    await graph.build_pack(asked.model_copy(update={"story_id": new_story(), "known": False}))
+        await graph.build_pack(query)
+    await graph.build_pack(query.model_copy(update={"known": False}))
+    await graph.build_pack(query.model_copy(update={"story_id": new_story(), "known": False}))
 
     assert f"fleet graph rebuild {story}" in lost.value.message
 
@@ -120,8 +120,8 @@ async def test_a_council_of_a_lost_story_fails_and_begins_once_the_graph_is_rebu
 
     assert f"fleet graph rebuild {story}" in failed[0]
     assert done.refused == []
-    asked = PackQuery(story_id=story, role="ARCHITECT", phase="DESIGN", known=True)
-    assert "Undo the deletion" in (await graph.build_pack(asked)).context
+    query = PackQuery(story_id=story, role="ARCHITECT", phase="DESIGN", known=True)
+    assert "Undo the deletion" in (await graph.build_pack(query)).context
     await running.terminate()
 
 

@@ -254,7 +254,7 @@ def test_a_change_sees_what_those_before_it_have_done() -> None:
         change("CREATE", "DECISION", "d", TITLED),
     )
 
-    assert [asked.number for asked in outcome.applied] == [1, 2, 3, 6]
+    assert [parsed.number for parsed in outcome.applied] == [1, 2, 3, 6]
     assert [warning.split(" ")[1] for warning in outcome.warnings] == ["0", "4", "5"]
 
 
@@ -296,7 +296,7 @@ def test_an_update_does_not_bring_back_what_was_deleted(entity_type: str) -> Non
         change("UPDATE", entity_type, "e", needed),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 1]
+    assert [parsed.number for parsed in outcome.applied] == [0, 1]
     assert "is deleted; create it first" in outcome.warnings[0]
 
 
@@ -407,7 +407,7 @@ def test_a_field_of_others_alone_is_a_change_and_what_is_not_kept_is_named() -> 
         change("CREATE", "PLAN", "p"),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 1, 2, 3, 4, 5]
+    assert [parsed.number for parsed in outcome.applied] == [0, 1, 2, 3, 4, 5]
     assert ["n50" in outcome.warnings[0], "a-b" in outcome.warnings[1]] == [True, True]
     assert "x" * 40 in outcome.warnings[1]
     created = nodes(outcome)[-1]
@@ -451,7 +451,7 @@ def test_what_is_newer_in_the_graph_is_kept() -> None:
         found=newer,
     )
 
-    assert [asked.number for asked in outcome.applied] == [1]
+    assert [parsed.number for parsed in outcome.applied] == [1]
     assert all("newer" in warning for warning in outcome.warnings)
 
 
@@ -515,7 +515,7 @@ def test_an_empty_payload_is_enough_if_nothing_is_required() -> None:
         change("CREATE", "DECISION", "d", ""),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 1]
+    assert [parsed.number for parsed in outcome.applied] == [0, 1]
     assert "names nothing to change" in outcome.warnings[0]
     assert "payload.title: required" in outcome.warnings[1]
 
@@ -607,7 +607,7 @@ def test_the_creation_of_a_case_never_changes_and_the_rest_is_stored() -> None:
         found=found,
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 2]
+    assert [parsed.number for parsed in outcome.applied] == [0, 2]
     assert [warning[:8] for warning in outcome.warnings] == ["change 0", "change 1"]
     assert all("never changes" in warning for warning in outcome.warnings)
     assert "created_by" not in nodes(outcome)[0]
@@ -626,7 +626,7 @@ def test_after_a_case_is_deleted_nothing_is_stored_until_it_is_created() -> None
         found=there(),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 5, 6]
+    assert [parsed.number for parsed in outcome.applied] == [0, 5, 6]
     assert len(outcome.warnings) == 4
 
 
@@ -653,7 +653,7 @@ def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
         found=found,
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 2, 3]
+    assert [parsed.number for parsed in outcome.applied] == [0, 2, 3]
     assert "ring" in outcome.warnings[0]
 
 
@@ -703,7 +703,7 @@ def test_whatever_fails_while_a_change_is_read_is_that_changes_warning(
         change("CREATE", "DECISION", "e", TITLED),
     )
 
-    assert [asked.number for asked in outcome.applied] == [1]
+    assert [parsed.number for parsed in outcome.applied] == [1]
     (warning,) = outcome.warnings
     assert warning == (
         "change 0 (CREATE DECISION d): cannot be read (ValueError); write it otherwise"
@@ -730,9 +730,9 @@ def test_every_change_is_stored_or_has_one_warning(changes: list[ContextChange])
 
     assert len(outcome.applied) + len(outcome.warnings) == len(changes)
     named = [int(warning.split(" ")[1]) for warning in outcome.warnings]
-    assert sorted([*named, *(asked.number for asked in outcome.applied)]) == list(
+    assert sorted([*named, *(parsed.number for parsed in outcome.applied)]) == list(
         range(len(changes))
     )
-    assert all(isinstance(asked, ParsedChange) for asked in outcome.applied)
+    assert all(isinstance(parsed, ParsedChange) for parsed in outcome.applied)
     made: list[Any] = [write.row for write in outcome.writes]
     assert all(row["story_id"] == STORY for row in made)

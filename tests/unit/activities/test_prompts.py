@@ -103,9 +103,9 @@ def test_every_prompt_leaves_room_for_its_answer_and_for_asking_again(
     prompt = PROMPTS.render(act, shared_values(call(description=description)), values, window)
     again = PROMPTS.ask_again(prompt, material, description)
 
-    for asked in (prompt, again):
-        sent = "".join(str(message["content"]) for message in asked.messages)
-        assert len(sent.encode()) / 3 + asked.max_tokens <= window
+    for each in (prompt, again):
+        sent = "".join(str(message["content"]) for message in each.messages)
+        assert len(sent.encode()) / 3 + each.max_tokens <= window
     assert again.messages[: len(prompt.messages)] == prompt.messages
 
 

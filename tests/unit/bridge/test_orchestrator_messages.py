@@ -180,8 +180,8 @@ def test_each_wave_and_each_answer_is_an_update() -> None:
         ("revise", "{} revises"),
         ("check_proposal", "check {}"),
     ):
-        asked = [history.ask(act, summary.format(agent)) for agent in ("a-1", "a-2")]
-        for each in reversed(asked):
+        calls = [history.ask(act, summary.format(agent)) for agent in ("a-1", "a-2")]
+        for each in reversed(calls):
             history.answer(each)
     history.answer(history.ask("record_deliberation", "record proposals"))
     last = history.updates.complete(a_result())

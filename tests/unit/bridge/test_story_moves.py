@@ -67,11 +67,11 @@ def test_what_a_person_may_not_take_names_what_they_may(event: str, words: str) 
 @given(st.dictionaries(st.sampled_from(["x-state", "x-role", "x-waiting"]), st.text()))
 def test_no_metadata_ends_its_quotes(metadata: dict[str, str]) -> None:
     try:
-        asked = listing(metadata)
+        filters = listing(metadata)
     except InvalidInput:
         return
 
-    query = stories_query(waiting=asked.waiting, role=asked.role, state=asked.state)
+    query = stories_query(waiting=filters.waiting, role=filters.role, state=filters.state)
     assert query.count("'") == 2 * (2 + len(metadata.keys() & {"x-state", "x-role"}))
 
 

@@ -190,8 +190,8 @@ def test_the_example_of_a_command_is_what_an_agent_receives() -> None:
 
 
 def test_the_example_of_a_response_answers_the_example_of_a_command() -> None:
-    asked, answered = example(AgentCommand), example(AgentResponse)
+    command, answered = example(AgentCommand), example(AgentResponse)
 
     for name in ("task_id", "agent_id", "call_id"):
-        assert answered[name] == asked[name]
+        assert answered[name] == command[name]
     assert AgentResponse.model_validate(answered).status == "done"
