@@ -35,6 +35,10 @@ _PYTHON = str(Path(sys.executable).resolve())
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _LINKED = ("/lib", "/lib64")
 _WRITABLE = ("/tmp", "/dev/shm")  # noqa: S108  the sandbox's own
+_NETWORK = (
+    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"),
+    *("/etc/ssl/certs", "/usr/share/ca-certificates"),
+)
 
 WATCHED_EVERY_S = 0.1
 """How often the use of the whole sandbox is measured."""
@@ -101,6 +105,7 @@ class Sandbox:
         stdin: bytes,
         visible: Sequence[str] = (),
         limits: Limits | None = None,
+        network: bool = False,
     ) -> Run:
         """Run a program in the sandbox.
 
@@ -109,6 +114,7 @@ class Sandbox:
             stdin: its input.
             visible: additional files and folders that it can read.
             limits: other limits than the sandbox's.
+            network: whether it has this machine's network, with the servers on this machine.
 
         Raises:
             CannotRun: bubblewrap is missing or could not set up the sandbox.
@@ -121,7 +127,7 @@ class Sandbox:
         try:
             os.write(filter_fd, seccomp.program())
             os.lseek(filter_fd, 0, os.SEEK_SET)
-            prefix = self._prefix(visible, limits, filter_fd, root=uid is not None)
+            prefix = self._prefix(visible, limits, filter_fd, uid is not None, network)
             async with self._free:
                 return await _run(prefix, argv, stdin, limits, uid, filter_fd)
         finally:
@@ -138,7 +144,7 @@ class Sandbox:
             raise CannotRun(f"a program that does nothing fails in the sandbox: {run}")
 
     def _prefix(
-        self, visible: Sequence[str], limits: Limits, filter_fd: int, root: bool
+        self, visible: Sequence[str], limits: Limits, filter_fd: int, root: bool, network: bool
     ) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.
@@ -146,10 +152,11 @@ class Sandbox:
         return [
             self._bwrap,
             *(as_root if root else as_user),
-            *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+            *("--unshare-ipc", "--unshare-pid", "--unshare-uts"),
+            *(() if network else ("--unshare-net",)),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
-            *self._view(visible, limits),
+            *self._view((*visible, *_NETWORK) if network else visible, limits),
             *("--chdir", "/tmp", "--"),  # noqa: S108  the sandbox's own
         ]
 

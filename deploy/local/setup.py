@@ -174,8 +174,9 @@ def accelerator() -> str:
 
 
 def _missing_programs() -> list[str]:
-    missing = [name for name in DEBIAN_PACKAGES if shutil.which(name) is None]
-    if "javac" not in missing and _jdk_version() < JDK_NEEDED:
+    needed = ["bwrap"] if accelerator() == "none" else DEBIAN_PACKAGES
+    missing = [name for name in needed if shutil.which(name) is None]
+    if "javac" in needed and "javac" not in missing and _jdk_version() < JDK_NEEDED:
         missing.append("javac")
     return missing
 
@@ -192,7 +193,9 @@ def _install_programs() -> None:
     packages = [DEBIAN_PACKAGES[name] for name in missing]
     if packages:
         by_hand = f"install them as root: apt-get install {' '.join(packages)}"
-        what = f"{', '.join(missing)} not found (JDK {JDK_NEEDED}+, Maven, bubblewrap are needed)"
+        what = (
+            f"{', '.join(missing)} not found (bubblewrap, JDK {JDK_NEEDED}+ and Maven are needed)"
+        )
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise SetupFailed(what, by_hand)
         apt = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -359,7 +362,7 @@ def _model_inputs() -> str:
 STEPS = (
     Step(
         "programs",
-        "JDK, Maven and bubblewrap",
+        "bubblewrap; for Neo4j, JDK and Maven",
         _programs_inputs,
         INSTALLED / "programs",
         _install_programs,
@@ -389,7 +392,7 @@ STEPS = (
 )
 
 
-WITHOUT_SERVERS = ("uv", "packages")
+WITHOUT_SERVERS = ("programs", "uv", "packages")
 """The steps that run with FLEET_SERVE=none."""
 
 

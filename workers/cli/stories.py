@@ -204,6 +204,13 @@ def report(
     directory: Annotated[
         Path, typer.Argument(help="The project.", exists=True, file_okay=False, resolve_path=True)
     ],
+    setup: Annotated[
+        str,
+        typer.Option(
+            help="A shell command that runs first, with the network. What it installs in the folder"
+            " $PACKAGES can be imported."
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Build, test and measure a project, and send the report to its story."""
@@ -218,7 +225,9 @@ def report(
     ) as progress:
         step = progress.add_task("looking at the project", total=None)
         try:
-            measured = measure(directory, lambda name: progress.update(step, description=name))
+            measured = measure(
+                directory, lambda name: progress.update(step, description=name), setup
+            )
         except CannotMeasure as error:
             err.print(render.text(error), soft_wrap=True)
             raise typer.Exit(1) from None
