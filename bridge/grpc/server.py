@@ -27,6 +27,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from bridge.grpc.auth import PUBLIC_METHODS, Access
 from bridge.grpc.errors import code_of, status_of
 from bridge.grpc.requests import Requests
+from bridge.grpc.roles import require_method_role
 
 CALLS_AT_ONCE = 4_000
 """Maximum number of concurrent calls by all callers, including those that wait for councils.
@@ -260,7 +261,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         UNDER_WAY.labels(method).inc()
         try:
             with tracer.start_as_current_span(method, parent, kind=trace.SpanKind.SERVER):
-                actor = (await self._access.admit(metadata)).actor
+                caller = await self._access.admit(metadata)
+                actor = caller.actor
+                require_method_role(caller, method)
                 if self._requests is None:
                     yield
                 else:

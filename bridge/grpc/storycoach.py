@@ -67,7 +67,7 @@ class Suggest(Request):
 
 
 class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
-    """The Story coach service; any valid token may call it."""
+    """The Story coach service."""
 
     def __init__(self, temporal: Client) -> None:
         self._temporal = temporal

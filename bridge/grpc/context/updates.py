@@ -38,6 +38,7 @@ from bridge.grpc.calls import (
     in_time,
     seconds_left,
 )
+from bridge.grpc.roles import OPERATOR, PO, WRITERS
 from workflows.context_update import REUSED, ContextUpdateWorkflow
 from workflows.models.access import require_person
 from workflows.models.context import (
@@ -66,11 +67,6 @@ The call is then repeated.
 """
 
 READY_EVERY_S = 0.2
-
-OPERATOR = "OPERATOR"
-PO = "PO"
-WRITERS = ("DEV", "QA", "ARCHITECT", "DEVOPS", "DATA", PO, OPERATOR)
-"""Roles that write decisions, milestones, subtasks and draft plans in their own name."""
 
 
 # --- who may change what --------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from bridge.grpc.context.messages import created
 from bridge.grpc.context.requests import PhaseAsked, require_time
 from bridge.grpc.context.updates import Updates
 from bridge.grpc.orchestrator.requests import Happened
+from bridge.grpc.roles import PO, STARTERS
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.plan_runs import run_approved_plan
 from bridge.story_moves import Position, Remarks, move
@@ -71,9 +72,6 @@ PLAN_APPROVED = "plan.approved"
 TRANSITION = "TRANSITION"
 CASE_CREATED = "CASE_CREATED"
 PREFIX = "planning."
-
-CREATORS = ("PO", "OPERATOR", "DEV")
-"""The roles that may report a new case."""
 
 
 class Plans:
@@ -166,7 +164,7 @@ class Plans:
     async def _keep_case(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
         """Store a case from outside, without starting a workflow for the story."""
         actor = caller()
-        actor.require_role(*CREATORS)
+        actor.require_role(*STARTERS)
         story_id, metadata = event.case_id, event.metadata
         if await find_execution(self._temporal, story_workflow_id(story_id)):
             words = f"story {story_id} has a workflow already"
@@ -212,7 +210,7 @@ class Plans:
             InvalidInput: names each wrong field.
             ApplicationError: as `Updates.transition`.
         """
-        caller().require_role("PO")
+        caller().require_role(PO)
         moved = parse_request(
             PhaseAsked,
             "PlanningEventRequest",
@@ -269,7 +267,7 @@ class Plans:
 
     async def _run(self, event: Happened) -> pb.PlanningEventResponse:
         """Store the approval and run the plan, each once."""
-        role = caller().require_role("PO")
+        role = caller().require_role(PO)
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
             raise InvalidInput("PlanningEventRequest", [("plan_id", "required; add it")])

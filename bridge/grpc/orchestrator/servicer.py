@@ -27,7 +27,6 @@ from activities.graph.councils import (
     unregister_agent,
 )
 from activities.graph.deliberations import history
-from bridge.grpc.auth import caller
 from bridge.grpc.calls import Context
 from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
 from bridge.grpc.orchestrator.messages import result_metadata, results
@@ -53,17 +52,13 @@ from workflows.models.base import AgentType, content_hash
 from workflows.models.context import PackQuery
 from workflows.models.ids import council_id, derivation_workflow_id
 
-COUNCIL_ROLES = ("OPERATOR", "PO")
-"""Roles that may change councils: operators of the fleet, and the product owner."""
-
 DEFAULT_AGENTS = 3
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """Deliberations, councils, plans and metrics, read from Temporal and the graph.
 
-    Any valid token may deliberate and read. Its roles decide which gates it opens, and whether it
-    may change councils (COUNCIL_ROLES).
+    `bridge.grpc.roles` lists the roles that each method needs.
     """
 
     def __init__(
@@ -187,7 +182,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
         """
-        caller().require_role(*COUNCIL_ROLES)
         parsed = creating(request)
         council = NewCouncil(
             role=parsed.role,
@@ -232,7 +226,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `UnknownCouncil` names the
                 existing roles; `AlreadyExists`: the agent is in another council.
         """
-        caller().require_role(*COUNCIL_ROLES)
         parsed = registering(request)
         elsewhere: AgentType | None = "NATS" if parsed.endpoint else None
         agent = NewAgent(
@@ -264,7 +257,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `UnknownCouncil`; `NotFound`; `CouncilTooSmall`: no
                 agent would be left.
         """
-        caller().require_role(*COUNCIL_ROLES)
         parsed = unregistering(request)
         role = await unregister_agent(self._driver, parsed.agent_id, parsed.role)
         return pb.UnregisterAgentResponse(

@@ -84,7 +84,7 @@ class Call:
 
     async def __call__(self, method: str, request: Any) -> Any:
         stub = next(each for each in self._stubs if hasattr(each, method))
-        return await getattr(stub, method)(request, metadata=bearer("ana"), timeout=WITHIN_S)
+        return await getattr(stub, method)(request, metadata=bearer("ana", "PO"), timeout=WITHIN_S)
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def a_task() -> str:
     return f"T-{uuid.uuid4().hex[:10]}"
 
 
-ANA = bearer("ana")
+ANA = bearer("ana", "DEV")
 PO = bearer("paula", "PO")
 OPERATOR = bearer("otto", "OPERATOR")
 
@@ -354,7 +354,7 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
 
     first, second = await asyncio.gather(
         stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S),
-        stub.Orchestrate(request, metadata=bearer("bo"), timeout=WITHIN_S),
+        stub.Orchestrate(request, metadata=bearer("bo", "DEV"), timeout=WITHIN_S),
     )
     calls = len(fleet.llm.calls)
     third = await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)

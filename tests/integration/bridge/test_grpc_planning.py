@@ -170,7 +170,7 @@ async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: A
         *(planning.CreateStory(request, metadata=ANA + key) for _ in range(2))
     )
     again = await planning.CreateStory(request, metadata=ANA + key)
-    anothers = await planning.CreateStory(request, metadata=BO + key)
+    anothers = await planning.CreateStory(request, metadata=bearer("bo", "DEV") + key)
     without = await planning.CreateStory(request, metadata=ANA)
     other = pb.CreateStoryRequest(**READY | {"title": "Redo it"})
     reused = await refusal(planning.CreateStory(other, metadata=ANA + key))

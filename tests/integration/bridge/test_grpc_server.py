@@ -166,7 +166,9 @@ async def test_a_stream_ends_with_the_status_of_what_it_raises(
     channel: grpc.aio.Channel, service: Behaving
 ) -> None:
     service.raises = application_error(ErrorType.QUORUM_LOST, "1 of 3 left")
-    call = stub(channel).StreamDeliberation(orchestrator.DeliberateRequest(), metadata=bearer())
+    call = stub(channel).StreamDeliberation(
+        orchestrator.DeliberateRequest(), metadata=bearer("ana", "DEV")
+    )
 
     assert (await call.read()).status == "generating"
     error = await failure(call.read())
@@ -239,8 +241,10 @@ async def test_a_request_id_stands_for_one_request_of_its_caller(
 
         reused = [
             await failure(moves(another, metadata=bearer() + mine)),
-            await failure(stub(channel).Deliberate(TASK, metadata=bearer() + mine)),
-            await failure(stub(channel).StreamDeliberation(TASK, metadata=bearer() + mine).read()),
+            await failure(stub(channel).Deliberate(TASK, metadata=bearer("ana", "DEV") + mine)),
+            await failure(
+                stub(channel).StreamDeliberation(TASK, metadata=bearer("ana", "DEV") + mine).read()
+            ),
         ]
 
         assert {each.code() for each in reused} == {grpc.StatusCode.ALREADY_EXISTS}
@@ -301,7 +305,7 @@ async def test_what_is_not_utf_8_is_refused(channel: grpc.aio.Channel) -> None:
 async def test_a_message_that_is_too_large_is_refused(channel: grpc.aio.Channel) -> None:
     large = orchestrator.DeliberateRequest(task_description="x" * (LARGEST_MESSAGE + 1))
 
-    error = await failure(stub(channel).Deliberate(large, metadata=bearer()))
+    error = await failure(stub(channel).Deliberate(large, metadata=bearer("ana", "DEV")))
 
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 

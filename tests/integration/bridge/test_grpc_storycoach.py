@@ -25,7 +25,7 @@ from workflows.models.readiness import StoryText
 from workflows.rules.readiness import score_story
 
 PROCESSES = ("story", "context", "agents")
-ANA = bearer("ana")
+ANA = bearer("ana", "DEV")
 
 PERFECT: dict[str, Any] = {
     "title": "Undo the deletion of a note",
