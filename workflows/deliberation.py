@@ -75,7 +75,10 @@ with workflow.unsafe.imports_passed_through():
         RequestRefused,
         RoundCompleted,
     )
-    from workflows.models.ids import deliberation_workflow_id
+    from workflows.models.ids import (
+        called_deliberation_workflow_id,
+        deliberation_workflow_id,
+    )
     from workflows.rules import ranking
     from workflows.rules.news import decisions_with, milestones_with
     from workflows.timestamps import timestamp
@@ -146,7 +149,9 @@ class DeliberationWorkflow:
         Raises:
             ApplicationError: QuorumLost, DeliberationTimeout or AllBarred.
         """
-        require_id(deliberation_workflow_id(input.task_id))
+        require_id(
+            deliberation_workflow_id(input.task_id), called_deliberation_workflow_id(input.task_id)
+        )
         workflow.upsert_search_attributes([STORY_ROLE.value_set(input.role)])
         self.outbox.start()
         self.announce_start()
@@ -691,15 +696,15 @@ class DeliberationWorkflow:
         )
 
 
-def require_id(expected: str, *former: str) -> None:
+def require_id(expected: str, *others: str) -> None:
     """Reject a workflow started under another id, so that at most one runs for each item.
 
     Args:
         expected: the id that the workflow must have.
-        former: ids that earlier versions used.
+        others: ids that it may have instead: those of earlier versions, or of callers.
     """
     actual = workflow.info().workflow_id
-    if actual not in (expected, *former):
+    if actual not in (expected, *others):
         raise application_error(
             ErrorType.INVALID_INPUT,
             f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from temporalio.client import Client
+
 from activities.tokens import Caller
+from bridge.executions import find_execution
+from workflows.models.errors import ErrorType, application_error
+from workflows.models.ids import story_workflow_id
 
 PO = "PO"
 OPERATOR = "OPERATOR"
@@ -50,9 +55,11 @@ METHODS: dict[str, Needed] = {
     "/fleet.workspace.v1.WorkspaceService/ScoreWorkspace": ANY,
     "/fleet.context.v1.ContextService/GetContext": ANY,
     "/fleet.context.v1.ContextService/UpdateContext": Needed(
-        WRITERS,
-        "another's name: OPERATOR; a case without a workflow: OPERATOR; a plan that is not DRAFT: "
-        "PO; deletes: PO; the text of a story with a workflow: no one",
+        checks="decisions, milestones, subtasks and draft plans: "
+        + " or ".join(WRITERS)
+        + "; these "
+        "in another's name, and a case without a workflow: OPERATOR; a plan that is not DRAFT, and "
+        "deletes: PO; the text of a story with a workflow: no one",
     ),
     "/fleet.context.v1.ContextService/RehydrateSession": ANY,
     "/fleet.context.v1.ContextService/ValidateScope": ANY,
@@ -99,3 +106,27 @@ def require_method_role(caller: Caller, method: str) -> None:
     """
     if roles := METHODS[method].roles:
         caller.require_role(*roles)
+
+
+async def require_story_role(temporal: Client, caller: Caller, story_id: str) -> None:
+    """Refuse agents' work in the name of a story that has a workflow, which directs its own agents.
+
+    Args:
+        temporal: finds the story's workflow, running or ended.
+        caller: needs one of COUNCIL_ROLES.
+        story_id: the story; empty: none, which needs no role.
+
+    Raises:
+        ApplicationError: `Permission` names the roles.
+        RPCError: Temporal does not answer.
+    """
+    if not story_id or caller.roles.intersection(COUNCIL_ROLES):
+        return
+    if await find_execution(temporal, story_workflow_id(story_id)):
+        has = ", ".join(sorted(caller.roles)) or "none"
+        raise application_error(
+            ErrorType.PERMISSION,
+            f"story {story_id} has a workflow: to let agents work on it needs the role "
+            f"{' or '.join(COUNCIL_ROLES)}; the token of {caller.actor} has {has}. Leave the story "
+            "out, or use one without a workflow",
+        )

@@ -91,9 +91,18 @@ def deliberation_workflow_id(task_id: str) -> str:
     return f"deliberation-{encode_id(task_id)}"
 
 
+def called_deliberation_workflow_id(task_id: str) -> str:
+    """Return the workflow id of a deliberation that a caller of gRPC named.
+
+    The dot, which no encoded id contains, keeps it apart from every council of a story: a caller
+    cannot take the id of a story's next council.
+    """
+    return f"deliberation-call.{encode_id(task_id)}"
+
+
 def task_of(workflow_id: str) -> str:
     """Return the task id that a deliberation's workflow id contains."""
-    return decode_id(workflow_id.removeprefix("deliberation-"))
+    return decode_id(workflow_id.removeprefix("deliberation-").removeprefix("call."))
 
 
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:

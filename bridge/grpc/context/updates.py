@@ -83,7 +83,7 @@ def about_case(update: ContextUpdate) -> bool:
 def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> None:
     """Refuse the whole update if the caller may not make one of its changes.
 
-    Changes that cannot be read are not checked here. They are refused when the update is stored.
+    Changes that cannot be read are refused when the update is stored.
 
     Raises:
         ApplicationError: `Permission` names the change and the roles that may make it; `StoryRuns`:
@@ -106,6 +106,7 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
                 f"change {change.number} ({change}) needs the role {' or '.join(roles)}"
                 f"{_why(change, caller.actor)}; the token of {caller.actor} has {has}",
             )
+    caller.require_role(*WRITERS)  # for what cannot be read, too
 
 
 def roles_for(change: ParsedChange, actor: str) -> tuple[str, ...]:

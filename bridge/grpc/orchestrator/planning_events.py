@@ -30,7 +30,7 @@ from bridge.grpc.context.messages import created
 from bridge.grpc.context.requests import PhaseAsked, require_time
 from bridge.grpc.context.updates import Updates
 from bridge.grpc.orchestrator.requests import Happened
-from bridge.grpc.roles import PO, STARTERS
+from bridge.grpc.roles import PO, STARTERS, require_story_role
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.plan_runs import run_approved_plan
 from bridge.story_moves import Position, Remarks, move
@@ -129,11 +129,13 @@ class Plans:
         next. `announce` publishes tasks that are derived now on the bus.
 
         Raises:
-            ApplicationError: `NotFound`: the story does not exist.
+            ApplicationError: `NotFound`: the story does not exist; `Permission`: it has a workflow,
+                and the token no role on it.
             InvalidInput: names each wrong field.
             WorkflowFailureError: why no tasks were derived.
             TimeoutError: the call's time is over.
         """
+        await require_story_role(self._temporal, caller(), story_id)
         stored = await self._graph.load_plan(PlanQuery(story_id=story_id, plan_id=plan_id))
         if stored.tasks:
             return stored.tasks

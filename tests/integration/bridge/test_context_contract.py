@@ -258,6 +258,63 @@ async def test_who_may_change_what_is_by_the_tokens_roles_and_a_refusal_names_th
     assert found == [[stored]]
 
 
+WRITERS = frozenset({"DEV", "QA", "ARCHITECT", "DEVOPS", "DATA", "PO", "OPERATOR"})
+POLICY: list[tuple[dict[str, Any], frozenset[str]]] = [
+    (change("CREATE", "DECISION", "d-1", title="x"), WRITERS),
+    (change("UPDATE", "DECISION", "d-1", title="x", decided_by="eve"), WRITERS),
+    (change("CREATE", "MILESTONE", "m-1", type="x"), WRITERS),
+    (change("CREATE", "SUBTASK", "t-1", title="x"), WRITERS),
+    (change("CREATE", "PLAN", "p-1"), WRITERS),
+    (change("UPDATE", "PLAN", "p-1", status="draft"), WRITERS),
+    (change("INVENT", "PLAN", "p-1"), WRITERS),
+    (change("CREATE", "DECISION", "d-1", title="x", decided_by="ana"), frozenset({"OPERATOR"})),
+    (change("UPDATE", "DECISION", "d-1", decidedBy="ana"), frozenset({"OPERATOR"})),
+    (change("CREATE", "MILESTONE", "m-1", type="x", actor="ana"), frozenset({"OPERATOR"})),
+    (change("CREATE", "CASE", title="x"), frozenset({"OPERATOR"})),
+    (change("UPDATE", "CASE", description="x"), frozenset({"OPERATOR"})),
+    (change("UPDATE", "CASE", sprint=7), frozenset({"OPERATOR"})),
+    (change("CREATE", "PLAN", "p-1", status="APPROVED"), frozenset({"PO"})),
+    (change("UPDATE", "PLAN", "p-1", status="approved", version=900_000), frozenset({"PO"})),
+    *(
+        (change("DELETE", kind, f"{kind[0].lower()}-1"), frozenset({"PO"}))
+        for kind in ("CASE", "PLAN", "SUBTASK", "DECISION", "MILESTONE")
+    ),
+]
+"""A change -> the roles with which eve may send it."""
+
+ROLES = [*sorted(WRITERS), "STRANGER", ""]
+
+
+async def test_no_insufficient_role_changes_anything(
+    context: ContractClient, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    await context.update(story, change("CREATE", "CASE", title="x"))
+
+    for each, allowed in POLICY:
+        for role in (role for role in ROLES if role not in allowed):
+            harmless = change("CREATE", "DECISION", "d-2", title="x")
+            for changes in ([each], [harmless, each] if role in WRITERS else [each, harmless]):
+                code, words = await context.refused(
+                    "UpdateContext",
+                    story_id=story,
+                    changes=changes,
+                    roles=tuple(filter(None, [role])),
+                    actor="eve",
+                )
+                assert code is grpc.StatusCode.PERMISSION_DENIED, (each, role)
+                assert any(f"role {needed}" in words for needed in ("DEV or", *allowed)), words
+                assert f"eve has {role or 'none'}" in words
+
+    stored = await rows(
+        driver,
+        "MATCH (s:Story {id: $story}) RETURN s.context_version, s.title, "
+        "COUNT { MATCH (n:PlanVersion|Subtask|Decision {case_id: $story}) }",
+        story=story,
+    )
+    assert stored == [[1, "x", 0]]
+
+
 # --- the six methods ------------------------------------------------------------------------------
 
 

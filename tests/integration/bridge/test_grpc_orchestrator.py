@@ -49,6 +49,7 @@ from workers.clients.engine import DefaultModel
 from workers.external_storage import data_converter
 from workers.settings import ROOT, Settings
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
+from workflows.models.ids import called_deliberation_workflow_id, task_of
 
 SERVICE = "orchestrator.v1.OrchestratorService"
 TIMEOUT = timedelta(seconds=150)
@@ -89,7 +90,7 @@ class Fleet:
             yield orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
 
     async def status(self, task_id: str) -> WorkflowExecutionStatus | None:
-        handle = self.temporal.get_workflow_handle(f"deliberation-{task_id}")
+        handle = self.temporal.get_workflow_handle(called_deliberation_workflow_id(task_id))
         return (await handle.describe()).status
 
     async def deliberations(self) -> list[str]:
@@ -210,7 +211,7 @@ async def test_deliberate_answers_with_ranked_results_their_checks_and_where_the
     details = answer.metadata
     assert details.orchestrator_version
     assert details.tags["role"] == "DEV"
-    assert details.execution_id == f"deliberation-{details.tags['task_id']}"
+    assert details.execution_id == called_deliberation_workflow_id(details.tags["task_id"])
     initial = dict(await call.initial_metadata())
     assert initial["x-task-id"] == details.tags["task_id"]
     described = await fleet.temporal.get_workflow_handle(details.execution_id).describe()
@@ -359,7 +360,7 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
     calls = len(fleet.llm.calls)
     third = await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
 
-    assert first.execution_id == f"deliberation-{task_id}"
+    assert first.execution_id == called_deliberation_workflow_id(task_id)
     assert list(first.candidates) == list(second.candidates) == list(third.candidates)
     assert first.winner == first.candidates[0]
     assert len(first.winner.proposal.revisions) == 2
@@ -451,7 +452,7 @@ async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
             timeout=WITHIN_S,
         )
 
-    handle = fleet.temporal.get_workflow_handle(f"deliberation-{task_id}")
+    handle = fleet.temporal.get_workflow_handle(called_deliberation_workflow_id(task_id))
     with pytest.raises(WorkflowFailureError) as late:
         await handle.result()
     assert isinstance(late.value.cause, ApplicationError)
@@ -465,7 +466,9 @@ async def forget(fleet: Fleet, task_id: str) -> None:
     await fleet.temporal.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace=fleet.temporal.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=f"deliberation-{task_id}"),
+            workflow_execution=WorkflowExecution(
+                workflow_id=called_deliberation_workflow_id(task_id)
+            ),
         )
     )
 
@@ -625,18 +628,20 @@ async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
         found = set(await fleet.deliberations()) - before
         return found if len(found) == 3 else set()
 
-    own = await until(begun) - {f"deliberation-{shared.task_id}"}
+    own = await until(begun) - {called_deliberation_workflow_id(shared.task_id)}
     for call in calls:
         call.cancel()
 
     async def gone() -> bool:
-        status = [await fleet.status(each.removeprefix("deliberation-")) for each in own]
+        status = [await fleet.status(task_of(each)) for each in own]
         return status == [WorkflowExecutionStatus.CANCELED] * 2
 
     await until(gone)
     assert await fleet.status(shared.task_id) is WorkflowExecutionStatus.RUNNING
     assert ends() == ["aborted"] * 6 + ["open"] * 3
-    await fleet.temporal.get_workflow_handle(f"deliberation-{shared.task_id}").cancel()
+    await fleet.temporal.get_workflow_handle(
+        called_deliberation_workflow_id(shared.task_id)
+    ).cancel()
 
 
 async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
@@ -916,6 +921,65 @@ async def a_story_at_its_first_gate(fleet: Fleet) -> str:
 
     await until(waits)
     return story
+
+
+async def test_a_caller_cannot_take_the_id_of_a_storys_next_council(
+    fleet: Fleet, stub: Any, driver: AsyncDriver
+) -> None:
+    story = await a_story_at_its_first_gate(fleet)
+    next_council = f"{story}-design-1"
+    squatting = pb.OrchestrateRequest(task_id=next_council, task_description=TASK, role="QA")
+    asked = pb.GetDeliberationResultRequest(task_id=next_council)
+
+    mine = await stub.Orchestrate(squatting, metadata=ANA, timeout=WITHIN_S)
+    found = await stub.GetDeliberationResult(asked, metadata=ANA)
+    await stub.ProcessPlanningEvent(
+        pb.PlanningEventRequest(event_type="approve_scope", case_id=story), metadata=PO
+    )
+    running = fleet.temporal.get_workflow_handle(f"story-{story}")
+
+    async def designed() -> bool:
+        return bool((await running.query("state"))["pending_gate"] == "approve_design")
+
+    await until(designed)
+    of_story = await stub.GetDeliberationResult(asked, metadata=ANA)
+    await forget(fleet, next_council)
+    stored = await rows(
+        driver,
+        "MATCH (p:Proposal {task_id: $task}) RETURN DISTINCT p.role, p.story_id ORDER BY p.role",
+        task=next_council,
+    )
+
+    assert found.winner_id == mine.winner.proposal.author_id
+    assert list(found.results) == list(mine.candidates)
+    assert of_story.metadata.execution_id == f"deliberation-{next_council}"
+    assert of_story.metadata.tags["story_id"] == story
+    assert stored == [["ARCHITECT", story], ["QA", ""]]
+
+
+@pytest.mark.parametrize("field", ["story_id", "case_id"])
+async def test_agents_work_on_a_running_story_for_its_roles_only(
+    fleet: Fleet, stub: Any, driver: AsyncDriver, field: str
+) -> None:
+    story = await a_story_at_its_first_gate(fleet)
+    task = a_task()
+    foreign = pb.OrchestrateRequest(task_id=task, task_description=TASK, role="QA")
+    setattr(foreign, field, story)
+    derived = pb.DeriveSubtasksRequest(case_id=story)
+
+    with fails(StatusCode.PERMISSION_DENIED, "has a workflow", "OPERATOR or PO", "ana has DEV"):
+        await stub.Orchestrate(foreign, metadata=ANA)
+    with fails(StatusCode.PERMISSION_DENIED, "has a workflow", "OPERATOR or PO", "ana has DEV"):
+        await stub.DeriveSubtasks(derived, metadata=ANA)
+    with pytest.raises(RPCError, match="not found"):
+        await fleet.status(task)
+    nothing = await rows(
+        driver, "MATCH (n:Proposal|PlanVersion {story_id: $story}) RETURN n.id", story=story
+    )
+    allowed = await stub.Orchestrate(foreign, metadata=OPERATOR, timeout=WITHIN_S)
+
+    assert nothing == []
+    assert allowed.metadata.tags["story_id"] == story
 
 
 async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, stub: Any) -> None:

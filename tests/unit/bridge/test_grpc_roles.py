@@ -56,7 +56,6 @@ ALLOWED = {
         "context TransitionPhase",
     ),
     "DEV QA ARCHITECT DEVOPS DATA PO OPERATOR": (
-        "context UpdateContext",
         "context CreateTask",
         "context AddProjectDecision",
     ),

@@ -14,6 +14,7 @@ from workflows.models.ids import (
     Id,
     LongId,
     Role,
+    called_deliberation_workflow_id,
     context_workflow_id,
     decode_id,
     deliberation_workflow_id,
@@ -42,6 +43,12 @@ def test_two_ids_share_a_token_only_if_they_are_the_same(one: str, other: str) -
     assert (encode_id(one) == encode_id(other)) == (one == other)
     assert story_of(story_workflow_id(one)) == one
     assert task_of(deliberation_workflow_id(one)) == one
+    assert task_of(called_deliberation_workflow_id(one)) == one
+
+
+@given(st.text(), st.text())
+def test_no_callers_deliberation_has_the_id_of_a_council(one: str, other: str) -> None:
+    assert called_deliberation_workflow_id(one) != deliberation_workflow_id(other)
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", fullmatch=True))
