@@ -121,7 +121,7 @@ def test_without_servers_there_are_no_steps_for_them(
 
     assert setup.main(["--only", "neo4j"]) == 1
 
-    assert "--only takes one of uv, packages\n" in capsys.readouterr().err
+    assert "--only takes one of programs, uv, packages\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["changed", "added", "removed"])
