@@ -16,8 +16,8 @@ setup: ## install everything the fleet needs; safe to repeat
 	@$(PYTHON) -m deploy.local.setup
 
 dev: export FLEET_SERVE := $(if $(wildcard $(BIN)/ray),,none)
-dev: lint ## run lint, types and unit tests; needs no JDK, Ray or vLLM
-	$(BIN)/pytest -q -n 4 tests/unit tests/replay  # they mostly wait
+dev: lint ## run lint, types and quick unit tests; needs no JDK, Ray or vLLM
+	$(BIN)/pytest -q -n auto -m "not slow" --hypothesis-profile dev tests/unit
 
 run: up ## start the servers and the workers, and take a story to DONE
 	@$(BIN)/python -m deploy.local.demo

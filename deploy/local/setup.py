@@ -247,7 +247,12 @@ def _install_packages() -> None:
     into = ["--python", str(VENV / "bin/python")]
     _run(
         "packages",
-        [str(_uv()), "pip", "sync", "--require-hashes", *into, str(_lock())],
+        # Compiled once, here. Otherwise each process compiles what it imports when it starts: the
+        # first time, or every time if Python writes no bytecode (PYTHONDONTWRITEBYTECODE).
+        [
+            *(str(_uv()), "pip", "sync", "--require-hashes", "--compile-bytecode"),
+            *(*into, str(_lock())),
+        ],
         remedy,
         _as_pip_would(),
     )

@@ -16,6 +16,8 @@ from workers.cli.workspace_report import CannotMeasure, measure
 from workflows.models.report import WorkspaceReport
 from workflows.rules.rigor import score_report
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "ratelimit"
 
 

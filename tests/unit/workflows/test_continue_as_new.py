@@ -30,6 +30,9 @@ class Impatient(Temporal):
         return dataclasses.replace(command, argv=(*command.argv, *early))
 
 
+pytestmark = pytest.mark.slow  # its servers are its own
+
+
 @pytest.fixture
 async def impatient(tmp_path: Path) -> AsyncIterator[Client]:
     port, ui_port = free_ports(2)
