@@ -385,6 +385,11 @@ async def failures_announced(start: StartStory, world: World) -> RunningStory:
     return await failed_task(start, world)
 
 
+async def failed_agents_named(start: StartStory, world: World) -> RunningStory:
+    """Publish with a council's failure the agents that failed and the type of the error."""
+    return await failed_quorum(start, world)
+
+
 async def _signals(client: Client, workflow_id: str) -> list[str]:
     history = await client.get_workflow_handle(workflow_id).fetch_history()
     return [
@@ -431,6 +436,7 @@ PATHS: dict[str, Path_] = {
         announced,
         amended_in_order,
         failures_announced,
+        failed_agents_named,
     )
 }
 

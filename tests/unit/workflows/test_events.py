@@ -46,7 +46,6 @@ HASH = r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{8}([0-9a-f]{8}
 """A run's id, the end of one, or a content hash."""
 
 ADDED_LATER = {
-    "DeliberationFailed": {"error_type", "failed_agents"},
     "TaskFinished": {"role"},  # which two other kinds have replaced
 }
 """Fields that no recorded history has."""
