@@ -244,7 +244,7 @@ async def test_the_servers_message_is_shown_but_cut(
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
-async def test_a_misbehaving_engine_is_retried_where_that_can_help(
+async def test_a_failing_engine_is_retried_if_a_retry_can_help(
     agents: Agents,
     llm: LlmServer,
     environment: ActivityEnvironment,

@@ -553,7 +553,7 @@ async def test_an_error_of_an_endpoint_keeps_its_words_and_its_class(
     assert len(met.requests) == (3 if habit.kind == "PromptTooLong" else habit.calls)
 
 
-def test_there_are_habits_enough() -> None:
+def test_enough_habits_are_tested() -> None:
     assert len(HABITS) == len({*ENDS, *FRAMES, *SHAPES, *UNUSABLE, *ERRORS, *REFUSALS}) >= 46
 
 

@@ -195,7 +195,7 @@ async def test_clients_of_the_services_are_answered(story: str, call: Call) -> N
 
 
 @pytest.mark.parametrize("odd", ODD)
-async def test_councils_are_listed_and_seated_or_refused_by_name(
+async def test_councils_are_configured_or_refused_by_name(
     odd: str, graph: Graph, driver: AsyncDriver, call: Call
 ) -> None:
     await rows(

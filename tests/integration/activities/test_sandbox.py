@@ -284,7 +284,7 @@ async def test_memory_is_limited() -> None:
     assert (done.exit_code, last(done)) == (1, "MemoryError")
 
 
-async def test_memory_that_is_taken_bit_by_bit_is_limited_too() -> None:
+async def test_memory_that_is_allocated_in_small_steps_is_limited() -> None:
     done = await run(
         "x = []\nwhile True:\n    x.append(bytearray(2**20))", Limits(memory_bytes=100 * MIB)
     )
@@ -342,7 +342,7 @@ async def test_no_other_process_can_be_read_or_rewritten(
     assert done == Run("exit", 0, b"")
 
 
-async def test_a_fork_bomb_goes_off_in_a_few_processes() -> None:
+async def test_a_fork_bomb_is_limited_to_a_few_processes() -> None:
     done = await run(
         """
         import os
@@ -623,7 +623,7 @@ async def test_where_namespaces_are_not_allowed_nothing_runs(
         await run("print(1)", bwrap=str(refusing))
 
 
-async def test_a_program_cannot_pretend_that_there_was_no_sandbox() -> None:
+async def test_a_program_cannot_fake_a_missing_sandbox() -> None:
     done = await run(
         """
         import os
@@ -640,7 +640,7 @@ async def test_a_program_cannot_pretend_that_there_was_no_sandbox() -> None:
     assert (done.ended, done.exit_code) == ("exit", 1)
 
 
-async def test_a_program_that_is_not_there_was_not_run() -> None:
+async def test_a_missing_program_counts_as_not_run() -> None:
     with pytest.raises(CannotRun, match="/usr/bin/nothing cannot be run"):
         await Sandbox().run(["/usr/bin/nothing"], b"")
 

@@ -441,7 +441,7 @@ REFUSED: list[tuple[str, dict[str, Any], grpc.StatusCode, str]] = [
 ]
 
 
-async def test_what_cannot_be_is_refused_with_the_field_or_the_role(
+async def test_an_impossible_request_is_refused_with_the_field_or_the_role(
     context: ContractClient, driver: AsyncDriver
 ) -> None:
     story = new_story()

@@ -222,7 +222,7 @@ async def failure(handle: Asked) -> ApplicationError:
 # --- the consumer ---------------------------------------------------------------------------------
 
 
-async def test_a_consumer_that_somebody_removes_is_made_again(fleet: Outside) -> None:
+async def test_a_removed_consumer_is_created_again(fleet: Outside) -> None:
     handle = await fleet.ask()
     command = await fleet.take()
     await fleet.settled()
@@ -437,7 +437,7 @@ def forged(**fields: Any) -> Callable[[AgentCommand], dict[str, Any]]:
         ({"agent_id": "dev-8"}, "forged: the call is another agent's"),
     ],
 )
-async def test_a_forged_message_is_refused_and_the_call_waits_on(
+async def test_a_forged_message_is_refused_and_the_call_still_waits(
     fleet: Outside, status: str, fields: dict[str, Any], reason: str
 ) -> None:
     handle = await fleet.ask()
@@ -577,7 +577,7 @@ async def test_replicas_settle_a_call_once(
     assert [letter.reason for letter in letters] == ["double: the call has been answered"] * 15
 
 
-async def test_an_agents_last_word_may_overtake_the_one_before(fleet: Outside) -> None:
+async def test_an_agents_final_message_may_arrive_before_earlier_ones(fleet: Outside) -> None:
     handle = await fleet.ask()
     command = await fleet.take()
 
@@ -653,7 +653,7 @@ async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is
 # --- outages and crashes --------------------------------------------------------------------------
 
 
-async def test_a_nats_outage_is_reported_and_the_command_is_sent_when_it_is_back(
+async def test_a_command_is_sent_after_a_reported_nats_outage(
     fleet: Outside, nats_server: RunningServer
 ) -> None:
     await fleet.settled()
@@ -790,7 +790,7 @@ async def test_two_agents_of_a_role_share_the_work(
     assert await fleet.letters() == []
 
 
-async def test_a_killed_agents_command_goes_to_another(
+async def test_a_command_of_a_killed_agent_goes_to_another_agent(
     fleet: Outside, nats_server: RunningServer, llm: LlmServer
 ) -> None:
     llm.fail("hang")

@@ -256,7 +256,7 @@ async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do
             pass
 
 
-async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_a_notice(
+async def test_a_request_for_more_agents_than_exist_gets_all_and_a_notice(
     fleet: Fleet, stub: Any
 ) -> None:
     request = pb.DeliberateRequest(task_description=TASK, role="DEV", num_agents=5)
@@ -369,7 +369,7 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
         assert len(first.metadata.tags["judged"]) > 10
 
 
-async def test_one_that_failed_is_reset_details(fleet: Fleet, stub: Any) -> None:
+async def test_a_failed_deliberation_is_started_again(fleet: Fleet, stub: Any) -> None:
     task_id = a_task()
     request = pb.OrchestrateRequest(task_id=task_id, task_description=TASK, role="QA")
     fleet.llm.fail("status", times=3, status=400, text="no such thing")
@@ -602,7 +602,7 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
     await until(seen)
 
 
-async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
+async def test_a_cancelled_call_cancels_work_that_no_other_call_waits_for(
     fleet: Fleet, stub: Any
 ) -> None:
     fleet.llm.delay_ms = 20_000
@@ -831,7 +831,7 @@ async def test_a_callers_notes_reach_every_agent(fleet: Fleet, stub: Any) -> Non
     assert not any("a1B2" in prompt for prompt in prompts)
 
 
-async def test_a_council_keeps_the_rules(stub: Any) -> None:
+async def test_a_council_must_follow_the_rules(stub: Any) -> None:
     role, other = a_role(), a_role()
     for each in (role, other):
         await stub.CreateCouncil(
@@ -1287,9 +1287,7 @@ async def test_figures_are_counted_and_measured(stub: Any) -> None:
         ({"metric_type": "all", "time_range_ms": -1}, "time_range_ms"),
     ],
 )
-async def test_metrics_that_there_are_not_are_refused(
-    stub: Any, wrong: dict[str, Any], field: str
-) -> None:
+async def test_unknown_metrics_are_refused(stub: Any, wrong: dict[str, Any], field: str) -> None:
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.GetMetrics(pb.GetMetricsRequest(**wrong), metadata=ANA)
 
@@ -1337,7 +1335,7 @@ METHODS = list(pb.DESCRIPTOR.services_by_name["OrchestratorService"].methods)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-async def test_no_message_breaks_a_method(
+async def test_no_message_causes_an_internal_error(
     fleet: Fleet, stub: Any, driver: AsyncDriver, method: Any
 ) -> None:
     request_type = getattr(pb, method.input_type.name)

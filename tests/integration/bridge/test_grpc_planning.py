@@ -180,7 +180,7 @@ async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: A
     assert len({first.story_id, anothers.story_id, without.story_id}) == 3
 
 
-async def test_a_story_that_is_none_is_refused_by_the_contracts_fields(planning: Any) -> None:
+async def test_an_invalid_story_is_refused_by_the_contracts_fields(planning: Any) -> None:
     before, _ = await listed(planning, page_size="1000")
 
     found = await violations(
@@ -482,15 +482,13 @@ async def test_pages_follow_one_another_without_a_gap(planning: Any) -> None:
         ("page_token", "bm8gcGFnZQ=="),
     ],
 )
-async def test_a_list_refuses_what_it_does_not_understand_by_key(
-    planning: Any, key: str, value: str
-) -> None:
+async def test_a_list_refuses_invalid_metadata_by_key(planning: Any, key: str, value: str) -> None:
     found = await violations(listed(planning, **{key: value}))
 
     assert set(found) == {f"x-{key.replace('_', '-')}"}
 
 
-async def test_a_page_belongs_to_its_filters(planning: Any) -> None:
+async def test_a_page_token_is_valid_only_with_its_filters(planning: Any) -> None:
     made = [(await created(planning)).story_id for _ in range(2)]
 
     async def more_than_one() -> bool:

@@ -310,7 +310,7 @@ async def test_a_message_that_is_too_large_is_refused(channel: grpc.aio.Channel)
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_method_that_is_none_is_unimplemented(channel: grpc.aio.Channel) -> None:
+async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     call: Any = channel.unary_unary(f"/{NAME}/NoSuchMethod")
 
     error = await failure(call(b"", metadata=bearer()))

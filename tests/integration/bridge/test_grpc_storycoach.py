@@ -152,7 +152,7 @@ async def test_a_story_that_only_gets_worse_comes_back_with_the_reason(fleet: Fl
     assert len(fleet.llm.calls) == 2
 
 
-async def test_nothing_cannot_be_refined(fleet: Fleet) -> None:
+async def test_an_empty_story_cannot_be_refined(fleet: Fleet) -> None:
     nothing = fleet.coach.RefineStory(pb.RefineStoryRequest(title=" "), metadata=ANA)
     blank = fleet.coach.RefineStory(pb.RefineStoryRequest(title="T", ac=[""]), metadata=ANA)
 
@@ -189,7 +189,7 @@ async def test_a_suggestion_needs_a_goal(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("ends_by", ["cancel", "deadline"])
-async def test_a_call_that_ends_stops_what_only_it_waits_for(fleet: Fleet, ends_by: str) -> None:
+async def test_a_call_that_ends_cancels_its_workflow(fleet: Fleet, ends_by: str) -> None:
     fleet.llm.fail("hang")
     before = set(await fleet.status())
     timeout = 3 if ends_by == "deadline" else None
@@ -232,7 +232,7 @@ async def is_called(fleet: Fleet) -> bool:
     return bool(fleet.llm.calls)
 
 
-async def test_an_engine_that_refuses_is_an_error_and_never_a_canned_story(fleet: Fleet) -> None:
+async def test_a_refusal_by_the_engine_is_an_error(fleet: Fleet) -> None:
     fleet.llm.fail("status", status=401)
 
     error = await refusal(
@@ -243,7 +243,7 @@ async def test_an_engine_that_refuses_is_an_error_and_never_a_canned_story(fleet
     assert problem(error)[0] == "LlmRefused"
 
 
-async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) -> None:
+async def test_a_model_that_never_gives_a_valid_answer_is_an_error(fleet: Fleet) -> None:
     fleet.llm.fail("wrong", times=3)
 
     error = await refusal(fleet.coach.RefineStory(pb.RefineStoryRequest(**POOR), metadata=ANA))

@@ -127,7 +127,7 @@ async def test_no_one_else_changes_a_stream(
         ),
     ],
 )
-async def test_no_one_forges_what_is_not_theirs_to_send(
+async def test_each_user_may_publish_only_its_own_subjects(
     user: str, forged: str, opened: Open, jetstream: JetStreamContext
 ) -> None:
     before = await stored(jetstream)
@@ -141,7 +141,7 @@ async def test_no_one_forges_what_is_not_theirs_to_send(
 
 
 @pytest.mark.parametrize("consumer", consumers.CONSUMERS, ids=lambda each: each.name)
-async def test_a_subscriber_cannot_steal_from_the_fleets_consumers(
+async def test_a_subscriber_cannot_read_from_the_fleets_consumers(
     consumer: consumers.Consumer, opened: Open, jetstream: JetStreamContext
 ) -> None:
     before = await jetstream.consumer_info(consumer.stream, consumer.name)

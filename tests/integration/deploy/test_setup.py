@@ -94,7 +94,7 @@ def test_a_step_that_made_nothing_has_failed(
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_step_is_refused_with_those_there_are(
+def test_an_unknown_step_is_refused_with_the_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert setup.main(["--only", "kitchen"]) == 1

@@ -235,7 +235,7 @@ async def test_a_revoked_token_is_refused(fleet: Environment) -> None:
     assert "32 digits" in await refused(fleet, "token", "revoke", "*")
 
 
-async def test_a_token_that_is_forged_or_none_is_refused(fleet: Environment) -> None:
+async def test_a_forged_or_missing_token_is_refused(fleet: Environment) -> None:
     forged = {"GRPC_TOKEN_KEY": "another key, of thirty-two bytes or more"}
 
     other = await token(fleet | forged, "eve", "PO")
@@ -428,7 +428,7 @@ async def test_a_shell_completes_running_stories(
 
 
 @pytest.mark.parametrize("story_id", ["a/b", "a  b", "x" * 10_000, "') RETURN 1 //", "planning.>"])
-async def test_an_id_that_is_none_is_refused(fleet: Environment, story_id: str) -> None:
+async def test_an_invalid_id_is_refused(fleet: Environment, story_id: str) -> None:
     reason = await refused(fleet, "show", story_id)
 
     assert "is not a story id: it is 1 to 100 letters, digits" in reason

@@ -55,7 +55,7 @@ def test_every_act_has_a_question() -> None:
 
 
 @pytest.mark.parametrize("act", REQUESTS)
-def test_a_question_is_the_same_from_its_request_as_json(act: str) -> None:
+def test_a_request_survives_a_round_trip_through_json(act: str) -> None:
     ask, request = REQUESTS[act]
     direct = ask(request)
 
@@ -69,6 +69,6 @@ def test_a_question_is_the_same_from_its_request_as_json(act: str) -> None:
     assert read.answer_type is direct.answer_type is ANSWERS[act]
 
 
-def test_an_act_that_is_none_is_refused() -> None:
+def test_an_unknown_act_is_refused() -> None:
     with pytest.raises(ValueError, match="'sing'"):
         requests.question("sing", {})

@@ -181,7 +181,9 @@ def test_a_role_and_phase_are_in_the_scopes_file_or_not(
 
 
 @pytest.mark.parametrize(("version", "taken"), [(7, True), (LAST_VERSION, True), (2**31, False)])
-def test_a_version_from_another_writer_leaves_room_for_the_next(version: int, taken: bool) -> None:
+def test_a_foreign_version_is_taken_if_it_leaves_room_for_the_next(
+    version: int, taken: bool
+) -> None:
     body = ContextUpdated(story_id=STORY, version=version, changed=[], timestamp="2026-03-01")
     fields = body.model_dump(mode="json")
     entry = Entry(id="e", kind="ContextUpdated", source="s", time=body.timestamp, body=fields)
@@ -191,7 +193,7 @@ def test_a_version_from_another_writer_leaves_room_for_the_next(version: int, ta
     assert (CONTEXT_VERSION in [write.cypher for write in written]) == taken
 
 
-def test_scopes_are_judged_in_words(scopes: Scopes) -> None:
+def test_the_verdict_on_scopes_is_explained(scopes: Scopes) -> None:
     assert verdict(scopes, "dev", "build", [], []) == "these are the scopes of DEV in BUILD"
     assert verdict(scopes, "DEV", "LUNCH", ["PLAN_HEADER"], ["MILESTONES"]) == (
         "DEV in LUNCH lacks PLAN_HEADER; DEV in LUNCH is not given MILESTONES; "
@@ -243,7 +245,7 @@ def there(*entities: tuple[str, str]) -> StorySnapshot:
 TITLED = '{"title": "x"}'
 
 
-def test_a_change_sees_what_those_before_it_have_done() -> None:
+def test_a_change_sees_the_effects_of_earlier_changes() -> None:
     outcome = judged(
         change("DELETE", "DECISION", "d", ""),
         change("CREATE", "DECISION", "d", TITLED),
@@ -300,7 +302,7 @@ def test_an_update_does_not_bring_back_what_was_deleted(entity_type: str) -> Non
     assert "is deleted; create it first" in outcome.warnings[0]
 
 
-def test_a_subtask_makes_the_plan_that_it_names_but_revives_none() -> None:
+def test_a_subtask_creates_the_plan_that_it_names_but_restores_none() -> None:
     found = StorySnapshot(story_live=True, plans={"p-1": 1})
     found.entities["PLAN", "gone"] = EntityState(live=False)
 
@@ -329,7 +331,7 @@ def test_a_subtask_makes_the_plan_that_it_names_but_revives_none() -> None:
         ({"event": "DEMO", "description": "Seen", "title": "Shown"}, "DEMO", "Seen"),
     ],
 )
-def test_a_milestone_is_read_by_the_names_that_others_have_for_it(
+def test_a_milestone_is_read_under_alternative_field_names(
     payload: dict[str, Any], event_type: str, description: str
 ) -> None:
     outcome = judged(change("CREATE", "MILESTONE", "m", json.dumps(payload)))
@@ -339,7 +341,7 @@ def test_a_milestone_is_read_by_the_names_that_others_have_for_it(
     assert outcome.warnings == []
 
 
-def test_a_case_has_the_storys_id_whatever_its_sender_calls_it() -> None:
+def test_a_case_gets_the_id_of_its_story() -> None:
     payload = json.dumps({"title": "x", "case_id": "CASE-7"})
 
     outcome = judged(change("CREATE", "CASE", "CASE-7", payload))
@@ -397,7 +399,7 @@ def test_unknown_fields_are_kept_as_properties_with_a_prefix(
     assert nodes(outcome)[0].get("status_order") != "z"
 
 
-def test_a_field_of_others_alone_is_a_change_and_what_is_not_kept_is_named() -> None:
+def test_an_unknown_field_alone_is_a_change_and_dropped_fields_are_named() -> None:
     outcome = judged(
         change("CREATE", "PLAN", "p"),
         change("UPDATE", "PLAN", "p", '{"colour": "red"}'),
@@ -427,7 +429,7 @@ NAMES_AND_VALUES = st.dictionaries(
 
 
 @given(others=NAMES_AND_VALUES)
-def test_no_name_or_value_of_others_makes_a_property_that_the_graph_cannot_hold(
+def test_any_foreign_name_and_value_fits_into_a_graph_property(
     others: dict[str, Any],
 ) -> None:
     kept, left_out = extra_properties(others)
@@ -455,7 +457,7 @@ def test_what_is_newer_in_the_graph_is_kept() -> None:
     assert all("newer" in warning for warning in outcome.warnings)
 
 
-def test_a_subtask_hangs_on_the_newest_plan_that_is_left() -> None:
+def test_a_subtask_belongs_to_the_newest_remaining_plan() -> None:
     outcome = judged(
         change("CREATE", "PLAN", "p-7"),
         change("CREATE", "SUBTASK", "t-1"),
@@ -494,7 +496,7 @@ def test_names_as_protobuf_writes_them_in_json_are_accepted() -> None:
     }
 
 
-def test_an_empty_word_time_or_actor_is_as_none() -> None:
+def test_an_empty_word_time_or_actor_counts_as_absent() -> None:
     empty = {"decided_by": "", "decidedAt": " ", "role": "", "type": "", "status": ""}
 
     assert payload_of("DECISION", title="x", **empty) == {"title": "x"}
@@ -563,9 +565,7 @@ def test_a_time_that_has_not_come_is_refused(entity_type: str, payload: dict[str
         ("PLAN", {"version": 1_000_001}),
     ],
 )
-def test_a_number_that_goes_out_as_int32_is_bounded(
-    entity_type: str, payload: dict[str, Any]
-) -> None:
+def test_a_number_is_bounded_to_int32(entity_type: str, payload: dict[str, Any]) -> None:
     with pytest.raises(RejectedChange, match="1000000"):
         payload_of(entity_type, **payload)
 
@@ -666,7 +666,7 @@ def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
         '{"title": "' + "x" * 70_000 + '"}',
     ],
 )
-def test_a_payload_that_is_none_is_refused(payload: str) -> None:
+def test_a_payload_that_is_not_an_object_is_refused(payload: str) -> None:
     with pytest.raises(RejectedChange, match="payload"):
         read_change(0, change("CREATE", "SUBTASK", "t", payload), STORY, NOW)
 

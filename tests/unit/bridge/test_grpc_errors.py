@@ -99,7 +99,7 @@ NOT_FOUND = [
 
 
 @pytest.mark.parametrize("error", NOT_FOUND)
-def test_the_words_not_found_are_in_every_not_found(error: Exception) -> None:
+def test_every_not_found_error_says_not_found(error: Exception) -> None:
     status = status_of(error)
 
     assert code_of(status) == StatusCode.NOT_FOUND

@@ -109,7 +109,7 @@ async def test_every_request_says_how_its_actor_is_known(
     assert {line.via for line in lines if line.event == "planning.gate.approved"} >= {via}
 
 
-async def test_a_move_by_policy_says_so(start_story: StartStory, world: World) -> None:
+async def test_a_move_by_policy_is_marked_as_such(start_story: StartStory, world: World) -> None:
     story = await start_story(approvals="auto")
     await story.until(state="BUILD")
 

@@ -234,7 +234,7 @@ async def test_a_deliberation_under_another_id_is_refused(fleet: Client) -> None
     assert "deliberation-T-1" in str(failed.value.cause)
 
 
-async def test_a_decision_that_is_corrected_or_withdrawn_reaches_the_next_wave_so(
+async def test_a_corrected_or_withdrawn_decision_reaches_the_next_wave(
     fleet: Client, world: World
 ) -> None:
     world.hold["propose"] = asyncio.Event()

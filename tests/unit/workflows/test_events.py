@@ -152,7 +152,7 @@ def test_an_event_reads_the_same_in_the_timeline_and_on_the_command_line(subject
         ("planning.story.renamed", {"title": "T"}, 'planning.story.renamed {"title": "T"}'),
     ],
 )
-def test_a_body_that_anyone_wrote_is_a_line_too(subject: str, body: Any, line: str) -> None:
+def test_a_foreign_body_is_shown_as_a_line(subject: str, body: Any, line: str) -> None:
     assert headline(subject, body)[0] == line
 
 

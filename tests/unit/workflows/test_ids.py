@@ -84,7 +84,7 @@ def test_the_longest_ids_fit_temporals_limit() -> None:
 
 
 @pytest.mark.parametrize("text", ["US-101", "Story 12.3:a", "a", "1.2.3", "a b c", "a" * 100])
-def test_what_is_an_id(text: str) -> None:
+def test_valid_ids_are_accepted(text: str) -> None:
     assert TypeAdapter(Id).validate_python(text) == text
 
 
@@ -92,7 +92,7 @@ def test_what_is_an_id(text: str) -> None:
     "text",
     ["", " a", "a ", "a  b", "-a", ".a", "a/b", "a*", "a%20", "ä", "a\n", "a'b", "a" * 101, "a\0"],
 )
-def test_what_is_not_an_id(text: str) -> None:
+def test_invalid_ids_are_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Id).validate_python(text)
 
