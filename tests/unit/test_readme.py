@@ -46,6 +46,14 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert [name for name in names if not any(file.endswith(f"/{name}") for file in FILES)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page.read_text())
+
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
 def test_the_architecture_has_a_line_for_each_folder() -> None:
     tree = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
     named = set(re.findall(r"([\w-]+)/", tree))
