@@ -170,7 +170,7 @@ REQUESTS: dict[type[Message], Callable[[Any], object]] = {
     pb.CreateCouncilRequest: grpc_requests.creating,
     pb.RegisterAgentRequest: grpc_requests.registering,
     pb.UnregisterAgentRequest: grpc_requests.unregistering,
-    pb.PlanningEventRequest: grpc_requests.happened,
+    pb.PlanningEventRequest: grpc_requests.planning_event,
     pb.DeriveSubtasksRequest: grpc_requests.deriving,
     pb.GetTaskContextRequest: grpc_requests.task_context,
     pb.GetMetricsRequest: grpc_requests.measuring,

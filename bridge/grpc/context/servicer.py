@@ -32,14 +32,14 @@ from bridge.grpc.context.requests import (
     EVENTS,
     FIRST_PHASE,
     KEPT_S,
-    CaseAsked,
-    DecisionAsked,
-    NodeAsked,
-    PackAsked,
-    PhaseAsked,
-    ScopesAsked,
-    SessionAsked,
-    TaskAsked,
+    CaseFields,
+    DecisionFields,
+    NodeFields,
+    PackFields,
+    PhaseFields,
+    ScopeFields,
+    SessionFields,
+    TaskFields,
     require_time,
 )
 from bridge.grpc.context.updates import (
@@ -76,7 +76,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             ApplicationError: `UnknownStory`; `TooLarge`.
         """
         parsed = parse_request(
-            PackAsked,
+            PackFields,
             "GetContextRequest",
             {
                 "story_id": request.story_id,
@@ -151,7 +151,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.RehydrateSessionResponse:
         """Return what each role needs to resume a story; unknown roles get only the headers."""
         parsed = parse_request(
-            SessionAsked,
+            SessionFields,
             "RehydrateSessionRequest",
             {
                 "case_id": request.case_id,
@@ -184,7 +184,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ValidateScopeResponse:
         """Check that these are exactly the scopes of a role in a phase: no fewer, and no more."""
         parsed = parse_request(
-            ScopesAsked,
+            ScopeFields,
             "ValidateScopeRequest",
             {
                 "role": request.role,
@@ -225,9 +225,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         request: context_pb2.InitializeProjectContextRequest | context_pb2.CreateStoryRequest,
         name: str,
         context: Context,
-    ) -> tuple[CaseAsked, str]:
+    ) -> tuple[CaseFields, str]:
         parsed = parse_request(
-            CaseAsked,
+            CaseFields,
             name,
             {
                 "story_id": request.story_id,
@@ -253,7 +253,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         """Store a subtask of the story's current plan; without a plan, it waits for one."""
         name = "CreateTaskRequest"
         parsed = parse_request(
-            TaskAsked,
+            TaskFields,
             name,
             {
                 "story_id": request.story_id,
@@ -290,7 +290,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         name = "AddProjectDecisionRequest"
         metadata = dict(request.metadata)
         parsed = parse_request(
-            DecisionAsked,
+            DecisionFields,
             name,
             {
                 "story_id": request.story_id,
@@ -335,7 +335,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         """
         name = "TransitionPhaseRequest"
         parsed = parse_request(
-            PhaseAsked,
+            PhaseFields,
             name,
             {
                 "story_id": request.story_id,
@@ -357,7 +357,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         await self._updates.transition(context, name, parsed.story_id, moved)
         return phase_answer(parsed, parsed.to_phase)
 
-    async def _move(self, parsed: PhaseAsked, context: Context) -> str:
+    async def _move(self, parsed: PhaseFields, context: Context) -> str:
         """Make the move of a story with a workflow between two phases and return its new state."""
         words = remarks(call_metadata(context))
         if parsed.rationale:
@@ -378,7 +378,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.GetGraphRelationshipsResponse:
         """Return a node and at most 200 neighbours; `message` reports if there are more."""
         parsed = parse_request(
-            NodeAsked,
+            NodeFields,
             "GetGraphRelationshipsRequest",
             {
                 "node_id": request.node_id,

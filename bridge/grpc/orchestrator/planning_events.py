@@ -27,9 +27,9 @@ from bridge.grpc.calls import (
     seconds_left,
 )
 from bridge.grpc.context.messages import created
-from bridge.grpc.context.requests import PhaseAsked, require_time
+from bridge.grpc.context.requests import PhaseFields, require_time
 from bridge.grpc.context.updates import Updates
-from bridge.grpc.orchestrator.requests import Happened
+from bridge.grpc.orchestrator.requests import PlanningEvent
 from bridge.grpc.roles import PO, STARTERS, require_story_role
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.plan_runs import run_approved_plan
@@ -63,7 +63,7 @@ PHASE_FIELDS = {
     "to_phase": "to_state",
     "rationale": "metadata.reason",
 }
-"""Field of PhaseAsked -> the request's field that has it."""
+"""Field of PhaseFields -> the request's field that has it."""
 
 REMARK_KEYS = {name: f"metadata.{name}" for name in Remarks._fields}
 """Field of a move's remarks -> the request's field that has it."""
@@ -95,7 +95,7 @@ class Plans:
         self._updates = Updates(temporal)
 
     async def handle_planning_event(
-        self, event: Happened, context: Context
+        self, event: PlanningEvent, context: Context
     ) -> pb.PlanningEventResponse:
         """Move the event's story as the caller, or run a plan that was approved outside.
 
@@ -163,7 +163,7 @@ class Plans:
             found: DerivationResult = await handle.result()
         return found.tasks
 
-    async def _keep_case(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
+    async def _keep_case(self, event: PlanningEvent, context: Context) -> pb.PlanningEventResponse:
         """Store a case from outside, without starting a workflow for the story."""
         actor = caller()
         actor.require_role(*STARTERS)
@@ -192,7 +192,7 @@ class Plans:
             words = f"case {story_id} is {'stored' if answer.changed else 'known already'}"
         return pb.PlanningEventResponse(processed=True, message=words)
 
-    async def _transition(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
+    async def _transition(self, event: PlanningEvent, context: Context) -> pb.PlanningEventResponse:
         """Make the story's move to `to_state`; if it has no workflow, store the transition.
 
         Raises:
@@ -205,7 +205,9 @@ class Plans:
             return await self._keep_transition(event, context)
         return await self._move(event, partial(_move_to_state, event), context)
 
-    async def _keep_transition(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
+    async def _keep_transition(
+        self, event: PlanningEvent, context: Context
+    ) -> pb.PlanningEventResponse:
         """Store and publish the transition of a story without a workflow.
 
         Raises:
@@ -214,7 +216,7 @@ class Plans:
         """
         caller().require_role(PO)
         moved = parse_request(
-            PhaseAsked,
+            PhaseFields,
             "PlanningEventRequest",
             {
                 "story_id": event.case_id,
@@ -243,7 +245,7 @@ class Plans:
         )
 
     async def _move(
-        self, event: Happened, choose: Callable[[Position], Move | None], context: Context
+        self, event: PlanningEvent, choose: Callable[[Position], Move | None], context: Context
     ) -> pb.PlanningEventResponse:
         remarks = Remarks(
             reason=event.metadata.get("reason", ""),
@@ -267,7 +269,7 @@ class Plans:
             derived_task_ids=[task.task_id for task in tasks],
         )
 
-    async def _run(self, event: Happened) -> pb.PlanningEventResponse:
+    async def _run(self, event: PlanningEvent) -> pb.PlanningEventResponse:
         """Store the approval and run the plan, each once."""
         role = caller().require_role(PO)
         story_id, plan_id = event.case_id, event.plan_id
@@ -287,7 +289,7 @@ class Plans:
             derived_task_ids=[task.task_id for task in tasks],
         )
 
-    async def _store_approval(self, event: Happened) -> None:
+    async def _store_approval(self, event: PlanningEvent) -> None:
         body = PlanApproved(
             story_id=event.case_id,
             plan_id=event.plan_id,
@@ -342,7 +344,7 @@ def in_waves(tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
     return waves
 
 
-def _named_move(event: Happened, name: str, now: Position) -> Move:
+def _named_move(event: PlanningEvent, name: str, now: Position) -> Move:
     """Return the move with that name; refuse an event that describes a different move."""
     if event.from_state and event.from_state != now.view.state:
         raise application_error(
@@ -358,14 +360,14 @@ def _named_move(event: Happened, name: str, now: Position) -> Move:
     return found
 
 
-def _move_to_state(event: Happened, now: Position) -> Move | None:
+def _move_to_state(event: PlanningEvent, now: Position) -> Move | None:
     """Return the move to the event's state; None if the story is in that state already."""
     if now.view.state == event.to_state and event.from_state != event.to_state:
         return None
     return now.between(event.from_state or now.view.state, event.to_state, caller().roles)
 
 
-def _invalid(event: Happened) -> pb.PlanningEventResponse:
+def _invalid(event: PlanningEvent) -> pb.PlanningEventResponse:
     return pb.PlanningEventResponse(
         processed=False,
         message=f"{event.event_type[:100]} is not understood; understood are the events of the "

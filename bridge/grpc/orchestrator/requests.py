@@ -193,7 +193,7 @@ class Unregistering(Request):
     role: Identifier = ""
 
 
-class Happened(Request):
+class PlanningEvent(Request):
     """Checked fields of a PlanningEventRequest."""
 
     event_type: Line
@@ -354,14 +354,14 @@ def unregistering(request: pb.UnregisterAgentRequest) -> Unregistering:
     )
 
 
-def happened(request: pb.PlanningEventRequest) -> Happened:
+def planning_event(request: pb.PlanningEventRequest) -> PlanningEvent:
     """Parse a PlanningEventRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
     return parse_request(
-        Happened,
+        PlanningEvent,
         "PlanningEventRequest",
         {
             "event_type": request.event_type,

@@ -39,9 +39,9 @@ from bridge.grpc.orchestrator.requests import (
     creating,
     deliberating,
     deriving,
-    happened,
     measuring,
     orchestrating,
+    planning_event,
     registering,
     task_context,
     unregistering,
@@ -279,7 +279,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `InvalidInput`; `Permission`; `NotFound`; any refusal of the story.
         """
-        return await self._plans.handle_planning_event(happened(request), context)
+        return await self._plans.handle_planning_event(planning_event(request), context)
 
     async def DeriveSubtasks(  # noqa: N802
         self, request: pb.DeriveSubtasksRequest, context: Context
