@@ -199,5 +199,5 @@ class ContextUpdateWorkflow:
                     StoryWorkflow.add_milestones, MilestonesAdded(milestones=answer.milestones)
                 )
         except FailureError:
-            return False  # It is not running: whoever continues it reads them from the graph.
+            return False  # It is not running: the one that continues it reads them from the graph.
         return True

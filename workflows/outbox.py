@@ -353,7 +353,7 @@ class Outbox:
 async def supervised(name: str, work: Awaitable[None]) -> None:
     """Do a background task's work; an unexpected error fails the workflow task.
 
-    Otherwise the error would only be logged, and the workflow would wait for ever. Temporal shows a
+    Otherwise the error would only be logged, and the workflow would wait forever. Temporal shows a
     failed workflow task, and tries it again until the code is corrected.
     """
     try:

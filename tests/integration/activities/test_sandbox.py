@@ -453,7 +453,7 @@ async def test_a_loop_that_ignores_the_request_is_killed() -> None:
     assert (done.ended, done.exit_code) == ("exit", 128 + signal.SIGKILL)
 
 
-async def test_a_program_that_sleeps_for_ever_is_killed() -> None:
+async def test_a_program_that_sleeps_forever_is_killed() -> None:
     done = await run("import time\nprint('zzz')\ntime.sleep(1000)", Limits(wall_s=4))
 
     assert done == Run("wall_time", None, b"zzz\n")

@@ -120,7 +120,7 @@ async def test_a_batch_published_twice_is_stored_once_and_in_order(
         ({"subject": "planning.gate.closed"}, "subject"),
     ],
 )
-async def test_an_event_whose_id_somebody_used_first_is_not_taken_for_published(
+async def test_an_event_whose_id_someone_used_first_is_not_taken_for_published(
     mirror: Mirror, jetstream: JetStreamContext, forged: dict[str, Any], differs: str
 ) -> None:
     (entry,) = entries("planning.gate.approved")

@@ -225,7 +225,7 @@ async def test_storing_again_renews_the_life_of_a_payload(client: Redis) -> None
 # --- collecting -----------------------------------------------------------------------------------
 
 
-async def test_no_payload_is_kept_for_ever_and_those_of_open_runs_are_renewed(
+async def test_no_payload_is_kept_forever_and_those_of_open_runs_are_renewed(
     temporal_client: Client, client: Redis, queue: str
 ) -> None:
     texts = {name: f"{queue} {name} " + MEGABYTE for name in ("closed", "open")}
