@@ -610,6 +610,7 @@ class DeliberationWorkflow:
                 rubric=task.rubric,
                 requirements=task.requirements,
                 feedback=task.feedback,
+                actor=task.actor,
             ),
             "agent": agent,
             "pack": self.pack,
@@ -619,8 +620,12 @@ class DeliberationWorkflow:
         }
 
     def priority(self) -> Priority:
-        """Return a priority by which one story's many calls do not delay other stories' calls."""
-        return Priority(fairness_key=(self.input.story_id or self.input.task_id)[:64])
+        """Return a priority by which many calls of one story or caller do not delay the others'.
+
+        A caller of gRPC may name any story that has no workflow, so it counts as itself.
+        """
+        of = self.input.actor or self.input.story_id or self.input.task_id
+        return Priority(fairness_key=of[:64])
 
     # --- shapes ---------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import figure
 from activities.agents.prompts import Prompts
 from activities.agents.requests import ANSWERS, MAX_ATTEMPTS
+from activities.quota import TokenQuota
 from bridge.agents.activity import Commands, command
 from bridge.agents.calls import AgentCalls, CallRecord, OpenCall, SettledCall, new_call_id
 from bridge.jetstream import consumers, streams
@@ -100,6 +101,7 @@ class AgentResponses:
         self._valkey = valkey
         self._prompts = prompts
         self._calls = AgentCalls(valkey)
+        self._quota = TokenQuota(valkey)
         self._commands = Commands(nats)
         self._dead_letters = DeadLetters(nats)
         self._stopping = asyncio.Event()
@@ -223,6 +225,8 @@ class AgentResponses:
                 made = await self._settle_call(found, settled, response, by)
                 if made is None:
                     continue  # another message settled the call first: read its result
+                tokens = figure(response.tokens_in) + figure(response.tokens_out)
+                await self._quota.count(settled.question.call.task.actor, tokens)
                 settled = made
             if response.status == "working":
                 return None  # overtaken by the answer, or for a call that was given up

@@ -41,8 +41,10 @@ def agents_worker(
 ) -> Worker:
     """Return a worker for agent calls and checks, no more at once than the engine can serve."""
     prompts = Prompts.load(settings.fleet_config / "prompts", load_redaction(settings.fleet_config))
-    llms = VllmAgents(engine.client, valkey, engine.model, prompts)
-    external = NatsAgents(nats, valkey, prompts, source, settings.external_window)
+    llms = VllmAgents(engine.client, valkey, engine.model, prompts, settings.grpc_tokens_per_hour)
+    external = NatsAgents(
+        nats, valkey, prompts, source, settings.external_window, settings.grpc_tokens_per_hour
+    )
     agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
     checks = Checks(settings.fleet_config)
     return Worker(

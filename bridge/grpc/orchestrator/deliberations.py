@@ -32,6 +32,7 @@ from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import REQUEST_ID, Context, call_metadata, derived_id, seconds_left
 from bridge.grpc.errors import status_of
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.messages import Updates, result_metadata, results
 from bridge.grpc.orchestrator.metrics import CALLED
 from bridge.grpc.orchestrator.requests import TIMELINE_EVENTS, Deliberating
@@ -81,9 +82,10 @@ class Deliberations:
         temporal: Client,
         graph: Graph,
         driver: AsyncDriver,
+        limits: Limits,
         timeout: timedelta | None = None,
     ) -> None:
-        """Serve from Temporal, the graph and Neo4j.
+        """Serve from Temporal, the graph and Neo4j, within the limits.
 
         `timeout` applies to a deliberation whose caller names none; None means DEFAULT_TIMEOUT.
         """
@@ -91,6 +93,7 @@ class Deliberations:
         self._temporal = temporal
         self._graph = graph
         self._driver = driver
+        self._limits = limits
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def begin(self, parsed: Deliberating, context: Context, prefix: str = CALLED) -> Call:
@@ -98,14 +101,23 @@ class Deliberations:
 
         Its task_id is sent at once, in the initial metadata TASK_ID. If the call ends before it is
         answered, a deliberation for which only this call waits is cancelled. If the council has
-        fewer agents than requested, all of them take part. `prefix` begins the task's id if the
-        request has none.
+        fewer agents than requested, all of them take part; if it has more than the limit allows,
+        as many as it allows. `prefix` begins the task's id if the request has none.
 
         Raises:
             ApplicationError: `UnknownCouncil` names the existing roles; `Permission`: the story has
-                a workflow, and the token no role on it.
-            InvalidInput: `context_options` without a story.
+                a workflow, and the token no role on it; `QuotaUsed`.
+            InvalidInput: `context_options` without a story, or more agents or rounds than the
+                limits allow.
         """
+        self._limits.require_fits(
+            "OrchestrateRequest" if prefix == ORCHESTRATED else "DeliberateRequest",
+            {"num_agents": parsed.num_agents},
+            {
+                "rounds": parsed.rounds,
+                "options.deliberation_rounds": parsed.options.deliberation_rounds,
+            },
+        )
         story_id = parsed.story_id or parsed.case_id
         await require_story_role(self._temporal, caller(), story_id)
         council = await self._graph.load_council(CouncilQuery(role=parsed.role))
@@ -121,6 +133,11 @@ class Deliberations:
             rounds = 0
         if parsed.constraints.max_iterations:
             rounds = min(rounds, parsed.constraints.max_iterations)
+        rounds = min(rounds, self._limits.rounds)
+        most = min(seats, self._limits.agents)
+        size = min(parsed.num_agents or most, most)
+        actor, workflow_id = caller().actor, called_deliberation_workflow_id(task_id)
+        await self._limits.require_tokens(self._temporal, actor, workflow_id)
         wanted = parsed.constraints.timeout_seconds or self._timeout_s
         timeout = min(wanted, seconds_left(context, wanted))
         task = DeliberationInput(
@@ -131,13 +148,14 @@ class Deliberations:
             rubric=parsed.constraints.rubric,
             requirements=parsed.constraints.requirements,
             rounds=rounds,
-            agents=None if agents else parsed.num_agents or None,
+            agents=size if size < seats else None,
             timeout=max(timeout, 0.001),
             plan_id=parsed.plan_id,
             judged=parsed.options.architect_selection,
             background=await self._background(parsed),
+            actor=actor,
         )
-        call = Call(self._handle(called_deliberation_workflow_id(task_id)), rounds, own, agents)
+        call = Call(self._handle(workflow_id), rounds, own, agents)
         starting = asyncio.ensure_future(self._start(task))
 
         def ended(_: Context) -> None:

@@ -29,6 +29,7 @@ from bridge.grpc.calls import (
 from bridge.grpc.context.messages import created
 from bridge.grpc.context.requests import PhaseFields, require_time
 from bridge.grpc.context.updates import Updates
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.requests import PlanningEvent
 from bridge.grpc.roles import PO, STARTERS, require_story_role
 from bridge.grpc.wire import orchestrator_pb2 as pb
@@ -82,6 +83,7 @@ class Plans:
         temporal: Client,
         graph: Graph,
         driver: AsyncDriver,
+        limits: Limits,
         deliberation_timeout: timedelta | None = None,
     ) -> None:
         """Serve from Temporal, the graph and Neo4j.
@@ -92,6 +94,7 @@ class Plans:
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._graph = graph
         self._driver = driver
+        self._limits = limits
         self._updates = Updates(temporal)
 
     async def handle_planning_event(
@@ -130,7 +133,7 @@ class Plans:
 
         Raises:
             ApplicationError: `NotFound`: the story does not exist; `Permission`: it has a workflow,
-                and the token no role on it.
+                and the token no role on it; `QuotaUsed`.
             InvalidInput: names each wrong field.
             WorkflowFailureError: why no tasks were derived.
             TimeoutError: the call's time is over.
@@ -144,10 +147,16 @@ class Plans:
         request = parse_request(
             DerivationInput,
             "DeriveSubtasksRequest",
-            {"story_id": story_id, "plan_id": plan_id, "announce": announce},
+            {
+                "story_id": story_id,
+                "plan_id": plan_id,
+                "announce": announce,
+                "actor": caller().actor,
+            },
             {"story_id": "case_id"},
         )
         workflow_id = derivation_workflow_id(story_id, plan_id)
+        await self._limits.require_tokens(self._temporal, caller().actor, workflow_id)
         with suppress(WorkflowAlreadyStartedError):
             await self._temporal.start_workflow(
                 DerivationWorkflow.run,
@@ -183,7 +192,9 @@ class Plans:
                 {"story_id": "case_id", "title": "metadata.title"},
             )
             with named("PlanningEventRequest", {"brief": "metadata.description"}):
-                StoryText(title=text.title, brief=text.brief).require_fits("PlanningEventRequest")
+                StoryText(title=text.title, brief=text.brief).require_fits(
+                    "PlanningEventRequest", self._limits.text_bytes
+                )
             payload = {"title": text.title, "description": text.brief, "rigor": text.rigor}
             new = created("CASE", story_id, payload, "recorded without a workflow")
             answer = await self._updates.change(

@@ -28,6 +28,7 @@ from activities.graph.councils import (
 )
 from activities.graph.deliberations import history
 from bridge.grpc.calls import Context
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
 from bridge.grpc.orchestrator.messages import result_metadata, results
 from bridge.grpc.orchestrator.metrics import COMPLETED, ENDED, Metrics, since
@@ -69,6 +70,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         agent_type: AgentType,
         deliberation_timeout: timedelta | None = None,
         default_model: Callable[[], Awaitable[str]] | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
     ) -> None:
         """Serve from Temporal and the graph.
 
@@ -79,14 +81,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             agent_type: The type of agents for which none is named.
             deliberation_timeout: The setting DELIBERATION_TIMEOUT.
             default_model: Returns the model of agents that name none; None: not known.
+            limits: Limits of what calls may ask of agents.
         """
         self._default_model = default_model
         self._graph = graph
         self._driver = driver
         self._agent_type = agent_type
         self._metrics = Metrics(temporal)
-        self._deliberations = Deliberations(temporal, graph, driver, deliberation_timeout)
-        self._plans = Plans(temporal, graph, driver, deliberation_timeout)
+        self._limits = limits
+        self._deliberations = Deliberations(temporal, graph, driver, limits, deliberation_timeout)
+        self._plans = Plans(temporal, graph, driver, limits, deliberation_timeout)
 
     # --- deliberations --------------------------------------------------------------------------
 
@@ -183,9 +187,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
         """
         parsed = creating(request)
+        self._limits.require_fits(
+            "CreateCouncilRequest",
+            {"num_agents": parsed.num_agents},
+            {"config.deliberation_rounds": parsed.config.deliberation_rounds},
+        )
         council = NewCouncil(
             role=parsed.role,
-            size=parsed.num_agents or DEFAULT_AGENTS,
+            size=parsed.num_agents or min(DEFAULT_AGENTS, self._limits.agents),
             agent_type=parsed.config.agent_type or self._agent_type,
             model=parsed.config.model_profile,
             rounds=parsed.config.deliberation_rounds or int(parsed.config.enable_peer_review),

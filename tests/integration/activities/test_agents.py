@@ -22,6 +22,7 @@ from activities.agents.activities import Agents, VllmAgents
 from activities.agents.answer_cache import ANSWER_TTL, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.prompts import Prompts
+from activities.quota import TokenQuota
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.servers import RunningServer
@@ -144,6 +145,50 @@ async def test_a_call_reports_its_cost(
     assert first.prompt_hash != second.prompt_hash
     assert first.seed != second.seed
     assert second.cached_tokens > second.tokens_in * 0.9
+
+
+def asked_by(actor: str) -> ProposeInput:
+    request = proposing()
+    return request.model_copy(update={"task": request.task.model_copy(update={"actor": actor})})
+
+
+async def used(store: Redis, actor: str) -> int:
+    """Return the tokens that are counted for the actor, in this hour and the last."""
+    keys = [key async for key in store.scan_iter(f"swe:tokens:{actor}:*")]
+    return sum([int(await store.get(key) or 0) for key in keys])
+
+
+async def test_every_ask_counts_for_its_caller_and_a_kept_answer_does_not(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    actor = f"eve-{uuid.uuid4().hex}"
+    llm.fail("wrong")
+
+    usage = (await environment.run(agents.propose, asked_by(actor))).usage
+    again = (await environment.run(agents.propose, asked_by(actor))).usage
+
+    assert (usage.asks, again) == (2, usage)
+    assert await used(store, actor) == usage.tokens
+
+
+async def test_an_agent_is_not_asked_for_a_caller_without_tokens(
+    client: httpx.AsyncClient, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    actor = f"eve-{uuid.uuid4().hex}"
+    llms = VllmAgents(client, store, llm.model, PROMPTS, tokens_per_hour=100)
+    agents = Agents({"RAY_VLLM": llms})
+    await TokenQuota(store).count(actor, 60)
+    await TokenQuota(store).count(actor, 60)
+
+    error = await refusal(environment.run(agents.propose, asked_by(actor)))
+    of_another = await environment.run(agents.propose, asked_by(f"{actor}-2"))
+
+    assert (error.type, error.non_retryable) == ("QuotaUsed", True)
+    assert "has used 120 of 100 tokens in this hour, 0 are left" in error.message
+    assert error.next_retry_delay is not None
+    assert timedelta() < error.next_retry_delay <= timedelta(hours=1)
+    assert of_another.proposal.content
+    assert len(llm.calls) == 1
 
 
 async def test_a_run_that_is_repeated_asks_the_same_and_gets_the_same(

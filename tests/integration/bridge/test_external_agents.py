@@ -318,6 +318,27 @@ async def test_a_kept_answer_is_not_asked_for_again(fleet: Outside, client: Redi
     assert await fleet.call_count() == 1
 
 
+async def test_each_answer_counts_for_its_caller_who_is_refused_when_the_tokens_are_used(
+    outside: Outside, environment: Environment, client: Redis
+) -> None:
+    actor = f"eve-{uuid.uuid4().hex}"
+
+    def asked_by_actor() -> ProposeInput:
+        request = proposing()
+        return request.model_copy(update={"task": request.task.model_copy(update={"actor": actor})})
+
+    async with agents_process(environment | {"GRPC_TOKENS_PER_HOUR": "30"}):
+        handle = await outside.ask(asked_by_actor())
+        await outside.respond(await outside.take(), "done", content="no JSON")
+        await outside.answer(await outside.take())
+        await handle.result()
+        refused = await failure(await outside.ask(asked_by_actor()))
+
+    assert refused.type == "QuotaUsed"
+    assert "has used 36 of 30 tokens" in refused.message
+    assert await outside.call_count() == 2
+
+
 async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
     outside: Outside, environment: Environment
 ) -> None:

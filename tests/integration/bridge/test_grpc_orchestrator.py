@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc import StatusCode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +28,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from activities.graph.activities import Graph
+from activities.quota import TokenQuota
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import orchestrator_pb2 as pb
@@ -955,6 +957,105 @@ async def test_a_caller_cannot_take_the_id_of_a_storys_next_council(
     assert of_story.metadata.execution_id == f"deliberation-{next_council}"
     assert of_story.metadata.tags["story_id"] == story
     assert stored == [["ARCHITECT", story], ["QA", ""]]
+
+
+@pytest.fixture
+async def limited(fleet: Fleet, client: Redis) -> AsyncIterator[Any]:
+    """Serve with small limits: 100 tokens an hour, 2 agents, 1 round, 1,024 bytes of text."""
+    limits = Limits(TokenQuota(client, 100), agents=2, rounds=1, text_bytes=1_024)
+    servicer = OrchestratorServicer(
+        fleet.temporal, fleet.graph, fleet.driver, "RAY_VLLM", TIMEOUT, limits=limits
+    )
+    add = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+    async with serving(Served(SERVICE, servicer, add)) as channel:
+        yield orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+
+
+async def test_an_actor_who_has_used_the_tokens_of_the_hour_starts_nothing_more(
+    fleet: Fleet, limited: Any
+) -> None:
+    eve = bearer(f"eve-{uuid.uuid4().hex}", "DEV")
+    mine = (*eve, ("x-request-id", uuid.uuid4().hex))
+    request = pb.DeliberateRequest(task_description=TASK, role="QA")
+    story = new_story()
+    await fleet.graph.record(batch(story, spec(story)))
+
+    first = await limited.Deliberate(request, metadata=mine, timeout=WITHIN_S)
+    calls = len(fleet.llm.calls)
+    with fails(StatusCode.RESOURCE_EXHAUSTED, "of 100 tokens in this hour, 0 are left") as refused:
+        await limited.Deliberate(request, metadata=eve)
+    with fails(StatusCode.RESOURCE_EXHAUSTED, "0 are left"):
+        await limited.StreamDeliberation(request, metadata=eve).read()
+    with fails(StatusCode.RESOURCE_EXHAUSTED, "0 are left"):
+        await limited.DeriveSubtasks(pb.DeriveSubtasksRequest(case_id=story), metadata=eve)
+    again = await limited.Deliberate(request, metadata=mine, timeout=WITHIN_S)
+    assert len(fleet.llm.calls) == calls
+    another = await limited.Deliberate(
+        request, metadata=bearer(f"bo-{uuid.uuid4().hex}", "DEV"), timeout=WITHIN_S
+    )
+
+    reason, details = problem(refused.value)
+    (retry,) = [each for each in details if isinstance(each, RetryInfo)]
+    assert reason == "QuotaUsed"
+    assert 0 < retry.retry_delay.ToSeconds() <= 3_600
+    assert list(again.results) == list(first.results)
+    assert another.winner_id
+    assert len(first.results) == 2, "the council has three agents, the limit is two"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_of", "field"),
+    [
+        (
+            "Deliberate",
+            lambda: pb.DeliberateRequest(task_description=TASK, role="QA", num_agents=3),
+            "num_agents",
+        ),
+        (
+            "Deliberate",
+            lambda: pb.DeliberateRequest(task_description=TASK, role="QA", rounds=2),
+            "rounds",
+        ),
+        (
+            "Orchestrate",
+            lambda: pb.OrchestrateRequest(
+                task_description=TASK,
+                role="QA",
+                options=pb.OrchestratorOptions(deliberation_rounds=2),
+            ),
+            "options.deliberation_rounds",
+        ),
+        (
+            "CreateCouncil",
+            lambda: pb.CreateCouncilRequest(role=a_role(), num_agents=3),
+            "num_agents",
+        ),
+        (
+            "CreateCouncil",
+            lambda: pb.CreateCouncilRequest(
+                role=a_role(), config=pb.CouncilConfig(deliberation_rounds=2)
+            ),
+            "config.deliberation_rounds",
+        ),
+        (
+            "ProcessPlanningEvent",
+            lambda: pb.PlanningEventRequest(
+                event_type="CASE_CREATED",
+                case_id=new_story(),
+                metadata={"description": "x" * 1_025},
+            ),
+            "metadata.description",
+        ),
+    ],
+)
+async def test_no_call_passes_the_limits_of_the_settings(
+    fleet: Fleet, limited: Any, method: str, request_of: Callable[[], Any], field: str
+) -> None:
+    with fails(StatusCode.INVALID_ARGUMENT) as refused:
+        await getattr(limited, method)(request_of(), metadata=OPERATOR)
+
+    assert violated(refused) == [field]
+    assert fleet.llm.calls == []
 
 
 @pytest.mark.parametrize("field", ["story_id", "case_id"])

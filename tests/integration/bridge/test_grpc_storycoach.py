@@ -9,8 +9,11 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from hypothesis import given, settings
+from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowExecutionStatus
 
+from activities.quota import TokenQuota
+from bridge.grpc.limits import Limits
 from bridge.grpc.server import Served
 from bridge.grpc.storycoach import StoryCoachServicer
 from bridge.grpc.wire import storycoach_pb2 as pb
@@ -159,6 +162,35 @@ async def test_an_empty_story_cannot_be_refined(fleet: Fleet) -> None:
     assert set(await violations(nothing)) == {"title"}
     assert set(await violations(blank)) == {"ac.0"}
     assert fleet.llm.calls == []
+
+
+# --- the quota ------------------------------------------------------------------------------------
+
+
+async def test_an_actor_without_tokens_is_not_coached(fleet: Fleet, client: Redis) -> None:
+    eve = bearer(f"eve-{uuid.uuid4().hex}", "DEV")
+    mine = (*eve, ("x-request-id", uuid.uuid4().hex))
+    goal = pb.SuggestStoryRequest(goal=f"Undo {uuid.uuid4().hex}")
+    served = Served(
+        "fleet.storycoach.v1.StoryCoachService",
+        StoryCoachServicer(fleet.temporal, Limits(TokenQuota(client, 10))),
+        storycoach_pb2_grpc.add_StoryCoachServiceServicer_to_server,
+    )
+
+    async with serving(served) as channel:
+        first = await Stub(channel).SuggestStory(goal, metadata=mine)
+        calls = len(fleet.llm.calls)
+        suggestion = await refusal(Stub(channel).SuggestStory(goal, metadata=eve))
+        refinement = await refusal(
+            Stub(channel).RefineStory(pb.RefineStoryRequest(title="Undo"), metadata=eve)
+        )
+        again = await Stub(channel).SuggestStory(goal, metadata=mine)
+
+    for error in (suggestion, refinement):
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "of 10 tokens in this hour, 0 are left" in (error.details() or "")
+    assert again == first
+    assert len(fleet.llm.calls) == calls
 
 
 # --- SuggestStory ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def test_every_error_has_a_type_of_the_enumeration() -> None:
                     wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
 
     assert wrong == []
+
+
+def test_a_client_gets_the_time_after_which_it_may_try_again() -> None:
+    error = ApplicationError(
+        "no tokens are left",
+        type=ErrorType.QUOTA_USED.value,
+        next_retry_delay=timedelta(minutes=7),
+    )
+
+    status = status_of(error)
+
+    assert code_of(status) is StatusCode.RESOURCE_EXHAUSTED
+    retry = RetryInfo()
+    assert next(each for each in status.details if each.Unpack(retry))
+    assert retry.retry_delay.ToTimedelta() == timedelta(minutes=7)
 
 
 def test_every_type_of_error_is_raised() -> None:
