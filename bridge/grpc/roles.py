@@ -57,9 +57,9 @@ METHODS: dict[str, Needed] = {
     "/fleet.context.v1.ContextService/UpdateContext": Needed(
         checks="decisions, milestones, subtasks and draft plans: "
         + " or ".join(WRITERS)
-        + "; these "
-        "in another's name, and a case without a workflow: OPERATOR; a plan that is not DRAFT, and "
-        "deletes: PO; the text of a story with a workflow: no one",
+        + "; these in another's name (sent or stored), and a case without a workflow: OPERATOR; a "
+        "plan that is not DRAFT (sent or stored) or has a version, and deletes: PO; the text of a "
+        "story with a workflow: no one",
     ),
     "/fleet.context.v1.ContextService/RehydrateSession": ANY,
     "/fleet.context.v1.ContextService/ValidateScope": ANY,

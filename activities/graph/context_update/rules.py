@@ -37,8 +37,8 @@ from activities.graph.context_update.payloads import (
     extra_properties,
 )
 from activities.graph.decisions import DECISION_LINKS, TASK_LINKS
-from workflows.models.context import ContextChange, ContextWrite
-from workflows.models.errors import invalid_input
+from workflows.models.context import ContextChange, ContextUpdate, ContextWrite
+from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.ids import LongId
 from workflows.timestamps import format_timestamp
 
@@ -192,6 +192,9 @@ class EntityState:
     text_order: str = ""
     extras: Sequence[str] = ()
     """Names of the properties that hold unknown fields."""
+    status: str = ""
+    name: str = ""
+    """Who decided a decision, or reached a milestone."""
 
 
 @dataclass
@@ -332,6 +335,7 @@ def _writes(
         raise RejectedChange("a change before this one has deleted the case; create it first")
     _require_there(parsed, found)
     known = found.entities.get(parsed.entity, EntityState(live=False))
+    _require_stored_role(write.update, parsed, known)
     row: Row = {"story_id": write.update.story_id, "id": parsed.entity_id}
     if parsed.operation == "DELETE":
         _require_newer(known.status_order, order, write.at)
@@ -370,7 +374,8 @@ def _writes(
 
     if not known.live:
         given = dict.fromkeys(known.extras) | _begun(write, parsed, found) | given
-    if given.get("decided_by") or given.get("actor"):
+    name = given.get("decided_by") or given.get("actor") or ""
+    if name or known.name not in ("", write.update.actor):
         given["recorded_by"] = write.update.actor
     orders: Row = {}
     if "status" in given:
@@ -384,7 +389,14 @@ def _writes(
     made = _ENTITY[parsed.entity_type](parsed, found, given, row | {"fresh": not known.live})
     made[0].row["node"].update(orders)
     extras = tuple(dict.fromkeys((*known.extras, *parsed.extras)))
-    found.entities[parsed.entity] = replace(known, live=True, extras=extras, **orders)
+    found.entities[parsed.entity] = replace(
+        known,
+        live=True,
+        extras=extras,
+        status=given.get("status", known.status),
+        name=name or known.name,
+        **orders,
+    )
     return before + made
 
 
@@ -401,6 +413,33 @@ def _require_there(parsed: ParsedChange, found: StorySnapshot) -> None:
     if parsed.operation == "UPDATE" and parsed.entity_type in ("PLAN", "SUBTASK", "DECISION"):
         return
     raise RejectedChange(f"this story has no {parsed.entity_type} {parsed.entity_id}")
+
+
+def _require_stored_role(update: ContextUpdate, parsed: ParsedChange, known: EntityState) -> None:
+    """Refuse a change of what is stored in another's name, or of an approved plan.
+
+    The roles of the request's own fields were checked before; these depend on what is stored, so
+    they are checked under the story's lock.
+
+    Raises:
+        ApplicationError: `Permission`: the whole update is refused.
+    """
+    if update.roles is None or not known.live or parsed.operation == "DELETE":
+        return
+    payload = parsed.payload
+    named = getattr(payload, "decided_by", None) or getattr(payload, "actor", None)
+    needed = ""
+    if known.name not in ("", update.actor) and not named:
+        needed, why = "OPERATOR", f"for it is in the name of {known.name[:60]}; or name yourself"
+    if parsed.entity_type == "PLAN" and known.status not in ("", "DRAFT"):
+        needed, why = "PO", f"for the plan is {known.status}"
+    if needed and needed not in update.roles:
+        has = ", ".join(sorted(update.roles)) or "none"
+        raise application_error(
+            ErrorType.PERMISSION,
+            f"change {parsed.number} ({parsed}) needs the role {needed}, {why}; the token of "
+            f"{update.actor} has {has}",
+        )
 
 
 def titled(parsed: ParsedChange, given: Row) -> Row:

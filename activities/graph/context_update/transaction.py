@@ -159,6 +159,8 @@ def _known(node: Row) -> EntityState:
         status_order=node["status_order"] or "",
         text_order=node["text_order"] or "",
         extras=node["extras"],
+        status=str(node["status"] or ""),
+        name=str(node.get("name") or ""),
     )
 
 

@@ -124,6 +124,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 "task_id": request.task_id or None,
                 "role": request.role,
                 "actor": caller().actor,
+                "roles": sorted(caller().roles),
                 "changes": [
                     {
                         "operation": change.operation,

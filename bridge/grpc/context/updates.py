@@ -115,8 +115,10 @@ def roles_for(change: ParsedChange, actor: str) -> tuple[str, ...]:
         return (PO,)
     if change.entity_type == "CASE" or _other_name(change, actor):
         return (OPERATOR,)
-    if isinstance(change.payload, PlanPayload) and change.payload.status not in (None, "DRAFT"):
-        return (PO,)
+    if isinstance(change.payload, PlanPayload):
+        plan = change.payload
+        if plan.version is not None or plan.status not in (None, "DRAFT"):
+            return (PO,)
     return WRITERS
 
 

@@ -275,6 +275,7 @@ POLICY: list[tuple[dict[str, Any], frozenset[str]]] = [
     (change("UPDATE", "CASE", sprint=7), frozenset({"OPERATOR"})),
     (change("CREATE", "PLAN", "p-1", status="APPROVED"), frozenset({"PO"})),
     (change("UPDATE", "PLAN", "p-1", status="approved", version=900_000), frozenset({"PO"})),
+    (change("CREATE", "PLAN", "p-1", version=900_000), frozenset({"PO"})),
     *(
         (change("DELETE", kind, f"{kind[0].lower()}-1"), frozenset({"PO"}))
         for kind in ("CASE", "PLAN", "SUBTASK", "DECISION", "MILESTONE")
@@ -283,6 +284,36 @@ POLICY: list[tuple[dict[str, Any], frozenset[str]]] = [
 """A change -> the roles with which eve may send it."""
 
 ROLES = [*sorted(WRITERS), "STRANGER", ""]
+
+
+@pytest.mark.parametrize("name", ["policy:auto", "Policy:x"])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("CASE", {"title": "x", "created_by": ""}),
+        ("DECISION", {"title": "x", "decided_by": ""}),
+        ("MILESTONE", {"type": "x", "actor": ""}),
+    ],
+)
+async def test_no_role_acts_in_the_name_of_a_policy(
+    context: ContractClient, driver: AsyncDriver, name: str, kind: str, fields: dict[str, str]
+) -> None:
+    story = new_story()
+    named = {field: text or name for field, text in fields.items()}
+
+    update = await context.refused(
+        "UpdateContext",
+        story_id=story,
+        changes=[change("CREATE", kind, "" if kind == "CASE" else "e-1", **named)],
+    )
+    decision = await context.refused(
+        "AddProjectDecision", story_id=story, title="x", metadata={"decided_by": name}
+    )
+
+    for code, words in (update, decision):
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "reserved" in words
+    assert await rows(driver, "MATCH (n {id: $story}) RETURN n.id", story=story) == []
 
 
 async def test_no_insufficient_role_changes_anything(
@@ -313,6 +344,56 @@ async def test_no_insufficient_role_changes_anything(
         story=story,
     )
     assert stored == [[1, "x", 0]]
+
+
+async def test_a_decision_in_anothers_name_and_an_approved_plan_are_not_rewritten(
+    context: ContractClient, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    await context.update(
+        story,
+        change("CREATE", "CASE", title="x"),
+        change("CREATE", "PLAN", "p-1", status="APPROVED"),
+        change("CREATE", "DECISION", "d-1", title="No SMS", rationale="Cost"),
+    )
+    eve: dict[str, Any] = {"story_id": story, "actor": "eve", "roles": ("DEV", "ARCHITECT")}
+    harmless = change("CREATE", "DECISION", "d-2", title="x")
+
+    decision = await context.refused(
+        "UpdateContext",
+        **eve,
+        changes=[harmless, change("UPDATE", "DECISION", "d-1", rationale="SMS after all")],
+    )
+    plan = await context.refused(
+        "UpdateContext", **eve, changes=[change("UPDATE", "PLAN", "p-1", status="DRAFT")]
+    )
+    version = await context.refused(
+        "UpdateContext", **eve, changes=[change("CREATE", "PLAN", "p-2", version=900_000)]
+    )
+    untouched = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story}) MATCH (p:PlanVersion {case_id: $story}) "
+        "RETURN d.id, d.rationale, d.decided_by, p.id, p.status",
+        story=story,
+    )
+    await context.update(
+        story,
+        change("UPDATE", "DECISION", "d-1", rationale="Cost, and spam"),
+        actor="otto",
+        roles=("OPERATOR",),
+    )
+    corrected = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story}) RETURN d.rationale, d.decided_by, d.recorded_by",
+        story=story,
+    )
+
+    for refused, needed in ((decision, "OPERATOR"), (plan, "PO"), (version, "PO")):
+        assert refused[0] is grpc.StatusCode.PERMISSION_DENIED
+        assert f"needs the role {needed}" in refused[1]
+        assert "eve has ARCHITECT, DEV" in refused[1]
+    assert untouched == [["d-1", "Cost", "ana", "p-1", "APPROVED"]]
+    assert corrected == [["Cost, and spam", "ana", "otto"]]
 
 
 # --- the six methods ------------------------------------------------------------------------------

@@ -214,9 +214,12 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def judged(
-    *changes: ContextChange, found: StorySnapshot | None = None, at: str = "2026-03-01"
+    *changes: ContextChange,
+    found: StorySnapshot | None = None,
+    at: str = "2026-03-01",
+    roles: list[str] | None = None,
 ) -> JudgedChanges:
-    update = ContextUpdate(story_id=STORY, actor="ana", changes=list(changes))
+    update = ContextUpdate(story_id=STORY, actor="ana", changes=list(changes), roles=roles)
     started_ms = int(NOW.timestamp() * 1000)
     write = ContextWrite(update_id="u", at=at, started_ms=started_ms, update=update)
     return judge(write, read_changes(write), found or StorySnapshot(story_live=True))
@@ -360,6 +363,54 @@ def test_the_decider_is_from_the_payload_and_the_recorder_is_the_caller() -> Non
     decision, milestone = nodes(outcome)
     assert (decision["decided_by"], decision["recorded_by"]) == ("bo", "ana")
     assert (milestone["actor"], milestone["recorded_by"]) == ("ana", "ana")
+
+
+@pytest.mark.parametrize(
+    ("sent", "known", "roles", "needed"),
+    [
+        (change("UPDATE", "DECISION", "d", '{"rationale": "y"}'), "bo", ["DEV", "PO"], "OPERATOR"),
+        (change("CREATE", "DECISION", "d", '{"title": "y"}'), "bo", ["DEV"], "OPERATOR"),
+        (change("UPDATE", "DECISION", "d", '{"colour": "red"}'), "bo", ["QA"], "OPERATOR"),
+        (change("UPDATE", "MILESTONE", "d", '{"description": "y"}'), "bo", ["DEV"], "OPERATOR"),
+        (change("UPDATE", "DECISION", "d", '{"rationale": "y"}'), "bo", ["OPERATOR"], ""),
+        (change("UPDATE", "DECISION", "d", '{"rationale": "y"}'), "ana", ["DEV"], ""),
+        (change("UPDATE", "DECISION", "d", '{"decided_by": "ana"}'), "bo", ["DEV"], ""),
+        (change("UPDATE", "PLAN", "d", '{"status": "draft"}'), "", ["DEV", "OPERATOR"], "PO"),
+        (change("CREATE", "PLAN", "d", '{"colour": "red"}'), "", ["DEV"], "PO"),
+        (change("UPDATE", "PLAN", "d", '{"status": "draft"}'), "", ["PO"], ""),
+    ],
+)
+def test_what_is_stored_in_anothers_name_or_approved_changes_by_its_role_only(
+    sent: ContextChange, known: str, roles: list[str], needed: str
+) -> None:
+    status = "APPROVED" if sent.entity_type == "PLAN" else "ACCEPTED"
+    stored = EntityState(live=True, name=known, status=status)
+    entity: Any = (sent.entity_type, "d")
+    found = StorySnapshot(story_live=True, entities={entity: stored})
+
+    if needed:
+        with pytest.raises(ApplicationError, match=f"needs the role {needed}") as refused:
+            judged(sent, found=found, roles=roles)
+        assert refused.value.type == "Permission"
+        assert refused.value.non_retryable
+    else:
+        (node,) = nodes(judged(sent, found=found, roles=roles))
+        assert node.get("recorded_by") == (
+            None if known in ("", "ana") and "decided_by" not in sent.payload else "ana"
+        )
+
+
+def test_a_change_of_anothers_decision_keeps_the_recorder() -> None:
+    taken = change("UPDATE", "DECISION", "d", '{"decided_by": "ana"}')
+    then = change("UPDATE", "DECISION", "d", '{"rationale": "y"}')
+    found = StorySnapshot(
+        story_live=True, entities={("DECISION", "d"): EntityState(live=True, name="bo")}
+    )
+
+    first, second = nodes(judged(taken, then, found=found, roles=["DEV"]))
+
+    assert (first["decided_by"], first["recorded_by"]) == ("ana", "ana")
+    assert "recorded_by" not in second
 
 
 OTHERS = {
