@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
@@ -18,6 +18,7 @@ from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
+    BODIES,
     Entry,
     EntrySkipped,
     GateApproved,
@@ -60,6 +61,16 @@ POLICY_ACTOR = "policy:auto"
 
 PROOF_SPARE = 60.0
 """Seconds that an expired proof is remembered, for clocks that differ."""
+
+
+def _is_readable(entry: Entry) -> bool:
+    """Return whether the body is one of its kind; a newer worker's kind is not known here."""
+    kind = BODIES.get(entry.kind)
+    try:
+        return kind is None or bool(kind.model_validate(entry.body))
+    except ValidationError:
+        return False
+
 
 OF_STORIES_ALONE = frozenset(
     kind.__name__
@@ -462,6 +473,7 @@ class Story(BaseModel):
             and entry.id.startswith(f"{entry.source}/")
             and entry.kind not in OF_STORIES_ALONE
             and not entry.body.get("via")
+            and _is_readable(entry)
         )
 
     # --- changes --------------------------------------------------------------------------------

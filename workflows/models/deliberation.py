@@ -9,7 +9,7 @@ from pydantic import Field
 from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, CallUsage, Critique, Proposal
 from workflows.models.base import Model, Request
 from workflows.models.context import DecisionAdded
-from workflows.models.ids import Id, LongId, Role
+from workflows.models.ids import Id, LongId, Role, WorkflowId
 
 
 class CheckInput(Model):
@@ -175,7 +175,7 @@ class DeliberationRecord(Model):
 class WaveRequest(Model):
     """A child's request to its story to grant a wave. `usage`: all of the child's calls so far."""
 
-    workflow_id: str
+    workflow_id: WorkflowId
     wave: str
     usage: list[CallUsage]
 

@@ -29,6 +29,11 @@ Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTE
 LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=LONG_ID_CHARACTERS)]
 """The id of a plan, a task or a decision: it may start with a story's."""
 
+WORKFLOW_ID_CHARACTERS = 1_000
+WorkflowId = Annotated[str, StringConstraints(min_length=1, max_length=WORKFLOW_ID_CHARACTERS)]
+"""A workflow's id that a signal names. Temporal refuses a command with one that is empty or longer,
+and a workflow that sends it does not go on."""
+
 ROLE_PATTERN = r"^[A-Z][A-Z0-9_-]{0,31}$"
 
 Role = Annotated[str, StringConstraints(pattern=ROLE_PATTERN)]

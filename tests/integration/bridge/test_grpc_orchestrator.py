@@ -34,6 +34,7 @@ from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
+from tests.support.councils import councils_kept
 from tests.support.fleet import (
     Environment,
     connect,
@@ -58,14 +59,6 @@ TIMEOUT = timedelta(seconds=150)
 """The value of the setting DELIBERATION_TIMEOUT."""
 
 TASK = "Write a function that adds two numbers"
-
-SEATED = "MATCH (c:Council)-[:HAS_AGENT]->(a:Agent) RETURN c.id, a.id"
-LEAVE_ONLY = """
-MATCH (c:Council) OPTIONAL MATCH (c)-[:HAS_AGENT]->(a:Agent)
-WITH c, a UNWIND [c, a] AS each
-WITH DISTINCT each WHERE NOT each.id IN $ids
-DETACH DELETE each
-"""
 
 
 @dataclass
@@ -132,11 +125,9 @@ async def whole(
                 environment["TEMPORAL_NAMESPACE"],
                 data_converter(client),
             )
-            there = await rows(driver, SEATED)
             url = Settings.model_validate({"vllm_url": llm.url})
-            yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
-            # All tests share Neo4j: restore its councils.
-            await rows(driver, LEAVE_ONLY, ids=[each for seat in there for each in seat])
+            async with councils_kept(driver):
+                yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
 
 
 @pytest.fixture

@@ -310,6 +310,17 @@ async def test_a_message_that_is_too_large_is_refused(channel: grpc.aio.Channel)
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_bytes_that_are_not_a_message_are_refused(channel: grpc.aio.Channel) -> None:
+    call: Any = channel.unary_unary(STATUS)
+
+    stranger = await failure(call(b"\xff\xff"))
+    error = await failure(call(b"\xff\xff", metadata=bearer()))
+
+    assert stranger.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "send one" in (error.details() or "")
+
+
 async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     call: Any = channel.unary_unary(f"/{NAME}/NoSuchMethod")
 
