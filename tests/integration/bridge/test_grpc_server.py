@@ -403,3 +403,19 @@ async def test_watches_without_a_token_leave_room_for_other_calls(served: Served
         await until(answers)
         for watch in watches:
             watch.cancel()
+
+
+async def test_thousands_of_watches_without_a_token_lock_no_caller_out(
+    channel: grpc.aio.Channel,
+) -> None:
+    health = Health(channel)
+    watches = [health.Watch(health_pb2.HealthCheckRequest(service=NAME)) for _ in range(4_000)]
+    firsts = await asyncio.gather(*(each.read() for each in watches), return_exceptions=True)
+
+    answer = await stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+
+    assert answer.status == "here"
+    refused = [each for each in firsts if isinstance(each, grpc.aio.AioRpcError)]
+    assert len(watches) - len(refused) <= PUBLIC_OF_A_HOST
+    for watch in watches:
+        watch.cancel()

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from typer.testing import CliRunner
 
+from activities.checks.sandbox import Sandbox
 from activities.graph.activities import Graph
 from bridge.mirror.story_sweep import StorySweep
 from tests.support.fleet import Environment, new_environment, whole_fleet
@@ -171,6 +173,21 @@ async def test_servers_that_do_not_answer_are_named_and_the_rest_is_checked(
     ):
         assert setting in found.one(server)["remedy"]
     assert found.one("valkey")["outcome"] == "ok"
+
+
+async def test_a_sandbox_that_cannot_start_is_named(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = tmp_path / "bwrap"
+    refusing.write_text("#!/bin/sh\necho 'bwrap: No permissions' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+
+    assert (await doctor(environment)).one("sandbox")["outcome"] == "ok"
+    monkeypatch.setattr("workers.diagnosis.Sandbox", lambda: Sandbox(str(refusing)))
+
+    found = await doctor(environment)
+
+    assert found.one("sandbox", "No permissions")["outcome"] == "failing"
 
 
 async def test_a_clock_that_is_off_is_named(
