@@ -45,7 +45,7 @@ BROKEN = {
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED),
     *(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS),
 }
-CALLERS = (bearer("ana", "PO", "OPERATOR", "DEV"), bearer("quinn", "QA"), bearer("nobody"))
+CALLERS = (bearer("ana", "PO", "OPERATOR", "DEV"), bearer("quinn", "QA"), bearer("nell"))
 NOTES = (
     ("x-request-id", "r-1"),
     ("x-request-id", "x" * 500),

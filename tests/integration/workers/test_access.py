@@ -36,7 +36,7 @@ def authorized(token: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"),)
 
 
-async def test_where_tokens_are_required_nobody_acts_by_a_claim(
+async def test_where_tokens_are_required_no_one_acts_by_a_claim(
     environment: Environment, jetstream: JetStreamContext, tmp_path: Path
 ) -> None:
     """Every door of a story: the `temporal` CLI, `fleet`, gRPC and the bus."""
