@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
+from activities.access import Access
 from activities.cache import timeline_key
 from activities.graph.activities import Graph
 from activities.heartbeats import Heartbeats
@@ -70,6 +71,7 @@ async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
         client,
         task_queue=STORY_QUEUE,
         workflows=[StoryWorkflow, DeliberationWorkflow, StoryClosureWorkflow],
+        activities=[Access([], require_tokens=False).check_actor],
         workflow_runner=workflow_runner(),
     )
     stores = Worker(
