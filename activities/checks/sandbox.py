@@ -21,12 +21,12 @@ import signal
 import sys
 import sysconfig
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from activities.checks import entry, seccomp, usage
+from activities.checks import cgroups, entry, seccomp, usage
 
 _MIB = 1024 * 1024
 _UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above the ids of users and containers
@@ -39,6 +39,8 @@ _NETWORK = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"),
     *("/etc/ssl/certs", "/usr/share/ca-certificates"),
 )
+
+_BWRAP_PROCESSES = 3  # bubblewrap outside and inside, and what starts it
 
 WATCHED_EVERY_S = 0.1
 """How often the use of the whole sandbox is measured."""
@@ -98,6 +100,13 @@ class Sandbox:
         self._bwrap = bwrap
         self.limits = limits or Limits()
         self._free = asyncio.Semaphore(os.cpu_count() or 1)
+        self._groups: Path | None = None
+        self.no_groups = ""
+        """Why runs have no control group; empty if they have one."""
+        try:
+            self._groups = cgroups.find_home()
+        except cgroups.NoGroup as error:
+            self.no_groups = f"no control group, so the worker measures its runs: {error}"
 
     async def run(
         self,
@@ -129,7 +138,7 @@ class Sandbox:
             os.lseek(filter_fd, 0, os.SEEK_SET)
             prefix = self._prefix(visible, limits, filter_fd, uid is not None, network)
             async with self._free:
-                return await _run(prefix, argv, stdin, limits, uid, filter_fd)
+                return await _run(prefix, argv, stdin, limits, uid, filter_fd, self._groups)
         finally:
             os.close(filter_fd)
 
@@ -192,6 +201,7 @@ async def _run(
     limits: Limits,
     uid: int | None,
     filter_fd: int,
+    groups: Path | None,
 ) -> Run:
     """Run `prefix`, which runs activities/checks/entry.py, which executes `argv`."""
     resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
@@ -200,8 +210,18 @@ async def _run(
     try:
         arguments = [str(entered), "" if uid is None else str(uid), words, *argv]
         command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
-        async with _started(command, (filter_fd, entered)) as process:
+        async with AsyncExitStack() as stack:
+            group = None
+            if groups:
+                most = limits.processes + _BWRAP_PROCESSES
+                group = await stack.enter_async_context(
+                    cgroups.group(groups, limits.total_memory_bytes, most)
+                )
+                command = group.entering(command)
+            process = await stack.enter_async_context(_started(command, (filter_fd, entered)))
             run = await _watched(process, stdin, limits)
+            if group and group.exceeded():
+                run = Run("memory", None, run.output)
         os.set_blocking(ready, False)
         with suppress(BlockingIOError):
             answer = os.read(ready, 4096)
