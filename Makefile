@@ -75,8 +75,10 @@ soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random
 bench: setup ## measure against plain asyncio and bare Temporal (PARTS=all)
 	$(BIN)/python -m tests.bench $(PARTS)
 
-fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 SEED=12)
-	FUZZ=$(or $(FUZZ),100000) SEED=$(or $(SEED),12) $(BIN)/pytest -n 2 tests/unit/test_fuzz.py
+fuzz: export SEED := $(or $(SEED),12)
+fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 CALLS=200 SEED=12)
+	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -n 2 tests/unit/test_fuzz.py
+	CALLS=$(or $(CALLS),200) $(BIN)/pytest tests/integration/bridge/test_grpc_fuzz.py
 
 mutants: setup ## run mutation tests and list surviving mutants
 	$(BIN)/mutmut run

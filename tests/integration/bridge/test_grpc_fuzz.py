@@ -1,6 +1,6 @@
 """Random requests to every method of the five services, over channels to the real process.
 
-A run is repeated by its SEED. CALLS sets the number of requests to each method.
+`make test` sends a few; `make fuzz` sends CALLS=200 to each method. A run is repeated by its SEED.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from tests.support.mutations import damaged, filled
 from tests.support.servers import Servers
 
 SEED = int(os.environ.get("SEED", "12"))
-CALLS = int(os.environ.get("CALLS", "200"))
+CALLS = int(os.environ.get("CALLS", "40"))
 AT_ONCE = 16
 ANSWERED_WITHIN_S = 120.0
 """On a busy machine: a request may happen to be valid, and its council then deliberates."""
