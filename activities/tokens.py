@@ -43,7 +43,7 @@ class Caller(Request):
     """The owner of a token, and the roles that the token allows.
 
     Attributes:
-        token_id: the token's `jti`, by which it can be revoked; None: there is no token yet.
+        token_id: the token's `jti`, by which it can be revoked; None until the token is created.
         token: the token itself, which signs requests.
     """
 
@@ -217,4 +217,4 @@ def _decoded(
                 raise
         else:
             return claims
-    raise jwt.InvalidTokenError("there is no key")
+    raise jwt.InvalidTokenError("no key is set")

@@ -18,6 +18,7 @@ import pytest
 from activities.checks.sandbox import Sandbox
 from tests.support.polling import until
 from workers.cli import workspace_report
+from workers.cli.report_step import RESULTS
 from workers.cli.workspace_report import CannotMeasure, measure
 from workflows.models.report import WorkspaceReport
 
@@ -221,7 +222,7 @@ def test_results_that_the_code_forges_are_refused(tmp_path: Path) -> None:
             "conftest.py": (
                 "import atexit, os\n\n\n"
                 "def forge():\n"
-                "    with open('/tmp/work/results/coverage.json', 'w') as results:\n"
+                f"    with open('{RESULTS}/coverage.json', 'w') as results:\n"
                 "        results.write('[]')\n\n\n"
                 "atexit.register(forge)\n"
             )
