@@ -17,12 +17,8 @@ from grpc_tools import protoc
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client
-from temporalio.worker import Worker
 
-from activities.access import Access
 from activities.graph.activities import Graph
-from activities.heartbeats import Heartbeats
-from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.integration.bridge.test_grpc_context import served
 from tests.support.fleet import a_namespace, connect
@@ -30,15 +26,14 @@ from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
 from tests.support.stories import new_story, rows
+from workers.processes.context import context_worker
+from workers.processes.story import story_worker
 from workers.search_attributes import register
-from workers.settings import ROOT
-from workers.workflow_runner import workflow_runner
-from workflows.context_update import ContextUpdateWorkflow
-from workflows.deliberation import DeliberationWorkflow
+from workers.settings import ROOT, Settings
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import Amend, StoryInput
 from workflows.story import StoryWorkflow
-from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
+from workflows.stubs import STORY_QUEUE
 
 AGREED = ROOT / "tests" / "contracts"
 
@@ -90,27 +85,17 @@ async def temporal_client(servers: Servers) -> Client:
 
 @pytest.fixture(scope="module")
 async def context(
-    temporal_client: Client, graph: Graph, tmp_path_factory: pytest.TempPathFactory
+    temporal_client: Client,
+    graph: Graph,
+    driver: AsyncDriver,
+    client: Redis,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[ContractClient]:
     into = tmp_path_factory.mktemp("contracts") / "set"
     pool, service = compiled(AGREED / "context.proto", into)
-    planning = Planning()
-    story = Worker(
-        temporal_client,
-        task_queue=STORY_QUEUE,
-        workflows=[ContextUpdateWorkflow, StoryWorkflow, DeliberationWorkflow],
-        activities=[Access([], require_tokens=False).check_actor],
-        workflow_runner=workflow_runner(),
-    )
-    stores = Worker(
-        temporal_client,
-        task_queue=CONTEXT_QUEUE,
-        activities=[
-            *(graph.update_context, graph.record, graph.load_council, graph.build_pack),
-            *(planning.load_process, planning.score_story),
-        ],
-        interceptors=[Heartbeats()],
-    )
+    settings = Settings()
+    story = story_worker(temporal_client, settings, client)
+    stores = context_worker(temporal_client, settings, driver, client)
     async with serving(served(temporal_client, graph)) as channel, story, stores:
         yield ContractClient(channel, service, pool)
 

@@ -26,7 +26,7 @@ Open = Callable[[str], Awaitable[tuple[NatsClient, list[str]]]]
 
 @pytest.fixture
 async def opened(nats_server: RunningServer, jetstream: JetStreamContext) -> AsyncIterator[Open]:
-    """Create the fleet's streams and consumers; yield what connects as a user and lists its errors."""
+    """Create the fleet's streams and consumers; yield a function that connects as a user."""
     await streams.reconcile(jetstream, 1)
     await consumers.reconcile(jetstream)
     server = nats_server.process.server
