@@ -16,8 +16,8 @@ setup: ## install everything the fleet needs; safe to repeat
 	@$(PYTHON) -m deploy.local.setup
 
 dev: export FLEET_SERVE := $(if $(wildcard $(BIN)/ray),,none)
-dev: lint ## run lint, types and unit tests; needs no JDK, Ray or vLLM
-	$(BIN)/pytest -q -n 4 tests/unit tests/replay  # they mostly wait
+dev: lint ## run lint, types and quick unit tests; needs no JDK, Ray or vLLM
+	$(BIN)/pytest -q -n auto -m "not slow" --hypothesis-profile dev tests/unit
 
 run: up ## start everything, and take a story to DONE (OBSERVE=1: with Prometheus)
 	@$(BIN)/python -m deploy.local.demo
@@ -79,8 +79,10 @@ soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random
 bench: setup ## measure against plain asyncio and bare Temporal (PARTS=all)
 	$(BIN)/python -m tests.bench $(PARTS)
 
-fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 SEED=12)
-	FUZZ=$(or $(FUZZ),100000) SEED=$(or $(SEED),12) $(BIN)/pytest -n 2 tests/unit/test_fuzz.py
+fuzz: export SEED := $(or $(SEED),12)
+fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 CALLS=200 SEED=12)
+	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -n 2 tests/unit/test_fuzz.py
+	CALLS=$(or $(CALLS),200) $(BIN)/pytest tests/integration/bridge/test_grpc_fuzz.py
 
 mutants: setup ## run mutation tests and list surviving mutants
 	$(BIN)/mutmut run
@@ -97,17 +99,25 @@ jars: ## pin the jars that neo4j/pom.xml names: copy them once, and write their 
 	  -DoutputDirectory=$(CURDIR)/.fleet/jars -DincludeScope=runtime
 	@cd .fleet/jars && sha256sum *.jar > $(CURDIR)/deploy/local/neo4j/jars.sha256
 
-audit: setup ## look for known vulnerabilities of the pinned packages; needs pypi.org
-	.fleet/setup/uv/bin/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes \
-	  --requirement $(LOCKS)/none.lock
+audit: ## look for known vulnerabilities of the pinned packages; needs PyPI's database of them
+	@$(PYTHON) -m deploy.local.setup --only uv
+	@for kind in cpu gpu; do \
+	  rm -f .fleet/audit.txt; \
+	  .fleet/setup/uv/bin/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes \
+	    --progress-spinner off --output .fleet/audit.txt --requirement $(LOCKS)/$$kind.lock && continue; \
+	  if [ -s .fleet/audit.txt ]; then cat .fleet/audit.txt; else \
+	    echo "$$kind.lock was not checked: the database of vulnerabilities did not answer as PyPI does" >&2; fi; \
+	  exit 1; \
+	done
 
 sbom: ## write a CycloneDX bill of materials of each lock to .fleet/sbom
 	@$(PYTHON) -m deploy.local.setup --only uv
 	@mkdir -p .fleet/sbom
 	@for kind in cpu gpu none fleet; do \
-	  .fleet/setup/uv/bin/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements $(LOCKS)/$$kind.lock \
-	    --pyproject pyproject.toml --output-reproducible --of JSON \
-	    -o .fleet/sbom/$$kind.cdx.json 2>/dev/null && echo ".fleet/sbom/$$kind.cdx.json" || exit 1; \
+	  PYTHONWARNINGS=ignore .fleet/setup/uv/bin/uv tool run -q --from cyclonedx-bom==7.5.0 cyclonedx-py \
+	    requirements $(LOCKS)/$$kind.lock \
+	    --pyproject pyproject.toml --output-reproducible --of JSON --validate \
+	    -o .fleet/sbom/$$kind.cdx.json && echo ".fleet/sbom/$$kind.cdx.json" || exit 1; \
 	done
 
 lock: ## pin the packages again (UPGRADE=1: to the newest that fit)

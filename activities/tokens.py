@@ -12,12 +12,12 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jwt
 from jwt.algorithms import HMACAlgorithm
 from jwt.utils import base64url_decode, base64url_encode
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator
 from temporalio.exceptions import ApplicationError
 
 from workflows.models.access import request_content, require_person
@@ -43,13 +43,15 @@ class Caller(Request):
     """The owner of a token, and the roles that the token allows.
 
     Attributes:
-        token_id: the token's `jti`, by which it can be revoked.
+        token_id: the token's `jti`, by which it can be revoked; None until the token is created.
         token: the token itself, which signs requests.
     """
 
     actor: Actor
     roles: frozenset[Role] = frozenset()
-    token_id: str = Field(default="", repr=False)
+    token_id: Annotated[str, StringConstraints(min_length=1)] | None = Field(
+        default=None, repr=False
+    )
     token: SecretStr | None = Field(default=None, repr=False)
 
     @field_validator("actor")
@@ -115,14 +117,15 @@ def read_token(keys: Sequence[str] | None, token: str) -> Caller:
         token: the token.
 
     Raises:
-        ApplicationError: `Unauthenticated`: forged, expired, or not from this fleet.
+        ApplicationError: `Unauthenticated`: forged, expired, not from this fleet, or without an id,
+            so that it could not be revoked.
     """
     try:
-        claims = _decoded(token, keys, ["sub", "exp", "iat"])
+        claims = _decoded(token, keys, ["sub", "exp", "iat", "jti"])
         return Caller(
             actor=claims["sub"],
             roles=claims.get("roles", []),
-            token_id=claims.get("jti", ""),
+            token_id=claims["jti"],
             token=SecretStr(token),
         )
     except jwt.ExpiredSignatureError:
@@ -214,4 +217,4 @@ def _decoded(
                 raise
         else:
             return claims
-    raise jwt.InvalidTokenError("there is no key")
+    raise jwt.InvalidTokenError("no key is set")

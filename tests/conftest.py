@@ -19,7 +19,17 @@ from tests.support.servers import RunningServer, Servers, started
 
 # No deadline for examples: a busy machine is slow, which is not a failure.
 settings.register_profile("fleet", deadline=None)
+settings.register_profile("dev", deadline=None, max_examples=10)  # --hypothesis-profile dev
 settings.load_profile("fleet")
+
+STARTS_A_SERVER = {"temporal", "nats_server", "neo4j_server", "valkey", "skipping_fleet"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start a server as slow: `make dev` leaves them out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and STARTS_A_SERVER.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ class EncryptionCodec(PayloadCodec):
     """A codec that encrypts with the first key and decrypts with any of them.
 
     Payloads that it cannot decrypt stay encrypted, because an error here would fail each task of a
-    workflow that was sent one. Whoever reads the payload gets the error of `unreadable`.
+    workflow that was sent one. Anyone who reads the payload gets the error of `unreadable`.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:

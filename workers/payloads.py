@@ -94,9 +94,9 @@ class Payloads:
                 return command
         elif job.HasField("query_workflow"):
             query = job.query_workflow
-            asked = self._defn.queries.get(query.query_type)
+            definition = self._defn.queries.get(query.query_type)
             error = self._refusal or self._fault(
-                query.query_type, asked.fn if asked else None, query.arguments
+                query.query_type, definition.fn if definition else None, query.arguments
             )
             if error is not None:
                 command.respond_to_query.query_id = query.query_id

@@ -36,7 +36,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from workflows.models.agents import MOCK_REFUSED, is_mock
+from workflows.models.agents import (
+    MAX_AGENTS,
+    MAX_ROUNDS,
+    MOCK_REFUSED,
+    TOKENS_PER_HOUR,
+    is_mock,
+)
 from workflows.models.readiness import STORY_TEXT_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,6 +349,17 @@ class Settings(BaseSettings):
         2000,
         gt=0,
         description="gRPC calls a second that one actor may make to a replica, on average",
+    )
+    grpc_tokens_per_hour: Annotated[int, Field(ge=1)] = Field(
+        TOKENS_PER_HOUR,
+        description="tokens that the gRPC calls of one actor (deliberations, story coach, derived "
+        "tasks) may use in an hour; the processes `grpc` and `agents` read it",
+    )
+    grpc_max_agents: Annotated[int, Field(ge=1, le=MAX_AGENTS)] = Field(
+        MAX_AGENTS, description="agents, at most, of a council that a gRPC call creates or asks"
+    )
+    grpc_max_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = Field(
+        MAX_ROUNDS, description="rounds, at most, of a deliberation that a gRPC call starts"
     )
     grpc_tls_cert: FilePath | None = Field(
         None, description="PEM certificate chain of the gRPC services; unset: no TLS"

@@ -88,6 +88,7 @@ class CoachWorkflow:
                         role=agent.role,
                         description=TASK,
                         rubric=RUBRIC,
+                        actor=self.input.actor,
                     ),
                     agent=agent,
                     pack=ContextPack(),
@@ -100,7 +101,9 @@ class CoachWorkflow:
                     agent_call(agent)
                     | {
                         "summary": f"{agent.agent_id} writes the story",
-                        "priority": Priority(fairness_key=workflow.info().workflow_id[:64]),
+                        "priority": Priority(
+                            fairness_key=(self.input.actor or workflow.info().workflow_id)[:64]
+                        ),
                     }
                 ),
             )

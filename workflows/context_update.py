@@ -33,7 +33,7 @@ with workflow.unsafe.imports_passed_through():
         request_hash,
     )
     from workflows.models.events import ContextUpdated, StoryTransitioned
-    from workflows.models.ids import story_workflow_id
+    from workflows.models.ids import WORKFLOW_ID_CHARACTERS, story_workflow_id
     from workflows.timestamps import timestamp
 
 __all__ = ["REUSED", "ContextUpdateWorkflow", "request_hash"]
@@ -93,8 +93,14 @@ class ContextUpdateWorkflow:
 
     @workflow.signal
     def follow(self, workflow_id: str) -> None:
-        """Register the update with the next version, which waits until this one is published."""
-        self.followers.append(workflow_id)
+        """Register the update with the next version, which waits until this one is published.
+
+        No workflow has an id that Temporal refuses: this workflow could not signal it, and not end.
+        """
+        if 0 < len(workflow_id) <= WORKFLOW_ID_CHARACTERS:
+            self.followers.append(workflow_id)
+        else:
+            workflow.logger.warning(f"follow: {workflow_id[:60]!r} is not the id of a workflow")
 
     @workflow.signal
     def precede(self) -> None:
@@ -199,5 +205,5 @@ class ContextUpdateWorkflow:
                     StoryWorkflow.add_milestones, MilestonesAdded(milestones=answer.milestones)
                 )
         except FailureError:
-            return False  # It is not running: whoever continues it reads them from the graph.
+            return False  # It is not running: the one that continues it reads them from the graph.
         return True

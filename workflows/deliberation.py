@@ -20,6 +20,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from workflows.actors import decisions_of_people
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
@@ -74,7 +75,10 @@ with workflow.unsafe.imports_passed_through():
         RequestRefused,
         RoundCompleted,
     )
-    from workflows.models.ids import deliberation_workflow_id
+    from workflows.models.ids import (
+        called_deliberation_workflow_id,
+        deliberation_workflow_id,
+    )
     from workflows.rules import ranking
     from workflows.rules.news import decisions_with, milestones_with
     from workflows.timestamps import timestamp
@@ -145,7 +149,9 @@ class DeliberationWorkflow:
         Raises:
             ApplicationError: QuorumLost, DeliberationTimeout or AllBarred.
         """
-        require_id(deliberation_workflow_id(input.task_id))
+        require_id(
+            deliberation_workflow_id(input.task_id), called_deliberation_workflow_id(input.task_id)
+        )
         workflow.upsert_search_attributes([STORY_ROLE.value_set(input.role)])
         self.outbox.start()
         self.announce_start()
@@ -166,12 +172,17 @@ class DeliberationWorkflow:
     @workflow.signal
     def add_decision(self, decision: DecisionAdded) -> None:
         """Receive a decision made meanwhile; the agents get it in their next wave."""
-        self.decisions = decisions_with(self.decisions, [decision])
+        self.take_decisions([decision])
 
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
         """Receive decisions that were made, corrected or withdrawn meanwhile."""
-        self.decisions = decisions_with(self.decisions, request.decisions)
+        self.take_decisions(request.decisions)
+
+    def take_decisions(self, decisions: list[DecisionAdded]) -> None:
+        """Pass decisions on to the agents, but none that names a policy."""
+        taken = decisions_of_people(decisions, self.outbox.append)
+        self.decisions = decisions_with(self.decisions, taken)
 
     @workflow.signal
     def add_milestone(self, milestone: MilestoneReached) -> None:
@@ -599,6 +610,7 @@ class DeliberationWorkflow:
                 rubric=task.rubric,
                 requirements=task.requirements,
                 feedback=task.feedback,
+                actor=task.actor,
             ),
             "agent": agent,
             "pack": self.pack,
@@ -608,8 +620,12 @@ class DeliberationWorkflow:
         }
 
     def priority(self) -> Priority:
-        """Return a priority by which one story's many calls do not delay other stories' calls."""
-        return Priority(fairness_key=(self.input.story_id or self.input.task_id)[:64])
+        """Return a priority by which many calls of one story or caller do not delay the others'.
+
+        A caller of gRPC may name any story that has no workflow, so it counts as itself.
+        """
+        of = self.input.actor or self.input.story_id or self.input.task_id
+        return Priority(fairness_key=of[:64])
 
     # --- shapes ---------------------------------------------------------------------------------
 
@@ -685,15 +701,15 @@ class DeliberationWorkflow:
         )
 
 
-def require_id(expected: str, *former: str) -> None:
+def require_id(expected: str, *others: str) -> None:
     """Reject a workflow started under another id, so that at most one runs for each item.
 
     Args:
         expected: the id that the workflow must have.
-        former: ids that earlier versions used.
+        others: ids that it may have instead: those of earlier versions, or of callers.
     """
     actual = workflow.info().workflow_id
-    if actual not in (expected, *former):
+    if actual not in (expected, *others):
         raise application_error(
             ErrorType.INVALID_INPUT,
             f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",

@@ -69,9 +69,17 @@ async def request_plan(
 
 
 async def derive_from_text(
-    story_id: str, plan_id: str, phase: str, story: StoryText
+    story_id: str, plan_id: str, phase: str, story: StoryText, actor: str = ""
 ) -> tuple[Plan, list[str]]:
-    """Return the first version of a plan, derived from the story's text, and the existing roles."""
+    """Return the first version of a plan, derived from the story's text, and the existing roles.
+
+    Args:
+        story_id: the story.
+        plan_id: the plan.
+        phase: the state in which its tasks are worked on.
+        story: the story's text.
+        actor: the caller of gRPC whose quota the tokens count for; empty: none.
+    """
     council = await load_planner()
     task = Task(
         task_id=plan_id,
@@ -80,6 +88,7 @@ async def derive_from_text(
         phase=phase,
         description=story.title,
         requirements=story.acceptance_criteria,
+        actor=actor,
     )
     with cancelled_as_such():
         answer = await request_plan(
@@ -146,7 +155,7 @@ class DerivationWorkflow:
             if stored.story is None:
                 raise application_error(ErrorType.NOT_FOUND, f"story {input.story_id} not found")
             plan, roles = await derive_from_text(
-                input.story_id, input.plan_id, input.phase, stored.story
+                input.story_id, input.plan_id, input.phase, stored.story, input.actor
             )
             require_plan(plan, roles)
             self.outbox.append(plan_derived(plan))

@@ -16,7 +16,9 @@ from typing import Literal
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, FailureError
 
+from workflows.actors import check_actor
 from workflows.current_details import stuck_details
+from workflows.models.access import Via, require_person
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
     LATER_PUBLISHED,
@@ -53,6 +55,9 @@ SKIP_ENTRY = "skip_entry"
 
 SKIPPED_SUBJECT = "deadletter.outbox"
 """The subject of a skipped entry's record: the mirror makes a dead letter of it."""
+
+SKIPPERS = ("OPERATOR", "PO")
+"""The roles of which a token needs one to skip an entry."""
 
 CLOSURE = "StoryClosureWorkflow"
 """Started by name: its module imports Outbox."""
@@ -104,7 +109,7 @@ class Outbox:
         """Stuck entries by id: at most one for each cursor."""
         self.details = ""
         """The end of the workflow's current details while an entry is stuck."""
-        self._skips: dict[str, SkipEntry] = {}
+        self._skips: dict[str, tuple[SkipEntry, Via]] = {}
         self._on_skipped = on_skipped
         self._marked = bool(workflow.info().typed_search_attributes.get(OUTBOX_STUCK))
         if not state.started_ms:
@@ -294,9 +299,9 @@ class Outbox:
             )
         except TimeoutError:
             return None
-        request = self._skips[entry.id]
+        request, via = self._skips[entry.id]
         self._settled([entry])
-        skipped = _skipped(entry, stuck, request)
+        skipped = _skipped(entry, stuck, request, via)
         self._on_skipped(skipped)
         return skipped
 
@@ -320,13 +325,18 @@ class Outbox:
             workflow.upsert_search_attributes([OUTBOX_STUCK.value_unset()])
             self._marked = False
 
-    def _skip(self, request: SkipEntry) -> OutboxStuck:
+    async def _skip(self, request: SkipEntry) -> OutboxStuck:
         """Skip a stuck entry and return it."""
-        self._may_skip(request)
-        self._skips[request.entry_id] = request
+        checked = await check_actor(request, request.actor, *SKIPPERS, since="skips-checked")
+        self._require_stuck(request)
+        self._skips[request.entry_id] = (request, checked.via if checked else "")
         return self.stuck[request.entry_id]
 
     def _may_skip(self, request: SkipEntry) -> None:
+        require_person(request.actor)
+        self._require_stuck(request)
+
+    def _require_stuck(self, request: SkipEntry) -> None:
         if request.entry_id in self.stuck and request.entry_id not in self._skips:
             return
         there = ", ".join(each for each in self.stuck if each not in self._skips) or "none"
@@ -343,7 +353,7 @@ class Outbox:
 async def supervised(name: str, work: Awaitable[None]) -> None:
     """Do a background task's work; an unexpected error fails the workflow task.
 
-    Otherwise the error would only be logged, and the workflow would wait for ever. Temporal shows a
+    Otherwise the error would only be logged, and the workflow would wait forever. Temporal shows a
     failed workflow task, and tries it again until the code is corrected.
     """
     try:
@@ -358,7 +368,7 @@ async def supervised(name: str, work: Awaitable[None]) -> None:
         await workflow.wait_condition(fail)  # evaluated by the event loop, outside of every task
 
 
-def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry) -> Entry:
+def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry, via: Via) -> Entry:
     """Build the record of a skipped entry; it contains the whole entry."""
     at = timestamp()
     body = EntrySkipped(
@@ -366,6 +376,7 @@ def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry) -> Entry:
         timestamp=at,
         reason=request.reason,
         actor=request.actor,
+        via=via,
         error=f"{stuck.kind}, {stuck.step}: {stuck.error}",
         step=stuck.step,
         entry=entry.model_dump_json(),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from temporalio import workflow
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
+from workflows.actors import decisions_of_people
 from workflows.deliberation import (
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
@@ -88,12 +89,13 @@ class PlanWorkflow:
     @workflow.signal
     async def add_decision(self, decision: DecisionAdded) -> None:
         """Receive a decision made meanwhile; running deliberations get it in their next wave."""
-        await self.share([decision], [*self.running])
+        await self.share(decisions_of_people([decision], self.outbox.append), [*self.running])
 
     @workflow.signal
     async def add_decisions(self, request: DecisionsAdded) -> None:
         """Receive decisions that were made, corrected or withdrawn meanwhile."""
-        await self.share(request.decisions, [*self.running])
+        decisions = decisions_of_people(request.decisions, self.outbox.append)
+        await self.share(decisions, [*self.running])
 
     @workflow.signal
     async def add_milestones(self, request: MilestonesAdded) -> None:

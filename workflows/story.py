@@ -19,6 +19,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from workflows.actors import check_actor, decisions_of_people
 from workflows.child import Child
 from workflows.deliberation import (
     WAITING_TIMEOUT_S,
@@ -47,12 +48,12 @@ from workflows.search_attributes import (
     STORY_STATE,
     TITLE_MEMO,
 )
-from workflows.stubs import CHECK_ACTOR, READ_CONFIG, STORE, AccessStub, GraphStub, PlanningStub
+from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
     from workflows.current_details import story_details
-    from workflows.models.access import ActorCheck, Via, is_policy, request_content, require_person
+    from workflows.models.access import Via, is_policy, require_person
     from workflows.models.agents import Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
     from workflows.models.context import (
@@ -318,29 +319,12 @@ class StoryWorkflow:
     async def check_actor(self, request: Request, actor: str, *roles: str) -> Via:
         """Return how a request's actor is known; empty in histories of older releases.
 
-        A proof, which older histories do not have, is checked in any case.
-
         Raises:
-            ApplicationError: `Unauthenticated` or `Permission`; or why it cannot be checked.
+            ApplicationError: as `workflows.actors.check_actor`; its proof was used before.
         """
-        proof = getattr(request, "proof", "")
-        if not proof and not workflow.patched("actors-checked"):
+        checked = await check_actor(request, actor, *roles, since="actors-checked")
+        if checked is None:
             return ""
-        check = ActorCheck(
-            workflow_id=workflow.info().workflow_id,
-            actor=actor,
-            roles=list(roles),
-            content=request_content(request),
-            proof=proof,
-        )
-        try:
-            checked = await workflow.execute_local_activity_method(
-                AccessStub.check_actor, check, **CHECK_ACTOR
-            )
-        except ActivityError as error:
-            if isinstance(error.cause, ApplicationError):
-                raise error.cause from None  # A caller needs its type and message.
-            raise
         self.story.use_proof(checked, workflow.now().timestamp())
         return checked.via
 
@@ -380,6 +364,8 @@ class StoryWorkflow:
     @workflow.signal
     async def add_decision(self, decision: DecisionAdded) -> None:
         """Receive a decision from outside; running agents get it in their next wave."""
+        if not decisions_of_people([decision], self.emit):
+            return
         if workflow.patched("news-in-lists"):
             self.story.take_decisions([decision], bool(self.story.child))
             return
@@ -397,7 +383,8 @@ class StoryWorkflow:
     @workflow.signal
     def add_decisions(self, request: DecisionsAdded) -> None:
         """Receive decisions from outside: new ones, corrections and withdrawals."""
-        self.story.take_decisions(request.decisions, bool(self.story.child))
+        decisions = decisions_of_people(request.decisions, self.emit)
+        self.story.take_decisions(decisions, bool(self.story.child))
 
     @workflow.signal
     async def add_milestone(self, milestone: MilestoneReached) -> None:

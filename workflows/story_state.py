@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
@@ -18,7 +18,9 @@ from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
+    BODIES,
     Entry,
+    EntrySkipped,
     GateApproved,
     GateClosed,
     GateOpened,
@@ -60,11 +62,21 @@ POLICY_ACTOR = "policy:auto"
 PROOF_SPARE = 60.0
 """Seconds that an expired proof is remembered, for clocks that differ."""
 
+
+def _is_readable(entry: Entry) -> bool:
+    """Return whether the body is one of its kind; a newer worker's kind is not known here."""
+    kind = BODIES.get(entry.kind)
+    try:
+        return kind is None or bool(kind.model_validate(entry.body))
+    except ValidationError:
+        return False
+
+
 OF_STORIES_ALONE = frozenset(
     kind.__name__
     for kind in (
         *(StoryCreated, StorySpec, StoryTransitioned, StoryCancelled),
-        *(GateOpened, GateClosed, GateApproved, PlanApproved),
+        *(GateOpened, GateClosed, GateApproved, PlanApproved, EntrySkipped),
     )
 )
 """Kinds of entries that no child of a story sends."""
@@ -447,7 +459,8 @@ class Story(BaseModel):
     def is_of_child(self, entry: Entry) -> bool:
         """Return whether a child of the story may have sent the entry.
 
-        Only the story itself says that it was created, moved, amended or approved.
+        Only the story itself says that it was created, moved, amended or approved, what a person
+        left out, and how an actor is known.
         """
         children = (
             deliberation_workflow_id(f"{self.story_id}-"),
@@ -459,6 +472,8 @@ class Story(BaseModel):
             and entry.source.startswith(children)
             and entry.id.startswith(f"{entry.source}/")
             and entry.kind not in OF_STORIES_ALONE
+            and not entry.body.get("via")
+            and _is_readable(entry)
         )
 
     # --- changes --------------------------------------------------------------------------------

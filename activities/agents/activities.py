@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Protocol
 
 import httpx
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from temporalio import activity
@@ -38,7 +39,9 @@ from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import MAX_ATTEMPTS, AgentRequest, AnswerT
 from activities.agents.tracing import name_agent
 from activities.heartbeats import heartbeats
+from activities.quota import TokenQuota
 from workflows.models.agents import (
+    TOKENS_PER_HOUR,
     Agent,
     CallUsage,
     CriticiseInput,
@@ -61,6 +64,8 @@ FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
 """Ratios tried in turn if the engine counts more tokens than we did."""
 
 KEEP_AGAIN = timedelta(seconds=1)
+
+log = structlog.stdlib.get_logger(__name__)
 
 CANCELLED = application_error(ErrorType.CANCELLED, "the call was cancelled")
 
@@ -195,6 +200,11 @@ class CallProgress:
         self.cached_tokens += reply.cached_tokens
         self.estimated = self.estimated or reply.estimated
 
+    @property
+    def paid(self) -> int:
+        """The tokens of all asks so far."""
+        return self.tokens_in + self.tokens_out
+
     def usage(self, began: float) -> CallUsage:
         """Return the usage of the call that started at `began`, by `time.monotonic`."""
         return CallUsage(
@@ -217,7 +227,12 @@ class VllmAgents:
     """Agents hosted by vLLM, with or without Ray Serve."""
 
     def __init__(
-        self, client: httpx.AsyncClient, valkey: Redis, default_model: str, prompts: Prompts
+        self,
+        client: httpx.AsyncClient,
+        valkey: Redis,
+        default_model: str,
+        prompts: Prompts,
+        tokens_per_hour: int = TOKENS_PER_HOUR,
     ) -> None:
         """Create the back end.
 
@@ -226,11 +241,13 @@ class VllmAgents:
             valkey: stores the answers.
             default_model: for agents that name none; empty: the one that is served.
             prompts: the prompt files.
+            tokens_per_hour: the setting GRPC_TOKENS_PER_HOUR.
         """
         self._client = client
         self._valkey = valkey
         self._default_model = default_model
         self._prompts = prompts
+        self._quota = TokenQuota(valkey, tokens_per_hour)
         self._served: dict[str, int] = {}
 
     async def answer(self, question: AgentRequest[AnswerT]) -> AnswerT:
@@ -239,8 +256,9 @@ class VllmAgents:
         Raises:
             ApplicationError: the types of `activities.agents.llm_errors`; `BadAnswer` (not
                 retryable) if no ask gave a usable answer; `StoreUnreachable` if Valkey cannot be
-                asked for a kept answer; `Cancelled` (not retryable) if a call was cancelled
-                after it had cost tokens. Its detail is a CallUsage if the call has cost tokens.
+                asked for a kept answer; `QuotaUsed` (not retryable); `Cancelled` (not retryable)
+                if a call was cancelled after it had cost tokens. Its detail is a CallUsage if the
+                call has cost tokens.
         """
         call = question.call
         info = activity.info()
@@ -253,12 +271,14 @@ class VllmAgents:
                     return question.answer_type.model_validate_json(kept)
                 fields = await self._write(question, progress)
                 answer = question.answer(fields, progress.usage(began))
-                await self._keep(key, answer.model_dump_json(), progress)
+                json = answer.model_dump_json()
+                await until_stored(progress, lambda: self._valkey.set(key, json, ex=ANSWER_TTL))
                 return answer
         except (ApplicationError, asyncio.CancelledError) as error:
             spent = progress.spent()
             if not spent.asks:
                 raise
+            await self._count_stopped(call.task.actor, spent.paid - progress.paid)
             activity.heartbeat(asdict(spent))  # for the next attempt
             if isinstance(error, ApplicationError):
                 raise requests.charged(error, spent.usage(began)) from None
@@ -303,29 +323,30 @@ class VllmAgents:
         self, question: AgentRequest[Any], prompt: Prompt, progress: CallProgress
     ) -> Mapping[str, Any]:
         """Ask until an answer is complete and valid, at most ASKS times."""
-        wanted = question.form(prompt.max_tokens)
+        wanted, actor = question.form(prompt.max_tokens), question.call.task.actor
         schema = wanted.schema
-        asked = prompt
+        latest = prompt
         for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
-            progress.ask(asked.messages)
+            await self._quota.require_left(actor)
+            progress.ask(latest.messages)
             try:
                 reply = await stream_reply(
                     self._client,
                     model=progress.model,
-                    messages=asked.messages,
+                    messages=latest.messages,
                     schema_name=question.act,
                     schema=schema,
-                    temperature=asked.temperature,
-                    max_tokens=asked.max_tokens,
+                    temperature=latest.temperature,
+                    max_tokens=latest.max_tokens,
                     seed=progress.seed,
                     on_text=progress.count,
                     is_whole=lambda text: is_read(wanted.read, text),
                 )
             except AnswerBroken as broken:
-                progress.pay(broken.reply)
+                await self._pay(progress, actor, broken.reply)
                 raise
-            progress.pay(reply)
+            await self._pay(progress, actor, reply)
             try:
                 return wanted.read(reply.text)
             except ValueError as error:
@@ -333,7 +354,7 @@ class VllmAgents:
                 if reply.finish_reason in CUT_OFF:
                     # What was written had fewer characters per token than the form allows for.
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
-                asked = self._prompts.ask_again(prompt, reply.text, problem)
+                latest = self._prompts.ask_again(prompt, reply.text, problem)
         raise question.unanswered(progress.model, problem)
 
     async def _model(self, agent: Agent) -> tuple[str, int]:
@@ -350,16 +371,30 @@ class VllmAgents:
             raise not_served(self._client, model, self._served)
         return model, self._served[model]
 
-    async def _keep(self, key: str, answer: str, progress: CallProgress) -> None:
-        """Store the answer, which is paid for; retry until the activity's time-out."""
-        while True:
-            try:
-                await self._valkey.set(key, answer, ex=ANSWER_TTL)
-            except RedisError as error:
-                progress.state = f"answered; waiting for Valkey to keep it: {error}"[:300]
-                await asyncio.sleep(KEEP_AGAIN.total_seconds())
-            else:
-                return
+    async def _pay(self, progress: CallProgress, actor: str, reply: Reply) -> None:
+        """Add the costs of the current ask, and count them for the caller."""
+        progress.pay(reply)
+        tokens = reply.tokens_in + reply.tokens_out
+        await until_stored(progress, lambda: self._quota.count(actor, tokens))
+
+    async def _count_stopped(self, actor: str, tokens: int) -> None:
+        """Count an ask that was stopped: tried once, because nothing waits for a stopped call."""
+        try:
+            await self._quota.count(actor, tokens)
+        except RedisError as error:
+            log.warning("tokens are not counted", actor=actor, tokens=tokens, because=str(error))
+
+
+async def until_stored(progress: CallProgress, write: Callable[[], Awaitable[object]]) -> None:
+    """Store in Valkey what is paid for; retry until the activity's time-out."""
+    while True:
+        try:
+            await write()
+        except RedisError as error:
+            progress.state = f"answered; waiting for Valkey to keep it: {error}"[:300]
+            await asyncio.sleep(KEEP_AGAIN.total_seconds())
+        else:
+            return
 
 
 def is_read(read: Callable[[str], object], text: str) -> bool:

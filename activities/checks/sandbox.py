@@ -21,12 +21,12 @@ import signal
 import sys
 import sysconfig
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from activities.checks import entry, seccomp, usage
+from activities.checks import cgroups, entry, seccomp, usage
 
 _MIB = 1024 * 1024
 _UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above the ids of users and containers
@@ -35,6 +35,12 @@ _PYTHON = str(Path(sys.executable).resolve())
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _LINKED = ("/lib", "/lib64")
 _WRITABLE = ("/tmp", "/dev/shm")  # noqa: S108  the sandbox's own
+_NETWORK = (
+    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"),
+    *("/etc/ssl/certs", "/usr/share/ca-certificates"),
+)
+
+_BWRAP_PROCESSES = 3  # bubblewrap outside and inside, and what starts it
 
 WATCHED_EVERY_S = 0.1
 """How often the use of the whole sandbox is measured."""
@@ -94,6 +100,13 @@ class Sandbox:
         self._bwrap = bwrap
         self.limits = limits or Limits()
         self._free = asyncio.Semaphore(os.cpu_count() or 1)
+        self._groups: Path | None = None
+        self.no_groups = ""
+        """Why runs have no control group; empty if they have one."""
+        try:
+            self._groups = cgroups.find_home()
+        except cgroups.NoGroup as error:
+            self.no_groups = f"no control group, so the worker measures its runs: {error}"
 
     async def run(
         self,
@@ -101,6 +114,7 @@ class Sandbox:
         stdin: bytes,
         visible: Sequence[str] = (),
         limits: Limits | None = None,
+        network: bool = False,
     ) -> Run:
         """Run a program in the sandbox.
 
@@ -109,6 +123,7 @@ class Sandbox:
             stdin: its input.
             visible: additional files and folders that it can read.
             limits: other limits than the sandbox's.
+            network: whether it has this machine's network, with the servers on this machine.
 
         Raises:
             CannotRun: bubblewrap is missing or could not set up the sandbox.
@@ -121,9 +136,9 @@ class Sandbox:
         try:
             os.write(filter_fd, seccomp.program())
             os.lseek(filter_fd, 0, os.SEEK_SET)
-            prefix = self._prefix(visible, limits, filter_fd, root=uid is not None)
+            prefix = self._prefix(visible, limits, filter_fd, uid is not None, network)
             async with self._free:
-                return await _run(prefix, argv, stdin, limits, uid, filter_fd)
+                return await _run(prefix, argv, stdin, limits, uid, filter_fd, self._groups)
         finally:
             os.close(filter_fd)
 
@@ -138,7 +153,7 @@ class Sandbox:
             raise CannotRun(f"a program that does nothing fails in the sandbox: {run}")
 
     def _prefix(
-        self, visible: Sequence[str], limits: Limits, filter_fd: int, root: bool
+        self, visible: Sequence[str], limits: Limits, filter_fd: int, root: bool, network: bool
     ) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.
@@ -146,16 +161,20 @@ class Sandbox:
         return [
             self._bwrap,
             *(as_root if root else as_user),
-            *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+            *("--unshare-ipc", "--unshare-pid", "--unshare-uts"),
+            *(() if network else ("--unshare-net",)),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
-            *self._view(visible, limits),
+            *self._view((*visible, *_NETWORK) if network else visible, limits),
             *("--chdir", "/tmp", "--"),  # noqa: S108  the sandbox's own
         ]
 
     def _view(self, visible: Sequence[str], limits: Limits) -> list[str]:
         """Return the options for the file system: a new, read-only, minimal root."""
-        view: list[str] = []
+        view = ["--proc", "/proc", "--dev", "/dev"]
+        for writable in _WRITABLE:  # before the rest, of which parts may be in /tmp
+            size = str(limits.tmp_bytes)
+            view += ["--size", size, "--perms", "1777", "--tmpfs", writable]
         for link in _LINKED:
             if Path(link).is_symlink():
                 view += ["--symlink", str(Path(link).readlink()), link]
@@ -172,10 +191,6 @@ class Sandbox:
         packages = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
         if packages not in visible and packages.startswith(library) and Path(packages).is_dir():
             view += ["--tmpfs", packages, "--remount-ro", packages]
-        view += ["--proc", "/proc", "--dev", "/dev"]
-        for writable in _WRITABLE:
-            size = str(limits.tmp_bytes)
-            view += ["--size", size, "--perms", "1777", "--tmpfs", writable]
         return [*view, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
@@ -186,6 +201,7 @@ async def _run(
     limits: Limits,
     uid: int | None,
     filter_fd: int,
+    groups: Path | None,
 ) -> Run:
     """Run `prefix`, which runs activities/checks/entry.py, which executes `argv`."""
     resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
@@ -194,8 +210,18 @@ async def _run(
     try:
         arguments = [str(entered), "" if uid is None else str(uid), words, *argv]
         command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
-        async with _started(command, (filter_fd, entered)) as process:
+        async with AsyncExitStack() as stack:
+            group = None
+            if groups:
+                most = limits.processes + _BWRAP_PROCESSES
+                group = await stack.enter_async_context(
+                    cgroups.group(groups, limits.total_memory_bytes, most)
+                )
+                command = group.entering(command)
+            process = await stack.enter_async_context(_started(command, (filter_fd, entered)))
             run = await _watched(process, stdin, limits)
+            if group and group.exceeded():
+                run = Run("memory", None, run.output)
         os.set_blocking(ready, False)
         with suppress(BlockingIOError):
             answer = os.read(ready, 4096)

@@ -1,8 +1,8 @@
 """The sandbox's system call filter for x86-64, beyond namespaces and resource limits.
 
-It refuses namespaces within the sandbox, mounts, tracing, kernel keyrings and programs, memory that
-no resource limit counts (System V shared memory, memory files), and sockets other than Unix and IP,
-because a virtual machine's host socket does not belong to a network namespace.
+It refuses namespaces within the sandbox, mounts, tracing, the kernel's log, keyrings and programs,
+memory that no resource limit counts (System V shared memory, memory files), and sockets other than
+Unix and IP, because a virtual machine's host socket does not belong to a network namespace.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _REFUSED = {
     "semget": 64,
     "msgget": 68,
     "ptrace": 101,
+    "syslog": 103,
     "pivot_root": 155,
     "mount": 165,
     "umount2": 166,

@@ -105,6 +105,7 @@ from activities.graph.stories import adopt
 from activities.graph.tracing import open_session
 from activities.graph.values import Number, Row, Text, Texts, text
 from activities.redaction import Redaction, load_redaction
+from workflows.models.access import require_person
 from workflows.models.agents import Council, CouncilQuery, PlannedTask
 from workflows.models.base import content_hash
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
@@ -347,9 +348,11 @@ class Graph(GraphStub):
         """Store an update from outside in one transaction, and drop its story's context packs.
 
         Raises:
-            ApplicationError: not retryable: `UnknownStory`, or `RequestReused` if another update
-                was stored under its id. Nothing is stored in these cases.
+            ApplicationError: not retryable: `UnknownStory`, `Permission` if the actor is a policy,
+                or `RequestReused` if another update was stored under its id. Nothing is stored in
+                these cases.
         """
+        require_person(write.update.actor)
         with store_errors():
             await adopt(self._driver, [write.update.story_id])
             answer = await self._in_write([write.update.story_id], _update, write, self._scopes)

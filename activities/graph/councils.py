@@ -21,13 +21,10 @@ from activities.config import InvalidConfig, read_config
 from activities.graph.errors import store_errors
 from activities.graph.tracing import open_session
 from activities.graph.values import Number, Row, Text, Texts
-from workflows.models.agents import Agent, Council, CouncilQuery, refuse_mock
+from workflows.models.agents import MAX_AGENTS, Agent, Council, CouncilQuery, refuse_mock
 from workflows.models.base import AgentType, Model, Section
 from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.ids import Id, Role, council_id
-
-MAX_AGENTS = 50
-"""Maximum number of agents in one council."""
 
 JUDGES = "ARCHITECT"
 """The role of the council whose agents judge near ties."""

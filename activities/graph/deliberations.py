@@ -52,10 +52,6 @@ RETURN p {.*} AS proposal,
 ORDER BY p.rank
 """
 
-STORY = """
-MATCH (s:Case {id: $story_id}) WHERE coalesce(s.status, '') <> 'DELETED' RETURN s.id AS id
-"""
-
 LAST_PLAN = """
 MATCH (:Case {id: $story_id})-[:HAS_PLAN]->(p:PlanVersion)
 WHERE coalesce(p.status, '') <> 'DELETED'
@@ -162,11 +158,6 @@ async def find_plan(driver: AsyncDriver, story_id: str) -> Plan | None:
     if not rows or not rows[0]["tasks"]:
         return None
     return Plan(story_id=story_id, **_PlanRow.model_validate(rows[0]).model_dump())
-
-
-async def has_story(driver: AsyncDriver, story_id: str) -> bool:
-    """Return whether the graph knows the story."""
-    return bool(await _read(driver, STORY, story_id=story_id))
 
 
 async def last_plan(driver: AsyncDriver, story_id: str) -> str:

@@ -41,7 +41,7 @@ from workflows.models.events import (
     TaskFailed,
     TaskFinished,
 )
-from workflows.models.ids import deliberation_workflow_id
+from workflows.models.ids import called_deliberation_workflow_id, deliberation_workflow_id
 from workflows.timestamps import format_timestamp
 
 BodyT = TypeVar("BodyT", bound=EventBody)
@@ -390,7 +390,12 @@ def deliberation_failed(change: Change, body: DeliberationFailed) -> list[Write]
         "ended_at": format_timestamp(change.at),
         "failed_agents": [each.model_dump_json() for each in body.failed_agents],
     }
-    row = {"id": deliberation_workflow_id(body.task_id), "story_id": change.story_id}
+    called = called_deliberation_workflow_id(body.task_id)
+    is_called = change.entry.source == called
+    row = {
+        "id": called if is_called else deliberation_workflow_id(body.task_id),
+        "story_id": change.story_id,
+    }
     failed = Write(FAILED_DELIBERATION, row | {"node": node, "order": change.order})
     return [*event(change, body), failed]
 

@@ -9,6 +9,7 @@ docs/design/0010-reading-what-others-write.md.
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -48,6 +49,8 @@ def instant(value: Any) -> datetime | None:
 
 
 def _of_text(text: str) -> datetime | None:
+    if re.fullmatch(r"\d+\.\d+", text):  # 38381021.03 would be read as a date in year 3838
+        return instant(float(text))
     try:
         return _in_utc(datetime.fromisoformat(text))
     except ValueError:

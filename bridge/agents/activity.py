@@ -22,10 +22,12 @@ from temporalio import activity
 from activities.agents.answer_cache import answer_key, kept_answer
 from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import AgentRequest, AnswerT
+from activities.quota import TokenQuota
 from bridge.agents.calls import CALL_TTL, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
 from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, publish_error
 from bridge.mirror.source import Source
 from bridge.tracing import send_span
+from workflows.models.agents import TOKENS_PER_HOUR
 from workflows.models.base import Model
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import AgentCommand
@@ -46,7 +48,13 @@ class NatsAgents:
     """
 
     def __init__(
-        self, nats: Nats, valkey: Redis, prompts: Prompts, source: Source, window: int
+        self,
+        nats: Nats,
+        valkey: Redis,
+        prompts: Prompts,
+        source: Source,
+        window: int,
+        tokens_per_hour: int = TOKENS_PER_HOUR,
     ) -> None:
         """Create the agents.
 
@@ -56,6 +64,7 @@ class NatsAgents:
             prompts: the builder of prompts.
             source: the fleet's identity on the bus.
             window: the tokens that prompt and answer together may have in the agents' models.
+            tokens_per_hour: the setting GRPC_TOKENS_PER_HOUR.
         """
         self._commands = Commands(nats)
         self._valkey = valkey
@@ -63,6 +72,7 @@ class NatsAgents:
         self._prompts = prompts
         self._source = source
         self._window = window
+        self._quota = TokenQuota(valkey, tokens_per_hour)
 
     async def answer(self, question: AgentRequest[AnswerT]) -> AnswerT:
         """Return the stored answer; if there is none, ask an agent and complete asynchronously.
@@ -70,12 +80,13 @@ class NatsAgents:
         Raises:
             ApplicationError: the types of `bridge.mirror.publisher.REFUSALS` if the command could
                 not be published, `PromptTooLong` and `InvalidAgent` (not retryable),
-                `StoreUnreachable` if Valkey does not store the call.
+                `StoreUnreachable` if Valkey does not store the call, `QuotaUsed` (not retryable).
         """
         call = question.call
         key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
         kept = await kept_answer(self._valkey, key)
         if kept is None:
+            await self._quota.require_left(call.task.actor)
             await self._ask(question, key)
             activity.raise_complete_async()
         return question.answer_type.model_validate_json(kept)
@@ -197,7 +208,7 @@ def command_subject(role: str) -> str:
 
 def headers(call: OpenCall) -> dict[str, str]:
     """Build the CloudEvents attributes, the id for JetStream's deduplication, and the trace."""
-    asked = datetime.fromisoformat(call.command.timestamp)
+    sent_at = datetime.fromisoformat(call.command.timestamp)
     headers = {
         Header.MSG_ID.value: call.call_id,
         "Content-Type": "application/json",
@@ -207,7 +218,7 @@ def headers(call: OpenCall) -> dict[str, str]:
         "ce-type": call.subject,
         "ce-time": call.command.timestamp,
         "ce-subject": call.command.story_id,
-        EXPIRY: format_timestamp(asked + timedelta(milliseconds=call.silence_ms)),
+        EXPIRY: format_timestamp(sent_at + timedelta(milliseconds=call.silence_ms)),
     }
     TraceContextTextMapPropagator().inject(headers)
     return {name: value for name, value in headers.items() if value}

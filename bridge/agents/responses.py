@@ -36,6 +36,7 @@ from activities.agents.metrics import count_request, count_tokens
 from activities.agents.openai_client import figure
 from activities.agents.prompts import Prompts
 from activities.agents.requests import ANSWERS, MAX_ATTEMPTS
+from activities.quota import TokenQuota
 from bridge.agents.activity import Commands, command
 from bridge.agents.calls import AgentCalls, CallRecord, OpenCall, SettledCall, new_call_id
 from bridge.jetstream import consumers, streams
@@ -101,6 +102,7 @@ class AgentResponses:
         self._valkey = valkey
         self._prompts = prompts
         self._calls = AgentCalls(valkey)
+        self._quota = TokenQuota(valkey)
         self._commands = Commands(nats)
         self._dead_letters = DeadLetters(nats)
         self._stopping = asyncio.Event()
@@ -225,6 +227,8 @@ class AgentResponses:
                 if made is None:
                     continue  # another message settled the call first: read its result
                 count(settled, response, made.outcome)
+                tokens = figure(response.tokens_in) + figure(response.tokens_out)
+                await self._quota.count(settled.question.call.task.actor, tokens)
                 settled = made
             if response.status == "working":
                 return None  # overtaken by the answer, or for a call that was given up
@@ -269,13 +273,13 @@ class AgentResponses:
                 usage=usage_of(call, response),
             )
             return settled if await self._calls.settle(found, settled) else None
-        asked = call.question
+        question = call.question
         try:
-            fields = asked.form(call.first_prompt.max_tokens).read(written(response))
+            fields = question.form(call.first_prompt.max_tokens).read(written(response))
         except ValueError as error:
             return await self._ask_again(found, call, response, by, str(error))
         settled = call.settled("answered", by)
-        answer = asked.answer(fields, usage_of(call, response)).model_dump_json()
+        answer = question.answer(fields, usage_of(call, response)).model_dump_json()
         return settled if await self._calls.answer(found, settled, answer) else None
 
     async def _ask_again(

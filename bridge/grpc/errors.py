@@ -58,6 +58,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.PERMISSION: StatusCode.PERMISSION_DENIED,
     ErrorType.GATE_ROLE: StatusCode.PERMISSION_DENIED,
     ErrorType.RATE_LIMIT: StatusCode.RESOURCE_EXHAUSTED,
+    ErrorType.QUOTA_USED: StatusCode.RESOURCE_EXHAUSTED,
     ErrorType.TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,
     # what exists
     ErrorType.NOT_FOUND: StatusCode.NOT_FOUND,
@@ -184,7 +185,8 @@ def _status(code: StatusCode, message: str, reason: str, cause: BaseException) -
         )
     if code in (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED):
         wait = Duration()
-        wait.FromTimedelta(RETRY_AFTER)
+        given = cause.next_retry_delay if isinstance(cause, ApplicationError) else None
+        wait.FromTimedelta(given or RETRY_AFTER)
         details.append(RetryInfo(retry_delay=wait))
     if code is StatusCode.NOT_FOUND and NOT_FOUND_WORDS not in message:
         message = f"{NOT_FOUND_WORDS}: {message}"

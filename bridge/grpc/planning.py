@@ -110,8 +110,8 @@ class Listing(Request):
 class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     """The service that starts, lists, shows and moves stories.
 
-    Any valid token may start and read them; its roles decide which moves it may make. A call that
-    ends early undoes nothing: its request may have been carried out.
+    `bridge.grpc.roles` lists the roles that each method needs. A call that ends early undoes
+    nothing: its request may have been carried out.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
@@ -27,6 +28,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from bridge.grpc.auth import PUBLIC_METHODS, Access
 from bridge.grpc.errors import code_of, status_of
 from bridge.grpc.requests import Requests
+from bridge.grpc.roles import require_method_role
+from workflows.models.errors import InvalidInput
 
 CALLS_AT_ONCE = 4_000
 """Maximum number of concurrent calls by all callers, including those that wait for councils.
@@ -164,6 +167,18 @@ class GrpcServer:
         self._stopping.set()
 
 
+def readable(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Return a reader of requests that returns its error: raised there, it would be UNKNOWN."""
+
+    def request_or_error(data: bytes) -> Any:
+        try:
+            return read(data) if read else data
+        except DecodeError as error:
+            return error
+
+    return request_or_error
+
+
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """An interceptor that authenticates each call and turns its exceptions into a status."""
 
@@ -194,7 +209,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                     return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(
-                answer, handler.request_deserializer, handler.response_serializer
+                answer, readable(handler.request_deserializer), handler.response_serializer
             )
 
         async def stream(
@@ -205,7 +220,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                     yield each
 
         return grpc.unary_stream_rpc_method_handler(
-            stream, handler.request_deserializer, handler.response_serializer
+            stream, readable(handler.request_deserializer), handler.response_serializer
         )
 
     def _limited(self, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
@@ -260,7 +275,11 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         UNDER_WAY.labels(method).inc()
         try:
             with tracer.start_as_current_span(method, parent, kind=trace.SpanKind.SERVER):
-                actor = (await self._access.admit(metadata)).actor
+                caller = await self._access.admit(metadata)
+                actor = caller.actor
+                require_method_role(caller, method)
+                if isinstance(request, DecodeError):
+                    raise InvalidInput(method, [("(the whole)", f"{request}; send one")])
                 if self._requests is None:
                     yield
                 else:

@@ -29,6 +29,7 @@ from bridge.grpc.calls import (
     parse_request,
     seconds_left,
 )
+from bridge.grpc.limits import Limits
 from bridge.grpc.wire import storycoach_pb2 as pb
 from bridge.grpc.wire import storycoach_pb2_grpc
 from workflows.coach import CoachWorkflow
@@ -67,10 +68,11 @@ class Suggest(Request):
 
 
 class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
-    """The Story coach service; any valid token may call it."""
+    """The Story coach service."""
 
-    def __init__(self, temporal: Client) -> None:
+    def __init__(self, temporal: Client, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         self._temporal = temporal
+        self._limits = limits
         self._ending: set[asyncio.Task[None]] = set()
 
     async def ScoreStory(  # noqa: N802
@@ -90,6 +92,7 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
 
         Raises:
             InvalidInput: names each wrong field.
+            ApplicationError: `QuotaUsed`.
             WorkflowFailureError: the agent gave no answer, with the reason.
         """
         fields = {"title": request.title, "description": request.description, "ac": [*request.ac]}
@@ -97,7 +100,9 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         if not any(text.strip() for text in (request.title, request.description, *request.ac)):
             rule = "give a title, a description or acceptance criteria"
             raise InvalidInput("RefineStoryRequest", [("title", rule)])
-        result = await self._coached(CoachInput(story=text_of(request)), context)
+        result = await self._coached(
+            CoachInput(story=text_of(request), actor=caller().actor), context
+        )
         if result.reason:
             context.set_trailing_metadata((("x-reason", result.reason),))
         return pb.RefineStoryResponse(
@@ -113,10 +118,10 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
 
         Raises:
             InvalidInput: names each wrong field.
-            WorkflowFailureError: as RefineStory.
+            ApplicationError, WorkflowFailureError: as RefineStory.
         """
         parsed = parse_request(Suggest, "SuggestStoryRequest", {"goal": request.goal})
-        result = await self._coached(CoachInput(goal=parsed.goal), context)
+        result = await self._coached(CoachInput(goal=parsed.goal, actor=caller().actor), context)
         return pb.SuggestStoryResponse(
             title=result.story.title,
             description=result.story.brief,
@@ -133,6 +138,7 @@ class StoryCoachServicer(storycoach_pb2_grpc.StoryCoachServiceServicer):
         within_s = seconds_left(context, WRITTEN_WITHIN_S)
         workflow_id = coach_workflow_id(coaching_id(request_id, coach_input))
         async with in_time(context, WRITTEN_WITHIN_S):
+            await self._limits.require_tokens(self._temporal, caller().actor, workflow_id)
             try:
                 handle = await self._start(coach_input, workflow_id, within_s)
                 return await handle.result()

@@ -119,7 +119,7 @@ class Mirror(MirrorStub):
             raise entry_error(record, error) from None
 
     async def _require_same(self, entry: Entry, stream: str, sequence: int) -> None:
-        """Raise unless the stored message is this entry: anybody who sends may use its id first."""
+        """Raise unless the stored message is this entry: anyone who sends may use its id first."""
         try:
             stored = await self._jetstream.get_msg(stream, sequence)
         except js_errors.NotFoundError:

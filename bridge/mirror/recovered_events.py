@@ -58,13 +58,13 @@ def outbox_calls(history: Iterable[HistoryEvent]) -> list[OutboxCall]:
     for event in history:
         match event.event_type:
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
-                asked = event.activity_task_scheduled_event_attributes
-                if asked.activity_type.name in WRITES:
-                    name = asked.activity_type.name
-                    found[event.event_id] = OutboxCall(name, asked.input.payloads[0], None)
-                elif asked.activity_type.name == "publish":
+                scheduled = event.activity_task_scheduled_event_attributes
+                if scheduled.activity_type.name in WRITES:
+                    name = scheduled.activity_type.name
+                    found[event.event_id] = OutboxCall(name, scheduled.input.payloads[0], None)
+                elif scheduled.activity_type.name == "publish":
                     at = event.event_time.ToDatetime(UTC)
-                    found[event.event_id] = OutboxCall("publish", asked.input.payloads[0], at)
+                    found[event.event_id] = OutboxCall("publish", scheduled.input.payloads[0], at)
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                 number = event.activity_task_completed_event_attributes.scheduled_event_id
                 batch = found.get(number)

@@ -627,7 +627,7 @@ def short_folder(wanted: Path, spare: int) -> Path:
     folder = Path(tempfile.gettempdir()) / f"fleet-{os.getuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to somebody else: remove it, or set TMPDIR")
+        raise PermissionError(f"{folder} belongs to someone else: remove it, or set TMPDIR")
     return folder
 
 

@@ -182,8 +182,9 @@ def accelerator() -> str:
 
 
 def _missing_programs() -> list[str]:
-    missing = [name for name in DEBIAN_PACKAGES if shutil.which(name) is None]
-    if "javac" not in missing and _jdk_version() < JDK_NEEDED:
+    needed = ["bwrap"] if accelerator() == "none" else DEBIAN_PACKAGES
+    missing = [name for name in needed if shutil.which(name) is None]
+    if "javac" in needed and "javac" not in missing and _jdk_version() < JDK_NEEDED:
         missing.append("javac")
     return missing
 
@@ -200,7 +201,9 @@ def _install_programs() -> None:
     packages = [DEBIAN_PACKAGES[name] for name in missing]
     if packages:
         by_hand = f"install them as root: apt-get install {' '.join(packages)}"
-        what = f"{', '.join(missing)} not found (JDK {JDK_NEEDED}+, Maven, bubblewrap are needed)"
+        what = (
+            f"{', '.join(missing)} not found (bubblewrap, JDK {JDK_NEEDED}+ and Maven are needed)"
+        )
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise SetupFailed(what, by_hand)
         apt = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -252,7 +255,12 @@ def _install_packages() -> None:
     into = ["--python", str(VENV / "bin/python")]
     _run(
         "packages",
-        [str(_uv()), "pip", "sync", "--require-hashes", *into, str(_lock())],
+        # Compiled once, here. Otherwise each process compiles what it imports when it starts: the
+        # first time, or every time if Python writes no bytecode (PYTHONDONTWRITEBYTECODE).
+        [
+            *(str(_uv()), "pip", "sync", "--require-hashes", "--compile-bytecode"),
+            *(*into, str(_lock())),
+        ],
         remedy,
         _as_pip_would(),
     )
@@ -382,7 +390,7 @@ def _install_prometheus() -> None:
 STEPS = (
     Step(
         "programs",
-        "JDK, Maven and bubblewrap",
+        "bubblewrap; for Neo4j, JDK and Maven",
         _programs_inputs,
         INSTALLED / "programs",
         _install_programs,
@@ -420,7 +428,7 @@ STEPS = (
 )
 
 
-WITHOUT_SERVERS = ("uv", "packages")
+WITHOUT_SERVERS = ("programs", "uv", "packages")
 """The steps that run with FLEET_SERVE=none."""
 
 

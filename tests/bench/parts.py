@@ -64,19 +64,19 @@ async def deliberate(client: Client, recorder: Recorder) -> Durable:
 
 
 async def calls_span(handle: WorkflowHandle[Any, Any]) -> float:
-    asked: dict[int, float] = {}
+    started: dict[int, float] = {}
     answered = []
     for event in (await handle.fetch_history()).events:
         at = event.event_time.ToNanoseconds() / 1e9
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             scheduled = event.activity_task_scheduled_event_attributes
             if scheduled.activity_type.name in WAVES:
-                asked[event.event_id] = at
+                started[event.event_id] = at
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
             done = event.activity_task_completed_event_attributes.scheduled_event_id
-            if done in asked:
+            if done in started:
                 answered.append(at)
-    return max(answered) - min(asked.values())
+    return max(answered) - min(started.values())
 
 
 @dataclass(frozen=True)

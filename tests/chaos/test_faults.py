@@ -92,7 +92,7 @@ async def test_everything_is_killed_at_once_in_mid_wave(site: Site) -> None:
     assert site.orphans() == []
 
 
-async def test_the_checker_names_what_is_doctored(site: Site) -> None:
+async def test_the_checker_reports_every_manipulation(site: Site) -> None:
     """Lost, duplicated, foreign and reordered events; a lost node, a changed status."""
     await site.begin("US-doctored")
     assert await site.finish("US-doctored") == "DONE"

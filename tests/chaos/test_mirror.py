@@ -87,9 +87,9 @@ async def given_to(site: Site, handle: WorkflowHandle[Any, Any], name: str) -> l
     history = await handle.fetch_history()
     entries: dict[str, dict[str, Any]] = {}
     for event in history.events:
-        asked = event.activity_task_scheduled_event_attributes
-        if asked.activity_type.name == name:
-            (batch,) = await pydantic_data_converter.decode(asked.input.payloads)
+        scheduled = event.activity_task_scheduled_event_attributes
+        if scheduled.activity_type.name == name:
+            (batch,) = await pydantic_data_converter.decode(scheduled.input.payloads)
             entries |= {entry["id"]: entry for entry in batch["entries"]}
     return list(entries.values())
 
@@ -357,13 +357,13 @@ async def test_what_a_terminated_story_had_not_even_recorded_is_recorded_and_the
     await story_at(site, "US-unrecorded", gate="approve_scope")
     await handle.terminate("a test")
     await site.start("neo4j", "nats")
-    asked = [e["id"] for e in await given_to(site, handle, "record") if e["subject"]]
+    recorded = [e["id"] for e in await given_to(site, handle, "record") if e["subject"]]
 
     answer = await replayed(site, "US-unrecorded")
     there = await on_streams(site, "US-unrecorded")
 
     # Also the entries behind the first batch, which was under way.
-    assert len(there) > len(asked) > 0
+    assert len(there) > len(recorded) > 0
     assert answer["recorded"] >= len(there)
     assert answer["unanswered"] == []
     assert "planning.gate.opened" in {each.event.subject for each in there}

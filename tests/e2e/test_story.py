@@ -240,6 +240,7 @@ async def test_a_wrong_update_ends_with_1_and_changes_nothing(
         ({"titel": "x"}, ["titel"]),
         ({"title": ""}, ["title"]),
         ({"acceptance_criteria": 3}, ["acceptance_criteria"]),
+        ({"brief": "no one starves. " * 60_000}, ["brief", "960,000", "65,536"]),
         ({"story_id": "a  b"}, ["story_id"]),
         ({"story_id": "a/b"}, ["story_id"]),
         ({"story_id": "a.*.>"}, ["story_id"]),
@@ -288,25 +289,6 @@ async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_pa
     assert by_fleet.code == 1, by_fleet.output
     assert unasked.code == 0
     assert await fleet.query("US-2", "state") == before
-
-
-async def test_a_brief_of_a_megabyte_is_accepted(fleet: Fleet, tmp_path: Path) -> None:
-    brief = "As an operator I want limits, so that nobody starves. " * 19_000
-    story = json.loads((SAMPLE / "story.json").read_text())
-    started = await fleet.start(tmp_path, **(story | {"story_id": "US-3", "brief": brief}))
-    assert started.code == 0, started.output
-
-    view = await fleet.until("US-3", lambda view: view["dor_score"] > 0)
-    shown = await fleet.temporal(
-        "workflow", "show", "--workflow-id", "story-US-3", "--output", "json"
-    )
-
-    assert view["state"] == "DRAFT"
-    # The start's payload is inline, because the CLI has no storage; no worker's payload repeats it.
-    assert len(shown.out) < 3_000_000
-    cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-3")
-    ended = await fleet.result("US-3")  # after everything is recorded
-    assert (cancelled.code, ended.code) == (0, 1)
 
 
 async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_gets_done(

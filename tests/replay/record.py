@@ -57,7 +57,7 @@ from workflows.models.ids import (
     derivation_workflow_id,
     plan_workflow_id,
 )
-from workflows.models.outbox import OutboxState, StoryClosure
+from workflows.models.outbox import OutboxState, SkipEntry, StoryClosure
 from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
 from workflows.models.readiness import StoryText
 from workflows.models.story import Amend, Approve, Reject, StoryRuns
@@ -211,9 +211,9 @@ async def news_in_lists(start: StartStory, world: World) -> RunningStory:
     world.hold["propose"].set()
     await story.until(gate="approve_design")
     world.hold["propose"] = asyncio.Event()
-    asked = len(world.acts)
+    before = len(world.acts)
     await story.approve("approve_design")
-    await until(lambda: len(world.acts) != asked)
+    await until(lambda: len(world.acts) != before)
     plan = (await story.state()).plan_id
     await _send_news(start.client, story, 2, f"deliberation-{plan}-t1")
     world.hold["propose"].set()
@@ -307,6 +307,26 @@ async def stuck_entry_skipped(start: StartStory, world: World) -> RunningStory:
     return story
 
 
+async def skipped_by_its_actor(start: StartStory, world: World) -> RunningStory:
+    """Refuse a decision by a policy, and an unsigned skip; take the signed one."""
+    world.require_tokens = True
+    world.failing = {"publish/StoryCreated": "no"}
+    story = await start()
+    with suppress(WorkflowUpdateFailedError):
+        await _skip(story.handle)
+    forged = {"decision_id": "D-1", "title": "No SMS", "decided_by": "policy:auto"}
+    await story.handle.signal("add_decision", forged)
+    stuck = await until(lambda: story.handle.query("outbox_stuck"))
+    token = create_token(
+        TOKEN_KEY, Caller(actor="ana", roles=frozenset({"PO"})), timedelta(minutes=5)
+    )
+    request = SkipEntry(entry_id=stuck[0]["entry_id"], actor="ana", reason="it never fits")
+    proof = create_proof(token, story.handle.id, request)
+    await story.handle.execute_update("skip_entry", request.model_copy(update={"proof": proof}))
+    world.require_tokens = False
+    return await story.finish()
+
+
 async def stuck_entry_dead_lettered(start: StartStory, world: World) -> RunningStory:
     """Skip an entry that cannot be published: its record is published as a dead letter."""
     world.failing = {"publish/StoryCreated": "no"}
@@ -365,6 +385,11 @@ async def failures_announced(start: StartStory, world: World) -> RunningStory:
     return await failed_task(start, world)
 
 
+async def failed_agents_named(start: StartStory, world: World) -> RunningStory:
+    """Publish with a council's failure the agents that failed and the type of the error."""
+    return await failed_quorum(start, world)
+
+
 async def _signals(client: Client, workflow_id: str) -> list[str]:
     history = await client.get_workflow_handle(workflow_id).fetch_history()
     return [
@@ -405,11 +430,13 @@ PATHS: dict[str, Path_] = {
         auto_approved,
         retitled,
         stuck_entry_skipped,
+        skipped_by_its_actor,
         stuck_entry_dead_lettered,
         cancelled_while_stuck,
         announced,
         amended_in_order,
         failures_announced,
+        failed_agents_named,
     )
 }
 
@@ -566,9 +593,11 @@ async def closed(client: Client, world: World) -> dict[str, str]:
 
 
 async def _derived(client: Client, world: World) -> dict[str, str]:
-    asked = DerivationInput(story_id=f"US-{world.key}", plan_id="plan-1", announce=True)
-    workflow_id = derivation_workflow_id(asked.story_id, asked.plan_id)
-    await client.execute_workflow(DerivationWorkflow.run, asked, id=workflow_id, task_queue="story")
+    request = DerivationInput(story_id=f"US-{world.key}", plan_id="plan-1", announce=True)
+    workflow_id = derivation_workflow_id(request.story_id, request.plan_id)
+    await client.execute_workflow(
+        DerivationWorkflow.run, request, id=workflow_id, task_queue="story"
+    )
     return {"derivation": workflow_id}
 
 

@@ -131,11 +131,11 @@ def _read_run(
     for event in history:
         match event.event_type:
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
-                asked = event.activity_task_scheduled_event_attributes
-                if asked.activity_type.name not in ("record", "publish"):
+                scheduled = event.activity_task_scheduled_event_attributes
+                if scheduled.activity_type.name not in ("record", "publish"):
                     continue
-                entries = _arguments(asked.input)[0]["entries"]
-                if asked.activity_type.name == "record":
+                entries = _arguments(scheduled.input)[0]["entries"]
+                if scheduled.activity_type.name == "record":
                     recording[event.event_id] = [entry["id"] for entry in entries]
                     continue
                 events = _events(entries)

@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -100,11 +101,12 @@ async def launch(name: str, environment: Environment, *more: str) -> Process:
 
 
 class Log:
-    """The JSON lines that a process writes to stdout."""
+    """What a process writes: JSON lines on stdout, and errors on stderr."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
+        self.last: deque[str] = deque(maxlen=40)
 
     async def until(self, event: str) -> dict[str, Any]:
         """Read up to the first line whose event begins with `event`, and return that line."""
@@ -117,20 +119,30 @@ class Log:
         raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
 
     async def drain(self) -> None:
-        """Read up to the end, because a process blocks on a pipe that no one reads."""
+        """Read both pipes up to the end, because a process blocks on a pipe that no one reads."""
         assert self.process.stdout
-        while await self.process.stdout.readline():
-            pass
+        assert self.process.stderr
+        await asyncio.gather(self._read(self.process.stdout), self._read(self.process.stderr))
+
+    async def _read(self, pipe: asyncio.StreamReader) -> None:
+        while line := await pipe.readline():
+            self.last.append(line.decode(errors="replace").rstrip())
 
 
 @asynccontextmanager
 async def running(name: str, environment: Environment, *more: str) -> AsyncIterator[Log]:
-    """Run a worker process; kill it at the end if the test did not stop it."""
+    """Run a worker process; kill it at the end if the test did not stop it.
+
+    A failure within the block shows the last lines that the process wrote.
+    """
     process = await launch(name, environment, *more)
+    log = Log(process)
     try:
-        log = Log(process)
         await log.until("workers run")
         yield log
+    except Exception as failure:
+        failure.add_note("\n".join([f"The last lines of {name}:", *log.last]))
+        raise
     finally:
         if process.returncode is None:
             process.kill()

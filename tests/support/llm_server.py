@@ -410,7 +410,7 @@ class ScriptedLlm:
         """Name -> the model that its `/models` lists; `test-model` by default."""
         self.listings: dict[str, Any] = {}
         """Name -> the answer of its `/models`, instead of a list with its model."""
-        self.asked: dict[str, list[dict[str, Any]]] = {}
+        self.requests: dict[str, list[dict[str, Any]]] = {}
         self.left: set[str] = set()
         """Names whose client disconnected before its answer had ended."""
 
@@ -456,10 +456,10 @@ class ScriptedLlm:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        asked = self.asked.setdefault(name, [])
-        asked.append(request)
+        requests = self.requests.setdefault(name, [])
+        requests.append(request)
         scripts = self.scripts[name]
-        for step in scripts[min(len(asked), len(scripts)) - 1](request):
+        for step in scripts[min(len(requests), len(scripts)) - 1](request):
             match step:
                 case bytes():
                     writer.write(step)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import random
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 ODD: tuple[Any, ...] = (
     None,
@@ -61,6 +66,16 @@ def mutated(random: random.Random, document: Any) -> Any:
     return root[0]
 
 
+def reworded(random: random.Random, document: Any) -> Any:
+    """Return a copy of a JSON value of the same shape, with other texts in one or two places."""
+    copied = copy.deepcopy(document)
+    for _ in range(random.randint(1, 2)):
+        holder, key = _leaf(random, [copied])
+        if isinstance(holder[key], str):
+            holder[key] = random.choice([each for each in ODD if isinstance(each, str)])
+    return copied
+
+
 def encoded(random: random.Random, document: Any) -> bytes:
     """Return the JSON of a value, in most cases whole, else cut or with changed bytes."""
     try:
@@ -80,6 +95,34 @@ def damaged(random: random.Random, data: bytearray) -> bytes:
     return bytes(data)
 
 
+def filled(random: random.Random, message: MessageT, depth: int = 0) -> MessageT:
+    """Give random fields of the message values of their wire types; return the message."""
+    texts = [each for each in ODD if isinstance(each, str) and each != "\ud83d"]
+    for field in message.DESCRIPTOR.fields:
+        if random.random() < 0.4 or depth > 3:
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            continue
+        times = random.randint(1, 3) if field.is_repeated else 1
+        for _ in range(times):
+            if field.message_type is not None:
+                inner = getattr(message, field.name)
+                filled(random, inner.add() if field.is_repeated else inner, depth + 1)
+                continue
+            value: Any = random.choice([*texts, "US-1", "DEV", "DESIGN"])
+            if field.type != FieldDescriptor.TYPE_STRING:
+                value = random.choice([0, 1, 2**31 - 1])
+                if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
+                    value = random.choice([0.0, -1.0, float("nan"), float("inf"), 1e30])
+                elif field.type == FieldDescriptor.TYPE_BOOL:
+                    value = random.random() < 0.5
+            if field.is_repeated:
+                getattr(message, field.name).append(value)
+            else:
+                setattr(message, field.name, value)
+    return message
+
+
 def _place(random: random.Random, root: list[Any]) -> tuple[Any, Any]:
     """Return a random place in the document: what holds it, and its key or index there."""
     holder: Any = root
@@ -92,6 +135,18 @@ def _place(random: random.Random, root: list[Any]) -> tuple[Any, Any]:
         key = (
             random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value))
         )
+
+
+def _leaf(random: random.Random, root: list[Any]) -> tuple[Any, Any]:
+    """Return a random place of a value that holds no other."""
+    holder: Any = root
+    key: Any = 0
+    while (value := holder[key]) and isinstance(value, dict | list):
+        holder = value
+        key = (
+            random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value))
+        )
+    return holder, key
 
 
 def _deep(levels: int) -> Any:

@@ -224,8 +224,8 @@ class Site:
         async def follow() -> bool:
             async for event in handle.fetch_history_events(wait_new_event=True):
                 if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
-                    asked = event.activity_task_scheduled_event_attributes
-                    if asked.activity_type.name == activity:
+                    scheduled = event.activity_task_scheduled_event_attributes
+                    if scheduled.activity_type.name == activity:
                         return True
             return False
 

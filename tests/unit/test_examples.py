@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -45,6 +46,7 @@ HELP = {path: command for path, command in HELP.items() if command.epilog}
 TEXTS = PAGES | {path: command.epilog for path, command in HELP.items()}
 
 
+@functools.cache
 def emitted_ids() -> set[str]:
     """Return every id of the recorded histories, as `comparable` writes them."""
     found: set[str] = set()

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 from temporalio import workflow
@@ -34,12 +33,12 @@ from bridge.grpc.orchestrator import requests as grpc_requests
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.inbox.envelopes import InvalidMessage, in_lower_case
 from bridge.inbox.parsing import READING, Received, parse_event
-from tests.support.mutations import ODD, YAML, damaged, encoded, mutated
+from tests.support.inputs import SENT
+from tests.support.mutations import YAML, damaged, encoded, filled, mutated
 from workers.payloads import Payloads
 from workflows.models.errors import ErrorType
 from workflows.models.events import AgentResponse, example
 from workflows.rules.machine_file import InvalidMachine, parse_machine
-from workflows.story import StoryWorkflow
 
 SEED = int(os.environ.get("SEED", "12"))
 MESSAGES = int(os.environ.get("FUZZ", "3000"))
@@ -115,30 +114,20 @@ def configuration(random: random.Random) -> object:
     return parse_yaml(Path("rigor.yaml"), document)
 
 
-INPUTS: dict[str, Any] = {
-    "approve": {"gate": "approve_scope", "actor": "ana", "role": "PO", "comment": "c"},
-    "reject": {"event": "reject_design", "actor": "ana", "role": "PO", "reason": "r"},
-    "amend": {"title": "t", "brief": "b", "acceptance_criteria": ["a"], "actor": "ana"},
-    "raise_budget": {"tokens": 10, "actor": "ana", "role": "PO"},
-    "report": {"story_id": "US-1", "job_id": "j", "build": {"ok": True}, "unit": {"ok": True}},
-    "add_decisions": {"decisions": [{"decision_id": "d", "title": "t"}]},
-    "context_updated": 3,
-    "hand_on": [{"id": "i", "kind": "StoryCreated", "source": "s", "time": "t", "body": {}}],
-}
-STORY = workflow._Definition.must_from_class(StoryWorkflow)
-
-
 def workflow_input(random: random.Random) -> object:
-    """Send a start, an update or a signal through the validation of the story worker."""
+    """Send a start, an update, a signal or a query through the validation of the story worker."""
+    kind = random.choice(list(SENT))
+    defn = workflow._Definition.must_from_class(kind)
     payloads = Payloads(
         SimpleNamespace(  # type: ignore[arg-type]
-            defn=STORY,
+            defn=defn,
             payload_converter_factory=PydanticPayloadConverter,
             failure_converter_class=DefaultFailureConverter,
         )
     )
-    name = random.choice([*INPUTS, "start"])
-    value = {"story_id": "US-1", "title": "t", "brief": "b"} if name == "start" else INPUTS[name]
+    start, inputs = SENT[kind]
+    name = random.choice(["start", *inputs, *filter(None, defn.queries)])
+    value = start if name == "start" else inputs.get(name)
     encoding = random.choice([b"json/plain"] * 8 + [b"binary/plain", b""])
     data = encoded(random, mutated(random, value))
     sent = [Payload(metadata={"encoding": encoding}, data=data)] * random.choice([1] * 8 + [0, 2])
@@ -146,7 +135,10 @@ def workflow_input(random: random.Random) -> object:
     job = activation.jobs.add()
     if name == "start":
         job.initialize_workflow.arguments.extend(sent)
-    elif name in STORY.updates and random.random() < 0.5:
+    elif name in defn.queries:
+        job.query_workflow.query_type = name
+        job.query_workflow.arguments.extend(sent)
+    elif name in defn.updates and (name not in defn.signals or random.random() < 0.5):
         job.do_update.name = name
         job.do_update.input.extend(sent)
     else:
@@ -157,6 +149,8 @@ def workflow_input(random: random.Random) -> object:
         failure = answer.update_response.rejected
         if answer.HasField("fail_workflow_execution"):
             failure = answer.fail_workflow_execution.failure
+        elif answer.HasField("respond_to_query"):
+            failure = answer.respond_to_query.failed
         raise ApplicationError(failure.message, type=failure.application_failure_info.type)
     if rest.jobs[0].signal_workflow.signal_name == "not_understood":
         raise ApplicationError(rest.jobs[0].signal_workflow.input[1].data.decode())
@@ -170,7 +164,7 @@ REQUESTS: dict[type[Message], Callable[[Any], object]] = {
     pb.CreateCouncilRequest: grpc_requests.creating,
     pb.RegisterAgentRequest: grpc_requests.registering,
     pb.UnregisterAgentRequest: grpc_requests.unregistering,
-    pb.PlanningEventRequest: grpc_requests.happened,
+    pb.PlanningEventRequest: grpc_requests.planning_event,
     pb.DeriveSubtasksRequest: grpc_requests.deriving,
     pb.GetTaskContextRequest: grpc_requests.task_context,
     pb.GetMetricsRequest: grpc_requests.measuring,
@@ -180,40 +174,13 @@ REQUESTS: dict[type[Message], Callable[[Any], object]] = {
 def grpc_request(random: random.Random) -> object:
     kind = random.choice(list(REQUESTS))
     message = kind()
-    fill(random, message)
+    filled(random, message)
     data = damaged(random, bytearray(message.SerializeToString()))
     try:
         read = kind.FromString(data)
     except DecodeError as error:  # gRPC itself refuses it
         raise ApplicationError(str(error) or "not a message") from None
     return REQUESTS[kind](read)
-
-
-def fill(random: random.Random, message: Message, depth: int = 0) -> None:
-    """Give random fields of the message values of their wire types."""
-    texts = [each for each in ODD if isinstance(each, str) and each != "\ud83d"]
-    for field in message.DESCRIPTOR.fields:
-        if random.random() < 0.4 or depth > 3:
-            continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            continue
-        times = random.randint(1, 3) if field.is_repeated else 1
-        for _ in range(times):
-            if field.message_type is not None:
-                inner = getattr(message, field.name)
-                fill(random, inner.add() if field.is_repeated else inner, depth + 1)
-                continue
-            value: Any = random.choice([*texts, "US-1", "DEV", "DESIGN"])
-            if field.type != FieldDescriptor.TYPE_STRING:
-                value = random.choice([0, 1, 2**31 - 1])
-                if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
-                    value = random.choice([0.0, -1.0, float("nan"), float("inf"), 1e30])
-                elif field.type == FieldDescriptor.TYPE_BOOL:
-                    value = random.random() < 0.5
-            if field.is_repeated:
-                getattr(message, field.name).append(value)
-            else:
-                setattr(message, field.name, value)
 
 
 EDGES: tuple[Send, ...] = (

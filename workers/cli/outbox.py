@@ -26,6 +26,7 @@ from workers.cli.session import (
     out,
     person,
     run,
+    signed,
     temporal,
 )
 from workers.cli.snapshot import QUERY_WITHIN
@@ -100,7 +101,7 @@ def skip(
                     handle = client.get_workflow_handle(each.workflow_id)
                     await handle.execute_update(
                         SKIP_ENTRY,
-                        request,
+                        signed(each.workflow_id, request),
                         result_type=OutboxStuck,
                         rpc_timeout=timedelta(seconds=UPDATE_WITHIN_S),
                     )

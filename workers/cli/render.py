@@ -126,13 +126,14 @@ def shared(left: int, columns: Sequence[tuple[int, int]]) -> list[int]:
 
     Args:
         left: Free columns of the terminal. Below 0 if not even the minimum widths fit; the widest
-            column is then narrowed.
+            columns are then narrowed.
         columns: The minimum and the maximum width of each column.
     """
     widths = [least for least, _ in columns]
     if left < 0:
-        widest = max(range(len(widths)), key=widths.__getitem__)
-        widths[widest] = max(widths[widest] + left, SHORTEST)
+        while left < 0 and max(widths) > SHORTEST:
+            widths[widths.index(max(widths))] -= 1
+            left += 1
         return widths
     by_want = sorted(range(len(columns)), key=lambda i: columns[i][1] - columns[i][0])
     for place, i in enumerate(by_want):
@@ -147,18 +148,19 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
     """Render stories, one per line."""
     if not rows:
         return text("No story fits. Start one: fleet start STORY.json")
+    stuck = any(row.stuck for row in rows)
     return FittingTable(
         "Stories",
         (
             "story",
             "state",
             "waits at gate",
-            "for",
-            Column("rigor", drop=3),
-            Column("ready", drop=2),
-            "status",
-            "stuck on",
-            Column("started", drop=1),
+            Column("for", drop=1),
+            Column("rigor", drop=5),
+            Column("ready", drop=4),
+            Column("status", drop=2),
+            *(["stuck on"] if stuck else []),
+            Column("started", drop=3),
         ),
         (
             (
@@ -169,7 +171,7 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
                 row.rigor,
                 "" if row.dor_score is None else row.dor_score,
                 row.status,
-                text(row.stuck, "red"),
+                *([text(row.stuck, "red")] if stuck else []),
                 local_time(row.started),
             )
             for row in rows

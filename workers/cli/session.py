@@ -127,14 +127,14 @@ def person(actor: str | None, role: str = "") -> str:
     return caller.actor
 
 
-def signed(story_id: str, request: RequestT) -> RequestT:
-    """Return the request to a story, signed by FLEET_TOKEN if that is set.
+def signed(workflow_id: str, request: RequestT) -> RequestT:
+    """Return the request to a workflow, signed by FLEET_TOKEN if that is set.
 
     Raises:
         ApplicationError: as `token_caller`.
     """
     caller = token_caller(load())
-    return caller.signed(story_workflow_id(story_id), request) if caller else request
+    return caller.signed(workflow_id, request) if caller else request
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

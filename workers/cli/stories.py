@@ -134,7 +134,7 @@ def approve(
         at = gate or await _pending_gate(story)
         who = person(actor, role)
         request = Approve(gate=at, actor=who, role=role, comment=comment, revision=revision)
-        return await story.execute_update(StoryWorkflow.approve, signed(story_id, request))
+        return await story.execute_update(StoryWorkflow.approve, signed(story.id, request))
 
     update(story_id, decide, as_json)
 
@@ -152,7 +152,7 @@ def reject(
 
     async def decide(story: Story) -> StoryView:
         request = Reject(event=event, actor=person(actor, role), role=role, reason=reason)
-        return await story.execute_update(StoryWorkflow.reject, signed(story_id, request))
+        return await story.execute_update(StoryWorkflow.reject, signed(story.id, request))
 
     update(story_id, decide, as_json)
 
@@ -175,7 +175,7 @@ def amend(
         request = Amend(
             title=title, brief=brief, acceptance_criteria=criterion or None, actor=person(actor)
         )
-        return await story.execute_update(StoryWorkflow.amend, signed(story_id, request))
+        return await story.execute_update(StoryWorkflow.amend, signed(story.id, request))
 
     update(story_id, decide, as_json)
 
@@ -192,7 +192,7 @@ def raise_budget(
 
     async def decide(story: Story) -> StoryView:
         request = RaiseBudget(tokens=tokens, actor=person(actor, role), role=role)
-        return await story.execute_update(StoryWorkflow.raise_budget, signed(story_id, request))
+        return await story.execute_update(StoryWorkflow.raise_budget, signed(story.id, request))
 
     update(story_id, decide, as_json)
 
@@ -204,6 +204,13 @@ def report(
     directory: Annotated[
         Path, typer.Argument(help="The project.", exists=True, file_okay=False, resolve_path=True)
     ],
+    setup: Annotated[
+        str,
+        typer.Option(
+            help="A shell command that runs first, with the network. What it installs in the folder"
+            " $PACKAGES can be imported."
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Build, test and measure a project, and send the report to its story."""
@@ -218,14 +225,16 @@ def report(
     ) as progress:
         step = progress.add_task("looking at the project", total=None)
         try:
-            measured = measure(directory, lambda name: progress.update(step, description=name))
+            measured = measure(
+                directory, lambda name: progress.update(step, description=name), setup
+            )
         except CannotMeasure as error:
             err.print(render.text(error), soft_wrap=True)
             raise typer.Exit(1) from None
 
     async def send(story: Story) -> StoryView:
         request = measured.model_copy(update={"actor": person(actor)})
-        return await story.execute_update(StoryWorkflow.report, signed(story_id, request))
+        return await story.execute_update(StoryWorkflow.report, signed(story.id, request))
 
     update(story_id, send, as_json)
 

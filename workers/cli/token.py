@@ -18,6 +18,7 @@ from workers.settings import load
 from workflows.models.base import Request
 from workflows.models.errors import invalid_input
 from workflows.models.ids import story_workflow_id
+from workflows.models.outbox import SkipEntry
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject
 
@@ -36,6 +37,7 @@ UPDATES: dict[str, type[Request]] = {
     "amend": Amend,
     "raise_budget": RaiseBudget,
     "report": WorkspaceReport,
+    "skip_entry": SkipEntry,
 }
 """Update of a story -> its request."""
 
@@ -97,7 +99,7 @@ def show(as_json: Json = False) -> None:
             print(json.dumps(shown))
         else:
             print(f"{caller.actor}: {', '.join(sorted(caller.roles)) or 'no role'}")
-            print(f"id: {caller.token_id or 'none'}")
+            print(f"id: {caller.token_id}")
 
     run(work())
 
@@ -132,7 +134,8 @@ def sign(
     update: Annotated[
         str,
         typer.Argument(
-            help="What is asked of the story: approve, reject, amend, raise_budget, report."
+            help="What is asked of the story: approve, reject, amend, raise_budget, report, "
+            "skip_entry."
         ),
     ],
     file: Annotated[Path, typer.Argument(help="Its JSON; `-` for stdin.")] = Path("-"),

@@ -80,7 +80,11 @@ async def open_nats(
             give_up(refused)
 
     async def closed() -> None:
-        give_up(f"{where} closed the connection for good. Look at its log")
+        error = client.last_error  # the client closes on it, without a call of `note`
+        if error and _is_refusal(error):
+            give_up(refused)
+        else:
+            give_up(f"{where} closed the connection for good. Look at its log")
 
     client = Nats()
 

@@ -41,8 +41,10 @@ def agents_worker(
 ) -> Worker:
     """Return a worker for agent calls and checks, no more at once than the engine can serve."""
     prompts = Prompts.load(settings.fleet_config / "prompts", load_redaction(settings.fleet_config))
-    llms = VllmAgents(engine.client, valkey, engine.model, prompts)
-    external = NatsAgents(nats, valkey, prompts, source, settings.external_window)
+    llms = VllmAgents(engine.client, valkey, engine.model, prompts, settings.grpc_tokens_per_hour)
+    external = NatsAgents(
+        nats, valkey, prompts, source, settings.external_window, settings.grpc_tokens_per_hour
+    )
     agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
     checks = Checks(settings.fleet_config)
     return Worker(
@@ -88,8 +90,11 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         open_nats(settings, base.lost, at_once=False) as nats,
     ):
         source = await read_source(base.temporal)
-        if no_sandbox := await sandbox_problem():
+        sandbox = Sandbox()
+        if no_sandbox := await sandbox_problem(sandbox):
             log.warning("code of proposals is not checked", reason=no_sandbox)
+        elif sandbox.no_groups:
+            log.warning("the kernel does not limit the whole sandbox", reason=sandbox.no_groups)
         with valid_config(InvalidConfig, InvalidPrompt):
             worker = agents_worker(base.temporal, settings, engine, base.valkey, nats, source)
             prompts = Prompts.load(
@@ -100,5 +105,8 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         )
         yield RunningProcess(
             {AGENTS_QUEUE: worker, RESPONSES: responses},
-            {"llm": partial(served_models, engine.client), "sandbox": partial(_known, no_sandbox)},
+            {
+                "llm": partial(served_models, engine.client),
+                "sandbox": partial(_known, no_sandbox or sandbox.no_groups),
+            },
         )

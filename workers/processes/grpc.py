@@ -16,10 +16,12 @@ from activities.graph.activities import Graph
 from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import migrate
 from activities.planning import load_config
+from activities.quota import TokenQuota
 from activities.redaction import load_redaction
 from activities.revoked import RevokedTokens
 from bridge.grpc.auth import Access
 from bridge.grpc.context.servicer import ContextServicer
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.planning import PlanningServicer
 from bridge.grpc.requests import Requests
@@ -101,6 +103,17 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         yield RunningProcess(jobs, checks)
 
 
+def limits(base: ProcessContext) -> Limits:
+    """Return the limits of what calls may ask of agents."""
+    settings = base.settings
+    return Limits(
+        quota=TokenQuota(base.valkey, settings.grpc_tokens_per_hour),
+        agents=settings.grpc_max_agents,
+        rounds=settings.grpc_max_rounds,
+        text_bytes=settings.story_text_bytes,
+    )
+
+
 def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
     """Return the service of that name.
 
@@ -119,6 +132,7 @@ def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
                     base.settings.agent_type,
                     base.settings.deliberation_timeout,
                     DefaultModel(base.settings),
+                    limits(base),
                 ),
                 orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
             )
@@ -139,7 +153,7 @@ def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
         case "storycoach":
             return Served(
                 "fleet.storycoach.v1.StoryCoachService",
-                StoryCoachServicer(base.temporal),
+                StoryCoachServicer(base.temporal, limits(base)),
                 storycoach_pb2_grpc.add_StoryCoachServiceServicer_to_server,
             )
         case "workspace":

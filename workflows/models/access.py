@@ -54,11 +54,15 @@ def require_person(actor: str) -> None:
         ApplicationError: `Permission`.
     """
     if is_policy(actor):
-        raise application_error(
-            ErrorType.PERMISSION,
-            f"actor: {actor[:60]!r} is reserved: names that begin with {POLICY!r} stand for the "
-            "fleet's own policies; send your own name",
-        )
+        raise application_error(ErrorType.PERMISSION, f"actor: {reserved(actor)}")
+
+
+def reserved(actor: str) -> str:
+    """Return why a name of a policy is refused."""
+    return (
+        f"{actor[:60]!r} is reserved: names that begin with {POLICY!r} stand for the fleet's own "
+        "policies; send your own name"
+    )
 
 
 def is_policy(actor: str) -> bool:
@@ -72,6 +76,6 @@ def request_content(request: Request) -> str:
     Fields that have their default are left out, so that a client of another release comes to the
     same hash.
     """
-    asked = request.model_dump(mode="json", exclude={"proof"}, exclude_defaults=True)
-    canonical = json.dumps([type(request).__name__, asked], sort_keys=True, ensure_ascii=False)
+    fields = request.model_dump(mode="json", exclude={"proof"}, exclude_defaults=True)
+    canonical = json.dumps([type(request).__name__, fields], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -13,6 +13,13 @@ from workflows.models.readiness import Finding, StoryText
 
 AnyType = TypeVar("AnyType")
 
+MAX_AGENTS = 50
+MAX_ROUNDS = 10
+"""Limits of every council."""
+
+TOKENS_PER_HOUR = 5_000_000
+"""The default of the setting GRPC_TOKENS_PER_HOUR: about a hundred deliberations of five agents."""
+
 MOCK_REFUSED = "Mock agents not allowed in production"
 
 
@@ -116,6 +123,8 @@ class Task(Model):
     requirements: list[str] = []
     feedback: list[str] = []
     """Reasons of the rejections that returned the story to this state, newest last."""
+    actor: str = ""
+    """The caller of gRPC whose quota its tokens count for; empty: none."""
 
 
 class Decision(Model):

@@ -13,10 +13,15 @@ from workflows.models.readiness import Readiness, StoryText
 
 
 class CoachInput(Request):
-    """The input of CoachWorkflow: either a goal to write a story for, or a story to improve."""
+    """The input of CoachWorkflow: either a goal to write a story for, or a story to improve.
+
+    Attributes:
+        actor: the caller of gRPC who asks, whose quota its tokens count for; empty: none.
+    """
 
     goal: str = Field(default="", max_length=4_000)
     story: StoryText | None = None
+    actor: str = ""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:

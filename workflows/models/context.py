@@ -102,16 +102,18 @@ class ContextUpdate(Request):
     """The move to publish with the changes, if they are stored."""
     changed: list[str] = []
     """Entity types that the story's workflow has already changed; the update publishes them."""
+    roles: list[str] | None = None
+    """The roles of the requester's token, for what depends on what is stored; None: the fleet."""
 
 
 def request_hash(update: ContextUpdate) -> str:
     """Return a hash by which a repeated request is recognised.
 
     Fields that were added later are left out if they have their default: histories hold hashes
-    without them.
+    without them. A token's roles do not change what it asks for.
     """
     later = {"if_absent", "phase_change", "changed"}
-    fields = update.model_dump(exclude=later) | update.model_dump(
+    fields = update.model_dump(exclude={*later, "roles"}) | update.model_dump(
         include=later, exclude_defaults=True
     )
     return content_hash(fields)

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from workflows.models.agents import CallUsage, Critique, Proposal
+from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, CallUsage, Critique, Proposal
 from workflows.models.base import Model, Request
 from workflows.models.context import DecisionAdded
-from workflows.models.ids import Id, LongId, Role
+from workflows.models.ids import Id, LongId, Role, WorkflowId
 
 
 class CheckInput(Model):
@@ -91,8 +91,8 @@ class DeliberationInput(Request):
     description: str = Field(min_length=1)
     rubric: str = ""
     requirements: list[str] = []
-    rounds: int = Field(default=1, ge=0, le=10)
-    agents: int | None = Field(default=None, ge=1, le=50)
+    rounds: int = Field(default=1, ge=0, le=MAX_ROUNDS)
+    agents: int | None = Field(default=None, ge=1, le=MAX_AGENTS)
     timeout: float = Field(default=300, gt=0, le=86_400)
     phase: str = "BUILD"
     feedback: list[str] = []
@@ -106,6 +106,8 @@ class DeliberationInput(Request):
     """False: a rule decides near ties, without an architect."""
     background: str = ""
     """Text that the agents get after their context pack."""
+    actor: str = ""
+    """The caller of gRPC who asks, whose quota its tokens count for; empty: a story or plan."""
 
 
 class RecordedDecision(Model):
@@ -173,7 +175,7 @@ class DeliberationRecord(Model):
 class WaveRequest(Model):
     """A child's request to its story to grant a wave. `usage`: all of the child's calls so far."""
 
-    workflow_id: str
+    workflow_id: WorkflowId
     wave: str
     usage: list[CallUsage]
 

@@ -31,6 +31,7 @@ class ErrorType(StrEnum):
     PERMISSION = "Permission"
     GATE_ROLE = "GateRole"
     RATE_LIMIT = "RateLimit"
+    QUOTA_USED = "QuotaUsed"
     # what exists
     NOT_FOUND = "NotFound"
     UNKNOWN_COUNCIL = "UnknownCouncil"

@@ -531,6 +531,7 @@ class EntrySkipped(EventBody):
 
     reason: Annotated[str, about("Why it was left out", "the title is too long for the graph")]
     actor: Annotated[str, about("Who left it out", "ana")]
+    via: Via = ""
     error: Annotated[str, about("Its kind, the step and the error", "StoryCreated, publish: no")]
     step: Annotated[str, about("The step that was refused: record or publish", "publish")] = ""
     entry: Annotated[

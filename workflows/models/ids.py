@@ -29,6 +29,11 @@ Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTE
 LongId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=LONG_ID_CHARACTERS)]
 """The id of a plan, a task or a decision: it may start with a story's."""
 
+WORKFLOW_ID_CHARACTERS = 1_000
+WorkflowId = Annotated[str, StringConstraints(min_length=1, max_length=WORKFLOW_ID_CHARACTERS)]
+"""A workflow's id that a signal names. Temporal refuses a command with one that is empty or longer,
+and a workflow that sends it does not go on."""
+
 ROLE_PATTERN = r"^[A-Z][A-Z0-9_-]{0,31}$"
 
 Role = Annotated[str, StringConstraints(pattern=ROLE_PATTERN)]
@@ -91,9 +96,18 @@ def deliberation_workflow_id(task_id: str) -> str:
     return f"deliberation-{encode_id(task_id)}"
 
 
+def called_deliberation_workflow_id(task_id: str) -> str:
+    """Return the workflow id of a deliberation that a caller of gRPC named.
+
+    The dot, which no encoded id contains, keeps it apart from every council of a story: a caller
+    cannot take the id of a story's next council.
+    """
+    return f"deliberation-call.{encode_id(task_id)}"
+
+
 def task_of(workflow_id: str) -> str:
     """Return the task id that a deliberation's workflow id contains."""
-    return decode_id(workflow_id.removeprefix("deliberation-"))
+    return decode_id(workflow_id.removeprefix("deliberation-").removeprefix("call."))
 
 
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from workflows.models.access import Proof
 from workflows.models.base import Actor, Model, Request
 from workflows.models.events import Entry, GateClosed, StoryCancelled
 
@@ -49,6 +50,7 @@ class SkipEntry(Request):
     entry_id: str
     actor: Actor
     reason: str = Field(min_length=1, max_length=2_000)
+    proof: Proof = ""
 
 
 class StoryClosure(BaseModel):

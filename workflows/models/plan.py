@@ -81,13 +81,19 @@ class PlanQuery(Model):
 
 
 class DerivationInput(Request):
-    """The input of DerivationWorkflow. `announce`: whether each task is also published."""
+    """The input of DerivationWorkflow.
+
+    Attributes:
+        announce: whether each task is also published.
+        actor: the caller of gRPC who asks, whose quota its tokens count for; empty: none.
+    """
 
     story_id: Id
     plan_id: Annotated[LongId, StringConstraints(max_length=LONG_ID_CHARACTERS - 4)]
     """The ids of its tasks, which are ids too, are up to four characters longer."""
     phase: str = "BUILD"
     announce: bool = False
+    actor: str = ""
 
 
 class DerivationResult(Model):

@@ -37,12 +37,12 @@ RETURN s {.status, .status_order, .text_order, .context_version, .context_by,
   } AS subtask,
   COLLECT {
     MATCH (n:Decision {case_id: $story_id}) WHERE n.id IN $ids.DECISION
-    RETURN n {.id, .status, .status_order, .text_order,
+    RETURN n {.id, .status, .status_order, .text_order, name: n.decided_by,
       extras: [key IN keys(n) WHERE key STARTS WITH 'x_']}
   } AS decision,
   COLLECT {
     MATCH (n:Event {case_id: $story_id}) WHERE n.id IN $ids.MILESTONE
-    RETURN n {.id, .status, .status_order, .text_order,
+    RETURN n {.id, .status, .status_order, .text_order, name: n.actor,
       extras: [key IN keys(n) WHERE key STARTS WITH 'x_']}
   } AS milestone,
   COLLECT {

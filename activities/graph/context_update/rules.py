@@ -37,8 +37,8 @@ from activities.graph.context_update.payloads import (
     extra_properties,
 )
 from activities.graph.decisions import DECISION_LINKS, TASK_LINKS
-from workflows.models.context import ContextChange, ContextWrite
-from workflows.models.errors import invalid_input
+from workflows.models.context import ContextChange, ContextUpdate, ContextWrite
+from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.ids import LongId
 from workflows.timestamps import format_timestamp
 
@@ -192,6 +192,9 @@ class EntityState:
     text_order: str = ""
     extras: Sequence[str] = ()
     """Names of the properties that hold unknown fields."""
+    status: str = ""
+    name: str = ""
+    """Who decided a decision, or reached a milestone."""
 
 
 @dataclass
@@ -258,21 +261,21 @@ def judge(
     judged = JudgedChanges()
     at = parse_timestamp(write.at, "timestamp")
     write = write.model_copy(update={"at": format_timestamp(at)})
-    for number, asked in enumerate(read):
+    for number, parsed in enumerate(read):
         change = write.update.changes[number]
         try:
-            if isinstance(asked, RejectedChange):
-                raise asked
-            fixed = _fixed(asked, found)
+            if isinstance(parsed, RejectedChange):
+                raise parsed
+            fixed = _fixed(parsed, found)
             order = order_key(at, write.started_ms, number)
-            judged.writes += _writes(write, asked, fixed, found, order, role_of)
+            judged.writes += _writes(write, parsed, fixed, found, order, role_of)
         except RejectedChange as refusal:
             judged.warnings.append(_warning(number, change, str(refusal)))
         else:
-            judged.applied.append(asked)
+            judged.applied.append(parsed)
             left_out = [_never(fixed)] if fixed else []
-            if asked.left_out:
-                left_out.append(f"payload.{', payload.'.join(asked.left_out)}: {_TOO_MANY}")
+            if parsed.left_out:
+                left_out.append(f"payload.{', payload.'.join(parsed.left_out)}: {_TOO_MANY}")
             if left_out:
                 judged.warnings.append(_warning(number, change, "; ".join(left_out)))
     return judged
@@ -284,11 +287,11 @@ def _warning(number: int, change: ContextChange, why: str) -> str:
     return " ".join(words.split())[:WARNING_CHARACTERS]
 
 
-def _fixed(asked: ParsedChange, found: StorySnapshot) -> list[str]:
+def _fixed(parsed: ParsedChange, found: StorySnapshot) -> list[str]:
     """Return the immutable fields of the case for which the change has another value."""
-    if not isinstance(asked.payload, CasePayload) or not found.created:
+    if not isinstance(parsed.payload, CasePayload) or not found.created:
         return []
-    given = asked.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
+    given = parsed.payload.model_dump(include={"created_at", "created_by"}, exclude_none=True)
     return [
         name for name, value in given.items() if not _same(found.created.get(name, value), value)
     ]
@@ -316,7 +319,7 @@ def _never(fixed: Sequence[str]) -> str:
 
 def _writes(
     write: ContextWrite,
-    asked: ParsedChange,
+    parsed: ParsedChange,
     fixed: Sequence[str],
     found: StorySnapshot,
     order: str,
@@ -328,40 +331,41 @@ def _writes(
         Refused: the entity does not exist, the change is too old, or a field that a new entity
             requires is missing.
     """
-    if found.closed and (asked.operation, asked.entity_type) != ("CREATE", "CASE"):
+    if found.closed and (parsed.operation, parsed.entity_type) != ("CREATE", "CASE"):
         raise RejectedChange("a change before this one has deleted the case; create it first")
-    _require_there(asked, found)
-    known = found.entities.get(asked.entity, EntityState(live=False))
-    row: Row = {"story_id": write.update.story_id, "id": asked.entity_id}
-    if asked.operation == "DELETE":
+    _require_there(parsed, found)
+    known = found.entities.get(parsed.entity, EntityState(live=False))
+    _require_stored_role(write.update, parsed, known)
+    row: Row = {"story_id": write.update.story_id, "id": parsed.entity_id}
+    if parsed.operation == "DELETE":
         _require_newer(known.status_order, order, write.at)
-        found.entities[asked.entity] = replace(known, live=False, status_order=order)
-        match asked.entity_type:
+        found.entities[parsed.entity] = replace(known, live=False, status_order=order)
+        match parsed.entity_type:
             case "CASE":
                 found.closed, found.created = True, {}
             case "PLAN":
-                found.plans.pop(asked.entity_id, None)
+                found.plans.pop(parsed.entity_id, None)
             case "SUBTASK":
-                found.needs.pop(asked.entity_id, None)
+                found.needs.pop(parsed.entity_id, None)
         node = {"status": "DELETED", "status_order": order}
-        return [Write(DELETE[asked.entity_type], row | {"node": node})]
+        return [Write(DELETE[parsed.entity_type], row | {"node": node})]
 
-    assert asked.payload is not None
-    given = asked.payload.model_dump(exclude_none=True, exclude=set(fixed))
+    assert parsed.payload is not None
+    given = parsed.payload.model_dump(exclude_none=True, exclude=set(fixed))
     if not known.live:
-        given = titled(asked, given)
-        lacking = [name for name in asked.payload.NEEDED if name not in given]
+        given = titled(parsed, given)
+        lacking = [name for name in parsed.payload.NEEDED if name not in given]
         if lacking:
             raise RejectedChange(f"payload.{lacking[0]}: required; add it")
-    elif not given and not asked.extras:
+    elif not given and not parsed.extras:
         raise RejectedChange(_never(fixed) if fixed else "payload: names nothing to change")
     if plan_id := given.get("plan_id"):
         plan = found.entities.get(("PLAN", plan_id))
         if plan and not plan.live:
             raise RejectedChange(f"payload.plan_id: plan {plan_id} is deleted; create it first")
-    if asked.entity_id in given.get("depends_on", []):
+    if parsed.entity_id in given.get("depends_on", []):
         raise RejectedChange("payload.depends_on: a subtask cannot wait for itself")
-    if asked.entity_id in _waits_for(given.get("depends_on", []), found.needs):
+    if parsed.entity_id in _waits_for(given.get("depends_on", []), found.needs):
         raise RejectedChange(
             "payload.depends_on: closes a ring of subtasks that wait for each other"
         )
@@ -369,46 +373,81 @@ def _writes(
         given["role"] = role_of(given["role"])
 
     if not known.live:
-        given = dict.fromkeys(known.extras) | _begun(write, asked, found) | given
-    if given.get("decided_by") or given.get("actor"):
+        given = dict.fromkeys(known.extras) | _begun(write, parsed, found) | given
+    name = given.get("decided_by") or given.get("actor") or ""
+    if name or known.name not in ("", write.update.actor):
         given["recorded_by"] = write.update.actor
     orders: Row = {}
     if "status" in given:
         _require_newer(known.status_order, order, write.at)
         orders["status_order"] = order
-    given |= asked.extras
+    given |= parsed.extras
     if given.keys() - {"status"}:
         _require_newer(known.text_order, order, write.at)
         orders["text_order"] = order
     before = _named_plan(write, plan_id, found) if plan_id else []
-    made = _ENTITY[asked.entity_type](asked, found, given, row | {"fresh": not known.live})
+    made = _ENTITY[parsed.entity_type](parsed, found, given, row | {"fresh": not known.live})
     made[0].row["node"].update(orders)
-    extras = tuple(dict.fromkeys((*known.extras, *asked.extras)))
-    found.entities[asked.entity] = replace(known, live=True, extras=extras, **orders)
+    extras = tuple(dict.fromkeys((*known.extras, *parsed.extras)))
+    found.entities[parsed.entity] = replace(
+        known,
+        live=True,
+        extras=extras,
+        status=given.get("status", known.status),
+        name=name or known.name,
+        **orders,
+    )
     return before + made
 
 
-def _require_there(asked: ParsedChange, found: StorySnapshot) -> None:
+def _require_there(parsed: ParsedChange, found: StorySnapshot) -> None:
     """Refuse a change of a missing entity; UPDATE may create a plan, subtask or decision.
 
     UPDATE does not restore a deleted entity.
     """
-    known = found.entities.get(asked.entity)
-    if asked.operation == "CREATE" or (known and known.live):
+    known = found.entities.get(parsed.entity)
+    if parsed.operation == "CREATE" or (known and known.live):
         return
-    if known and asked.operation == "UPDATE":
-        raise RejectedChange(f"{asked.entity_type} {asked.entity_id} is deleted; create it first")
-    if asked.operation == "UPDATE" and asked.entity_type in ("PLAN", "SUBTASK", "DECISION"):
+    if known and parsed.operation == "UPDATE":
+        raise RejectedChange(f"{parsed.entity_type} {parsed.entity_id} is deleted; create it first")
+    if parsed.operation == "UPDATE" and parsed.entity_type in ("PLAN", "SUBTASK", "DECISION"):
         return
-    raise RejectedChange(f"this story has no {asked.entity_type} {asked.entity_id}")
+    raise RejectedChange(f"this story has no {parsed.entity_type} {parsed.entity_id}")
 
 
-def titled(asked: ParsedChange, given: Row) -> Row:
+def _require_stored_role(update: ContextUpdate, parsed: ParsedChange, known: EntityState) -> None:
+    """Refuse a change of what is stored in another's name, or of an approved plan.
+
+    The roles of the request's own fields were checked before; these depend on what is stored, so
+    they are checked under the story's lock.
+
+    Raises:
+        ApplicationError: `Permission`: the whole update is refused.
+    """
+    if update.roles is None or not known.live or parsed.operation == "DELETE":
+        return
+    payload = parsed.payload
+    named = getattr(payload, "decided_by", None) or getattr(payload, "actor", None)
+    needed = ""
+    if known.name not in ("", update.actor) and not named:
+        needed, why = "OPERATOR", f"for it is in the name of {known.name[:60]}; or name yourself"
+    if parsed.entity_type == "PLAN" and known.status not in ("", "DRAFT"):
+        needed, why = "PO", f"for the plan is {known.status}"
+    if needed and needed not in update.roles:
+        has = ", ".join(sorted(update.roles)) or "none"
+        raise application_error(
+            ErrorType.PERMISSION,
+            f"change {parsed.number} ({parsed}) needs the role {needed}, {why}; the token of "
+            f"{update.actor} has {has}",
+        )
+
+
+def titled(parsed: ParsedChange, given: Row) -> Row:
     """Add a title to a new decision without one: its rationale's first line; for UPDATE, its id."""
-    if asked.entity_type != "DECISION" or given.get("title"):
+    if parsed.entity_type != "DECISION" or given.get("title"):
         return given
     first_line = next(iter(given.get("rationale", "").strip().splitlines()), "")[:300].strip()
-    title = first_line or (asked.entity_id if asked.operation == "UPDATE" else "")
+    title = first_line or (parsed.entity_id if parsed.operation == "UPDATE" else "")
     return given | {"title": title} if title else given
 
 
@@ -423,10 +462,10 @@ def _named_plan(write: ContextWrite, plan_id: str, found: StorySnapshot) -> list
     return [Write(PLAN_CHANGED, {"story_id": write.update.story_id, "id": plan_id, "node": node})]
 
 
-def _begun(write: ContextWrite, asked: ParsedChange, found: StorySnapshot) -> Row:
+def _begun(write: ContextWrite, parsed: ParsedChange, found: StorySnapshot) -> Row:
     """Return the defaults of a new entity; None removes what a deleted entity left behind."""
-    begun: Row = dict.fromkeys(PAYLOADS[asked.entity_type].model_fields)
-    match asked.entity_type:
+    begun: Row = dict.fromkeys(PAYLOADS[parsed.entity_type].model_fields)
+    match parsed.entity_type:
         case "CASE":
             begun |= {"status": "DRAFT", "revision": None}
             begun |= {"created_at": write.at, "created_by": write.update.actor}
@@ -461,33 +500,33 @@ def _require_newer(stored: str, order: str, at: str) -> None:
         raise RejectedChange(f"what is stored is newer than {at}; it is kept")
 
 
-def _case(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
+def _case(parsed: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     found.closed = False
     found.created |= {name: given[name] for name in ("created_at", "created_by") if name in given}
     return [Write(CASE, row | {"node": given})]
 
 
-def _plan(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
-    found.plans[asked.entity_id] = given.get("version", found.plans.get(asked.entity_id, 0))
+def _plan(parsed: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
+    found.plans[parsed.entity_id] = given.get("version", found.plans.get(parsed.entity_id, 0))
     return [Write(PLAN_CHANGED, row | {"node": given})]
 
 
-def _subtask(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
+def _subtask(parsed: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     plan_id, needs = given.pop("plan_id", ""), given.pop("depends_on", None)
     if needs is not None:
-        found.needs[asked.entity_id] = needs
+        found.needs[parsed.entity_id] = needs
     row = row | {"node": given, "plan_id": plan_id, "needs": needs}
-    links = {"story_id": row["story_id"], "ids": [asked.entity_id]}
+    links = {"story_id": row["story_id"], "ids": [parsed.entity_id]}
     return [Write(SUBTASK, row), Write(TASK_LINKS, links)]
 
 
-def _decision(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
+def _decision(parsed: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     row = row | {"node": given, "plan_id": found.last_plan, "relink": "affects" in given}
-    links = {"story_id": row["story_id"], "id": asked.entity_id}
+    links = {"story_id": row["story_id"], "id": parsed.entity_id}
     return [Write(DECISION_CHANGED, row), Write(DECISION_LINKS, links)]
 
 
-def _milestone(asked: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
+def _milestone(parsed: ParsedChange, found: StorySnapshot, given: Row, row: Row) -> list[Write]:
     return [Write(MILESTONE, row | {"node": given})]
 
 

@@ -60,10 +60,10 @@ async def judge_update(
     update = write.update
     read = read_changes(write)
     linked = any(
-        isinstance(asked, ParsedChange)
-        and isinstance(asked.payload, SubtaskPayload)
-        and bool(asked.payload.depends_on)
-        for asked in read
+        isinstance(parsed, ParsedChange)
+        and isinstance(parsed.payload, SubtaskPayload)
+        and bool(parsed.payload.depends_on)
+        for parsed in read
     )
     looked = await tx.run(
         FOUND,
@@ -84,18 +84,18 @@ async def judge_update(
     if (
         not known
         and not update.changed
-        and not any(_makes_story(asked, found) for asked in judged.applied)
+        and not any(_makes_story(parsed, found) for parsed in judged.applied)
     ):
         raise unknown_story(update.story_id, judged.warnings)
     version = found.version + 1
-    applied = [asked.number for asked in judged.applied]
+    applied = [parsed.number for parsed in judged.applied]
     node = {
         "story_id": update.story_id,
         "version": version,
         "hash": content_hash([update.story_id, version, judged.warnings, _content(judged.applied)]),
         "warnings": judged.warnings,
         "applied": applied,
-        "changes": [f"{asked}: {asked.reason}".rstrip(": ") for asked in judged.applied],
+        "changes": [f"{parsed}: {parsed.reason}".rstrip(": ") for parsed in judged.applied],
         "request": request,
         "actor": update.actor,
         "role": update.role,
@@ -108,11 +108,11 @@ async def judge_update(
     return Update(_as_kept(node, request, read), [*judged.writes, kept])
 
 
-def _makes_story(asked: ParsedChange, found: StorySnapshot) -> bool:
+def _makes_story(parsed: ParsedChange, found: StorySnapshot) -> bool:
     """Return whether the change creates an unknown story: plans and subtasks do."""
-    if asked.entity_type == "CASE":
-        return asked.operation == "CREATE"
-    return asked.entity_type in ("PLAN", "SUBTASK") and not found.story_deleted
+    if parsed.entity_type == "CASE":
+        return parsed.operation == "CREATE"
+    return parsed.entity_type in ("PLAN", "SUBTASK") and not found.story_deleted
 
 
 def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationError:
@@ -124,11 +124,11 @@ def unknown_story(story_id: str, warnings: Sequence[str] = ()) -> ApplicationErr
 def _looked_for(read: ParsedChanges) -> dict[str, list[str]]:
     """Return the ids to look up, by type; includes plans that payloads name."""
     ids: dict[str, set[str]] = {entity_type: set() for entity_type in ENTITY_TYPES}
-    for asked in read:
-        if isinstance(asked, ParsedChange):
-            ids[asked.entity_type].add(asked.entity_id)
-            if isinstance(asked.payload, SubtaskPayload) and asked.payload.plan_id:
-                ids["PLAN"].add(asked.payload.plan_id)
+    for parsed in read:
+        if isinstance(parsed, ParsedChange):
+            ids[parsed.entity_type].add(parsed.entity_id)
+            if isinstance(parsed.payload, SubtaskPayload) and parsed.payload.plan_id:
+                ids["PLAN"].add(parsed.payload.plan_id)
     return {entity_type: sorted(found) for entity_type, found in ids.items()}
 
 
@@ -159,40 +159,44 @@ def _known(node: Row) -> EntityState:
         status_order=node["status_order"] or "",
         text_order=node["text_order"] or "",
         extras=node["extras"],
+        status=str(node["status"] or ""),
+        name=str(node.get("name") or ""),
     )
 
 
 def _content(applied: Sequence[ParsedChange]) -> list[Any]:
     return [
         [
-            str(asked),
-            (asked.payload.model_dump(exclude_none=True) | asked.extras) if asked.payload else None,
+            str(parsed),
+            (parsed.payload.model_dump(exclude_none=True) | parsed.extras)
+            if parsed.payload
+            else None,
         ]
-        for asked in applied
+        for parsed in applied
     ]
 
 
-def _as_news(asked: ParsedChange, actor: str) -> DecisionAdded | None:
+def _as_news(parsed: ParsedChange, actor: str) -> DecisionAdded | None:
     """Return the decision as running agents receive it; None for a new one without a title.
 
     A correction without a title carries the id instead, so that the known title stays.
     """
-    if asked.operation == "DELETE":
+    if parsed.operation == "DELETE":
         return DecisionAdded(
-            decision_id=asked.entity_id, title=asked.entity_id, decided_by=actor, withdrawn=True
+            decision_id=parsed.entity_id, title=parsed.entity_id, decided_by=actor, withdrawn=True
         )
-    if not isinstance(asked.payload, DecisionPayload):
+    if not isinstance(parsed.payload, DecisionPayload):
         return None
-    title = asked.payload.title
-    if asked.operation == "CREATE":
-        title = titled(asked, asked.payload.model_dump(exclude_none=True)).get("title")
+    title = parsed.payload.title
+    if parsed.operation == "CREATE":
+        title = titled(parsed, parsed.payload.model_dump(exclude_none=True)).get("title")
         if not title:
             return None
     return DecisionAdded(
-        decision_id=asked.entity_id,
-        title=title or asked.entity_id,
-        rationale=asked.payload.rationale or "",
-        decided_by=asked.payload.decided_by or actor,
+        decision_id=parsed.entity_id,
+        title=title or parsed.entity_id,
+        rationale=parsed.payload.rationale or "",
+        decided_by=parsed.payload.decided_by or actor,
     )
 
 
@@ -203,29 +207,29 @@ def _as_kept(node: Row, request: str, read: ParsedChanges) -> ContextAnswer:
             "another update was sent with this x-request-id; send this one with its own",
         )
     applied = [
-        asked for number in node["applied"] if isinstance(asked := read[number], ParsedChange)
+        parsed for number in node["applied"] if isinstance(parsed := read[number], ParsedChange)
     ]
-    made = [asked for asked in applied if asked.operation == "CREATE"]
+    made = [parsed for parsed in applied if parsed.operation == "CREATE"]
     return ContextAnswer(
         version=node["version"],
         hash=node["hash"],
         warnings=node["warnings"],
         changed=list(
-            dict.fromkeys((*(asked.entity_type for asked in applied), *node.get("changed", [])))
+            dict.fromkeys((*(parsed.entity_type for parsed in applied), *node.get("changed", [])))
         ),
         after=node.get("after", ""),
         decisions=[
             decision
-            for asked in applied
-            if asked.entity_type == "DECISION" and (decision := _as_news(asked, node["actor"]))
+            for parsed in applied
+            if parsed.entity_type == "DECISION" and (decision := _as_news(parsed, node["actor"]))
         ],
         milestones=[
             MilestoneReached(
-                milestone_id=asked.entity_id,
-                event_type=asked.payload.event_type,
-                description=asked.payload.description or "",
+                milestone_id=parsed.entity_id,
+                event_type=parsed.payload.event_type,
+                description=parsed.payload.description or "",
             )
-            for asked in made
-            if isinstance(asked.payload, MilestonePayload) and asked.payload.event_type
+            for parsed in made
+            if isinstance(parsed.payload, MilestonePayload) and parsed.payload.event_type
         ],
     )

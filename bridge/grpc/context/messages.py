@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from activities.graph.context_packs import SCOPES, Scopes
 from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
-from bridge.grpc.context.requests import PhaseAsked
+from bridge.grpc.context.requests import PhaseFields
 from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2
 from workflows.models.context import ContextChange
@@ -32,7 +32,7 @@ def created(
     )
 
 
-def phase_answer(parsed: PhaseAsked, phase: str) -> context_pb2.TransitionPhaseResponse:
+def phase_answer(parsed: PhaseFields, phase: str) -> context_pb2.TransitionPhaseResponse:
     """Build the answer with the story's phase and the current time."""
     return context_pb2.TransitionPhaseResponse(
         story_id=parsed.story_id,

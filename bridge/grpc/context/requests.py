@@ -37,7 +37,7 @@ def node_type_of(name: object) -> object:
     return {"CASE": "STORY", "SUBTASK": "TASK"}.get(str(word), word)
 
 
-class PackAsked(Request):
+class PackFields(Request):
     """Checked fields of a GetContextRequest.
 
     `token_budget` 0 means the default of scopes.yaml.
@@ -50,7 +50,7 @@ class PackAsked(Request):
     token_budget: int = Field(ge=0, le=TOKENS_AT_MOST)
 
 
-class SessionAsked(Request):
+class SessionFields(Request):
     """Checked fields of a RehydrateSessionRequest.
 
     Empty `roles` mean all roles of scopes.yaml.
@@ -62,7 +62,7 @@ class SessionAsked(Request):
     ttl_seconds: int = Field(ge=0, le=KEPT_AT_MOST_S)
 
 
-class ScopesAsked(Request):
+class ScopeFields(Request):
     """Checked fields of a ValidateScopeRequest."""
 
     role: Identifier
@@ -72,7 +72,7 @@ class ScopesAsked(Request):
     )
 
 
-class CaseAsked(Request):
+class CaseFields(Request):
     """Checked fields of an InitializeProjectContextRequest or a CreateStoryRequest."""
 
     story_id: Id
@@ -81,7 +81,7 @@ class CaseAsked(Request):
     initial_phase: UpperWord
 
 
-class TaskAsked(Request):
+class TaskFields(Request):
     """Checked fields of a CreateTaskRequest.
 
     Empty texts and numbers that are 0 are treated as absent.
@@ -97,7 +97,7 @@ class TaskAsked(Request):
     estimated_hours: int = Field(ge=0)
 
 
-class DecisionAsked(Request):
+class DecisionFields(Request):
     """Checked fields of an AddProjectDecisionRequest.
 
     `decision_type` is None for a decision without a type.
@@ -112,7 +112,7 @@ class DecisionAsked(Request):
     metadata: dict[str, Text] = Field(max_length=100)
 
 
-class PhaseAsked(Request):
+class PhaseFields(Request):
     """Checked fields of a TransitionPhaseRequest."""
 
     story_id: Id
@@ -121,7 +121,7 @@ class PhaseAsked(Request):
     rationale: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_000)]
 
 
-class NodeAsked(Request):
+class NodeFields(Request):
     """Checked fields of a GetGraphRelationshipsRequest."""
 
     node_id: Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -133,7 +133,7 @@ def require_time(timestamp: str) -> None:
     """Refuse a time that cannot be read or is in the future, because the latest time wins.
 
     Raises:
-        InvalidInput: with the rule.
+        InvalidInput: names the field `timestamp` of an UpdateContextRequest, and the rule.
     """
     if not timestamp:
         return

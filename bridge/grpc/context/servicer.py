@@ -6,16 +6,15 @@ transaction has committed, and the update is published on the bus even if this p
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 from temporalio.client import Client
 
 from activities.graph.activities import Graph
 from activities.graph.context_packs import check_scopes
+from bridge.executions import find_execution
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
@@ -33,32 +32,31 @@ from bridge.grpc.context.requests import (
     EVENTS,
     FIRST_PHASE,
     KEPT_S,
-    CaseAsked,
-    DecisionAsked,
-    NodeAsked,
-    PackAsked,
-    PhaseAsked,
-    ScopesAsked,
-    SessionAsked,
-    TaskAsked,
+    CaseFields,
+    DecisionFields,
+    NodeFields,
+    PackFields,
+    PhaseFields,
+    ScopeFields,
+    SessionFields,
+    TaskFields,
     require_time,
 )
 from bridge.grpc.context.updates import (
     ANSWERED_WITHIN_S,
-    OPERATOR,
-    PO,
-    WRITERS,
     Updates,
     about_case,
     require_roles,
 )
 from bridge.grpc.planning import REMARK_KEYS, remarks
+from bridge.grpc.roles import OPERATOR
 from bridge.grpc.wire import context_pb2, context_pb2_grpc
 from bridge.story_moves import move
 from workflows.models.access import require_person
 from workflows.models.base import content_hash
-from workflows.models.context import ContextChange, ContextUpdate, PackQuery, PhaseChange
+from workflows.models.context import ContextUpdate, PackQuery, PhaseChange
 from workflows.models.errors import ErrorType, InvalidInput, application_error
+from workflows.models.ids import story_workflow_id
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
@@ -78,7 +76,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             ApplicationError: `UnknownStory`; `TooLarge`.
         """
         parsed = parse_request(
-            PackAsked,
+            PackFields,
             "GetContextRequest",
             {
                 "story_id": request.story_id,
@@ -126,6 +124,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 "task_id": request.task_id or None,
                 "role": request.role,
                 "actor": caller().actor,
+                "roles": sorted(caller().roles),
                 "changes": [
                     {
                         "operation": change.operation,
@@ -153,7 +152,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.RehydrateSessionResponse:
         """Return what each role needs to resume a story; unknown roles get only the headers."""
         parsed = parse_request(
-            SessionAsked,
+            SessionFields,
             "RehydrateSessionRequest",
             {
                 "case_id": request.case_id,
@@ -186,7 +185,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ValidateScopeResponse:
         """Check that these are exactly the scopes of a role in a phase: no fewer, and no more."""
         parsed = parse_request(
-            ScopesAsked,
+            ScopeFields,
             "ValidateScopeRequest",
             {
                 "role": request.role,
@@ -227,10 +226,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         request: context_pb2.InitializeProjectContextRequest | context_pb2.CreateStoryRequest,
         name: str,
         context: Context,
-    ) -> tuple[CaseAsked, str]:
-        caller().require_role(PO)
+    ) -> tuple[CaseFields, str]:
         parsed = parse_request(
-            CaseAsked,
+            CaseFields,
             name,
             {
                 "story_id": request.story_id,
@@ -245,7 +243,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             "status": parsed.initial_phase,
         }
         change = created("CASE", parsed.story_id, payload, "recorded without a workflow")
-        await self._store_one(name, parsed.story_id, change, context, if_absent=True)
+        await self._updates.change(context, name, parsed.story_id, change, if_absent=True)
         async with in_time(context, ANSWERED_WITHIN_S):
             phase = await self._graph.story_status(parsed.story_id)
         return parsed, phase or parsed.initial_phase
@@ -254,10 +252,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.CreateTaskRequest, context: Context
     ) -> context_pb2.CreateTaskResponse:
         """Store a subtask of the story's current plan; without a plan, it waits for one."""
-        caller().require_role(*WRITERS)
         name = "CreateTaskRequest"
         parsed = parse_request(
-            TaskAsked,
+            TaskFields,
             name,
             {
                 "story_id": request.story_id,
@@ -276,7 +273,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         change = created(
             "SUBTASK", parsed.task_id, {key: value for key, value in payload.items() if value}
         )
-        await self._store_one(name, parsed.story_id, change, context)
+        await self._updates.change(context, name, parsed.story_id, change)
         async with in_time(context, ANSWERED_WITHIN_S):
             status = await self._graph.task_status(parsed.story_id, parsed.task_id)
         return context_pb2.CreateTaskResponse(
@@ -291,11 +288,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         With the role OPERATOR, `decided_by` in the metadata names who decided. Otherwise it is the
         caller.
         """
-        caller().require_role(*WRITERS)
         name = "AddProjectDecisionRequest"
         metadata = dict(request.metadata)
         parsed = parse_request(
-            DecisionAsked,
+            DecisionFields,
             name,
             {
                 "story_id": request.story_id,
@@ -326,21 +322,21 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         change = created(
             "DECISION", decision_id, {key: value for key, value in payload.items() if value}
         )
-        await self._store_one(name, parsed.story_id, change, context)
+        await self._updates.change(context, name, parsed.story_id, change)
         return context_pb2.AddProjectDecisionResponse(decision_id=decision_id)
 
     async def TransitionPhase(  # noqa: N802
         self, request: context_pb2.TransitionPhaseRequest, context: Context
     ) -> context_pb2.TransitionPhaseResponse:
-        """Move a story: through its workflow if one is running, else in the graph.
+        """Move a story: through its workflow if it has one, else in the graph.
 
         Raises:
-            ApplicationError: `UnknownStory`; `Permission`: the token lacks the move's role, or PO
-                if no workflow runs; `IllegalMove` names the moves that are legal.
+            ApplicationError: `UnknownStory`; `Permission`: the token lacks the move's role;
+                `IllegalMove` names the moves that are legal, none if the story has ended.
         """
         name = "TransitionPhaseRequest"
         parsed = parse_request(
-            PhaseAsked,
+            PhaseFields,
             name,
             {
                 "story_id": request.story_id,
@@ -350,15 +346,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             },
         )
         async with in_time(context, ANSWERED_WITHIN_S):
-            if await self._updates.story_runs(parsed.story_id):
+            if await find_execution(self._temporal, story_workflow_id(parsed.story_id)):
                 return phase_answer(parsed, await self._move(parsed, context))
-        caller().require_role(PO)
-        change = ContextChange(
-            operation="UPDATE",
-            entity_type="CASE",
-            payload=json.dumps({"status": parsed.to_phase}),
-            reason=parsed.rationale,
-        )
         moved = PhaseChange(
             from_phase=parsed.from_phase,
             to_phase=parsed.to_phase,
@@ -366,11 +355,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             reason=parsed.rationale,
             via="token",
         )
-        await self._store_one(name, parsed.story_id, change, context, phase_change=moved)
+        await self._updates.transition(context, name, parsed.story_id, moved)
         return phase_answer(parsed, parsed.to_phase)
 
-    async def _move(self, parsed: PhaseAsked, context: Context) -> str:
-        """Make the move of a running story between two phases and return its new state."""
+    async def _move(self, parsed: PhaseFields, context: Context) -> str:
+        """Make the move of a story with a workflow between two phases and return its new state."""
         words = remarks(call_metadata(context))
         if parsed.rationale:
             words = words._replace(reason=parsed.rationale, comment=parsed.rationale)
@@ -390,7 +379,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.GetGraphRelationshipsResponse:
         """Return a node and at most 200 neighbours; `message` reports if there are more."""
         parsed = parse_request(
-            NodeAsked,
+            NodeFields,
             "GetGraphRelationshipsRequest",
             {
                 "node_id": request.node_id,
@@ -421,21 +410,6 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         )
         require_size(answer, f"what is near {parsed.node_id}", "a smaller depth")
         return answer
-
-    async def _store_one(
-        self, name: str, story_id: str, change: ContextChange, context: Context, **more: Any
-    ) -> None:
-        """Store one change.
-
-        Raises:
-            InvalidInput: the change breaks a rule.
-            ApplicationError: as `Updates.store`.
-        """
-        update = ContextUpdate(story_id=story_id, actor=caller().actor, changes=[change], **more)
-        answer = await self._updates.store(context, update)
-        if answer.warnings and not answer.changed:
-            rule = answer.warnings[0].partition("): ")[2]
-            raise InvalidInput(name, [("(the whole)", rule)])
 
 
 def context_id(story_id: str) -> str:

@@ -1,16 +1,19 @@
-"""Writes of the context service: who may change what, and the workflow that stores the changes.
+"""Writes of others into a story's context: who may change what, and the workflow that stores it.
 
-Every write is a ContextUpdateWorkflow: the call is answered when its transaction has committed, and
-the update is published on the bus even if this process fails.
+Every write of the context service is a ContextUpdateWorkflow, and so is every case or transition
+that the Orchestrator service receives for a story without a workflow. The call is answered when the
+transaction has committed, and the update is published on the bus even if this process fails.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
@@ -26,6 +29,7 @@ from activities.graph.context_update.payloads import (
 from activities.graph.context_update.rules import ParsedChange, read_changes
 from activities.tokens import Caller
 from bridge.executions import find_execution
+from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     REQUEST_ID,
     Context,
@@ -34,10 +38,18 @@ from bridge.grpc.calls import (
     in_time,
     seconds_left,
 )
+from bridge.grpc.roles import OPERATOR, PO, WRITERS
 from workflows.context_update import REUSED, ContextUpdateWorkflow
 from workflows.models.access import require_person
-from workflows.models.context import ContextAnswer, ContextUpdate, ContextWrite, request_hash
-from workflows.models.errors import ErrorType, application_error
+from workflows.models.context import (
+    ContextAnswer,
+    ContextChange,
+    ContextUpdate,
+    ContextWrite,
+    PhaseChange,
+    request_hash,
+)
+from workflows.models.errors import ErrorType, InvalidInput, application_error
 from workflows.models.ids import context_workflow_id, story_workflow_id
 from workflows.stubs import STORY_QUEUE
 from workflows.timestamps import format_timestamp
@@ -56,11 +68,6 @@ The call is then repeated.
 
 READY_EVERY_S = 0.2
 
-OPERATOR = "OPERATOR"
-PO = "PO"
-WRITERS = ("DEV", "QA", "ARCHITECT", "DEVOPS", "DATA", PO, OPERATOR)
-"""Roles that write decisions, milestones, subtasks and draft plans in their own name."""
-
 
 # --- who may change what --------------------------------------------------------------------------
 
@@ -76,7 +83,7 @@ def about_case(update: ContextUpdate) -> bool:
 def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> None:
     """Refuse the whole update if the caller may not make one of its changes.
 
-    Changes that cannot be read are not checked here. They are refused when the update is stored.
+    Changes that cannot be read are refused when the update is stored.
 
     Raises:
         ApplicationError: `Permission` names the change and the roles that may make it; `StoryRuns`:
@@ -99,6 +106,7 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
                 f"change {change.number} ({change}) needs the role {' or '.join(roles)}"
                 f"{_why(change, caller.actor)}; the token of {caller.actor} has {has}",
             )
+    caller.require_role(*WRITERS)  # for what cannot be read, too
 
 
 def roles_for(change: ParsedChange, actor: str) -> tuple[str, ...]:
@@ -107,8 +115,10 @@ def roles_for(change: ParsedChange, actor: str) -> tuple[str, ...]:
         return (PO,)
     if change.entity_type == "CASE" or _other_name(change, actor):
         return (OPERATOR,)
-    if isinstance(change.payload, PlanPayload) and change.payload.status not in (None, "DRAFT"):
-        return (PO,)
+    if isinstance(change.payload, PlanPayload):
+        plan = change.payload
+        if plan.version is not None or plan.status not in (None, "DRAFT"):
+            return (PO,)
     return WRITERS
 
 
@@ -148,7 +158,7 @@ def _why(change: ParsedChange, actor: str) -> str:
 
 
 class Updates:
-    """The context updates of this service's calls."""
+    """The context updates of the services' calls."""
 
     def __init__(self, temporal: Client) -> None:
         self._temporal = temporal
@@ -162,15 +172,71 @@ class Updates:
         found = await find_execution(self._temporal, story_workflow_id(story_id))
         return found is not None and found.status == WorkflowExecutionStatus.RUNNING
 
-    async def store(self, context: Context, update: ContextUpdate) -> ContextAnswer:
+    async def change(
+        self,
+        context: Context,
+        message: str,
+        story_id: str,
+        change: ContextChange,
+        key: str = "",
+        **more: Any,
+    ) -> ContextAnswer:
+        """Store one change in the caller's name.
+
+        Args:
+            context: The call.
+            message: The name of its request in the contract.
+            story_id: The story.
+            change: The change.
+            key: As for `store`.
+            **more: Further fields of the update.
+
+        Raises:
+            InvalidInput: The change breaks a rule.
+            ApplicationError: As `store`.
+        """
+        update = ContextUpdate(story_id=story_id, actor=caller().actor, changes=[change], **more)
+        answer = await self.store(context, update, key)
+        if answer.warnings and not answer.changed:
+            rule = answer.warnings[0].partition("): ")[2]
+            raise InvalidInput(message, [("(the whole)", rule)])
+        return answer
+
+    async def transition(
+        self, context: Context, message: str, story_id: str, moved: PhaseChange, at: str = ""
+    ) -> None:
+        """Store and publish the transition of a story without a workflow.
+
+        Args:
+            context: The call.
+            message: The name of its request in the contract.
+            story_id: The story.
+            moved: The transition.
+            at: Its time, ISO 8601; empty for now. Repeated with the same time, it is stored once.
+
+        Raises:
+            InvalidInput: The transition breaks a rule, or is older than what is stored.
+            ApplicationError: As `store`.
+        """
+        change = ContextChange(
+            operation="UPDATE",
+            entity_type="CASE",
+            payload=json.dumps({"status": moved.to_phase}),
+            reason=moved.reason,
+        )
+        key = derived_id(moved.from_phase, moved.to_phase, moved.reason, at) if at else ""
+        await self.change(context, message, story_id, change, key, phase_change=moved, timestamp=at)
+
+    async def store(self, context: Context, update: ContextUpdate, key: str = "") -> ContextAnswer:
         """Store the update and return its answer.
 
-        An update that is repeated with its `x-request-id` gets its first answer again.
+        An update that is repeated with its `x-request-id` gets its first answer again; so does one
+        without, if it has a `key`.
 
         Raises:
             ApplicationError: `RequestReused`; as `GraphStub.update_context`.
         """
-        request_id = call_metadata(context).get(REQUEST_ID) or uuid.uuid4().hex
+        request_id = call_metadata(context).get(REQUEST_ID) or key or uuid.uuid4().hex
         workflow_id = context_workflow_id(update.story_id, derived_id(update.actor, request_id))
         async with in_time(context, ANSWERED_WITHIN_S):
             within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))

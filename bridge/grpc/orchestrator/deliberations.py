@@ -32,16 +32,18 @@ from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import REQUEST_ID, Context, call_metadata, derived_id, seconds_left
 from bridge.grpc.errors import status_of
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.messages import Updates, result_metadata, results
 from bridge.grpc.orchestrator.metrics import CALLED
 from bridge.grpc.orchestrator.requests import TIMELINE_EVENTS, Deliberating
+from bridge.grpc.roles import require_story_role
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.agents import CouncilQuery
 from workflows.models.context import PackQuery
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
 from workflows.models.errors import ErrorType, InvalidInput, application_error
-from workflows.models.ids import deliberation_workflow_id
+from workflows.models.ids import called_deliberation_workflow_id, deliberation_workflow_id
 from workflows.stubs import STORY_QUEUE
 
 PHASE: str = DeliberationInput.model_fields["phase"].default
@@ -80,9 +82,10 @@ class Deliberations:
         temporal: Client,
         graph: Graph,
         driver: AsyncDriver,
+        limits: Limits,
         timeout: timedelta | None = None,
     ) -> None:
-        """Serve from Temporal, the graph and Neo4j.
+        """Serve from Temporal, the graph and Neo4j, within the limits.
 
         `timeout` applies to a deliberation whose caller names none; None means DEFAULT_TIMEOUT.
         """
@@ -90,6 +93,7 @@ class Deliberations:
         self._temporal = temporal
         self._graph = graph
         self._driver = driver
+        self._limits = limits
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def begin(self, parsed: Deliberating, context: Context, prefix: str = CALLED) -> Call:
@@ -97,13 +101,25 @@ class Deliberations:
 
         Its task_id is sent at once, in the initial metadata TASK_ID. If the call ends before it is
         answered, a deliberation for which only this call waits is cancelled. If the council has
-        fewer agents than requested, all of them take part. `prefix` begins the task's id if the
-        request has none.
+        fewer agents than requested, all of them take part; if it has more than the limit allows,
+        as many as it allows. `prefix` begins the task's id if the request has none.
 
         Raises:
-            ApplicationError: `UnknownCouncil` names the existing roles.
-            InvalidInput: `context_options` without a story.
+            ApplicationError: `UnknownCouncil` names the existing roles; `Permission`: the story has
+                a workflow, and the token no role on it; `QuotaUsed`.
+            InvalidInput: `context_options` without a story, or more agents or rounds than the
+                limits allow.
         """
+        self._limits.require_fits(
+            "OrchestrateRequest" if prefix == ORCHESTRATED else "DeliberateRequest",
+            {"num_agents": parsed.num_agents},
+            {
+                "rounds": parsed.rounds,
+                "options.deliberation_rounds": parsed.options.deliberation_rounds,
+            },
+        )
+        story_id = parsed.story_id or parsed.case_id
+        await require_story_role(self._temporal, caller(), story_id)
         council = await self._graph.load_council(CouncilQuery(role=parsed.role))
         seats = len(council.agents)
         agents = f"{seats} of {parsed.num_agents}" if parsed.num_agents > seats else ""
@@ -117,23 +133,29 @@ class Deliberations:
             rounds = 0
         if parsed.constraints.max_iterations:
             rounds = min(rounds, parsed.constraints.max_iterations)
+        rounds = min(rounds, self._limits.rounds)
+        most = min(seats, self._limits.agents)
+        size = min(parsed.num_agents or most, most)
+        actor, workflow_id = caller().actor, called_deliberation_workflow_id(task_id)
+        await self._limits.require_tokens(self._temporal, actor, workflow_id)
         wanted = parsed.constraints.timeout_seconds or self._timeout_s
         timeout = min(wanted, seconds_left(context, wanted))
         task = DeliberationInput(
             task_id=task_id,
-            story_id=parsed.story_id or parsed.case_id or None,
+            story_id=story_id or None,
             role=parsed.role,
             description=parsed.task_description,
             rubric=parsed.constraints.rubric,
             requirements=parsed.constraints.requirements,
             rounds=rounds,
-            agents=None if agents else parsed.num_agents or None,
+            agents=size if size < seats else None,
             timeout=max(timeout, 0.001),
             plan_id=parsed.plan_id,
             judged=parsed.options.architect_selection,
             background=await self._background(parsed),
+            actor=actor,
         )
-        call = Call(self._handle(task_id), rounds, own, agents)
+        call = Call(self._handle(workflow_id), rounds, own, agents)
         starting = asyncio.ensure_future(self._start(task))
 
         def ended(_: Context) -> None:
@@ -173,14 +195,22 @@ class Deliberations:
     async def find(self, task_id: str) -> pb.GetDeliberationResultResponse:
         """Return a task's deliberation from Temporal, or from the graph after Temporal's retention.
 
+        If the fleet itself deliberated on a task of this id, its deliberation is returned, and not
+        that of a caller who used the same id.
+
         Raises:
             ApplicationError: `NotFound`: neither knows it.
         """
-        handle = self._handle(task_id)
-        described = await find_execution(self._temporal, handle.id)
-        if described is None:
-            return await self._recorded(task_id)
-        return await _answer_from_run(task_id, handle, described)
+        for workflow_id in (
+            deliberation_workflow_id(task_id),
+            called_deliberation_workflow_id(task_id),
+        ):
+            handle = self._handle(workflow_id)
+            if described := await find_execution(self._temporal, workflow_id):
+                return await _answer_from_run(task_id, handle, described)
+            if recorded := await self._recorded(task_id, workflow_id):
+                return recorded
+        raise application_error(ErrorType.NOT_FOUND, f"deliberation of task {task_id} not found")
 
     async def _background(self, parsed: Deliberating) -> str:
         """Return the text after each context pack: the caller's notes and `context_options`."""
@@ -198,10 +228,8 @@ class Deliberations:
         )
         return "\n\n".join(filter(None, (parsed.constraints.notes, past)))
 
-    def _handle(self, task_id: str) -> Deliberation:
-        return self._temporal.get_workflow_handle_for(
-            DeliberationWorkflow.run, deliberation_workflow_id(task_id)
-        )
+    def _handle(self, workflow_id: str) -> Deliberation:
+        return self._temporal.get_workflow_handle_for(DeliberationWorkflow.run, workflow_id)
 
     async def _start(self, task: DeliberationInput) -> None:
         """Start the workflow, unless it is running or was completed."""
@@ -209,7 +237,7 @@ class Deliberations:
             await self._temporal.start_workflow(
                 DeliberationWorkflow.run,
                 task,
-                id=deliberation_workflow_id(task.task_id),
+                id=called_deliberation_workflow_id(task.task_id),
                 task_queue=STORY_QUEUE,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
@@ -239,13 +267,13 @@ class Deliberations:
         )
         return str(summary)
 
-    async def _recorded(self, task_id: str) -> pb.GetDeliberationResultResponse:
-        deliberation_id = deliberation_workflow_id(task_id)
+    async def _recorded(
+        self, task_id: str, deliberation_id: str
+    ) -> pb.GetDeliberationResultResponse | None:
+        """Return a deliberation from the graph; None if the graph does not have it."""
         ended = await find_ended(self._driver, deliberation_id)
         if ended is None:
-            raise application_error(
-                ErrorType.NOT_FOUND, f"deliberation of task {task_id} not found"
-            )
+            return None
         found = ended.result
         if found.status == "completed":
             return _completed(task_id, found, ended.ended_ms)

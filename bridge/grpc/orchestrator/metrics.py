@@ -21,7 +21,7 @@ from activities.graph.councils import StandingAgent, StoredCouncil
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.agents import CallUsage
-from workflows.models.ids import deliberation_workflow_id
+from workflows.models.ids import called_deliberation_workflow_id
 from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import AGENTS_QUEUE, STORY_QUEUE
 
@@ -48,7 +48,7 @@ COMPLETED = f"{ALL} AND ExecutionStatus = 'Completed'"
 ENDED = f"{ALL} AND ExecutionStatus != 'Running'"
 
 ALONE = " AND ParentWorkflowId IS NULL"
-OF_CALLS = f"{ALONE} AND WorkflowId STARTS_WITH '{deliberation_workflow_id(CALLED)}'"
+OF_CALLS = f"{ALONE} AND WorkflowId STARTS_WITH '{called_deliberation_workflow_id(CALLED)}'"
 
 
 class Metrics:
@@ -92,7 +92,7 @@ class Metrics:
         return [
             (each.close_time - each.start_time).total_seconds() * 1000
             async for each in found
-            if each.close_time and not each.id.startswith(deliberation_workflow_id(CALLED))
+            if each.close_time and not each.id.startswith(called_deliberation_workflow_id(CALLED))
         ]
 
     async def calls(self, query: str) -> list[CallUsage]:

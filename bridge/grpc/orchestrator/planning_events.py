@@ -15,33 +15,31 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.graph.activities import Graph
 from activities.graph.changes import change
-from activities.graph.deliberations import has_story, last_plan
+from activities.graph.deliberations import last_plan
 from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     Context,
-    derived_id,
     in_time,
     move_update_id,
     named,
     parse_request,
     seconds_left,
 )
-from bridge.grpc.orchestrator.requests import Happened
+from bridge.grpc.context.messages import created
+from bridge.grpc.context.requests import PhaseFields, require_time
+from bridge.grpc.context.updates import Updates
+from bridge.grpc.limits import Limits
+from bridge.grpc.orchestrator.requests import PlanningEvent
+from bridge.grpc.roles import PO, STARTERS, require_story_role
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.plan_runs import run_approved_plan
 from bridge.story_moves import Position, Remarks, move
 from workflows.derivation import DerivationWorkflow
 from workflows.models.agents import PlannedTask
+from workflows.models.context import PhaseChange
 from workflows.models.errors import ErrorType, InvalidInput, application_error
-from workflows.models.events import (
-    Entry,
-    EventBody,
-    PlanApproved,
-    StoryCreated,
-    StorySpec,
-    StoryTransitioned,
-)
+from workflows.models.events import Entry, PlanApproved
 from workflows.models.ids import (
     derivation_workflow_id,
     numbered_plan_id,
@@ -60,8 +58,13 @@ STORY_WITHIN_S = 30.0
 DERIVED_WITHIN_S = 600.0
 """How long a plan's derivation has to answer a call that has no deadline."""
 
-LAST_MS = 253_402_300_800_000
-"""The end of the year 9999. All times in ms that a timestamp can hold are before it."""
+PHASE_FIELDS = {
+    "story_id": "case_id",
+    "from_phase": "from_state",
+    "to_phase": "to_state",
+    "rationale": "metadata.reason",
+}
+"""Field of PhaseFields -> the request's field that has it."""
 
 REMARK_KEYS = {name: f"metadata.{name}" for name in Remarks._fields}
 """Field of a move's remarks -> the request's field that has it."""
@@ -70,9 +73,6 @@ PLAN_APPROVED = "plan.approved"
 TRANSITION = "TRANSITION"
 CASE_CREATED = "CASE_CREATED"
 PREFIX = "planning."
-
-CREATORS = ("PO", "OPERATOR", "DEV")
-"""The roles that may report a new case."""
 
 
 class Plans:
@@ -83,6 +83,7 @@ class Plans:
         temporal: Client,
         graph: Graph,
         driver: AsyncDriver,
+        limits: Limits,
         deliberation_timeout: timedelta | None = None,
     ) -> None:
         """Serve from Temporal, the graph and Neo4j.
@@ -93,9 +94,11 @@ class Plans:
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._graph = graph
         self._driver = driver
+        self._limits = limits
+        self._updates = Updates(temporal)
 
     async def handle_planning_event(
-        self, event: Happened, context: Context
+        self, event: PlanningEvent, context: Context
     ) -> pb.PlanningEventResponse:
         """Move the event's story as the caller, or run a plan that was approved outside.
 
@@ -109,7 +112,7 @@ class Plans:
         if name == PLAN_APPROVED:
             return await self._run(event)
         if name.upper() == CASE_CREATED:
-            return await self._keep_case(event)
+            return await self._keep_case(event, context)
         if name.upper() == TRANSITION:
             return await self._transition(event, context)
         if "." in name:  # no event of a state machine has a dot in its name
@@ -129,11 +132,13 @@ class Plans:
         next. `announce` publishes tasks that are derived now on the bus.
 
         Raises:
-            ApplicationError: `NotFound`: the story does not exist.
+            ApplicationError: `NotFound`: the story does not exist; `Permission`: it has a workflow,
+                and the token no role on it; `QuotaUsed`.
             InvalidInput: names each wrong field.
             WorkflowFailureError: why no tasks were derived.
             TimeoutError: the call's time is over.
         """
+        await require_story_role(self._temporal, caller(), story_id)
         stored = await self._graph.load_plan(PlanQuery(story_id=story_id, plan_id=plan_id))
         if stored.tasks:
             return stored.tasks
@@ -142,10 +147,16 @@ class Plans:
         request = parse_request(
             DerivationInput,
             "DeriveSubtasksRequest",
-            {"story_id": story_id, "plan_id": plan_id, "announce": announce},
+            {
+                "story_id": story_id,
+                "plan_id": plan_id,
+                "announce": announce,
+                "actor": caller().actor,
+            },
             {"story_id": "case_id"},
         )
         workflow_id = derivation_workflow_id(story_id, plan_id)
+        await self._limits.require_tokens(self._temporal, caller().actor, workflow_id)
         with suppress(WorkflowAlreadyStartedError):
             await self._temporal.start_workflow(
                 DerivationWorkflow.run,
@@ -161,15 +172,13 @@ class Plans:
             found: DerivationResult = await handle.result()
         return found.tasks
 
-    async def _keep_case(self, event: Happened) -> pb.PlanningEventResponse:
-        """Store a case from outside in the graph, without starting a workflow."""
+    async def _keep_case(self, event: PlanningEvent, context: Context) -> pb.PlanningEventResponse:
+        """Store a case from outside, without starting a workflow for the story."""
         actor = caller()
-        actor.require_role(*CREATORS)
+        actor.require_role(*STARTERS)
         story_id, metadata = event.case_id, event.metadata
         if await find_execution(self._temporal, story_workflow_id(story_id)):
             words = f"story {story_id} has a workflow already"
-        elif await has_story(self._driver, story_id):
-            words = f"case {story_id} is known already"
         else:
             text = parse_request(
                 StoryInput,
@@ -183,30 +192,18 @@ class Plans:
                 {"story_id": "case_id", "title": "metadata.title"},
             )
             with named("PlanningEventRequest", {"brief": "metadata.description"}):
-                StoryText(title=text.title, brief=text.brief).require_fits("PlanningEventRequest")
-            when = format_timestamp(datetime.now(UTC))
-            created = StoryCreated(
-                story_id=story_id,
-                title=text.title,
-                rigor=text.rigor,
-                created_by=text.created_by,
-                timestamp=when,
+                StoryText(title=text.title, brief=text.brief).require_fits(
+                    "PlanningEventRequest", self._limits.text_bytes
+                )
+            payload = {"title": text.title, "description": text.brief, "rigor": text.rigor}
+            new = created("CASE", story_id, payload, "recorded without a workflow")
+            answer = await self._updates.change(
+                context, "PlanningEventRequest", story_id, new, if_absent=True
             )
-            spec = StorySpec(
-                story_id=story_id,
-                title=text.title,
-                brief=text.brief,
-                acceptance_criteria=[],
-                rigor=text.rigor,
-                revision="",
-                created_by=text.created_by,
-                timestamp=when,
-            )
-            await self._store(story_id, f"grpc/{story_id}/created", created, spec)
-            words = f"case {story_id} is stored"
+            words = f"case {story_id} is {'stored' if answer.changed else 'known already'}"
         return pb.PlanningEventResponse(processed=True, message=words)
 
-    async def _transition(self, event: Happened, context: Context) -> pb.PlanningEventResponse:
+    async def _transition(self, event: PlanningEvent, context: Context) -> pb.PlanningEventResponse:
         """Make the story's move to `to_state`; if it has no workflow, store the transition.
 
         Raises:
@@ -216,39 +213,50 @@ class Plans:
         if not event.to_state:
             raise InvalidInput("PlanningEventRequest", [("to_state", "required; add it")])
         if not await find_execution(self._temporal, story_workflow_id(event.case_id)):
-            return await self._keep_transition(event)
+            return await self._keep_transition(event, context)
         return await self._move(event, partial(_move_to_state, event), context)
 
-    async def _keep_transition(self, event: Happened) -> pb.PlanningEventResponse:
-        """Store the transition as the inbox does with `planning.story.transitioned`."""
-        actor = caller()
-        actor.require_role("PO")
-        story_id = event.case_id
-        if not await has_story(self._driver, story_id):
-            raise application_error(ErrorType.NOT_FOUND, f"case {story_id} not found")
-        at = (
-            datetime.fromtimestamp(event.timestamp_ms / 1000, UTC)
-            if 0 < event.timestamp_ms < LAST_MS
-            else datetime.now(UTC)
+    async def _keep_transition(
+        self, event: PlanningEvent, context: Context
+    ) -> pb.PlanningEventResponse:
+        """Store and publish the transition of a story without a workflow.
+
+        Raises:
+            InvalidInput: names each wrong field.
+            ApplicationError: as `Updates.transition`.
+        """
+        caller().require_role(PO)
+        moved = parse_request(
+            PhaseFields,
+            "PlanningEventRequest",
+            {
+                "story_id": event.case_id,
+                "from_phase": event.from_state or "UNKNOWN",
+                "to_phase": event.to_state,
+                "rationale": event.metadata.get("reason", ""),
+            },
+            PHASE_FIELDS,
         )
-        body = StoryTransitioned(
-            story_id=story_id,
-            from_phase=event.from_state or "unknown",
-            to_phase=event.to_state,
+        phases = PhaseChange(
+            from_phase=moved.from_phase,
+            to_phase=moved.to_phase,
             event=TRANSITION,
-            actor=actor.actor,
-            reason=event.metadata.get("reason", ""),
+            reason=moved.rationale,
             via="token",
-            timestamp=format_timestamp(at),
         )
-        what = derived_id(event.from_state, event.to_state, body.timestamp)
-        await self._store(story_id, f"grpc/{story_id}/{what}", body)
+        at = ""
+        if event.timestamp_ms:
+            at = format_timestamp(datetime.fromtimestamp(event.timestamp_ms / 1000, UTC))
+            with named("PlanningEventRequest", {"timestamp": "timestamp_ms"}):
+                require_time(at)
+        await self._updates.transition(context, "PlanningEventRequest", event.case_id, phases, at)
         return pb.PlanningEventResponse(
-            processed=True, message=f"case {story_id} has no workflow: its transition is stored"
+            processed=True,
+            message=f"case {event.case_id} has no workflow: its transition is stored",
         )
 
     async def _move(
-        self, event: Happened, choose: Callable[[Position], Move | None], context: Context
+        self, event: PlanningEvent, choose: Callable[[Position], Move | None], context: Context
     ) -> pb.PlanningEventResponse:
         remarks = Remarks(
             reason=event.metadata.get("reason", ""),
@@ -272,9 +280,9 @@ class Plans:
             derived_task_ids=[task.task_id for task in tasks],
         )
 
-    async def _run(self, event: Happened) -> pb.PlanningEventResponse:
+    async def _run(self, event: PlanningEvent) -> pb.PlanningEventResponse:
         """Store the approval and run the plan, each once."""
-        role = caller().require_role("PO")
+        role = caller().require_role(PO)
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
             raise InvalidInput("PlanningEventRequest", [("plan_id", "required; add it")])
@@ -292,7 +300,7 @@ class Plans:
             derived_task_ids=[task.task_id for task in tasks],
         )
 
-    async def _store_approval(self, event: Happened) -> None:
+    async def _store_approval(self, event: PlanningEvent) -> None:
         body = PlanApproved(
             story_id=event.case_id,
             plan_id=event.plan_id,
@@ -300,27 +308,17 @@ class Plans:
             via="token",
             timestamp=format_timestamp(datetime.now(UTC)),
         )
-        entry_id = f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved"
-        await self._store(event.case_id, entry_id, body)
-
-    async def _store(self, story_id: str, entry_id: str, *bodies: EventBody) -> None:
-        """Store events in the graph in the form of entries of a story's outbox."""
-        now_ms = int(datetime.now(UTC).timestamp() * 1000)
-        entries = [
-            Entry(
-                id=entry_id if number == 1 else f"{entry_id}/{number}",
-                kind=type(body).__name__,
-                subject=body.SUBJECT,
-                source="/grpc/orchestrator",
-                story_id=story_id,
-                time=body.timestamp,
-                body=body.model_dump(mode="json"),
-            )
-            for number, body in enumerate(bodies, start=1)
-        ]
-        await self._graph.store(
-            [change(entry, now_ms, number) for number, entry in enumerate(entries, start=1)]
+        entry = Entry(
+            id=f"grpc/{plan_workflow_id(event.case_id, event.plan_id)}/approved",
+            kind=type(body).__name__,
+            subject=body.SUBJECT,
+            source="/grpc/orchestrator",
+            story_id=event.case_id,
+            time=body.timestamp,
+            body=body.model_dump(mode="json"),
         )
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        await self._graph.store([change(entry, now_ms, 1)])
 
     async def _tasks(self, story_id: str, plan_id: str) -> list[PlannedTask]:
         if not plan_id:
@@ -357,7 +355,7 @@ def in_waves(tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
     return waves
 
 
-def _named_move(event: Happened, name: str, now: Position) -> Move:
+def _named_move(event: PlanningEvent, name: str, now: Position) -> Move:
     """Return the move with that name; refuse an event that describes a different move."""
     if event.from_state and event.from_state != now.view.state:
         raise application_error(
@@ -373,14 +371,14 @@ def _named_move(event: Happened, name: str, now: Position) -> Move:
     return found
 
 
-def _move_to_state(event: Happened, now: Position) -> Move | None:
+def _move_to_state(event: PlanningEvent, now: Position) -> Move | None:
     """Return the move to the event's state; None if the story is in that state already."""
     if now.view.state == event.to_state and event.from_state != event.to_state:
         return None
     return now.between(event.from_state or now.view.state, event.to_state, caller().roles)
 
 
-def _invalid(event: Happened) -> pb.PlanningEventResponse:
+def _invalid(event: PlanningEvent) -> pb.PlanningEventResponse:
     return pb.PlanningEventResponse(
         processed=False,
         message=f"{event.event_type[:100]} is not understood; understood are the events of the "

@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from activities.graph.context_packs import Scope
-from activities.graph.councils import MAX_AGENTS
 from bridge.grpc.calls import parse_request
 from bridge.grpc.wire import orchestrator_pb2 as pb
-from workflows.models.agents import refuse_mock
+from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, refuse_mock
 from workflows.models.base import Line, Request, Section
 from workflows.models.errors import InvalidInput
 from workflows.models.ids import ID_CHARACTERS, ID_PATTERN, LONG_ID_CHARACTERS, Id, LongId, Role
@@ -69,7 +68,7 @@ class Constraints(Section):
 class Options(Section):
     """The meaning of OrchestratorOptions; see `_options`."""
 
-    deliberation_rounds: int = Field(default=0, ge=0, le=10)
+    deliberation_rounds: int = Field(default=0, ge=0, le=MAX_ROUNDS)
     peer_review: bool = True
     architect_selection: bool = True
     custom_params: NotRead = {}
@@ -108,7 +107,7 @@ class Deliberating(Request):
     task_description: Described
     role: Line
     constraints: Constraints
-    rounds: int = Field(default=0, ge=0, le=10)
+    rounds: int = Field(default=0, ge=0, le=MAX_ROUNDS)
     num_agents: int = Field(default=0, ge=0, le=MAX_AGENTS)
     options: Options = Options()
     context_options: OfContext = OfContext()
@@ -136,7 +135,7 @@ class OfAgent(Section):
 class OfCouncil(Section):
     """Checked fields of CouncilConfig."""
 
-    deliberation_rounds: int = Field(default=0, ge=0, le=10)
+    deliberation_rounds: int = Field(default=0, ge=0, le=MAX_ROUNDS)
     enable_peer_review: bool = False
     model_profile: Identifier = ""
     agent_type: AskedType = ""
@@ -193,7 +192,7 @@ class Unregistering(Request):
     role: Identifier = ""
 
 
-class Happened(Request):
+class PlanningEvent(Request):
     """Checked fields of a PlanningEventRequest."""
 
     event_type: Line
@@ -201,7 +200,7 @@ class Happened(Request):
     plan_id: MaybeLongId = ""
     from_state: Identifier = ""
     to_state: Identifier = ""
-    timestamp_ms: int = Field(default=0, ge=0)
+    timestamp_ms: int = Field(default=0, ge=0, lt=253_402_300_800_000)  # the end of year 9999
     metadata: dict[str, str] = {}
 
 
@@ -354,14 +353,14 @@ def unregistering(request: pb.UnregisterAgentRequest) -> Unregistering:
     )
 
 
-def happened(request: pb.PlanningEventRequest) -> Happened:
+def planning_event(request: pb.PlanningEventRequest) -> PlanningEvent:
     """Parse a PlanningEventRequest.
 
     Raises:
         InvalidInput: names each wrong field.
     """
     return parse_request(
-        Happened,
+        PlanningEvent,
         "PlanningEventRequest",
         {
             "event_type": request.event_type,

@@ -27,8 +27,8 @@ from activities.graph.councils import (
     unregister_agent,
 )
 from activities.graph.deliberations import history
-from bridge.grpc.auth import caller
 from bridge.grpc.calls import Context
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
 from bridge.grpc.orchestrator.messages import result_metadata, results
 from bridge.grpc.orchestrator.metrics import COMPLETED, ENDED, Metrics, since
@@ -40,9 +40,9 @@ from bridge.grpc.orchestrator.requests import (
     creating,
     deliberating,
     deriving,
-    happened,
     measuring,
     orchestrating,
+    planning_event,
     registering,
     task_context,
     unregistering,
@@ -53,17 +53,13 @@ from workflows.models.base import AgentType, content_hash
 from workflows.models.context import PackQuery
 from workflows.models.ids import council_id, derivation_workflow_id
 
-COUNCIL_ROLES = ("OPERATOR", "PO")
-"""Roles that may change councils: operators of the fleet, and the product owner."""
-
 DEFAULT_AGENTS = 3
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """Deliberations, councils, plans and metrics, read from Temporal and the graph.
 
-    Any valid token may deliberate and read. Its roles decide which gates it opens, and whether it
-    may change councils (COUNCIL_ROLES).
+    `bridge.grpc.roles` lists the roles that each method needs.
     """
 
     def __init__(
@@ -74,6 +70,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         agent_type: AgentType,
         deliberation_timeout: timedelta | None = None,
         default_model: Callable[[], Awaitable[str]] | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
     ) -> None:
         """Serve from Temporal and the graph.
 
@@ -84,14 +81,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             agent_type: The type of agents for which none is named.
             deliberation_timeout: The setting DELIBERATION_TIMEOUT.
             default_model: Returns the model of agents that name none; None: not known.
+            limits: Limits of what calls may ask of agents.
         """
         self._default_model = default_model
         self._graph = graph
         self._driver = driver
         self._agent_type = agent_type
         self._metrics = Metrics(temporal)
-        self._deliberations = Deliberations(temporal, graph, driver, deliberation_timeout)
-        self._plans = Plans(temporal, graph, driver, deliberation_timeout)
+        self._limits = limits
+        self._deliberations = Deliberations(temporal, graph, driver, limits, deliberation_timeout)
+        self._plans = Plans(temporal, graph, driver, limits, deliberation_timeout)
 
     # --- deliberations --------------------------------------------------------------------------
 
@@ -187,11 +186,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `AlreadyExists`.
         """
-        caller().require_role(*COUNCIL_ROLES)
         parsed = creating(request)
+        self._limits.require_fits(
+            "CreateCouncilRequest",
+            {"num_agents": parsed.num_agents},
+            {"config.deliberation_rounds": parsed.config.deliberation_rounds},
+        )
         council = NewCouncil(
             role=parsed.role,
-            size=parsed.num_agents or DEFAULT_AGENTS,
+            size=parsed.num_agents or min(DEFAULT_AGENTS, self._limits.agents),
             agent_type=parsed.config.agent_type or self._agent_type,
             model=parsed.config.model_profile,
             rounds=parsed.config.deliberation_rounds or int(parsed.config.enable_peer_review),
@@ -232,7 +235,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `InvalidInput`; `MockAgent`; `UnknownCouncil` names the
                 existing roles; `AlreadyExists`: the agent is in another council.
         """
-        caller().require_role(*COUNCIL_ROLES)
         parsed = registering(request)
         elsewhere: AgentType | None = "NATS" if parsed.endpoint else None
         agent = NewAgent(
@@ -264,7 +266,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ApplicationError: `Permission`; `UnknownCouncil`; `NotFound`; `CouncilTooSmall`: no
                 agent would be left.
         """
-        caller().require_role(*COUNCIL_ROLES)
         parsed = unregistering(request)
         role = await unregister_agent(self._driver, parsed.agent_id, parsed.role)
         return pb.UnregisterAgentResponse(
@@ -287,7 +288,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises:
             ApplicationError: `InvalidInput`; `Permission`; `NotFound`; any refusal of the story.
         """
-        return await self._plans.handle_planning_event(happened(request), context)
+        return await self._plans.handle_planning_event(planning_event(request), context)
 
     async def DeriveSubtasks(  # noqa: N802
         self, request: pb.DeriveSubtasksRequest, context: Context

@@ -22,6 +22,7 @@ from activities.agents.activities import Agents, VllmAgents
 from activities.agents.answer_cache import ANSWER_TTL, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.prompts import Prompts
+from activities.quota import TokenQuota
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.servers import RunningServer
@@ -45,7 +46,7 @@ PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
 IDLE_SECONDS = 2.0
 
 
-def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
+def call_fields(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
     """Return the fields that every call is given."""
     return {
         "task": Task(task_id="t1", role="DEV", description="Store every event."),
@@ -56,7 +57,7 @@ def asked(agent_id: str = "dev-1", **agent: Any) -> dict[str, Any]:
 
 
 def proposing(agent_id: str = "dev-1", **agent: Any) -> ProposeInput:
-    return ProposeInput(**asked(agent_id, **agent))
+    return ProposeInput(**call_fields(agent_id, **agent))
 
 
 @pytest.fixture
@@ -112,14 +113,16 @@ async def test_every_act_brings_its_structured_answer(
 
     proposal = await environment.run(agents.propose, proposing())
     criticism = await environment.run(
-        agents.criticise, CriticiseInput(**asked(), author_id="dev-2", proposal=PROPOSAL)
+        agents.criticise, CriticiseInput(**call_fields(), author_id="dev-2", proposal=PROPOSAL)
     )
     revision = await environment.run(
-        agents.revise, ReviseInput(**asked(), proposal=PROPOSAL, critiques=[critique])
+        agents.revise, ReviseInput(**call_fields(), proposal=PROPOSAL, critiques=[critique])
     )
-    judgement = await environment.run(agents.judge, JudgeInput(**asked(), contenders=contenders))
+    judgement = await environment.run(
+        agents.judge, JudgeInput(**call_fields(), contenders=contenders)
+    )
     plan = await environment.run(
-        agents.derive_plan, DerivePlanInput(**asked(), design=PROPOSAL, roles=["DEV", "QA"])
+        agents.derive_plan, DerivePlanInput(**call_fields(), design=PROPOSAL, roles=["DEV", "QA"])
     )
 
     assert proposal.proposal.content
@@ -142,6 +145,50 @@ async def test_a_call_reports_its_cost(
     assert first.prompt_hash != second.prompt_hash
     assert first.seed != second.seed
     assert second.cached_tokens > second.tokens_in * 0.9
+
+
+def asked_by(actor: str) -> ProposeInput:
+    request = proposing()
+    return request.model_copy(update={"task": request.task.model_copy(update={"actor": actor})})
+
+
+async def used(store: Redis, actor: str) -> int:
+    """Return the tokens that are counted for the actor, in this hour and the last."""
+    keys = [key async for key in store.scan_iter(f"swe:tokens:{actor}:*")]
+    return sum([int(await store.get(key) or 0) for key in keys])
+
+
+async def test_every_ask_counts_for_its_caller_and_a_kept_answer_does_not(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    actor = f"eve-{uuid.uuid4().hex}"
+    llm.fail("wrong")
+
+    usage = (await environment.run(agents.propose, asked_by(actor))).usage
+    again = (await environment.run(agents.propose, asked_by(actor))).usage
+
+    assert (usage.asks, again) == (2, usage)
+    assert await used(store, actor) == usage.tokens
+
+
+async def test_an_agent_is_not_asked_for_a_caller_without_tokens(
+    client: httpx.AsyncClient, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    actor = f"eve-{uuid.uuid4().hex}"
+    llms = VllmAgents(client, store, llm.model, PROMPTS, tokens_per_hour=100)
+    agents = Agents({"RAY_VLLM": llms})
+    await TokenQuota(store).count(actor, 60)
+    await TokenQuota(store).count(actor, 60)
+
+    error = await refusal(environment.run(agents.propose, asked_by(actor)))
+    of_another = await environment.run(agents.propose, asked_by(f"{actor}-2"))
+
+    assert (error.type, error.non_retryable) == ("QuotaUsed", True)
+    assert "has used 120 of 100 tokens in this hour, 0 are left" in error.message
+    assert error.next_retry_delay is not None
+    assert timedelta() < error.next_retry_delay <= timedelta(hours=1)
+    assert of_another.proposal.content
+    assert len(llm.calls) == 1
 
 
 async def test_a_run_that_is_repeated_asks_the_same_and_gets_the_same(
@@ -242,7 +289,7 @@ async def test_the_servers_message_is_shown_but_cut(
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
-async def test_a_misbehaving_engine_is_retried_where_that_can_help(
+async def test_a_failing_engine_is_retried_if_a_retry_can_help(
     agents: Agents,
     llm: LlmServer,
     environment: ActivityEnvironment,
@@ -378,7 +425,9 @@ async def test_another_agent_wave_act_or_run_is_another_call(
 
     await environment.run(agents.propose, proposing("dev-2"))
     await environment.run(agents.propose, request.model_copy(update={"wave": 2}))
-    await environment.run(agents.revise, ReviseInput(**asked(), proposal=PROPOSAL, critiques=[]))
+    await environment.run(
+        agents.revise, ReviseInput(**call_fields(), proposal=PROPOSAL, critiques=[])
+    )
     environment.info = dataclasses.replace(environment.info, workflow_run_id=str(uuid.uuid4()))
     await environment.run(agents.propose, request)
 
@@ -427,6 +476,10 @@ def recorded(environment: ActivityEnvironment) -> list[dict[str, Any]]:
     return heartbeats
 
 
+def received(heartbeats: list[dict[str, Any]]) -> bool:
+    return any(beat["tokens"] for beat in heartbeats)
+
+
 async def test_heartbeats_carry_the_tokens_so_far(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
@@ -449,7 +502,8 @@ async def test_cancelling_stops_the_generation_in_the_engine(
     heartbeats = recorded(environment)
     llm.fail(kind, ms=20)
     call = asyncio.ensure_future(environment.run(agents.propose, proposing()))
-    await until(lambda: bool(llm.calls and (kind == "hang" or llm.calls[0].tokens)))
+    # Not only sent by the engine: a cancelled call reports what the agent has received.
+    await until(lambda: bool(llm.calls and (kind == "hang" or received(heartbeats))))
 
     environment.cancel()
 

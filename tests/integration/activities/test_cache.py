@@ -53,7 +53,7 @@ async def test_lines_have_the_ids_of_their_outbox_and_are_there_once(client: Red
     }
 
 
-async def test_a_line_that_another_outbox_has_passed_goes_to_the_end_once(client: Redis) -> None:
+async def test_a_late_timeline_line_is_appended_once(client: Redis) -> None:
     story, cache = new_story(), Cache(client)
     await cache.store([line(story, 0, started_ms=1000), line(story, 0, started_ms=2000)], [])
 

@@ -204,7 +204,7 @@ async def test_code_that_needs_a_package_cannot_be_dry_run(
         ("from shop import price", "not_checked"),
     ],
 )
-async def test_a_dry_run_s_verdict_is_of_how_the_code_ended(
+async def test_a_dry_run_is_judged_by_how_the_code_ended(
     environment: ActivityEnvironment, code: str, outcome: str
 ) -> None:
     report = await report_on(environment, f"```python\n{code}\n```")
@@ -272,7 +272,7 @@ async def test_too_many_blocks_are_not_linted(environment: ActivityEnvironment) 
     assert outcomes(report)["lint"] == "not_checked"
 
 
-async def test_findings_are_no_more_than_a_person_can_read(
+async def test_findings_are_limited_to_a_readable_number(
     environment: ActivityEnvironment,
 ) -> None:
     names = "".join(f"print(undefined{n})\n" for n in range(90))

@@ -243,17 +243,17 @@ async def test_the_summary_that_another_system_keeps_is_in_packs_and_sessions_wi
 ) -> None:
     await graph.record(batch(story, spec(story), plan(story)))
     await graph.record_deliberation(deliberation(story))
-    asked = query(story, "DEV", "DESIGN")
+    pack_query = query(story, "DEV", "DESIGN")
     secret = "ghp_" + "a1B2" * 9
 
-    before = await graph.build_pack(asked)
+    before = await graph.build_pack(pack_query)
     await client.set(f"swe:case:{story}:summaries:last", f"The form works.\n\nToken {secret}")
-    after = await graph.build_pack(asked)
+    after = await graph.build_pack(pack_query)
     session = await graph.read_session(story, events=0, summary=True)
     without = await graph.build_pack(query(story, "DEV", "BUILD"))
     await client.delete(f"swe:case:{story}:summaries:last")
     await client.rpush(f"swe:case:{story}:summaries:last", "of another type")
-    other = await graph.build_pack(asked)
+    other = await graph.build_pack(pack_query)
 
     assert "The form works" not in before.context
     lines = after.context.splitlines()

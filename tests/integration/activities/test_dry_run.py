@@ -389,7 +389,7 @@ os._exit(0)
         ),
     ],
 )
-async def test_a_program_cannot_pass_for_one_that_came_to_its_end(attack: str) -> None:
+async def test_a_program_cannot_fake_its_completion(attack: str) -> None:
     code = f"import os, sys\nBROKEN = True\n{EVERYWHERE}\n{attack}\nassert not BROKEN"
 
     check = await dry_run(python(code), Limits(wall_s=8))

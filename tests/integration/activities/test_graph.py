@@ -406,7 +406,7 @@ async def test_an_invalid_request_is_refused_with_the_field_and_nothing_is_half_
     assert await dump(driver, story) == []
 
 
-async def test_a_kind_of_a_newer_version_waits_for_a_newer_worker(graph: Graph, story: str) -> None:
+async def test_an_unknown_kind_of_entry_waits_for_a_newer_worker(graph: Graph, story: str) -> None:
     newer = batch(story, moved(story, "DRAFT", "DESIGN", 1))
     entry = newer.entries[0].model_copy(update={"kind": "StoryPainted"})
 
@@ -486,7 +486,7 @@ async def test_a_decision_shows_its_proposer_its_critiques_and_its_checks(
 
 
 @pytest.mark.parametrize("plan_first", [True, False])
-async def test_a_decision_is_linked_to_what_its_names_mean_whichever_came_first(
+async def test_a_decision_is_linked_to_named_entities_in_any_order_of_arrival(
     graph: Graph, driver: neo4j.AsyncDriver, story: str, plan_first: bool
 ) -> None:
     if plan_first:
@@ -603,7 +603,7 @@ async def test_a_council_has_its_first_agents_and_a_judge_from_outside(graph: Gr
 
 
 @pytest.mark.usefixtures("councils")
-async def test_architects_are_judged_by_one_who_does_not_sit(graph: Graph) -> None:
+async def test_architects_are_judged_by_an_agent_outside_the_council(graph: Graph) -> None:
     two = await graph.load_council(CouncilQuery(role="ARCHITECT", size=2))
     all_of_them = await graph.load_council(CouncilQuery(role="ARCHITECT"))
 

@@ -96,7 +96,7 @@ async def test_a_story_that_others_wrote_is_written_as_one_node(
     assert plans == 2
 
 
-async def test_an_update_and_a_plan_of_a_seeded_story_find_what_hangs_on_it(
+async def test_an_update_and_a_plan_of_a_seeded_story_find_its_nodes(
     graph: Graph, driver: neo4j.AsyncDriver
 ) -> None:
     story = new_story()

@@ -78,7 +78,7 @@ class Habit:
     kind: str
     words: str = ""
     tokens: tuple[int, int] | None = None
-    asked: int = 1
+    calls: int = 1
     patience: float = PATIENCE_S
 
     def scripts(self) -> list[Script]:
@@ -108,7 +108,7 @@ def refused(kind: str, words: str, status: str, body: Any, **headers: str) -> Ha
 def again(words: str, *steps: Step) -> Habit:
     """Expect the answer to be rejected, requested again with these words, and then taken."""
     ok = (HEAD, WHOLE)
-    return Habit([(HEAD, *steps), ok], "taken", words, asked=2, tokens=None)
+    return Habit([(HEAD, *steps), ok], "taken", words, calls=2, tokens=None)
 
 
 def pinged(ping: bytes, times: int = 40) -> list[Step]:
@@ -481,7 +481,7 @@ class Outcome:
     answer: ProposalAnswer | None
     error: BaseException | None
     seconds: float
-    asked: list[dict[str, Any]]
+    requests: list[dict[str, Any]]
 
 
 async def ask(
@@ -495,7 +495,7 @@ async def ask(
             answer = await environment_of_a_run().run(agents.answer, propose(proposing()))
         except Exception as raised:
             failure = raised
-    return Outcome(answer, failure, time.monotonic() - began, server.asked.get(name, []))
+    return Outcome(answer, failure, time.monotonic() - began, server.requests.get(name, []))
 
 
 def path(name: str) -> str:
@@ -527,9 +527,9 @@ async def test_an_answer_that_is_whole_is_taken(outcomes: dict[str, Outcome], na
     assert met.answer.proposal.content == CONTENT
     assert "\\u0000" not in met.answer.model_dump_json()
     usage = met.answer.usage
-    assert usage.asks == len(met.asked) == habit.asked
-    if habit.asked == 2:
-        assert habit.words in met.asked[1]["messages"][-1]["content"]
+    assert usage.asks == len(met.requests) == habit.calls
+    if habit.calls == 2:
+        assert habit.words in met.requests[1]["messages"][-1]["content"]
     elif habit.tokens:
         assert (usage.tokens_in, usage.tokens_out, usage.estimated) == (*habit.tokens, False)
     else:
@@ -550,10 +550,10 @@ async def test_an_error_of_an_endpoint_keeps_its_words_and_its_class(
     assert habit.words in met.error.message
     assert "127.0.0.1" in met.error.message
     assert len(met.error.message) < 700
-    assert len(met.asked) == (3 if habit.kind == "PromptTooLong" else habit.asked)
+    assert len(met.requests) == (3 if habit.kind == "PromptTooLong" else habit.calls)
 
 
-def test_there_are_habits_enough() -> None:
+def test_enough_habits_are_tested() -> None:
     assert len(HABITS) == len({*ENDS, *FRAMES, *SHAPES, *UNUSABLE, *ERRORS, *REFUSALS}) >= 46
 
 
@@ -698,7 +698,7 @@ async def test_an_answer_that_was_cut_off_is_asked_again_with_shorter_texts(stor
         met = await ask(server, "cut", store)
 
     assert met.answer is not None
-    first, second, third = map(longest, met.asked)
+    first, second, third = map(longest, met.requests)
     assert second <= first / 2
     assert third <= first / 3
 
@@ -711,7 +711,7 @@ async def test_a_cancelled_call_leaves_its_endpoint(store: Redis, steps: tuple[S
             agents = VllmAgents(client, store, "test-model", PROMPTS)
             environment = environment_of_a_run()
             call = asyncio.ensure_future(environment.run(agents.answer, propose(proposing())))
-            await until(lambda: "c" in server.asked)
+            await until(lambda: "c" in server.requests)
 
             environment.cancel()
 

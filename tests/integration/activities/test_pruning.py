@@ -87,7 +87,9 @@ async def test_only_stories_that_ended_long_ago_go_and_nothing_of_them_stays(
     assert after >= councils
 
 
-async def test_a_story_that_lives_again_is_not_removed(graph: Graph, driver: AsyncDriver) -> None:
+async def test_a_story_that_was_started_again_is_not_removed(
+    graph: Graph, driver: AsyncDriver
+) -> None:
     before = datetime.now(UTC) - timedelta(days=30)
     story = await whole(graph, driver, "DONE", before - timedelta(days=1))
     assert story in await graph.ended_before(before)
@@ -117,7 +119,7 @@ async def test_old_deliberations_of_no_story_go(graph: Graph, driver: AsyncDrive
         (("--older-than", "365d"), "say --yes"),
     ],
 )
-async def test_a_prune_that_is_not_meant_is_refused(
+async def test_a_prune_without_confirmation_is_refused(
     environment: Environment, arguments: tuple[str, ...], words: str
 ) -> None:
     code, _, err = await prune(environment, *arguments)

@@ -35,14 +35,14 @@ FINAL = {
 
 
 @pytest.mark.parametrize("kind", FINAL)
-async def test_what_neo4j_can_never_do_is_final(driver: AsyncDriver, kind: str) -> None:
+async def test_a_permanent_error_of_neo4j_is_final(driver: AsyncDriver, kind: str) -> None:
     statement, expected = FINAL[kind]
 
     with refused(expected, retryable=False), store_errors():
         await driver.execute_query(statement)
 
 
-async def test_what_neo4j_may_do_later_is_retried(
+async def test_a_transient_error_of_neo4j_is_retried(
     driver: AsyncDriver, neo4j_server: RunningServer
 ) -> None:
     with refused("GraphUnavailable", retryable=True), store_errors():

@@ -64,7 +64,7 @@ async def test_a_drifted_consumer_is_updated_and_keeps_its_place(
     assert info.num_pending == 0
 
 
-async def test_a_consumer_that_no_update_fixes_is_refused_with_the_command_that_does(
+async def test_a_consumer_that_an_update_cannot_fix_is_refused_with_the_command_that_can(
     jetstream: JetStreamContext,
 ) -> None:
     await jetstream.add_consumer(

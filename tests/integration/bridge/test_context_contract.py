@@ -17,11 +17,8 @@ from grpc_tools import protoc
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client
-from temporalio.worker import Worker
 
 from activities.graph.activities import Graph
-from activities.heartbeats import Heartbeats
-from activities.planning import Planning
 from deploy.local.parts import DEVELOPER_ROLES
 from tests.integration.bridge.test_grpc_context import served
 from tests.support.fleet import a_namespace, connect
@@ -29,15 +26,14 @@ from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
 from tests.support.stories import new_story, rows
+from workers.processes.context import context_worker
+from workers.processes.story import story_worker
 from workers.search_attributes import register
-from workers.settings import ROOT
-from workers.workflow_runner import workflow_runner
-from workflows.context_update import ContextUpdateWorkflow
-from workflows.deliberation import DeliberationWorkflow
+from workers.settings import ROOT, Settings
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import Amend, StoryInput
 from workflows.story import StoryWorkflow
-from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
+from workflows.stubs import STORY_QUEUE
 
 AGREED = ROOT / "tests" / "contracts"
 
@@ -89,26 +85,17 @@ async def temporal_client(servers: Servers) -> Client:
 
 @pytest.fixture(scope="module")
 async def context(
-    temporal_client: Client, graph: Graph, tmp_path_factory: pytest.TempPathFactory
+    temporal_client: Client,
+    graph: Graph,
+    driver: AsyncDriver,
+    client: Redis,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[ContractClient]:
     into = tmp_path_factory.mktemp("contracts") / "set"
     pool, service = compiled(AGREED / "context.proto", into)
-    planning = Planning()
-    story = Worker(
-        temporal_client,
-        task_queue=STORY_QUEUE,
-        workflows=[ContextUpdateWorkflow, StoryWorkflow, DeliberationWorkflow],
-        workflow_runner=workflow_runner(),
-    )
-    stores = Worker(
-        temporal_client,
-        task_queue=CONTEXT_QUEUE,
-        activities=[
-            *(graph.update_context, graph.record, graph.load_council, graph.build_pack),
-            *(planning.load_process, planning.score_story),
-        ],
-        interceptors=[Heartbeats()],
-    )
+    settings = Settings()
+    story = story_worker(temporal_client, settings, client)
+    stores = context_worker(temporal_client, settings, driver, client)
     async with serving(served(temporal_client, graph)) as channel, story, stores:
         yield ContractClient(channel, service, pool)
 
@@ -256,6 +243,144 @@ async def test_who_may_change_what_is_by_the_tokens_roles_and_a_refusal_names_th
     assert found == [[stored]]
 
 
+WRITERS = frozenset({"DEV", "QA", "ARCHITECT", "DEVOPS", "DATA", "PO", "OPERATOR"})
+POLICY: list[tuple[dict[str, Any], frozenset[str]]] = [
+    (change("CREATE", "DECISION", "d-1", title="x"), WRITERS),
+    (change("UPDATE", "DECISION", "d-1", title="x", decided_by="eve"), WRITERS),
+    (change("CREATE", "MILESTONE", "m-1", type="x"), WRITERS),
+    (change("CREATE", "SUBTASK", "t-1", title="x"), WRITERS),
+    (change("CREATE", "PLAN", "p-1"), WRITERS),
+    (change("UPDATE", "PLAN", "p-1", status="draft"), WRITERS),
+    (change("INVENT", "PLAN", "p-1"), WRITERS),
+    (change("CREATE", "DECISION", "d-1", title="x", decided_by="ana"), frozenset({"OPERATOR"})),
+    (change("UPDATE", "DECISION", "d-1", decidedBy="ana"), frozenset({"OPERATOR"})),
+    (change("CREATE", "MILESTONE", "m-1", type="x", actor="ana"), frozenset({"OPERATOR"})),
+    (change("CREATE", "CASE", title="x"), frozenset({"OPERATOR"})),
+    (change("UPDATE", "CASE", description="x"), frozenset({"OPERATOR"})),
+    (change("UPDATE", "CASE", sprint=7), frozenset({"OPERATOR"})),
+    (change("CREATE", "PLAN", "p-1", status="APPROVED"), frozenset({"PO"})),
+    (change("UPDATE", "PLAN", "p-1", status="approved", version=900_000), frozenset({"PO"})),
+    (change("CREATE", "PLAN", "p-1", version=900_000), frozenset({"PO"})),
+    *(
+        (change("DELETE", kind, f"{kind[0].lower()}-1"), frozenset({"PO"}))
+        for kind in ("CASE", "PLAN", "SUBTASK", "DECISION", "MILESTONE")
+    ),
+]
+"""A change -> the roles with which eve may send it."""
+
+ROLES = [*sorted(WRITERS), "STRANGER", ""]
+
+
+@pytest.mark.parametrize("name", ["policy:auto", "Policy:x"])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("CASE", {"title": "x", "created_by": ""}),
+        ("DECISION", {"title": "x", "decided_by": ""}),
+        ("MILESTONE", {"type": "x", "actor": ""}),
+    ],
+)
+async def test_no_role_acts_in_the_name_of_a_policy(
+    context: ContractClient, driver: AsyncDriver, name: str, kind: str, fields: dict[str, str]
+) -> None:
+    story = new_story()
+    named = {field: text or name for field, text in fields.items()}
+
+    update = await context.refused(
+        "UpdateContext",
+        story_id=story,
+        changes=[change("CREATE", kind, "" if kind == "CASE" else "e-1", **named)],
+    )
+    decision = await context.refused(
+        "AddProjectDecision", story_id=story, title="x", metadata={"decided_by": name}
+    )
+
+    for code, words in (update, decision):
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "reserved" in words
+    assert await rows(driver, "MATCH (n {id: $story}) RETURN n.id", story=story) == []
+
+
+async def test_no_insufficient_role_changes_anything(
+    context: ContractClient, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    await context.update(story, change("CREATE", "CASE", title="x"))
+
+    for each, allowed in POLICY:
+        for role in (role for role in ROLES if role not in allowed):
+            harmless = change("CREATE", "DECISION", "d-2", title="x")
+            for changes in ([each], [harmless, each] if role in WRITERS else [each, harmless]):
+                code, words = await context.refused(
+                    "UpdateContext",
+                    story_id=story,
+                    changes=changes,
+                    roles=tuple(filter(None, [role])),
+                    actor="eve",
+                )
+                assert code is grpc.StatusCode.PERMISSION_DENIED, (each, role)
+                assert any(f"role {needed}" in words for needed in ("DEV or", *allowed)), words
+                assert f"eve has {role or 'none'}" in words
+
+    stored = await rows(
+        driver,
+        "MATCH (s:Story {id: $story}) RETURN s.context_version, s.title, "
+        "COUNT { MATCH (n:PlanVersion|Subtask|Decision {case_id: $story}) }",
+        story=story,
+    )
+    assert stored == [[1, "x", 0]]
+
+
+async def test_a_decision_in_anothers_name_and_an_approved_plan_are_not_rewritten(
+    context: ContractClient, driver: AsyncDriver
+) -> None:
+    story = new_story()
+    await context.update(
+        story,
+        change("CREATE", "CASE", title="x"),
+        change("CREATE", "PLAN", "p-1", status="APPROVED"),
+        change("CREATE", "DECISION", "d-1", title="No SMS", rationale="Cost"),
+    )
+    eve: dict[str, Any] = {"story_id": story, "actor": "eve", "roles": ("DEV", "ARCHITECT")}
+    harmless = change("CREATE", "DECISION", "d-2", title="x")
+
+    decision = await context.refused(
+        "UpdateContext",
+        **eve,
+        changes=[harmless, change("UPDATE", "DECISION", "d-1", rationale="SMS after all")],
+    )
+    plan = await context.refused(
+        "UpdateContext", **eve, changes=[change("UPDATE", "PLAN", "p-1", status="DRAFT")]
+    )
+    version = await context.refused(
+        "UpdateContext", **eve, changes=[change("CREATE", "PLAN", "p-2", version=900_000)]
+    )
+    untouched = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story}) MATCH (p:PlanVersion {case_id: $story}) "
+        "RETURN d.id, d.rationale, d.decided_by, p.id, p.status",
+        story=story,
+    )
+    await context.update(
+        story,
+        change("UPDATE", "DECISION", "d-1", rationale="Cost, and spam"),
+        actor="otto",
+        roles=("OPERATOR",),
+    )
+    corrected = await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story}) RETURN d.rationale, d.decided_by, d.recorded_by",
+        story=story,
+    )
+
+    for refused, needed in ((decision, "OPERATOR"), (plan, "PO"), (version, "PO")):
+        assert refused[0] is grpc.StatusCode.PERMISSION_DENIED
+        assert f"needs the role {needed}" in refused[1]
+        assert "eve has ARCHITECT, DEV" in refused[1]
+    assert untouched == [["d-1", "Cost", "ana", "p-1", "APPROVED"]]
+    assert corrected == [["Cost, and spam", "ana", "otto"]]
+
+
 # --- the six methods ------------------------------------------------------------------------------
 
 
@@ -264,11 +389,11 @@ async def test_a_case_is_recorded_without_a_workflow_and_once(
     context: ContractClient, driver: AsyncDriver, method: str
 ) -> None:
     story = new_story()
-    asked: dict[str, Any] = {"story_id": story, "title": "Log in", "description": "A form"}
+    fields: dict[str, Any] = {"story_id": story, "title": "Log in", "description": "A form"}
 
-    answers = await asyncio.gather(*(context(method, **asked) for _ in range(3)))
-    other = await context(method, **(asked | {"title": "Other", "initial_phase": "BUILD"}))
-    refused = await context.refused(method, **asked, roles=("OPERATOR", "DEV"))
+    answers = await asyncio.gather(*(context(method, **fields) for _ in range(3)))
+    other = await context(method, **(fields | {"title": "Other", "initial_phase": "BUILD"}))
+    refused = await context.refused(method, **fields, roles=("OPERATOR", "DEV"))
 
     wanted = {"context_id": f"ctx-{story}", "story_id": story, "current_phase": "DESIGN"}
     assert answers == [wanted] * 3
@@ -382,7 +507,7 @@ REFUSED: list[tuple[str, dict[str, Any], grpc.StatusCode, str]] = [
 ]
 
 
-async def test_what_cannot_be_is_refused_with_the_field_or_the_role(
+async def test_an_impossible_request_is_refused_with_the_field_or_the_role(
     context: ContractClient, driver: AsyncDriver
 ) -> None:
     story = new_story()
@@ -458,7 +583,12 @@ async def test_a_running_story_changes_only_by_its_moves_and_amend(
         "MATCH (u:ContextUpdate)-[:OF]->(:Case {id: $story}) RETURN u.version ORDER BY u.version"
     )
     await until(lambda: rows(driver, query, story=story), lambda found: found == [[1], [2]])
+
     await running.terminate()
+    onward = {"story_id": story, "from_phase": "DESIGN", "to_phase": "DRAFT"}
+    code, words = await context.refused("TransitionPhase", **onward, roles=("PO",))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"story {story} has ended; legal now: none" in words
 
 
 # --- the graph ------------------------------------------------------------------------------------

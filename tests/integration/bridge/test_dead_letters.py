@@ -62,12 +62,12 @@ async def test_a_dead_letter_keeps_body_headers_and_what_happened(
 async def test_a_replayed_letter_is_the_original_again_even_within_the_duplicate_window(
     letters: DeadLetters, jetstream: JetStreamContext
 ) -> None:
-    asked = {
+    for_jetstream = {
         "Nats-Msg-Id": "s/1",
         "Nats-Expected-Last-Sequence": "0",
         "nats-expected-stream": "PLANNING_EVENTS",
     }
-    sent = asked | {"ce-id": "s/1", "X-Sender": "us"}
+    sent = for_jetstream | {"ce-id": "s/1", "X-Sender": "us"}
     message = await received(jetstream, b"{}", **sent)
     await letters.store(message, consumer=CONSUMER, reason="r")
 

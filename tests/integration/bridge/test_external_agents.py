@@ -118,7 +118,7 @@ class Outside:
         self.commands.append(AgentCommand.model_validate_json(message.data))
         return self.commands[-1]
 
-    async def asked(self) -> int:
+    async def call_count(self) -> int:
         """Count the commands published so far."""
         return (await self.jetstream.stream_info("AGENT_COMMANDS")).state.messages
 
@@ -222,7 +222,7 @@ async def failure(handle: Asked) -> ApplicationError:
 # --- the consumer ---------------------------------------------------------------------------------
 
 
-async def test_a_consumer_that_somebody_removes_is_made_again(fleet: Outside) -> None:
+async def test_a_removed_consumer_is_created_again(fleet: Outside) -> None:
     handle = await fleet.ask()
     command = await fleet.take()
     await fleet.settled()
@@ -315,7 +315,28 @@ async def test_a_kept_answer_is_not_asked_for_again(fleet: Outside, client: Redi
     await client.set(key, kept.model_dump_json())  # the agent does not answer
 
     assert await handle.result() == kept
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
+
+
+async def test_each_answer_counts_for_its_caller_who_is_refused_when_the_tokens_are_used(
+    outside: Outside, environment: Environment, client: Redis
+) -> None:
+    actor = f"eve-{uuid.uuid4().hex}"
+
+    def asked_by_actor() -> ProposeInput:
+        request = proposing()
+        return request.model_copy(update={"task": request.task.model_copy(update={"actor": actor})})
+
+    async with agents_process(environment | {"GRPC_TOKENS_PER_HOUR": "30"}):
+        handle = await outside.ask(asked_by_actor())
+        await outside.respond(await outside.take(), "done", content="no JSON")
+        await outside.answer(await outside.take())
+        await handle.result()
+        refused = await failure(await outside.ask(asked_by_actor()))
+
+    assert refused.type == "QuotaUsed"
+    assert "has used 36 of 30 tokens" in refused.message
+    assert await outside.call_count() == 2
 
 
 async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
@@ -331,7 +352,7 @@ async def test_an_answer_that_comes_before_the_activity_has_ended_counts(
         answers = [await handle.result() for handle in handles]
 
     assert len(answers) == 10
-    assert await outside.asked() == 10
+    assert await outside.call_count() == 10
 
 
 # --- answers that cannot be used ------------------------------------------------------------------
@@ -372,7 +393,7 @@ async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
     error = await failure(handle)
     assert (error.type, error.non_retryable) == ("BadAnswer", True)
     assert "Invalid JSON" in error.message
-    assert await fleet.asked() == 3
+    assert await fleet.call_count() == 3
 
 
 async def test_a_failed_agent_fails_the_attempt_with_its_message_and_another_is_asked(
@@ -437,7 +458,7 @@ def forged(**fields: Any) -> Callable[[AgentCommand], dict[str, Any]]:
         ({"agent_id": "dev-8"}, "forged: the call is another agent's"),
     ],
 )
-async def test_a_forged_message_is_refused_and_the_call_waits_on(
+async def test_a_forged_message_is_refused_and_the_call_still_waits(
     fleet: Outside, status: str, fields: dict[str, Any], reason: str
 ) -> None:
     handle = await fleet.ask()
@@ -466,8 +487,9 @@ async def test_an_answer_on_another_tasks_subject_is_refused(fleet: Outside) -> 
     )
 
     assert (await fleet.refused()).reason == "forged: the subject is another task's"
-    for handle, command in ((mine, first), (other, second)):
+    for command in (first, second):  # the activities publish in any order
         await fleet.answer(command)
+    for handle in (mine, other):
         assert (await handle.result()).usage.asks == 1
 
 
@@ -476,7 +498,7 @@ async def test_an_answer_on_another_tasks_subject_is_refused(fleet: Outside) -> 
     [
         {"tokens_in": None, "model": None, "timestamp": None, "error": None},
         {"tokens_in": "11", "tokens_out": 7.4, "duration_ms": 41250.7},
-        {"tokens_in": -11, "tokens_out": True, "duration_ms": "soon"},
+        {"tokens_in": "many", "tokens_out": True, "duration_ms": "soon"},
         {"status": " DONE "},
         {"timestamp": 1760636821.25, "role": "DEV", "proposal": {}},
         {"as_object": True},
@@ -495,7 +517,7 @@ async def test_an_answer_counts_however_its_fields_are_written(
     await fleet.respond(command, **fields)
 
     assert (await handle.result()).proposal.content
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_an_answer_may_begin_with_a_byte_order_mark(fleet: Outside) -> None:
@@ -577,7 +599,7 @@ async def test_replicas_settle_a_call_once(
     assert [letter.reason for letter in letters] == ["double: the call has been answered"] * 15
 
 
-async def test_an_agents_last_word_may_overtake_the_one_before(fleet: Outside) -> None:
+async def test_an_agents_final_message_may_arrive_before_earlier_ones(fleet: Outside) -> None:
     handle = await fleet.ask()
     command = await fleet.take()
 
@@ -630,7 +652,7 @@ async def test_an_agent_that_reports_progress_is_waited_for(fleet: Outside) -> N
     assert (beat["tokens"], beat["state"]) == (42, "working")
     assert CallUsage.model_validate(beat).tokens_out == 42
     assert (await handle.result()).proposal.content
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is_refused(
@@ -653,7 +675,7 @@ async def test_the_workflow_does_not_wait_for_a_cancelled_call_and_its_answer_is
 # --- outages and crashes --------------------------------------------------------------------------
 
 
-async def test_a_nats_outage_is_reported_and_the_command_is_sent_when_it_is_back(
+async def test_a_command_is_sent_after_a_reported_nats_outage(
     fleet: Outside, nats_server: RunningServer
 ) -> None:
     await fleet.settled()
@@ -715,7 +737,7 @@ async def test_an_answer_outlives_the_process_that_was_completing_it(
         await outside.settled()
 
     assert answer.proposal.model_dump(mode="json") == json.loads(document(command))
-    assert await outside.asked() == 1
+    assert await outside.call_count() == 1
     assert await outside.letters() == []
 
 
@@ -785,12 +807,12 @@ async def test_two_agents_of_a_role_share_the_work(
         for agent in (one, two):  # each takes one at a time, so both worked at once
             await agent.printed("is done with")
     assert {answer.usage.model for answer in answers} == {llm.model}
-    assert await fleet.asked() == len(llm.calls) == 6
+    assert await fleet.call_count() == len(llm.calls) == 6
     await fleet.settled()
     assert await fleet.letters() == []
 
 
-async def test_a_killed_agents_command_goes_to_another(
+async def test_a_command_of_a_killed_agent_goes_to_another_agent(
     fleet: Outside, nats_server: RunningServer, llm: LlmServer
 ) -> None:
     llm.fail("hang")
@@ -803,7 +825,7 @@ async def test_a_killed_agents_command_goes_to_another(
         answer = await asyncio.wait_for(handle.result(), WITHIN_S)
 
     assert answer.usage.tokens_out > 0
-    assert await fleet.asked() == 1  # JetStream redelivered it; the fleet did not ask again
+    assert await fleet.call_count() == 1  # JetStream redelivered it; the fleet did not ask again
     assert (await fleet.letters()) == []
 
 
@@ -822,7 +844,7 @@ async def test_an_agent_that_ends_hands_its_command_back(
         await handle.result()
 
     assert time.monotonic() - began < 15  # shorter than JetStream's wait after a kill
-    assert await fleet.asked() == 1
+    assert await fleet.call_count() == 1
 
 
 async def test_an_agent_without_its_llm_reports_it(
@@ -835,7 +857,7 @@ async def test_an_agent_without_its_llm_reports_it(
         answer = await handle.result()
 
     assert answer.usage.asks == 1  # only those of the second attempt
-    assert await fleet.asked() == 2
+    assert await fleet.call_count() == 2
     assert [call.end for call in llm.calls] == ["refused", "answered"]
 
 

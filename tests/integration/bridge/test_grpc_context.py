@@ -67,8 +67,8 @@ class Service:
         return await self.stub.UpdateContext(request, metadata=metadata, timeout=timeout)
 
     async def rehydrate(self, case_id: str, *roles: str, **more: Any) -> Any:
-        asked = {"include_timeline": True, "include_summaries": True} | more
-        request = pb.RehydrateSessionRequest(case_id=case_id, roles=roles, **asked)
+        options = {"include_timeline": True, "include_summaries": True} | more
+        request = pb.RehydrateSessionRequest(case_id=case_id, roles=roles, **options)
         return await self.stub.RehydrateSession(request, metadata=self.metadata)
 
     async def validate(self, role: str, phase: str, *provided: str) -> Any:
@@ -578,7 +578,7 @@ async def test_it_answers_while_nats_is_away_and_announces_when_it_is_back(
     assert (message.headers or {})["ce-subject"] == story
 
 
-async def test_a_call_ends_by_its_deadline_and_what_it_asked_is_still_done(
+async def test_a_call_ends_by_its_deadline_and_its_work_goes_on(
     temporal_client: Client, graph: Graph, story: str
 ) -> None:
     async with serving(served(temporal_client, graph)) as channel:
@@ -674,7 +674,7 @@ async def test_an_unknown_or_placeholder_story_has_no_context(
     assert not await client.exists(pack_key(story, "DEV", "BUILD"))
 
 
-async def test_only_packs_of_roles_and_phases_that_there_are_are_kept(
+async def test_only_packs_of_known_roles_and_phases_are_cached(
     service: Service, client: Redis, story: str
 ) -> None:
     await service.update(story, created())
@@ -764,7 +764,7 @@ async def test_each_role_gets_its_own_and_stats_count_each_thing_once(
     assert abs(answer.generated_at_ms / 1000 - datetime.now(UTC).timestamp()) < 60
 
 
-async def test_a_decision_that_affects_only_others_is_not_a_roles_but_what_it_builds_on_is(
+async def test_a_role_gets_decisions_that_its_own_build_on_but_not_those_that_affect_only_others(
     service: Service, story: str
 ) -> None:
     await service.update(story, created(), *planned())
@@ -925,7 +925,7 @@ async def test_scopes_without_a_role_or_phase_are_refused(
 # --- a complete scenario --------------------------------------------------------------------------
 
 
-async def test_a_team_plans_rehydrates_takes_back_a_decision_and_resumes_after_a_restart(
+async def test_a_team_plans_withdraws_a_decision_and_resumes_after_a_restart(
     temporal_client: Client, graph: Graph, client: Redis, servers: Servers, story: str
 ) -> None:
     roles = ("ARCHITECT", "DEV", "QA", "DATA")

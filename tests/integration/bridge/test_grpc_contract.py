@@ -80,10 +80,10 @@ def test_a_changed_contract_is_noticed() -> None:
 
 async def served(channel: grpc.aio.Channel, symbol: str) -> Wire:
     """Return a service's wire format by reflection, which needs no token."""
-    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
     stub = Reflection(channel)
     found: Wire = {}
-    async for answer in stub.ServerReflectionInfo(iter([asked])):
+    async for answer in stub.ServerReflectionInfo(iter([request])):
         for file in answer.file_descriptor_response.file_descriptor_proto:
             found |= wire_of(FileDescriptorProto.FromString(file))
     return found
@@ -110,10 +110,10 @@ async def test_a_request_id_stands_for_one_request_in_every_replica(
 ) -> None:
     mine = (("x-request-id", uuid.uuid4().hex),)
     ana, bo = bearer("ana", "PO"), bearer("bo", "PO")
-    event = orchestrator_pb2.PlanningEventRequest(
-        event_type="CASE_CREATED", case_id=f"US-{uuid.uuid4().hex[:10]}"
+    event = orchestrator_pb2.PlanningEventRequest(  # needs no worker: it only starts the plan
+        event_type="plan.approved", case_id=f"US-{uuid.uuid4().hex[:10]}", plan_id="plan-1"
     )
-    other = orchestrator_pb2.PlanningEventRequest(event_type="CASE_CREATED", case_id="US-other")
+    other = orchestrator_pb2.PlanningEventRequest(event_type="plan.approved", case_id="US-other")
     ports = dict(zip(GRPC_PORTS, map(str, free_ports(len(GRPC_PORTS))), strict=True))
     second = environment | {name.upper(): port for name, port in ports.items()}
 

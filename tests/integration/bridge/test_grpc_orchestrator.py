@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc import StatusCode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,10 +28,13 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from activities.graph.activities import Graph
+from activities.quota import TokenQuota
+from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import Served
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
+from tests.support.councils import councils_kept
 from tests.support.fleet import (
     Environment,
     connect,
@@ -49,20 +52,13 @@ from workers.clients.engine import DefaultModel
 from workers.external_storage import data_converter
 from workers.settings import ROOT, Settings
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
+from workflows.models.ids import called_deliberation_workflow_id, task_of
 
 SERVICE = "orchestrator.v1.OrchestratorService"
 TIMEOUT = timedelta(seconds=150)
 """The value of the setting DELIBERATION_TIMEOUT."""
 
 TASK = "Write a function that adds two numbers"
-
-SEATED = "MATCH (c:Council)-[:HAS_AGENT]->(a:Agent) RETURN c.id, a.id"
-LEAVE_ONLY = """
-MATCH (c:Council) OPTIONAL MATCH (c)-[:HAS_AGENT]->(a:Agent)
-WITH c, a UNWIND [c, a] AS each
-WITH DISTINCT each WHERE NOT each.id IN $ids
-DETACH DELETE each
-"""
 
 
 @dataclass
@@ -89,7 +85,7 @@ class Fleet:
             yield orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
 
     async def status(self, task_id: str) -> WorkflowExecutionStatus | None:
-        handle = self.temporal.get_workflow_handle(f"deliberation-{task_id}")
+        handle = self.temporal.get_workflow_handle(called_deliberation_workflow_id(task_id))
         return (await handle.describe()).status
 
     async def deliberations(self) -> list[str]:
@@ -129,11 +125,9 @@ async def whole(
                 environment["TEMPORAL_NAMESPACE"],
                 data_converter(client),
             )
-            there = await rows(driver, SEATED)
             url = Settings.model_validate({"vllm_url": llm.url})
-            yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
-            # All tests share Neo4j: restore its councils.
-            await rows(driver, LEAVE_ONLY, ids=[each for seat in there for each in seat])
+            async with councils_kept(driver):
+                yield Fleet(temporal, graph, driver, llm, environment, DefaultModel(url))
 
 
 @pytest.fixture
@@ -173,7 +167,7 @@ def a_task() -> str:
     return f"T-{uuid.uuid4().hex[:10]}"
 
 
-ANA = bearer("ana")
+ANA = bearer("ana", "DEV")
 PO = bearer("paula", "PO")
 OPERATOR = bearer("otto", "OPERATOR")
 
@@ -210,7 +204,7 @@ async def test_deliberate_answers_with_ranked_results_their_checks_and_where_the
     details = answer.metadata
     assert details.orchestrator_version
     assert details.tags["role"] == "DEV"
-    assert details.execution_id == f"deliberation-{details.tags['task_id']}"
+    assert details.execution_id == called_deliberation_workflow_id(details.tags["task_id"])
     initial = dict(await call.initial_metadata())
     assert initial["x-task-id"] == details.tags["task_id"]
     described = await fleet.temporal.get_workflow_handle(details.execution_id).describe()
@@ -255,7 +249,7 @@ async def test_a_council_that_does_not_exist_is_not_found_with_the_roles_that_do
             pass
 
 
-async def test_who_asks_for_more_agents_than_the_council_has_gets_all_and_a_notice(
+async def test_a_request_for_more_agents_than_exist_gets_all_and_a_notice(
     fleet: Fleet, stub: Any
 ) -> None:
     request = pb.DeliberateRequest(task_description=TASK, role="DEV", num_agents=5)
@@ -354,12 +348,12 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
 
     first, second = await asyncio.gather(
         stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S),
-        stub.Orchestrate(request, metadata=bearer("bo"), timeout=WITHIN_S),
+        stub.Orchestrate(request, metadata=bearer("bo", "DEV"), timeout=WITHIN_S),
     )
     calls = len(fleet.llm.calls)
     third = await stub.Orchestrate(request, metadata=ANA, timeout=WITHIN_S)
 
-    assert first.execution_id == f"deliberation-{task_id}"
+    assert first.execution_id == called_deliberation_workflow_id(task_id)
     assert list(first.candidates) == list(second.candidates) == list(third.candidates)
     assert first.winner == first.candidates[0]
     assert len(first.winner.proposal.revisions) == 2
@@ -368,7 +362,7 @@ async def test_orchestrate_joins_the_deliberation_of_its_task(fleet: Fleet, stub
         assert len(first.metadata.tags["judged"]) > 10
 
 
-async def test_one_that_failed_is_reset_details(fleet: Fleet, stub: Any) -> None:
+async def test_a_failed_deliberation_is_started_again(fleet: Fleet, stub: Any) -> None:
     task_id = a_task()
     request = pb.OrchestrateRequest(task_id=task_id, task_description=TASK, role="QA")
     fleet.llm.fail("status", times=3, status=400, text="no such thing")
@@ -451,7 +445,7 @@ async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
             timeout=WITHIN_S,
         )
 
-    handle = fleet.temporal.get_workflow_handle(f"deliberation-{task_id}")
+    handle = fleet.temporal.get_workflow_handle(called_deliberation_workflow_id(task_id))
     with pytest.raises(WorkflowFailureError) as late:
         await handle.result()
     assert isinstance(late.value.cause, ApplicationError)
@@ -465,7 +459,9 @@ async def forget(fleet: Fleet, task_id: str) -> None:
     await fleet.temporal.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace=fleet.temporal.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=f"deliberation-{task_id}"),
+            workflow_execution=WorkflowExecution(
+                workflow_id=called_deliberation_workflow_id(task_id)
+            ),
         )
     )
 
@@ -599,7 +595,7 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
     await until(seen)
 
 
-async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
+async def test_a_cancelled_call_cancels_work_that_no_other_call_waits_for(
     fleet: Fleet, stub: Any
 ) -> None:
     fleet.llm.delay_ms = 20_000
@@ -616,27 +612,29 @@ async def test_a_call_that_is_cancelled_takes_with_it_what_only_it_waits_for(
     def ends() -> list[str]:
         return sorted(call.end for call in fleet.llm.calls if task in call.prompt)
 
-    async def asked() -> bool:
+    async def is_called() -> bool:
         return len(ends()) == 9
 
-    await until(asked)
+    await until(is_called)
 
     async def begun() -> set[str]:
         found = set(await fleet.deliberations()) - before
         return found if len(found) == 3 else set()
 
-    own = await until(begun) - {f"deliberation-{shared.task_id}"}
+    own = await until(begun) - {called_deliberation_workflow_id(shared.task_id)}
     for call in calls:
         call.cancel()
 
     async def gone() -> bool:
-        status = [await fleet.status(each.removeprefix("deliberation-")) for each in own]
+        status = [await fleet.status(task_of(each)) for each in own]
         return status == [WorkflowExecutionStatus.CANCELED] * 2
 
     await until(gone)
     assert await fleet.status(shared.task_id) is WorkflowExecutionStatus.RUNNING
     assert ends() == ["aborted"] * 6 + ["open"] * 3
-    await fleet.temporal.get_workflow_handle(f"deliberation-{shared.task_id}").cancel()
+    await fleet.temporal.get_workflow_handle(
+        called_deliberation_workflow_id(shared.task_id)
+    ).cancel()
 
 
 async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
@@ -826,7 +824,7 @@ async def test_a_callers_notes_reach_every_agent(fleet: Fleet, stub: Any) -> Non
     assert not any("a1B2" in prompt for prompt in prompts)
 
 
-async def test_a_council_keeps_the_rules(stub: Any) -> None:
+async def test_a_council_must_follow_the_rules(stub: Any) -> None:
     role, other = a_role(), a_role()
     for each in (role, other):
         await stub.CreateCouncil(
@@ -916,6 +914,164 @@ async def a_story_at_its_first_gate(fleet: Fleet) -> str:
 
     await until(waits)
     return story
+
+
+async def test_a_caller_cannot_take_the_id_of_a_storys_next_council(
+    fleet: Fleet, stub: Any, driver: AsyncDriver
+) -> None:
+    story = await a_story_at_its_first_gate(fleet)
+    next_council = f"{story}-design-1"
+    squatting = pb.OrchestrateRequest(task_id=next_council, task_description=TASK, role="QA")
+    asked = pb.GetDeliberationResultRequest(task_id=next_council)
+
+    mine = await stub.Orchestrate(squatting, metadata=ANA, timeout=WITHIN_S)
+    found = await stub.GetDeliberationResult(asked, metadata=ANA)
+    await stub.ProcessPlanningEvent(
+        pb.PlanningEventRequest(event_type="approve_scope", case_id=story), metadata=PO
+    )
+    running = fleet.temporal.get_workflow_handle(f"story-{story}")
+
+    async def designed() -> bool:
+        return bool((await running.query("state"))["pending_gate"] == "approve_design")
+
+    await until(designed)
+    of_story = await stub.GetDeliberationResult(asked, metadata=ANA)
+    await forget(fleet, next_council)
+    stored = await rows(
+        driver,
+        "MATCH (p:Proposal {task_id: $task}) RETURN DISTINCT p.role, p.story_id ORDER BY p.role",
+        task=next_council,
+    )
+
+    assert found.winner_id == mine.winner.proposal.author_id
+    assert list(found.results) == list(mine.candidates)
+    assert of_story.metadata.execution_id == f"deliberation-{next_council}"
+    assert of_story.metadata.tags["story_id"] == story
+    assert stored == [["ARCHITECT", story], ["QA", ""]]
+
+
+@pytest.fixture
+async def limited(fleet: Fleet, client: Redis) -> AsyncIterator[Any]:
+    """Serve with small limits: 100 tokens an hour, 2 agents, 1 round, 1,024 bytes of text."""
+    limits = Limits(TokenQuota(client, 100), agents=2, rounds=1, text_bytes=1_024)
+    servicer = OrchestratorServicer(
+        fleet.temporal, fleet.graph, fleet.driver, "RAY_VLLM", TIMEOUT, limits=limits
+    )
+    add = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+    async with serving(Served(SERVICE, servicer, add)) as channel:
+        yield orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+
+
+async def test_an_actor_who_has_used_the_tokens_of_the_hour_starts_nothing_more(
+    fleet: Fleet, limited: Any
+) -> None:
+    eve = bearer(f"eve-{uuid.uuid4().hex}", "DEV")
+    mine = (*eve, ("x-request-id", uuid.uuid4().hex))
+    request = pb.DeliberateRequest(task_description=TASK, role="QA")
+    story = new_story()
+    await fleet.graph.record(batch(story, spec(story)))
+
+    first = await limited.Deliberate(request, metadata=mine, timeout=WITHIN_S)
+    calls = len(fleet.llm.calls)
+    with fails(StatusCode.RESOURCE_EXHAUSTED, "of 100 tokens in this hour, 0 are left") as refused:
+        await limited.Deliberate(request, metadata=eve)
+    with fails(StatusCode.RESOURCE_EXHAUSTED, "0 are left"):
+        await limited.StreamDeliberation(request, metadata=eve).read()
+    with fails(StatusCode.RESOURCE_EXHAUSTED, "0 are left"):
+        await limited.DeriveSubtasks(pb.DeriveSubtasksRequest(case_id=story), metadata=eve)
+    again = await limited.Deliberate(request, metadata=mine, timeout=WITHIN_S)
+    assert len(fleet.llm.calls) == calls
+    another = await limited.Deliberate(
+        request, metadata=bearer(f"bo-{uuid.uuid4().hex}", "DEV"), timeout=WITHIN_S
+    )
+
+    reason, details = problem(refused.value)
+    (retry,) = [each for each in details if isinstance(each, RetryInfo)]
+    assert reason == "QuotaUsed"
+    assert 0 < retry.retry_delay.ToSeconds() <= 3_600
+    assert list(again.results) == list(first.results)
+    assert another.winner_id
+    assert len(first.results) == 2, "the council has three agents, the limit is two"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_of", "field"),
+    [
+        (
+            "Deliberate",
+            lambda: pb.DeliberateRequest(task_description=TASK, role="QA", num_agents=3),
+            "num_agents",
+        ),
+        (
+            "Deliberate",
+            lambda: pb.DeliberateRequest(task_description=TASK, role="QA", rounds=2),
+            "rounds",
+        ),
+        (
+            "Orchestrate",
+            lambda: pb.OrchestrateRequest(
+                task_description=TASK,
+                role="QA",
+                options=pb.OrchestratorOptions(deliberation_rounds=2),
+            ),
+            "options.deliberation_rounds",
+        ),
+        (
+            "CreateCouncil",
+            lambda: pb.CreateCouncilRequest(role=a_role(), num_agents=3),
+            "num_agents",
+        ),
+        (
+            "CreateCouncil",
+            lambda: pb.CreateCouncilRequest(
+                role=a_role(), config=pb.CouncilConfig(deliberation_rounds=2)
+            ),
+            "config.deliberation_rounds",
+        ),
+        (
+            "ProcessPlanningEvent",
+            lambda: pb.PlanningEventRequest(
+                event_type="CASE_CREATED",
+                case_id=new_story(),
+                metadata={"description": "x" * 1_025},
+            ),
+            "metadata.description",
+        ),
+    ],
+)
+async def test_no_call_passes_the_limits_of_the_settings(
+    fleet: Fleet, limited: Any, method: str, request_of: Callable[[], Any], field: str
+) -> None:
+    with fails(StatusCode.INVALID_ARGUMENT) as refused:
+        await getattr(limited, method)(request_of(), metadata=OPERATOR)
+
+    assert violated(refused) == [field]
+    assert fleet.llm.calls == []
+
+
+@pytest.mark.parametrize("field", ["story_id", "case_id"])
+async def test_agents_work_on_a_running_story_for_its_roles_only(
+    fleet: Fleet, stub: Any, driver: AsyncDriver, field: str
+) -> None:
+    story = await a_story_at_its_first_gate(fleet)
+    task = a_task()
+    foreign = pb.OrchestrateRequest(task_id=task, task_description=TASK, role="QA")
+    setattr(foreign, field, story)
+    derived = pb.DeriveSubtasksRequest(case_id=story)
+
+    with fails(StatusCode.PERMISSION_DENIED, "has a workflow", "OPERATOR or PO", "ana has DEV"):
+        await stub.Orchestrate(foreign, metadata=ANA)
+    with fails(StatusCode.PERMISSION_DENIED, "has a workflow", "OPERATOR or PO", "ana has DEV"):
+        await stub.DeriveSubtasks(derived, metadata=ANA)
+    with pytest.raises(RPCError, match="not found"):
+        await fleet.status(task)
+    nothing = await rows(
+        driver, "MATCH (n:Proposal|PlanVersion {story_id: $story}) RETURN n.id", story=story
+    )
+    allowed = await stub.Orchestrate(foreign, metadata=OPERATOR, timeout=WITHIN_S)
+
+    assert nothing == []
+    assert allowed.metadata.tags["story_id"] == story
 
 
 async def test_an_event_moves_its_story_as_the_tokens_roles_allow(fleet: Fleet, stub: Any) -> None:
@@ -1010,6 +1166,13 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
             pb.PlanningEventRequest(event_type="TRANSITION", case_id=story), metadata=PO
         )
     moved = await stub.ProcessPlanningEvent(move, metadata=PO)
+    with fails(StatusCode.INVALID_ARGUMENT, "is newer than"):
+        await stub.ProcessPlanningEvent(
+            pb.PlanningEventRequest(
+                event_type="TRANSITION", case_id=story, to_state="DRAFT", timestamp_ms=1
+            ),
+            metadata=PO,
+        )
 
     assert made.processed
     assert made.message == f"case {story} is stored"
@@ -1021,6 +1184,10 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
         driver, "MATCH (s:Story {id: $id}) RETURN s.title, s.description, s.status", id=story
     )
     assert found == [["Log in", "d", "DESIGN"]]
+    transitions = "MATCH (t:PhaseTransition {story_id: $id}) RETURN t.from_phase, t.to_phase"
+    await until(
+        lambda: rows(driver, transitions, id=story), lambda found: found == [["DRAFT", "DESIGN"]]
+    )
 
 
 async def test_two_stories_whose_plans_have_one_workflow_id_are_distinguished(
@@ -1212,9 +1379,7 @@ async def test_figures_are_counted_and_measured(stub: Any) -> None:
         ({"metric_type": "all", "time_range_ms": -1}, "time_range_ms"),
     ],
 )
-async def test_metrics_that_there_are_not_are_refused(
-    stub: Any, wrong: dict[str, Any], field: str
-) -> None:
+async def test_unknown_metrics_are_refused(stub: Any, wrong: dict[str, Any], field: str) -> None:
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
         await stub.GetMetrics(pb.GetMetricsRequest(**wrong), metadata=ANA)
 
@@ -1262,7 +1427,7 @@ METHODS = list(pb.DESCRIPTOR.services_by_name["OrchestratorService"].methods)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-async def test_no_message_breaks_a_method(
+async def test_no_message_causes_an_internal_error(
     fleet: Fleet, stub: Any, driver: AsyncDriver, method: Any
 ) -> None:
     request_type = getattr(pb, method.input_type.name)

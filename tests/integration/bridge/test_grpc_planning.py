@@ -163,15 +163,15 @@ async def test_a_created_story_runs_and_is_scored(planning: Any, stories: Client
 
 
 async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: Any) -> None:
-    asked = pb.CreateStoryRequest(**READY)
+    request = pb.CreateStoryRequest(**READY)
     key = (("x-request-id", uuid.uuid4().hex),)
 
     first, second = await asyncio.gather(
-        *(planning.CreateStory(asked, metadata=ANA + key) for _ in range(2))
+        *(planning.CreateStory(request, metadata=ANA + key) for _ in range(2))
     )
-    again = await planning.CreateStory(asked, metadata=ANA + key)
-    anothers = await planning.CreateStory(asked, metadata=BO + key)
-    without = await planning.CreateStory(asked, metadata=ANA)
+    again = await planning.CreateStory(request, metadata=ANA + key)
+    anothers = await planning.CreateStory(request, metadata=bearer("bo", "DEV") + key)
+    without = await planning.CreateStory(request, metadata=ANA)
     other = pb.CreateStoryRequest(**READY | {"title": "Redo it"})
     reused = await refusal(planning.CreateStory(other, metadata=ANA + key))
 
@@ -180,7 +180,7 @@ async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: A
     assert len({first.story_id, anothers.story_id, without.story_id}) == 3
 
 
-async def test_a_story_that_is_none_is_refused_by_the_contracts_fields(planning: Any) -> None:
+async def test_an_invalid_story_is_refused_by_the_contracts_fields(planning: Any) -> None:
     before, _ = await listed(planning, page_size="1000")
 
     found = await violations(
@@ -200,8 +200,8 @@ async def test_a_story_is_started_though_no_worker_runs(
         story = await Stub(channel).CreateStory(
             pb.CreateStoryRequest(**READY), metadata=ANA, timeout=5
         )
-        asked = pb.GetStoryRequest(story_id=story.story_id)
-        unanswered = await refusal(Stub(channel).GetStory(asked, metadata=ANA, timeout=2))
+        request = pb.GetStoryRequest(story_id=story.story_id)
+        unanswered = await refusal(Stub(channel).GetStory(request, metadata=ANA, timeout=2))
 
     assert (story.state, story.dor_score) == ("BACKLOG", 0)
     started = await alone.get_workflow_handle(f"story-{story.story_id}").describe()
@@ -252,21 +252,21 @@ async def test_a_plan_is_empty_until_the_design_is_done_and_then_has_its_tasks(
     planning: Any, stories: Client, driver: AsyncDriver
 ) -> None:
     story_id = (await created(planning)).story_id
-    asked = pb.GetPlanRequest(story_id=story_id)
+    request = pb.GetPlanRequest(story_id=story_id)
     await at_gate(planning, story_id, "approve_scope")
-    before = await planning.GetPlan(asked, metadata=ANA)
+    before = await planning.GetPlan(request, metadata=ANA)
 
     await transition(planning, story_id, "approve_scope")
     await at_gate(planning, story_id, "approve_design")
-    live = (await planning.GetPlan(asked, metadata=ANA)).json
+    live = (await planning.GetPlan(request, metadata=ANA)).json
     plan = json.loads(live)
     handle = stories.get_workflow_handle(f"story-{story_id}")
     await handle.cancel()
     with pytest.raises(WorkflowFailureError):
         await handle.result()
-    ended = (await planning.GetPlan(asked, metadata=ANA)).json
+    ended = (await planning.GetPlan(request, metadata=ANA)).json
     await rows(driver, "MATCH (t:Subtask {case_id: $id}) SET t.title = 'graph'", id=story_id)
-    read = json.loads((await planning.GetPlan(asked, metadata=ANA)).json)
+    read = json.loads((await planning.GetPlan(request, metadata=ANA)).json)
 
     assert ended == live
     assert {task["title"] for task in read["tasks"]} == {"graph"}, "it is read in the graph"
@@ -482,15 +482,13 @@ async def test_pages_follow_one_another_without_a_gap(planning: Any) -> None:
         ("page_token", "bm8gcGFnZQ=="),
     ],
 )
-async def test_a_list_refuses_what_it_does_not_understand_by_key(
-    planning: Any, key: str, value: str
-) -> None:
+async def test_a_list_refuses_invalid_metadata_by_key(planning: Any, key: str, value: str) -> None:
     found = await violations(listed(planning, **{key: value}))
 
     assert set(found) == {f"x-{key.replace('_', '-')}"}
 
 
-async def test_a_page_belongs_to_its_filters(planning: Any) -> None:
+async def test_a_page_token_is_valid_only_with_its_filters(planning: Any) -> None:
     made = [(await created(planning)).story_id for _ in range(2)]
 
     async def more_than_one() -> bool:
@@ -524,19 +522,19 @@ REQUESTS = {
 async def test_any_message_is_answered_or_refused(
     planning: Any, data: st.DataObject, method: str
 ) -> None:
-    asked = data.draw(messages(REQUESTS[method]))
+    request = data.draw(messages(REQUESTS[method]))
 
-    call = getattr(planning, method)(asked, metadata=ANA)
+    call = getattr(planning, method)(request, metadata=ANA)
 
     assert await call.code() in EXPECTED, await call.details()
 
 
 @settings(max_examples=25)
-@given(asked=messages(pb.CreateStoryRequest))
+@given(request=messages(pb.CreateStoryRequest))
 async def test_any_story_is_started_as_it_was_given_or_not_at_all(
-    planning: Any, stories: Client, asked: pb.CreateStoryRequest
+    planning: Any, stories: Client, request: pb.CreateStoryRequest
 ) -> None:
-    call = planning.CreateStory(asked, metadata=ANA, timeout=30)
+    call = planning.CreateStory(request, metadata=ANA, timeout=30)
 
     if await call.code() != grpc.StatusCode.OK:
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT, await call.details()
@@ -544,9 +542,9 @@ async def test_any_story_is_started_as_it_was_given_or_not_at_all(
     story = await call
     wanted = StoryInput(
         story_id="US-1",
-        title=asked.title,
-        brief=asked.brief,
-        acceptance_criteria=list(asked.ac),
+        title=request.title,
+        brief=request.brief,
+        acceptance_criteria=list(request.ac),
     )
     view, _ = await shown(planning, story.story_id)
     assert (view.story.title, view.story.brief) == (wanted.title, wanted.brief)

@@ -166,7 +166,9 @@ async def test_a_stream_ends_with_the_status_of_what_it_raises(
     channel: grpc.aio.Channel, service: Behaving
 ) -> None:
     service.raises = application_error(ErrorType.QUORUM_LOST, "1 of 3 left")
-    call = stub(channel).StreamDeliberation(orchestrator.DeliberateRequest(), metadata=bearer())
+    call = stub(channel).StreamDeliberation(
+        orchestrator.DeliberateRequest(), metadata=bearer("ana", "DEV")
+    )
 
     assert (await call.read()).status == "generating"
     error = await failure(call.read())
@@ -239,8 +241,10 @@ async def test_a_request_id_stands_for_one_request_of_its_caller(
 
         reused = [
             await failure(moves(another, metadata=bearer() + mine)),
-            await failure(stub(channel).Deliberate(TASK, metadata=bearer() + mine)),
-            await failure(stub(channel).StreamDeliberation(TASK, metadata=bearer() + mine).read()),
+            await failure(stub(channel).Deliberate(TASK, metadata=bearer("ana", "DEV") + mine)),
+            await failure(
+                stub(channel).StreamDeliberation(TASK, metadata=bearer("ana", "DEV") + mine).read()
+            ),
         ]
 
         assert {each.code() for each in reused} == {grpc.StatusCode.ALREADY_EXISTS}
@@ -301,12 +305,23 @@ async def test_what_is_not_utf_8_is_refused(channel: grpc.aio.Channel) -> None:
 async def test_a_message_that_is_too_large_is_refused(channel: grpc.aio.Channel) -> None:
     large = orchestrator.DeliberateRequest(task_description="x" * (LARGEST_MESSAGE + 1))
 
-    error = await failure(stub(channel).Deliberate(large, metadata=bearer()))
+    error = await failure(stub(channel).Deliberate(large, metadata=bearer("ana", "DEV")))
 
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_method_that_is_none_is_unimplemented(channel: grpc.aio.Channel) -> None:
+async def test_bytes_that_are_not_a_message_are_refused(channel: grpc.aio.Channel) -> None:
+    call: Any = channel.unary_unary(STATUS)
+
+    stranger = await failure(call(b"\xff\xff"))
+    error = await failure(call(b"\xff\xff", metadata=bearer()))
+
+    assert stranger.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "send one" in (error.details() or "")
+
+
+async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     call: Any = channel.unary_unary(f"/{NAME}/NoSuchMethod")
 
     error = await failure(call(b"", metadata=bearer()))
@@ -342,8 +357,8 @@ async def test_health_is_public_and_ends_with_the_drain(served: Served, service:
 
 
 async def test_reflection_lists_the_service_without_a_token(channel: grpc.aio.Channel) -> None:
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    answers = Reflection(channel).ServerReflectionInfo(iter([asked]))
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    answers = Reflection(channel).ServerReflectionInfo(iter([request]))
 
     listed = {
         each.name async for answer in answers for each in answer.list_services_response.service
@@ -388,3 +403,19 @@ async def test_watches_without_a_token_leave_room_for_other_calls(served: Served
         await until(answers)
         for watch in watches:
             watch.cancel()
+
+
+async def test_thousands_of_watches_without_a_token_lock_no_caller_out(
+    channel: grpc.aio.Channel,
+) -> None:
+    health = Health(channel)
+    watches = [health.Watch(health_pb2.HealthCheckRequest(service=NAME)) for _ in range(4_000)]
+    firsts = await asyncio.gather(*(each.read() for each in watches), return_exceptions=True)
+
+    answer = await stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer())
+
+    assert answer.status == "here"
+    refused = [each for each in firsts if isinstance(each, grpc.aio.AioRpcError)]
+    assert len(watches) - len(refused) <= PUBLIC_OF_A_HOST
+    for watch in watches:
+        watch.cancel()

@@ -9,8 +9,11 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from hypothesis import given, settings
+from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowExecutionStatus
 
+from activities.quota import TokenQuota
+from bridge.grpc.limits import Limits
 from bridge.grpc.server import Served
 from bridge.grpc.storycoach import StoryCoachServicer
 from bridge.grpc.wire import storycoach_pb2 as pb
@@ -25,7 +28,7 @@ from workflows.models.readiness import StoryText
 from workflows.rules.readiness import score_story
 
 PROCESSES = ("story", "context", "agents")
-ANA = bearer("ana")
+ANA = bearer("ana", "DEV")
 
 PERFECT: dict[str, Any] = {
     "title": "Undo the deletion of a note",
@@ -117,9 +120,9 @@ async def test_a_story_is_scored_with_what_costs_it_points(fleet: Fleet) -> None
 
 
 @settings(max_examples=200)
-@given(asked=messages(pb.ScoreStoryRequest))
-async def test_any_text_has_a_score(running_fleet: Fleet, asked: pb.ScoreStoryRequest) -> None:
-    answer = await running_fleet.coach.ScoreStory(asked, metadata=ANA)
+@given(message=messages(pb.ScoreStoryRequest))
+async def test_any_text_has_a_score(running_fleet: Fleet, message: pb.ScoreStoryRequest) -> None:
+    answer = await running_fleet.coach.ScoreStory(message, metadata=ANA)
 
     assert answer.total == max(0, 100 - sum(finding.weight for finding in answer.findings))
 
@@ -152,13 +155,42 @@ async def test_a_story_that_only_gets_worse_comes_back_with_the_reason(fleet: Fl
     assert len(fleet.llm.calls) == 2
 
 
-async def test_nothing_cannot_be_refined(fleet: Fleet) -> None:
+async def test_an_empty_story_cannot_be_refined(fleet: Fleet) -> None:
     nothing = fleet.coach.RefineStory(pb.RefineStoryRequest(title=" "), metadata=ANA)
     blank = fleet.coach.RefineStory(pb.RefineStoryRequest(title="T", ac=[""]), metadata=ANA)
 
     assert set(await violations(nothing)) == {"title"}
     assert set(await violations(blank)) == {"ac.0"}
     assert fleet.llm.calls == []
+
+
+# --- the quota ------------------------------------------------------------------------------------
+
+
+async def test_an_actor_without_tokens_is_not_coached(fleet: Fleet, client: Redis) -> None:
+    eve = bearer(f"eve-{uuid.uuid4().hex}", "DEV")
+    mine = (*eve, ("x-request-id", uuid.uuid4().hex))
+    goal = pb.SuggestStoryRequest(goal=f"Undo {uuid.uuid4().hex}")
+    served = Served(
+        "fleet.storycoach.v1.StoryCoachService",
+        StoryCoachServicer(fleet.temporal, Limits(TokenQuota(client, 10))),
+        storycoach_pb2_grpc.add_StoryCoachServiceServicer_to_server,
+    )
+
+    async with serving(served) as channel:
+        first = await Stub(channel).SuggestStory(goal, metadata=mine)
+        calls = len(fleet.llm.calls)
+        suggestion = await refusal(Stub(channel).SuggestStory(goal, metadata=eve))
+        refinement = await refusal(
+            Stub(channel).RefineStory(pb.RefineStoryRequest(title="Undo"), metadata=eve)
+        )
+        again = await Stub(channel).SuggestStory(goal, metadata=mine)
+
+    for error in (suggestion, refinement):
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "of 10 tokens in this hour, 0 are left" in (error.details() or "")
+    assert again == first
+    assert len(fleet.llm.calls) == calls
 
 
 # --- SuggestStory ---------------------------------------------------------------------------------
@@ -189,7 +221,7 @@ async def test_a_suggestion_needs_a_goal(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("ends_by", ["cancel", "deadline"])
-async def test_a_call_that_ends_stops_what_only_it_waits_for(fleet: Fleet, ends_by: str) -> None:
+async def test_a_call_that_ends_cancels_its_workflow(fleet: Fleet, ends_by: str) -> None:
     fleet.llm.fail("hang")
     before = set(await fleet.status())
     timeout = 3 if ends_by == "deadline" else None
@@ -197,7 +229,7 @@ async def test_a_call_that_ends_stops_what_only_it_waits_for(fleet: Fleet, ends_
     call = fleet.coach.SuggestStory(
         pb.SuggestStoryRequest(goal="Undo"), metadata=ANA, timeout=timeout
     )
-    await until(lambda: asked(fleet))
+    await until(lambda: is_called(fleet))
     if ends_by == "cancel":
         call.cancel()
 
@@ -219,7 +251,7 @@ async def test_a_call_with_a_request_id_is_asked_once_and_can_be_repeated(fleet:
     goal = pb.SuggestStoryRequest(goal="Undo")
 
     first = fleet.coach.SuggestStory(goal, metadata=metadata)
-    await until(lambda: asked(fleet))
+    await until(lambda: is_called(fleet))
     first.cancel()
     story = await fleet.coach.SuggestStory(goal, metadata=metadata)
     again = await fleet.coach.SuggestStory(goal, metadata=metadata)
@@ -228,11 +260,11 @@ async def test_a_call_with_a_request_id_is_asked_once_and_can_be_repeated(fleet:
     assert [call.end for call in fleet.llm.calls] == ["answered", "answered"]
 
 
-async def asked(fleet: Fleet) -> bool:
+async def is_called(fleet: Fleet) -> bool:
     return bool(fleet.llm.calls)
 
 
-async def test_an_engine_that_refuses_is_an_error_and_never_a_canned_story(fleet: Fleet) -> None:
+async def test_a_refusal_by_the_engine_is_an_error(fleet: Fleet) -> None:
     fleet.llm.fail("status", status=401)
 
     error = await refusal(
@@ -243,7 +275,7 @@ async def test_an_engine_that_refuses_is_an_error_and_never_a_canned_story(fleet
     assert problem(error)[0] == "LlmRefused"
 
 
-async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) -> None:
+async def test_a_model_that_never_gives_a_valid_answer_is_an_error(fleet: Fleet) -> None:
     fleet.llm.fail("wrong", times=3)
 
     error = await refusal(fleet.coach.RefineStory(pb.RefineStoryRequest(**POOR), metadata=ANA))
@@ -256,24 +288,24 @@ async def test_a_model_that_never_answers_to_the_form_is_an_error(fleet: Fleet) 
 
 
 @settings(max_examples=25)
-@given(asked=messages(pb.RefineStoryRequest))
+@given(message=messages(pb.RefineStoryRequest))
 async def test_any_story_comes_back_no_worse_or_is_refused(
-    running_fleet: Fleet, asked: pb.RefineStoryRequest
+    running_fleet: Fleet, message: pb.RefineStoryRequest
 ) -> None:
-    call = running_fleet.coach.RefineStory(asked, metadata=ANA)
+    call = running_fleet.coach.RefineStory(message, metadata=ANA)
 
     if await call.code() == grpc.StatusCode.OK:
-        assert total(await call) >= total(asked)
+        assert total(await call) >= total(message)
     else:
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT, await call.details()
 
 
 @settings(max_examples=15)
-@given(asked=messages(pb.SuggestStoryRequest))
+@given(message=messages(pb.SuggestStoryRequest))
 async def test_any_goal_becomes_a_story_or_is_refused(
-    running_fleet: Fleet, asked: pb.SuggestStoryRequest
+    running_fleet: Fleet, message: pb.SuggestStoryRequest
 ) -> None:
-    call = running_fleet.coach.SuggestStory(asked, metadata=ANA)
+    call = running_fleet.coach.SuggestStory(message, metadata=ANA)
 
     if await call.code() == grpc.StatusCode.OK:
         story = await call

@@ -69,9 +69,9 @@ async def violations(call: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("rigor", LEVELS)
 async def test_a_report_scores_as_the_workflow_scores_it(workspace: Any, rigor: str) -> None:
-    asked = pb.ScoreWorkspaceRequest(job_id="job-1", report=report(), rigor_level=rigor)
+    message = pb.ScoreWorkspaceRequest(job_id="job-1", report=report(), rigor_level=rigor)
 
-    answer = await workspace.ScoreWorkspace(asked, metadata=ANA)
+    answer = await workspace.ScoreWorkspace(message, metadata=ANA)
 
     same = WorkspaceReport.model_validate(
         {
@@ -97,9 +97,9 @@ async def test_a_report_scores_as_the_workflow_scores_it(workspace: Any, rigor: 
 
 
 async def test_the_reasons_begin_with_each_dimensions_points(workspace: Any) -> None:
-    asked = pb.ScoreWorkspaceRequest(report=report(), rigor_level="L1")
+    message = pb.ScoreWorkspaceRequest(report=report(), rigor_level="L1")
 
-    answer = await workspace.ScoreWorkspace(asked, metadata=ANA)
+    answer = await workspace.ScoreWorkspace(message, metadata=ANA)
 
     assert list(answer.reasons) == [
         "build: 100 of 100 points, weight 0.35",
@@ -142,7 +142,7 @@ async def test_a_coverage_of_32_bits_reaches_a_threshold_with_a_decimal() -> Non
 
 
 @pytest.mark.parametrize(
-    ("asked", "field", "rule"),
+    ("message", "field", "rule"),
     [
         (pb.ScoreWorkspaceRequest(), "report", "required"),
         (
@@ -178,9 +178,9 @@ async def test_a_coverage_of_32_bits_reaches_a_threshold_with_a_decimal() -> Non
     ],
 )
 async def test_what_is_wrong_is_named_as_the_contract_names_it(
-    workspace: Any, asked: pb.ScoreWorkspaceRequest, field: str, rule: str
+    workspace: Any, message: pb.ScoreWorkspaceRequest, field: str, rule: str
 ) -> None:
-    found = await violations(workspace.ScoreWorkspace(asked, metadata=ANA))
+    found = await violations(workspace.ScoreWorkspace(message, metadata=ANA))
 
     assert rule in found[field]
     assert set(found) == {field}
@@ -195,29 +195,29 @@ async def test_every_wrong_field_is_named_at_once(workspace: Any) -> None:
 
 
 @settings(max_examples=300)
-@given(asked=messages(pb.ScoreWorkspaceRequest))
+@given(message=messages(pb.ScoreWorkspaceRequest))
 async def test_any_message_is_scored_or_refused_by_field(
-    workspace: Any, asked: pb.ScoreWorkspaceRequest
+    workspace: Any, message: pb.ScoreWorkspaceRequest
 ) -> None:
-    call = workspace.ScoreWorkspace(asked, metadata=ANA)
+    call = workspace.ScoreWorkspace(message, metadata=ANA)
 
     if await call.code() == grpc.StatusCode.OK:
         answer = await call
         assert 0 <= answer.score <= 100
-        assert answer.rigor == (asked.rigor_level or "L1")
+        assert answer.rigor == (message.rigor_level or "L1")
     else:
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_200_clients_at_once_are_all_answered() -> None:
     (port,) = free_ports(1)
-    asked = pb.ScoreWorkspaceRequest(report=report(), rigor_level="L2")
+    message = pb.ScoreWorkspaceRequest(report=report(), rigor_level="L2")
 
     async def client() -> int:
         # Its own pool: one connection for each client, as from 200 machines.
         alone = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=alone) as own:
-            answers = [await Stub(own).ScoreWorkspace(asked, metadata=ANA) for _ in range(5)]
+            answers = [await Stub(own).ScoreWorkspace(message, metadata=ANA) for _ in range(5)]
         return len({answer.score for answer in answers})
 
     async with serving(served(RIGOR), port=port):

@@ -440,7 +440,7 @@ async def test_work_slower_than_the_ack_wait_is_reported_as_in_progress_and_done
     assert info.delivered.consumer_seq == 1
 
 
-async def test_a_consumer_that_somebody_removes_is_made_again(
+async def test_a_removed_consumer_is_created_again(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,
@@ -504,7 +504,7 @@ async def test_the_lag_of_a_consumer_is_a_metric(
         await settled(bus)
 
 
-async def test_one_poison_message_among_ten_thousand_is_dead_lettered_and_delays_no_other(
+async def test_one_bad_message_among_ten_thousand_is_dead_lettered_and_delays_no_other(
     bus: JetStreamContext,
     nats_client: Nats,
     graph: Graph,

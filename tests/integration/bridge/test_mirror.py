@@ -120,7 +120,7 @@ async def test_a_batch_published_twice_is_stored_once_and_in_order(
         ({"subject": "planning.gate.closed"}, "subject"),
     ],
 )
-async def test_an_event_whose_id_somebody_used_first_is_not_taken_for_published(
+async def test_an_event_whose_id_someone_used_first_is_not_taken_for_published(
     mirror: Mirror, jetstream: JetStreamContext, forged: dict[str, Any], differs: str
 ) -> None:
     (entry,) = entries("planning.gate.approved")
@@ -284,14 +284,14 @@ def test_an_errors_type_names_the_failure(error: Exception, kind: str) -> None:
     assert entry_error(entry, error).type == kind
 
 
-def test_a_publish_gives_the_table_every_error_that_it_knows() -> None:
+def test_every_error_of_publish_is_in_the_table() -> None:
     known = [error for error, *_ in REFUSALS]
 
     assert all(issubclass(error, PUBLISH_FAILURES) for error in known)
     assert set(PUBLISH_FAILURES) <= set(known)
 
 
-def test_an_error_that_is_not_of_the_outside_is_not_dressed_up() -> None:
+def test_an_internal_error_is_not_translated() -> None:
     (entry,) = entries("planning.story.created")
 
     with pytest.raises(KeyError):

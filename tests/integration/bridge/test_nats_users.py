@@ -26,7 +26,7 @@ Open = Callable[[str], Awaitable[tuple[NatsClient, list[str]]]]
 
 @pytest.fixture
 async def opened(nats_server: RunningServer, jetstream: JetStreamContext) -> AsyncIterator[Open]:
-    """Make the fleet's streams and consumers; connect as other users, with what they are told."""
+    """Create the fleet's streams and consumers; yield a function that connects as a user."""
     await streams.reconcile(jetstream, 1)
     await consumers.reconcile(jetstream)
     server = nats_server.process.server
@@ -34,10 +34,10 @@ async def opened(nats_server: RunningServer, jetstream: JetStreamContext) -> Asy
     clients = []
 
     async def connect(user: str) -> tuple[NatsClient, list[str]]:
-        told: list[str] = []
+        errors: list[str] = []
 
         async def note(error: Exception) -> None:
-            told.append(str(error).lower())
+            errors.append(str(error).lower())
 
         env = server.env(user)
         client = await nats.connect(
@@ -48,7 +48,7 @@ async def opened(nats_server: RunningServer, jetstream: JetStreamContext) -> Asy
             error_cb=note,
         )
         clients.append(client)
-        return client, told
+        return client, errors
 
     yield connect
     for client in clients:
@@ -60,7 +60,7 @@ async def stored(jetstream: JetStreamContext) -> dict[str, int]:
 
 
 async def attempt(client: NatsClient, subject: str, body: object = None) -> bytes | None:
-    """Send a request; return the answer, None if nobody got it."""
+    """Send a request; return the answer, None if no one answers."""
     data = json.dumps(body).encode() if body is not None else b""
     try:
         return (await client.request(subject, data, timeout=ANSWER_WITHIN_S)).data
@@ -75,7 +75,7 @@ async def test_no_one_else_changes_a_stream(
     await jetstream.publish("planning.story.created", b"{}")
     await jetstream.publish("agent.cmd.DEV", b"{}")
     before = await stored(jetstream)
-    client, told = await opened(user)
+    client, errors = await opened(user)
 
     for name in STREAMS:
         loose = StreamConfig(name=name, subjects=["elsewhere.>"], max_msgs=1).as_dict()
@@ -86,7 +86,7 @@ async def test_no_one_else_changes_a_stream(
     assert await attempt(client, "$JS.API.STREAM.CREATE.X", {"name": "X"}) is None
 
     attacks = 4 * len(STREAMS) + 1
-    await until(lambda: sum("permissions violation" in each for each in told) == attacks)
+    await until(lambda: sum("permissions violation" in each for each in errors) == attacks)
     assert await stored(jetstream) == before
 
 
@@ -127,21 +127,21 @@ async def test_no_one_else_changes_a_stream(
         ),
     ],
 )
-async def test_no_one_forges_what_is_not_theirs_to_send(
+async def test_each_user_may_publish_only_its_own_subjects(
     user: str, forged: str, opened: Open, jetstream: JetStreamContext
 ) -> None:
     before = await stored(jetstream)
-    client, told = await opened(user)
+    client, errors = await opened(user)
 
     await client.publish(forged, b'{"story_id": "US-7"}')
     await client.flush()
 
-    await until(lambda: any("permissions violation" in each for each in told))
+    await until(lambda: any("permissions violation" in each for each in errors))
     assert await stored(jetstream) == before
 
 
 @pytest.mark.parametrize("consumer", consumers.CONSUMERS, ids=lambda each: each.name)
-async def test_a_subscriber_cannot_steal_from_the_fleets_consumers(
+async def test_a_subscriber_cannot_read_from_the_fleets_consumers(
     consumer: consumers.Consumer, opened: Open, jetstream: JetStreamContext
 ) -> None:
     before = await jetstream.consumer_info(consumer.stream, consumer.name)
@@ -183,22 +183,22 @@ async def test_a_subscriber_cannot_steal_from_the_fleets_consumers(
 @pytest.mark.parametrize("user", ["subscriber", "publisher"])
 @pytest.mark.parametrize("subject", [">", "_INBOX_fleet.>", "_INBOX_agent.>", "agent.>", "$JS.>"])
 async def test_no_one_reads_what_others_asked_for(user: str, subject: str, opened: Open) -> None:
-    client, told = await opened(user)
+    client, errors = await opened(user)
 
     await client.subscribe(subject)
     await client.flush()
 
-    await until(lambda: any("permissions violation for subscription" in each for each in told))
+    await until(lambda: any("permissions violation for subscription" in each for each in errors))
 
 
 async def test_an_agent_reads_no_events(opened: Open) -> None:
-    client, told = await opened("agent")
+    client, errors = await opened("agent")
 
     for subject in ("planning.>", "agent.response.>", "_INBOX.>"):
         await client.subscribe(subject)
     await client.flush()
 
-    await until(lambda: len(told) == 3)
+    await until(lambda: len(errors) == 3)
     with pytest.raises(NatsError):
         await client.jetstream(timeout=ANSWER_WITHIN_S).pull_subscribe(
             "agent.response.>", durable="spy", stream="AGENT_RESPONSES"
@@ -209,7 +209,7 @@ async def test_a_subscriber_reads_events_with_a_separate_durable_consumer(
     opened: Open, jetstream: JetStreamContext
 ) -> None:
     await jetstream.publish("planning.story.created", b"first")
-    client, told = await opened("subscriber")
+    client, errors = await opened("subscriber")
     live = await client.subscribe("planning.>")
 
     pushed = await client.jetstream().subscribe("planning.>", durable="me")
@@ -221,15 +221,15 @@ async def test_a_subscriber_reads_events_with_a_separate_durable_consumer(
     second = await pushed.next_msg()
     await second.ack_sync()
     assert (await live.next_msg()).data == b"second"
-    assert told == []
+    assert errors == []
 
 
 async def test_a_publisher_sends_what_the_inbox_reads_and_gets_the_acknowledgement(
     opened: Open,
 ) -> None:
-    client, told = await opened("publisher")
+    client, errors = await opened("publisher")
 
     for consumer in consumers.CONSUMERS:
         ack = await client.jetstream().publish(consumer.subject, b'{"story_id": "US-7"}')
         assert ack.stream == consumer.stream
-    assert told == []
+    assert errors == []

@@ -29,7 +29,7 @@ async def test_what_nats_acked_survives_a_crash(nats_server: RunningServer) -> N
     await client.close()
 
 
-async def test_nats_refuses_a_stranger(nats_server: RunningServer) -> None:
+async def test_nats_refuses_a_client_without_credentials(nats_server: RunningServer) -> None:
     async def quiet(_: Exception) -> None: ...
 
     with pytest.raises(Exception, match=r"(?i)authorization"):
@@ -49,7 +49,7 @@ async def test_what_valkey_answered_survives_a_crash(valkey: RunningServer) -> N
     await client.aclose()
 
 
-async def test_valkey_refuses_a_stranger(valkey: RunningServer) -> None:
+async def test_valkey_refuses_a_client_without_credentials(valkey: RunningServer) -> None:
     client = redis.Redis(host=valkey.host, port=valkey.port)
 
     with pytest.raises(redis.AuthenticationError):

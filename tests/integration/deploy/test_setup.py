@@ -112,7 +112,7 @@ def test_a_step_that_made_nothing_has_failed(
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_step_is_refused_with_those_there_are(
+def test_an_unknown_step_is_refused_with_the_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert setup.main(["--only", "kitchen"]) == 1
@@ -139,7 +139,7 @@ def test_without_servers_there_are_no_steps_for_them(
 
     assert setup.main(["--only", "neo4j"]) == 1
 
-    assert "--only takes one of uv, packages\n" in capsys.readouterr().err
+    assert "--only takes one of programs, uv, packages\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["changed", "added", "removed"])

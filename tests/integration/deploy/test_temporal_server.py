@@ -98,7 +98,7 @@ async def test_no_query_of_an_ended_workflow_is_lost_when_many_come_at_once(
             assert answers == [42] * 4
 
 
-async def test_a_big_story_does_not_starve_a_small_one(temporal: RunningServer) -> None:
+async def test_a_large_story_does_not_delay_a_small_one(temporal: RunningServer) -> None:
     client = await connect(temporal.address)
     engine, name = Calls(), f"fair-{uuid.uuid4()}"
     asking = Worker(

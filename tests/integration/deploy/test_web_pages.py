@@ -78,7 +78,9 @@ async def test_a_second_request_of_a_connection_is_checked_too(ui: WebUi) -> Non
 
 
 @pytest.mark.parametrize("request_bytes", [b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 70_000])
-async def test_a_malformed_request_does_not_harm_the_door(ui: WebUi, request_bytes: bytes) -> None:
+async def test_a_malformed_request_leaves_the_server_running(
+    ui: WebUi, request_bytes: bytes
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", ui.temporal.ui_port)
     writer.write(request_bytes)
     try:

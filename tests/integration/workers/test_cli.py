@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from neo4j import AsyncDriver
-from typer.testing import CliRunner
 
 from activities.revoked import READ_EVERY_S
 from tests.support.fleet import (
@@ -22,10 +21,10 @@ from tests.support.fleet import (
     new_environment,
     whole_fleet,
 )
+from tests.support.fleet_cli import command, refused, token
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
-from workers.cli import app as cli
 from workers.cli import stories
 from workers.cli.session import complete_story
 from workers.settings import ROOT, Settings
@@ -39,34 +38,6 @@ async def fleet(servers: Servers) -> AsyncIterator[Environment]:
         environment = await new_environment(servers, llm)
         async with whole_fleet(environment):
             yield environment
-
-
-class Result:
-    """The result of a command. json: its stdout, parsed."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-async def command(fleet: Environment, *arguments: str, stdin: str = "") -> Result:
-    """Run the CLI in a thread of this process."""
-    ended = await asyncio.to_thread(
-        CliRunner().invoke, cli.app, arguments, input=stdin, env=fleet | {"COLUMNS": "200"}
-    )
-    if ended.exception and not isinstance(ended.exception, SystemExit):
-        raise ended.exception
-    return Result(ended.exit_code, ended.stdout, ended.stderr)
-
-
-async def refused(fleet: Environment, *arguments: str, stdin: str = "") -> str:
-    """Run a command that must be refused (exit code 1, empty stdout); return its stderr."""
-    ended = await command(fleet, *arguments, stdin=stdin)
-    assert (ended.code, ended.out) == (1, ""), ended.out + ended.err
-    return ended.err
 
 
 def a_story(**changed: Any) -> dict[str, Any]:
@@ -170,13 +141,6 @@ async def test_a_gate_is_opened_by_the_right_role_only_and_the_answer_is_the_new
     assert opened.json["state"] == "DESIGN"
 
 
-async def token(fleet: Environment, actor: str, roles: str, days: str = "1") -> str:
-    arguments = ("--actor", actor, "--roles", roles, "--days", days)
-    ended = await command(fleet, "token", "create", *arguments)
-    assert ended.code == 0, ended.err
-    return ended.out.strip()
-
-
 async def test_who_has_a_token_acts_as_its_actor_and_in_its_roles_alone(
     fleet: Environment,
 ) -> None:
@@ -235,7 +199,7 @@ async def test_a_revoked_token_is_refused(fleet: Environment) -> None:
     assert "32 digits" in await refused(fleet, "token", "revoke", "*")
 
 
-async def test_a_token_that_is_forged_or_none_is_refused(fleet: Environment) -> None:
+async def test_a_forged_or_missing_token_is_refused(fleet: Environment) -> None:
     forged = {"GRPC_TOKEN_KEY": "another key, of thirty-two bytes or more"}
 
     other = await token(fleet | forged, "eve", "PO")
@@ -428,7 +392,7 @@ async def test_a_shell_completes_running_stories(
 
 
 @pytest.mark.parametrize("story_id", ["a/b", "a  b", "x" * 10_000, "') RETURN 1 //", "planning.>"])
-async def test_an_id_that_is_none_is_refused(fleet: Environment, story_id: str) -> None:
+async def test_an_invalid_id_is_refused(fleet: Environment, story_id: str) -> None:
     reason = await refused(fleet, "show", story_id)
 
     assert "is not a story id: it is 1 to 100 letters, digits" in reason

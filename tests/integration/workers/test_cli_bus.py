@@ -109,7 +109,7 @@ async def lines(process: Process, count: int) -> list[dict[str, Any]]:
         return [json.loads(await process.stdout.readline()) for _ in range(count)]
 
 
-async def test_what_is_there_is_shown_in_the_order_in_which_it_was_stored_and_then_it_ends(
+async def test_stored_events_are_shown_in_order_and_then_the_command_ends(
     mirror: Mirror, environment: Environment
 ) -> None:
     ids = await publish(mirror, *(an_entry(SUBJECTS[n % 3]) for n in range(300)))
@@ -189,7 +189,7 @@ async def test_a_message_of_anyone_has_an_identity_and_its_text_as_body(
     assert datetime.fromisoformat(events["time"]).tzinfo
 
 
-async def test_from_now_on_what_happens_is_shown_within_a_second_and_nothing_older(
+async def test_following_from_now_shows_new_events_within_a_second(
     mirror: Mirror, environment: Environment, jetstream: JetStreamContext
 ) -> None:
     await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
@@ -272,7 +272,9 @@ async def test_a_bad_since_is_refused_with_the_rule(
     assert rule in err
 
 
-async def test_what_cannot_be_is_refused(environment: Environment, nats_client: Nats) -> None:
+async def test_wrong_options_and_targets_are_refused(
+    environment: Environment, nats_client: Nats
+) -> None:
     unknown = await command(environment, "events", "--sinse", "2h")
     story = await command(environment, "events", "--story", "planning.>")
     streams = await command(environment, "events", "--no-follow")

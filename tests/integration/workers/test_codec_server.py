@@ -165,6 +165,7 @@ async def test_a_revoked_token_is_refused(codec: httpx.AsyncClient, client: Redi
     assert (await codec.post("/decode", json=body(), headers=headers)).status_code == 200
 
     caller = read_token([TOKEN_KEY], revoked)
+    assert caller.token_id
     await RevokedTokens(client).revoke(caller.token_id, timedelta(hours=1))
 
     async def status() -> int:

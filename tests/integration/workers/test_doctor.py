@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import sysconfig
 import time
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nats.js import JetStreamContext
 from neo4j import AsyncDriver
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from temporalio import workflow
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from typer.testing import CliRunner
 
+from activities.checks.sandbox import Sandbox
 from activities.graph.activities import Graph
+from bridge.mirror.story_sweep import StorySweep
 from tests.support.fleet import Environment, new_environment, whole_fleet
+from tests.support.fleet_cli import temporal as run_temporal
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.servers import Servers
@@ -36,7 +41,6 @@ TEXT = {
     "brief": "As a writer I want to undo a deletion so that a slip costs me nothing.",
     "acceptance_criteria": ["Given a deleted note, when I press undo, then it is back."],
 }
-TEMPORAL = Path(sysconfig.get_path("scripts")) / "temporal"
 
 
 @pytest.fixture
@@ -171,6 +175,21 @@ async def test_servers_that_do_not_answer_are_named_and_the_rest_is_checked(
     assert found.one("valkey")["outcome"] == "ok"
 
 
+async def test_a_sandbox_that_cannot_start_is_named(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = tmp_path / "bwrap"
+    refusing.write_text("#!/bin/sh\necho 'bwrap: No permissions' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+
+    assert (await doctor(environment)).one("sandbox")["outcome"] == "ok"
+    monkeypatch.setattr("workers.diagnosis.Sandbox", lambda: Sandbox(str(refusing)))
+
+    found = await doctor(environment)
+
+    assert found.one("sandbox", "No permissions")["outcome"] == "failing"
+
+
 async def test_a_clock_that_is_off_is_named(
     environment: Environment, fleet: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,16 +250,17 @@ async def test_a_council_whose_story_has_ended_is_named_and_the_remedy_stops_it(
 
 
 async def test_a_stuck_entry_is_named_and_skipped_kept_as_a_dead_letter_and_gone_round(
-    environment: Environment, fleet: Client
+    environment: Environment, fleet: Client, graph: Graph
 ) -> None:
     story = await started(environment)
     handle = fleet.get_workflow_handle(story_workflow_id(story))
     at = "2026-01-01T00:01:00.000Z"
     task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
+    child = f"plan-{story}-p"
     entry = Entry(
-        id=f"of-a-child-of-{story}",
+        id=f"{child}/run/1",
         kind="TaskCreated",
-        source=handle.id,
+        source=child,
         story_id=story,
         time=at,
         body=task.model_dump(),
@@ -257,6 +277,12 @@ async def test_a_stuck_entry_is_named_and_skipped_kept_as_a_dead_letter_and_gone
     assert {row["story_id"]: row["stuck"] for row in json.loads(listed.stdout)}[story] == (
         "TaskCreated"
     )
+    metadata = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+    assert entry.id in metadata.current_details
+    query = f"WorkflowId = '{handle.id}' AND OutboxStuck = 'TaskCreated'"
+    assert [each.id async for each in fleet.list_workflows(query)] == [handle.id]
+    await StorySweep(fleet, graph, timedelta(days=1)).sweep()
+    assert REGISTRY.get_sample_value("fleet_outbox_stuck") == 1
     _, command = shown["remedy"].split("fleet ")
     arguments = shlex.split(command.replace("WHY", "'that id was a mistake'"))
     another = await fleet_command(
@@ -302,16 +328,8 @@ async def started(environment: Environment) -> str:
 async def temporal(environment: Environment, command: str) -> None:
     """Run a command of the `temporal` CLI as the doctor printed it."""
     _, *arguments = shlex.split(command)
-    process = await asyncio.create_subprocess_exec(
-        TEMPORAL,
-        *arguments,
-        *("--address", environment["TEMPORAL_ADDRESS"]),
-        *("--namespace", environment["TEMPORAL_NAMESPACE"]),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output
+    ended = await run_temporal(environment, *arguments)
+    assert ended.code == 0, ended.err
 
 
 async def test_a_lost_payload_is_named_and_a_reset_to_before_it_gives_the_story_back(

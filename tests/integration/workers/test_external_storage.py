@@ -201,7 +201,7 @@ async def test_a_missing_payload_names_what_to_restore(client: Redis) -> None:
         await ValkeyStorageDriver(client).retrieve(RETRIEVE, [claim])
 
 
-async def test_a_damaged_payload_is_not_handed_out(client: Redis) -> None:
+async def test_a_damaged_payload_is_not_returned(client: Redis) -> None:
     driver = ValkeyStorageDriver(client)
     [claim] = await driver.store(STORE, [Payload(data=uuid.uuid4().bytes)])
     await client.append(f"swe:payload:{claim.claim_data['sha256']}", b"x")
@@ -225,7 +225,7 @@ async def test_storing_again_renews_the_life_of_a_payload(client: Redis) -> None
 # --- collecting -----------------------------------------------------------------------------------
 
 
-async def test_no_payload_is_kept_for_ever_and_those_of_open_runs_are_renewed(
+async def test_no_payload_is_kept_forever_and_those_of_open_runs_are_renewed(
     temporal_client: Client, client: Redis, queue: str
 ) -> None:
     texts = {name: f"{queue} {name} " + MEGABYTE for name in ("closed", "open")}

@@ -134,7 +134,7 @@ def test_a_missing_file_is_named(config: Path) -> None:
         load_config(config)
 
 
-async def test_an_unknown_rigor_is_refused_with_those_there_are() -> None:
+async def test_an_unknown_rigor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ApplicationError, match="'L9'; one of L0, L1, L2, L3") as refusal:
         await ActivityEnvironment().run(Planning().load_process, "L9")
 
@@ -155,7 +155,7 @@ def test_the_shipped_weights_of_the_checks_are_the_design_s() -> None:
     assert document == {"weights": {"policy": 0.4, "lint": 0.3, "dry_run": 0.3}}
 
 
-def test_a_decoder_that_babbles_within_the_schema_writes_valid_plans() -> None:
+def test_any_output_within_the_schema_is_a_valid_plan() -> None:
     roles = ["DEV", "QA", "DATA"]
     end = "</s>"
     vocabulary = [*map(chr, range(32, 127)), end]

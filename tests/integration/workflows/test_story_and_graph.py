@@ -8,12 +8,9 @@ import pytest
 from neo4j import AsyncDriver
 from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowHandle
-from temporalio.worker import Worker
 
 from activities.cache import timeline_key
 from activities.graph.activities import Graph
-from activities.heartbeats import Heartbeats
-from activities.planning import Planning
 from bridge.mirror.rebuild import rebuild
 from bridge.mirror.story_sweep import StorySweep
 from tests.support.fleet import a_namespace, connect
@@ -21,17 +18,17 @@ from tests.support.polling import until
 from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, moved, new_story, plan, refused, rows
 from tests.support.stories import spec as text_of
+from workers.processes.context import context_worker
+from workers.processes.story import story_worker
 from workers.search_attributes import register
-from workers.workflow_runner import workflow_runner
-from workflows.closure import StoryClosureWorkflow
-from workflows.deliberation import DeliberationWorkflow
+from workers.settings import Settings
 from workflows.models.context import PackQuery
 from workflows.models.events import Entry, TaskCreated
 from workflows.models.ids import closure_workflow_id, story_workflow_id
 from workflows.models.outbox import OutboxStuck, SkipEntry
 from workflows.models.story import Approve, StoryInput
 from workflows.story import StoryWorkflow
-from workflows.stubs import CONTEXT_QUEUE, STORY_QUEUE
+from workflows.stubs import STORY_QUEUE
 
 T = TypeVar("T")
 Handle = WorkflowHandle[Any, Any]
@@ -44,45 +41,33 @@ async def test_no_pack_is_built_of_a_story_that_the_graph_has_lost(
     graph: Graph, driver: AsyncDriver, then: str
 ) -> None:
     story = new_story()
-    asked = PackQuery(story_id=story, role="DEV", phase="BUILD", known=True)
+    query = PackQuery(story_id=story, role="DEV", phase="BUILD", known=True)
     await graph.record(batch(story, text_of(story), plan(story)))
     await graph.record_deliberation(deliberation(story))
-    assert (await graph.build_pack(asked)).context
+    assert (await graph.build_pack(query)).context
 
     await rows(driver, LOSE, id=story)
     if then == "a later entry":
         await graph.record(batch(story, moved(story, "DRAFT", "DESIGN", 30), first=30))
     with refused("GraphLost", retryable=False) as lost:
-        await graph.build_pack(asked)
-    await graph.build_pack(asked.model_copy(update={"known": False}))
-    await graph.build_pack(asked.model_copy(update={"story_id": new_story(), "known": False}))
+        await graph.build_pack(query)
+    await graph.build_pack(query.model_copy(update={"known": False}))
+    await graph.build_pack(query.model_copy(update={"story_id": new_story(), "known": False}))
 
     assert f"fleet graph rebuild {story}" in lost.value.message
 
 
 @pytest.fixture
-async def fleet(graph: Graph, servers: Servers) -> AsyncIterator[Client]:
+async def fleet(
+    graph: Graph, driver: AsyncDriver, client: Redis, servers: Servers
+) -> AsyncIterator[Client]:
     """Run the workers that a story needs before its council deliberates; yield a client."""
-    client = await connect(servers.temporal.address, await a_namespace(servers))
-    await register(client)
-    planning = Planning()
-    stories = Worker(
-        client,
-        task_queue=STORY_QUEUE,
-        workflows=[StoryWorkflow, DeliberationWorkflow, StoryClosureWorkflow],
-        workflow_runner=workflow_runner(),
-    )
-    stores = Worker(
-        client,
-        task_queue=CONTEXT_QUEUE,
-        activities=[
-            *(graph.record, graph.load_council, graph.build_pack, graph.story_runs),
-            *(planning.load_process, planning.score_story),
-        ],
-        interceptors=[Heartbeats()],
-    )
-    async with stories, stores:
-        yield client
+    temporal = await connect(servers.temporal.address, await a_namespace(servers))
+    await register(temporal)
+    settings = Settings()
+    stories = story_worker(temporal, settings, client)
+    async with stories, context_worker(temporal, settings, driver, client):
+        yield temporal
 
 
 async def started(fleet: Client, driver: AsyncDriver, story: str) -> Handle:
@@ -120,8 +105,8 @@ async def test_a_council_of_a_lost_story_fails_and_begins_once_the_graph_is_rebu
 
     assert f"fleet graph rebuild {story}" in failed[0]
     assert done.refused == []
-    asked = PackQuery(story_id=story, role="ARCHITECT", phase="DESIGN", known=True)
-    assert "Undo the deletion" in (await graph.build_pack(asked)).context
+    query = PackQuery(story_id=story, role="ARCHITECT", phase="DESIGN", known=True)
+    assert "Undo the deletion" in (await graph.build_pack(query)).context
     await running.terminate()
 
 

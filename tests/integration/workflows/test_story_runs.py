@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,8 @@ async def built_and_cancelled(client: Client, story: str) -> str:
     handle = await start(client, story)
 
     async def built() -> bool:
-        view = await handle.query("state")
+        # On a busy machine, a worker that runs whole councils may answer late.
+        view = await handle.query("state", rpc_timeout=timedelta(seconds=150))
         return bool(view["state"] == "BUILD" and not view["working_on"])
 
     await until(built)

@@ -194,7 +194,7 @@ async def test_what_a_run_and_a_sweep_left_while_nats_was_away_goes_out_once_and
     assert await later.sweep() == 0
 
 
-async def test_a_sweep_while_the_graph_is_away_is_made_again(
+async def test_a_sweep_is_repeated_after_an_outage_of_the_graph(
     fleet: Client,
     sweep: StorySweep,
     jetstream: JetStreamContext,

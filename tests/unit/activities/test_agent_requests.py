@@ -55,20 +55,20 @@ def test_every_act_has_a_question() -> None:
 
 
 @pytest.mark.parametrize("act", REQUESTS)
-def test_a_question_is_the_same_from_its_request_as_json(act: str) -> None:
+def test_a_request_survives_a_round_trip_through_json(act: str) -> None:
     ask, request = REQUESTS[act]
-    asked = ask(request)
+    direct = ask(request)
 
     read = requests.question(act, request.model_dump(mode="json"))
 
-    prompt = asked.prompt(PROMPTS, 8_192)
+    prompt = direct.prompt(PROMPTS, 8_192)
     assert read.prompt(PROMPTS, 8_192) == prompt
     assert type(prompt)(**prompt_fields(prompt)).hash == prompt.hash
-    assert (read.act, read.seed(2)) == (asked.act, asked.seed(2))
-    assert read.form(1_000).schema == asked.form(1_000).schema
-    assert read.answer_type is asked.answer_type is ANSWERS[act]
+    assert (read.act, read.seed(2)) == (direct.act, direct.seed(2))
+    assert read.form(1_000).schema == direct.form(1_000).schema
+    assert read.answer_type is direct.answer_type is ANSWERS[act]
 
 
-def test_an_act_that_is_none_is_refused() -> None:
+def test_an_unknown_act_is_refused() -> None:
     with pytest.raises(ValueError, match="'sing'"):
         requests.question("sing", {})

@@ -96,7 +96,7 @@ def test_a_byte_order_mark_is_read(name: str, config: Path) -> None:
         ("[" * 5_000, "is n"),
     ],
 )
-def test_a_slip_is_named_with_its_place(text: str, problem: str, tmp_path: Path) -> None:
+def test_a_mistake_is_reported_with_its_location(text: str, problem: str, tmp_path: Path) -> None:
     file = tmp_path / "some.yaml"
     file.write_text(text)
 

@@ -181,7 +181,9 @@ def test_a_role_and_phase_are_in_the_scopes_file_or_not(
 
 
 @pytest.mark.parametrize(("version", "taken"), [(7, True), (LAST_VERSION, True), (2**31, False)])
-def test_a_version_from_another_writer_leaves_room_for_the_next(version: int, taken: bool) -> None:
+def test_a_foreign_version_is_taken_if_it_leaves_room_for_the_next(
+    version: int, taken: bool
+) -> None:
     body = ContextUpdated(story_id=STORY, version=version, changed=[], timestamp="2026-03-01")
     fields = body.model_dump(mode="json")
     entry = Entry(id="e", kind="ContextUpdated", source="s", time=body.timestamp, body=fields)
@@ -191,7 +193,7 @@ def test_a_version_from_another_writer_leaves_room_for_the_next(version: int, ta
     assert (CONTEXT_VERSION in [write.cypher for write in written]) == taken
 
 
-def test_scopes_are_judged_in_words(scopes: Scopes) -> None:
+def test_the_verdict_on_scopes_is_explained(scopes: Scopes) -> None:
     assert verdict(scopes, "dev", "build", [], []) == "these are the scopes of DEV in BUILD"
     assert verdict(scopes, "DEV", "LUNCH", ["PLAN_HEADER"], ["MILESTONES"]) == (
         "DEV in LUNCH lacks PLAN_HEADER; DEV in LUNCH is not given MILESTONES; "
@@ -212,9 +214,12 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def judged(
-    *changes: ContextChange, found: StorySnapshot | None = None, at: str = "2026-03-01"
+    *changes: ContextChange,
+    found: StorySnapshot | None = None,
+    at: str = "2026-03-01",
+    roles: list[str] | None = None,
 ) -> JudgedChanges:
-    update = ContextUpdate(story_id=STORY, actor="ana", changes=list(changes))
+    update = ContextUpdate(story_id=STORY, actor="ana", changes=list(changes), roles=roles)
     started_ms = int(NOW.timestamp() * 1000)
     write = ContextWrite(update_id="u", at=at, started_ms=started_ms, update=update)
     return judge(write, read_changes(write), found or StorySnapshot(story_live=True))
@@ -243,7 +248,7 @@ def there(*entities: tuple[str, str]) -> StorySnapshot:
 TITLED = '{"title": "x"}'
 
 
-def test_a_change_sees_what_those_before_it_have_done() -> None:
+def test_a_change_sees_the_effects_of_earlier_changes() -> None:
     outcome = judged(
         change("DELETE", "DECISION", "d", ""),
         change("CREATE", "DECISION", "d", TITLED),
@@ -254,7 +259,7 @@ def test_a_change_sees_what_those_before_it_have_done() -> None:
         change("CREATE", "DECISION", "d", TITLED),
     )
 
-    assert [asked.number for asked in outcome.applied] == [1, 2, 3, 6]
+    assert [parsed.number for parsed in outcome.applied] == [1, 2, 3, 6]
     assert [warning.split(" ")[1] for warning in outcome.warnings] == ["0", "4", "5"]
 
 
@@ -296,11 +301,11 @@ def test_an_update_does_not_bring_back_what_was_deleted(entity_type: str) -> Non
         change("UPDATE", entity_type, "e", needed),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 1]
+    assert [parsed.number for parsed in outcome.applied] == [0, 1]
     assert "is deleted; create it first" in outcome.warnings[0]
 
 
-def test_a_subtask_makes_the_plan_that_it_names_but_revives_none() -> None:
+def test_a_subtask_creates_the_plan_that_it_names_but_restores_none() -> None:
     found = StorySnapshot(story_live=True, plans={"p-1": 1})
     found.entities["PLAN", "gone"] = EntityState(live=False)
 
@@ -329,7 +334,7 @@ def test_a_subtask_makes_the_plan_that_it_names_but_revives_none() -> None:
         ({"event": "DEMO", "description": "Seen", "title": "Shown"}, "DEMO", "Seen"),
     ],
 )
-def test_a_milestone_is_read_by_the_names_that_others_have_for_it(
+def test_a_milestone_is_read_under_alternative_field_names(
     payload: dict[str, Any], event_type: str, description: str
 ) -> None:
     outcome = judged(change("CREATE", "MILESTONE", "m", json.dumps(payload)))
@@ -339,7 +344,7 @@ def test_a_milestone_is_read_by_the_names_that_others_have_for_it(
     assert outcome.warnings == []
 
 
-def test_a_case_has_the_storys_id_whatever_its_sender_calls_it() -> None:
+def test_a_case_gets_the_id_of_its_story() -> None:
     payload = json.dumps({"title": "x", "case_id": "CASE-7"})
 
     outcome = judged(change("CREATE", "CASE", "CASE-7", payload))
@@ -358,6 +363,54 @@ def test_the_decider_is_from_the_payload_and_the_recorder_is_the_caller() -> Non
     decision, milestone = nodes(outcome)
     assert (decision["decided_by"], decision["recorded_by"]) == ("bo", "ana")
     assert (milestone["actor"], milestone["recorded_by"]) == ("ana", "ana")
+
+
+@pytest.mark.parametrize(
+    ("sent", "known", "roles", "needed"),
+    [
+        (change("UPDATE", "DECISION", "d", '{"rationale": "y"}'), "bo", ["DEV", "PO"], "OPERATOR"),
+        (change("CREATE", "DECISION", "d", '{"title": "y"}'), "bo", ["DEV"], "OPERATOR"),
+        (change("UPDATE", "DECISION", "d", '{"colour": "red"}'), "bo", ["QA"], "OPERATOR"),
+        (change("UPDATE", "MILESTONE", "d", '{"description": "y"}'), "bo", ["DEV"], "OPERATOR"),
+        (change("UPDATE", "DECISION", "d", '{"rationale": "y"}'), "bo", ["OPERATOR"], ""),
+        (change("UPDATE", "DECISION", "d", '{"rationale": "y"}'), "ana", ["DEV"], ""),
+        (change("UPDATE", "DECISION", "d", '{"decided_by": "ana"}'), "bo", ["DEV"], ""),
+        (change("UPDATE", "PLAN", "d", '{"status": "draft"}'), "", ["DEV", "OPERATOR"], "PO"),
+        (change("CREATE", "PLAN", "d", '{"colour": "red"}'), "", ["DEV"], "PO"),
+        (change("UPDATE", "PLAN", "d", '{"status": "draft"}'), "", ["PO"], ""),
+    ],
+)
+def test_what_is_stored_in_anothers_name_or_approved_changes_by_its_role_only(
+    sent: ContextChange, known: str, roles: list[str], needed: str
+) -> None:
+    status = "APPROVED" if sent.entity_type == "PLAN" else "ACCEPTED"
+    stored = EntityState(live=True, name=known, status=status)
+    entity: Any = (sent.entity_type, "d")
+    found = StorySnapshot(story_live=True, entities={entity: stored})
+
+    if needed:
+        with pytest.raises(ApplicationError, match=f"needs the role {needed}") as refused:
+            judged(sent, found=found, roles=roles)
+        assert refused.value.type == "Permission"
+        assert refused.value.non_retryable
+    else:
+        (node,) = nodes(judged(sent, found=found, roles=roles))
+        assert node.get("recorded_by") == (
+            None if known in ("", "ana") and "decided_by" not in sent.payload else "ana"
+        )
+
+
+def test_a_change_of_anothers_decision_keeps_the_recorder() -> None:
+    taken = change("UPDATE", "DECISION", "d", '{"decided_by": "ana"}')
+    then = change("UPDATE", "DECISION", "d", '{"rationale": "y"}')
+    found = StorySnapshot(
+        story_live=True, entities={("DECISION", "d"): EntityState(live=True, name="bo")}
+    )
+
+    first, second = nodes(judged(taken, then, found=found, roles=["DEV"]))
+
+    assert (first["decided_by"], first["recorded_by"]) == ("ana", "ana")
+    assert "recorded_by" not in second
 
 
 OTHERS = {
@@ -397,7 +450,7 @@ def test_unknown_fields_are_kept_as_properties_with_a_prefix(
     assert nodes(outcome)[0].get("status_order") != "z"
 
 
-def test_a_field_of_others_alone_is_a_change_and_what_is_not_kept_is_named() -> None:
+def test_an_unknown_field_alone_is_a_change_and_dropped_fields_are_named() -> None:
     outcome = judged(
         change("CREATE", "PLAN", "p"),
         change("UPDATE", "PLAN", "p", '{"colour": "red"}'),
@@ -407,7 +460,7 @@ def test_a_field_of_others_alone_is_a_change_and_what_is_not_kept_is_named() -> 
         change("CREATE", "PLAN", "p"),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 1, 2, 3, 4, 5]
+    assert [parsed.number for parsed in outcome.applied] == [0, 1, 2, 3, 4, 5]
     assert ["n50" in outcome.warnings[0], "a-b" in outcome.warnings[1]] == [True, True]
     assert "x" * 40 in outcome.warnings[1]
     created = nodes(outcome)[-1]
@@ -427,7 +480,7 @@ NAMES_AND_VALUES = st.dictionaries(
 
 
 @given(others=NAMES_AND_VALUES)
-def test_no_name_or_value_of_others_makes_a_property_that_the_graph_cannot_hold(
+def test_any_foreign_name_and_value_fits_into_a_graph_property(
     others: dict[str, Any],
 ) -> None:
     kept, left_out = extra_properties(others)
@@ -451,11 +504,11 @@ def test_what_is_newer_in_the_graph_is_kept() -> None:
         found=newer,
     )
 
-    assert [asked.number for asked in outcome.applied] == [1]
+    assert [parsed.number for parsed in outcome.applied] == [1]
     assert all("newer" in warning for warning in outcome.warnings)
 
 
-def test_a_subtask_hangs_on_the_newest_plan_that_is_left() -> None:
+def test_a_subtask_belongs_to_the_newest_remaining_plan() -> None:
     outcome = judged(
         change("CREATE", "PLAN", "p-7"),
         change("CREATE", "SUBTASK", "t-1"),
@@ -494,7 +547,7 @@ def test_names_as_protobuf_writes_them_in_json_are_accepted() -> None:
     }
 
 
-def test_an_empty_word_time_or_actor_is_as_none() -> None:
+def test_an_empty_word_time_or_actor_counts_as_absent() -> None:
     empty = {"decided_by": "", "decidedAt": " ", "role": "", "type": "", "status": ""}
 
     assert payload_of("DECISION", title="x", **empty) == {"title": "x"}
@@ -515,7 +568,7 @@ def test_an_empty_payload_is_enough_if_nothing_is_required() -> None:
         change("CREATE", "DECISION", "d", ""),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 1]
+    assert [parsed.number for parsed in outcome.applied] == [0, 1]
     assert "names nothing to change" in outcome.warnings[0]
     assert "payload.title: required" in outcome.warnings[1]
 
@@ -563,9 +616,7 @@ def test_a_time_that_has_not_come_is_refused(entity_type: str, payload: dict[str
         ("PLAN", {"version": 1_000_001}),
     ],
 )
-def test_a_number_that_goes_out_as_int32_is_bounded(
-    entity_type: str, payload: dict[str, Any]
-) -> None:
+def test_a_number_is_bounded_to_int32(entity_type: str, payload: dict[str, Any]) -> None:
     with pytest.raises(RejectedChange, match="1000000"):
         payload_of(entity_type, **payload)
 
@@ -607,7 +658,7 @@ def test_the_creation_of_a_case_never_changes_and_the_rest_is_stored() -> None:
         found=found,
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 2]
+    assert [parsed.number for parsed in outcome.applied] == [0, 2]
     assert [warning[:8] for warning in outcome.warnings] == ["change 0", "change 1"]
     assert all("never changes" in warning for warning in outcome.warnings)
     assert "created_by" not in nodes(outcome)[0]
@@ -626,7 +677,7 @@ def test_after_a_case_is_deleted_nothing_is_stored_until_it_is_created() -> None
         found=there(),
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 5, 6]
+    assert [parsed.number for parsed in outcome.applied] == [0, 5, 6]
     assert len(outcome.warnings) == 4
 
 
@@ -653,7 +704,7 @@ def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
         found=found,
     )
 
-    assert [asked.number for asked in outcome.applied] == [0, 2, 3]
+    assert [parsed.number for parsed in outcome.applied] == [0, 2, 3]
     assert "ring" in outcome.warnings[0]
 
 
@@ -666,7 +717,7 @@ def test_the_change_that_closes_a_ring_of_subtasks_is_refused() -> None:
         '{"title": "' + "x" * 70_000 + '"}',
     ],
 )
-def test_a_payload_that_is_none_is_refused(payload: str) -> None:
+def test_a_payload_that_is_not_an_object_is_refused(payload: str) -> None:
     with pytest.raises(RejectedChange, match="payload"):
         read_change(0, change("CREATE", "SUBTASK", "t", payload), STORY, NOW)
 
@@ -703,7 +754,7 @@ def test_whatever_fails_while_a_change_is_read_is_that_changes_warning(
         change("CREATE", "DECISION", "e", TITLED),
     )
 
-    assert [asked.number for asked in outcome.applied] == [1]
+    assert [parsed.number for parsed in outcome.applied] == [1]
     (warning,) = outcome.warnings
     assert warning == (
         "change 0 (CREATE DECISION d): cannot be read (ValueError); write it otherwise"
@@ -730,9 +781,9 @@ def test_every_change_is_stored_or_has_one_warning(changes: list[ContextChange])
 
     assert len(outcome.applied) + len(outcome.warnings) == len(changes)
     named = [int(warning.split(" ")[1]) for warning in outcome.warnings]
-    assert sorted([*named, *(asked.number for asked in outcome.applied)]) == list(
+    assert sorted([*named, *(parsed.number for parsed in outcome.applied)]) == list(
         range(len(changes))
     )
-    assert all(isinstance(asked, ParsedChange) for asked in outcome.applied)
+    assert all(isinstance(parsed, ParsedChange) for parsed in outcome.applied)
     made: list[Any] = [write.row for write in outcome.writes]
     assert all(row["story_id"] == STORY for row in made)

@@ -143,7 +143,7 @@ def test_a_destructive_command_blocks(rule: str, code: str) -> None:
     assert [(each.rule, each.severity, each.line) for each in found] == [(rule, "blocking", 4)]
 
 
-def test_a_destructive_command_that_is_only_spoken_of_is_a_warning() -> None:
+def test_a_destructive_command_in_prose_is_a_warning() -> None:
     found = violations("Never run `rm -rf /` and never DROP DATABASE.")
 
     assert [each.severity for each in found] == ["warning", "warning"]
@@ -175,7 +175,7 @@ def test_an_import_in_html_blocks() -> None:
 
 
 @pytest.mark.parametrize("code", HARMLESS)
-def test_what_does_no_harm_is_not_found(code: str) -> None:
+def test_harmless_text_has_no_violations(code: str) -> None:
     assert violations(fenced(code, "python")) == []
 
 
@@ -285,7 +285,7 @@ def test_no_text_takes_long(name: str) -> None:
     "source",
     ["(" * SIZE, "-" * SIZE + "1", "a" + ".b" * (SIZE // 2), "import a\n" * 20_000 + "(", "\0"],
 )
-def test_python_that_cannot_be_parsed_stops_nothing(source: str) -> None:
+def test_python_that_cannot_be_parsed_does_not_stop_the_checks(source: str) -> None:
     assert violations(fenced(source, "python")) == []
 
 

@@ -103,13 +103,13 @@ def test_every_prompt_leaves_room_for_its_answer_and_for_asking_again(
     prompt = PROMPTS.render(act, shared_values(call(description=description)), values, window)
     again = PROMPTS.ask_again(prompt, material, description)
 
-    for asked in (prompt, again):
-        sent = "".join(str(message["content"]) for message in asked.messages)
-        assert len(sent.encode()) / 3 + asked.max_tokens <= window
+    for each in (prompt, again):
+        sent = "".join(str(message["content"]) for message in each.messages)
+        assert len(sent.encode()) / 3 + each.max_tokens <= window
     assert again.messages[: len(prompt.messages)] == prompt.messages
 
 
-def test_a_brief_of_a_megabyte_is_cut_where_one_can_see_it() -> None:
+def test_a_brief_of_a_megabyte_is_cut_with_a_visible_mark() -> None:
     prompt = flat(rendered("propose", call(description="a" * 500_000 + "b" * 500_000)))
 
     assert "bytes or more left out" in prompt
@@ -300,7 +300,7 @@ def test_a_document_is_found_within_what_a_model_writes_around_it(text: str) -> 
     assert read == {"proposal": Proposal.model_validate(document)}
 
 
-def test_what_no_store_takes_is_cleaned_from_an_answer() -> None:
+def test_characters_that_no_store_accepts_are_removed_from_an_answer() -> None:
     document = json.dumps(PROPOSED | {"content": "a\0b\ud83d", "approach": "\ud83d\ude00"})
 
     read = proposal_form(400).read(document.replace("Outbox", "Out\tbox\n2"))

@@ -92,7 +92,7 @@ def test_no_prompt_of_any_act_contains_a_secret_from_any_value(act: str, long: b
     assert long or REDACTED in sent
 
 
-def test_a_pack_shows_no_half_of_a_secret_that_its_budget_would_cut() -> None:
+def test_a_pack_never_contains_part_of_a_secret() -> None:
     scopes = load_scopes(CONFIG / "scopes.yaml")
     query = PackQuery(story_id="US-1", role="DEV", phase="BUILD")
 

@@ -63,12 +63,12 @@ def test_the_scopes_are_those_of_the_design(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("role", ["DEV", "dev", "developer", " Developer "])
-def test_a_developer_is_dev(role: str) -> None:
+def test_a_role_developer_is_read_as_dev(role: str) -> None:
     assert scopes_for(CONFIG, role, "test") == [*HEADERS, "SUBTASKS_ROLE_MIN"]
 
 
 @pytest.mark.parametrize(("role", "phase"), [("COOK", "BUILD"), ("DEV", "LUNCH"), ("", "")])
-def test_who_is_unknown_gets_the_headers(role: str, phase: str) -> None:
+def test_an_unknown_role_or_phase_gets_the_headers(role: str, phase: str) -> None:
     assert scopes_for(CONFIG, role, phase) == HEADERS
 
 

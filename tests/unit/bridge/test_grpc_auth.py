@@ -39,7 +39,7 @@ def refusal(key: str | None, token: str) -> str:
     return refused.value.message
 
 
-def test_a_token_of_another_key_an_old_one_and_an_unsigned_one_are_none() -> None:
+def test_tokens_that_are_expired_unsigned_or_of_another_key_are_invalid() -> None:
     old = create_token(KEY, ANA, timedelta(seconds=-10))
     claims = jwt.decode(create_token(KEY, ANA, HOUR), options={"verify_signature": False})
 

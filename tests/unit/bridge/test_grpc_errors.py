@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
                 yield path.relative_to(ROOT), ast.parse(path.read_text())
 
 
+def name_of(node: ast.expr) -> str:
+    """Return the last part of a dotted name; empty for other expressions."""
+    return getattr(node, "attr", "") or getattr(node, "id", "")
+
+
 def test_every_type_of_error_has_a_status() -> None:
     assert set(STATUS) == set(ErrorType)
 
@@ -38,12 +44,27 @@ def test_every_error_has_a_type_of_the_enumeration() -> None:
     wrong = []
     for path, tree in sources():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ApplicationError":
+            if isinstance(node, ast.Call) and name_of(node.func) == "ApplicationError":
                 kind = next((each.value for each in node.keywords if each.arg == "type"), None)
                 if not isinstance(kind, ast.Attribute):
                     wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
 
     assert wrong == []
+
+
+def test_a_client_gets_the_time_after_which_it_may_try_again() -> None:
+    error = ApplicationError(
+        "no tokens are left",
+        type=ErrorType.QUOTA_USED.value,
+        next_retry_delay=timedelta(minutes=7),
+    )
+
+    status = status_of(error)
+
+    assert code_of(status) is StatusCode.RESOURCE_EXHAUSTED
+    retry = RetryInfo()
+    assert next(each for each in status.details if each.Unpack(retry))
+    assert retry.retry_delay.ToTimedelta() == timedelta(minutes=7)
 
 
 def test_every_type_of_error_is_raised() -> None:
@@ -52,7 +73,7 @@ def test_every_type_of_error_is_raised() -> None:
         for path, tree in sources()
         if path.name != "errors.py" or path.parts[0] == "activities"
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ErrorType"
+        if isinstance(node, ast.Attribute) and name_of(node.value) == "ErrorType"
     }
 
     assert set(ErrorType.__members__) - raised == set()
@@ -94,7 +115,7 @@ NOT_FOUND = [
 
 
 @pytest.mark.parametrize("error", NOT_FOUND)
-def test_the_words_not_found_are_in_every_not_found(error: Exception) -> None:
+def test_every_not_found_error_says_not_found(error: Exception) -> None:
     status = status_of(error)
 
     assert code_of(status) == StatusCode.NOT_FOUND

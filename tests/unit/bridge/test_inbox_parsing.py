@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from activities.graph.values import MILLISECONDS_FROM
@@ -288,6 +288,7 @@ def test_random_bytes_are_refused(data: bytes, subject: str, headers: dict[str, 
 
 
 @given(milliseconds=st.integers(86_400_000, int(STORED_AT.timestamp() * 1000)))
+@example(milliseconds=38_381_021_030)  # its seconds look like an ISO 8601 date without dashes
 def test_a_time_means_the_same_however_it_is_written(milliseconds: int) -> None:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
     written = [at.isoformat(), milliseconds / 1000, str(milliseconds / 1000)]

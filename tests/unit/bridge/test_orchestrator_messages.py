@@ -69,7 +69,7 @@ def test_what_was_not_checked_is_not_passed_and_gives_the_reason() -> None:
     assert [each.message for each in suite.additional_checks][1:] == ["not checked: no sandbox"] * 2
 
 
-def test_a_check_with_nothing_to_look_at_has_not_passed_and_blocks_none() -> None:
+def test_a_check_with_no_input_has_not_passed_and_does_not_block() -> None:
     suite = check_suite(
         [
             check("policy", "passed"),
@@ -101,7 +101,7 @@ def test_a_failed_check_shows_its_findings() -> None:
 
 
 @given(st.lists(st.sampled_from(["passed", "failed", "not_checked", "not_applicable"]), max_size=3))
-def test_all_passed_means_that_something_was_checked_and_nothing_was_left(
+def test_all_passed_requires_a_passed_check_and_no_other_outcome(
     outcomes: list[Outcome],
 ) -> None:
     names: list[str] = ["policy", "lint", "dry_run"]
@@ -180,8 +180,8 @@ def test_each_wave_and_each_answer_is_an_update() -> None:
         ("revise", "{} revises"),
         ("check_proposal", "check {}"),
     ):
-        asked = [history.ask(act, summary.format(agent)) for agent in ("a-1", "a-2")]
-        for each in reversed(asked):
+        calls = [history.ask(act, summary.format(agent)) for agent in ("a-1", "a-2")]
+        for each in reversed(calls):
             history.answer(each)
     history.answer(history.ask("record_deliberation", "record proposals"))
     last = history.updates.complete(a_result())

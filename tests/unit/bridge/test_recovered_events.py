@@ -187,7 +187,7 @@ def test_a_run_leads_to_those_it_goes_on_from_and_to_its_children() -> None:
     ]
 
 
-def test_what_a_child_handed_over_and_no_parent_took_is_left() -> None:
+def test_entries_that_a_child_forwarded_and_no_parent_took_are_unrecorded() -> None:
     taken, lost = entry(1), entry(2)
 
     run = run_events(
@@ -241,7 +241,7 @@ def test_events_of_two_runs_are_published_once_and_in_the_order_of_recording() -
     assert ids(in_order([after_reset, child, first], "US-1")) == ["e0", "e1", "e3", "e2"]
 
 
-def test_what_one_run_left_and_another_recorded_is_not_left() -> None:
+def test_entries_that_a_later_run_recorded_are_not_unrecorded() -> None:
     first = run_events(RUN, START, [(recorded(None), batch(0, entry(0)))])
     second = run_events(
         RunId(RUN.workflow_id, "r2"), at(9), [(recorded(at(9)), batch(0, entry(0)))]

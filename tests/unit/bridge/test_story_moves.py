@@ -65,13 +65,13 @@ def test_what_a_person_may_not_take_names_what_they_may(event: str, words: str) 
 
 
 @given(st.dictionaries(st.sampled_from(["x-state", "x-role", "x-waiting"]), st.text()))
-def test_no_metadata_ends_its_quotes(metadata: dict[str, str]) -> None:
+def test_no_metadata_escapes_its_quotes(metadata: dict[str, str]) -> None:
     try:
-        asked = listing(metadata)
+        filters = listing(metadata)
     except InvalidInput:
         return
 
-    query = stories_query(waiting=asked.waiting, role=asked.role, state=asked.state)
+    query = stories_query(waiting=filters.waiting, role=filters.role, state=filters.state)
     assert query.count("'") == 2 * (2 + len(metadata.keys() & {"x-state", "x-role"}))
 
 
@@ -89,7 +89,7 @@ def test_a_list_asks_for_any_role_that_a_state_machine_may_have() -> None:
 
 
 @given(token=st.binary(min_size=1), query=st.text(), other=st.text())
-def test_a_page_is_read_by_its_own_query_only(token: bytes, query: str, other: str) -> None:
+def test_a_page_token_is_valid_only_for_its_query(token: bytes, query: str, other: str) -> None:
     page = page_token(token, query)
 
     assert page_read(page, query) == token
@@ -114,7 +114,7 @@ def test_a_request_id_makes_an_id_that_a_story_may_have(actor: str, request_id: 
 
 @given(st.text(max_size=40))
 @example("000/")  # also base64, in its other alphabet
-def test_a_page_token_that_somebody_made_is_refused(text: str) -> None:
+def test_a_forged_page_token_is_refused(text: str) -> None:
     for token in (text or "x", f"{derived_id('query', text)}.{text}"):
         try:
             read = page_read(token, "query")

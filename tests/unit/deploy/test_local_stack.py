@@ -106,7 +106,7 @@ def test_a_port_in_the_environment_wins_over_a_kept_one(
     assert StackSettings.load(home=tmp_path).nats_port == 14222
 
 
-def test_a_port_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_port_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATS_PORT", "70000")
 
     with pytest.raises(InvalidStackSettings, match=r"NATS_PORT: .*65535"):

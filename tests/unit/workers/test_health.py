@@ -27,7 +27,7 @@ async def get(url: str) -> httpx.Response:
         return await http.get(url)
 
 
-async def test_while_all_answer_it_is_well() -> None:
+async def test_it_is_healthy_while_all_servers_answer() -> None:
     with health.serve("127.0.0.1", 0, {"nats": well, "neo4j": well}) as url:
         answer = await get(f"{url}/health")
 
@@ -53,7 +53,7 @@ async def test_a_warning_is_shown_and_takes_no_process_out_of_service() -> None:
     assert (failing.status_code, failing.json()["status"]) == (503, "failing")
 
 
-async def test_it_reports_which_server_is_away_and_which_is_silent(
+async def test_it_reports_unreachable_and_silent_servers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "CHECK_WITHIN_S", 0.05)

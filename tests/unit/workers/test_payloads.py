@@ -188,7 +188,7 @@ async def test_an_empty_revision_is_none(start_story: StartStory, revision: str 
     assert view.state == "DESIGN"
 
 
-async def test_space_around_a_revision_does_not_matter(start_story: StartStory) -> None:
+async def test_whitespace_around_a_revision_is_ignored(start_story: StartStory) -> None:
     story = await start_story()
     shown = (await story.until(gate="approve_scope")).revision
 

@@ -55,10 +55,10 @@ def test_a_server_with_any_name_refuses_other_origins() -> None:
 
 
 async def test_the_middleware_answers_403_before_the_application() -> None:
-    asked = []
+    requests = []
 
     async def work(request: object) -> PlainTextResponse:
-        asked.append(request)
+        requests.append(request)
         return PlainTextResponse("done")
 
     app = Starlette(routes=[Route("/", work, methods=["GET", "POST"])])
@@ -70,4 +70,4 @@ async def test_the_middleware_answers_403_before_the_application() -> None:
         assert (await http.post("/", headers=foreign)).status_code == 403
         assert (await http.options("/", headers=foreign)).status_code == 403
         assert (await http.get("/", headers={"Host": "evil.example:8000"})).status_code == 403
-    assert len(asked) == 1
+    assert len(requests) == 1

@@ -164,7 +164,7 @@ def test_an_alias_and_its_setting_may_not_differ(monkeypatch: pytest.MonkeyPatch
     assert str(refused.value) == expected
 
 
-def test_a_slip_is_named_with_the_right_variable_and_nothing_else_is() -> None:
+def test_a_misspelled_setting_is_reported_with_the_right_name() -> None:
     wrong = {
         "VLLM_URI": "VLLM_URL",
         "NEO4J_PASWORD": "NEO4J_PASSWORD",
@@ -206,7 +206,7 @@ def test_every_wrong_value_has_a_separate_line(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["mock", "MOCK", "Mock", " mOcK "])
-def test_a_mock_agent_is_refused_in_the_designs_words(
+def test_a_mock_agent_is_refused_with_the_specified_message(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("AGENT_TYPE", name)
@@ -217,7 +217,7 @@ def test_a_mock_agent_is_refused_in_the_designs_words(
     assert str(refused.value) == "Mock agents not allowed in production"
 
 
-def test_a_mock_agent_ends_the_process_with_these_words_alone(no_environment: Path) -> None:
+def test_a_mock_agent_ends_the_process_with_one_message(no_environment: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "workers", "all"],
         env={**os.environ, "AGENT_TYPE": "mock"},

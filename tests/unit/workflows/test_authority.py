@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from temporalio.client import WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from activities.tokens import Caller, create_proof, create_token, read_proof, read_token
@@ -18,14 +19,22 @@ from tests.support.fleet import TOKEN_KEY
 from tests.support.polling import until
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
 from workflows.models.access import request_content
-from workflows.models.events import DeliberationFailed, Entry, EventBody, GateApproved
+from workflows.models.events import (
+    ContextMilestoneReached,
+    DeliberationFailed,
+    Entry,
+    EntrySkipped,
+    EventBody,
+    GateApproved,
+)
 from workflows.models.ids import story_workflow_id
+from workflows.models.outbox import SkipEntry
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, TimelineEntry
 
 HOUR = timedelta(hours=1)
 APPROVAL = Approve(gate="approve_scope", actor="ana", role="PO")
-Signable = Approve | Reject | Amend | RaiseBudget | WorkspaceReport
+Signable = Approve | Reject | Amend | RaiseBudget | WorkspaceReport | SkipEntry
 
 
 def token(actor: str = "ana", *roles: str, key: str = TOKEN_KEY) -> str:
@@ -100,7 +109,7 @@ async def test_every_request_says_how_its_actor_is_known(
     assert {line.via for line in lines if line.event == "planning.gate.approved"} >= {via}
 
 
-async def test_a_move_by_policy_says_so(start_story: StartStory, world: World) -> None:
+async def test_a_move_by_policy_is_marked_as_such(start_story: StartStory, world: World) -> None:
     story = await start_story(approvals="auto")
     await story.until(state="BUILD")
 
@@ -126,6 +135,31 @@ async def test_no_one_acts_as_a_policy(start_story: StartStory, world: World, ac
 
     await until(story.state, lambda _: len(bodies(world, "RequestRefused")) == 5)
     assert (await story.state()).pending_gate == "approve_scope"
+
+
+@pytest.mark.parametrize("running", ["story", "deliberation"])
+async def test_no_decision_is_sent_by_a_policy(
+    fleet: Client, start_story: StartStory, world: World, running: str
+) -> None:
+    mine = {"decision_id": "D-1", "title": "No SMS", "decided_by": "ana"}
+    forged = mine | {"decision_id": "D-2", "decided_by": "policy:auto"}
+    world.hold["propose"] = asyncio.Event()
+    story = await start_story()
+    await story.to("DESIGN")
+    view = await until(story.state, lambda view: view.child)
+    handle: WorkflowHandle[Any, Any] = story.handle
+    if running == "deliberation":
+        handle = fleet.get_workflow_handle(view.child)
+
+    await handle.signal("add_decision", forged)
+    await handle.signal("add_decisions", {"decisions": [forged, mine]})
+
+    await until(lambda: len(bodies(world, "RequestRefused")) == 2)
+    assert "'policy:auto' is reserved" in bodies(world, "RequestRefused")[0]["reason"]
+    world.hold["propose"].set()
+    await story.until(gate="approve_design")
+    assert "D-1" in str(world.calls)
+    assert "D-2" not in str(world.calls)
 
 
 async def test_no_story_is_created_by_a_policy(start_story: StartStory) -> None:
@@ -163,6 +197,46 @@ async def test_a_proof_that_does_not_hold_is_refused(start_story: StartStory) ->
     assert "needs the role PO" in (await refusal(story, "amend", amended)).message
 
 
+async def test_a_proof_is_for_one_request_alone(start_story: StartStory) -> None:
+    story = await start_story(token_budget=10_000)
+    await story.to("DESIGN")
+    seen = (await story.until(gate="approve_design")).revision
+    approval = Approve(gate="approve_design", actor="ana", role="PO", revision=seen)
+    request = signed(story, approval)
+    proof = {"proof": request["proof"]}
+    rejection = {"event": "reject_design", "actor": "ana", "role": "PO", "reason": "no"}
+    others: dict[str, dict[str, Any]] = {
+        "approve": {"gate": "approve_design", "actor": "ana", "role": "PO"},
+        "reject": rejection,
+        "amend": {"title": "Mine", "actor": "ana"},
+        "raise_budget": {"tokens": 5, "actor": "ana", "role": "PO"},
+    }
+
+    for update, other in others.items():
+        assert "another request" in (await refusal(story, update, other | proof)).message, update
+    await story.update("amend", title="Shorten every link", actor="ana")
+    await story.to("DESIGN")
+    now = await story.until(gate="approve_design")
+    assert "is stale" in (await refusal(story, "approve", request)).message
+    changed = await refusal(story, "approve", request | {"revision": now.revision})
+    assert "another request" in changed.message
+
+
+async def test_a_proof_of_a_report_is_for_its_commit_alone(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.to("BUILD")
+    report = signed(story, WorkspaceReport.model_validate(GOOD_REPORT))
+
+    for changes in (
+        {"commit": "bad"},
+        {"job_id": "job-2"},
+        {"e2e": {"ok": True, "passed": 4, "failed": 0}},
+    ):
+        assert "another request" in (await refusal(story, "report", report | changes)).message
+    assert "another request" in (await refusal(story, "report", report | {"actor": "ben"})).message
+    await story.update("report", **report)
+
+
 async def test_a_signed_request_counts_once(start_story: StartStory) -> None:
     story = await start_story()
     await story.until(gate="approve_scope")
@@ -195,6 +269,30 @@ async def test_claims_are_refused_where_tokens_are_required(
     assert bodies(world, "GateApproved")[0]["via"] == "token"
 
 
+async def test_an_entry_is_skipped_in_no_others_name(start_story: StartStory, world: World) -> None:
+    world.require_tokens = True
+    world.failing = {"record/StoryCreated": "no"}
+    story = await start_story()
+    stuck = await until(lambda: story.handle.query("outbox_stuck"))
+    request = SkipEntry(entry_id=stuck[0]["entry_id"], actor="ana", reason="it never fits")
+    claim = request.model_dump(mode="json", exclude_defaults=True)
+    by_policy = claim | {"actor": "policy:auto"}
+
+    assert (await refusal(story, "skip_entry", claim)).type == "Unauthenticated"
+    assert "is reserved" in (await refusal(story, "skip_entry", by_policy)).message
+    for by, words in (("ben", "ben signed it"), ("ana", "needs the role OPERATOR or PO")):
+        signed_by = signed(story, request, token(by, "DEV" if by == "ana" else "PO"))
+        refused = await refusal(story, "skip_entry", signed_by)
+        assert (refused.type, words in refused.message) == ("Permission", True)
+    assert bodies(world, "EntrySkipped") == []
+
+    await story.handle.execute_update("skip_entry", signed(story, request))
+    await until(lambda: bodies(world, "EntrySkipped"))
+    assert [(each["actor"], each["via"]) for each in bodies(world, "EntrySkipped")] == [
+        ("ana", "token")
+    ]
+
+
 # --- entries of others ---
 
 
@@ -218,6 +316,19 @@ async def test_a_story_publishes_entries_of_itself_and_its_children_alone(
         timestamp=at,
     )
 
+    skipped = EntrySkipped(
+        reason="no", actor="eve", error="no", entry="{}", story_id=story.story_id, timestamp=at
+    )
+    reported = ContextMilestoneReached(
+        milestone_id="M-1",
+        event_type="BUDGET_RAISED",
+        description="by 1 token",
+        actor="ana",
+        via="token",
+        story_id=story.story_id,
+        timestamp=at,
+    )
+
     def entry(body: EventBody, source: str = child, **more: str) -> Entry:
         fields = {
             "id": f"{source}/run/{uuid.uuid4().hex}",
@@ -235,6 +346,8 @@ async def test_a_story_publishes_entries_of_itself_and_its_children_alone(
         entry(failed, id=f"{story.handle.id}/run/1"),
         entry(approved),
         entry(approved, source=story.handle.id),
+        entry(skipped),
+        entry(reported),
     ]
     own = entry(failed)
     await story.handle.signal("hand_on", [*forged, own])
@@ -243,7 +356,7 @@ async def test_a_story_publishes_entries_of_itself_and_its_children_alone(
     recorded = {entry.id for entry in world.recorded}
     assert own.id in recorded
     assert not recorded.intersection(entry.id for entry in forged)
-    assert "5 are not those of a child" in bodies(world, "RequestRefused")[0]["reason"]
+    assert "7 are not those of a child" in bodies(world, "RequestRefused")[0]["reason"]
 
 
 # --- reports --------------------------------------------------------------------------------------
@@ -278,7 +391,17 @@ async def test_a_report_cannot_be_replayed_for_another_commit(start_story: Start
     assert "was reported before" in old.message
 
 
-# --- proofs, without a story ----------------------------------------------------------------------
+# --- tokens and proofs, without a story ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("token_id", [{}, {"jti": ""}, {"jti": None}, {"jti": 7}])
+def test_a_token_that_could_not_be_revoked_is_refused(token_id: dict[str, Any]) -> None:
+    claims = jwt.decode(token(), options={"verify_signature": False})
+    del claims["jti"]
+    forged = jwt.encode(claims | token_id, TOKEN_KEY, algorithm="HS256")
+
+    with pytest.raises(ApplicationError, match=r"jti|token_id|Token ID|JWT ID"):
+        read_token([TOKEN_KEY], forged)
 
 
 def test_a_proof_does_not_reveal_its_token() -> None:

@@ -36,10 +36,10 @@ def test_the_choice_is_never_worse_than_the_original_and_gives_the_reason(
     assert result.reason.isascii()
 
 
-async def coach(fleet: Client, world: World, **asked: object) -> CoachResult:
+async def coach(fleet: Client, world: World, **fields: object) -> CoachResult:
     return await fleet.execute_workflow(
         CoachWorkflow.run,
-        CoachInput.model_validate(asked),
+        CoachInput.model_validate(fields),
         id=coach_workflow_id(world.key),
         task_queue="story",
     )

@@ -62,7 +62,7 @@ async def test_it_answers_when_it_is_stored_and_is_announced_when_the_bus_is_bac
     assert {name: entry.body[name] for name in expected} == expected
 
 
-async def test_a_cancellation_does_not_keep_what_is_stored_from_being_announced(
+async def test_a_stored_update_is_announced_although_it_was_cancelled(
     fleet: Client, world: World, update: ContextUpdate
 ) -> None:
     world.bus_open.clear()
@@ -76,7 +76,7 @@ async def test_a_cancellation_does_not_keep_what_is_stored_from_being_announced(
     assert world.subjects() == ["context.updated"]
 
 
-async def test_a_refusal_is_the_answer_and_nothing_is_announced(
+async def test_a_refused_update_is_answered_and_not_announced(
     fleet: Client, world: World, update: ContextUpdate
 ) -> None:
     world.failing = {"update_context": "case not found"}

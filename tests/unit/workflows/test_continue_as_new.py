@@ -31,6 +31,9 @@ class Impatient(Temporal):
         return dataclasses.replace(command, argv=(*command.argv, *early))
 
 
+pytestmark = pytest.mark.slow  # its servers are its own
+
+
 @pytest.fixture
 async def impatient(tmp_path: Path) -> AsyncIterator[Client]:
     port, ui_port = free_ports(2)
@@ -102,9 +105,9 @@ async def flooded(client: Client, story: RunningStory) -> None:
 
 async def approve_until_asked(story: RunningStory, world: World, gate: str) -> None:
     """Approve the gate, and wait until an agent has been asked for its proposal."""
-    asked = len(world.acts)
+    before = len(world.acts)
     await story.approve(gate)
-    await until(lambda: len(world.acts) > asked)
+    await until(lambda: len(world.acts) > before)
 
 
 async def held_in(client: Client, world: World, state: str) -> tuple[RunningStory, str]:
@@ -140,8 +143,8 @@ async def test_a_child_at_work_goes_on_when_its_story_continues_as_new(
     assert failures == []
     described = await impatient.get_workflow_handle(child).describe()
     assert (described.run_id, described.status) == (began, WorkflowExecutionStatus.COMPLETED)
-    asked = [(call.task.task_id, call.agent.agent_id, call.wave) for call in world.calls]
-    assert len(asked) == len(set(asked))
+    calls = [(call.task.task_id, call.agent.agent_id, call.wave) for call in world.calls]
+    assert len(calls) == len(set(calls))
     ids = [entry.id for entry in world.published]
     assert len(set(ids)) == len(ids)
 

@@ -59,7 +59,7 @@ def plans(draw: st.DrawFn) -> list[PlannedTask]:
 
 
 @given(plans())
-def test_a_sound_plan_is_taken(tasks: list[PlannedTask]) -> None:
+def test_a_valid_plan_is_accepted(tasks: list[PlannedTask]) -> None:
     dag.validate(tasks, ROLES, 12)
 
 
@@ -81,12 +81,12 @@ def test_an_unknown_role_is_refused() -> None:
     assert "'t1': unknown role 'WIZARD'; one of DEV, QA, DATA" in fault
 
 
-def test_an_id_twice_is_refused() -> None:
+def test_a_duplicate_id_is_refused() -> None:
     assert "'t1': there 2 times" in faults([task("t1"), task("t2"), task("t1")])[0]
 
 
 @pytest.mark.parametrize("task_id", ["", "a/b", " a", "a.*", "x" * 201])
-def test_an_id_that_is_none_is_refused(task_id: str) -> None:
+def test_an_invalid_id_is_refused(task_id: str) -> None:
     assert "an id is 1 to 100 letters" in faults([task(task_id)])[0]
 
 
@@ -194,7 +194,7 @@ def test_a_plan_runs_to_its_end_in_order_and_stops_only_what_a_failure_reaches(
 # --- derivation -----------------------------------------------------------------------------------
 
 
-def test_drafts_are_numbered_and_a_dependency_twice_is_one() -> None:
+def test_drafts_are_numbered_and_duplicate_dependencies_merged() -> None:
     drafts = [
         DraftTask(role="DEV", title="One", description="first"),
         DraftTask(role="QA", title="Two", description="second", depends_on=[1, 1], priority=2),

@@ -49,6 +49,32 @@ async def test_a_council_of_three_takes_nine_calls_in_three_waves(
     assert result.winner_id == result.ranked[0].agent_id
 
 
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({}, "task"),
+        ({"story_id": "US-1"}, "US-1"),
+        ({"actor": "eve"}, "eve"),
+        ({"actor": "eve", "story_id": "US-1"}, "eve"),
+    ],
+)
+async def test_calls_share_the_agents_by_caller_or_story(
+    fleet: Client, world: World, fields: dict[str, str], key: str
+) -> None:
+    handle = await start(fleet, world, **fields)
+    await handle.result()
+
+    history = await handle.fetch_history()
+    keys = {
+        scheduled.priority.fairness_key
+        for event in history.events
+        if (scheduled := event.activity_task_scheduled_event_attributes).task_queue.name == "agents"
+        and scheduled.activity_type.name in ("propose", "criticise", "revise", "judge")
+    }
+    assert keys == {f"T-{world.key}" if key == "task" else key}
+    assert {call.task.actor for call in world.calls} == {fields.get("actor", "")}
+
+
 async def test_criticism_goes_in_a_ring(fleet: Client, world: World) -> None:
     result = await (await start(fleet, world)).result()
 
@@ -234,7 +260,7 @@ async def test_a_deliberation_under_another_id_is_refused(fleet: Client) -> None
     assert "deliberation-T-1" in str(failed.value.cause)
 
 
-async def test_a_decision_that_is_corrected_or_withdrawn_reaches_the_next_wave_so(
+async def test_a_corrected_or_withdrawn_decision_reaches_the_next_wave(
     fleet: Client, world: World
 ) -> None:
     world.hold["propose"] = asyncio.Event()

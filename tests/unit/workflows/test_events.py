@@ -46,7 +46,6 @@ HASH = r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{8}([0-9a-f]{8}
 """A run's id, the end of one, or a content hash."""
 
 ADDED_LATER = {
-    "DeliberationFailed": {"error_type", "failed_agents"},
     "TaskFinished": {"role"},  # which two other kinds have replaced
 }
 """Fields that no recorded history has."""
@@ -153,7 +152,7 @@ def test_an_event_reads_the_same_in_the_timeline_and_on_the_command_line(subject
         ("planning.story.renamed", {"title": "T"}, 'planning.story.renamed {"title": "T"}'),
     ],
 )
-def test_a_body_that_anyone_wrote_is_a_line_too(subject: str, body: Any, line: str) -> None:
+def test_a_foreign_body_is_shown_as_a_line(subject: str, body: Any, line: str) -> None:
     assert headline(subject, body)[0] == line
 
 
@@ -190,8 +189,8 @@ def test_the_example_of_a_command_is_what_an_agent_receives() -> None:
 
 
 def test_the_example_of_a_response_answers_the_example_of_a_command() -> None:
-    asked, answered = example(AgentCommand), example(AgentResponse)
+    command, answered = example(AgentCommand), example(AgentResponse)
 
     for name in ("task_id", "agent_id", "call_id"):
-        assert answered[name] == asked[name]
+        assert answered[name] == command[name]
     assert AgentResponse.model_validate(answered).status == "done"

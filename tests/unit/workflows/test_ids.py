@@ -14,6 +14,7 @@ from workflows.models.ids import (
     Id,
     LongId,
     Role,
+    called_deliberation_workflow_id,
     context_workflow_id,
     decode_id,
     deliberation_workflow_id,
@@ -42,6 +43,12 @@ def test_two_ids_share_a_token_only_if_they_are_the_same(one: str, other: str) -
     assert (encode_id(one) == encode_id(other)) == (one == other)
     assert story_of(story_workflow_id(one)) == one
     assert task_of(deliberation_workflow_id(one)) == one
+    assert task_of(called_deliberation_workflow_id(one)) == one
+
+
+@given(st.text(), st.text())
+def test_no_callers_deliberation_has_the_id_of_a_council(one: str, other: str) -> None:
+    assert called_deliberation_workflow_id(one) != deliberation_workflow_id(other)
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", fullmatch=True))
@@ -77,7 +84,7 @@ def test_the_longest_ids_fit_temporals_limit() -> None:
 
 
 @pytest.mark.parametrize("text", ["US-101", "Story 12.3:a", "a", "1.2.3", "a b c", "a" * 100])
-def test_what_is_an_id(text: str) -> None:
+def test_valid_ids_are_accepted(text: str) -> None:
     assert TypeAdapter(Id).validate_python(text) == text
 
 
@@ -85,7 +92,7 @@ def test_what_is_an_id(text: str) -> None:
     "text",
     ["", " a", "a ", "a  b", "-a", ".a", "a/b", "a*", "a%20", "ä", "a\n", "a'b", "a" * 101, "a\0"],
 )
-def test_what_is_not_an_id(text: str) -> None:
+def test_invalid_ids_are_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Id).validate_python(text)
 

@@ -139,7 +139,7 @@ def test_an_automatic_move_has_no_roles() -> None:
     }
 
 
-def test_a_gate_opens_when_only_people_are_waited_for() -> None:
+def test_a_gate_opens_when_only_approvals_are_missing() -> None:
     assert fsm.open_gate(AGILE, "DRAFT", Facts()) is None
 
     gate = fsm.open_gate(AGILE, "DRAFT", Facts(guards={"dor_ok": True}))
@@ -552,7 +552,7 @@ def chains(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(chains())
-def test_a_sound_machine_is_taken_and_leads_to_its_end(document: dict[str, Any]) -> None:
+def test_a_valid_machine_is_accepted_and_reaches_its_final_state(document: dict[str, Any]) -> None:
     machine = parse_machine(document)
 
     state = machine.initial

@@ -31,10 +31,10 @@ from workflows.outbox import Outbox
 
 async def stuck_on(handle: WorkflowHandle[Any, Any] | RunningStory, kind: str) -> OutboxStuck:
     """Wait until an entry of that kind is stuck, and return it."""
-    asked = handle.handle if isinstance(handle, RunningStory) else handle
+    queried = handle.handle if isinstance(handle, RunningStory) else handle
 
     async def of_that_kind() -> list[OutboxStuck]:
-        found = await asked.query("outbox_stuck", result_type=list[OutboxStuck])
+        found = await queried.query("outbox_stuck", result_type=list[OutboxStuck])
         return [each for each in found if each.kind == kind]
 
     return (await until(of_that_kind))[0]

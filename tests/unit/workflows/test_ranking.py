@@ -48,7 +48,7 @@ def test_a_score_is_the_weighted_mean_of_the_checks() -> None:
     assert ranking.score(checked) == pytest.approx(0.55)
 
 
-def test_a_check_that_did_not_apply_counts_neither_way() -> None:
+def test_a_check_that_did_not_apply_does_not_affect_the_score() -> None:
     checked = report(check("policy", 1.0), check("lint", 0.5), check("dry_run", None))
 
     assert ranking.score(checked) == pytest.approx((0.4 + 0.15) / 0.7)
@@ -129,7 +129,7 @@ def test_a_near_tie_is_measured_from_the_best_and_not_in_steps() -> None:
     assert ranking.near_tie(steps) == ["a", "b"]
 
 
-def test_a_barred_proposal_ties_with_no_one() -> None:
+def test_a_barred_proposal_is_never_in_a_near_tie() -> None:
     tied = ranking.near_tie([candidate("a", 1.0, barred=True), candidate("b", 0.2)])
 
     assert tied == ["b"]
@@ -214,7 +214,7 @@ def test_ranking_keeps_everyone_and_never_lets_a_barred_one_win(
         assert ranked[0].agent_id == tied[-1]
 
 
-def test_a_judge_sees_the_score_and_the_proposal() -> None:
+def test_a_judge_gets_the_score_and_the_proposal() -> None:
     proposal = Proposal(approach="short", content="text")
 
     shown = ranking.contender(candidate("a", 0.7), proposal)

@@ -189,7 +189,7 @@ def test_a_perfect_report_is_worth_100_at_each_rigor(level: str) -> None:
 
 
 @pytest.mark.parametrize("failed", ["build", "unit"])
-def test_a_failed_build_or_unit_run_is_worth_nothing(failed: str) -> None:
+def test_a_failed_build_or_unit_run_scores_zero(failed: str) -> None:
     score = scored("L0", **{f"{failed}__ok": False})
 
     assert (score.score, score.gating_decision) == (0, "block")
@@ -233,7 +233,7 @@ def test_a_dimension_below_its_threshold_gets_its_share_and_a_reason(
     assert reason in reason_found
 
 
-def test_the_worse_of_critical_and_major_counts() -> None:
+def test_the_more_severe_of_critical_and_major_counts() -> None:
     both = {"static__sonar__new_critical": 10, "static__sonar__new_major": 80}
 
     assert scored("L1", **both).dimensions["static"] == 25

@@ -95,7 +95,7 @@ async def test_a_gate_refuses_the_wrong_role(start_story: StartStory) -> None:
     assert await story.state() == before
 
 
-async def test_an_unknown_gate_is_refused_with_the_gates_there_are(
+async def test_an_unknown_gate_is_refused_with_the_known_ones(
     start_story: StartStory,
 ) -> None:
     story = await start_story()
@@ -442,7 +442,9 @@ async def test_a_spent_budget_opens_its_gate_and_a_po_raises_it(
     assert (await story.state()).tokens_used == 200 * len(world.calls)
 
 
-async def test_raising_a_budget_that_is_not_there_is_refused(start_story: StartStory) -> None:
+async def test_raising_the_budget_of_a_story_without_one_is_refused(
+    start_story: StartStory,
+) -> None:
     story = await start_story()
     await story.until(gate="approve_scope")
 
