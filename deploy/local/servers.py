@@ -262,13 +262,13 @@ class Temporal(Server):
 
 @dataclass(frozen=True)
 class WebUi(Server):
-    """The door to Temporal's Web UI, which refuses pages of other sites (web_ui.py)."""
+    """The proxy in front of Temporal's Web UI, which refuses pages of other sites (web_ui.py)."""
 
     name: ClassVar[str] = "ui"
     home: Path
     temporal: Temporal
     fleet_home: Path | None = None
-    """The folder whose `env` names the codec server; the door sends it what is under CODEC_PATH."""
+    """The folder whose `env` names the codec server; it gets what is sent to CODEC_PATH."""
 
     @property
     def url(self) -> str:
@@ -290,7 +290,7 @@ class WebUi(Server):
         )
 
     async def check(self) -> None:
-        """Check that the Web UI answers through the door, and reaches the frontend."""
+        """Check that the Web UI answers through the proxy, and reaches the frontend."""
         async with httpx.AsyncClient(trust_env=False) as http:
             (await http.get(f"{self.url}/api/v1/namespaces")).raise_for_status()
 

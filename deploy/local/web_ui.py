@@ -1,4 +1,4 @@
-"""The door to Temporal's Web UI: it serves only pages of that address, and decrypts payloads.
+"""The proxy in front of Temporal's Web UI: it serves only its own pages, and decrypts payloads.
 
 The Web UI answers to any `Host`, so a web page whose name resolves to 127.0.0.1 could steer
 workflows. It listens on a secret loopback address, and this process is in front of it:
@@ -65,7 +65,7 @@ async def serve(
         reader: What the browser sends.
         writer: What it gets.
         ui: The address of the Web UI itself.
-        port: Its port, and that of this door.
+        port: Its port, and that of this proxy.
         own: The values of `Host` that are served.
         codec: Where requests to CODEC_PATH go.
     """

@@ -16,6 +16,7 @@ import neo4j
 import psutil
 import pytest
 from dotenv import dotenv_values
+from temporalio.client import Client
 from temporalio.service import RPCError
 
 from deploy.local.settings import StackSettings
@@ -23,6 +24,7 @@ from deploy.local.stack import Stack
 from tests.support.checker import check
 from tests.support.fleet import connect
 from tests.support.polling import until
+from workers.payload_codec import encrypting_converter
 
 GATES = {"approve_scope": "PO", "approve_design": "PO", "qa_passed": "QA", "docs_ready": "PO"}
 
@@ -74,6 +76,11 @@ class Fleet:
     async def temporal(self, *arguments: str) -> Ended:
         return await self.run("temporal", *arguments, "--address", self.env["TEMPORAL_ADDRESS"])
 
+    async def client(self) -> Client:
+        """Open a Temporal client that reads the stack's encrypted payloads."""
+        keys = [bytes.fromhex(self.env["PAYLOAD_KEYS"])]
+        return await connect(self.env["TEMPORAL_ADDRESS"], converter=encrypting_converter(keys))
+
     async def start(self, folder: Path, **story: Any) -> Ended:
         file = folder / "story.json"
         file.write_text(json.dumps(story))
@@ -110,7 +117,7 @@ class Fleet:
 
     async def writing(self, deliberation_id: str) -> None:
         """Wait until an agent of the deliberation is in the middle of its answer."""
-        client = await connect(self.env["TEMPORAL_ADDRESS"])
+        client = await self.client()
         handle = client.get_workflow_handle(deliberation_id)
 
         async def tokens() -> int:
@@ -118,11 +125,11 @@ class Fleet:
                 description = (await handle.describe()).raw_description
             except RPCError:  # it may not have started yet
                 return 0
-            beats = (
-                json.loads(payload.data)
+            beats = [
+                beat
                 for pending in description.pending_activities
-                for payload in pending.heartbeat_details.payloads
-            )
+                for beat in await client.data_converter.decode(pending.heartbeat_details.payloads)
+            ]
             return max((beat["tokens"] for beat in beats), default=0)
 
         await until(tokens, lambda written: written > 20, within_s=300, every_s=0.5)
@@ -143,7 +150,7 @@ class Fleet:
         """Return the differences that the checker finds in these stories."""
         env = self.env
         auth = (env["NEO4J_USER"], env["NEO4J_PASSWORD"])
-        client = await connect(env["TEMPORAL_ADDRESS"])
+        client = await self.client()
         async with neo4j.AsyncGraphDatabase.driver(env["NEO4J_URI"], auth=auth) as driver:
             bus = await nats.connect(
                 env["NATS_URL"], user=env["NATS_USER"], password=env["NATS_PASSWORD"]

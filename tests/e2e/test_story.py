@@ -15,7 +15,6 @@ import pytest
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from tests.e2e.conftest import GATES, Fleet
-from tests.support.fleet import connect
 from tests.support.polling import until
 from workflows.models.context import ContextPack
 
@@ -168,14 +167,17 @@ async def test_what_was_decided_is_in_the_context_of_the_next_agents(fleet: Flee
         "MATCH (d:Decision)-[:OF]->(:Story {id: 'US-1'}) "
         "WHERE NOT d.id STARTS WITH 'US-1-docs' RETURN d.title AS title",
     )
-    client = await connect(fleet.env["TEMPORAL_ADDRESS"])
+    client = await fleet.client()
     history = await client.get_workflow_handle("deliberation-US-1-docs-1").fetch_history()
     answers = [
-        payload.data.decode()
+        answer
         for event in history.events
-        for payload in event.activity_task_completed_event_attributes.result.payloads
+        for answer in await client.data_converter.decode(
+            event.activity_task_completed_event_attributes.result.payloads
+        )
     ]
-    pack = next(ContextPack.model_validate_json(each) for each in answers if "scopes" in each)
+    packs = [each for each in answers if isinstance(each, dict) and "scopes" in each]
+    pack = ContextPack.model_validate(packs[0])
 
     assert decided
     titles = [" ".join(row["title"].split())[:30] for row in decided]

@@ -112,10 +112,21 @@ async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[Hist
     runs: list[list[HistoryEvent]] = []
     while run_id:
         history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
+        for event in history.events:
+            await _decrypt(client, event)
         runs.insert(0, list(history.events))
         started = history.events[0].workflow_execution_started_event_attributes
         run_id = started.continued_execution_run_id
     return runs
+
+
+async def _decrypt(client: Client, event: HistoryEvent) -> None:
+    codec = client.data_converter.payload_codec
+    scheduled = event.activity_task_scheduled_event_attributes
+    signal = event.signal_external_workflow_execution_initiated_event_attributes
+    for attributes in (scheduled, signal):
+        if codec and attributes.input.payloads:
+            await codec.decode_wrapper(attributes.input)
 
 
 def _read_run(

@@ -123,7 +123,7 @@ def test_the_web_uis_address_differs_in_each_stack(tmp_path: Path) -> None:
     assert "127.0.0.1" not in found
 
 
-# --- the codec server behind the door -------------------------------------------------------------
+# --- the codec server behind the proxy ------------------------------------------------------------
 
 
 class StandIn:
@@ -144,16 +144,16 @@ class StandIn:
 
 @pytest.fixture
 async def codec(temporal: RunningServer, tmp_path: Path) -> AsyncIterator[tuple[StandIn, str]]:
-    """Run a door whose codec server notes what it gets; yield it with the door's URL."""
+    """Run a proxy whose codec server notes what it gets; yield it with the proxy's URL."""
     behind = temporal.process.server
     assert isinstance(behind, Temporal)
     noting = StandIn()
     server = await asyncio.start_server(noting.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     write_private(tmp_path / "env", f"CODEC_PORT={port}\nFLEET_TOKEN=the.stacks.token\n")
-    door = WebUi(tmp_path / "ui", behind, tmp_path)
-    async with server, started(door, door.url, port=behind.ui_port):
-        yield noting, door.url
+    proxy = WebUi(tmp_path / "ui", behind, tmp_path)
+    async with server, started(proxy, proxy.url, port=behind.ui_port):
+        yield noting, proxy.url
 
 
 async def test_the_door_sends_the_codec_server_its_own_token(codec: tuple[StandIn, str]) -> None:

@@ -39,7 +39,7 @@ def authorized(token: str) -> tuple[tuple[str, str], ...]:
 async def test_where_tokens_are_required_no_one_acts_by_a_claim(
     environment: Environment, jetstream: JetStreamContext, tmp_path: Path
 ) -> None:
-    """Every door of a story: the `temporal` CLI, `fleet`, gRPC and the bus."""
+    """Every way into a story: the `temporal` CLI, `fleet`, gRPC and the bus."""
     fleet = environment | {"REQUIRE_TOKENS": "true"}
     story_id = f"US-{uuid.uuid4().hex[:8]}"
     start = json.loads((PROJECT / "story.json").read_text()) | {"story_id": story_id, "rigor": "L0"}
