@@ -53,7 +53,8 @@ lint: setup ## check style, types, import rules and wording
 test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 4 tests/unit tests/replay
-	$(BIN)/coverage run -m pytest tests/integration tests/chaos tests/e2e
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile tests/integration
+	$(BIN)/coverage run -m pytest tests/chaos tests/e2e
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 
@@ -61,7 +62,7 @@ test-unit: setup ## run the unit tests
 	$(BIN)/pytest tests/unit
 
 test-integration: setup ## run the integration tests
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest -n 2 --dist loadfile tests/integration
 
 test-e2e: setup ## run the end-to-end tests, with Ray and vLLM
 	$(BIN)/pytest tests/e2e

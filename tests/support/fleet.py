@@ -12,17 +12,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from neo4j import AsyncGraphDatabase
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.graph.councils import load_councils
 from deploy.local.ports import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
-from tests.support.servers import Servers
+from tests.support.servers import RunningServer, Servers
 from workers.clients.queries import RepeatedQueries
 from workers.settings import ALIASES, ROOT, Settings
 
@@ -70,7 +72,11 @@ def variables(servers: Servers, llm: LlmServer) -> Environment:
 
 
 async def a_namespace(servers: Servers) -> str:
-    """Register a new namespace, so that workers take no work left by other tests."""
+    """Register a new namespace, so that workers take no work left by other tests.
+
+    Councils left by other tests are removed, because plans may choose their roles.
+    """
+    await _remove_other_councils(servers.neo4j)
     client = await connect(servers.temporal.address)
     name = f"test-{uuid.uuid4().hex[:8]}"
     await client.workflow_service.register_namespace(
@@ -91,6 +97,15 @@ async def a_namespace(servers: Servers) -> str:
 
     await until(known)  # the server knows it everywhere only after some time
     return name
+
+
+async def _remove_other_councils(neo4j: RunningServer) -> None:
+    auth = (neo4j.user or "", neo4j.password or "")
+    async with AsyncGraphDatabase.driver(neo4j.address, auth=auth) as driver:
+        await driver.execute_query(
+            "MATCH (c:Council) WHERE NOT c.role IN $shipped DETACH DELETE c",
+            shipped=list(load_councils(ROOT / "deploy" / "config" / "councils.yaml").councils),
+        )
 
 
 async def launch(name: str, environment: Environment, *more: str) -> Process:

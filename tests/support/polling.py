@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
-WITHIN_S = 180
+WITHIN_S = 300
 """How many seconds a test waits for anything: the machine may be busy, and only failures wait."""
 
 
