@@ -17,7 +17,7 @@ import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import PydanticPayloadConverter
@@ -31,6 +31,7 @@ from temporalio.converter import (
 )
 from temporalio.exceptions import ApplicationError
 
+from activities.kept_text import NOT_ENCRYPTED, TextCipher
 from workflows.models.errors import ErrorType, application_error
 
 ENCRYPTED = b"binary/encrypted"
@@ -89,13 +90,14 @@ class EncryptionCodec(PayloadCodec):
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Compress and encrypt the payloads; without keys, return them as they are."""
-        return [self._encrypted(payload) for payload in payloads]
+        return [self.encrypted(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Decrypt and decompress the payloads, except those that are not encrypted."""
-        return [self._decrypted(payload) for payload in payloads]
+        return [self.decrypted(payload) for payload in payloads]
 
-    def _encrypted(self, payload: Payload) -> Payload:
+    def encrypted(self, payload: Payload) -> Payload:
+        """Return one payload as `encode` does."""
         if self._encrypts is None:
             return payload
         name, cipher = self._encrypts
@@ -108,7 +110,8 @@ class EncryptionCodec(PayloadCodec):
         data = nonce + cipher.encrypt(nonce, content, _authenticated(metadata))
         return Payload(metadata=metadata, data=data)
 
-    def _decrypted(self, payload: Payload) -> Payload:
+    def decrypted(self, payload: Payload) -> Payload:
+        """Return one payload as `decode` does."""
         cipher = self._ciphers.get(payload.metadata.get(KEY_ID, b""))
         if payload.metadata.get("encoding") != ENCRYPTED or cipher is None:
             return payload
@@ -122,6 +125,43 @@ class EncryptionCodec(PayloadCodec):
         if payload.metadata.get(COMPRESSION) == ZSTD:
             content = zstandard.decompress(content)
         return Payload.FromString(content)
+
+
+class EncryptedText:
+    """A cipher of texts in Valkey (`activities.kept_text.TextCipher`), in the form of payloads."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        """Use these keys, as in EncryptionCodec; there must be one."""
+        self._codec = EncryptionCodec(keys)
+
+    def encrypt(self, text: str) -> bytes:
+        """Return the encrypted payload of the text, serialized."""
+        return self._codec.encrypted(Payload(data=text.encode())).SerializeToString()
+
+    def decrypt(self, kept: bytes) -> bytes:
+        """Return the text; JSON from before there were keys is returned as it is.
+
+        Raises:
+            ApplicationError: `PayloadKeyMissing`.
+            PayloadAltered: it is not what was kept.
+        """
+        if kept.startswith(b"{"):  # no serialized payload does
+            return kept
+        try:
+            payload = Payload.FromString(kept)
+        except DecodeError:
+            raise PayloadAltered from None
+        if payload.metadata.get("encoding") != ENCRYPTED:
+            raise PayloadAltered
+        text = self._codec.decrypted(payload)
+        if error := unreadable(text):
+            raise error
+        return text.data
+
+
+def text_cipher(keys: Sequence[bytes]) -> TextCipher:
+    """Return the cipher of texts in Valkey; without keys, they are not encrypted."""
+    return EncryptedText(keys) if keys else NOT_ENCRYPTED
 
 
 class _Unreadable(EncodingPayloadConverter):

@@ -39,6 +39,7 @@ from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import MAX_ATTEMPTS, AgentRequest, AnswerT
 from activities.agents.tracing import name_agent
 from activities.heartbeats import heartbeats
+from activities.kept_text import NOT_ENCRYPTED, TextCipher
 from activities.quota import TokenQuota
 from workflows.models.agents import (
     TOKENS_PER_HOUR,
@@ -233,6 +234,7 @@ class VllmAgents:
         default_model: str,
         prompts: Prompts,
         tokens_per_hour: int = TOKENS_PER_HOUR,
+        cipher: TextCipher = NOT_ENCRYPTED,
     ) -> None:
         """Create the back end.
 
@@ -242,12 +244,14 @@ class VllmAgents:
             default_model: for agents that name none; empty: the one that is served.
             prompts: the prompt files.
             tokens_per_hour: the setting GRPC_TOKENS_PER_HOUR.
+            cipher: of the answers.
         """
         self._client = client
         self._valkey = valkey
         self._default_model = default_model
         self._prompts = prompts
         self._quota = TokenQuota(valkey, tokens_per_hour)
+        self._cipher = cipher
         self._served: dict[str, int] = {}
 
     async def answer(self, question: AgentRequest[AnswerT]) -> AnswerT:
@@ -267,12 +271,12 @@ class VllmAgents:
         began = time.monotonic()
         try:
             async with heartbeats(lambda: asdict(progress.spent())):
-                if (kept := await kept_answer(self._valkey, key)) is not None:
+                if (kept := await kept_answer(self._valkey, key, self._cipher)) is not None:
                     return question.answer_type.model_validate_json(kept)
                 fields = await self._write(question, progress)
                 answer = question.answer(fields, progress.usage(began))
-                json = answer.model_dump_json()
-                await until_stored(progress, lambda: self._valkey.set(key, json, ex=ANSWER_TTL))
+                kept = self._cipher.encrypt(answer.model_dump_json())
+                await until_stored(progress, lambda: self._valkey.set(key, kept, ex=ANSWER_TTL))
                 return answer
         except (ApplicationError, asyncio.CancelledError) as error:
             spent = progress.spent()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from temporalio import activity
 
+from activities.kept_text import TextCipher
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import encode_id
 
@@ -22,16 +24,18 @@ def answer_key(info: activity.Info, wave: int, act: str, agent_id: str) -> str:
     )
 
 
-async def kept_answer(valkey: Redis, key: str) -> bytes | str | None:
+async def kept_answer(valkey: Redis, key: str, cipher: TextCipher) -> bytes | None:
     """Return the JSON of a call's answer; None if there is none yet.
 
     Raises:
         ApplicationError: `StoreUnreachable`; the agent is not asked while Valkey is unreachable.
+            `PayloadKeyMissing`: the answer is encrypted with a key that this process lacks.
+        ValueError: the answer was altered after it was encrypted.
     """
     try:
-        kept: bytes | str | None = await valkey.get(key)
+        kept = cast("bytes | None", await valkey.get(key))
     except RedisError as error:
         raise application_error(
             ErrorType.STORE_UNREACHABLE, f"Valkey cannot be asked for a kept answer: {error}"
         ) from error
-    return kept
+    return None if kept is None else cipher.decrypt(kept)

@@ -22,6 +22,7 @@ from temporalio import activity
 from activities.agents.answer_cache import answer_key, kept_answer
 from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import AgentRequest, AnswerT
+from activities.kept_text import NOT_ENCRYPTED, TextCipher
 from activities.quota import TokenQuota
 from bridge.agents.calls import CALL_TTL, AgentCalls, OpenCall, encoded, new_call_id, prompt_fields
 from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, publish_error
@@ -55,6 +56,7 @@ class NatsAgents:
         source: Source,
         window: int,
         tokens_per_hour: int = TOKENS_PER_HOUR,
+        cipher: TextCipher = NOT_ENCRYPTED,
     ) -> None:
         """Create the agents.
 
@@ -65,10 +67,12 @@ class NatsAgents:
             source: the fleet's identity on the bus.
             window: the tokens that prompt and answer together may have in the agents' models.
             tokens_per_hour: the setting GRPC_TOKENS_PER_HOUR.
+            cipher: of calls and answers in Valkey.
         """
         self._commands = Commands(nats)
         self._valkey = valkey
-        self._calls = AgentCalls(valkey)
+        self._cipher = cipher
+        self._calls = AgentCalls(valkey, cipher)
         self._prompts = prompts
         self._source = source
         self._window = window
@@ -84,7 +88,7 @@ class NatsAgents:
         """
         call = question.call
         key = answer_key(activity.info(), call.wave, question.act, call.agent.agent_id)
-        kept = await kept_answer(self._valkey, key)
+        kept = await kept_answer(self._valkey, key, self._cipher)
         if kept is None:
             await self._quota.require_left(call.task.actor)
             await self._ask(question, key)

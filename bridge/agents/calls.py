@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from activities.agents.answer_cache import ANSWER_TTL
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest, question
+from activities.kept_text import TextCipher
 from workflows.models.agents import CallUsage
 from workflows.models.base import Model
 from workflows.models.events import AgentCommand
@@ -114,24 +115,28 @@ _STATES: TypeAdapter[OpenCall | SettledCall] = TypeAdapter(
 class CallRecord:
     """A call as it was read; it is settled only if Valkey still holds `raw`."""
 
-    raw: bytes | str
+    raw: bytes
     call: OpenCall | SettledCall
 
 
 class AgentCalls:
     """The calls in Valkey. Every method raises RedisError if Valkey fails."""
 
-    def __init__(self, valkey: Redis) -> None:
+    def __init__(self, valkey: Redis, cipher: TextCipher) -> None:
         self._valkey = valkey
+        self._cipher = cipher
 
     async def open(self, call: OpenCall) -> None:
         """Store a call; do so before its command is published, as the answer may come at once."""
-        await self._valkey.set(_key(call.call_id), call.model_dump_json(), px=call.stays_ms)
+        kept = self._cipher.encrypt(call.model_dump_json())
+        await self._valkey.set(_key(call.call_id), kept, px=call.stays_ms)
 
     async def find(self, call_id: str) -> CallRecord | None:
         """Return the call, open or settled; None if it never existed or has expired."""
-        raw: bytes | str | None = await self._valkey.get(_key(call_id))
-        return None if raw is None else CallRecord(raw, _STATES.validate_json(raw))
+        raw = cast("bytes | None", await self._valkey.get(_key(call_id)))
+        if raw is None:
+            return None
+        return CallRecord(raw, _STATES.validate_json(self._cipher.decrypt(raw)))
 
     async def answer(self, found: CallRecord, settled: SettledCall, answer: str) -> bool:
         """Settle the call and store its answer atomically; return as `settle`."""
@@ -156,10 +161,10 @@ class AgentCalls:
         other_for: timedelta = timedelta(),
     ) -> bool:
         keys = [_key(settled.call_id), *([other_key] if other_key else [])]
-        values = [
+        values: list[bytes | int] = [
             found.raw,
-            settled.model_dump_json(),
-            other,
+            self._cipher.encrypt(settled.model_dump_json()),
+            self._cipher.encrypt(other),
             other_for // timedelta(milliseconds=1),
         ]
         done = self._valkey.eval(SETTLE, len(keys), *keys, *values)

@@ -36,6 +36,7 @@ from activities.agents.metrics import count_request, count_tokens
 from activities.agents.openai_client import figure
 from activities.agents.prompts import Prompts
 from activities.agents.requests import ANSWERS, MAX_ATTEMPTS
+from activities.kept_text import NOT_ENCRYPTED, TextCipher
 from activities.quota import TokenQuota
 from bridge.agents.activity import Commands, command
 from bridge.agents.calls import AgentCalls, CallRecord, OpenCall, SettledCall, new_call_id
@@ -94,14 +95,21 @@ class AgentResponses:
     """A job next to the agents' worker; any number of replicas share the consumer."""
 
     def __init__(
-        self, nats: Nats, nats_replicas: int, temporal: Client, valkey: Redis, prompts: Prompts
+        self,
+        nats: Nats,
+        nats_replicas: int,
+        temporal: Client,
+        valkey: Redis,
+        prompts: Prompts,
+        cipher: TextCipher = NOT_ENCRYPTED,
     ) -> None:
         self._nats = nats
         self._nats_replicas = nats_replicas
         self._temporal = temporal
         self._valkey = valkey
         self._prompts = prompts
-        self._calls = AgentCalls(valkey)
+        self._cipher = cipher
+        self._calls = AgentCalls(valkey, cipher)
         self._quota = TokenQuota(valkey)
         self._commands = Commands(nats)
         self._dead_letters = DeadLetters(nats)
@@ -316,7 +324,7 @@ class AgentResponses:
         handle = self._handle(call)
         match call.outcome:
             case "answered":
-                kept = await kept_answer(self._valkey, call.answer_key)
+                kept = await kept_answer(self._valkey, call.answer_key, self._cipher)
                 if kept is None:
                     raise LookupError(f"Valkey has lost {call.answer_key}")
                 answer = ANSWERS[call.act].model_validate_json(kept)

@@ -23,6 +23,7 @@ from bridge.agents.responses import AgentResponses
 from bridge.mirror.source import Source, read_source
 from workers.clients.engine import Engine, open_engine
 from workers.clients.nats import open_nats
+from workers.payload_codec import text_cipher
 from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
 from workers.settings import Settings
 from workflows.stubs import AGENTS_QUEUE
@@ -41,10 +42,9 @@ def agents_worker(
 ) -> Worker:
     """Return a worker for agent calls and checks, no more at once than the engine can serve."""
     prompts = Prompts.load(settings.fleet_config / "prompts", load_redaction(settings.fleet_config))
-    llms = VllmAgents(engine.client, valkey, engine.model, prompts, settings.grpc_tokens_per_hour)
-    external = NatsAgents(
-        nats, valkey, prompts, source, settings.external_window, settings.grpc_tokens_per_hour
-    )
+    cipher, per_hour = text_cipher(settings.encryption_keys), settings.grpc_tokens_per_hour
+    llms = VllmAgents(engine.client, valkey, engine.model, prompts, per_hour, cipher)
+    external = NatsAgents(nats, valkey, prompts, source, settings.external_window, per_hour, cipher)
     agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
     checks = Checks(settings.fleet_config)
     return Worker(
@@ -101,7 +101,12 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
                 settings.fleet_config / "prompts", load_redaction(settings.fleet_config)
             )
         responses = AgentResponses(
-            nats, settings.nats_replicas, base.temporal, base.valkey, prompts
+            nats,
+            settings.nats_replicas,
+            base.temporal,
+            base.valkey,
+            prompts,
+            text_cipher(settings.encryption_keys),
         )
         yield RunningProcess(
             {AGENTS_QUEUE: worker, RESPONSES: responses},

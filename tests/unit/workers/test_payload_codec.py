@@ -17,10 +17,12 @@ from workers.payload_codec import (
     COMPRESSION,
     ENCRYPTED,
     KEY_ID,
+    EncryptedText,
     EncryptionCodec,
     PayloadAltered,
     encrypting_converter,
     key_id,
+    text_cipher,
     unreadable,
 )
 from workflows.models.errors import ErrorType
@@ -190,3 +192,40 @@ async def test_without_keys_nothing_is_encrypted() -> None:
 
     assert failure.message == "plain"
     assert (await converter.encode(["brief"]))[0] == text("brief")
+
+
+# --- texts in Valkey ------------------------------------------------------------------------------
+
+
+@given(words=st.text(), keys=st.permutations([KEY, OTHER]))
+def test_a_text_is_read_again_with_each_key(words: str, keys: Sequence[bytes]) -> None:
+    kept = EncryptedText(keys).encrypt(words)
+
+    assert EncryptedText(keys[::-1]).decrypt(kept).decode() == words
+    assert len(words) < 8 or words.encode() not in kept
+
+
+def test_a_text_from_before_there_were_keys_is_read() -> None:
+    kept = text_cipher([]).encrypt('{"approach": "brief"}')
+
+    assert text_cipher([KEY]).decrypt(kept) == kept == b'{"approach": "brief"}'
+
+
+@given(st.data())
+def test_a_text_that_was_altered_is_refused(data: st.DataObject) -> None:
+    kept = EncryptedText([KEY]).encrypt("brief")
+    place = data.draw(st.integers(1, len(kept) - 1))
+    altered = (
+        kept[:place] + bytes([kept[place] ^ data.draw(st.integers(1, 255))]) + kept[place + 1 :]
+    )
+
+    with pytest.raises((PayloadAltered, ApplicationError)):
+        EncryptedText([KEY]).decrypt(altered)
+
+
+def test_a_text_with_an_unknown_key_waits_for_it() -> None:
+    with pytest.raises(ApplicationError, match="PAYLOAD_KEYS") as error:
+        EncryptedText([OTHER]).decrypt(EncryptedText([KEY]).encrypt("brief"))
+
+    assert error.value.type == ErrorType.PAYLOAD_KEY_MISSING
+    assert not error.value.non_retryable
