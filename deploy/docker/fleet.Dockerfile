@@ -30,7 +30,7 @@ ENV PATH=/opt/fleet/bin:$PATH \
     HEALTH_PORT=8080
 USER 10001:10001
 WORKDIR /tmp
-EXPOSE 8080 50051 50052 50053 50054 50055
+EXPOSE 8080 8081 50051 50052 50053 50054 50055
 # Kubernetes ignores it, and has probes of its own.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --start-interval=2s CMD \
   ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"HEALTH_PORT\"]}/health', timeout=9)"]

@@ -28,7 +28,7 @@ SECRETS: Mapping[str, Mapping[str, str]] = {
         "NATS_PUBLISHER_PASSWORD": "plain",
     },
     "valkey": {"REDIS_PASSWORD": "two words"},
-    "fleet": {"GRPC_TOKEN_KEY": "k" * 32},
+    "fleet": {"GRPC_TOKEN_KEY": "k" * 32, "PAYLOAD_KEYS": f"{'a1' * 32},{'b2' * 32}"},
 }
 """What an operator writes to `secrets/NAME.env`, with values that are easily misread."""
 

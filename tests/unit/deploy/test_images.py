@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from deploy.local.servers import script
 from tests.support.manifests import Manifests, rendered
 from workers import health
-from workers.processes.process import PROCESSES
+from workers.processes.process import IF_ENCRYPTED, PROCESSES
 from workers.settings import ALIASES, ROOT, Settings, slips
 
 DOCKER = ROOT / "deploy" / "docker"
@@ -115,7 +115,7 @@ def test_the_compose_file_is_valid() -> None:
 def test_it_runs_every_process() -> None:
     commands = {tuple(each.get("command", ())) for each in compose()["services"].values()}
 
-    assert {(name,) for name in PROCESSES} <= commands
+    assert {(name,) for name in PROCESSES | IF_ENCRYPTED} <= commands
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:
@@ -133,14 +133,15 @@ def test_nothing_is_published_beyond_this_machine() -> None:
 def test_no_password_has_a_default() -> None:
     text = (DOCKER / "compose.yaml").read_text()
 
-    assert set(re.findall(r"\$\{(\w+(?:PASSWORD|KEY)):\?\}", text)) == {
+    assert set(re.findall(r"\$\{(\w+(?:PASSWORD|KEYS?)):\?\}", text)) == {
         "POSTGRES_PASSWORD",
         "NEO4J_PASSWORD",
         "NATS_PASSWORD",
         "REDIS_PASSWORD",
         "GRPC_TOKEN_KEY",
+        "PAYLOAD_KEYS",
     }
-    assert not re.search(r"\$\{\w*(PASSWORD|KEY)(:?-|\})", text)
+    assert not re.search(r"\$\{\w*(PASSWORD|KEYS?)(:?-|\})", text)
 
 
 def test_each_process_gets_settings_that_it_accepts(
@@ -151,17 +152,19 @@ def test_each_process_gets_settings_that_it_accepts(
         (tmp_path / file).touch()
     services = compose()["services"]
     ports = []
-    for name in PROCESSES:
+    for name in PROCESSES | IF_ENCRYPTED:
         variables = {
-            key: re.sub(r"\$\{.*\}", "k" * 32, str(value)).replace("/certificate", str(tmp_path))
+            key: re.sub(r"\$\{.*\}", "a1" * 32, str(value)).replace("/certificate", str(tmp_path))
             for key, value in services[name]["environment"].items()
         }
         assert slips(list(variables)) == {}
         known = {name.upper() for name in (*Settings.model_fields, *ALIASES)}
         assert variables.keys() <= known
         settings = Settings.model_validate({k.lower(): v for k, v in variables.items()})
-        ports.append(settings.health_port)
+        ports += [settings.health_port, *([settings.codec_port] if name == "codec" else [])]
         assert bool(settings.grpc_tls_cert) == (name == "grpc")
+        assert bool(settings.codec_tls_cert) == (name == "codec")
+        assert settings.encryption_keys
         assert services[name]["read_only"] is True
     assert len(set(ports)) == len(ports), "they share a network"
 

@@ -19,7 +19,7 @@ from tests.k8s.schemas import FOLDER as SCHEMAS
 from tests.k8s.schemas import KUBERNETES
 from tests.support.manifests import K8S, OVERLAYS, Manifest, Manifests, kustomize, rendered
 from workers.processes.grpc import WITH_GRAPH
-from workers.processes.process import PROCESSES
+from workers.processes.process import IF_ENCRYPTED, PROCESSES
 from workers.settings import ALIASES, SERVICES, Settings, slips
 from workflows import stubs
 
@@ -143,7 +143,7 @@ def test_every_process_has_a_deployment(manifests: Manifests) -> None:
         for each in manifests.of_kind("Deployment").values()
     }
 
-    workers = {(name,) for name in PROCESSES if name != "grpc"}
+    workers = {(name,) for name in PROCESSES | IF_ENCRYPTED if name != "grpc"}
     assert arguments == workers | {("grpc", name) for name in SERVICES}
 
 
@@ -194,6 +194,10 @@ def test_each_process_gets_settings_that_it_accepts(
         assert settings.nats_replicas == 3
         grpc = pod["metadata"]["labels"].get("component") == "grpc"
         assert bool(settings.grpc_tls_cert and settings.grpc_tls_key) == grpc
+        assert bool(settings.codec_tls_cert and settings.codec_tls_key) == (name == "codec")
+        assert len(settings.encryption_keys) == (
+            2 if name in manifests.of_kind("Deployment") else 0
+        )
 
 
 def test_a_pod_has_the_files_of_deploy_config(manifests: Manifests) -> None:
@@ -248,9 +252,8 @@ def test_certificates_have_the_names_that_clients_connect_to(manifests: Manifest
 
 def uses(name: str) -> dict[str, bool]:
     """Return which servers the process of a Deployment opens, by its code."""
-    source = getsource(
-        import_module(PROCESSES.get(name.removeprefix("worker-"), PROCESSES["grpc"]))
-    )
+    modules = PROCESSES | IF_ENCRYPTED
+    source = getsource(import_module(modules.get(name.removeprefix("worker-"), PROCESSES["grpc"])))
     if name in SERVICES:
         return {
             "nats": "open_nats(" in source,
@@ -279,6 +282,7 @@ def test_a_process_has_only_the_credentials_that_it_uses(manifests: Manifests) -
         assert ("NEO4J_PASSWORD" in variables) == ("uses-neo4j" in labels), name
         assert ("NATS_PASSWORD" in variables) == ("uses-nats" in labels), name
         assert ("GRPC_TOKEN_KEY" in variables) == ("uses-tokens" in labels), name
+        assert ("PAYLOAD_KEYS" in variables) == (name in manifests.of_kind("Deployment")), name
         assert "NATS_AGENT_PASSWORD" not in variables
 
 
@@ -298,6 +302,7 @@ NETWORK_PORTS = {
     "valkey": 6379,
     "ray-engines": 8000,
     "ray-head": 8265,
+    "codec": 8081,
     **PORTS,
 }
 
@@ -376,6 +381,27 @@ def test_each_side_of_an_arrow_is_as_narrow_as_the_other(production: Manifests) 
             assert policy["spec"]["policyTypes"] == ["Egress"]
 
 
+def test_clients_reach_the_codec_server_by_its_service_and_with_tls(manifests: Manifests) -> None:
+    pod = manifests.fleet_pods()["codec"]
+    (port,) = manifests.of_kind("Service")["codec"]["spec"]["ports"]
+    settings = manifests.environment(pod)
+
+    assert str(port["port"]) == settings["CODEC_PORT"]
+    assert settings["CODEC_HOST"] == "0.0.0.0"
+    ports = {p["name"]: p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]}
+    assert str(ports[port["targetPort"]]) == settings["CODEC_PORT"]
+    names = manifests.of_kind("Certificate")["codec-tls"]["spec"]["dnsNames"]
+    assert {generator.host("codec"), "localhost"} <= set(names)
+    client = {"metadata": {"labels": {"codec-client": "true"}}}
+    (policy,) = [
+        each["spec"]["ingress"]
+        for each in manifests.of_kind("NetworkPolicy").values()
+        if each["spec"]["podSelector"] == {"matchLabels": {"app": "codec"}}
+    ]
+    assert peer_allows(policy, "from", client["metadata"]["labels"], "codec")
+    assert not peer_allows(policy, "from", {"image": "fleet"}, "codec")
+
+
 def test_nothing_is_allowed_that_no_policy_names(manifests: Manifests) -> None:
     for namespace in {
         each["metadata"].get("namespace")
@@ -404,6 +430,7 @@ def test_clients_of_other_namespaces_are_those_that_the_operator_labels(
     assert labels == {
         ("kubernetes.io/metadata.name", "kube-system"),
         ("kubernetes.io/metadata.name", "temporal"),
+        ("swe-ai-fleet/codec-clients", "true"),
         ("swe-ai-fleet/grpc-clients", "true"),
         ("swe-ai-fleet/monitoring", "true"),
         ("swe-ai-fleet/nats-clients", "true"),
