@@ -34,6 +34,7 @@ Part = Callable[[Path], Awaitable[list[Figure]]]
 PARTS: dict[str, Part] = {
     "deliberation": parts.deliberation,
     "load": parts.load,
+    "codec": parts.codec,
     "growth": parts.growth,
     "memory": parts.memory,
     "recovery": parts.recovery,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import statistics
 import time
 import uuid
@@ -26,7 +27,8 @@ from tests.bench.calls import WAVES, Answered, Body, Recorder, apart, ask, rewor
 from tests.bench.figures import Figure, at_least, at_most
 from tests.support.checker import paid_twice
 from tests.support.llm_server import LlmServer
-from tests.support.site import Site
+from tests.support.site import WORKERS, Site
+from workers.payload_codec import KEY_BYTES
 from workflows.models.agents import PlannedTask
 from workflows.search_attributes import PENDING_GATE
 
@@ -215,6 +217,64 @@ async def shape_of(client: Client, workflow_id: str) -> Shape:
             child = event.child_workflow_execution_started_event_attributes.workflow_execution
             children.append(await shape_of(client, child.workflow_id))
     return Shape(batches=list(batches.values()), children=children)
+
+
+# --- encryption -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a story costs; `stored` is the bytes of its workflows' histories."""
+
+    cpu: dict[str, float]
+    stored: float
+
+    @property
+    def workers(self) -> float:
+        """The CPU seconds of the fleet's own processes."""
+        return sum(self.cpu[name] for name in WORKERS)
+
+
+async def codec(folder: Path) -> list[Figure]:
+    """Compare what a story costs with encrypted payloads and without."""
+    async with LlmServer() as engine:
+        off = await cost_of_a_story(Site(folder / "off", engine.url))
+        on = await cost_of_a_story(Site(folder / "on", engine.url, secrets.token_bytes(KEY_BYTES)))
+    how = f"mean of {STORIES} stories at once"
+    cpu = f"{how}; {on.workers:.2f} s on, {off.workers:.2f} s off"
+    stored = f"{how}; {on.stored / 1024:.0f} KiB on, {off.stored / 1024:.0f} KiB off"
+    temporal = f"{how}; {on.cpu['temporal']:.2f} s on, {off.cpu['temporal']:.2f} s off"
+    servers = on.cpu["temporal"] / off.cpu["temporal"]
+    return [
+        Figure(
+            "CPU of a story in the workers, codec on / off", on.workers / off.workers, "x", how=cpu
+        ),
+        Figure("CPU of a story in Temporal, codec on / off", servers, "x", how=temporal),
+        Figure("histories of a story, codec on / off", on.stored / off.stored, "x", how=stored),
+    ]
+
+
+async def cost_of_a_story(site: Site) -> Cost:
+    async with site:
+        await asyncio.gather(*(through(site, f"WARM-{number}") for number in range(WARMING)))
+        before = cpu_of(site)
+        names = [f"US-{number}" for number in range(1, STORIES + 1)]
+        await asyncio.gather(*(through(site, name) for name in names))
+        cpu = {name: (spent - before[name]) / STORIES for name, spent in cpu_of(site).items()}
+        sizes = [await stored_in_histories(site.client, f"story-{name}") for name in names]
+    return Cost(cpu, statistics.mean(sizes))
+
+
+async def stored_in_histories(client: Client, workflow_id: str) -> int:
+    """Return the bytes of a workflow's history and of its children's."""
+    handle = client.get_workflow_handle(workflow_id)
+    own = (await handle.describe()).raw_description.workflow_execution_info.history_size_bytes
+    children = [
+        event.child_workflow_execution_started_event_attributes.workflow_execution.workflow_id
+        async for event in handle.fetch_history_events()
+        if event.event_type == EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED
+    ]
+    return own + sum([await stored_in_histories(client, child) for child in children])
 
 
 # --- long histories -------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.server_process import ServerProcess
+from workers.payload_codec import encrypting_converter
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryInput, StoryView
 from workflows.search_attributes import STORY_STATE
@@ -65,8 +66,10 @@ class Site:
     Its folder is deleted afterwards, so nothing needs a graceful stop.
     """
 
-    def __init__(self, home: Path, llm_url: str) -> None:
+    def __init__(self, home: Path, llm_url: str, payload_key: bytes | None = None) -> None:
+        """Plan the fleet; with `payload_key`, payloads are encrypted."""
         self.home, self.llm_url = home, llm_url
+        self.payload_keys = [payload_key] if payload_key else []
         self.started: set[int] = set()
         """Process ids; each is also the session id of the process's children."""
         ports = iter(free_ports(len(WORKERS) + 5 + len(GRPC_PORTS)))
@@ -103,6 +106,7 @@ class Site:
             "VLLM_URL": self.llm_url,
             "DRAIN_SECONDS": "5",
             "GRPC_TOKEN_KEY": TOKEN_KEY,
+            **({"PAYLOAD_KEYS": self.payload_keys[0].hex()} if self.payload_keys else {}),
             "STORY_SWEEP_SECONDS": "86400",  # so that tests of replays run before the sweep
             **{name.upper(): str(port) for name, port in self.grpc_ports.items()},
         }
@@ -119,7 +123,8 @@ class Site:
             if isinstance(error, ServerNotReady) and error.log:  # deleted with the folder
                 error.add_note(error.log.read_text(errors="replace")[-2_000:])
             raise
-        self.client = await connect(self.temporal.address)
+        converter = encrypting_converter(self.payload_keys)
+        self.client = await connect(self.temporal.address, converter=converter)
         return self
 
     async def __aexit__(
@@ -234,8 +239,7 @@ class Site:
     async def differences(self, *story_ids: str) -> list[str]:
         """Return the checker's differences for stories whose work is all done."""
         async with self.clients() as (connection, driver):
-            client = await connect(self.temporal.address)
-            return await check(client, connection, driver, story_ids)
+            return await check(self.client, connection, driver, story_ids)
 
 
 def sessions() -> Iterator[tuple[int, str, int]]:
