@@ -1,9 +1,10 @@
 """The graph's schema, in versions that every worker applies when it starts.
 
-A released version never changes; later versions correct it. Applying is repeatable and safe for
-concurrent workers: each schema statement has IF NOT EXISTS, each repair does nothing when it runs
-again, and a version is recorded as a `(:Migration {version})` node after all of it was applied.
-Neo4j Community is sufficient.
+A released version never changes; later versions correct it, and none is undone. One worker applies
+a version while the others wait. It may end in the middle of that: each schema statement has IF NOT
+EXISTS, each repair does nothing when it runs again, and a version is recorded as a
+`(:Migration {version})` node with the commit after all of it was applied. Older code ignores
+versions that it does not know. Neo4j Community is sufficient.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString, NamedTuple, TypeVar
 
-from neo4j import AsyncDriver, AsyncManagedTransaction, AsyncSession
+from neo4j import AsyncDriver, AsyncManagedTransaction, AsyncSession, AsyncTransaction
 from neo4j.exceptions import ClientError
 
 from activities.graph.stories import LABELS, MERGE_NODES, READERS, adopt_all, all_unadopted
@@ -208,18 +209,25 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
         neo4j.exceptions.Neo4jError: the existing data violates a constraint, or the user may not
             change the schema.
     """
-    async with driver.session() as session:
+    applied_here = []
+    async with driver.session() as session, driver.session() as notes:
         # Migration nodes must be unique before two workers write one.
         await _make(session, NOTES_ARE_UNIQUE)
         applied = await session.execute_read(_applied)
-        new = [each for each in migrations if each.version not in applied]
-        for migration in new:
-            for statement in migration.statements:
-                await _make(session, statement)
-            if migration.repair is not None:
-                await migration.repair(session)
-            await session.execute_write(_note, migration)
-    return [migration.version for migration in new]
+        for migration in migrations:
+            if migration.version in applied:
+                continue
+            # Until its commit, the note is the lock: another worker's MERGE of it waits.
+            async with await notes.begin_transaction() as lock:
+                if not await _note(lock, migration):
+                    continue  # another worker has applied it in the meantime
+                for statement in migration.statements:
+                    await _make(session, statement)
+                if migration.repair is not None:
+                    await migration.repair(session)
+                await lock.commit()
+            applied_here.append(migration.version)
+    return applied_here
 
 
 async def _applied(tx: AsyncManagedTransaction) -> set[int]:
@@ -231,7 +239,7 @@ async def _make(session: AsyncSession, statement: LiteralString) -> None:
     try:
         await session.execute_write(_change_schema, statement)
     except ClientError as error:
-        # Another worker created it after Neo4j checked whether it exists.
+        # A worker created it after Neo4j checked whether it exists.
         if error.code != MADE_MEANWHILE:
             raise
 
@@ -241,14 +249,15 @@ async def _change_schema(tx: AsyncManagedTransaction, statement: LiteralString) 
     await (await tx.run(statement)).consume()
 
 
-async def _note(tx: AsyncManagedTransaction, migration: Migration) -> None:
+async def _note(tx: AsyncTransaction, migration: Migration) -> bool:
+    """Record the version; return False if it is recorded already."""
     result = await tx.run(
         "MERGE (m:Migration {version: $version}) ON CREATE SET m.name = $name, m.applied_at = $at",
         version=migration.version,
         name=migration.name,
         at=datetime.now(UTC).isoformat(),
     )
-    await result.consume()
+    return (await result.consume()).counters.nodes_created == 1
 
 
 async def _column(tx: AsyncManagedTransaction, /, cypher: str, **parameters: Any) -> list[Any]:

@@ -19,7 +19,6 @@ from activities.cache import Cache, draft_key, spec_key, timeline_key
 from activities.graph.activities import Graph, seed_councils
 from activities.graph.changes import Claim
 from activities.graph.context_packs import load_scopes
-from activities.graph.migrations import MIGRATIONS, migrate
 from bridge.mirror.story_sweep import RECEIVED_FOR
 from tests.support.servers import RunningServer
 from tests.support.stories import (
@@ -720,19 +719,7 @@ async def test_an_agent_of_two_councils_a_wrong_role_and_no_file_are_refused(
     assert "none.yaml" in caught.value.message
 
 
-# --- migrations -----------------------------------------------------------------------------------
-
-
-async def test_any_number_of_workers_migrate_at_once(driver: neo4j.AsyncDriver) -> None:
-    for [name] in await rows(driver, "SHOW CONSTRAINTS YIELD name RETURN name"):
-        await rows(driver, f"DROP CONSTRAINT {name}")
-    await rows(driver, "MATCH (m:Migration) DELETE m")
-
-    await asyncio.gather(*(migrate(driver) for _ in range(6)))
-
-    assert await migrate(driver) == []
-    notes = await rows(driver, "MATCH (m:Migration) RETURN m.version ORDER BY m.version")
-    assert notes == [[migration.version] for migration in MIGRATIONS]
+# --- schema ---------------------------------------------------------------------------------------
 
 
 async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
