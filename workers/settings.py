@@ -130,6 +130,17 @@ def _require_keys(text: str | None) -> None:
         )
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+NKEY_SEED = r"SU[A-Z2-7]{56}"
+"""The seed of an nkey of a user."""
+
+
 def home() -> Path:
     """Return the folder of the local stack: FLEET_HOME, or `.fleet` beside the code."""
     return Path(os.environ.get("FLEET_HOME") or ROOT / ".fleet")
@@ -204,6 +215,16 @@ class Settings(BaseSettings):
     )
     nats_user: str | None = Field(None, description="user at NATS")
     nats_password: SecretStr | None = Field(None, description="its password")
+    nats_creds_file: FilePath | None = Field(
+        None,
+        description="credentials of a user at NATS (JWT and seed, as `nsc` writes them) instead of "
+        "NATS_USER; read again for each connection",
+    )
+    nats_nkey_seed_file: FilePath | None = Field(
+        None,
+        description="seed of the nkey of a user at NATS instead of NATS_USER; read again for each "
+        "connection",
+    )
     nats_ca_file: FilePath | None = Field(
         None, description="CA certificate that NATS's is checked against; else the system's"
     )
@@ -421,7 +442,45 @@ class Settings(BaseSettings):
     def _has_keys(cls, value: Path | None, given: ValidationInfo) -> Path | None:
         if value and given.data.get("payload_keys"):
             raise ValueError("must not be set together with PAYLOAD_KEYS")
-        _require_keys(value.read_text(errors="replace") if value else None)
+        _require_keys(_read(value) if value else None)
+        return value
+
+    @field_validator("nats_creds_file")
+    @classmethod
+    def _has_credentials(cls, value: Path | None, given: ValidationInfo) -> Path | None:
+        if value and given.data.get("nats_user"):
+            raise ValueError("must not be set together with NATS_USER")
+        seed = rf"(?s)BEGIN NATS USER JWT-+\r?\n\S+.*BEGIN USER NKEY SEED-+\r?\n{NKEY_SEED}\b"
+        if value and not re.search(seed, _read(value)):
+            raise ValueError("must be credentials with a user's JWT and seed, as `nsc` writes them")
+        return value
+
+    @field_validator("nats_nkey_seed_file")
+    @classmethod
+    def _has_a_seed(cls, value: Path | None, given: ValidationInfo) -> Path | None:
+        if value and (given.data.get("nats_user") or given.data.get("nats_creds_file")):
+            raise ValueError("must not be set together with NATS_USER or NATS_CREDS_FILE")
+        if value and not re.fullmatch(rf"\s*{NKEY_SEED}\s*", _read(value)):
+            raise ValueError("must have the seed of a user's nkey and nothing else: SU...")
+        return value
+
+    @field_validator(
+        "temporal_tls_server_ca_cert_path",
+        "nats_ca_file",
+        "neo4j_ca_file",
+        "redis_ca_file",
+        "vllm_ca_file",
+    )
+    @classmethod
+    def _has_certificates(cls, value: Path | None) -> Path | None:
+        import ssl  # commands that read no certificate start without it
+
+        try:
+            if value:
+                ssl.create_default_context(cafile=value)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"{value} must have a CA's certificate in PEM: {reason}") from None
         return value
 
     @field_validator("log_level", mode="before")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -24,6 +25,7 @@ from temporalio.worker import (
     Interceptor,
 )
 
+from workers.clients.connection import require_encryption
 from workers.settings import Settings
 from workflows.models.ids import story_of
 
@@ -51,10 +53,18 @@ def traced(settings: Settings, process: str) -> Iterator[list[Plugin]]:
 
     Yields:
         The Temporal client's plugins.
+
+    Raises:
+        StartError: plain text to another machine.
     """
     if settings.otel_exporter_otlp_endpoint is None:
         yield []
         return
+    url = urlsplit(settings.otel_exporter_otlp_endpoint)
+    if url.scheme != "https":
+        require_encryption(
+            settings, "OTEL_EXPORTER_OTLP_ENDPOINT", url.hostname or "", "use https://"
+        )
     from workers.tracing import start_tracing  # it loads the exporter, which takes time
 
     provider, plugin = start_tracing(

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats
@@ -67,7 +68,7 @@ async def open_nats(
     if address.scheme not in ENCRYPTED:
         # With `nats://` a CA does not help: the client takes a server that offers no TLS.
         require_encryption(settings, "NATS_URL", address.hostname or "", "use tls://")
-    refused = f"{where}: authentication failed. Check NATS_USER and NATS_PASSWORD"
+    refused = f"{where}: authentication failed. Check {_credential(settings)}"
     closing = False
 
     def give_up(why: str) -> None:
@@ -91,9 +92,7 @@ async def open_nats(
     async def connect() -> None:
         await client.connect(
             settings.nats_url,
-            user=settings.nats_user,
-            password=secret_value(settings.nats_password),
-            tls=_nats_tls(settings),
+            **_login(settings),
             name="swe-ai-fleet",
             inbox_prefix=INBOX,
             error_cb=note,
@@ -148,9 +147,7 @@ async def _probe_nats(settings: Settings) -> None:
     try:
         probe = await nats.connect(
             settings.nats_url,
-            user=settings.nats_user,
-            password=secret_value(settings.nats_password),
-            tls=_nats_tls(settings),
+            **_login(settings),
             allow_reconnect=False,
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
@@ -167,6 +164,25 @@ def _is_refusal(error: Exception) -> bool:
     The client has a class for this error on some paths only, so its message decides.
     """
     return "authorization" in f"{error}".lower()
+
+
+def _credential(settings: Settings) -> str:
+    """Return the names of the settings that the client authenticates with."""
+    if settings.nats_creds_file:
+        return "NATS_CREDS_FILE"
+    return "NATS_NKEY_SEED_FILE" if settings.nats_nkey_seed_file else "NATS_USER and NATS_PASSWORD"
+
+
+def _login(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of `connect` for authentication and TLS."""
+    creds, seed = settings.nats_creds_file, settings.nats_nkey_seed_file
+    return {
+        "user": settings.nats_user,
+        "password": secret_value(settings.nats_password),
+        "user_credentials": str(creds) if creds else None,
+        "nkeys_seed": str(seed) if seed else None,
+        "tls": _nats_tls(settings),
+    }
 
 
 def _nats_tls(settings: Settings) -> ssl.SSLContext | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import Nats
-from tests.support.authority import Authority
+from deploy.local.servers import Command, Nats
+from tests.support import nats_keys
+from tests.support.authority import Authority, Pair
 from tests.support.llm_server import LlmServer
 from tests.support.servers import RunningServer, Servers, started
 from tests.support.tls_proxy import tls_proxy
@@ -26,6 +28,7 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey
 from workers.payload_codec import encrypting_converter
 from workers.settings import Settings
+from workers.telemetry import traced
 
 ELSEWHERE = "127.1"
 """Another machine by its name, and this one to the system: nothing leaves the machine."""
@@ -57,37 +60,49 @@ async def connected(kind: str, settings: Settings) -> AsyncIterator[Any]:
         yield client
 
 
+@dataclass(frozen=True)
+class NatsWithTls(Nats):
+    """NATS as in the local stack, with a certificate and perhaps other users."""
+
+    pair: Pair | None = None
+    users: str = ""
+    """The configuration of users, instead of that of the local stack."""
+    login: Mapping[str, Any] = field(default_factory=dict)
+    """The settings with which the server's readiness is checked."""
+
+    @property
+    def url(self) -> str:
+        return f"tls://localhost:{self.port}"
+
+    def prepare(self) -> Command:
+        command = super().prepare()
+        conf = self.home / "nats.conf"
+        text = conf.read_text()
+        if self.users:
+            text = re.sub(r"(?s)authorization .*^jetstream", "jetstream", text, flags=re.M)
+        assert self.pair
+        files = json.dumps({"cert_file": str(self.pair.cert), "key_file": str(self.pair.key)})
+        conf.write_text(f"{text}\ntls {files}\n{self.users}\n")
+        return command
+
+    async def check(self) -> None:
+        password = {"nats_user": self.user, "nats_password": self.password}
+        login = self.login or password
+        async with open_nats(Settings.model_validate({"nats_url": self.url, **login})):
+            pass
+
+
 @pytest.fixture(scope="module")
 async def nats_with_tls(
     authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningServer]:
     """Run NATS with a certificate; its configuration is that of the local stack with TLS added."""
-    pair = authority.issue("nats")
-
-    class NatsWithTls(Nats):
-        @property
-        def url(self) -> str:
-            return f"tls://localhost:{self.port}"
-
-        def prepare(self) -> Any:
-            command = super().prepare()
-            conf = self.home / "nats.conf"
-            files = json.dumps({"cert_file": str(pair.cert), "key_file": str(pair.key)})
-            conf.write_text(conf.read_text() + f"\ntls {files}\n")
-            return command
-
-        async def check(self) -> None:
-            settings = Settings(
-                nats_url=self.url,
-                nats_user=self.user,
-                nats_password=SecretStr(self.password),
-                nats_ca_file=authority.ca,
-            )
-            async with open_nats(settings):
-                pass
-
     (port,) = free_ports(1)
-    server = NatsWithTls(tmp_path_factory.mktemp("nats") / "nats", port)
+    home = tmp_path_factory.mktemp("nats") / "nats"
+    own = {"nats_user": Nats.user, "nats_password": Nats(home).password}
+    server = NatsWithTls(
+        home, port, pair=authority.issue("nats"), login={"nats_ca_file": authority.ca, **own}
+    )
     async with started(
         server, server.url, port=port, user=server.user, password=server.password
     ) as running:
@@ -238,6 +253,52 @@ async def test_plain_text_to_another_machine_is_refused_unless_it_is_allowed(
     with pytest.raises(StartError, match="is not reachable"):
         async with connected(kind, allowed):
             pass
+
+
+@pytest.mark.parametrize("setting", ["nats_nkey_seed_file", "nats_creds_file"])
+async def test_nats_takes_a_user_with_a_key(
+    setting: str, authority: Authority, tmp_path: Path
+) -> None:
+    """The server knows public keys only: no password is on it, or crosses the network."""
+    operator, account, user, other = (nats_keys.new_key(kind) for kind in "OAUU")
+    if setting == "nats_creds_file":
+        users = nats_keys.server_configuration(operator, account)
+        right = nats_keys.credentials(user, account)
+        wrong = nats_keys.credentials(other, nats_keys.new_key("A"))
+    else:
+        users = f"authorization {{ users: [{{ nkey: {nats_keys.public(user)} }}] }}"
+        right, wrong = nats_keys.seed(user), nats_keys.seed(other)
+    file = tmp_path / "right"
+    file.write_text(right)
+    (tmp_path / "wrong").write_text(wrong)
+    common = {"nats_ca_file": authority.ca}
+    (port,) = free_ports(1)
+    server = NatsWithTls(
+        tmp_path / "nats",
+        port,
+        pair=authority.issue("nats"),
+        users=users,
+        login=common | {setting: file},
+    )
+    async with started(server, server.url, port=port):
+        given = common | {"nats_url": server.url}
+        async with open_nats(Settings.model_validate(given | {setting: file})) as client:
+            await client.jetstream().account_info()
+        for login in ({}, {setting: tmp_path / "wrong"}):
+            with pytest.raises(StartError, match="authentication failed") as refused:
+                async with open_nats(Settings.model_validate(given | login)):
+                    pass
+            assert (setting.upper() in str(refused.value)) == bool(login)
+
+
+def test_traces_go_to_another_machine_by_tls_only() -> None:
+    plain = {"otel_exporter_otlp_endpoint": f"http://{ELSEWHERE}:4317"}
+
+    with (
+        pytest.raises(StartError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT names .*use https://"),
+        traced(Settings.model_validate(plain), "story"),
+    ):
+        pass
 
 
 async def test_a_ca_does_not_make_nats_without_tls_safe(authority: Authority) -> None:

@@ -17,6 +17,7 @@ from deploy.k8s import __main__ as generator
 from deploy.local.nats_users import PERMISSIONS
 from tests.k8s.schemas import FOLDER as SCHEMAS
 from tests.k8s.schemas import KUBERNETES
+from tests.support.certificates import write_certificate
 from tests.support.manifests import K8S, OVERLAYS, Manifest, Manifests, kustomize, rendered
 from workers.processes.grpc import WITH_GRAPH
 from workers.processes.process import IF_ENCRYPTED, PROCESSES
@@ -163,8 +164,7 @@ def in_pod(pod: Manifest, text: str, folder: Path) -> str:
         path.mkdir(parents=True, exist_ok=True)
     else:
         assert Path(text).name in ("ca.crt", "tls.crt", "tls.key")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        write_certificate(path.parent)
     return str(path)
 
 

@@ -107,6 +107,71 @@ def test_a_wrong_value_is_refused_with_its_name_the_rule_and_the_remedy(
     assert f"fix or unset it in the environment or in {no_environment / 'env'}" in line
 
 
+SEED = "SU" + "A2" * 28
+CREDENTIALS = f"""-----BEGIN NATS USER JWT-----
+ey.ey.ey
+------END NATS USER JWT------
+-----BEGIN USER NKEY SEED-----
+{SEED}
+------END USER NKEY SEED------
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "others", "rule"),
+    [
+        ("NATS_CREDS_FILE", SEED, {}, "credentials with a user's JWT and seed"),
+        ("NATS_CREDS_FILE", CREDENTIALS.replace(SEED, ""), {}, "a user's JWT and seed"),
+        ("NATS_CREDS_FILE", CREDENTIALS, {"NATS_USER": "fleet"}, "together with NATS_USER"),
+        ("NATS_NKEY_SEED_FILE", CREDENTIALS, {}, "the seed of a user's nkey and nothing else"),
+        ("NATS_NKEY_SEED_FILE", SEED.replace("SU", "SA"), {}, "the seed of a user's nkey"),
+        ("NATS_NKEY_SEED_FILE", SEED, {"NATS_USER": "fleet"}, "together with NATS_USER"),
+        ("TEMPORAL_TLS_SERVER_CA_CERT_PATH", "", {}, "must have a CA's certificate in PEM"),
+        ("NATS_CA_FILE", "", {}, "must have a CA's certificate in PEM"),
+        ("NEO4J_CA_FILE", "", {}, "must have a CA's certificate in PEM"),
+        ("REDIS_CA_FILE", "", {}, "must have a CA's certificate in PEM"),
+        ("VLLM_CA_FILE", "", {}, "must have a CA's certificate in PEM"),
+    ],
+)
+def test_a_file_with_the_wrong_content_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    text: str,
+    others: dict[str, str],
+    rule: str,
+) -> None:
+    (tmp_path / "file").write_text(text)
+    for variable, value in {name: str(tmp_path / "file"), **others}.items():
+        monkeypatch.setenv(variable, value)
+
+    with pytest.raises(InvalidSettings) as refused:
+        load()
+
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"{name} (")
+    assert rule in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("NATS_CREDS_FILE", CREDENTIALS), ("NATS_NKEY_SEED_FILE", f"{SEED}\n")]
+)
+def test_a_file_that_cannot_be_read_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, text: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text(text)
+    monkeypatch.setenv(name, str(file))
+    assert getattr(load(), name.lower()) == file
+
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read every file
+    with pytest.raises(InvalidSettings, match=f"{name} .*file cannot be read: Permission denied"):
+        load()
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "setting", "meant"),
     [
