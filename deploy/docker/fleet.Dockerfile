@@ -28,6 +28,9 @@ ENV PATH=/opt/fleet/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     FLEET_HOME=/tmp/fleet \
     HEALTH_PORT=8080
+# The build id of Temporal's worker versioning, such as the version or the commit; empty: not versioned.
+ARG WORKER_BUILD_ID=
+ENV WORKER_BUILD_ID=$WORKER_BUILD_ID
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080 8081 50051 50052 50053 50054 50055

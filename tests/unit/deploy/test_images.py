@@ -77,6 +77,15 @@ def test_what_an_image_copies_is_in_its_context(dockerfile: Path) -> None:
     assert kept == packages | {"LICENSE", "README.md", "pyproject.toml"}
 
 
+def test_an_image_may_have_the_build_id_of_its_workers() -> None:
+    lines = [f"{word} {rest}" for word, rest in instructions(DOCKER / "fleet.Dockerfile")]
+    argument = lines.index("ARG WORKER_BUILD_ID=")
+
+    assert lines[argument + 1] == "ENV WORKER_BUILD_ID=$WORKER_BUILD_ID"
+    assert argument > max(n for n, line in enumerate(lines) if line.startswith("FROM"))
+    assert Settings.model_validate({}).worker_build_id is None
+
+
 async def well() -> None:
     """Return at once, as a server that responds."""
 

@@ -374,6 +374,39 @@ def test_only_the_arrows_of_the_architecture_are_allowed(manifests: Manifests) -
     assert found == wanted
 
 
+def test_each_server_lets_in_exactly_the_pods_whose_process_uses_it(manifests: Manifests) -> None:
+    pods = {name: pod["metadata"]["labels"] for name, pod in manifests.pods()}
+    policies = manifests.of_kind("NetworkPolicy").values()
+    users = set(manifests.of_kind("Deployment"))
+    jobs = {"neo4j": {"graph-migrations", "nats-streams"}, "nats": {"nats-streams"}}
+    jobs["valkey"] = set(manifests.of_kind("Job"))
+    for server, port, uses_it in (
+        ("neo4j", 7687, {name for name in users if uses(name)["neo4j"]}),
+        ("nats", 4222, {name for name in users if uses(name)["nats"]}),
+        ("valkey", 6379, users),  # payloads, in every process
+        ("ray-engines", 8000, {name for name in users if uses(name)["llm"]} | {"ray-head"}),
+    ):
+        named = {
+            c["containerPort"]: c["name"]
+            for name, pod in manifests.pods()
+            if name == server
+            for c in pod["spec"]["containers"][0]["ports"]
+        }
+        rules = [
+            rule
+            for policy in policies
+            if selects(policy["spec"]["podSelector"], pods[server])
+            for rule in policy["spec"].get("ingress", [])
+        ]
+        let_in = {
+            name
+            for name, labels in pods.items()
+            if name != server
+            if any(peer_allows(rules, "from", labels, each) for each in (port, named[port]))
+        }
+        assert let_in == uses_it | jobs.get(server, set()), server
+
+
 def test_each_side_of_an_arrow_is_as_narrow_as_the_other(production: Manifests) -> None:
     for name, policy in production.of_kind("NetworkPolicy").items():
         if name.startswith("to-"):
@@ -548,6 +581,42 @@ def test_the_other_stores_keep_their_data_and_are_one(manifests: Manifests) -> N
     valkey = manifests.of_kind("ConfigMap")["valkey-config"]["data"]["valkey.conf"]
     for line in ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction", "port 0"):
         assert line in valkey.splitlines()
+
+
+def test_every_store_serves_tls_alone_with_the_certificate_that_clients_expect(
+    manifests: Manifests,
+) -> None:
+    for name in STORES:
+        pod = manifests.of_kind("StatefulSet")[name]["spec"]["template"]
+        (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == "tls"]
+        assert volume["secret"]["secretName"] == f"{name}-tls"
+        issued = manifests.of_kind("Certificate")[f"{name}-tls"]["spec"]
+        assert issued["secretName"] == f"{name}-tls"
+        assert {f"{name}.swe-ai-fleet.svc.cluster.local", "localhost"} <= set(issued["dnsNames"])
+    mounted = {
+        name: each["mountPath"]
+        for name in STORES
+        for each in manifests.of_kind("StatefulSet")[name]["spec"]["template"]["spec"][
+            "containers"
+        ][0]["volumeMounts"]
+        if each["name"] == "tls"
+    }
+    conf = manifests.of_kind("ConfigMap")["valkey-config"]["data"]["valkey.conf"]
+    lines = dict(line.split(" ", 1) for line in conf.splitlines())
+    assert (lines["port"], lines["tls-port"]) == ("0", "6379")
+    assert lines["tls-cert-file"] == f"{mounted['valkey']}/tls.crt"
+    assert lines["tls-key-file"] == f"{mounted['valkey']}/tls.key"
+    (valkey,) = manifests.of_kind("StatefulSet")["valkey"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = valkey[probe]["exec"]["command"][-1]
+        assert f"--tls --cacert {mounted['valkey']}/ca.crt" in command
+        assert valkey[probe]["timeoutSeconds"] >= 5, "a ping starts a program"
+    neo4j = next(pod for name, pod in manifests.pods() if name == "neo4j")
+    variables = manifests.environment(neo4j)
+    assert variables["NEO4J_server_bolt_tls__level"] == "REQUIRED"
+    assert variables["NEO4J_dbms_ssl_policy_bolt_base__directory"] == mounted["neo4j"]
+    nats = manifests.of_kind("ConfigMap")["nats-config"]["data"]["nats.conf"]
+    assert nats.count(f'cert_file: "{mounted["nats"]}/tls.crt"') == 2  # clients, and the cluster
 
 
 def test_the_fleet_asks_for_the_model_that_the_engines_serve(manifests: Manifests) -> None:
