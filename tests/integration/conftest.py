@@ -29,6 +29,7 @@ def no_settings_of_a_local_stack(tmp_path_factory: pytest.TempPathFactory) -> It
     """Take settings from the tests alone, even if this checkout runs a local stack."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEET_HOME", str(tmp_path_factory.mktemp("no-stack")))
+        patch.setenv("COLUMNS", "250")  # for commands that run in this process
         yield
 
 

@@ -27,9 +27,7 @@ class Result:
 
 async def command(fleet: Environment, *arguments: str, stdin: str = "") -> Result:
     """Run `fleet` in a thread of this process."""
-    ended = await asyncio.to_thread(
-        CliRunner().invoke, cli.app, arguments, input=stdin, env=fleet | {"COLUMNS": "200"}
-    )
+    ended = await asyncio.to_thread(CliRunner().invoke, cli.app, arguments, input=stdin, env=fleet)
     if ended.exception and not isinstance(ended.exception, SystemExit):
         raise ended.exception
     return Result(ended.exit_code, ended.stdout, ended.stderr)

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
-from rich.console import RenderableType
 
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters, NoSuchLetter
 from workers.cli import render
-from workers.cli.session import CommandError, Json, err, out, run
+from workers.cli.session import CommandError, Json, Wide, emit, err, out, run
 from workers.clients.nats import open_nats
 from workers.settings import load
 
@@ -37,16 +36,14 @@ All = Annotated[bool, typer.Option("--all", help="All of them.")]
 def list_letters(
     subject: Annotated[str | None, typer.Option(help="Only those of this subject.")] = None,
     as_json: Json = False,
+    wide: Wide = False,
 ) -> None:
     """List the dead letters, oldest first."""
 
     async def work() -> None:
         async with opened() as letters:
             found = [each async for each in letters.list() if subject in (None, each.subject)]
-        if as_json:
-            print(json.dumps([_fields(each) for each in found], indent=2))
-        else:
-            out.print(_table(found))
+        emit([_fields(each) for each in found], render.letters(found), as_json, wide)
 
     run(work())
 
@@ -137,12 +134,3 @@ async def opened() -> AsyncIterator[DeadLetters]:
 
 def _fields(letter: DeadLetter) -> dict[str, Any]:
     return asdict(letter) | {"body": letter.body.decode(errors="backslashreplace")}
-
-
-def _table(letters: list[DeadLetter]) -> RenderableType:
-    columns = ("number", "stored", "subject", "consumer", "reason")
-    rows = [
-        (each.number, each.stored[:19], each.subject, each.consumer, each.reason)
-        for each in letters
-    ]
-    return render.FittingTable(f"{len(letters)} dead letters", columns, rows)

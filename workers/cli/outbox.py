@@ -73,12 +73,7 @@ def list_stuck(
             return [each async for each in stuck_entries(client) if not of or _is_of(each, of)]
 
     found = run(work())
-    rows = [
-        (entry.story_id, entry.entry_id, entry.kind, entry.step, entry.error)
-        for entry in (each.entry for each in found)
-    ]
-    columns = ("story", "entry", "kind", "step", "error")
-    emit(found, render.FittingTable(f"{len(found)} stuck entries", columns, rows), as_json, wide)
+    emit(found, render.stuck([each.entry for each in found]), as_json, wide)
 
 
 @app.command(

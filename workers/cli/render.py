@@ -17,11 +17,13 @@ from rich.text import Text
 from workers.cli.snapshot import Council, Snapshot
 from workflows.models.agents import UsageLine
 from workflows.models.base import Model
+from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView, TimelineEntry
 
 if TYPE_CHECKING:
     from activities.graph.provenance import Objection, Why  # its driver is slow to import
+    from bridge.jetstream.dead_letters import DeadLetter
 
 FRAME = 3
 """Characters between two columns of a table."""
@@ -176,6 +178,27 @@ def stories(rows: Sequence[StoryRow]) -> RenderableType:
             )
             for row in rows
         ),
+    )
+
+
+def letters(found: Sequence[DeadLetter]) -> RenderableType:
+    """Render dead letters, one per line."""
+    return FittingTable(
+        f"{len(found)} dead letters",
+        ("number", Column("stored", drop=1), "subject", Column("consumer", drop=2), "reason"),
+        (
+            (each.number, each.stored[:19], each.subject, each.consumer, each.reason)
+            for each in found
+        ),
+    )
+
+
+def stuck(entries: Sequence[OutboxStuck]) -> RenderableType:
+    """Render the stuck entries of outboxes, one per line."""
+    return FittingTable(
+        f"{len(entries)} stuck entries",
+        ("story", "entry", Column("kind", drop=2), Column("step", drop=1), "error"),
+        ((each.story_id, each.entry_id, each.kind, each.step, each.error) for each in entries),
     )
 
 

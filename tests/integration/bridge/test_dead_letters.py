@@ -130,7 +130,6 @@ async def fleet(server: RunningServer, *arguments: str) -> tuple[int, str, str]:
         "NATS_URL": server.address,
         "NATS_USER": server.user or "",
         "NATS_PASSWORD": server.password or "",
-        "COLUMNS": "200",
     }
     ended = await asyncio.to_thread(CliRunner().invoke, cli.app, arguments, env=env)
     if ended.exception and not isinstance(ended.exception, SystemExit):

@@ -76,7 +76,7 @@ class Diagnosis:
 
 async def fleet_command(environment: Environment, *arguments: str, stdin: str = "") -> Any:
     return await asyncio.to_thread(
-        CliRunner().invoke, cli.app, arguments, input=stdin, env=environment | {"COLUMNS": "250"}
+        CliRunner().invoke, cli.app, arguments, input=stdin, env=environment
     )
 
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from activities.graph.provenance import Objection, Passed, Why
+from bridge.jetstream.dead_letters import DeadLetter
 from workers.cli import render
 from workers.cli.snapshot import Council, Snapshot
 from workflows.models.agents import PlannedTask, UsageLine
 from workflows.models.deliberation import FailedAgent, Progress
+from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.readiness import Finding
 from workflows.models.story import Move, StoryView, TimelineEntry
@@ -234,11 +236,35 @@ def full() -> list[RenderableType]:
         ],
         passed_by=[Passed(gate="approve_design", actor="ana", role="PO", comment="small", **TIMES)],
     )
+    letter = DeadLetter(
+        number=1,
+        subject="planning.plan.approved",
+        stream="PLANNING_EVENTS",
+        sequence=7,
+        consumer="context-planning-plan-approved",
+        reason="story_id: Field required",
+        error="",
+        deliveries=1,
+        received=TIMES["at"],
+        stored=TIMES["at"],
+        size=2,
+        headers={},
+        body=b"{}",
+    )
+    entry = OutboxStuck(
+        story_id="US-101",
+        entry_id="story-US-101/01a22283-04c5-7ad3-ace0-49245c51206a/12",
+        kind="StoryTransitioned",
+        step="publish",
+        error="EventIdTaken: another message has this id",
+    )
     return [
         render.stories(rows),
         render.stories([*rows, stuck]),
         render.page(page),
         render.reasons([why]),
+        render.letters([letter]),
+        render.stuck([entry]),
     ]
 
 
