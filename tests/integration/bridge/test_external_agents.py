@@ -219,6 +219,29 @@ async def failure(handle: Asked) -> ApplicationError:
     return cause
 
 
+async def test_a_call_and_its_answer_are_kept_encrypted(
+    outside: Outside, environment: Environment, client: Redis
+) -> None:
+    async def kept() -> dict[str, list[bytes]]:
+        names = ("swe:agent-call", "swe:answer")
+        found = {name: [key async for key in client.scan_iter(f"{name}:*")] for name in names}
+        return {name: [await client.get(key) or b"" for key in found[name]] for name in names}
+
+    async with agents_process(environment | {"PAYLOAD_KEYS": "a1" * 32}):
+        await outside.ask()
+        command = await outside.take()
+        asked = await kept()
+        await outside.answer(command)
+        await outside.settled()
+        answered = await kept()
+
+    assert [len(each) for each in answered.values()] == [1, 1]
+    content = json.loads(document(command))["content"]
+    for each in (*asked.values(), *answered.values()):
+        for word in ("Store every event.", command.agent_id, content):
+            assert not any(word.encode() in value for value in each)
+
+
 # --- the consumer ---------------------------------------------------------------------------------
 
 
