@@ -222,7 +222,7 @@ async def failure(handle: Asked) -> ApplicationError:
 async def test_a_call_and_its_answer_are_kept_encrypted(
     outside: Outside, environment: Environment, client: Redis
 ) -> None:
-    async def kept() -> dict[str, list[bytes]]:
+    async def kept() -> dict[str, list[Any]]:
         names = ("swe:agent-call", "swe:answer")
         found = {name: [key async for key in client.scan_iter(f"{name}:*")] for name in names}
         return {name: [await client.get(key) or b"" for key in found[name]] for name in names}
