@@ -1,15 +1,14 @@
 """Traces of real processes: the chain from a call to the LLM, the graph and the bus."""
 
 import asyncio
-import json
 import secrets
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
 from nats.js import JetStreamContext
-from temporalio.client import WorkflowFailureError
 
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
@@ -19,6 +18,7 @@ from tests.support.grpc_service import bearer
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
+from tests.support.site import GOOD_REPORT, SAMPLE_STORY
 from workers.settings import ROOT
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import StoryInput
@@ -129,49 +129,61 @@ async def test_a_deliberation_is_one_trace_from_its_call_to_the_llm_the_graph_an
     assert canary.encode() not in collector.received
 
 
-async def test_a_story_that_the_cli_starts_is_one_trace(
-    traced: Environment, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+async def test_a_story_from_the_cli_to_done_is_one_trace(
+    traced: Environment, collector: Collector, llm: LlmServer, tmp_path: Path
 ) -> None:
     story_id = f"US-{uuid.uuid4().hex[:8]}"
     canary = f"canary{uuid.uuid4().hex}"
-    story = {
-        "story_id": story_id,
-        "title": "Undo",
-        "brief": f"As a writer I undo a deletion. {canary}",
-        "created_by": "ana",
-    }
-    home = tmp_path_factory.mktemp("no-stack")
+    sample = StoryInput.model_validate_json(SAMPLE_STORY.read_text())
+    story = sample.model_copy(
+        update={
+            "story_id": story_id,
+            "brief": f"{sample.brief} {canary}",
+            "approvals": "auto",
+        }
+    )
 
     async with running("all", traced) as log:
         started = await asyncio.create_subprocess_exec(
             str(ROOT / ".venv/bin/fleet"),
             "start",
             "-",
-            env=traced | {"FLEET_HOME": str(home)},
+            env=traced | {"FLEET_HOME": str(tmp_path)},
             stdin=asyncio.subprocess.PIPE,
         )
-        await started.communicate(json.dumps(story).encode())
+        await started.communicate(story.model_dump_json().encode())
         assert started.returncode == 0
         client = await connect(traced["TEMPORAL_ADDRESS"], traced["TEMPORAL_NAMESPACE"])
         handle = client.get_workflow_handle_for(StoryWorkflow.run, story_workflow_id(story_id))
-        await until(lambda: handle.query(StoryWorkflow.state), lambda view: view.findings)
-        await handle.cancel()
-        with pytest.raises(WorkflowFailureError):
-            await handle.result()
+        await until(lambda: handle.query(StoryWorkflow.state), lambda view: view.state == "BUILD")
+        await handle.execute_update(StoryWorkflow.report, GOOD_REPORT)
+        assert (await handle.result()).state == "DONE"
         await stopped(log)
 
     [start] = named(collector.spans, "StartWorkflow:StoryWorkflow")
     spans = collector.of(start.trace)
     assert start.service == "swe-ai-fleet-cli"
     assert without_parent(spans) == [start]
-    [published] = named(spans, "publish planning.story.created")
-    assert chain(published, spans) == [
-        "StartWorkflow:StoryWorkflow",
-        "RunWorkflow:StoryWorkflow",
-        "StartActivity:publish",
-        "RunActivity:publish",
-        "publish planning.story.created",
-    ]
+    run = ["StartWorkflow:StoryWorkflow", "RunWorkflow:StoryWorkflow"]
+    council = ["StartChildWorkflow:DeliberationWorkflow", "RunWorkflow:DeliberationWorkflow"]
+    plan = ["StartChildWorkflow:PlanWorkflow", "RunWorkflow:PlanWorkflow"]
+
+    def calls(activity: str, last: str) -> list[str]:
+        return [f"StartActivity:{activity}", f"RunActivity:{activity}", last]
+
+    chats = [chain(each, spans) for each in named(spans, "chat ")]
+    assert len(chats) == len(llm.calls)
+    assert [*run, *council, *calls("propose", "chat test-model")] in chats  # DESIGN, TEST and DOCS
+    assert [*run, *plan, *council, *calls("propose", "chat test-model")] in chats  # the tasks
+    stored = [chain(each, spans) for each in named(spans, "neo4j")]
+    for workflow, activity in (
+        (run, "record"),
+        ([*run, *council], "record_deliberation"),
+        ([*run, *plan, *council], "record_deliberation"),
+    ):
+        assert [*workflow, *calls(activity, "neo4j")] in stored
+    moves = [chain(each, spans) for each in named(spans, "publish planning.story.transitioned")]
+    assert moves == [[*run, *calls("publish", "publish planning.story.transitioned")]] * 6
     assert canary.encode() not in collector.received
 
 
