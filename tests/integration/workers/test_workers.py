@@ -28,7 +28,7 @@ from tests.support.servers import RunningServer, Servers
 from workers.__main__ import NAMES
 from workers.clients.connection import StartError
 from workers.clients.valkey import valkey_client
-from workers.processes.process import PROCESSES
+from workers.processes.process import IF_ENCRYPTED, PROCESSES
 from workers.processes.story import story_worker
 from workers.run import ALL as ALL_PROCESSES
 from workers.run import ready, run_until
@@ -87,7 +87,11 @@ async def test_a_process_that_cannot_start_exits_1_with_one_line_and_no_tracebac
     [
         ("story", {"TEMPORAL_NAMESPACE": "nope"}, "has no namespace nope. Set TEMPORAL_NAMESPACE"),
         ("story", {"REDIS_PORT": "1"}, "Valkey at 127.0.0.1:1 is not reachable"),
-        ("story", {"REDIS_PASSWORD": "wrong"}, "authentication failed. Check REDIS_PASSWORD"),
+        (
+            "story",
+            {"REDIS_PASSWORD": "wrong"},
+            "Check REDIS_USER and REDIS_PASSWORD",
+        ),
         ("bridge", {"NATS_URL": f"nats://u:secret@{NOWHERE}"}, f"NATS at nats://{NOWHERE} is not"),
         ("bridge", {"NATS_PASSWORD": "wrong"}, "authentication failed. Check NATS_USER and NATS_P"),
         ("bridge", {"NATS_REPLICAS": "3"}, "NATS_REPLICAS is 3: it must be 1 on one server"),
@@ -335,7 +339,7 @@ async def test_one_workers_failure_stops_the_others(temporal: RunningServer) -> 
 
 
 def test_every_process_can_be_named_on_the_command_line() -> None:
-    assert (*PROCESSES, ALL_PROCESSES) == NAMES
+    assert (*PROCESSES, *IF_ENCRYPTED, ALL_PROCESSES) == NAMES
 
 
 async def test_a_build_id_switches_versioning_on(temporal: RunningServer) -> None:
