@@ -95,7 +95,7 @@ async def deliberated(environment: Environment) -> None:
             pb.DeliberateRequest(
                 task_description="Write a function that adds two numbers", role="DEV"
             ),
-            metadata=bearer(),
+            metadata=bearer("ana", "DEV"),
             timeout=WITHIN_S,
         )
 

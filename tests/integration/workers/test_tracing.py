@@ -73,7 +73,7 @@ async def test_a_deliberation_is_one_trace_from_its_call_to_the_llm_the_graph_an
                     role="DEV",
                     story_id=story_id,
                 ),
-                metadata=(*bearer(), ("traceparent", f"00-{trace}-{caller}-01")),
+                metadata=(*bearer("ana", "DEV"), ("traceparent", f"00-{trace}-{caller}-01")),
                 timeout=WITHIN_S,
             )
         messages = await jetstream.pull_subscribe("orchestration.>", stream="ORCHESTRATOR_EVENTS")
