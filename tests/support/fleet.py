@@ -6,14 +6,17 @@ import os
 import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from neo4j import AsyncGraphDatabase
-from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    DescribeTaskQueueRequest,
+    RegisterNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
@@ -23,12 +26,15 @@ from activities.graph.councils import load_councils
 from deploy.local.ports import free_ports
 from deploy.local.settings import GRPC_PORTS
 from tests.support.llm_server import LlmServer
-from tests.support.polling import WITHIN_S, until
+from tests.support.polling import until
 from tests.support.servers import RunningServer, Servers
 from workers.clients.queries import RepeatedQueries
 from workers.settings import ALIASES, ROOT, Settings
 
 Environment = dict[str, str]
+
+LONGEST_LINE = 16 * 1024 * 1024
+"""Bytes of a line that a process may write: the logs quote what was sent."""
 
 TOKEN_KEY = "a key of the tests, of 32 bytes or more"
 
@@ -88,13 +94,16 @@ async def a_namespace(servers: Servers) -> str:
     async def known() -> bool:
         try:
             await there.count_workflows()
+            await there.workflow_service.describe_task_queue(
+                DescribeTaskQueueRequest(namespace=name, task_queue=TaskQueue(name="story"))
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
             return False
         return True
 
-    await until(known)  # the server knows it everywhere only after some time
+    await until(known)  # each of the server's services knows it only after some time
     return name
 
 
@@ -110,57 +119,81 @@ async def _remove_other_councils(neo4j: RunningServer) -> None:
 async def launch(name: str, environment: Environment, *more: str) -> Process:
     arguments = ("-m", "workers", name, *more)
     return await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+        sys.executable,
+        *arguments,
+        env=environment,
+        cwd=ROOT,
+        stdout=PIPE,
+        stderr=PIPE,
+        limit=LONGEST_LINE,
     )
 
 
 class Log:
-    """What a process writes: JSON lines on stdout, and errors on stderr."""
+    """What a process writes: JSON lines on stdout, and texts on stderr."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
-        self.last: deque[str] = deque(maxlen=40)
+        self.errors: list[str] = []
+        self.ready: dict[str, Any] = {}
+        """The line that says that the workers run."""
+        self._found = 0
+        # A process blocks on a pipe that no one reads.
+        self._reading = asyncio.gather(self._read_lines(), self._read_errors())
 
     async def until(self, event: str) -> dict[str, Any]:
-        """Read up to the first line whose event begins with `event`, and return that line."""
+        """Wait for the next line whose event begins with `event`, and return it."""
+
+        def found() -> dict[str, Any] | None:
+            ended = self._reading.done()
+            while self._found < len(self.lines):
+                self._found += 1
+                line = self.lines[self._found - 1]
+                if line["event"].startswith(event):
+                    return line
+            assert not ended, f"it ended without {event!r}: {self.lines[-3:]} {self.errors[-9:]}"
+            return None
+
+        line = await until(found)
+        assert line
+        return line
+
+    async def ended(self) -> int:
+        """Wait until the process has ended and all it wrote is read; return its exit code."""
+        await self._reading
+        return await self.process.wait()
+
+    async def _read_lines(self) -> None:
         assert self.process.stdout
-        async with asyncio.timeout(WITHIN_S):
-            while line := await self.process.stdout.readline():
+        async for line in self.process.stdout:
+            if line.startswith(b"{"):
                 self.lines.append(json.loads(line))
-                if self.lines[-1]["event"].startswith(event):
-                    return self.lines[-1]
-        raise AssertionError(f"it ended without {event!r}: {self.lines[-3:]}")
+            else:  # the Temporal SDK's core does not log in JSON
+                self.errors.append(line.decode(errors="replace"))
 
-    async def drain(self) -> None:
-        """Read both pipes up to the end, because a process blocks on a pipe that no one reads."""
-        assert self.process.stdout
+    async def _read_errors(self) -> None:
         assert self.process.stderr
-        await asyncio.gather(self._read(self.process.stdout), self._read(self.process.stderr))
-
-    async def _read(self, pipe: asyncio.StreamReader) -> None:
-        while line := await pipe.readline():
-            self.last.append(line.decode(errors="replace").rstrip())
+        async for line in self.process.stderr:
+            self.errors.append(line.decode(errors="replace"))
 
 
 @asynccontextmanager
 async def running(name: str, environment: Environment, *more: str) -> AsyncIterator[Log]:
     """Run a worker process; kill it at the end if the test did not stop it.
 
-    A failure within the block shows the last lines that the process wrote.
+    Its last lines are printed, and pytest shows them if the test fails.
     """
     process = await launch(name, environment, *more)
     log = Log(process)
     try:
-        await log.until("workers run")
+        log.ready = await log.until("workers run")
         yield log
-    except Exception as failure:
-        failure.add_note("\n".join([f"The last lines of {name}:", *log.last]))
-        raise
     finally:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+        await log.ended()
+        print(f"The last lines of {name}:", *log.lines[-40:], *log.errors[-40:], sep="\n")
 
 
 async def new_environment(servers: Servers, llm: LlmServer, **more: str) -> Environment:
@@ -172,10 +205,7 @@ async def new_environment(servers: Servers, llm: LlmServer, **more: str) -> Envi
 async def whole_fleet(environment: Environment, *names: str) -> AsyncIterator[Client]:
     """Run these worker processes, or one with all; yield a client in their namespace."""
     async with AsyncExitStack() as stack:
-        logs = await asyncio.gather(
+        await asyncio.gather(
             *(stack.enter_async_context(running(name, environment)) for name in names or ["all"])
         )
-        readers = [asyncio.create_task(log.drain()) for log in logs]
         yield await connect(environment["TEMPORAL_ADDRESS"], environment["TEMPORAL_NAMESPACE"])
-        for reader in readers:
-            reader.cancel()

@@ -39,7 +39,7 @@ from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
 from bridge.jetstream.streams import reconcile
 from deploy.local.servers import Nats as NatsServer
 from tests.support.asking import Asking, AskWorkflow
-from tests.support.fleet import Environment, Log, connect, running
+from tests.support.fleet import Environment, connect, running
 from tests.support.llm_server import LlmServer, document_of
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
@@ -889,8 +889,7 @@ async def test_a_council_of_llms_and_external_agents_decides(
     task = DeliberationInput(task_id=f"T-{role}", role=role, description="Store events", agents=3)
     variables = environment | {"FLEET_CONFIG": str(config), "VLLM_MODEL": llm.model}
 
-    async with running("all", variables) as log, example(nats_server, llm, role):
-        draining = asyncio.create_task(Log.drain(log))
+    async with running("all", variables), example(nats_server, llm, role):
         result = await outside.temporal.execute_workflow(
             "DeliberationWorkflow",
             task,
@@ -898,7 +897,6 @@ async def test_a_council_of_llms_and_external_agents_decides(
             task_queue="story",
             result_type=DeliberationResult,
         )
-        draining.cancel()
 
     assert result.status == "completed"
     assert result.failed_agents == []

@@ -176,7 +176,7 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
     (port,) = free_ports(1)
 
     async with running("all", environment | {"HEALTH_PORT": str(port)}) as log:
-        jobs = set(log.lines[-1]["queues"])
+        jobs = set(log.ready["queues"])
         assert jobs >= {"story", "agents", "agent-responses", "context", "bridge"}
         checks = await until_health(port, 200)
         sandbox = Sandbox().no_groups
@@ -296,10 +296,8 @@ async def test_a_credential_that_is_withdrawn_stops_the_process(
 
         await log.until("workers drain")
 
-        assert await log.process.wait() == 1
-        assert log.process.stderr
-        output = (await log.process.stderr.read()).decode()
-        assert output.startswith(f"NATS at {server.url}: authentication failed")
+        assert await log.ended() == 1
+        assert log.errors[0].startswith(f"NATS at {server.url}: authentication failed")
     await nats.stop()
 
 
