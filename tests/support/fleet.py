@@ -12,7 +12,11 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from neo4j import AsyncGraphDatabase
-from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    DescribeTaskQueueRequest,
+    RegisterNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
@@ -91,13 +95,16 @@ async def a_namespace(servers: Servers) -> str:
     async def known() -> bool:
         try:
             await there.count_workflows()
+            await there.workflow_service.describe_task_queue(
+                DescribeTaskQueueRequest(namespace=name, task_queue=TaskQueue(name="story"))
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
             return False
         return True
 
-    await until(known)  # the server knows it everywhere only after some time
+    await until(known)  # each of the server's services knows it only after some time
     return name
 
 
