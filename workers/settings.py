@@ -6,7 +6,7 @@ docs/settings.md. `ALIASES` are the names that the predecessor uses for the same
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cached_property
@@ -529,6 +529,22 @@ class Settings(BaseSettings):
         )
 
 
+class _Only(Settings):
+    """Settings that are given as arguments; neither the environment nor a file is read."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the arguments."""
+        return (init_settings,)
+
+
 class MockRefused(Exception):
     """AGENT_TYPE asked for a mock agent.
 
@@ -543,8 +559,21 @@ def load() -> Settings:
         InvalidSettings: one line for each wrong setting.
         MockRefused: AGENT_TYPE is `mock`, in any case.
     """
+    return _valid(Settings)
+
+
+def only(values: Mapping[str, Any]) -> Settings:
+    """Return settings with these values and, whatever is set elsewhere, defaults for the others.
+
+    Raises:
+        InvalidSettings: one line for each wrong setting.
+    """
+    return _valid(lambda: _Only.model_validate(values))
+
+
+def _valid(read: Callable[[], Settings]) -> Settings:
     try:
-        return Settings()
+        return read()
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         raise InvalidSettings("\n".join(_line(problem) for problem in problems)) from None

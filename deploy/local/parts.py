@@ -1,12 +1,13 @@
 """The parts of the stack: which are started here, which run elsewhere, and in which order."""
 
 import getpass
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from pydantic import SecretStr
+from temporalio.converter import DataConverter
 
 from activities.tokens import Caller, create_token
 from deploy.local.servers import (
@@ -20,16 +21,18 @@ from deploy.local.servers import (
     Valkey,
     WebUi,
     Workers,
-    check_nats,
-    check_neo4j,
-    check_temporal,
-    check_valkey,
-    check_vllm,
     credential,
 )
-from deploy.local.settings import StackSettings
+from deploy.local.settings import StackSettings, given_settings
 from deploy.local.web_ui import CODEC_PATH
+from workers.clients.connection import redact_url
+from workers.clients.engine import open_engine
+from workers.clients.nats import open_nats
+from workers.clients.neo4j import open_neo4j
+from workers.clients.temporal import open_temporal
+from workers.clients.valkey import open_valkey
 from workers.payload_codec import KEY_BYTES
+from workers.settings import Settings
 
 DEVELOPER_ROLES = ("PO", "QA", "OPERATOR")
 DEVELOPER_TOKEN_FOR = timedelta(days=365)
@@ -41,11 +44,13 @@ class Elsewhere:
     """A server that others run: it is probed, never started or stopped."""
 
     name: str
-    probe: Callable[[], Awaitable[None]]
+    client: Callable[[], AbstractAsyncContextManager[object]]
+    """Opens a client, which checks the server as it does for a worker."""
 
     async def check(self) -> None:
         """Return if the server serves; raise the error of its client otherwise."""
-        await self.probe()
+        async with self.client():
+            pass
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,7 @@ class Parts:
 
 def parts(settings: StackSettings) -> Parts:
     """Decide for each part whether it is started here or runs elsewhere."""
-    env: dict[str, str] = {}
-    env |= _codec(settings)
+    env = _codec(settings)
     servers = tuple(
         decide(settings, env) for decide in (_temporal, _nats, _valkey, _neo4j, _language_model)
     )
@@ -118,28 +122,22 @@ def parts(settings: StackSettings) -> Parts:
 
 def _temporal(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=2)
-    env["TEMPORAL_NAMESPACE"] = settings.temporal_namespace
     if given := settings.temporal_address:
-        env["TEMPORAL_ADDRESS"] = given
-        probe = partial(check_temporal, given, settings.temporal_namespace)
-        return Part(Elsewhere("temporal", probe), given, within)
+        return _elsewhere("temporal", given, within, "temporal_", _open_temporal, env)
     server = Temporal(
         settings.home / "data" / "temporal",
         settings.temporal_port,
         settings.temporal_ui_port,
         codec_path=CODEC_PATH,
     )
-    env["TEMPORAL_ADDRESS"] = server.address
+    env |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"}
     return Part(server, server.address, within)
 
 
 def _nats(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=2)
     if given := settings.nats_url:
-        password = _plain(settings.nats_password)
-        env |= _given(NATS_URL=given, NATS_USER=settings.nats_user, NATS_PASSWORD=password)
-        probe = partial(check_nats, given, settings.nats_user, password)
-        return Part(Elsewhere("nats", probe), given, within)
+        return _elsewhere("nats", given, within, "nats_", open_nats, env)
     server = Nats(settings.home / "data" / "nats", settings.nats_port)
     env |= {"NATS_URL": server.url, "NATS_USER": server.user, "NATS_PASSWORD": server.password}
     return Part(server, server.url, within)
@@ -148,13 +146,7 @@ def _nats(settings: StackSettings, env: dict[str, str]) -> Part:
 def _valkey(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=2)
     if given := settings.redis_host:
-        password, port = _plain(settings.redis_password), settings.redis_port
-        env |= _given(REDIS_HOST=given, REDIS_PORT=str(port), REDIS_PASSWORD=password)
-        return Part(
-            Elsewhere("valkey", partial(check_valkey, given, port, password)),
-            f"{given}:{port}",
-            within,
-        )
+        return _elsewhere("valkey", given, within, "redis_", open_valkey, env)
     server = Valkey(settings.home / "data" / "valkey", settings.valkey_port)
     env |= {
         "REDIS_HOST": server.host,
@@ -167,10 +159,7 @@ def _valkey(settings: StackSettings, env: dict[str, str]) -> Part:
 def _neo4j(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=3)
     if given := settings.neo4j_uri:
-        password = _plain(settings.neo4j_password)
-        env |= _given(NEO4J_URI=given, NEO4J_USER=settings.neo4j_user, NEO4J_PASSWORD=password)
-        probe = partial(check_neo4j, given, settings.neo4j_user, password or "")
-        return Part(Elsewhere("neo4j", probe), given, within)
+        return _elsewhere("neo4j", given, within, "neo4j_", open_neo4j, env)
     server = Neo4j(settings.home / "data" / "neo4j", settings.neo4j_port)
     env |= {
         "NEO4J_URI": server.uri,
@@ -183,16 +172,32 @@ def _neo4j(settings: StackSettings, env: dict[str, str]) -> Part:
 def _language_model(settings: StackSettings, env: dict[str, str]) -> Part:
     within = timedelta(minutes=15)
     if given := settings.vllm_url:
-        key = _plain(settings.vllm_api_key)
-        env |= _given(VLLM_URL=given, VLLM_MODEL=settings.vllm_model, VLLM_API_KEY=key)
-        probe = partial(check_vllm, given, settings.vllm_model, key)
-        return Part(Elsewhere("ray", probe), given, within)
+        return _elsewhere("ray", given, within, "vllm_", open_engine, env)
     server = RayServe(
         settings.home / "ray", settings.serve_port, settings.model, settings.ray_address
     )
     env |= {"VLLM_URL": server.url, "VLLM_MODEL": server.model}
     # Ray gives its node 30 s to start, and ends if the machine is too busy for that.
     return Part(server, f"{server.url} ({server.model})", within, timedelta(seconds=60), tries=3)
+
+
+def _elsewhere(
+    name: str,
+    where: str,
+    within: timedelta,
+    prefix: str,
+    client: Callable[[Settings], AbstractAsyncContextManager[object]],
+    env: dict[str, str],
+) -> Part:
+    """Probe a server as the workers connect to it, and pass on the settings with this prefix."""
+    settings, variables = given_settings(prefix, "allow_plain_text")
+    env |= variables
+    return Part(Elsewhere(name, partial(client, settings)), redact_url(where), within)
+
+
+@asynccontextmanager
+async def _open_temporal(settings: Settings) -> AsyncIterator[object]:
+    yield await open_temporal(settings, DataConverter.default)
 
 
 def _grpc(settings: StackSettings) -> dict[str, str]:
@@ -209,18 +214,10 @@ def _codec(settings: StackSettings) -> dict[str, str]:
 
     Keys in the environment are those of a Temporal that others use too, and no key is made.
     """
-    env = {
+    _, keys = given_settings("payload_keys")
+    if not keys:
+        keys = {"PAYLOAD_KEYS": credential(settings.home / "data" / "codec" / "key", KEY_BYTES)}
+    return keys | {
         "CODEC_PORT": str(settings.codec_port),
         "TEMPORAL_CODEC_ENDPOINT": f"http://{LOOPBACK}:{settings.codec_port}",
     }
-    if not (settings.payload_keys or settings.payload_keys_file):
-        env["PAYLOAD_KEYS"] = credential(settings.home / "data" / "codec" / "key", KEY_BYTES)
-    return env
-
-
-def _plain(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
-
-
-def _given(**values: str | None) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value}

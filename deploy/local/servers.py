@@ -33,6 +33,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNa
 from temporalio.client import Client
 
 from deploy.local.nats_users import PERMISSIONS
+from workers.clients.connection import StartError
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,13 +135,20 @@ async def until_ready(
             await asyncio.wait_for(server.check(), PROBE_LIMIT_S)
             return time.monotonic() - began
         except Exception as error:  # clients report "not yet" in different ways  # noqa: BLE001
-            why = f"{type(error).__name__}: {error}".strip(": ")
+            why = why_not_ready(error)
         if not alive():
             raise ServerNotReady(server.name, "its process ended", log)
         if time.monotonic() - began > deadline.total_seconds():
             waited = f"no healthy answer in {deadline.total_seconds():.0f} s"
-            raise ServerNotReady(server.name, f"{waited}, the last one was {why[:300]}", log)
+            raise ServerNotReady(server.name, f"{waited}, the last one was {why}", log)
         await asyncio.sleep(PROBE_EVERY_S)
+
+
+def why_not_ready(error: Exception) -> str:
+    """Return what a probe's error says, in whole if it names a setting and the remedy."""
+    if isinstance(error, StartError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".strip(": ")[:300]
 
 
 def credential(path: Path, size: int = 16) -> str:
@@ -241,7 +249,11 @@ class Temporal(Server):
 
     async def check(self) -> None:
         """Check that the frontend serves the default namespace, and that the Web UI answers."""
-        await check_temporal(self.address)
+        client = await Client.connect(self.address)
+        await client.service_client.check_health()
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=client.namespace)
+        )
         async with httpx.AsyncClient(trust_env=False) as http:
             (await http.get(f"http://{self.ui_address}:{self.ui_port}")).raise_for_status()
 
@@ -293,13 +305,6 @@ class WebUi(Server):
         """Check that the Web UI answers through the proxy, and reaches the frontend."""
         async with httpx.AsyncClient(trust_env=False) as http:
             (await http.get(f"{self.url}/api/v1/namespaces")).raise_for_status()
-
-
-async def check_temporal(address: str, namespace: str = "default") -> None:
-    """Raise unless the frontend at `address` serves `namespace`."""
-    client = await Client.connect(address, namespace=namespace)
-    await client.service_client.check_health()
-    await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=namespace))
 
 
 @dataclass(frozen=True)
@@ -358,31 +363,26 @@ jetstream {{ store_dir: {json.dumps(str(self.home / "store"))}, sync_interval: a
 
     async def check(self) -> None:
         """Check that JetStream answers the fleet's own user."""
-        await check_nats(self.url, self.user, self.password)
+        failures: list[Exception] = []
 
+        async def keep(error: Exception) -> None:
+            failures.append(error)
 
-async def check_nats(url: str, user: str | None = None, password: str | None = None) -> None:
-    """Raise unless the server at `url` accepts the credentials and has JetStream."""
-    failures: list[Exception] = []
-
-    async def keep(error: Exception) -> None:
-        failures.append(error)
-
-    try:
-        client = await nats.connect(
-            url,
-            user=user,
-            password=password,
-            allow_reconnect=False,
-            connect_timeout=5,
-            error_cb=keep,
-        )
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise (failures[-1] if failures else error) from None
-    try:
-        await client.jetstream().account_info()
-    finally:
-        await client.close()
+        try:
+            client = await nats.connect(
+                self.url,
+                user=self.user,
+                password=self.password,
+                allow_reconnect=False,
+                connect_timeout=5,
+                error_cb=keep,
+            )
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise (failures[-1] if failures else error) from None
+        try:
+            await client.jetstream().account_info()
+        finally:
+            await client.close()
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,11 @@ daemonize no
 
     async def check(self) -> None:
         """Check that it answers PING: its append-only file is loaded."""
-        await check_valkey(self.host, self.port, self.password)
+        client = redis.Redis(host=self.host, port=self.port, password=self.password)
+        try:
+            await client.ping()
+        finally:
+            await client.aclose()
 
 
 def _valkey_program() -> Path:
@@ -444,15 +448,6 @@ def _valkey_program() -> Path:
     if not program.exists():
         raise NotInstalled("valkey-server", program)
     return program
-
-
-async def check_valkey(host: str, port: int, password: str | None) -> None:
-    """Raise unless the server accepts the password and has loaded its data."""
-    client = redis.Redis(host=host, port=port, password=password)
-    try:
-        await client.ping()
-    finally:
-        await client.aclose()
 
 
 @dataclass(frozen=True)
@@ -521,17 +516,12 @@ dbms.usage_report.enabled=false
 
     async def check(self) -> None:
         """Check that a query runs as the fleet's own user."""
-        await check_neo4j(self.uri, self.user, self.password)
-
-
-async def check_neo4j(uri: str, user: str, password: str) -> None:
-    """Raise unless the server accepts the credentials and runs a query."""
-    # A probe: without the retries of a managed transaction.
-    async with (
-        neo4j.AsyncGraphDatabase.driver(uri, auth=(user, password)) as driver,
-        driver.session() as session,
-    ):
-        await (await session.run("RETURN 1")).consume()
+        # A probe: without the retries of a managed transaction.
+        async with (
+            neo4j.AsyncGraphDatabase.driver(self.uri, auth=(self.user, self.password)) as driver,
+            driver.session() as session,
+        ):
+            await (await session.run("RETURN 1")).consume()
 
 
 @dataclass(frozen=True)
@@ -593,26 +583,11 @@ class RayServe(Server):
 
     async def check(self) -> None:
         """Check that the engine writes a token: the API answers before the engine is ready."""
-        await check_vllm(self.url, self.model)
-
-
-async def check_vllm(url: str, model: str | None = None, api_key: str | None = None) -> None:
-    """Raise unless the API at `url` completes a prompt.
-
-    Without `model`, the first model that it serves is used.
-    """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(
-        base_url=url.rstrip("/"), headers=headers, trust_env=False, timeout=PROBE_LIMIT_S
-    ) as http:
-        if model is None:
-            served = (await http.get("/models")).raise_for_status().json()
-            model = served["data"][0]["id"]
         prompt = [{"role": "user", "content": "ready?"}]
-        response = await http.post(
-            "/chat/completions", json={"model": model, "messages": prompt, "max_tokens": 1}
-        )
-        response.raise_for_status()
+        body = {"model": self.model, "messages": prompt, "max_tokens": 1}
+        async with httpx.AsyncClient(trust_env=False, timeout=PROBE_LIMIT_S) as http:
+            answer = await http.post(f"{self.url}/chat/completions", json=body)
+            answer.raise_for_status()
 
 
 def short_folder(wanted: Path, spare: int) -> Path:

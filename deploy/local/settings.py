@@ -5,12 +5,20 @@ import os
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import DEFAULT_MODEL, ROOT
-from workers.settings import ALIASES, SERVICES, Environment, InvalidSettings, api_url
+from workers.settings import (
+    ALIASES,
+    SERVICES,
+    Environment,
+    InvalidSettings,
+    Settings,
+    api_url,
+    only,
+)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -35,7 +43,7 @@ class StackSettings(BaseSettings):
     """The settings of the stack, from the environment.
 
     If an address is set (TEMPORAL_ADDRESS, NATS_URL, NEO4J_URI, REDIS_HOST, VLLM_URL), the server
-    runs elsewhere: it is used, and not started.
+    runs elsewhere: it is used, and not started. `given_settings` has how it is connected to.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -62,24 +70,12 @@ class StackSettings(BaseSettings):
     grpc_workspace_port: Port = Field(50051, description="port of the workspace service")
 
     temporal_address: str | None = Field(None, description="a Temporal that runs elsewhere")
-    temporal_namespace: str = Field("default", description="the namespace there")
     nats_url: str | None = Field(None, description="a NATS that runs elsewhere")
-    nats_user: str | None = Field(None, description="user at it")
-    nats_password: SecretStr | None = Field(None, description="its password")
     neo4j_uri: str | None = Field(None, description="a Neo4j that runs elsewhere")
-    neo4j_user: str = Field("neo4j", description="user at it")
-    neo4j_password: SecretStr | None = Field(None, description="its password")
     redis_host: str | None = Field(None, description="a Valkey that runs elsewhere")
-    redis_port: Port = Field(6379, description="port of it")
-    redis_password: SecretStr | None = Field(None, description="its password")
-    payload_keys: SecretStr | None = Field(
-        None, description="keys of payloads, instead of a new one"
-    )
-    payload_keys_file: Path | None = Field(None, description="file with such keys")
     vllm_url: Annotated[str | None, BeforeValidator(api_url)] = Field(
         None, description="an LLM's API that runs elsewhere"
     )
-    vllm_api_key: SecretStr | None = Field(None, description="its key")
     vllm_model: str | None = Field(None, description="the model to serve, or the one served there")
     ray_address: str | None = Field(
         None, description="a Ray cluster that runs elsewhere, which is to host the LLM"
@@ -137,6 +133,31 @@ class StackSettings(BaseSettings):
         return settings.model_copy(
             update={name: port for name, port in ports.items() if name not in in_environment}
         )
+
+
+def given_settings(*prefixes: str) -> tuple[Settings, dict[str, str]]:
+    """Read the workers' settings with these prefixes from the environment alone.
+
+    The file of an earlier start is not read, since it may describe other servers.
+
+    Returns:
+        The settings, all others with their defaults; and the variables, with absolute paths, so
+        that a process in another folder finds the files.
+
+    Raises:
+        InvalidStackSettings: one line for each wrong variable.
+    """
+    given = {
+        name: value for name, value in Environment(Settings)().items() if name.startswith(prefixes)
+    }
+    try:
+        settings = only(given)
+    except InvalidSettings as error:
+        raise InvalidStackSettings(str(error)) from None
+    for name, value in given.items():
+        if isinstance(getattr(settings, name), Path):
+            given[name] = str(Path(value).absolute())
+    return settings, {name.upper(): value for name, value in given.items()}
 
 
 class InvalidStackSettings(Exception):

@@ -28,13 +28,16 @@ from deploy.local.servers import (
     Temporal,
     leave_short_folder,
     until_ready,
+    why_not_ready,
     write_private,
 )
 from deploy.local.settings import StackSettings
 from deploy.local.supervisor import ProcessState, Supervisor
+from workers.clients.connection import ANSWER_WITHIN_S
 
 GOING = ("STARTING", "RUNNING")
-PROBE_WITHIN = timedelta(seconds=5)
+PROBE_WITHIN = timedelta(seconds=ANSWER_WITHIN_S + 2)
+"""Longer than the workers' clients wait, whose errors name a setting."""
 PORTS_FREE_WITHIN = timedelta(seconds=10)
 
 Stage = Literal["starting", "ready", "failed", "stopping", "stopped"]
@@ -254,7 +257,7 @@ class Stack:
         except TimeoutError:
             why = f"no answer in {PROBE_WITHIN.total_seconds():.0f} s"
         except Exception as error:  # clients report "not healthy" in different ways  # noqa: BLE001
-            why = f"{type(error).__name__}: {error}"[:200]
+            why = why_not_ready(error)
         return PartStatus(
             part.name,
             process.state.lower() if process else "elsewhere",

@@ -5,6 +5,8 @@ Each client is a module, so that a command which needs one server does not load 
 
 import ipaddress
 import re
+from collections.abc import Iterator
+from itertools import chain
 
 from pydantic import SecretStr
 
@@ -53,6 +55,44 @@ def require_encryption(settings: Settings, setting: str, host: str, remedy: str)
             f"{setting} names {host}, and the connection would be in plain text: {remedy}, or set "
             "ALLOW_PLAIN_TEXT=true if the network is to be trusted"
         )
+
+
+def raise_if_not_trusted(where: str, error: Exception, ca: str, address: str) -> None:
+    """Report a connection that failed because the server's certificate was refused.
+
+    Args:
+        where: The server and its address.
+        error: The error of the client.
+        ca: The name of the setting with the CA.
+        address: The name of the setting with the address.
+
+    Raises:
+        StartError: a certificate is the reason; it names the settings.
+    """
+    if why := next(filter(None, map(_refusal_of_certificate, _causes(error))), ""):
+        raise StartError(
+            f"{where}: its certificate is refused: {why}. Check {ca}, and the name in {address}"
+        ) from error
+
+
+def _causes(error: BaseException, seen: frozenset[int] = frozenset()) -> Iterator[BaseException]:
+    """Yield an error and what led to it; an error may be its own cause."""
+    yield error
+    seen |= {id(error)}
+    groups = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for inner in chain((error.__cause__, error.__context__), groups):
+        if inner and id(inner) not in seen:
+            yield from _causes(inner, seen)
+
+
+def _refusal_of_certificate(error: BaseException) -> str:
+    import ssl  # only where a connection failed
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    # Temporal's client has no class for it.
+    found = re.search(r"InvalidCertificate\((\w+)", f"{error}")
+    return found[1] if found else ""
 
 
 def redact_url(url: str) -> str:

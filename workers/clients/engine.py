@@ -14,6 +14,7 @@ from activities.agents.llm_errors import CallFailed
 from workers.clients.connection import (
     ANSWER_WITHIN_S,
     StartError,
+    raise_if_not_trusted,
     redact_url,
     require_encryption,
     secret_value,
@@ -47,6 +48,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 served = await llm.served_models(client)
         except (TimeoutError, CallFailed) as error:
+            raise_if_not_trusted(where, error, "VLLM_CA_FILE", "VLLM_URL")
             raise StartError(f"{where} {_refusal(error)}") from error
         _require_model(settings, where, served)
         yield Engine(client, settings.vllm_model or "")

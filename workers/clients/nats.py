@@ -17,6 +17,7 @@ from workers.clients.connection import (
     ANSWER_WITHIN_S,
     StartError,
     one_line,
+    raise_if_not_trusted,
     redact_url,
     require_encryption,
     secret_value,
@@ -127,6 +128,7 @@ async def open_nats(
     except (TimeoutError, OSError, NatsError) as error:
         if _is_refusal(error):
             raise StartError(refused) from error
+        raise_if_not_trusted(where, error, "NATS_CA_FILE", "NATS_URL")
         raise StartError(
             f"{where} is not reachable: {one_line(error)}. Start it, or set NATS_URL"
         ) from error
@@ -154,7 +156,8 @@ async def _probe_nats(settings: Settings) -> None:
             error_cb=note,
         )
     except NatsError as error:
-        raise next(filter(_is_refusal, errors), error) from error
+        cause = errors[-1] if errors else error
+        raise next(filter(_is_refusal, errors), error) from cause
     await probe.close()
 
 

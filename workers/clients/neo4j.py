@@ -13,6 +13,7 @@ from workers.clients.connection import (
     ANSWER_WITHIN_S,
     StartError,
     one_line,
+    raise_if_not_trusted,
     redact_url,
     require_encryption,
     secret_value,
@@ -47,6 +48,7 @@ async def open_neo4j(settings: Settings) -> AsyncIterator[neo4j.AsyncDriver]:
                 f"{where}: authentication failed. Check NEO4J_USER and NEO4J_PASSWORD"
             ) from error
         except (TimeoutError, OSError, DriverError, Neo4jError, ValueError) as error:
+            raise_if_not_trusted(where, error, "NEO4J_CA_FILE", "NEO4J_URI")
             raise StartError(f"{where} is not reachable. Start it, or set NEO4J_URI") from error
         yield driver
 

@@ -13,6 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 from workers.clients.connection import (
     ANSWER_WITHIN_S,
     StartError,
+    raise_if_not_trusted,
     require_encryption,
     secret_value,
 )
@@ -54,6 +55,7 @@ async def open_temporal(
     except RPCError as error:
         raise StartError(f"{where} {_temporal_remedy(settings, error)}") from error
     except (TimeoutError, RuntimeError) as error:
+        raise_if_not_trusted(where, error, "TEMPORAL_TLS_SERVER_CA_CERT_PATH", "TEMPORAL_ADDRESS")
         raise StartError(
             f"{where} is not reachable. Start it, or set TEMPORAL_ADDRESS (and TEMPORAL_TLS, "
             "where it serves TLS)"

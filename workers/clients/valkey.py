@@ -18,6 +18,7 @@ from redis.exceptions import (
 from workers.clients.connection import (
     ANSWER_WITHIN_S,
     StartError,
+    raise_if_not_trusted,
     require_encryption,
     secret_value,
 )
@@ -76,6 +77,7 @@ async def open_valkey(settings: Settings) -> AsyncIterator[Redis]:
                 f"{where}: authentication failed. Check REDIS_USER and REDIS_PASSWORD"
             ) from error
         except (TimeoutError, OSError, RedisError) as error:
+            raise_if_not_trusted(where, error, "REDIS_CA_FILE", "REDIS_HOST")
             raise StartError(
                 f"{where} is not reachable. Start it, or set REDIS_HOST and REDIS_PORT"
             ) from error

@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import Command, Nats
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
 from tests.support import nats_keys
 from tests.support.authority import Authority, Pair
 from tests.support.llm_server import LlmServer
@@ -169,9 +171,38 @@ async def test_a_server_is_reached_by_tls_only_with_its_ca(
         async with connected(kind, Settings.model_validate(settings | {ca: authority.ca})):
             pass
         for wrong in ({}, {ca: stranger.ca}):
-            with pytest.raises(StartError):
+            with pytest.raises(StartError, match=f"certificate is refused: .*{ca.upper()}"):
                 async with connected(kind, Settings.model_validate(settings | wrong)):
                     pass
+
+
+PARTS = {"nats": "nats", "valkey": "valkey", "neo4j": "neo4j", "temporal": "temporal", "llm": "ray"}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+async def test_the_local_stack_checks_a_server_elsewhere_as_the_workers_do(
+    kind: str,
+    servers: Servers,
+    nats_with_tls: RunningServer,
+    authority: Authority,
+    stranger: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with AsyncExitStack() as stack:
+        settings, ca = await secured(stack, kind, servers, nats_with_tls, authority)
+        found = {}
+        for trusted in (authority, stranger):
+            for name, value in (settings | {ca: trusted.ca}).items():
+                monkeypatch.setenv(name.upper(), str(value))
+            status = await Stack(StackSettings.load(home=tmp_path)).status()
+            found[trusted] = next(part for part in status if part.name == PARTS[kind])
+
+    assert found[authority].state == "elsewhere"
+    assert found[authority].healthy, found[authority].why
+    assert not found[stranger].healthy
+    assert "certificate is refused: " in found[stranger].why
+    assert f"Check {ca.upper()}, and the name in" in found[stranger].why
 
 
 async def test_temporal_takes_a_client_certificate(

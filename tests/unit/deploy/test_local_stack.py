@@ -25,15 +25,16 @@ from deploy.local.servers import (
     until_ready,
 )
 from deploy.local.settings import InvalidStackSettings, StackSettings
-from deploy.local.stack import PortsTaken, Stack, StillRunning
+from deploy.local.stack import PortsTaken, Stack, StillRunning, _as_lines
 from deploy.local.supervisor import MARK, Supervisor
-
-ADDRESSES = ("TEMPORAL_ADDRESS", "NATS_URL", "NEO4J_URI", "REDIS_HOST", "VLLM_URL", "RAY_ADDRESS")
+from tests.support import nats_keys
+from tests.support.authority import Authority
+from workers.settings import Settings, load
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*ADDRESSES, "NATS_PORT", "VLLM_MODEL", "FLEET_HOME"):
+    for name in ("NATS_PORT", *(name.upper() for name in Settings.model_fields)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FLEET_HOME", str(tmp_path / "fleet"))
 
@@ -86,6 +87,89 @@ def test_a_server_at_a_given_address_is_used_and_not_started(
     elsewhere = [one.name for one in found.all if isinstance(one.server, Elsewhere)]
     assert elsewhere == [part]
     assert found.env[variable] == value
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """Set the settings of a NATS elsewhere, with files that are named relative to a folder."""
+    monkeypatch.chdir(tmp_path)
+    Authority(Path(), "ca")
+    Path("user.creds").write_text(
+        nats_keys.credentials(nats_keys.new_key("U"), nats_keys.new_key("A"))
+    )
+    given = {
+        "NATS_URL": "tls://nats.example:4222",
+        "NATS_CREDS_FILE": "user.creds",
+        "NATS_CA_FILE": "ca.pem",
+        "NATS_REPLICAS": "3",
+        "ALLOW_PLAIN_TEXT": "true",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    return given
+
+
+def test_clients_get_every_setting_of_a_server_elsewhere(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REDIS_TLS", "true")  # of a server that the stack starts
+    home = tmp_path / "fleet"
+    home.mkdir()
+    (home / "env").write_text("NATS_USER=of_an_earlier_start\n")
+
+    env = parts(StackSettings.load()).env
+
+    files = {name: str(tmp_path / given[name]) for name in ("NATS_CREDS_FILE", "NATS_CA_FILE")}
+    ours = {name: env[name] for name in env if name.startswith(("NATS_", "ALLOW_", "REDIS_TLS"))}
+    assert ours == given | files
+
+    (home / "env").write_text(_as_lines(env))
+    for name in (*given, "REDIS_TLS"):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir("/")
+    read = load()
+    assert read.nats_ca_file == tmp_path / "ca.pem"
+    assert read.nats_creds_file == tmp_path / "user.creds"
+    assert (read.nats_url, read.nats_replicas) == ("tls://nats.example:4222", 3)
+    assert read.allow_plain_text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("NATS_URL", "nats.example", "must be a URL such as nats://"),
+        ("NATS_CA_FILE", "missing.pem", "does not point to a file"),
+        ("NATS_REPLICAS", "2", "must be 1 or 3"),
+    ],
+)
+def test_a_wrong_setting_of_a_server_elsewhere_is_refused_by_name(
+    name: str, value: str, rule: str, given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(InvalidStackSettings, match=rf"(?s){name} .*{rule}.*; fix or unset it"):
+        parts(StackSettings.load())
+
+
+def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://fleet:secret@nats.example:4222")
+
+    found = parts(StackSettings.load())
+
+    assert {part.where for part in found.servers} >= {"nats://nats.example:4222"}
+    assert found.env["NATS_URL"] == "nats://fleet:secret@nats.example:4222"
+
+
+def test_clients_get_given_payload_keys_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("a1" * 32)
+    monkeypatch.setenv("PAYLOAD_KEYS_FILE", str(tmp_path / "keys"))
+
+    env = parts(StackSettings.load()).env
+
+    assert env["PAYLOAD_KEYS_FILE"] == str(tmp_path / "keys")
+    assert "PAYLOAD_KEYS" not in env
 
 
 def test_free_ports_are_kept_for_the_next_start(tmp_path: Path) -> None:
@@ -208,8 +292,6 @@ def test_every_part_listens_on_loopback_only(tmp_path: Path) -> None:
 def test_a_password_with_odd_characters_is_read_back_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploy.local.stack import _as_lines
-
     odd = "a'b\"c #d\\e$f g"
 
     (tmp_path / "env").write_text(_as_lines({"NATS_PASSWORD": odd}))
