@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from neo4j import READ_ACCESS, AsyncDriver, AsyncGraphDatabase, Query
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from temporalio.exceptions import ApplicationError
 
@@ -67,7 +69,11 @@ async def other(tmp_path: Path, driver: AsyncDriver) -> AsyncIterator[Redis]:
     server = Valkey(tmp_path / "valkey", port)
     process = ServerProcess(server, tmp_path / "valkey.log", READY_WITHIN)
     await process.start()
-    client = Redis(host=server.host, port=port, password=server.password)
+    # With a timeout and retries, the client would send a script that runs long a second time.
+    once = Retry(NoBackoff(), 0)
+    client = Redis(
+        host=server.host, port=port, password=server.password, socket_timeout=None, retry=once
+    )
     yield client
     await client.aclose()
     await process.kill()
