@@ -22,7 +22,12 @@ from temporalio.bridge.proto.workflow_commands import WorkflowCommand
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import WorkflowInstanceDetails
 
-from workers.payload_codec import PayloadAltered, payloads_of, unreadable
+from workers.payload_codec import (
+    FleetFailureConverter,
+    PayloadAltered,
+    payloads_of,
+    unreadable,
+)
 from workflows.models.errors import NOT_UNDERSTOOD, InvalidInput, invalid_input
 
 BOM = b"\xef\xbb\xbf"
@@ -39,7 +44,8 @@ class Payloads:
     def __init__(self, details: WorkflowInstanceDetails) -> None:
         self._defn = details.defn
         self._converter = details.payload_converter_factory()
-        self._failures = details.failure_converter_class()
+        # Not encrypted: the sender may have no key, and a refusal does not quote what was sent.
+        self._failures = FleetFailureConverter()
         self._refusal: ApplicationError | None = None
 
     def judge(self, act: WorkflowActivation) -> tuple[WorkflowActivation, list[WorkflowCommand]]:
@@ -166,7 +172,9 @@ class Payloads:
         except ValidationError as error:
             return invalid_input(what, error)
         except Exception as error:  # any error is the payload's fault  # noqa: BLE001
-            return InvalidInput(what, [(WHOLE, f"cannot be read ({error!r}); send JSON in UTF-8")])
+            return InvalidInput(
+                what, [(WHOLE, f"cannot be read ({type(error).__name__}); send JSON")]
+            )
         return None
 
     def _failure(self, error: ApplicationError) -> Failure:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import re
+from inspect import signature
+from typing import Any, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 from temporalio.api.common.v1 import Payload
 from temporalio.client import (
     Client,
@@ -28,11 +33,12 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
-from workflows.models.errors import ErrorType
+from workflows.models.errors import ErrorType, invalid_input
 from workflows.models.story import TimelineEntry
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
 
+FIELD_NAME = re.compile(r'"(\w+)": \{')
 DEEP = b"[" * 300 + b"]" * 300
 
 
@@ -195,3 +201,42 @@ async def test_whitespace_around_a_revision_is_ignored(start_story: StartStory) 
     view = await story.approve("approve_scope", revision=f" {shown}\n")
 
     assert view.state == "DESIGN"
+
+
+VALUE = "canary"
+
+RECEIVED: dict[str, TypeAdapter[Any]] = {
+    f"{workflow.__name__}.{function.__name__}": TypeAdapter(get_type_hints(function)[name])
+    for workflow in WORKFLOW_CLASSES
+    for function in vars(workflow).values()
+    if hasattr(function, "__temporal_workflow_run") or hasattr(function, "_defn")
+    for name in list(signature(function).parameters)[1:]
+}
+
+
+def documents(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Generate JSON whose objects have the model's field names, and `canary` in every text."""
+    names = st.sampled_from(sorted(FIELD_NAME.findall(json.dumps(schema))) or ["unknown"])
+    leaves = st.sampled_from([VALUE, f"2026-{VALUE}", f"{VALUE} \n", 1, -1, 1e300, True, None])
+    return st.recursive(
+        leaves, lambda below: st.lists(below) | st.dictionaries(names, below, max_size=12)
+    )
+
+
+def refusal(name: str, document: Any) -> str:
+    """Return the message by which the document is refused; empty if it is accepted."""
+    try:
+        RECEIVED[name].validate_json(json.dumps(document))
+    except ApplicationError as error:
+        return error.message
+    except ValidationError as error:
+        return invalid_input(name, error).message
+    return ""
+
+
+@pytest.mark.parametrize("name", RECEIVED)
+@given(data=st.data())
+def test_a_refusal_quotes_no_value(name: str, data: st.DataObject) -> None:
+    document = data.draw(documents(RECEIVED[name].json_schema()))
+
+    assert VALUE not in refusal(name, document)
