@@ -45,6 +45,10 @@ COMPRESSED_FROM_BYTES = 1024
 """Payloads of this size or larger are compressed. Smaller ones gain less than it costs."""
 
 
+REFUSALS = frozenset({ErrorType.INVALID_INPUT, ErrorType.PERMISSION})
+"""Errors that name fields, ids, rules and remedies, and quote no other value that was sent."""
+
+
 ALTERED = "altered"
 """The metadata by which the codec marks an encrypted payload that was altered."""
 
@@ -198,10 +202,21 @@ class FleetFailureConverter(DefaultFailureConverter):
 
 
 class EncodedFailureConverter(FleetFailureConverter):
-    """Puts messages and stack traces into payloads, which the codec encrypts."""
+    """Puts messages and stack traces into payloads, which the codec encrypts.
+
+    The messages of REFUSALS stay readable too: the `temporal` CLI shows no other reason.
+    """
 
     def __init__(self) -> None:
         super().__init__(encode_common_attributes=True)
+
+    def to_failure(
+        self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure
+    ) -> None:
+        """Write the exception into `failure`."""
+        super().to_failure(exception, payload_converter, failure)
+        if isinstance(exception, ApplicationError) and exception.type in REFUSALS:
+            failure.message = exception.message
 
 
 def encrypting_converter(keys: Sequence[bytes]) -> DataConverter:

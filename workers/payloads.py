@@ -22,12 +22,7 @@ from temporalio.bridge.proto.workflow_commands import WorkflowCommand
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import WorkflowInstanceDetails
 
-from workers.payload_codec import (
-    FleetFailureConverter,
-    PayloadAltered,
-    payloads_of,
-    unreadable,
-)
+from workers.payload_codec import PayloadAltered, payloads_of, unreadable
 from workflows.models.errors import NOT_UNDERSTOOD, InvalidInput, invalid_input
 
 BOM = b"\xef\xbb\xbf"
@@ -44,8 +39,7 @@ class Payloads:
     def __init__(self, details: WorkflowInstanceDetails) -> None:
         self._defn = details.defn
         self._converter = details.payload_converter_factory()
-        # Not encrypted: the sender may have no key, and a refusal does not quote what was sent.
-        self._failures = FleetFailureConverter()
+        self._failures = details.failure_converter_class()
         self._refusal: ApplicationError | None = None
 
     def judge(self, act: WorkflowActivation) -> tuple[WorkflowActivation, list[WorkflowCommand]]:

@@ -66,16 +66,16 @@ def env(stack: Stack) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(stack.env_file).items()}
 
 
-async def temporal(stack: Stack, *arguments: str) -> str:
+async def temporal(stack: Stack, *arguments: str, story: str = STORY, code: int = 0) -> str:
     """Run the `temporal` CLI on the story as a person does who has loaded `.fleet/env`."""
     process = await asyncio.create_subprocess_exec(
-        *(str(script("temporal")), "workflow", *arguments, "--workflow-id", f"story-{STORY}"),
+        *(str(script("temporal")), "workflow", *arguments, "--workflow-id", f"story-{story}"),
         env=os.environ | env(stack),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await process.communicate()
-    assert process.returncode == 0, out.decode()
+    assert process.returncode == code, out.decode()
     return out.decode()
 
 
@@ -93,6 +93,15 @@ async def run_story(stack: Stack, client: Client, folder: Path) -> str:
     await temporal(stack, *report, "--input-file", str(folder / "report.json"))
     await until(handle.describe, lambda described: described.close_time, **LONG)
     return await temporal(stack, "query", "--type", "state")
+
+
+async def refused_story(stack: Stack, folder: Path) -> str:
+    """Start a story that is too long, and return what the CLI prints of its result."""
+    story = {"story_id": "US-901", "title": WRITTEN, "brief": WRITTEN * 2_000}
+    (folder / "long.json").write_text(json.dumps(story))
+    start = ("start", "--type", "StoryWorkflow", "--task-queue", "story")
+    await temporal(stack, *start, "--input-file", str(folder / "long.json"), story="US-901")
+    return await temporal(stack, "result", story="US-901", code=1)
 
 
 async def attribute(handle: WorkflowHandle[Any, Any], key: SearchAttributeKey[str]) -> str | None:
@@ -162,10 +171,12 @@ async def test_the_texts_of_a_story_are_read_by_people_and_stored_as_cipher_text
 ) -> None:
     client = await connect(env(stack)["TEMPORAL_ADDRESS"])
     state = await run_story(stack, client, tmp_path)
+    refusal = await refused_story(stack, tmp_path)
 
     # People read them with the CLI, in the Web UI and in the graph.
     assert "DONE" in state
     assert WRITTEN in state
+    assert "brief: has 76,000 bytes, and may have 65,536" in refusal
     assert WRITTEN in await web_ui_text(stack, client)
     texts = await until(lambda: graph_texts(stack), lambda found: ANSWERED in found)
     assert WRITTEN in texts

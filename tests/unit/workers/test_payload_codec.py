@@ -17,6 +17,7 @@ from workers.payload_codec import (
     COMPRESSION,
     ENCRYPTED,
     KEY_ID,
+    REFUSALS,
     EncryptedText,
     EncryptionCodec,
     PayloadAltered,
@@ -25,7 +26,7 @@ from workers.payload_codec import (
     text_cipher,
     unreadable,
 )
-from workflows.models.errors import ErrorType
+from workflows.models.errors import ErrorType, application_error
 
 KEY, OTHER, THIRD = bytes(32), bytes(range(32)), b"k" * 32
 
@@ -183,6 +184,21 @@ async def test_a_failure_shows_neither_its_message_nor_its_details() -> None:
     )
     assert isinstance(read.cause, FailureError)
     assert read.cause.message == "canary one"
+
+
+@pytest.mark.parametrize("kind", sorted(REFUSALS))
+async def test_the_message_of_a_refusal_can_be_read_without_a_key(kind: ErrorType) -> None:
+    converter = encrypting_converter([KEY])
+    failure = Failure()
+    try:
+        raise application_error(kind, "title: required; add it")
+    except ApplicationError as error:
+        await converter.encode_failure(error, failure)
+
+    assert (failure.message, failure.stack_trace) == ("title: required; add it", "")
+    read = await converter.decode_failure(failure)
+    assert isinstance(read, ApplicationError)
+    assert (read.message, read.type) == ("title: required; add it", kind)
 
 
 async def test_without_keys_nothing_is_encrypted() -> None:
