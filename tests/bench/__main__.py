@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local.servers import ROOT
-from tests.bench import bus, parts, services
+from tests.bench import bus, parts, services, upkeep
 from tests.bench.figures import Figure
 from workers.exit import leave
 
@@ -38,6 +38,8 @@ PARTS: dict[str, Part] = {
     "growth": parts.growth,
     "memory": parts.memory,
     "recovery": parts.recovery,
+    "start": upkeep.start,
+    "restart": upkeep.restart,
     "inbox": bus.inbox,
     "mirror": bus.mirror,
     "grpc": services.grpc,
