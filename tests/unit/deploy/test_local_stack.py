@@ -322,8 +322,17 @@ def test_clean_removes_what_was_stored_and_keeps_what_was_installed(tmp_path: Pa
 
 def test_clean_refuses_while_a_process_of_the_stack_lives(tmp_path: Path) -> None:
     with subprocess.Popen(
-        ["sleep", "60"], env={MARK: str(tmp_path), "PATH": "/usr/bin:/bin"}, start_new_session=True
+        ["cat"],
+        env={MARK: str(tmp_path), "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()  # Before it runs, its environment cannot be read.
         stack = Stack(StackSettings.load(home=tmp_path))
 
         with pytest.raises(StillRunning, match="stop it first"):
