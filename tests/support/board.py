@@ -15,7 +15,7 @@ async def shout(text: str) -> str:
 
 @activity.defn
 async def refuse(text: str) -> None:
-    raise application_error(ErrorType.INVALID_INPUT, f"refused: {text}", text)
+    raise application_error(ErrorType.INVALID_ENTRY, f"refused: {text}", text)
 
 
 @workflow.defn
