@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import statistics
 import time
@@ -11,8 +10,6 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
-
-from temporalio.client import WorkflowFailureError
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import Command, Workers
@@ -82,20 +79,17 @@ async def restart(folder: Path) -> list[Figure]:
     took: list[float] = []
     names = [f"US-{number}" for number in range(1, MOVING + 1)]
     async with LlmServer(delay_ms=200) as engine, Site(folder, engine.url) as site:
-        handles = [await site.begin(name, approvals="human") for name in names]
-        people = [asyncio.create_task(decide(site, name, took)) for name in names]
+        for name in names:
+            await site.begin(name, approvals="human")
+        stop = asyncio.Event()
+        people = [asyncio.create_task(decide(site, name, took, stop)) for name in names]
         await calm(people)  # warm-up
         before = await measured(took, calm(people))
         during = await measured(took, replace_workers(site))
         after = await measured(took, calm(people))
-        for person in people:
-            person.cancel()
-        await asyncio.gather(*people, return_exceptions=True)
-        for handle in handles:
-            await handle.cancel()
-            with contextlib.suppress(WorkflowFailureError):
-                await handle.result()
-        lost = await site.differences(*names)
+        stop.set()
+        await asyncio.gather(*people)
+        lost = await lost_events(site, names)
     usual = p95([*before, *after])
     how = (
         f"p95 of {len(during)} updates: {p95(during) * 1000:.0f} ms; of {len(before) + len(after)} "
@@ -124,13 +118,13 @@ async def measured(took: list[float], work: Coroutine[None, None, None]) -> list
     return took[first:]
 
 
-async def decide(site: Site, name: str, took: list[float]) -> None:
-    """Approve the story's scope and reject its design, again and again."""
+async def decide(site: Site, name: str, took: list[float], stop: asyncio.Event) -> None:
+    """Approve the story's scope and reject its design, until it is time to stop."""
     handle = site.client.get_workflow_handle(f"story-{name}")
     person = {"actor": "ana", "role": "PO"}
     approval = person | {"gate": "approve_scope"}
     rejection = person | {"event": "reject_design", "reason": "Another one, please."}
-    while True:
+    while not stop.is_set():
         while await site.attribute(name, PENDING_GATE) != "approve_scope":
             await asyncio.sleep(0.05)
         for update, request in (("approve", approval), ("reject", rejection)):
@@ -138,6 +132,17 @@ async def decide(site: Site, name: str, took: list[float]) -> None:
             began = time.perf_counter()
             await handle.execute_update(update, request, result_type=dict)
             took.append(time.perf_counter() - began)
+
+
+async def lost_events(site: Site, names: Sequence[str]) -> list[str]:
+    """Compare histories, streams and graph, for a minute at most while events are on their way."""
+    lost: list[str] = []
+    for _ in range(60):
+        lost = await site.differences(*names)
+        if not lost:
+            break
+        await asyncio.sleep(1)
+    return lost
 
 
 async def replace_workers(site: Site) -> None:
