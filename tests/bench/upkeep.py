@@ -7,9 +7,12 @@ import secrets
 import statistics
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
+
+from temporalio.client import WorkflowFailureError
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import Command, Workers
@@ -79,8 +82,7 @@ async def restart(folder: Path) -> list[Figure]:
     took: list[float] = []
     names = [f"US-{number}" for number in range(1, MOVING + 1)]
     async with LlmServer(delay_ms=200) as engine, Site(folder, engine.url) as site:
-        for name in names:
-            await site.begin(name, approvals="human")
+        handles = [await site.begin(name, approvals="human") for name in names]
         stop = asyncio.Event()
         people = [asyncio.create_task(decide(site, name, took, stop)) for name in names]
         await calm(people)  # warm-up
@@ -89,6 +91,10 @@ async def restart(folder: Path) -> list[Figure]:
         after = await measured(took, calm(people))
         stop.set()
         await asyncio.gather(*people)
+        for handle in handles:
+            await handle.cancel()
+            with suppress(WorkflowFailureError):
+                await handle.result()
         lost = await lost_events(site, names)
     usual = p95([*before, *after])
     how = (

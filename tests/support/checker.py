@@ -71,6 +71,7 @@ class StoryHistory:
     """The values of StoryState in order, starting with the machine's initial state."""
     deliberations: list[str] = field(default_factory=list)
     """Ids of the deliberations that completed."""
+    cancelled: bool = False
     faults: list[str] = field(default_factory=list)
 
 
@@ -99,6 +100,8 @@ async def read_histories(client: Client, story_id: str) -> StoryHistory:
         description = await client.get_workflow_handle(workflow_id).describe()
         if description.status is WorkflowExecutionStatus.RUNNING:
             contents.faults.append(f"{workflow_id} still runs")
+        if workflow_id == f"story-{story_id}":
+            contents.cancelled = description.status is WorkflowExecutionStatus.CANCELED
         completed = description.status is WorkflowExecutionStatus.COMPLETED
         if completed and workflow_id.startswith("deliberation-"):
             contents.deliberations.append(workflow_id)
@@ -348,8 +351,9 @@ def _graph_differs(contents: StoryHistory, graph: Graph) -> Iterable[str]:
     if graph.transitions != moved:
         there, wanted = _path(graph.transitions), _path(moved)
         yield f"the graph's transitions are {there}; the history's are {wanted}"
-    if contents.states and graph.status != contents.states[-1]:
-        yield f"the graph says {graph.status}, the history {contents.states[-1]}"
+    status = "CANCELLED" if contents.cancelled else (contents.states or [graph.status])[-1]
+    if graph.status != status:
+        yield f"the graph says {graph.status}, the history {status}"
     for deliberation in contents.deliberations:
         winners = graph.deliberations.get(deliberation, 0)
         if winners != 1:
