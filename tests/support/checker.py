@@ -177,8 +177,10 @@ def _read_run(
                 children.append(started.workflow_execution.workflow_id)
             case EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
                 upsert = event.upsert_workflow_search_attributes_event_attributes
-                if state := upsert.search_attributes.indexed_fields.get("StoryState"):
-                    contents.states.append(json.loads(state.data))
+                if payload := upsert.search_attributes.indexed_fields.get("StoryState"):
+                    state = json.loads(payload.data)
+                    if contents.states[-1:] != [state]:  # the next run sets it again
+                        contents.states.append(state)
     contents.faults += [
         f"{workflow_id}: {each.subject} {each.id} was never published"
         for events in publishing.values()
