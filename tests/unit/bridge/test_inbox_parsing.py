@@ -2,6 +2,7 @@
 
 import base64
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,28 @@ HEADERS = st.dictionaries(
     WORDS | st.sampled_from([STRUCTURED, TRANSITIONED, "application/json"]),
     max_size=3,
 )
+
+
+ODD: tuple[Any, ...] = ([], {}, [[]], [{}], [None], {"id": []}, True, -1, 1.5, 2**63, "x", " ")
+"""Values of each JSON type, of which at most one has the type of a field."""
+
+
+@pytest.mark.parametrize("odd", ODD, ids=json.dumps)
+@pytest.mark.parametrize("shape", ["flat", "structured", "enveloped"])
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_field_of_any_type_is_parsed_or_refused(subject: str, shape: str, odd: Any) -> None:
+    ids = dict.fromkeys(IDS_OF[PUBLISHED[subject]], "US-1") | {"to_phase": "DESIGN"}
+    event = {"specversion": "1.0", "type": subject, "source": "/x", "data": ids}
+    envelope = {"event_type": subject, "idempotency_key": "k", "payload": ids}
+    whole = {"flat": ids, "structured": event, "enveloped": envelope}[shape]
+    inner = {"flat": "", "structured": "data", "enveloped": "payload"}[shape]
+    assert parsed(whole, subject)
+
+    for name in NAMES:
+        for body in (whole | {name: odd}, whole | ({inner: ids | {name: odd}} if inner else {})):
+            stated_identity({}, json.dumps(body).encode())
+            with suppress(InvalidMessage):
+                parsed(body, subject)
 
 
 @st.composite
