@@ -67,4 +67,6 @@ def content_hash(content: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-Count = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Tokens = Annotated[int, Field(gt=0, le=10**12)]
+"""A budget of tokens; far below the largest integer that Neo4j stores."""

@@ -346,7 +346,7 @@ class DeliberationCompleted(EventBody):
     duration_ms: DurationMs
 
     def summary(self) -> str:
-        took = f"in {self.duration_ms / 1000:.0f} s"
+        took = f"in {round(self.duration_ms, -3) // 1000} s"
         return f"{self.role} council decided {self.task_id} {took}, score {self.score:.2f}"
 
 

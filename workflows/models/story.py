@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from workflows.models.access import Proof, Via
-from workflows.models.base import Actor, Line, Model, Request, Rigor, Title
+from workflows.models.base import Actor, Line, Model, Request, Rigor, Title, Tokens
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import Id, Role
@@ -25,7 +25,7 @@ class StoryInput(Request):
     rigor: Rigor = "L1"
     created_by: Actor = "unknown"
     approvals: Literal["human", "auto"] = "human"
-    token_budget: int | None = Field(default=None, gt=0)
+    token_budget: Tokens | None = None
     carried: dict[str, Any] | None = None
     """State of the previous run. Only continue-as-new may set it; others are rejected."""
 
@@ -76,7 +76,7 @@ class Amend(Request):
 class RaiseBudget(Request):
     """A request to add `tokens` to the story's token budget."""
 
-    tokens: int = Field(gt=0)
+    tokens: Tokens
     actor: Actor
     role: Role
     proof: Proof = ""

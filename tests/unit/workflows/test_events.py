@@ -156,6 +156,18 @@ def test_a_foreign_body_is_shown_as_a_line(subject: str, body: Any, line: str) -
     assert headline(subject, body)[0] == line
 
 
+ODD = ([], {}, [[]], True, -1, 1.5, 10**400, "", None, float("nan"))
+
+
+@pytest.mark.parametrize("subject", PUBLISHED)
+def test_a_foreign_body_with_a_field_of_any_type_is_shown(subject: str) -> None:
+    body = example(PUBLISHED[subject])
+
+    for name in body:
+        for odd in ODD:
+            assert headline(subject, body | {name: odd})[0]
+
+
 def test_an_entry_of_a_newer_child_is_in_the_timeline_under_its_subject() -> None:
     entry = Entry(
         id="1", kind="Later", subject="planning.later", source="plan-1", time="now", body={}
