@@ -226,6 +226,8 @@ class Temporal(Server):
             "frontend.httpAllowedHosts": [],
             # Distribute calls among waiting stories by their fairness key.
             "matching.enableFairness": True,
+            # End the polls of a worker that stops: a task that is given to one waits for a time-out.
+            "frontend.enableCancelWorkerPollsOnShutdown": True,
         }
         return Command(
             (
