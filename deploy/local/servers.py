@@ -188,6 +188,15 @@ def script(name: str) -> Path:
     return path
 
 
+DYNAMIC_CONFIG = {
+    # Distribute calls among waiting stories by their fairness key.
+    "matching.enableFairness": True,
+    # End the polls of a worker that stops: a task that is given to one waits for a timeout.
+    "frontend.enableCancelWorkerPollsOnShutdown": True,
+}
+"""Temporal's dynamic configuration that the fleet needs; also in deploy/docker and deploy/k8s."""
+
+
 @dataclass(frozen=True)
 class Temporal(Server):
     """Temporal's development server with its Web UI; state in one SQLite file."""
@@ -224,10 +233,7 @@ class Temporal(Server):
             "history.timerProcessorMaxPollRPS": 2000,
             # No `Host` is served: web pages could send requests to the HTTP API.
             "frontend.httpAllowedHosts": [],
-            # Distribute calls among waiting stories by their fairness key.
-            "matching.enableFairness": True,
-            # End the polls of a worker that stops: a task that is given to one waits for a time-out.
-            "frontend.enableCancelWorkerPollsOnShutdown": True,
+            **DYNAMIC_CONFIG,
         }
         return Command(
             (

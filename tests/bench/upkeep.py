@@ -71,6 +71,10 @@ def process_of(site: Site, server: Workers) -> ServerProcess:
 MOVING = 5
 """Stories that move between DRAFT and DESIGN at the same time, each with a person."""
 
+ROUNDS = 4
+"""Decisions about a design until the story is cancelled and the next one begins: as many events as
+a story to DONE has, because the worker that takes a story over replays them."""
+
 PAUSE_S = 0.5
 """How long a person reads before the next decision."""
 
@@ -80,21 +84,16 @@ CALM_S = 30.0
 async def restart(folder: Path) -> list[Figure]:
     """Replace every worker under load, and compare the transitions with those before and after."""
     took: list[float] = []
-    names = [f"US-{number}" for number in range(1, MOVING + 1)]
+    names: list[str] = []
     async with LlmServer(delay_ms=200) as engine, Site(folder, engine.url) as site:
-        handles = [await site.begin(name, approvals="human") for name in names]
         stop = asyncio.Event()
-        people = [asyncio.create_task(decide(site, name, took, stop)) for name in names]
+        people = [asyncio.create_task(decide(site, names, took, stop)) for _ in range(MOVING)]
         await calm(people)  # warm-up
         before = await measured(took, calm(people))
         during = await measured(took, replace_workers(site))
         after = await measured(took, calm(people))
         stop.set()
         await asyncio.gather(*people)
-        for handle in handles:
-            await handle.cancel()
-            with suppress(WorkflowFailureError):
-                await handle.result()
         lost = await lost_events(site, names)
     usual = p95([*before, *after])
     how = (
@@ -124,20 +123,26 @@ async def measured(took: list[float], work: Coroutine[None, None, None]) -> list
     return took[first:]
 
 
-async def decide(site: Site, name: str, took: list[float], stop: asyncio.Event) -> None:
-    """Approve the story's scope and reject its design, until it is time to stop."""
-    handle = site.client.get_workflow_handle(f"story-{name}")
+async def decide(site: Site, names: list[str], took: list[float], stop: asyncio.Event) -> None:
+    """Begin one story after the other; approve its scope and reject its design, then cancel it."""
     person = {"actor": "ana", "role": "PO"}
     approval = person | {"gate": "approve_scope"}
     rejection = person | {"event": "reject_design", "reason": "Another one, please."}
     while not stop.is_set():
-        while await site.attribute(name, PENDING_GATE) != "approve_scope":
-            await asyncio.sleep(0.05)
-        for update, request in (("approve", approval), ("reject", rejection)):
-            await asyncio.sleep(PAUSE_S)
-            began = time.perf_counter()
-            await handle.execute_update(update, request, result_type=dict)
-            took.append(time.perf_counter() - began)
+        name = f"US-{len(names) + 1}"
+        names.append(name)
+        handle = await site.begin(name, approvals="human")
+        for _ in range(ROUNDS):
+            while await site.attribute(name, PENDING_GATE) != "approve_scope":
+                await asyncio.sleep(0.05)
+            for update, request in (("approve", approval), ("reject", rejection)):
+                await asyncio.sleep(PAUSE_S)
+                began = time.perf_counter()
+                await handle.execute_update(update, request, result_type=dict)
+                took.append(time.perf_counter() - began)
+        await handle.cancel()
+        with suppress(WorkflowFailureError):
+            await handle.result()
 
 
 async def lost_events(site: Site, names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from deploy.local.servers import script
+from deploy.local.servers import DYNAMIC_CONFIG, script
 from tests.support.manifests import Manifests, rendered
 from workers import health
 from workers.processes.process import IF_ENCRYPTED, PROCESSES
@@ -125,6 +125,17 @@ def test_it_runs_every_process() -> None:
     commands = {tuple(each.get("command", ())) for each in compose()["services"].values()}
 
     assert {(name,) for name in PROCESSES | IF_ENCRYPTED} <= commands
+
+
+def test_temporal_has_the_configuration_that_the_fleet_needs_wherever_it_runs() -> None:
+    service = compose()["services"]["temporal"]
+    (mounted,) = service["configs"]
+    in_compose = yaml.safe_load(compose()["configs"][mounted["source"]]["content"])
+    values = yaml.safe_load((ROOT / "deploy/k8s/temporal/values.yaml").read_text())
+
+    assert service["environment"]["DYNAMIC_CONFIG_FILE_PATH"] == mounted["target"]
+    for found in (in_compose, values["server"]["dynamicConfig"]):
+        assert found == {name: [{"value": value}] for name, value in DYNAMIC_CONFIG.items()}
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:
