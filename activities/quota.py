@@ -12,7 +12,7 @@ from datetime import timedelta
 from redis.asyncio import Redis
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.errors import store_errors
+from activities.cache_errors import cache_errors
 from workflows.models.agents import TOKENS_PER_HOUR
 from workflows.models.errors import ErrorType
 from workflows.models.ids import encode_id
@@ -32,12 +32,12 @@ class TokenQuota:
 
         Raises:
             ApplicationError: `QuotaUsed`, not retryable, says when the next hour begins; or by
-                `activities.graph.errors.TABLE`, if Valkey does not answer.
+                `activities.cache_errors.TABLE`, if Valkey does not answer.
         """
         if not actor:
             return
         now = time.time()
-        with store_errors():
+        with cache_errors():
             used = int(await self._valkey.get(_key(actor, now)) or 0)
         if used < self._limit:
             return

@@ -11,7 +11,7 @@ from typing import cast
 from redis.asyncio import Redis
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.errors import store_errors
+from activities.cache_errors import cache_errors
 from activities.tokens import HOW, Caller
 from workflows.models.errors import ErrorType, application_error
 
@@ -36,7 +36,7 @@ class RevokedTokens:
     async def revoke(self, token_id: str, valid_for: timedelta) -> None:
         """Revoke the token with this id (`jti`), which expires after `valid_for` at the latest."""
         now = time.time()
-        with store_errors():
+        with cache_errors():
             await self._valkey.zremrangebyscore(REVOKED, 0, now)
             await self._valkey.zadd(REVOKED, {token_id: now + valid_for.total_seconds()})
 
@@ -44,7 +44,7 @@ class RevokedTokens:
         """Refuse a caller whose token was revoked.
 
         Raises:
-            ApplicationError: `Unauthenticated`; or by `activities.graph.errors.TABLE`, if the list
+            ApplicationError: `Unauthenticated`; or by `activities.cache_errors.TABLE`, if the list
                 could not be read for KEPT_S.
         """
         if caller.token_id in await self._ids():
@@ -66,7 +66,7 @@ class RevokedTokens:
 
     async def _read(self) -> None:
         try:
-            with store_errors():
+            with cache_errors():
                 found = await self._valkey.zrangebyscore(REVOKED, time.time(), math.inf)
         except ApplicationError as error:
             self._failure = error

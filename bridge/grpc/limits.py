@@ -69,7 +69,7 @@ class Limits:
         A call that joins a workflow uses no tokens, and is not refused.
 
         Raises:
-            ApplicationError: `QuotaUsed`; or by `activities.graph.errors.TABLE`, if Valkey does
+            ApplicationError: `QuotaUsed`; or by `activities.cache_errors.TABLE`, if Valkey does
                 not answer.
         """
         if self.quota is None:

@@ -15,7 +15,7 @@ from grpc import StatusCode
 from redis.asyncio import Redis
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.errors import store_errors
+from activities.cache_errors import cache_errors
 from bridge.grpc.calls import REQUEST_ID, derived_id
 from bridge.grpc.errors import STATUS
 from workflows.models.errors import ErrorType, application_error
@@ -55,7 +55,7 @@ class Requests:
 
         Raises:
             ApplicationError: `RequestReused`: the caller used the id for another request; or by
-                `activities.graph.errors.TABLE`, if Valkey does not answer.
+                `activities.cache_errors.TABLE`, if Valkey does not answer.
         """
         given = dict(metadata).get(REQUEST_ID)
         name = method.rpartition("/")[2]
@@ -63,7 +63,7 @@ class Requests:
             yield
             return
         key, content = f"swe:request:{derived_id(actor, given)}", content_of(name, request)
-        with store_errors():
+        with cache_errors():
             before = await self._valkey.set(key, content, nx=True, get=True, ex=REMEMBERED_S)
         if before is not None and before != content.encode():
             raise application_error(
@@ -75,7 +75,7 @@ class Requests:
             yield
         except ApplicationError as error:
             if before is None and STATUS.get(error.type or "") in NOTHING_DONE:
-                with store_errors():
+                with cache_errors():
                     await self._valkey.delete(key)
             raise
 

@@ -261,12 +261,13 @@ ODD: tuple[Any, ...] = ([], {}, [[]], [{}], [None], {"id": []}, True, -1, 1.5, 2
 @pytest.mark.parametrize("shape", ["flat", "structured", "enveloped"])
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_field_of_any_type_is_parsed_or_refused(subject: str, shape: str, odd: Any) -> None:
-    ids = dict.fromkeys(IDS_OF[PUBLISHED[subject]], "US-1") | {"to_phase": "DESIGN"}
+    ids: dict[str, Any] = dict.fromkeys(IDS_OF[PUBLISHED[subject]], "US-1")
+    ids["to_phase"] = "DESIGN"
     event = {"specversion": "1.0", "type": subject, "source": "/x", "data": ids}
     envelope = {"event_type": subject, "idempotency_key": "k", "payload": ids}
     whole = {"flat": ids, "structured": event, "enveloped": envelope}[shape]
     inner = {"flat": "", "structured": "data", "enveloped": "payload"}[shape]
-    assert parsed(whole, subject)
+    parsed(whole, subject)
 
     for name in NAMES:
         for body in (whole | {name: odd}, whole | ({inner: ids | {name: odd}} if inner else {})):

@@ -156,7 +156,7 @@ def test_a_foreign_body_is_shown_as_a_line(subject: str, body: Any, line: str) -
     assert headline(subject, body)[0] == line
 
 
-ODD = ([], {}, [[]], True, -1, 1.5, 10**400, "", None, float("nan"))
+ODD: tuple[Any, ...] = ([], {}, [[]], True, -1, 1.5, 10**400, "", None, float("nan"))
 
 
 @pytest.mark.parametrize("subject", PUBLISHED)
