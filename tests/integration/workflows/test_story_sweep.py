@@ -112,12 +112,12 @@ async def events(jetstream: JetStreamContext, story: Story, last: str) -> list[d
 
 
 async def status(driver: AsyncDriver, story: Story) -> str:
-    async with driver.session() as session:
-        found = await session.run(
-            "MATCH (s:Story {id: $id}) RETURN s.status AS status",
-            id=story.id.removeprefix("story-"),
-        )
-        return str((await found.single(strict=True))["status"])
+    """Return the story's status in the graph; empty if it is not there yet."""
+    found = await driver.execute_query(
+        "MATCH (s:Story {id: $id}) RETURN s.status AS status",
+        id=story.id.removeprefix("story-"),
+    )
+    return str(found.records[0]["status"]) if found.records else ""
 
 
 CANCELLED = "planning.story.cancelled"
