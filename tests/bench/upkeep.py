@@ -72,8 +72,8 @@ MOVING = 5
 """Stories that move between DRAFT and DESIGN at the same time, each with a person."""
 
 ROUNDS = 4
-"""Decisions about a design until the story is cancelled and the next one begins: some 400 events, about
-as many as a story to DONE has, because the worker that takes a story over replays them."""
+"""Decisions about a design until the story is cancelled and the next one begins: some 400 events,
+about as many as a story to DONE has, because the worker that takes a story over replays them."""
 
 PAUSE_S = 0.5
 """How long a person reads before the next decision."""
