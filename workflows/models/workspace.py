@@ -1,0 +1,105 @@
+"""Repositories that stories name, and what happens in a workspace made from one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from workflows.models.base import Model, Section
+from workflows.models.ids import Id, LongId
+
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+"""The id of a commit, in full."""
+
+RepositoryKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+"""The name of an entry in repositories.yaml."""
+
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=400)]
+"""A pattern of paths relative to the repository's root; `*` within a name, `**` across names."""
+
+Command = Annotated[str, StringConstraints(max_length=4_000)]
+"""A shell command of a repository; empty: not given."""
+
+
+class Limits(Section):
+    """The limits of an agent's work in a repository.
+
+    Attributes:
+        seconds: of one command, and of each measurement.
+        memory_bytes: of a whole sandbox.
+        processes: of a whole sandbox.
+    """
+
+    steps: int = Field(default=40, ge=1, le=1_000)
+    seconds: int = Field(default=900, ge=1, le=86_400)
+    memory_bytes: int = Field(default=2 * 1024**3, ge=64 * 1024**2)
+    processes: int = Field(default=256, ge=8, le=32_768)
+
+
+class Repository(Section):
+    """An entry of repositories.yaml, as a story's history holds it.
+
+    Attributes:
+        image: the tool chain's name.
+        open_paths: CI and git configuration that stories may change.
+    """
+
+    key: RepositoryKey
+    url: str
+    base: str = "main"
+    push: bool = False
+    image: str = "python"
+    setup: Command = ""
+    build: Command = ""
+    unit: Command = ""
+    e2e: Command = ""
+    lint: Command = ""
+    open_paths: list[Glob] = []
+    test_paths: list[Glob] = ["tests/**", "test/**", "**/test_*.py", "**/*_test.*", "**/*.test.*"]
+    docs_paths: list[Glob] = ["docs/**", "*.md", "**/*.md", "**/*.rst"]
+    limits: Limits = Limits()
+
+
+class Trailers(Model):
+    """The trailers of an agent's commit. `step`: counts from 1."""
+
+    story: Id
+    task: LongId
+    agent: str
+    model: str = ""
+    prompt_hash: str = ""
+    step: int = Field(ge=1)
+
+
+class ChangedFile(Model):
+    """A file that a change touches.
+
+    Attributes:
+        insertions: 0 for binary files, as are deletions.
+    """
+
+    path: str
+    status: Literal["added", "modified", "deleted", "renamed"]
+    insertions: int = 0
+    deletions: int = 0
+    binary: bool = False
+
+
+class CommandRun(Model):
+    """A command that ran in a sandbox.
+
+    Attributes:
+        exit_code: None if it was stopped at a limit, which `stopped` then names.
+        output: the start and end of stdout and stderr together, at most 8 KiB.
+    """
+
+    command: str
+    exit_code: int | None = None
+    stopped: str = ""
+    seconds: float = 0.0
+    output: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
