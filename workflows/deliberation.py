@@ -85,6 +85,9 @@ with workflow.unsafe.imports_passed_through():
 
 REQUEST_WAVE = "request_wave"
 
+BARRED = "every proposal is barred"
+"""The start of the cause of a deliberation without a winner."""
+
 Answer = TypeVar("Answer")
 
 
@@ -357,7 +360,7 @@ class DeliberationWorkflow:
             agent_id = seat.agent.agent_id
             report: CheckReport = await workflow.execute_activity_method(
                 CheckStub.check_proposal,
-                CheckInput(agent_id=agent_id, proposal=seat.proposal),
+                CheckInput(agent_id=agent_id, proposal=seat.proposal, task=self.input.description),
                 **(CHECK | {"summary": f"check {agent_id}", "priority": self.priority()}),
             )
             seat.checks = report.checks
@@ -378,9 +381,7 @@ class DeliberationWorkflow:
         candidates = [seat.candidate for seat in self.seats if seat.candidate]
         tied = ranking.near_tie(candidates)
         if not tied:
-            raise application_error(
-                ErrorType.ALL_BARRED, f"every proposal is barred by policy: {self.findings()}"
-            )
+            raise application_error(ErrorType.ALL_BARRED, f"{BARRED}: {self.findings()}")
         judged, winner_id = "", tied[0]
         if len(tied) > 1:
             verdict = await self.judge(council, tied)

@@ -22,6 +22,7 @@ from temporalio.exceptions import (
 from workflows.actors import check_actor, decisions_of_people
 from workflows.child import Child
 from workflows.deliberation import (
+    BARRED,
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
     cause_of,
@@ -629,7 +630,7 @@ class StoryWorkflow:
                     rubric=spec.rubric,
                     requirements=story.text.acceptance_criteria,
                     phase=story.state,
-                    feedback=story.feedback[-FEEDBACK_SHOWN:],
+                    feedback=self.feedback(),
                     timeout=self.deliberation_timeout() or WAITING_TIMEOUT_S,
                     outbox_workflow_id=workflow.info().workflow_id,
                     ask_for_budget=story.token_budget is not None,
@@ -662,6 +663,15 @@ class StoryWorkflow:
                 **(STORE | {"summary": "what earlier runs under this id have numbered"}),
             )
 
+    def feedback(self) -> list[str]:
+        """Return why earlier work was sent back, and why the last try of this state was barred.
+
+        A council whose proposals were all barred would otherwise write the same ones again.
+        """
+        story = self.story
+        barred = [story.work_failed] if BARRED in story.work_failed else []
+        return [*story.feedback, *barred][-FEEDBACK_SHOWN:]
+
     def council_task(self) -> str:
         story = self.story
         lines = [story.spec.task, f"Story {story.story_id}: {story.text.title}"]
@@ -686,7 +696,7 @@ class StoryWorkflow:
             phase=story.state,
             description=story.text.title,
             requirements=story.text.acceptance_criteria,
-            feedback=story.feedback[-FEEDBACK_SHOWN:],
+            feedback=self.feedback(),
         )
         self.asking = True
         try:
@@ -733,7 +743,7 @@ class StoryWorkflow:
                 plan_id=plan.plan_id,
                 tasks=left,
                 phase=story.state,
-                feedback=story.feedback[-FEEDBACK_SHOWN:],
+                feedback=self.feedback(),
                 outbox_workflow_id=workflow.info().workflow_id,
                 ask_for_budget=story.token_budget is not None,
                 decisions=story.told,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -23,8 +24,11 @@ from temporalio.exceptions import ApplicationError
 from activities.agents import requests
 from activities.agents.answer_cache import ANSWER_TTL, answer_key, kept_answer
 from activities.agents.llm_errors import CallFailed
+from activities.agents.markdown_answers import complete_part
+from activities.agents.non_answers import non_answer
 from activities.agents.openai_client import (
     BYTES_PER_TOKEN,
+    LOOP,
     AnswerBroken,
     Message,
     Reply,
@@ -35,12 +39,15 @@ from activities.agents.openai_client import (
     tokens_of,
     tokens_of_prompt,
 )
+from activities.agents.profiles import NO_PROFILES, Profiles
 from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import MAX_ATTEMPTS, AgentRequest, AnswerT
+from activities.agents.response_schemas import ResponseSchema, read_document, without_thoughts
 from activities.agents.tracing import name_agent
 from activities.heartbeats import heartbeats
 from activities.kept_text import NOT_ENCRYPTED, TextCipher
 from activities.quota import TokenQuota
+from activities.substance import loops
 from workflows.models.agents import (
     TOKENS_PER_HOUR,
     Agent,
@@ -233,6 +240,7 @@ class VllmAgents:
         valkey: Redis,
         default_model: str,
         prompts: Prompts,
+        profiles: Profiles = NO_PROFILES,
         tokens_per_hour: int = TOKENS_PER_HOUR,
         cipher: TextCipher = NOT_ENCRYPTED,
     ) -> None:
@@ -243,6 +251,7 @@ class VllmAgents:
             valkey: stores the answers.
             default_model: for agents that name none; empty: the one that is served.
             prompts: the prompt files.
+            profiles: how models are sampled and asked.
             tokens_per_hour: the setting GRPC_TOKENS_PER_HOUR.
             cipher: of the answers.
         """
@@ -250,6 +259,7 @@ class VllmAgents:
         self._valkey = valkey
         self._default_model = default_model
         self._prompts = prompts
+        self._profiles = profiles
         self._quota = TokenQuota(valkey, tokens_per_hour)
         self._cipher = cipher
         self._served: dict[str, int] = {}
@@ -312,7 +322,8 @@ class VllmAgents:
         """Get an answer to the prompt; cut it further if the engine rejects it as too long."""
         for bytes_per_token in (BYTES_PER_TOKEN, *FEWER_BYTES_PER_TOKEN):
             model, window = await self._model(question.call.agent)
-            prompt = question.prompt(self._prompts, window, bytes_per_token)
+            profile = self._profiles.of(model)
+            prompt = question.prompt(self._prompts, window, profile, bytes_per_token)
             progress.model, progress.prompt_hash = model, prompt.hash
             try:
                 return await self._ask(question, prompt, progress)
@@ -326,40 +337,97 @@ class VllmAgents:
     async def _ask(
         self, question: AgentRequest[Any], prompt: Prompt, progress: CallProgress
     ) -> Mapping[str, Any]:
-        """Ask until an answer is complete and valid, at most ASKS times."""
-        wanted, actor = question.form(prompt.max_tokens), question.call.task.actor
-        schema = wanted.schema
-        latest = prompt
+        """Ask until an answer is complete, valid and says something, at most MAX_ATTEMPTS times."""
+        wanted = question.form(prompt.max_tokens)
+        schema = None if wanted.draft else wanted.schema
+        latest, was_cut = prompt, False
         for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
-            await self._quota.require_left(actor)
-            progress.ask(latest.messages)
+            is_whole = partial(is_read, wanted.read)
+            reply = await self._reply(question, latest, schema, is_whole, progress)
+            is_cut = reply.finish_reason in CUT_OFF
+            problem = flaw(reply)
             try:
-                reply = await stream_reply(
-                    self._client,
-                    model=progress.model,
-                    messages=latest.messages,
-                    schema_name=question.act,
-                    schema=schema,
-                    temperature=latest.temperature,
-                    max_tokens=latest.max_tokens,
-                    seed=progress.seed,
-                    on_text=progress.count,
-                    is_whole=lambda text: is_read(wanted.read, text),
-                )
-            except AnswerBroken as broken:
-                await self._pay(progress, actor, broken.reply)
-                raise
-            await self._pay(progress, actor, reply)
-            try:
-                return wanted.read(reply.text)
+                if problem and not schema and not (is_cut and was_cut):
+                    raise ValueError(problem)
+                fields = await self._fields(question, wanted, latest, reply, progress)
+                instructions = self._prompts.instructions[question.act]
+                if problem := non_answer(question, prompt, instructions, fields):
+                    raise ValueError(problem)
+                return fields
             except ValueError as error:
-                problem = flaw(reply) or str(error)
-                if reply.finish_reason in CUT_OFF:
+                problem = problem or str(error)
+                if schema and is_cut:
                     # What was written had fewer characters per token than the form allows for.
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
+                was_cut = is_cut
                 latest = self._prompts.ask_again(prompt, reply.text, problem)
         raise question.unanswered(progress.model, problem)
+
+    async def _fields(
+        self,
+        question: AgentRequest[Any],
+        wanted: ResponseSchema,
+        asked: Prompt,
+        reply: Reply,
+        progress: CallProgress,
+    ) -> Mapping[str, Any]:
+        """Read a reply; what a text lacks, ask for in a short question that shares its prefix.
+
+        Raises:
+            ValueError: the problem of the reply, or of the answer to the question.
+        """
+        if wanted.draft is None:
+            return wanted.read(reply.text)
+        text = without_thoughts(reply.text)
+        if reply.finish_reason in CUT_OFF:
+            text = complete_part(text)
+        draft = wanted.draft(text)
+        if draft.missing is None:
+            return draft.fields
+        missing = draft.missing
+        prompt = self._prompts.follow(asked, text, missing.act, missing.material)
+
+        def read(answer: str) -> Mapping[str, Any]:
+            return read_document(answer, missing.complete)
+
+        completed = await self._reply(
+            question, prompt, missing.schema, partial(is_read, read), progress
+        )
+        return read(completed.text)
+
+    async def _reply(
+        self,
+        question: AgentRequest[Any],
+        prompt: Prompt,
+        schema: dict[str, Any] | None,
+        is_whole: Callable[[str], bool],
+        progress: CallProgress,
+    ) -> Reply:
+        """Send one request, and count what it has cost."""
+        actor = question.call.task.actor
+        await self._quota.require_left(actor)
+        progress.ask(prompt.messages)
+        try:
+            reply = await stream_reply(
+                self._client,
+                model=progress.model,
+                messages=prompt.messages,
+                act=question.act,
+                schema=schema,
+                temperature=prompt.temperature,
+                max_tokens=prompt.max_tokens + prompt.thinking_tokens,
+                seed=progress.seed,
+                sampling=prompt.sampling,
+                on_text=progress.count,
+                is_whole=is_whole,
+                loops=loops,
+            )
+        except AnswerBroken as broken:
+            await self._pay(progress, actor, broken.reply)
+            raise
+        await self._pay(progress, actor, reply)
+        return reply
 
     async def _model(self, agent: Agent) -> tuple[str, int]:
         """Return the agent's model and its window in tokens.
@@ -414,7 +482,9 @@ def flaw(reply: Reply) -> str:
     """Return the problem that the engine reports with its reply, or an empty text."""
     match reply.finish_reason:
         case reason if reason in CUT_OFF:
-            return "it was cut off because it was too long"
+            return "it was cut off because it was too long; write less"
+        case reason if reason == LOOP:
+            return "it began to repeat itself; say each thing once"
         case "content_filter":
             return "the engine's content filter stopped it (finish_reason content_filter)"
         case "tool_calls" | "function_call":

@@ -53,6 +53,11 @@ AFTER_DONE_SECONDS = 0.1
 """How long to wait for the end of the body after [DONE], so that the connection can be reused."""
 TICK_SECONDS = 0.25
 
+LOOP = "loop"
+"""The finish_reason of an answer that was stopped because it repeated itself."""
+LOOP_SEARCH_CHARACTERS = 200
+"""An answer is searched for a loop each time it has grown by so many characters."""
+
 ERROR_BODY_SECONDS = 5.0
 LONGEST_ERROR_BODY = 64 * 1024
 
@@ -133,31 +138,35 @@ async def stream_reply(
     *,
     model: str,
     messages: Sequence[Message],
-    schema_name: str,
-    schema: dict[str, Any],
+    act: str,
+    schema: dict[str, Any] | None,
     temperature: float,
     max_tokens: int,
     seed: int,
+    sampling: Mapping[str, Any],
     on_text: Callable[[str], None],
     is_whole: Callable[[str], bool],
+    loops: Callable[[str], bool],
 ) -> Reply:
     """Ask the model once, and read its answer as a stream.
 
     The answer is accepted when a finish_reason or `[DONE]` was received, or when `is_whole(text)`
     and the stream ends, breaks or goes silent. A cancellation closes the connection, which makes
-    the engine stop generating.
+    the engine stop generating; so does a text that loops, which gets the finish_reason `loop`.
 
     Args:
         client: bound to the endpoint's base URL, with its key.
         model: the name in the endpoint's list of models.
         messages: the prompt.
-        schema_name: the name that is sent with `schema`.
-        schema: the JSON schema of the answer.
+        act: the name that is sent with `schema`, and under which the request is counted.
+        schema: the JSON schema of the answer; None: the answer is text.
         temperature: 0 for the likeliest answer.
         max_tokens: the maximum number of tokens of the answer.
         seed: makes the answer repeatable on engines that support it.
+        sampling: further fields of the request.
         on_text: called with the text of every chunk that has text.
         is_whole: returns whether a text is a complete answer.
+        loops: returns whether a text has begun to repeat itself.
 
     Raises:
         CallFailed: see `activities.agents.llm_errors`; AnswerBroken if part of the answer was
@@ -172,16 +181,15 @@ async def stream_reply(
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": schema_name, "strict": True, "schema": schema},
-            },
             "temperature": temperature,
             "max_tokens": max_tokens,
             "seed": seed,
+            **sampling,
+            **(_decoded_by(act, schema) if schema else {}),
         },
     )
-    answer = _Answer(place_of(client.base_url), messages, on_text, is_whole)
+    place, is_document = place_of(client.base_url), schema is not None
+    answer = _Answer(place, messages, on_text, is_whole, loops, is_document)
     failed: CallFailed | None = None
     began = time.monotonic()
     with chat_span(client.base_url, model, temperature, max_tokens, seed) as span:
@@ -207,11 +215,15 @@ async def stream_reply(
             paid = error.reply if isinstance(error, AnswerBroken) else None
             raise
         finally:
-            count_request(model, schema_name, outcome, time.monotonic() - began)
+            count_request(model, act, outcome, time.monotonic() - began)
             if paid:
-                count_tokens(
-                    model, schema_name, paid.tokens_in, paid.tokens_out, paid.cached_tokens
-                )
+                count_tokens(model, act, paid.tokens_in, paid.tokens_out, paid.cached_tokens)
+
+
+def _decoded_by(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the field of a request whose answer obeys a schema."""
+    form = {"name": name, "strict": True, "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
 
 
 async def _read(response: httpx.Response, answer: _Answer) -> None:
@@ -277,6 +289,9 @@ class _Answer:
     messages: Sequence[Message]
     on_text: Callable[[str], None]
     is_whole: Callable[[str], bool]
+    loops: Callable[[str], bool]
+    is_document: bool
+    """Whether the answer is JSON, whose end can be seen in the text."""
     parts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     message: str = ""
@@ -289,6 +304,8 @@ class _Answer:
     """The first event that is not a chunk."""
     last_word: float = field(default_factory=time.monotonic)
     judged: int = -1
+    looked_at: int = 0
+    """Characters when the text was last searched for a loop."""
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -387,6 +404,9 @@ class _Answer:
         """Return whether nothing more is worth waiting for."""
         if self.error:
             return True
+        if self._has_begun_to_loop():
+            self.finish_reason = LOOP
+            return True
         silent = time.monotonic() - self.last_word
         if self.is_done:
             return silent >= AFTER_DONE_SECONDS
@@ -395,10 +415,20 @@ class _Answer:
         if self.finish_reason:
             return True
         size = len(self.parts) + bool(self.message)
-        if not size or self.judged == size:
+        if not size or self.judged == size or not self.is_document:
             return False
         self.judged = size
         return self.is_whole(self.text)
+
+    def _has_begun_to_loop(self) -> bool:
+        """Search the text and the thoughts for a loop, each time they have grown by some."""
+        size = sum(map(len, self.parts)) + sum(map(len, self.thoughts))
+        if self.is_document or self.finish_reason or self.is_done:
+            return False
+        if size < self.looked_at + LOOP_SEARCH_CHARACTERS:
+            return False
+        self.looked_at = size
+        return self.loops(_joined(self.parts) or _joined(self.thoughts))
 
     def reply_or_raise(self, failed: CallFailed | None) -> Reply:
         """Return the reply if it is accepted; otherwise raise `failed` or a more specific error."""

@@ -1,17 +1,18 @@
 """Prompts: a file per act, rendered so that a council shares one prefill and every prompt fits.
 
-A prompt has two messages. The system message and the start of the user message hold the part that
-all agents of a deliberation share, with the same bytes in every act. The act and its material
-follow, the persona last, so that vLLM's prefix cache computes the shared part once. Texts of people
-and models are fenced by `| data` and cannot close their fence.
+A prompt has two messages. The system message holds what all agents of a deliberation share, with
+the same bytes in every act, so that vLLM's prefix cache computes it once. The user message has the
+act and its material, and ends with the task's own words (docs/design/0018-prompt-layout.md). Texts
+of people and models are fenced by `| data` and cannot close their fence.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,6 +23,9 @@ from activities.config import InvalidConfig, parse_yaml, read_text
 from activities.redaction import Redact, load_redaction
 from workflows.models.base import Section, content_hash
 from workflows.models.errors import ErrorType, application_error
+
+if TYPE_CHECKING:  # profiles are checked against the acts of this module
+    from activities.agents.profiles import ModelProfile
 
 Values = Mapping[str, str | Sequence[str]]
 """A template's variables: texts, which are cut if the prompt would not fit otherwise."""
@@ -34,17 +38,27 @@ SHARED = {
     },
 }
 ACTS = {
-    "propose": {"persona"},
-    "criticise": {"proposal", "persona"},
-    "revise": {"proposal", "critiques", "persona"},
-    "judge": {"contenders", "persona"},
-    "derive_plan": {"design", "roles", "persona"},
-    "write_story": {"goal", "story", "findings", "persona"},
+    "propose": {"examples", "words", "persona", "topic"},
+    "criticise": {"examples", "words", "proposal", "persona", "topic"},
+    "revise": {"examples", "words", "proposal", "critiques", "persona", "topic"},
+    "judge": {"contenders", "persona", "topic"},
+    "derive_plan": {"examples", "design", "roles", "persona", "topic"},
+    "write_story": {"examples", "goal", "story", "findings", "persona"},
 }
-ASK_AGAIN = {"again": {"problem"}}
+FOLLOWING = {"again": {"problem"}, "decide": {"sentences"}, "rate": {"points"}}
 """File name -> the variables that the file must use, all of them."""
 
 _GAP = "\n\n"
+_RESERVE = 6
+"""A sixth of the window is kept for the answer to a following question, and for asking again."""
+
+WORDS_PER_TOKEN = 0.6
+MAX_WORDS = 900
+"""The words that an answer may have: so many that its tokens suffice, and a person reads them."""
+
+FOLLOWING_TOKENS = 64
+"""Tokens of the answer to a following question: a few numbers and names."""
+
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
 _FENCE = re.compile(r"<(?=/?data\b|\|\w+\|>)", re.IGNORECASE)
 """The start of one of our fences, or of a control token of a chat template such as `<|im_end|>`."""
@@ -63,12 +77,18 @@ class WritingSettings(Section):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The request of one call. `max_tokens`: of the answer; `window`: of the model, in tokens."""
+    """The request of one call. `max_tokens`: of the answer; `window`: of the model, in tokens.
+
+    `thinking_tokens`: what the model may write before its answer. `sampling`: further fields of the
+    request.
+    """
 
     messages: list[Message]
     temperature: float
     max_tokens: int
     window: int
+    thinking_tokens: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -82,6 +102,8 @@ class Prompts:
     templates: dict[str, Template]
     settings: dict[str, WritingSettings]
     redact: Redact
+    instructions: dict[str, str]
+    """Act -> the fixed words of its prompt."""
 
     @classmethod
     def load(cls, folder: Path, redact: Redact | None = None) -> Prompts:
@@ -99,8 +121,8 @@ class Prompts:
             undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         environment.filters["data"] = _fenced
-        templates, settings = {}, {}
-        for name, variables in (SHARED | ACTS | ASK_AGAIN).items():
+        templates, settings, instructions = {}, {}, {}
+        for name, variables in (SHARED | ACTS | FOLLOWING).items():
             path = folder / f"{name}.md"
             try:
                 text = read_text(path)
@@ -110,12 +132,12 @@ class Prompts:
                 if used != variables:
                     raise InvalidPrompt(_misuse(used, variables))
                 templates[name] = environment.from_string(text)
-                templates[name].render(dict.fromkeys(variables, "x"))
+                instructions[name] = templates[name].render(dict.fromkeys(variables, "x"))
             except InvalidConfig as error:
                 raise InvalidPrompt(str(error)) from error
             except (TemplateError, ValueError, TypeError) as error:
                 raise InvalidPrompt(f"{path}: {error}") from error
-        return cls(templates, settings, redact or load_redaction())
+        return cls(templates, settings, redact or load_redaction(), instructions)
 
     def render(
         self,
@@ -123,36 +145,85 @@ class Prompts:
         shared: Values,
         material: Values,
         window: int,
+        profile: ModelProfile,
         bytes_per_token: float = BYTES_PER_TOKEN,
     ) -> Prompt:
         """Render the messages of one call, so that prompt, answer and a repeated ask fit `window`.
 
         The shared part gets at most two fifths of the window, regardless of the act, so that it is
-        the same in all acts; the answer gets a fifth, and a tenth is reserved for asking again.
+        the same in all acts; the answer gets a fifth, thoughts an eighth, and a sixth is
+        reserved for a following question or for asking again.
+
+        Args:
+            act: the act.
+            shared: what all agents of the deliberation get.
+            material: the variables of the act's file, without those that follow from the profile.
+            window: of the model, in tokens.
+            profile: of the model.
+            bytes_per_token: the least bytes of a token.
 
         Raises:
             ApplicationError: `PromptTooLong`, if not even the fixed text of the files fits.
         """
         settings = self.settings[act]
-        max_tokens = min(settings.max_tokens, window // 5)
+        window = min(window, profile.window or window)
+        max_tokens = min(settings.max_tokens, profile.max_tokens or window, window // 5)
+        thinking = min(profile.thinking_tokens, window // 8)
         shared_bytes = int(window * 2 // 5 * bytes_per_token)
-        system, context = self._fit(tuple(SHARED), shared, shared_bytes)
-        prompt_bytes = int((window - max_tokens - window // 10) * bytes_per_token)
-        left = prompt_bytes - len((system + context + _GAP).encode())
-        (task,) = self._fit((act,), material, left)
+        system = _GAP.join(self._fit(tuple(SHARED), shared, shared_bytes))
+        room = window - max_tokens - thinking - window // _RESERVE
+        left = int(room * bytes_per_token) - len((system + _GAP).encode())
+        (task,) = self._fit((act,), self._with_profile(act, material, profile, max_tokens), left)
         return Prompt(
             messages=[
                 {"role": "system", "content": system},
-                {"role": "user", "content": context + _GAP + task},
+                {"role": "user", "content": task},
             ],
-            temperature=settings.temperature,
+            temperature=profile.temperature.get(act, settings.temperature),
             max_tokens=max_tokens,
             window=window,
+            thinking_tokens=thinking,
+            sampling=profile.sampling,
+        )
+
+    def _with_profile(
+        self, act: str, material: Values, profile: ModelProfile, max_tokens: int
+    ) -> Values:
+        """Add the variables of an act's file that depend on the model."""
+        words = min(int(max_tokens * WORDS_PER_TOKEN), MAX_WORDS) // 10 * 10
+        values = {
+            **material,
+            "words": str(words),
+            "examples": "shown" if profile.examples else "",
+            "persona": material["persona"] if profile.persona else "",
+        }
+        return {name: value for name, value in values.items() if name in ACTS[act]}
+
+    def follow(self, prompt: Prompt, answer: str, act: str, material: Values) -> Prompt:
+        """Return the prompt of a question about an answer, which shares all of its prefix.
+
+        Args:
+            prompt: that of the answer.
+            answer: what the model wrote.
+            act: the file of the question.
+            material: the file's variables.
+        """
+        size = int((prompt.window // _RESERVE - FOLLOWING_TOKENS) * BYTES_PER_TOKEN)
+        (request,) = self._fit((act,), material, size)
+        more: list[Message] = [
+            {"role": "assistant", "content": self.redact(answer)},
+            {"role": "user", "content": request},
+        ]
+        return replace(
+            prompt,
+            messages=prompt.messages + more,
+            temperature=0.0,
+            max_tokens=FOLLOWING_TOKENS,
         )
 
     def ask_again(self, prompt: Prompt, answer: str, problem: str) -> Prompt:
         """Return the prompt extended by the unusable answer and its problem."""
-        size = int(prompt.window // 10 * BYTES_PER_TOKEN)
+        size = int(prompt.window // _RESERVE * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
         more: list[Message] = [
             {

@@ -6,6 +6,7 @@ A question depends on an activity's input alone, so that the input is enough to 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -14,6 +15,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import BYTES_PER_TOKEN
+from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
 from activities.agents.prompts import Prompt, Prompts, Values
 from activities.agents.response_schemas import (
     ResponseSchema,
@@ -74,16 +76,32 @@ class AgentRequest(Generic[AnswerT]):
     answer_type: type[AnswerT]
 
     def prompt(
-        self, prompts: Prompts, window: int, bytes_per_token: float = BYTES_PER_TOKEN
+        self,
+        prompts: Prompts,
+        window: int,
+        profile: ModelProfile = DEFAULT_PROFILE,
+        bytes_per_token: float = BYTES_PER_TOKEN,
     ) -> Prompt:
         """Render the prompt, cut to a model's window in tokens.
+
+        Args:
+            prompts: the prompt files.
+            window: of the model, in tokens.
+            profile: of the model.
+            bytes_per_token: the least bytes of a token.
 
         Raises:
             ApplicationError: as in `Prompts.render`.
         """
-        material = {**self.material, "persona": self.call.agent.persona}
-        shared = shared_values(self.call)
-        return prompts.render(self.act, shared, material, window, bytes_per_token)
+        call = self.call
+        material = {
+            **self.material,
+            "persona": call.agent.persona,
+            "topic": topic(call.task.description),
+        }
+        return prompts.render(
+            self.act, shared_values(call), material, window, profile, bytes_per_token
+        )
 
     def seed(self, ask: int) -> int:
         """Return the seed of the call's `ask`th ask, counted from 1."""
@@ -212,13 +230,32 @@ def shared_values(call: AgentCall) -> dict[str, str]:
     }
 
 
+SHORT_TASK = 400
+"""Characters; a longer task is repeated in short at the end of a prompt."""
+
+_SENTENCE = re.compile(r"\A.*?[.!?](?=\s|\Z)", re.DOTALL)
+
+
+def topic(description: str) -> str:
+    """Return a task in short: the whole, or the first sentence of each of its paragraphs."""
+    text = description.strip()
+    if len(text) <= SHORT_TASK:
+        return text
+    paragraphs = (part.strip() for part in text.split("\n\n"))
+    return "\n\n".join(
+        found[0] if (found := _SENTENCE.match(part)) else part for part in paragraphs if part
+    )
+
+
 def proposal_text(proposal: Proposal) -> str:
     decisions = _bullets(
         f"{decision.title}: {decision.rationale}"
         + (f" (affects {', '.join(decision.affects)})" if decision.affects else "")
         for decision in proposal.decisions
     )
-    return f"Approach: {proposal.approach}\n\n{proposal.content}\n\nDecisions:\n{decisions}"
+    approach = "" if proposal.content.startswith(proposal.approach) else proposal.approach
+    parts = (approach, proposal.content, decisions and f"Decisions:\n{decisions}")
+    return "\n\n".join(part for part in parts if part)
 
 
 def story_text(story: StoryText) -> str:
@@ -228,7 +265,12 @@ def story_text(story: StoryText) -> str:
 
 def critique_text(critique: Critique) -> str:
     points = _bullets(f"{point.severity}: {point.text}" for point in critique.points)
-    return f"Verdict: {critique.verdict}\n{points}\nSuggestion: {critique.suggestion}"
+    parts = (
+        points,
+        critique.suggestion and f"Suggestion: {critique.suggestion}",
+        f"Verdict: {critique.verdict}",
+    )
+    return "\n\n".join(part for part in parts if part)
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""The answers that the decoder has to write: each act's JSON schema, sized to the answer's tokens.
+"""The answers of each act: Markdown or JSON, with a JSON schema sized to the answer's tokens.
+
+Proposals and critiques are Markdown (docs/design/0017-answers-as-text.md); their schema is for
+agents that still answer with a document. The decoder writes the others by their schema.
 
 A string's `maxLength` is a share of the characters that the answer's tokens can hold, so that even
 a small model, which writes until it is stopped, closes its document in time. With a longer window,
@@ -21,6 +24,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import Field, StringConstraints, ValidationError, create_model
 
+from activities.agents.markdown_answers import (
+    LONGEST_LINE,
+    LONGEST_TEXT,
+    LONGEST_TITLE,
+    Draft,
+    critique_draft,
+    proposal_draft,
+)
 from workflows.models.agents import Critique, DraftTask, Proposal, Verdict
 from workflows.models.base import Model, Section
 from workflows.models.readiness import StoryText
@@ -37,11 +48,6 @@ LONGEST_TASK_TITLE = 80
 LONGEST_STORY_TITLE = 120
 LEAST_CRITERIA, MOST_CRITERIA = 2, 6
 
-LONGEST_TITLE = 300
-LONGEST_LINE = 4_000
-LONGEST_TEXT = 64_000
-"""Characters, regardless of the answer's tokens: the limits of a Title, a Line and an API text."""
-
 CANDIDATES = 64
 """How many opening braces of an answer are tried as the start of its document."""
 
@@ -56,11 +62,16 @@ FieldsT = TypeVar("FieldsT", bound=Mapping[str, Any])
 
 @dataclass(frozen=True)
 class ResponseSchema:
-    """The form of an answer. `schema`: its JSON schema; `read`: its text -> its fields."""
+    """The form of an answer. `schema`: its JSON schema; `read`: its text -> its fields.
+
+    `read` and `draft` raise ValueError with the problem of the text. `draft`: None if the answer is
+    JSON; otherwise it is Markdown, a document that obeys the schema is also read, and the draft may
+    lack what another question completes.
+    """
 
     schema: dict[str, Any]
     read: Callable[[str], Mapping[str, Any]]
-    """Raises ValueError with the problem of the text."""
+    draft: Callable[[str], Draft] | None = None
 
 
 @lru_cache(maxsize=16)
@@ -80,7 +91,7 @@ def proposal_form(tokens: int) -> ResponseSchema:
         content: Annotated[str, size.text(0.43)]
         decisions: Annotated[list[Decision], Field(min_length=1, max_length=3)]
 
-    return _form(Written, "proposal", Proposal)
+    return _text_form(_form(Written, "proposal", Proposal), proposal_draft, "decisions")
 
 
 @lru_cache(maxsize=16)
@@ -97,7 +108,7 @@ def critique_form(tokens: int) -> ResponseSchema:
         suggestion: Annotated[str, size.text(0.3)]
         verdict: Literal["accept", "revise", "reject"]
 
-    return _form(Written, "critique", Critique)
+    return _text_form(_form(Written, "critique", Critique), critique_draft, "severities or verdict")
 
 
 def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], ResponseSchema]:
@@ -136,7 +147,7 @@ def plan_form(roles: Sequence[str]) -> Callable[[int], ResponseSchema]:
             validate(number_tasks("plan", drafts), roles, most)
             return {"tasks": drafts}
 
-        return ResponseSchema(schema, lambda text: _read(text, plan_of))
+        return ResponseSchema(schema, lambda text: read_document(text, plan_of))
 
     return form
 
@@ -167,7 +178,7 @@ def story_form(tokens: int) -> ResponseSchema:
             )
         }
 
-    return ResponseSchema(Written.model_json_schema(), lambda text: _read(text, story_of))
+    return ResponseSchema(Written.model_json_schema(), lambda text: read_document(text, story_of))
 
 
 class _WrittenTask(DraftTask):
@@ -183,19 +194,49 @@ def _form(written: type[Section], field: str, wire: type[Model]) -> ResponseSche
     def fields_of(document: Any) -> dict[str, Model]:
         return {field: wire.model_validate(_validated(written, document).model_dump())}
 
-    return ResponseSchema(written.model_json_schema(), lambda text: _read(text, fields_of))
+    return ResponseSchema(written.model_json_schema(), lambda text: read_document(text, fields_of))
+
+
+def _text_form(
+    document: ResponseSchema, of_markdown: Callable[[str], Draft], lacking: str
+) -> ResponseSchema:
+    """Return the form of an answer that is Markdown, or a document of the older form.
+
+    Args:
+        document: the form as JSON.
+        of_markdown: reads the Markdown.
+        lacking: what an incomplete draft lacks.
+    """
+
+    def draft(text: str) -> Draft:
+        answer = cleaned(without_thoughts(text))
+        if "{" in answer:
+            try:
+                return Draft(dict(document.read(answer)))
+            except ValueError:
+                if answer.startswith(("{", "```json")):
+                    raise
+        return of_markdown(answer)
+
+    def read(text: str) -> Mapping[str, Any]:
+        found = draft(text)
+        if found.missing:
+            raise ValueError(f"it has no {lacking}, as the prompt asks for")
+        return found.fields
+
+    return ResponseSchema(document.schema, read, draft)
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
+def read_document(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
     """Return the fields of the last document in the text that `fields_of` accepts.
 
     Raises:
         ValueError: the problem of the document, or of the JSON if the text has no document.
     """
-    answer = _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
+    answer = without_thoughts(text)
     problem: ValueError | None = None
     accepted: list[FieldsT] = []
     for document, size in _documents(answer):
@@ -207,6 +248,11 @@ def _read(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
     if not accepted:
         raise problem or ValueError(_json_problem(answer))
     return accepted[-1]
+
+
+def without_thoughts(text: str) -> str:
+    """Return the answer that follows a model's thoughts."""
+    return _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
 
 
 def _documents(text: str) -> Iterator[tuple[Any, int]]:

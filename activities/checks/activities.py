@@ -52,16 +52,16 @@ class Checks(CheckStub):
         """Check a proposal; the same proposal gets the same report on the same machine."""
         async with heartbeats():
             return CheckReport(
-                checks=await self._made(request.proposal), weights=dict(self._weights)
+                checks=await self._made(request.proposal, request.task), weights=dict(self._weights)
             )
 
-    async def _made(self, proposal: Proposal) -> list[Check]:
+    async def _made(self, proposal: Proposal, task: str) -> list[Check]:
         texts = texts_of(proposal)
         size = sum(len(text) for text in texts.values())
         if size > MAX_CHARACTERS:
             why = f"the proposal has {size} characters; at most {MAX_CHARACTERS} are read"
             return [check.not_checked(why) for check in self._checks]
-        parsed = await asyncio.to_thread(ParsedProposal.parse, texts)
+        parsed = await asyncio.to_thread(ParsedProposal.parse, texts, task)
         return [await check.run(parsed) for check in self._checks]
 
 

@@ -35,14 +35,19 @@ class Text:
 
 @dataclass(frozen=True)
 class ParsedProposal:
-    """Every text of a proposal with its code blocks; the content is the first."""
+    """Every text of a proposal with its code blocks; the content is the first.
+
+    Attributes:
+        task: what the proposal is for; empty: not known.
+    """
 
     texts: Sequence[Text]
+    task: str = ""
 
     @classmethod
-    def parse(cls, texts: Mapping[str, str]) -> ParsedProposal:
+    def parse(cls, texts: Mapping[str, str], task: str = "") -> ParsedProposal:
         """Find the code blocks of texts by their places; long texts take seconds."""
-        return cls([Text(place, text, code_blocks(text)) for place, text in texts.items()])
+        return cls([Text(place, text, code_blocks(text)) for place, text in texts.items()], task)
 
     @property
     def blocks(self) -> Sequence[Block]:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from temporalio import activity
 
 from activities.agents.answer_cache import answer_key, kept_answer
+from activities.agents.profiles import Profiles
 from activities.agents.prompts import Prompt, Prompts
 from activities.agents.requests import AgentRequest, AnswerT
 from activities.kept_text import NOT_ENCRYPTED, TextCipher
@@ -54,6 +55,7 @@ class NatsAgents:
         valkey: Redis,
         prompts: Prompts,
         source: Source,
+        profiles: Profiles,
         window: int,
         tokens_per_hour: int = TOKENS_PER_HOUR,
         cipher: TextCipher = NOT_ENCRYPTED,
@@ -65,6 +67,7 @@ class NatsAgents:
             valkey: where calls and answers are stored.
             prompts: the builder of prompts.
             source: the fleet's identity on the bus.
+            profiles: how models are sampled and asked.
             window: the tokens that prompt and answer together may have in the agents' models.
             tokens_per_hour: the setting GRPC_TOKENS_PER_HOUR.
             cipher: of calls and answers in Valkey.
@@ -75,6 +78,7 @@ class NatsAgents:
         self._calls = AgentCalls(valkey, cipher)
         self._prompts = prompts
         self._source = source
+        self._profiles = profiles
         self._window = window
         self._quota = TokenQuota(valkey, tokens_per_hour)
 
@@ -107,7 +111,8 @@ class NatsAgents:
         await self._commands.publish(call)
 
     def _call(self, question: AgentRequest[AnswerT], info: activity.Info, key: str) -> OpenCall:
-        prompt = question.prompt(self._prompts, self._window)
+        profile = self._profiles.of(question.call.agent.model)
+        prompt = question.prompt(self._prompts, self._window, profile)
         call_id = new_call_id()
         before = costs_before(info)
         stays = (info.start_to_close_timeout or ANSWERED_WITHIN) + CALL_TTL
@@ -180,7 +185,7 @@ def command(
     question: AgentRequest[AnswerT], prompt: Prompt, call_id: str, ask: int = 1
 ) -> AgentCommand:
     """Build the command that the agent receives."""
-    call = question.call
+    call, form = question.call, question.form(prompt.max_tokens)
     return AgentCommand(
         task_id=call.task.task_id,
         story_id=call.task.story_id,
@@ -189,7 +194,8 @@ def command(
         prompt="\n\n".join(str(message.get("content")) for message in prompt.messages),
         timestamp=format_timestamp(datetime.now(UTC)),
         call_id=call_id,
-        answer_schema=question.form(prompt.max_tokens).schema,
+        answer_format="markdown" if form.draft else "json",
+        answer_schema=form.schema,
         max_tokens=prompt.max_tokens,
         temperature=prompt.temperature,
         seed=question.seed(ask),

@@ -1,9 +1,10 @@
 """An OpenAI-compatible HTTP server for tests: real HTTP and SSE, deterministic answers.
 
-It serves `/v1/models` and `/v1/chat/completions` (streamed, `json_schema`) as vLLM does: it writes
-a document that is valid for the given schema, and always the same one for the same model, messages
-and seed. It can be made to misbehave for the next calls, and records each call and whether the
-client aborted it. As a separate process: `python -m tests.support.llm_server --port 8000`.
+It serves `/v1/models` and `/v1/chat/completions` (streamed) as vLLM does: it writes a document that
+is valid for the given `json_schema`, or else the Markdown that the prompt asks for, and always the
+same one for the same model, messages and seed. It can be made to misbehave for the next calls, and
+records each call and whether the client aborted it. As a separate process:
+`python -m tests.support.llm_server --port 8000`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ BYTES_PER_TOKEN = 4
 class Fault(BaseModel):
     """A fault that the next `times` chat calls have.
 
-    empty: an answer without text. half: JSON that ends in the middle, as if finished. long: an
-    answer cut off at max_tokens. wrong: JSON that does not match the schema. status: an HTTP error
+    empty: an answer without text. half: one that ends in the middle, as if finished. long: an
+    answer cut off at max_tokens. wrong: JSON that does not match the schema. loops: a text that
+    repeats itself without end. bare: a text without decisions, severities or verdict. copy: the
+    prompt's own words. status: an HTTP error
     with `retry_after`. html: an HTML page with status 200. hang: no byte of an answer. stall:
     silence in mid-stream. drop: the connection breaks in mid-stream. ends: the stream ends
     gracefully, but too early. error: an error event in mid-stream. slow: `ms` before each token.
@@ -50,7 +53,7 @@ class Fault(BaseModel):
     # fmt: off
     kind: Literal[
         "empty", "half", "long", "wrong", "status", "html", "hang", "stall", "drop", "ends",
-        "error", "slow",
+        "error", "slow", "loops", "bare", "copy",
     ]
     # fmt: on
     times: int = 1
@@ -171,13 +174,14 @@ class LlmServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        form = body["response_format"]["json_schema"]
+        form = body.get("response_format", {}).get("json_schema", {})
         call = Call(
-            act=form["name"], **{key: body[key] for key in Call.model_fields if key in body}
+            act=form.get("name") or act_of(body["messages"]),
+            **{key: body[key] for key in Call.model_fields if key in body},
         )
         self.calls.append(call)
         try:
-            response = await self._reply(request, call, form["schema"])
+            response = await self._reply(request, call, form.get("schema"))
         except (asyncio.CancelledError, ConnectionError):
             call.end = "aborted"
             raise
@@ -188,7 +192,7 @@ class LlmServer:
         return response
 
     async def _reply(
-        self, request: web.Request, call: Call, schema: dict[str, Any]
+        self, request: web.Request, call: Call, schema: dict[str, Any] | None
     ) -> web.StreamResponse:
         fault = self.faults.popleft() if self.faults else None
         kind = fault.kind if fault else ""
@@ -307,14 +311,68 @@ def _tokens(text: str) -> Iterator[str]:
 # --- documents ------------------------------------------------------------------------------------
 
 
-def _written(call: Call, schema: dict[str, Any], kind: str) -> str:
+TEXT_ACTS = {
+    "revise": "Write the whole solution again",
+    "criticise": "A colleague proposes:",
+    "propose": "Write a complete solution",
+}
+"""Act -> words of its prompt, for the acts whose answers are text."""
+
+
+def act_of(messages: list[dict[str, str]]) -> str:
+    """Return the act of a prompt that asks for text."""
+    asked = messages[1]["content"]
+    return next(act for act, words in TEXT_ACTS.items() if words in asked)
+
+
+def _written(call: Call, schema: dict[str, Any] | None, kind: str) -> str:
     if kind == "wrong":
         return '{"answer": 42}'
+    if kind == "copy":
+        return call.messages[1]["content"]
     seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()
-    document = json.dumps(document_of(schema, random.Random(seed)))
+    choose = random.Random(seed)
+    if schema is None:
+        document = markdown_of(call.act, call.messages[1]["content"], choose, bare=kind == "bare")
+    else:
+        document = json.dumps(document_of(schema, choose))
+    if kind == "loops":
+        return document + " It goes on and on and on." * 4_000
     if kind == "long":  # cut off in the middle of the document
         return " " * (call.max_tokens * BYTES_PER_TOKEN - len(document) // 2) + document
     return document
+
+
+def markdown_of(act: str, asked: str, choose: random.Random, *, bare: bool = False) -> str:
+    """Return the text of an act; `choose` makes every free choice.
+
+    Args:
+        act: one of TEXT_ACTS.
+        asked: the prompt, which ends with the task.
+        choose: the source of choices.
+        bare: leave out decisions, severities and verdict.
+    """
+    if act == "criticise":
+        verdict = choose.choice(["accept", "revise", "reject"])
+        severities = ["low", "medium"] if verdict == "accept" else ["low", "medium", "high"]
+        points = [
+            ("" if bare else f"{choose.choice(severities)}: ") + _sentence(choose)
+            for _ in range(choose.randint(1, 3))
+        ]
+        parts = ["\n".join(f"- {point}" for point in points), f"Suggestion: {_sentence(choose)}"]
+        return "\n\n".join(parts if bare else [*parts, f"Verdict: {verdict}"])
+    task = " ".join(asked.rpartition("\n\n")[2].split()[:30])
+    parts = [f"{_sentence(choose)} This is for: {task}.", _sentence(choose), CODE]
+    decisions = [
+        f"- **{_sentence(choose)[:40].rstrip(' .')}**: {_sentence(choose)} (affects {word})"
+        for word in choose.sample(_WORDS, choose.randint(1, 3))
+    ]
+    return "\n\n".join(parts if bare else [*parts, "## Decisions", "\n".join(decisions)])
+
+
+def _sentence(choose: random.Random) -> str:
+    words = choose.sample(_WORDS, choose.randint(6, 16))
+    return f"{' '.join(words).capitalize()}."
 
 
 def document_of(schema: dict[str, Any], choose: random.Random) -> Any:

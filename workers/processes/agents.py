@@ -13,6 +13,7 @@ from temporalio.worker import Worker
 
 from activities.agents.activities import Agents, VllmAgents
 from activities.agents.openai_client import served_models
+from activities.agents.profiles import Profiles
 from activities.agents.prompts import InvalidPrompt, Prompts
 from activities.checks.activities import Checks
 from activities.checks.sandbox import CannotRun, Sandbox
@@ -43,8 +44,11 @@ def agents_worker(
     """Return a worker for agent calls and checks, no more at once than the engine can serve."""
     prompts = Prompts.load(settings.fleet_config / "prompts", load_redaction(settings.fleet_config))
     cipher, per_hour = text_cipher(settings.encryption_keys), settings.grpc_tokens_per_hour
-    llms = VllmAgents(engine.client, valkey, engine.model, prompts, per_hour, cipher)
-    external = NatsAgents(nats, valkey, prompts, source, settings.external_window, per_hour, cipher)
+    profiles = Profiles.load(settings.fleet_config)
+    llms = VllmAgents(engine.client, valkey, engine.model, prompts, profiles, per_hour, cipher)
+    external = NatsAgents(
+        nats, valkey, prompts, source, profiles, settings.external_window, per_hour, cipher
+    )
     agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
     checks = Checks(settings.fleet_config)
     return Worker(

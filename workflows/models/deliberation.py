@@ -13,10 +13,15 @@ from workflows.models.ids import Id, LongId, Role, WorkflowId
 
 
 class CheckInput(Model):
-    """A proposal to check, and the agent that wrote it."""
+    """A proposal to check, and the agent that wrote it.
+
+    Attributes:
+        task: what the proposal is for; empty: not known.
+    """
 
     agent_id: str
     proposal: Proposal
+    task: str = ""
 
 
 class Check(Model):

@@ -577,8 +577,9 @@ class Entry(Model):
 class AgentCommand(Model):
     """A call to an external agent, on `agent.cmd.{role}`.
 
-    `call_id` is this one attempt's: an answer bears it. `prompt` is the whole prompt as text, and
-    the answer's content is a JSON document of `answer_schema`.
+    `call_id` is this one attempt's: an answer bears it. `prompt` is the whole prompt as text. The
+    answer's content has the `answer_format`: Markdown as the prompt asks for, or a JSON document of
+    `answer_schema`, which is accepted for every act.
     """
 
     task_id: WorkId
@@ -593,9 +594,13 @@ class AgentCommand(Model):
     ]
     timestamp: Timestamp
     call_id: Annotated[str, about("This one attempt: the answer bears it", CALL_ID)]
+    answer_format: Annotated[
+        Literal["markdown", "json"],
+        about("How the answer is best written; a JSON document is accepted too", "markdown"),
+    ] = "json"
     answer_schema: Annotated[
         dict[str, Any],
-        about("The JSON schema that the answer's content obeys", {"type": "object"}),
+        about("The JSON schema of an answer that is a JSON document", {"type": "object"}),
     ]
     max_tokens: Annotated[int, about("How long the answer may be, in tokens", 1_638)]
     temperature: Annotated[float, about("How freely to sample", 0.8)]
@@ -616,7 +621,8 @@ class AgentResponse(Model):
         about("`working`: alive and at it; `done`: has content; `failed`: has error", "done"),
     ]
     content: Annotated[
-        str | None, about("The answer: a JSON document of the command's `answer_schema`", "{}")
+        str | None,
+        about("The answer: Markdown, or a JSON document of the command's `answer_schema`", "{}"),
     ] = None
     error: Annotated[str | None, about("Why the agent failed")] = None
     duration_ms: Annotated[

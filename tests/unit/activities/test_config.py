@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
+from activities.agents.profiles import Profiles
 from activities.agents.prompts import InvalidPrompt, Prompts
 from activities.checks.activities import Checks
 from activities.config import CONFIG, InvalidConfig, read_yaml
@@ -23,6 +24,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "checks.yaml": Checks,
     "policy.yaml": Checks,
     "councils.yaml": lambda folder: load_councils(folder / "councils.yaml"),
+    "models.yaml": Profiles.load,
     "scopes.yaml": lambda folder: load_scopes(folder / "scopes.yaml"),
     "prompts/propose.md": lambda folder: Prompts.load(folder / "prompts"),
 }

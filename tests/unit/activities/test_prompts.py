@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
 from activities.agents.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
-from activities.agents.requests import call_seed, proposal_text, shared_values
+from activities.agents.requests import call_seed, proposal_text, shared_values, topic
 from activities.agents.response_schemas import (
     CHARACTERS_PER_TOKEN,
     ResponseSchema,
@@ -41,6 +42,9 @@ MATERIAL: dict[str, Values] = {
 }
 
 
+THINKER = ModelProfile(models=["*"], thinking=True, thinking_tokens=1_000)
+
+
 def call(
     persona: str = "You think of failures first.", description: str = "Store every event."
 ) -> ProposeInput:
@@ -54,34 +58,35 @@ def call(
 
 
 def rendered(act: str, request: ProposeInput, window: int = 8_192) -> Prompt:
-    material = {**MATERIAL[act], "persona": request.agent.persona}
-    return PROMPTS.render(act, shared_values(request), material, window)
+    task = topic(request.task.description)
+    material = {**MATERIAL[act], "persona": request.agent.persona, "topic": task}
+    return PROMPTS.render(act, shared_values(request), material, window, DEFAULT_PROFILE)
 
 
 def flat(prompt: Prompt) -> str:
     return "\n".join(str(message["content"]) for message in prompt.messages)
 
 
-def test_a_councils_prompts_are_the_same_up_to_the_persona() -> None:
+def test_a_councils_prompts_are_the_same_up_to_the_persona_and_end_with_the_task() -> None:
     personas = ["You think of failures first.", "You keep things simple.", "Your eye is on cost."]
 
     prompts = [flat(rendered("propose", call(persona))) for persona in personas]
 
-    heads = {
-        prompt.partition(persona)[0] for prompt, persona in zip(prompts, personas, strict=True)
+    parts = {
+        (head, tail)
+        for prompt, persona in zip(prompts, personas, strict=True)
+        for head, _, tail in [prompt.partition(persona)]
     }
-    assert len(heads) == 1
-    assert all(prompt.endswith(persona) for prompt, persona in zip(prompts, personas, strict=True))
+    assert [tail for _, tail in parts] == ["\n\nStore every event."]
 
 
 @pytest.mark.parametrize("description", ["Store every event.", "Store every event. " * 20_000])
 def test_every_act_begins_with_the_same_shared_context(description: str) -> None:
     request = call(description=description)
 
-    prompts = [flat(rendered(act, request, 2_048)) for act in ACTS]
+    prompts = [rendered(act, request, 2_048) for act in ACTS]
 
-    heads = {prompt.partition("# Your turn")[0] for prompt in prompts}
-    (head,) = heads
+    (head,) = {prompt.messages[0]["content"] for prompt in prompts}
     for text in ("Store every event.", "idempotent", "Decided: JetStream.", "Use Valkey", "ruff"):
         assert text in head
     assert len(head) > 1_000 or len(description) < 1_000
@@ -100,13 +105,19 @@ def test_every_prompt_leaves_room_for_its_answer_and_for_asking_again(
         name: [material, material] if name == "contenders" else material for name in ACTS[act]
     }
 
-    prompt = PROMPTS.render(act, shared_values(call(description=description)), values, window)
-    again = PROMPTS.ask_again(prompt, material, description)
+    shared = shared_values(call(description=description))
 
-    for each in (prompt, again):
+    profile = THINKER if window > 2_048 else DEFAULT_PROFILE
+    prompt = PROMPTS.render(act, shared, values, window, profile)
+    again = PROMPTS.ask_again(prompt, material, description)
+    answer = ("answer " * window)[: prompt.max_tokens * 3]
+    following = PROMPTS.follow(prompt, answer, "decide", {"sentences": material})
+
+    for each in (prompt, again, following):
         sent = "".join(str(message["content"]) for message in each.messages)
         assert len(sent.encode()) / 3 + each.max_tokens <= window
-    assert again.messages[: len(prompt.messages)] == prompt.messages
+        assert each.messages[: len(prompt.messages)] == prompt.messages
+    assert prompt.thinking_tokens == min(profile.thinking_tokens, window // 8)
 
 
 def test_a_brief_of_a_megabyte_is_cut_with_a_visible_mark() -> None:
@@ -140,9 +151,9 @@ def test_outside_text_cannot_end_its_message() -> None:
 def test_code_in_a_proposal_stays_as_it_is() -> None:
     page = "```html\n<div class='a'>{{ x }} {% y %}</div>\n```"
     proposal = Proposal(approach="a page", content=page)
-    values = {"proposal": proposal_text(proposal), "persona": ""}
+    values = {"proposal": proposal_text(proposal), "persona": "", "topic": "a page"}
 
-    prompt = PROMPTS.render("criticise", shared_values(call()), values, 8_192)
+    prompt = PROMPTS.render("criticise", shared_values(call()), values, 8_192, DEFAULT_PROFILE)
 
     assert page in flat(prompt)
 
@@ -240,7 +251,10 @@ def test_a_longer_answer_gives_every_field_more_room() -> None:
 @pytest.mark.parametrize(
     ("form", "text", "named"),
     [
-        (proposal_form(400), "", "JSON"),
+        (proposal_form(400), " ", "no text"),
+        (proposal_form(400), "Only an idea, and more of it.", "no decisions"),
+        (critique_form(400), "Its faults are many and bad.", "no severities or verdict"),
+        (FORMS["verdict"](400), "", "JSON"),
         (proposal_form(400), '{"approach": "a", "cont', "JSON"),
         (proposal_form(400), '{"approach": " ", "content": "c", "decisions": []}', "approach"),
         (critique_form(400), '{"points": [], "suggestion": "s", "verdict": "maybe"}', "verdict"),
@@ -270,7 +284,7 @@ def test_a_longer_answer_gives_every_field_more_room() -> None:
         (proposal_form(400), json.dumps(PROPOSED | {"score": 1}), "score: Extra inputs"),
         (proposal_form(400), '{"approach": NaN}', "NaN is not a JSON number"),
         (proposal_form(400), '{"a":' * 5_000, "JSON"),
-        (proposal_form(400), "[1, 2]", "not an object"),
+        (FORMS["plan"](400), "[1, 2]", "not an object"),
     ],
 )
 def test_an_answer_that_breaks_its_schema_is_refused_by_field(
@@ -370,6 +384,7 @@ def spoil(file: Path, old: str, new: str) -> None:
     [
         ("propose", "{{ persona }}", "{{ personae }}", "unknown variables: personae"),
         ("criticise", "{{ proposal | data }}", "", "must use the variables: proposal"),
+        ("decide", "{{ sentences }}", "", "must use the variables: sentences"),
         ("context", "{{ description | data }}", "{{ description | dta }}", "No filter named 'dta'"),
         ("revise", "{% endif %}", "", "looking for .*'endif'"),
         ("judge", "temperature: 0.0", "temperature: 9", "temperature: .* less than or equal to 2"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from activities.agents.profiles import DEFAULT_PROFILE
 from activities.agents.prompts import ACTS, SHARED, Prompts
 from activities.graph.context_packs import ScopeSection, assemble, load_scopes
 from activities.graph.sessions import Decided, Session, redacted
@@ -84,7 +85,7 @@ def test_no_prompt_of_any_act_contains_a_secret_from_any_value(act: str, long: b
     shared = {name: "\n".join(texts) for name in set().union(*SHARED.values())}
     material = {name: list(texts) if name == "contenders" else texts[-1] for name in ACTS[act]}
 
-    prompt = PROMPTS.render(act, shared, material, window=2_048)
+    prompt = PROMPTS.render(act, shared, material, window=2_048, profile=DEFAULT_PROFILE)
     again = PROMPTS.ask_again(prompt, f"my answer is {SECRET}", f"not JSON: {SECRET}")
 
     sent = "\n".join(str(message["content"]) for message in again.messages)

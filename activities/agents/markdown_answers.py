@@ -1,0 +1,395 @@
+"""Proposals and critiques written as Markdown, read tolerantly.
+
+A model writes text best as text (docs/design/0017-answers-as-text.md). What a reader needs apart,
+such as decisions and a verdict, is read from headings and lists where the model wrote them. Where
+it did not, `Draft.missing` is the short question that completes the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from pydantic import ValidationError
+
+from activities.checks.fences import code_blocks
+from workflows.models.agents import Critique, CritiquePoint, Decision, Proposal
+
+LONGEST_TITLE = 300
+LONGEST_LINE = 4_000
+LONGEST_TEXT = 64_000
+"""Characters: the limits of a Title, a Line and a text of the API."""
+
+MAX_DECISIONS = 5
+MAX_POINTS = 8
+SENTENCES = 8
+SHOWN_CHARACTERS = 80
+"""Sentences of an answer from which decisions are chosen, and how much of each is shown again."""
+
+MIN_SENTENCE_WORDS = 5
+MAX_SENTENCE_CHARACTERS = 280
+
+Verdict = Literal["accept", "revise", "reject"]
+Severity = Literal["low", "medium", "high"]
+
+_HEADING = re.compile(
+    r"^ {0,3}(?:#{1,6}[ \t]+(.+?)[ \t#]*|\*\*([^*\n]{1,60})\*\*:?|([A-Z]\w{3,20}):)[ \t]*$"
+)
+_APPROACH = re.compile(r"(?i)^[\W\d]*(?:the\s+)?(?:approach|idea|summary|overview)\b")
+_DECISIONS = re.compile(r"(?i)^[\W\d]*(?:key\s+|the\s+|our\s+|main\s+|design\s+)?decisions?\b")
+_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,2}[.)])[ \t]+(.+)$")
+_PARTS = re.compile(
+    r"^(?:\*\*(?P<bold>.+?)\*\*[ \t]*[:.–—-]?"
+    r"|(?P<plain>[^:\n]{3,120}?):(?=\s)"
+    r"|(?P<dash>[^\n]{3,120}?)\s[–—-]\s)[ \t]*(?P<rest>.*)$",
+    re.DOTALL,
+)
+_AFFECTS = re.compile(r"[ \t(]*\(?\baffects:?[ \t]+([^()\n]{1,300})\)?[ \t.]*$", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_`]*\s+(?=[\"'(*_`]*[A-Z0-9])")
+_VERDICT = re.compile(r"(?i)\bverdict\b\W{0,12}(?:is\W{1,5})?(accept|revise|reject)")
+_SEVERITY = re.compile(
+    r"(?i)^\W{0,6}(?:severity\W{0,4})?(high|medium|low)\b(?:\W{0,3}severity)?[\W_]*"
+)
+_SUGGESTION = re.compile(r"(?i)^\W{0,6}suggestion\b\W{0,6}")
+_WRAPPER = re.compile(r"\A\s*```(?:markdown|md)\s*\n(.*)\n```\s*\Z", re.DOTALL)
+_DATA_FENCE = re.compile(r"(?im)^[ \t]*</?data>[ \t]*$\n?")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The question that completes an answer.
+
+    Attributes:
+        act: the prompt file.
+        material: the variables of the file.
+        schema: the JSON schema of its answer.
+        complete: its answer, as JSON -> the fields of the whole; raises ValueError.
+    """
+
+    act: Literal["decide", "rate"]
+    material: Mapping[str, str]
+    schema: dict[str, Any]
+    complete: Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text as it was read. `missing`: None if `fields` is the whole answer."""
+
+    fields: dict[str, Any]
+    missing: Completion | None = None
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    heading: str
+    lines: Sequence[str]
+
+
+# --- proposals ------------------------------------------------------------------------------------
+
+
+def proposal_draft(text: str) -> Draft:
+    """Read a proposal: its idea, its content, and its decisions if it has a list of them.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    text = without_wrapper(text)
+    sections = _sections(text)
+    approach = "\n".join(
+        line for part in sections if _APPROACH.match(part.title) for line in part.lines
+    ).strip()
+    decisions = [
+        decision
+        for part in sections
+        if _DECISIONS.match(part.title)
+        for decision in _decisions(part.lines)
+    ][:MAX_DECISIONS]
+    content = "\n".join(_remaining(sections, bool(decisions))).strip()
+    proposal = Proposal(
+        approach=(approach or first_paragraph(content) or first_paragraph(text))[:LONGEST_TEXT],
+        content=(content or text)[:LONGEST_TEXT],
+        decisions=decisions,
+    )
+    if not proposal.content:
+        raise ValueError("it has no text")
+    sentences = [] if decisions else list(_statements(f"{approach}\n\n{content}"))[:SENTENCES]
+    return Draft({"proposal": proposal}, _choice(proposal, sentences) if sentences else None)
+
+
+def _remaining(sections: Sequence[_Section], has_decisions: bool) -> Iterator[str]:
+    """Yield the lines that are neither the idea nor decisions that were read."""
+    for part in sections:
+        if _APPROACH.match(part.title) or (has_decisions and _DECISIONS.match(part.title)):
+            continue
+        if part.heading:
+            yield part.heading
+        yield from part.lines
+
+
+def _decisions(lines: Sequence[str]) -> Iterator[Decision]:
+    for item in _items(lines):
+        affects = _AFFECTS.search(item)
+        stated = item[: affects.start()].strip() if affects else item
+        parts = _PARTS.match(stated)
+        titles = (parts["bold"], parts["plain"], parts["dash"]) if parts else (stated,)
+        title = next(filter(None, titles), "")
+        rationale = parts["rest"].strip() if parts else ""
+        if title := title.strip(" *_:.-"):
+            yield Decision(
+                title=title[:LONGEST_TITLE],
+                rationale=rationale[:LONGEST_LINE],
+                affects=_names(affects[1]) if affects else [],
+            )
+
+
+def _names(text: str) -> list[str]:
+    names = (name.strip(" .`*") for name in re.split(r",|;|\band\b", text))
+    return [name[:LONGEST_TITLE] for name in names if name][:10]
+
+
+def _choice(proposal: Proposal, sentences: Sequence[tuple[str, str]]) -> Completion:
+    """Return the question which of the answer's own sentences are decisions."""
+    numbers = list(range(1, len(sentences) + 1))
+
+    def complete(answer: Any) -> dict[str, Any]:
+        chosen = answer.get("decisions") if isinstance(answer, dict) else None
+        if not isinstance(chosen, list) or not chosen or any(n not in numbers for n in chosen):
+            raise ValueError(f"decisions: must be numbers from 1 to {len(numbers)}")
+        decisions = [
+            Decision(title=sentences[n - 1][0], rationale=sentences[n - 1][1])
+            for n in dict.fromkeys(chosen)
+        ]
+        return {"proposal": proposal.model_copy(update={"decisions": decisions[:MAX_DECISIONS]})}
+
+    schema = _object(
+        decisions={"type": "array", "items": {"enum": numbers}, "minItems": 1, "maxItems": 3}
+    )
+    listed = _numbered(sentence for sentence, _ in sentences)
+    return Completion("decide", {"sentences": listed}, schema, complete)
+
+
+def _statements(markdown: str) -> Iterator[tuple[str, str]]:
+    """Yield each sentence that states something, with the rest of its paragraph."""
+    for paragraph in paragraphs(without_code(markdown)):
+        sentences = [each.strip() for each in _SENTENCE_END.split(paragraph) if each.strip()]
+        for at, sentence in enumerate(sentences):
+            words = sentence.split()
+            fits = len(words) >= MIN_SENTENCE_WORDS and len(sentence) <= MAX_SENTENCE_CHARACTERS
+            if fits and sentence.endswith((".", "!")):
+                yield sentence, " ".join(sentences[at + 1 :])[:LONGEST_LINE]
+
+
+# --- critiques ------------------------------------------------------------------------------------
+
+
+def critique_draft(text: str) -> Draft:
+    """Read a critique: its points with their severities, the suggestion, and the verdict.
+
+    Raises:
+        ValueError: the text has no points, or its verdict contradicts them.
+    """
+    text = without_wrapper(text)
+    stated = _VERDICT.findall(text)
+    suggestion = _suggestion(text)
+    points = list(_points(text))[:MAX_POINTS]
+    if not points:
+        raise ValueError("it names no point; list the proposal's faults, or what makes it good")
+    severities = [found[1].lower() if (found := _SEVERITY.match(p)) else "" for p in points]
+    texts = [_SEVERITY.sub("", p, count=1).strip() or p for p in points]
+    if stated and all(severities):
+        return Draft(_critique(texts, severities, stated[-1].lower(), suggestion))
+    return Draft({}, _rating(texts, suggestion))
+
+
+def _critique(
+    points: Sequence[str], severities: Sequence[str], verdict: str, suggestion: str
+) -> dict[str, Any]:
+    """Build a critique.
+
+    Raises:
+        ValueError: the verdict accepts in spite of a point of high severity.
+    """
+    if verdict == "accept" and "high" in severities:
+        worst = points[list(severities).index("high")]
+        raise ValueError(
+            f'verdict: "accept" contradicts the point of high severity "{worst[:200]}"; '
+            "change the verdict, or the severity"
+        )
+    return {
+        "critique": Critique(
+            verdict=cast(Verdict, verdict),
+            points=[
+                CritiquePoint(severity=cast(Severity, severity), text=text[:LONGEST_TEXT])
+                for severity, text in zip(severities, points, strict=True)
+            ],
+            suggestion=suggestion[:LONGEST_TEXT],
+        )
+    }
+
+
+def _rating(points: Sequence[str], suggestion: str) -> Completion:
+    """Return the question how bad each point is, and what follows."""
+
+    def complete(answer: Any) -> dict[str, Any]:
+        found = answer if isinstance(answer, dict) else {}
+        severities, verdict = found.get("severities"), found.get("verdict")
+        if not isinstance(severities, list) or len(severities) != len(points):
+            raise ValueError(f"severities: must have {len(points)} values, one for each point")
+        if not isinstance(verdict, str):
+            raise ValueError("verdict: must be accept, revise or reject")
+        try:
+            return _critique(points, severities, verdict, suggestion)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"{first['loc'][-1]}: {first['msg']}") from error
+
+    schema = _object(
+        severities={
+            "type": "array",
+            "items": {"enum": ["low", "medium", "high"]},
+            "minItems": len(points),
+            "maxItems": len(points),
+        },
+        verdict={"enum": ["accept", "revise", "reject"]},
+    )
+    listed = "\n".join(
+        f"{n}. {point[:SHOWN_CHARACTERS]}" for n, point in enumerate(points, start=1)
+    )
+    return Completion("rate", {"points": listed}, schema, complete)
+
+
+def _points(text: str) -> Iterator[str]:
+    """Yield the items of the critique's lists; without a list, its paragraphs."""
+    body = _VERDICT.sub("", _without_suggestion(text))
+    lines = body.splitlines()
+    items = [item for item in _items(lines) if item.strip(" *_:.-")]
+    if items:
+        yield from items
+        return
+    for paragraph in paragraphs(without_code(body)):
+        if len(paragraph.split()) >= MIN_SENTENCE_WORDS:
+            yield paragraph
+
+
+def _suggestion(text: str) -> str:
+    lines = text.splitlines()
+    for at, line in enumerate(lines):
+        if _SUGGESTION.match(line):
+            rest = [_SUGGESTION.sub("", line), *lines[at + 1 :]]
+            written = "\n".join(rest).split("\n\n", 2)
+            words = written[0].strip() or (written[1].strip() if len(written) > 1 else "")
+            return _VERDICT.sub("", words).strip(" *_#\n")
+    return ""
+
+
+def _without_suggestion(text: str) -> str:
+    lines = text.splitlines()
+    at = next((n for n, line in enumerate(lines) if _SUGGESTION.match(line)), len(lines))
+    return "\n".join(lines[:at]) if at else text
+
+
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+def without_wrapper(text: str) -> str:
+    """Remove a fence around the whole answer, and fences of the prompt that the model copied."""
+    wrapped = _WRAPPER.match(text)
+    return _DATA_FENCE.sub("", wrapped[1] if wrapped else text).strip()
+
+
+def complete_part(text: str) -> str:
+    """Return a text that was cut off, up to its last whole sentence, line or block."""
+    lines = text.splitlines()
+    fences = [n for n, line in enumerate(lines) if line.lstrip().startswith("```")]
+    if len(fences) % 2:
+        lines = lines[: fences[-1]]
+        return "\n".join(lines).strip()
+    if fences and fences[-1] == len(lines) - 1:
+        return text.strip()
+    *before, last = lines or [""]
+    ends = [match.start() for match in re.finditer(r"[.!?](?=\s|$)", last)]
+    kept = last[: ends[-1] + 1] if ends else ""
+    return "\n".join([*before, kept]).strip()
+
+
+def without_code(markdown: str) -> str:
+    """Return the text without its code blocks; a blank line is in their place."""
+    lines = markdown.splitlines()
+    for block in code_blocks(markdown):
+        first = max(block.line - 2, 0)
+        for at in range(first, min(block.line + block.lines, len(lines))):
+            lines[at] = ""
+    return "\n".join(lines)
+
+
+def paragraphs(markdown: str) -> Iterator[str]:
+    """Yield the paragraphs and list items of a text, each as one line, without headings."""
+    waiting: list[str] = []
+    for line in [*markdown.splitlines(), ""]:
+        item = _ITEM.match(line)
+        is_break = not line.strip() or item or _HEADING.match(line) or line.startswith("|")
+        if is_break and waiting:
+            yield " ".join(waiting)
+            waiting = []
+        if item:
+            waiting = [item[1].strip()]
+        elif line.strip() and not is_break:
+            waiting.append(line.strip())
+
+
+def first_paragraph(markdown: str) -> str:
+    """Return the first paragraph, or an empty text."""
+    return next(paragraphs(without_code(markdown)), "")
+
+
+def _items(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the items of lists, with the lines that continue them."""
+    item = ""
+    for line in lines:
+        if found := _ITEM.match(line):
+            if item:
+                yield item
+            item = found[1].strip()
+        elif item and line.strip() and line.startswith((" ", "\t")):
+            item = f"{item} {line.strip()}"
+        elif item:
+            yield item
+            item = ""
+    if item:
+        yield item
+
+
+def _sections(markdown: str) -> list[_Section]:
+    """Split at headings outside code; the first section has no title."""
+    lines = markdown.splitlines()
+    in_code = [False] * len(lines)
+    for block in code_blocks(markdown):
+        for at in range(max(block.line - 2, 0), min(block.line + block.lines, len(lines))):
+            in_code[at] = True
+    starts = [(0, "")]
+    for at, line in enumerate(lines):
+        if not in_code[at] and (found := _HEADING.match(line)):
+            starts.append((at, next(filter(None, found.groups()))))
+    ends = [at for at, _ in starts[1:]] + [len(lines)]
+    return [
+        _Section(title, lines[at] if title else "", lines[at + bool(title) : end])
+        for (at, title), end in zip(starts, ends, strict=True)
+    ]
+
+
+def _numbered(texts: Iterable[str]) -> str:
+    return "\n".join(f"{n}. {text[:SHOWN_CHARACTERS]}" for n, text in enumerate(texts, start=1))
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,64 @@
+"""Answers that say nothing: they repeat themselves, or the prompt, or are about something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from activities import substance
+from activities.agents.prompts import Prompt
+from activities.agents.requests import AgentRequest
+
+TEXT_ACTS = frozenset({"propose", "criticise", "revise"})
+"""Acts whose answer is a text of some length."""
+
+SOLUTIONS = frozenset({"propose", "revise"})
+"""Acts whose answer is about the task."""
+
+
+def non_answer(
+    request: AgentRequest[Any], prompt: Prompt, instructions: str, fields: Mapping[str, Any]
+) -> str:
+    """Return why an answer says nothing, as the agent is asked again; empty if it is an answer.
+
+    Args:
+        request: the question.
+        prompt: as it was asked.
+        instructions: the fixed words of the prompt.
+        fields: the answer.
+    """
+    text = "\n".join(part for value in fields.values() for part in texts_in(value))
+    if request.act in TEXT_ACTS and len(text.strip()) < substance.MIN_CHARACTERS:
+        return f"it is too short: write at least {substance.MIN_CHARACTERS} characters"
+    if substance.repeats_itself(text):
+        return "it repeats itself; say each thing once"
+    persona = request.call.agent.persona
+    if substance.copied(text, [instructions, persona]) > substance.MAX_COPIED_OF_PROMPT:
+        return "it repeats the instructions; write about the task instead"
+    given = [prompt.messages[0]["content"], *_criticised(request)]
+    if substance.copied(text, [*given, instructions]) > substance.MAX_COPIED_OF_ALL:
+        return "it repeats what you were given; write your own answer"
+    if request.act in SOLUTIONS and not substance.is_about(text, request.call.task.description):
+        return "it is about something else; write about the task"
+    return ""
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts of a field of an answer, at any depth."""
+    match value:
+        case str():
+            yield value
+        case BaseModel():
+            for name in type(value).model_fields:
+                yield from texts_in(getattr(value, name))
+        case list():
+            for each in value:
+                yield from texts_in(each)
+
+
+def _criticised(request: AgentRequest[Any]) -> list[str]:
+    """Return the proposal that a critique is about, which it must not only repeat."""
+    proposal = request.material.get("proposal") if request.act == "criticise" else None
+    return [proposal] if isinstance(proposal, str) else []

@@ -1,0 +1,134 @@
+"""Whether a text says something: repetition, copies, and the words that it shares with its task.
+
+Everything here is a count of words, so that the same text always gets the same verdict. The
+measures are those by which looping text is commonly found: repeated n-grams and compression
+(Li et al. 2023, https://arxiv.org/abs/2307.04657, section 2).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+
+MIN_CHARACTERS = 40
+"""A shorter text is too short to be a proposal or a critique."""
+
+COPY_WORDS = 5
+MAX_COPIED_OF_PROMPT = 0.3
+MAX_COPIED_OF_ALL = 0.8
+"""Word sequences of this length that also occur in a source; the largest share that may.
+
+The prompt's own instructions may hardly be repeated. The task and what is known may: a correction
+of a document repeats most of it.
+"""
+
+LOOP_WORDS = 6
+LOOP_REPEATS = 4
+MAX_LOOP_SHARE = 0.5
+LOOP_WINDOW = 2_000
+"""Prose loops if, in its last characters, more than this share of the sequences of so many words
+occur so often."""
+
+PERIODS = range(2, 401)
+MIN_LOOP_PROSE = 160
+MIN_LOOP_CODE = 1_000
+"""A text loops also if it ends with one sequence of characters, repeated over so many. Code may
+repeat a line or a number."""
+
+MIN_COMPRESSION = 0.12
+COMPRESSED_FROM = 600
+"""Texts of at least so many bytes that zlib compresses below this share repeat themselves."""
+
+TASK_WORDS = 2
+WORD_STEM = 5
+"""Words of the task that a text must contain, compared by their first characters."""
+
+_WORD = re.compile(r"\w+")
+_CODE = re.compile(r"^ {0,3}```.*?(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE)
+_COMMON = frozenset(
+    {
+        *("about", "above", "after", "again", "against", "also", "because", "been", "before"),
+        *("being", "below", "between", "both", "cannot", "could", "does", "doing", "down"),
+        *("during", "each", "every", "from", "given", "have", "having", "here", "into", "itself"),
+        *("make", "more", "most", "must", "need", "only", "other", "over", "same", "shall"),
+        *("should", "since", "some", "story", "such", "task", "tasks", "than", "that", "their"),
+        *("them", "then", "there", "these", "they", "this", "those", "through", "under", "until"),
+        *("upon", "very", "want", "were", "what", "when", "where", "which", "while", "will"),
+        *("with", "without", "work", "would", "your"),
+    }
+)
+"""Words that any text may have."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def sequences(words: list[str], length: int) -> list[tuple[str, ...]]:
+    """Return every `length` words in a row."""
+    return [tuple(words[at : at + length]) for at in range(len(words) - length + 1)]
+
+
+def copied(text: str, sources: Iterable[str], length: int = COPY_WORDS) -> float:
+    """Return the share of the text's word sequences that occur in one of the sources, 0 to 1."""
+    own = sequences(words_of(text), length)
+    if not own:
+        return 0.0
+    known = {each for source in sources for each in sequences(words_of(source), length)}
+    return sum(each in known for each in own) / len(own)
+
+
+def loops(text: str) -> bool:
+    """Return whether the end of a text repeats itself, so that more of it would say nothing new."""
+    prose = _CODE.sub(" ", text)[-LOOP_WINDOW:]
+    return (
+        _is_periodic(text[-LOOP_WINDOW:], MIN_LOOP_CODE)
+        or _is_periodic(prose, MIN_LOOP_PROSE)
+        or _repeats_words(prose)
+    )
+
+
+def repeats_itself(text: str) -> bool:
+    """Return whether a whole text repeats itself."""
+    data = text.encode()
+    if len(data) >= COMPRESSED_FROM and len(zlib.compress(data)) / len(data) < MIN_COMPRESSION:
+        return True
+    return loops(text)
+
+
+def task_words(task: str) -> set[str]:
+    """Return the stems of the words that carry a task's meaning."""
+    return {
+        word[:WORD_STEM]
+        for word in words_of(task)
+        if len(word) >= 4 and word not in _COMMON and not word.isdigit()
+    }
+
+
+def is_about(text: str, task: str) -> bool:
+    """Return whether a text contains enough of a task's words; True if the task has too few."""
+    wanted = task_words(task)
+    if len(wanted) < TASK_WORDS:
+        return True
+    return len(wanted & {word[:WORD_STEM] for word in words_of(text)}) >= TASK_WORDS
+
+
+def _is_periodic(end: str, shortest: int) -> bool:
+    for period in PERIODS:
+        size = max(3 * period, shortest)
+        if size > len(end):
+            return False
+        last = end[-size:]
+        if last[period:] == last[:-period] and _WORD.search(last):
+            return True
+    return False
+
+
+def _repeats_words(prose: str) -> bool:
+    found = sequences(words_of(prose), LOOP_WORDS)
+    counts = Counter(found)
+    often = sum(count for count in counts.values() if count >= LOOP_REPEATS)
+    return len(found) >= LOOP_WORDS * LOOP_REPEATS and often > MAX_LOOP_SHARE * len(found)

@@ -1,0 +1,221 @@
+"""Proposals and critiques that are Markdown, as models write them."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities.agents.markdown_answers import (
+    MAX_DECISIONS,
+    Draft,
+    complete_part,
+    critique_draft,
+    proposal_draft,
+)
+from workflows.models.agents import Critique, Decision, Proposal
+
+PROPOSAL = """\
+Requests over the limit are refused, because a queue would only move the overload.
+
+## Storage
+The counter is kept in Valkey. Every replica sees the same number.
+
+```python
+# Decisions
+used = 1
+```
+
+## Decisions
+- **Refuse instead of queueing**: the caller can decide (affects the API, its clients)
+2. Keep the counter in Valkey: replicas share it
+* Count per tenant
+"""
+CRITIQUE = """\
+- high: two requests race for the last place
+- **Low**: the name says nothing
+
+Suggestion: count and compare in one statement.
+
+Verdict: revise
+"""
+
+
+def proposal(draft: Draft) -> Proposal:
+    found = draft.fields["proposal"]
+    assert isinstance(found, Proposal)
+    return found
+
+
+def critique(draft: Draft) -> Critique:
+    found = draft.fields["critique"]
+    assert isinstance(found, Critique)
+    return found
+
+
+def test_a_proposal_is_read_from_its_headings_and_lists() -> None:
+    draft = proposal_draft(PROPOSAL)
+
+    read = proposal(draft)
+    assert draft.missing is None
+    assert read.approach.startswith("Requests over the limit are refused")
+    assert read.decisions == [
+        Decision(
+            title="Refuse instead of queueing",
+            rationale="the caller can decide",
+            affects=["the API", "its clients"],
+        ),
+        Decision(title="Keep the counter in Valkey", rationale="replicas share it"),
+        Decision(title="Count per tenant"),
+    ]
+    assert "## Storage" in read.content
+    assert "# Decisions\nused = 1" in read.content
+    assert "Refuse instead" not in read.content
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["### Decisions", "**Decisions:**", "Decisions:", "## Key decisions ##", "# 5. Decisions"],
+)
+def test_the_heading_of_the_decisions_may_be_written_in_many_ways(heading: str) -> None:
+    draft = proposal_draft(f"An outbox holds events.\n\n{heading}\n\n- Use an outbox\n")
+
+    assert [decision.title for decision in proposal(draft).decisions] == ["Use an outbox"]
+
+
+def test_a_section_with_the_approach_is_the_approach() -> None:
+    draft = proposal_draft(
+        "# Approach\nCount them.\n\n# Solution\nIn Valkey.\n\n# Decisions\n- Yes"
+    )
+
+    assert proposal(draft).approach == "Count them."
+    assert proposal(draft).content == "# Solution\nIn Valkey."
+
+
+def test_a_fence_around_the_whole_answer_and_copied_fences_are_left_out() -> None:
+    draft = proposal_draft("```markdown\n<data>\nAn outbox holds events.\n</data>\n```")
+
+    assert proposal(draft).content == "An outbox holds events."
+
+
+def test_without_a_list_decisions_are_chosen_from_the_sentences_of_the_answer() -> None:
+    text = (
+        "An outbox holds events. They are published later by a job.\n\n"
+        "```\nThis is no sentence of the text.\n```\n\n"
+        "Is it fast enough for us? It keeps the order of all events!"
+    )
+
+    draft = proposal_draft(text)
+
+    assert draft.missing is not None
+    assert draft.missing.material["sentences"].splitlines() == [
+        "1. They are published later by a job.",
+        "2. It keeps the order of all events!",
+    ]
+    whole = proposal(Draft(draft.missing.complete({"decisions": [2, 1, 2]})))
+    assert [decision.title for decision in whole.decisions] == [
+        "It keeps the order of all events!",
+        "They are published later by a job.",
+    ]
+    assert whole.content == text
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, [], {"decisions": []}, {"decisions": [3]}, {"decisions": "1"}]
+)
+def test_a_choice_of_what_is_not_there_is_refused(answer: Any) -> None:
+    missing = proposal_draft("They are published by a job. It keeps the order of events.").missing
+
+    assert missing is not None
+    with pytest.raises(ValueError, match="numbers from 1 to 2"):
+        missing.complete(answer)
+
+
+def test_an_answer_that_is_only_code_has_no_decisions_and_is_whole() -> None:
+    draft = proposal_draft("```python\nprint('the answer is in the code.')\n```")
+
+    assert draft.missing is None
+    assert proposal(draft).decisions == []
+
+
+def test_a_critique_is_read_from_its_list_suggestion_and_verdict() -> None:
+    draft = critique_draft(CRITIQUE)
+
+    read = critique(draft)
+    assert draft.missing is None
+    assert [(point.severity, point.text) for point in read.points] == [
+        ("high", "two requests race for the last place"),
+        ("low", "the name says nothing"),
+    ]
+    assert (read.suggestion, read.verdict) == ("count and compare in one statement.", "revise")
+
+
+def test_a_critique_without_severities_is_rated_by_a_short_question() -> None:
+    draft = critique_draft(
+        "It misses a test for the limit.\n\nThe error says nothing about a remedy."
+    )
+
+    assert draft.missing is not None
+    assert draft.missing.schema["properties"]["severities"]["maxItems"] == 2
+    rated = critique(
+        Draft(draft.missing.complete({"severities": ["high", "low"], "verdict": "revise"}))
+    )
+    assert [point.severity for point in rated.points] == ["high", "low"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({"severities": ["high", "low"], "verdict": "accept"}, "contradicts"),
+        ({"severities": ["high"], "verdict": "revise"}, "2 values"),
+        ({"severities": ["high", "dire"], "verdict": "revise"}, "severity"),
+        ({"severities": ["high", "low"], "verdict": "maybe"}, "verdict"),
+        ({"severities": ["high", "low"]}, "verdict"),
+        ("high", "severities"),
+    ],
+)
+def test_a_rating_that_cannot_be_used_is_refused(answer: Any, problem: str) -> None:
+    missing = critique_draft("It misses a test for it.\n\nThe error says nothing at all.").missing
+
+    assert missing is not None
+    with pytest.raises(ValueError, match=problem):
+        missing.complete(answer)
+
+
+def test_a_verdict_that_contradicts_a_severe_point_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"accept.*contradicts.*two requests race"):
+        critique_draft(CRITIQUE.replace("revise", "accept"))
+
+
+@pytest.mark.parametrize("text", ["", "Verdict: revise", "Good.", "```python\nx = 1\n```"])
+def test_a_critique_without_points_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="names no point"):
+        critique_draft(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("It works. It also", "It works."),
+        ("It works.\n- one item\n- two it", "It works.\n- one item"),
+        ("It works.\n\n```python\nx = ", "It works."),
+        ("It works.\n\n```python\nx = 1\n```", "It works.\n\n```python\nx = 1\n```"),
+        ("no end", ""),
+        ("", ""),
+    ],
+)
+def test_of_a_text_that_was_cut_off_the_complete_part_is_kept(text: str, kept: str) -> None:
+    assert complete_part(text) == kept
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for read in (proposal_draft, critique_draft):
+        try:
+            draft = read(text)
+        except ValueError:
+            continue
+        if draft.missing is None:
+            found = draft.fields.get("proposal") or draft.fields["critique"]
+            assert not isinstance(found, Proposal) or len(found.decisions) <= MAX_DECISIONS
+    assert complete_part(text) == complete_part(text).strip()
