@@ -343,12 +343,12 @@ class VllmAgents:
         latest, was_cut = prompt, False
         for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
-            is_whole = partial(is_read, wanted.read)
-            reply = await self._reply(question, latest, schema, is_whole, progress)
+            reply = await self._reply(question, latest, schema, wanted.is_whole, progress)
             is_cut = reply.finish_reason in CUT_OFF
             problem = flaw(reply)
             try:
-                if problem and not schema and not (is_cut and was_cut):
+                is_part = not schema and not wanted.is_whole(reply.text)
+                if problem and is_part and not (is_cut and was_cut):
                     raise ValueError(problem)
                 fields = await self._fields(question, wanted, latest, reply, progress)
                 instructions = self._prompts.instructions[question.act]
@@ -380,7 +380,7 @@ class VllmAgents:
         if wanted.draft is None:
             return wanted.read(reply.text)
         text = without_thoughts(reply.text)
-        if reply.finish_reason in CUT_OFF:
+        if reply.finish_reason in CUT_OFF and not wanted.is_whole(text):
             text = complete_part(text)
         draft = wanted.draft(text)
         if draft.missing is None:
@@ -421,7 +421,7 @@ class VllmAgents:
                 sampling=prompt.sampling,
                 on_text=progress.count,
                 is_whole=is_whole,
-                loops=loops,
+                loops=never if schema else loops,
             )
         except AnswerBroken as broken:
             await self._pay(progress, actor, broken.reply)
@@ -467,6 +467,11 @@ async def until_stored(progress: CallProgress, write: Callable[[], Awaitable[obj
             await asyncio.sleep(KEEP_AGAIN.total_seconds())
         else:
             return
+
+
+def never(_: str) -> bool:
+    """Return False: a document's own schema ends it."""
+    return False
 
 
 def is_read(read: Callable[[str], object], text: str) -> bool:

@@ -308,13 +308,12 @@ def complete_part(text: str) -> str:
     fences = [n for n, line in enumerate(lines) if line.lstrip().startswith("```")]
     if len(fences) % 2:
         lines = lines[: fences[-1]]
-        return "\n".join(lines).strip()
-    if fences and fences[-1] == len(lines) - 1:
-        return text.strip()
-    *before, last = lines or [""]
-    ends = [match.start() for match in re.finditer(r"[.!?](?=\s|$)", last)]
-    kept = last[: ends[-1] + 1] if ends else ""
-    return "\n".join([*before, kept]).strip()
+    elif lines and fences[-1:] != [len(lines) - 1]:
+        ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", lines[-1])]
+        lines[-1] = lines[-1][: ends[-1]] if ends else ""
+    while lines and (not lines[-1].strip() or _HEADING.match(lines[-1])):
+        lines.pop()
+    return "\n".join(lines).strip()
 
 
 def without_code(markdown: str) -> str:

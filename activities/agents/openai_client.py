@@ -188,8 +188,7 @@ async def stream_reply(
             **(_decoded_by(act, schema) if schema else {}),
         },
     )
-    place, is_document = place_of(client.base_url), schema is not None
-    answer = _Answer(place, messages, on_text, is_whole, loops, is_document)
+    answer = _Answer(place_of(client.base_url), messages, on_text, is_whole, loops)
     failed: CallFailed | None = None
     began = time.monotonic()
     with chat_span(client.base_url, model, temperature, max_tokens, seed) as span:
@@ -290,8 +289,6 @@ class _Answer:
     on_text: Callable[[str], None]
     is_whole: Callable[[str], bool]
     loops: Callable[[str], bool]
-    is_document: bool
-    """Whether the answer is JSON, whose end can be seen in the text."""
     parts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     message: str = ""
@@ -415,7 +412,7 @@ class _Answer:
         if self.finish_reason:
             return True
         size = len(self.parts) + bool(self.message)
-        if not size or self.judged == size or not self.is_document:
+        if not size or self.judged == size:
             return False
         self.judged = size
         return self.is_whole(self.text)
@@ -423,9 +420,7 @@ class _Answer:
     def _has_begun_to_loop(self) -> bool:
         """Search the text and the thoughts for a loop, each time they have grown by some."""
         size = sum(map(len, self.parts)) + sum(map(len, self.thoughts))
-        if self.is_document or self.finish_reason or self.is_done:
-            return False
-        if size < self.looked_at + LOOP_SEARCH_CHARACTERS:
+        if self.finish_reason or self.is_done or size < self.looked_at + LOOP_SEARCH_CHARACTERS:
             return False
         self.looked_at = size
         return self.loops(_joined(self.parts) or _joined(self.thoughts))

@@ -64,14 +64,35 @@ FieldsT = TypeVar("FieldsT", bound=Mapping[str, Any])
 class ResponseSchema:
     """The form of an answer. `schema`: its JSON schema; `read`: its text -> its fields.
 
-    `read` and `draft` raise ValueError with the problem of the text. `draft`: None if the answer is
-    JSON; otherwise it is Markdown, a document that obeys the schema is also read, and the draft may
-    lack what another question completes.
+    `read` and `draft` raise ValueError with the problem of the text.
+
+    Attributes:
+        document: reads JSON alone, whose end can be seen in the text.
+        draft: None if the answer is JSON; otherwise it is Markdown, a document that obeys the
+            schema is also read, and the draft may lack what another question completes.
     """
 
     schema: dict[str, Any]
-    read: Callable[[str], Mapping[str, Any]]
+    document: Callable[[str], Mapping[str, Any]]
     draft: Callable[[str], Draft] | None = None
+    lacking: str = ""
+    """What a draft may lack, for a message."""
+
+    def read(self, text: str) -> Mapping[str, Any]:
+        if self.draft is None:
+            return self.document(text)
+        found = self.draft(text)
+        if found.missing:
+            raise ValueError(f"it has no {self.lacking}, as the prompt asks for")
+        return found.fields
+
+    def is_whole(self, text: str) -> bool:
+        """Return whether a text is a whole document, so that nothing of it is missing."""
+        try:
+            self.document(text)
+        except ValueError:
+            return False
+        return True
 
 
 @lru_cache(maxsize=16)
@@ -198,12 +219,12 @@ def _form(written: type[Section], field: str, wire: type[Model]) -> ResponseSche
 
 
 def _text_form(
-    document: ResponseSchema, of_markdown: Callable[[str], Draft], lacking: str
+    form: ResponseSchema, of_markdown: Callable[[str], Draft], lacking: str
 ) -> ResponseSchema:
     """Return the form of an answer that is Markdown, or a document of the older form.
 
     Args:
-        document: the form as JSON.
+        form: the form as JSON.
         of_markdown: reads the Markdown.
         lacking: what an incomplete draft lacks.
     """
@@ -212,19 +233,13 @@ def _text_form(
         answer = cleaned(without_thoughts(text))
         if "{" in answer:
             try:
-                return Draft(dict(document.read(answer)))
+                return Draft(dict(form.document(answer)))
             except ValueError:
                 if answer.startswith(("{", "```json")):
                     raise
         return of_markdown(answer)
 
-    def read(text: str) -> Mapping[str, Any]:
-        found = draft(text)
-        if found.missing:
-            raise ValueError(f"it has no {lacking}, as the prompt asks for")
-        return found.fields
-
-    return ResponseSchema(document.schema, read, draft)
+    return ResponseSchema(form.schema, form.document, draft, lacking)
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.agents.answer_cache import kept_answer
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.metrics import count_request, count_tokens
+from activities.agents.non_answers import non_answer
 from activities.agents.openai_client import figure
 from activities.agents.prompts import Prompts
 from activities.agents.requests import ANSWERS, MAX_ATTEMPTS
@@ -284,6 +285,9 @@ class AgentResponses:
         question = call.question
         try:
             fields = question.form(call.first_prompt.max_tokens).read(written(response))
+            instructions = self._prompts.instructions[call.act]
+            if problem := non_answer(question, call.first_prompt, instructions, fields):
+                raise ValueError(problem)
         except ValueError as error:
             return await self._ask_again(found, call, response, by, str(error))
         settled = call.settled("answered", by)

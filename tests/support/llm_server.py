@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 WORDS = """
 outbox ledger queue story plan gate council review schema index retry stream cache token worker
@@ -67,7 +67,8 @@ class Fault(BaseModel):
 class Call(BaseModel):
     """A chat call that the server received.
 
-    `end` is how it ended, or `open`; `ended_at` is when it ended, by `time.monotonic`.
+    `end` is how it ended, or `open`; `ended_at` is when it ended, by `time.monotonic`. `body`: the
+    whole request.
     """
 
     act: str
@@ -79,6 +80,7 @@ class Call(BaseModel):
     tokens: int = 0
     end: Literal["open", "answered", "aborted", "refused"] = "open"
     ended_at: float = 0
+    body: dict[str, Any] = Field({}, exclude=True)
 
     @property
     def prompt(self) -> str:
@@ -177,6 +179,7 @@ class LlmServer:
         form = body.get("response_format", {}).get("json_schema", {})
         call = Call(
             act=form.get("name") or act_of(body["messages"]),
+            body=body,
             **{key: body[key] for key in Call.model_fields if key in body},
         )
         self.calls.append(call)
@@ -321,19 +324,24 @@ TEXT_ACTS = {
 
 def act_of(messages: list[dict[str, str]]) -> str:
     """Return the act of a prompt that asks for text."""
-    asked = messages[1]["content"]
+    asked = first_prompt(messages)
     return next(act for act, words in TEXT_ACTS.items() if words in asked)
+
+
+def first_prompt(messages: list[dict[str, str]]) -> str:
+    """Return the prompt before any answer; its end is the task."""
+    return "\n\n".join(message["content"] for message in messages[:2])
 
 
 def _written(call: Call, schema: dict[str, Any] | None, kind: str) -> str:
     if kind == "wrong":
         return '{"answer": 42}'
     if kind == "copy":
-        return call.messages[1]["content"]
+        return call.messages[-1]["content"]
     seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()
     choose = random.Random(seed)
     if schema is None:
-        document = markdown_of(call.act, call.messages[1]["content"], choose, bare=kind == "bare")
+        document = markdown_of(call.act, first_prompt(call.messages), choose, bare=kind == "bare")
     else:
         document = json.dumps(document_of(schema, choose))
     if kind == "loops":

@@ -31,6 +31,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 from openai import AsyncOpenAI, OpenAIError
+from openai.types.shared_params import ResponseFormatJSONSchema, ResponseFormatText
+from openai.types.shared_params.response_format_json_schema import JSONSchema
 
 STREAM = "AGENT_COMMANDS"
 INBOX = "_INBOX_agent"
@@ -43,7 +45,7 @@ SILENT_LLM_S = 120.0
 AGAIN_S = 1.0
 
 COMMAND = (
-    *("task_id", "agent_id", "call_id", "act", "prompt", "answer_schema"),
+    *("task_id", "agent_id", "call_id", "act", "prompt", "answer_format", "answer_schema"),
     *("max_tokens", "temperature", "seed"),
 )
 """The fields that are read from a command; it may have more."""
@@ -121,14 +123,7 @@ class Agent:
             stream = await self._llm.chat.completions.create(
                 model=self._model,
                 messages=[{"role": "user", "content": command["prompt"]}],
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {
-                        "name": command["act"],
-                        "strict": True,
-                        "schema": command["answer_schema"],
-                    },
-                },
+                response_format=decoding(command),
                 temperature=command["temperature"],
                 max_tokens=command["max_tokens"],
                 seed=command["seed"],
@@ -190,6 +185,18 @@ class Agent:
             json.dumps(body).encode(),
             headers=headers,
         )
+
+
+def decoding(command: dict[str, Any]) -> ResponseFormatText | ResponseFormatJSONSchema:
+    """Return how the LLM has to write: as text, or as a document of the command's schema."""
+    if command["answer_format"] == "markdown":
+        return {"type": "text"}
+    form: JSONSchema = {
+        "name": command["act"],
+        "strict": True,
+        "schema": command["answer_schema"],
+    }
+    return {"type": "json_schema", "json_schema": form}
 
 
 def token(task_id: str) -> str:

@@ -21,6 +21,7 @@ from activities.agents import openai_client as llm_client
 from activities.agents.activities import Agents, VllmAgents
 from activities.agents.answer_cache import ANSWER_TTL, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
+from activities.agents.profiles import ModelProfile, Profiles
 from activities.agents.prompts import Prompts
 from activities.quota import TokenQuota
 from tests.support.llm_server import LlmServer
@@ -221,9 +222,10 @@ async def test_an_agent_may_have_a_different_model(
     ("kind", "problem"),
     [
         ("empty", "it was empty"),
-        ("half", "Invalid JSON"),
         ("wrong", "approach: Field required"),
         ("long", "cut off"),
+        ("loops", "repeat itself"),
+        ("copy", "repeats the instructions"),
     ],
 )
 async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
@@ -235,7 +237,7 @@ async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
 
     first, second = llm.calls
     assert answer.usage.asks == 2
-    assert answer.usage.tokens_out == first.tokens + second.tokens
+    assert kind == "loops" or answer.usage.tokens_out == first.tokens + second.tokens
     assert second.messages[: len(first.messages)] == first.messages
     assert problem in second.messages[-1]["content"]
     assert second.seed != first.seed
@@ -244,13 +246,100 @@ async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
 async def test_three_answers_that_cannot_be_used_are_the_end(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
-    llm.fail("half", times=3)
+    llm.fail("wrong", times=3)
 
     error = await refusal(environment.run(agents.propose, proposing()))
 
     assert (error.type, error.non_retryable) == ("BadAnswer", True)
-    assert "Invalid JSON" in error.message
+    assert "approach: Field required" in error.message
     assert len(llm.calls) == 3
+
+
+async def test_a_text_that_loops_is_stopped_in_the_engine(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.token_ms = 1
+    llm.fail("loops")
+
+    answer = await environment.run(agents.propose, proposing())
+
+    first, second = llm.calls
+    assert (first.end, second.end) == ("aborted", "answered")
+    assert first.tokens < first.max_tokens / 2
+    assert answer.usage.asks == 2
+
+
+async def test_decisions_that_a_text_lacks_are_chosen_from_its_sentences(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("bare")
+
+    answer = await environment.run(agents.propose, proposing())
+
+    first, second = llm.calls
+    assert second.messages[: len(first.messages)] == first.messages
+    assert second.messages[2]["role"] == "assistant"
+    assert second.tokens < first.tokens
+    assert answer.usage.asks == 2
+    assert answer.proposal.decisions
+    for decision in answer.proposal.decisions:
+        assert decision.title in answer.proposal.content
+        assert decision.title in second.messages[2]["content"]
+
+
+async def test_severities_and_verdict_that_a_critique_lacks_are_asked_for(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("bare")
+    fields = call_fields("dev-1")
+    proposal = Proposal(approach="An outbox.", content="Append each event, then publish it.")
+
+    # The scripted engine may rate a point as high and accept: then the critique is asked for again.
+    answer = await environment.run(
+        agents.criticise, CriticiseInput(**fields, author_id="dev-2", proposal=proposal)
+    )
+
+    first, second = llm.calls[:2]
+    assert second.messages[: len(first.messages)] == first.messages
+    assert "severities" in second.messages[-1]["content"]
+    severities = [point.severity for point in answer.critique.points]
+    assert severities
+    assert answer.critique.verdict != "accept" or "high" not in severities
+
+
+async def test_of_a_text_that_is_cut_off_twice_the_complete_part_is_used(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("long", times=2)
+
+    answer = await environment.run(agents.propose, proposing())
+
+    assert len(llm.calls) in (2, 3)  # a third for the decisions, if they were cut off
+    assert answer.proposal.content.endswith((".", "```"))
+
+
+async def test_the_profile_of_a_model_decides_how_it_is_asked(
+    client: httpx.AsyncClient, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    profile = ModelProfile(
+        models=["test-*"],
+        temperature={"propose": 0.1},
+        min_p=0.05,
+        thinking=False,
+        max_tokens=300,
+        examples=False,
+        persona=False,
+    )
+    llms = VllmAgents(client, store, llm.model, PROMPTS, Profiles([profile]))
+
+    await environment.run(Agents({"RAY_VLLM": llms}).propose, proposing())
+
+    (call,) = llm.calls
+    assert (call.temperature, call.max_tokens) == (0.1, 300)
+    assert call.body["min_p"] == 0.05
+    assert call.body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "You are dev-1." not in call.prompt
+    assert "<example>" not in call.prompt
 
 
 # --- errors ---------------------------------------------------------------------------------------

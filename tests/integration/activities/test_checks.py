@@ -67,9 +67,10 @@ async def report_on(
     content: str,
     checks: Checks | None = None,
     decisions: list[Decision] | None = None,
+    task: str = "",
 ) -> CheckReport:
-    proposal = Proposal(approach="as told", content=content, decisions=decisions or [])
-    request = CheckInput(agent_id="dev-1", proposal=proposal)
+    proposal = Proposal(approach="as asked", content=content, decisions=decisions or [])
+    request = CheckInput(agent_id="dev-1", proposal=proposal, task=task)
     return await environment.run((checks or Checks()).check_proposal, request)
 
 
@@ -78,7 +79,8 @@ def named(report: CheckReport, name: str) -> Check:
 
 
 def outcomes(report: CheckReport) -> dict[str, str]:
-    return {check.name: check.outcome for check in report.checks}
+    """Return the outcomes of all checks but `substance`, which these proposals are not about."""
+    return {c.name: c.outcome for c in report.checks if c.name != "substance"}
 
 
 async def test_a_good_proposal_passes_every_check(environment: ActivityEnvironment) -> None:
@@ -87,14 +89,14 @@ async def test_a_good_proposal_passes_every_check(environment: ActivityEnvironme
     assert outcomes(report) == {"policy": "passed", "lint": "passed", "dry_run": "passed"}
     assert named(report, "dry_run").output == '{"number": 2}\n'
     assert named(report, "dry_run").exit_code == 0
-    assert report.weights == {"policy": 0.4, "lint": 0.3, "dry_run": 0.3}
+    assert report.weights == {"policy": 0.4, "lint": 0.3, "dry_run": 0.3, "substance": 0.3}
     assert score(report) == 1
 
 
 async def test_a_proposal_without_code_is_checked_for_policy_alone(
     environment: ActivityEnvironment,
 ) -> None:
-    report = await report_on(environment, "We append, then we publish.")
+    report = await report_on(environment, "We append each event to the outbox, then we publish it.")
 
     assert outcomes(report) == {
         "policy": "passed",
@@ -102,6 +104,40 @@ async def test_a_proposal_without_code_is_checked_for_policy_alone(
         "dry_run": "not_applicable",
     }
     assert score(report) == 1
+
+
+TASK = "Store every event of a story in the order of its changes, and publish it once it is stored."
+ABOUT_IT = "Each change appends its events to an outbox, which a job publishes in this order."
+
+
+@pytest.mark.parametrize(
+    ("content", "task", "outcome", "finding"),
+    [
+        (ABOUT_IT, TASK, "passed", ""),
+        (ABOUT_IT, "", "not_checked", "what the proposal is for is not known"),
+        (ABOUT_IT, "Paint the shed.", "failed", "about something else"),
+        ("Yes.", TASK, "failed", "has 4 characters"),
+        ("", "", "failed", "has 0 characters"),
+        (TASK, TASK, "failed", "only repeats its task"),
+        (ABOUT_IT + " It goes on and on." * 60, TASK, "failed", "repeats itself"),
+    ],
+)
+async def test_the_substance_of_a_proposal_is_checked(
+    environment: ActivityEnvironment, content: str, task: str, outcome: str, finding: str
+) -> None:
+    report = await report_on(environment, content, task=task)
+
+    check = named(report, "substance")
+    assert check.outcome == outcome
+    assert finding in " ".join(check.findings)
+    assert check.score == {"passed": 1.0, "failed": 0.0}.get(outcome)
+
+
+@pytest.mark.parametrize("content", ["", TASK, ABOUT_IT + " It goes on and on." * 60])
+async def test_a_proposal_that_says_nothing_cannot_win(
+    environment: ActivityEnvironment, content: str
+) -> None:
+    assert barred(await report_on(environment, content, task=TASK))
 
 
 async def test_a_secret_bars_a_proposal_and_is_not_repeated(
@@ -252,7 +288,7 @@ async def test_without_a_sandbox_code_is_not_run_and_not_passed(
         "lint": "not_checked",
         "dry_run": "not_checked",
     }
-    assert [check.score for check in report.checks] == [1, None, None]
+    assert [check.score for check in report.checks] == [1, None, None, None]
     for name in ("lint", "dry_run"):
         assert "/nowhere/bwrap cannot be started" in named(report, name).findings[0]
     assert not trace.exists()
@@ -384,7 +420,7 @@ async def test_a_module_and_a_weight_add_a_check(
     await graph.record_deliberation(record.model_copy(update={"ranked": ranked}))
     ended = await find_ended(driver, record.deliberation_id)
 
-    names = ["policy", "lint", "dry_run", "length"]
+    names = ["policy", "lint", "dry_run", "substance", "length"]
     assert [check.name for check in report.checks] == names
     assert list(report.weights.items())[-1] == ("length", 0.5)
     assert ended is not None

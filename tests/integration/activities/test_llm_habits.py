@@ -22,19 +22,25 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.agents import openai_client as llm
 from activities.agents.activities import VllmAgents
-from activities.agents.requests import propose
+from activities.agents.requests import AgentRequest, judge, propose
 from tests.integration.activities.test_agents import PROMPTS, proposing
 from tests.support.llm_server import Script, ScriptedLlm, Step, raw_response
 from tests.support.polling import until
 from tests.support.servers import RunningServer
-from workflows.models.agents import CallUsage, ProposalAnswer
+from workflows.models.agents import (
+    CallUsage,
+    Contender,
+    JudgeInput,
+    Proposal,
+)
 
-CONTENT = 'Append, then publish: `{"a": 1}` and\n```json\n{}\n```\nü 😀'
+CONTENT = 'Store each event, then publish it: `{"a": 1}` and\n```json\n{}\n```\nü 😀'
 PROPOSAL = {
     "approach": "an outbox",
     "content": CONTENT,
     "decisions": [{"title": "Outbox", "rationale": "durable", "affects": ["bridge"]}],
 }
+SHORT = Proposal(approach="an outbox", content=CONTENT)
 DOCUMENT = json.dumps(PROPOSAL)
 MIDDLE = len(DOCUMENT) // 2
 IN_UTF_8 = json.dumps(PROPOSAL, ensure_ascii=False)
@@ -292,7 +298,7 @@ UNUSABLE = {
     "only thoughts": again(
         "it was empty", event({"choices": [{"delta": {"reasoning": "hm"}}]}), STOP, DONE
     ),
-    "prose": again("Invalid JSON", chunk("I cannot do that."), STOP, COUNTED, DONE),
+    "prose": again("too short", chunk("I cannot do that."), STOP, COUNTED, DONE),
     "not of the schema": again(
         "decisions: Field required", chunk('{"approach": "a", "content": "c"}'), STOP, DONE
     ),
@@ -478,21 +484,26 @@ def environment_of_a_run() -> ActivityEnvironment:
 class Outcome:
     """The outcome of a call, and the requests that the endpoint received."""
 
-    answer: ProposalAnswer | None
+    answer: Any
     error: BaseException | None
     seconds: float
     requests: list[dict[str, Any]]
 
 
 async def ask(
-    server: ScriptedLlm, name: str, store: Redis, patience: float = PATIENCE_S
+    server: ScriptedLlm,
+    name: str,
+    store: Redis,
+    patience: float = PATIENCE_S,
+    question: AgentRequest[Any] | None = None,
 ) -> Outcome:
     began = time.monotonic()
     answer, failure = None, None
     async with llm.connect(server.url(name), "none", patience) as client:
         agents = VllmAgents(client, store, "", PROMPTS)
         try:
-            answer = await environment_of_a_run().run(agents.answer, propose(proposing()))
+            asked = question or propose(proposing())
+            answer = await environment_of_a_run().run(agents.answer, asked)
         except Exception as raised:
             failure = raised
     return Outcome(answer, failure, time.monotonic() - began, server.requests.get(name, []))
@@ -692,10 +703,13 @@ async def test_an_answer_that_was_cut_off_is_asked_again_with_shorter_texts(stor
         return max(map(int, re.findall(r'"maxLength": (\d+)', schema)))
 
     cut = (HEAD, BEGIN, chunk(finish="length"), COUNTED, DONE)
+    whole = (HEAD, chunk('{"reason": "It is smaller.", "winner_id": "dev-2"}'), STOP, DONE)
+    contenders = [Contender(agent_id=f"dev-{n}", score=1, proposal=SHORT) for n in (1, 2)]
+    question = judge(JudgeInput(**dict(proposing()), contenders=contenders))
     async with ScriptedLlm() as server:
-        server.scripts["cut"] = [lambda _: cut, lambda _: cut, lambda _: (HEAD, WHOLE)]
+        server.scripts["cut"] = [lambda _: cut, lambda _: cut, lambda _: whole]
 
-        met = await ask(server, "cut", store)
+        met = await ask(server, "cut", store, question=question)
 
     assert met.answer is not None
     first, second, third = map(longest, met.requests)

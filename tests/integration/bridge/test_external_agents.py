@@ -40,7 +40,7 @@ from bridge.jetstream.streams import reconcile
 from deploy.local.servers import Nats as NatsServer
 from tests.support.asking import Asking, AskWorkflow
 from tests.support.fleet import Environment, connect, running
-from tests.support.llm_server import LlmServer, document_of
+from tests.support.llm_server import LlmServer, document_of, markdown_of
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
 from workers.external_storage import data_converter
@@ -74,8 +74,14 @@ def proposing(**agent: Any) -> ProposeInput:
 
 
 def document(command: AgentCommand) -> str:
-    """Return an answer that conforms to the command's schema."""
-    return json.dumps(document_of(command.answer_schema, random.Random(7)))
+    """Return an answer that conforms to the command's schema and is about its task."""
+    fields = document_of(command.answer_schema, random.Random(7))
+    return json.dumps(fields | {"approach": "Store every event in the outbox."})
+
+
+def markdown(command: AgentCommand) -> str:
+    """Return an answer as the command's prompt asks for it."""
+    return markdown_of(command.act, command.prompt, random.Random(7))
 
 
 class Outside:
@@ -304,6 +310,40 @@ async def test_an_answer_completes_the_activity_and_reports_its_cost(fleet: Outs
     assert await fleet.letters() == []
 
 
+async def test_an_answer_may_be_markdown_as_the_prompt_asks_for(fleet: Outside) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    await fleet.respond(command, "done", content=markdown(command))
+
+    proposal = (await handle.result()).proposal
+    assert proposal.content in markdown(command)
+    assert proposal.decisions
+    assert all(decision.title in markdown(command) for decision in proposal.decisions)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("The events are stored in an outbox, and a job publishes them later.", "no decisions"),
+        ("Rome was founded by two brothers.\n\n# Decisions\n- Name it after one", "something else"),
+        ("An event is stored here. " * 40 + "\n\n# Decisions\n- Store events", "repeats itself"),
+    ],
+)
+async def test_an_answer_that_says_too_little_is_asked_for_again(
+    fleet: Outside, content: str, problem: str
+) -> None:
+    handle = await fleet.ask()
+    command = await fleet.take()
+
+    await fleet.respond(command, "done", content=content)
+
+    again = await fleet.take()
+    assert problem in again.prompt
+    await fleet.answer(again)
+    assert (await handle.result()).usage.asks == 2
+
+
 async def test_a_command_has_all_that_an_agent_needs(fleet: Outside) -> None:
     request = proposing()
     await fleet.ask(request)
@@ -317,6 +357,7 @@ async def test_a_command_has_all_that_an_agent_needs(fleet: Outside) -> None:
     assert (command.agent_id, command.act) == ("dev-7", "propose")
     for text in ("Store every event.", "Decided: JetStream.", "You doubt."):
         assert text in command.prompt
+    assert command.answer_format == "markdown"
     assert set(command.answer_schema["required"]) == {"approach", "content", "decisions"}
     assert command.max_tokens > 0
     assert headers["Nats-Msg-Id"] == headers["ce-id"] == command.call_id
@@ -415,7 +456,7 @@ async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
 
     error = await failure(handle)
     assert (error.type, error.non_retryable) == ("BadAnswer", True)
-    assert "Invalid JSON" in error.message
+    assert "too short" in error.message
     assert await fleet.call_count() == 3
 
 

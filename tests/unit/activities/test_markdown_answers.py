@@ -200,6 +200,7 @@ def test_a_critique_without_points_is_refused(text: str) -> None:
         ("It works.\n- one item\n- two it", "It works.\n- one item"),
         ("It works.\n\n```python\nx = ", "It works."),
         ("It works.\n\n```python\nx = 1\n```", "It works.\n\n```python\nx = 1\n```"),
+        ("It works.\n\n## Decisions\n", "It works."),
         ("no end", ""),
         ("", ""),
     ],
