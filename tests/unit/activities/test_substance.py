@@ -65,7 +65,7 @@ def test_a_loop_with_small_changes_is_found() -> None:
 
 
 @given(st.text(alphabet="ab \n", max_size=400))
-def test_a_text_that_is_said_once_more_repeats_no_less(text: str) -> None:
+def test_a_text_written_twice_repeats_no_less(text: str) -> None:
     if loops(text):
         assert loops(text + text)
 
