@@ -45,7 +45,7 @@ TASK_WORDS = 2
 WORD_STEM = 5
 """Words of the task that a text must contain, compared by their first characters."""
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _CODE = re.compile(r"^ {0,3}```.*?(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE)
 _COMMON = frozenset(
     {

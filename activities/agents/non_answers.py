@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -29,7 +29,7 @@ def non_answer(
         instructions: the fixed words of the prompt.
         fields: the answer.
     """
-    text = "\n".join(part for value in fields.values() for part in texts_in(value))
+    text = "\n".join(without_contained(texts_in(list(fields.values()))))
     if request.act in TEXT_ACTS and len(text.strip()) < substance.MIN_CHARACTERS:
         return f"it is too short: write at least {substance.MIN_CHARACTERS} characters"
     if substance.repeats_itself(text):
@@ -43,6 +43,16 @@ def non_answer(
     if request.act in SOLUTIONS and not substance.is_about(text, request.call.task.description):
         return "it is about something else; write about the task"
     return ""
+
+
+def without_contained(texts: Iterable[str]) -> list[str]:
+    """Leave out texts that longer ones contain: a decision may be a sentence of the content."""
+    kept: dict[str, str] = {}
+    for text in sorted(texts, key=len, reverse=True):
+        line = " ".join(text.split())
+        if not any(line in longer for longer in kept):
+            kept[line] = text
+    return list(kept.values())
 
 
 def texts_in(value: Any) -> Iterator[str]:

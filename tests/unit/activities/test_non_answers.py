@@ -1,0 +1,89 @@
+"""Answers that say nothing are found in the fields that were read from them."""
+
+import pytest
+
+from activities.agents.non_answers import non_answer, without_contained
+from activities.agents.prompts import Prompts
+from activities.agents.requests import criticise, propose
+from activities.config import CONFIG
+from workflows.models.agents import (
+    Agent,
+    CriticiseInput,
+    Critique,
+    CritiquePoint,
+    Decision,
+    Proposal,
+    ProposeInput,
+    Task,
+)
+from workflows.models.context import ContextPack
+
+PROMPTS = Prompts.load(CONFIG / "prompts")
+TASK = (
+    "Design a rate limiter for a public HTTP API. Several server processes share one limit, and a "
+    "client that is over it learns when to try again, without a wait in the server."
+)
+GOOD = (
+    "Each request adds one to a counter in Valkey, which all processes of the API share. The "
+    "counter expires after a minute. A request over the limit gets the status 429 and the header "
+    "Retry-After with the seconds that are left."
+)
+CALL = {
+    "task": Task(task_id="t1", role="DEV", description=TASK),
+    "agent": Agent(agent_id="dev-1", role="DEV", persona="Which tests show that it works at all?"),
+    "pack": ContextPack(context="Decided: JetStream keeps every event for thirty days."),
+    "wave": 1,
+}
+
+
+def problem_of(content: str, *decisions: str) -> str:
+    question = propose(ProposeInput.model_validate(CALL))
+    proposal = Proposal(
+        approach=content[:60],
+        content=content,
+        decisions=[Decision(title=title) for title in decisions],
+    )
+    prompt = question.prompt(PROMPTS, 8_192)
+    return non_answer(question, prompt, PROMPTS.instructions["propose"], {"proposal": proposal})
+
+
+@pytest.mark.parametrize("decisions", [(), ("The counter expires after a minute.",), (GOOD,) * 5])
+def test_a_good_answer_is_one_also_if_its_decisions_repeat_its_sentences(
+    decisions: tuple[str, ...],
+) -> None:
+    assert problem_of(GOOD, *decisions) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("A counter.", "too short"),
+        (GOOD + " It goes on and on and on." * 60, "repeats itself"),
+        (PROMPTS.instructions["propose"], "repeats the instructions"),
+        ("Which tests show that it works at all? Which tests show", "repeats the instructions"),
+        (TASK, "what you were given"),
+        ("Rome was founded by two brothers and a wolf on seven hills.", "something else"),
+    ],
+)
+def test_what_says_nothing_is_refused_with_the_reason(content: str, problem: str) -> None:
+    assert problem in problem_of(content)
+
+
+def test_a_critique_that_is_the_proposal_is_refused() -> None:
+    proposal = Proposal(approach="", content=GOOD)
+    request = CriticiseInput(**CALL, author_id="dev-2", proposal=proposal)
+    question = criticise(request)
+    critique = Critique(verdict="revise", points=[CritiquePoint(severity="low", text=GOOD)])
+
+    problem = non_answer(
+        question,
+        question.prompt(PROMPTS, 8_192),
+        PROMPTS.instructions["criticise"],
+        {"critique": critique},
+    )
+
+    assert "what you were given" in problem
+
+
+def test_of_texts_the_longest_are_kept() -> None:
+    assert without_contained(["b", "a b\nc", "b  c", "d"]) == ["a b\nc", "d"]
