@@ -27,7 +27,7 @@ class Recorder:
     """A proxy for an OpenAI-compatible endpoint that keeps the body of each chat call."""
 
     def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint.removesuffix("/v1")
+        self.endpoint = endpoint
         self.bodies: list[Body] = []
         self.url = ""
 
@@ -55,8 +55,13 @@ class Recorder:
         if request.path.endswith("/chat/completions"):
             self.bodies.append(json.loads(data))
         headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
+        if key := request.headers.get("Authorization"):
+            headers["Authorization"] = key
         async with self._http.request(
-            request.method, self.endpoint + request.path, data=data, headers=headers
+            request.method,
+            self.endpoint + request.path.removeprefix("/v1"),
+            data=data,
+            headers=headers,
         ) as answer:
             response = web.StreamResponse(
                 status=answer.status, headers={"Content-Type": answer.content_type}

@@ -1,9 +1,10 @@
 """An OpenAI-compatible HTTP server for tests: real HTTP and SSE, deterministic answers.
 
-It serves `/v1/models` and `/v1/chat/completions` (streamed, `json_schema`) as vLLM does: it writes
-a document that is valid for the given schema, and always the same one for the same model, messages
-and seed. It can be made to misbehave for the next calls, and records each call and whether the
-client aborted it. As a separate process: `python -m tests.support.llm_server --port 8000`.
+It serves `/v1/models` and `/v1/chat/completions` (streamed) as vLLM does: it writes a document that
+is valid for the given `json_schema`, or free Markdown without one, and always the same one for the
+same model, messages and seed. It can be made to misbehave for the next calls, and records each call
+and whether the client aborted it. As a separate process:
+`python -m tests.support.llm_server --port 8000`.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class LlmServer:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        form = body["response_format"]["json_schema"]
+        free: dict[str, Any] = {"json_schema": {"name": "text", "schema": None}}
+        form = body.get("response_format", free)["json_schema"]
         call = Call(
             act=form["name"], **{key: body[key] for key in Call.model_fields if key in body}
         )
@@ -188,7 +190,7 @@ class LlmServer:
         return response
 
     async def _reply(
-        self, request: web.Request, call: Call, schema: dict[str, Any]
+        self, request: web.Request, call: Call, schema: dict[str, Any] | None
     ) -> web.StreamResponse:
         fault = self.faults.popleft() if self.faults else None
         kind = fault.kind if fault else ""
@@ -307,11 +309,14 @@ def _tokens(text: str) -> Iterator[str]:
 # --- documents ------------------------------------------------------------------------------------
 
 
-def _written(call: Call, schema: dict[str, Any], kind: str) -> str:
+def _written(call: Call, schema: dict[str, Any] | None, kind: str) -> str:
     if kind == "wrong":
         return '{"answer": 42}'
     seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()
-    document = json.dumps(document_of(schema, random.Random(seed)))
+    choose = random.Random(seed)
+    document = (
+        json.dumps(document_of(schema, choose)) if schema else _text(400, 800, choose, "content")
+    )
     if kind == "long":  # cut off in the middle of the document
         return " " * (call.max_tokens * BYTES_PER_TOKEN - len(document) // 2) + document
     return document

@@ -1,0 +1,583 @@
+"""The quality of answers: the same tasks asked plainly and through the fleet, judged by programs.
+
+`make bench PART=answers` asks each task of `tests/bench/answers` in these ways, at the same
+endpoint, with the same model, tokens and temperature:
+
+- plain: one chat completion with the task's words only;
+- one agent: through the fleet, without a review;
+- best of three: three agents, without a review; the checks choose;
+- council: AGENTS agents and ROUNDS rounds of review.
+
+A critique and a plan are one call of an agent, so they are asked in the first two ways only. Every
+answer is kept in `.fleet/answers.jsonl` as soon as it is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openai import AsyncOpenAI
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+from rich.table import Table
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.worker import Worker
+
+from activities.checks.sandbox import Sandbox
+from activities.graph.councils import load_councils
+from deploy.local.servers import ROOT
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+from tests.bench import judges
+from tests.bench.acts import QUEUE, ActAnswer, ActInput, ActWorkflow
+from tests.bench.calls import Body, Recorder
+from tests.bench.figures import Figure, at_least, at_most
+from tests.support.site import Site
+from workflows.models import agents
+from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, CallUsage
+from workflows.models.deliberation import DeliberationInput, DeliberationResult
+
+KEPT = ROOT / ".fleet" / "answers.jsonl"
+COUNCILS = ROOT / "deploy" / "config" / "councils.yaml"
+
+PLAIN, ONE, BEST, COUNCIL = "plain", "one agent", "best of three", "council"
+
+TIMEOUT_S = 3_600
+"""Of one deliberation: a small machine takes minutes for a council's answer."""
+
+
+class Options(BaseSettings):
+    """What is asked, from the environment.
+
+    Attributes:
+        agents: how many agents the council has.
+        rounds: how many rounds of review the council has.
+        tasks: a number of tasks, or parts of ids or kinds, separated by commas; empty: all.
+        seeds: how often each task is asked, each time with other seeds.
+        resume: whether answers that an earlier run kept are used again.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    agents: int = Field(3, ge=1, le=MAX_AGENTS)
+    rounds: int = Field(1, ge=0, le=MAX_ROUNDS)
+    tasks: str = ""
+    seeds: int = Field(1, ge=1)
+    resume: bool = False
+
+    def chosen(self, every: Sequence[judges.Task]) -> list[judges.Task]:
+        """Return the chosen tasks; a number spreads them over all kinds.
+
+        Raises:
+            ValueError: no task is chosen.
+        """
+        if self.tasks.isdigit() and 0 < int(self.tasks) <= len(every):
+            count = int(self.tasks)
+            return [every[number * len(every) // count] for number in range(count)]
+        parts = [part.strip() for part in self.tasks.split(",") if part.strip()]
+        found = [
+            task
+            for task in every
+            if not parts or any(part == task.kind or part in task.id for part in parts)
+        ]
+        if self.tasks.isdigit() or not found:
+            kinds = ", ".join(sorted({task.kind for task in every}))
+            raise ValueError(
+                f"TASKS: {self.tasks!r} chooses no task; give a number from 1 to {len(every)}, "
+                f"or parts of ids or kinds ({kinds})"
+            )
+        return found
+
+
+def read_options() -> Options:
+    """Read the options.
+
+    Raises:
+        ValueError: an option is wrong, or a council has fewer agents than it is to have.
+    """
+    try:
+        options = Options()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{str(first['loc'][0]).upper()}: {first['msg']}") from None
+    folder = os.environ.get("FLEET_CONFIG")
+    councils = load_councils(Path(folder) / COUNCILS.name if folder else COUNCILS).councils
+    most = min(map(len, councils.values()))
+    if options.agents > most:
+        raise ValueError(
+            f"AGENTS: {options.agents} is more than the {most} agents of a council; add agents to "
+            "councils.yaml in the folder FLEET_CONFIG"
+        )
+    return options
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of asking through the fleet."""
+
+    name: str
+    agents: int
+    rounds: int
+    judged: bool = True
+
+
+def ways(options: Options) -> list[Way]:
+    return [
+        Way(ONE, 1, 0),
+        Way(BEST, 3, 0, judged=False),
+        Way(COUNCIL, options.agents, options.rounds),
+    ]
+
+
+class Answer(BaseModel):
+    """An answer with its cost, and what the judges found in it.
+
+    Attributes:
+        number: which of the repetitions with other seeds it is.
+        seeds: of its calls.
+        max_tokens: of its first call, as is `temperature`.
+        text: the answer; empty if there was none.
+        error: why there is no answer.
+        criteria: name -> why it is not met; empty if it is met.
+    """
+
+    task: str
+    kind: str
+    way: str
+    agents: int
+    rounds: int
+    number: int
+    model: str
+    seeds: list[int]
+    max_tokens: int
+    temperature: float
+    text: str
+    error: str = ""
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    criteria: dict[str, str] = {}
+    basic: bool = False
+    copied: float = 0
+    is_copy: bool = False
+    is_met: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int]:
+        return self.task, self.way, self.agents, self.rounds, self.number
+
+    def line(self) -> str:
+        """Return what the progress shows."""
+        met = sum(not why for why in self.criteria.values())
+        unmet = ", ".join(name for name, why in self.criteria.items() if why)
+        return (
+            f"{self.task}, {self.way}: {met} of {len(self.criteria)} criteria"
+            f"{f' (not {unmet})' if unmet else ''}, {'basic' if self.basic else 'not basic'}, "
+            f"{f'copied {self.copied:.0%}, ' if self.is_copy else ''}{len(self.text)} characters, "
+            f"{self.tokens_in + self.tokens_out} tokens, {self.seconds:.1f} s, seeds "
+            f"{' '.join(map(str, self.seeds))}{f'; no answer: {self.error}' if self.error else ''}"
+        )
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet whose calls are recorded, the endpoint behind it, and the judges' sandbox."""
+
+    client: Client
+    recorder: Recorder
+    sandbox: Sandbox
+
+
+async def ask_fleet(fleet: Fleet, task: judges.Task, way: Way, number: int) -> Answer:
+    """Ask the task through the fleet.
+
+    Args:
+        fleet: the fleet.
+        task: the task.
+        way: how it is asked.
+        number: the repetition; other numbers get other seeds.
+    """
+    fleet.recorder.bodies.clear()
+    task_id = f"answers-{task.id}-{way.name.replace(' ', '-')}-{number}"
+    began, text, error = time.perf_counter(), "", ""
+    usage: list[CallUsage] = []
+    try:
+        if task.material:
+            text, usage = await act(fleet.client, task, task_id)
+        else:
+            text, usage = await deliberate(fleet.client, task, task_id, way)
+    except WorkflowFailureError as failure:
+        error = cause_of(failure)
+    seconds = time.perf_counter() - began
+    bodies = list(fleet.recorder.bodies)
+    if not bodies:
+        raise RuntimeError(f"{task.id}: the fleet called no model: {error}")
+    answer = Answer(
+        task=task.id,
+        kind=task.kind,
+        way=way.name,
+        agents=way.agents,
+        rounds=way.rounds,
+        number=number,
+        model=bodies[0]["model"],
+        seeds=[body["seed"] for body in bodies],
+        max_tokens=bodies[0]["max_tokens"],
+        temperature=bodies[0]["temperature"],
+        text=text,
+        error=error,
+        tokens_in=sum(each.tokens_in for each in usage),
+        tokens_out=sum(each.tokens_out for each in usage),
+        seconds=seconds,
+    )
+    return await judged(answer, task, source_of(bodies), fleet.sandbox)
+
+
+async def deliberate(
+    client: Client, task: judges.Task, task_id: str, way: Way
+) -> tuple[str, list[CallUsage]]:
+    handle = await client.start_workflow(
+        "DeliberationWorkflow",
+        DeliberationInput(
+            task_id=task_id,
+            role=task.role,
+            description=task.ask,
+            agents=way.agents,
+            rounds=way.rounds,
+            judged=way.judged,
+            timeout=TIMEOUT_S,
+        ),
+        id=f"deliberation-{task_id}",
+        task_queue="story",
+        result_type=DeliberationResult,
+    )
+    result = await handle.result()
+    winner = result.winner
+    return (f"{winner.approach}\n\n{winner.content}" if winner else ""), result.usage
+
+
+async def act(client: Client, task: judges.Task, task_id: str) -> tuple[str, list[CallUsage]]:
+    assert task.material
+    answer: ActAnswer = await client.execute_workflow(
+        ActWorkflow.run,
+        ActInput(
+            act="criticise" if task.kind == "critique" else "derive_plan",
+            task=agents.Task(task_id=task_id, role=task.role, phase="BUILD", description=task.ask),
+            material=task.material,
+        ),
+        id=task_id,
+        task_queue=QUEUE,
+    )
+    return answer.text, [answer.usage]
+
+
+def cause_of(failure: WorkflowFailureError) -> str:
+    cause: BaseException = failure
+    while cause.__cause__:
+        cause = cause.__cause__
+    return str(cause)[:300]
+
+
+def source_of(bodies: Sequence[Body]) -> str:
+    """Return the texts that an answer should not repeat: the first prompt, and every schema.
+
+    Later prompts quote the agents' own proposals, so only their system messages count.
+    """
+    texts = [message["content"] for message in bodies[0]["messages"]]
+    for body in bodies:
+        texts += [each["content"] for each in body["messages"] if each["role"] == "system"]
+        texts.append(json.dumps(body.get("response_format", "")))
+    return "\n\n".join(dict.fromkeys(texts))
+
+
+async def ask_plainly(
+    engine: AsyncOpenAI, sandbox: Sandbox, task: judges.Task, like: Answer
+) -> Answer:
+    """Send the task's words only.
+
+    Args:
+        engine: the endpoint's client.
+        sandbox: the judges' sandbox.
+        task: the task.
+        like: the fleet's answer, whose model, tokens, temperature and first seed are used.
+    """
+    began, text, usage = time.perf_counter(), "", None
+    stream = await engine.chat.completions.create(
+        model=like.model,
+        messages=[{"role": "user", "content": task.plain}],
+        max_tokens=like.max_tokens,
+        temperature=like.temperature,
+        seed=like.seeds[0],
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+    answer = like.model_copy(
+        update={
+            "way": PLAIN,
+            "seeds": like.seeds[:1],
+            "text": text,
+            "error": "",
+            "tokens_in": usage.prompt_tokens if usage else 0,
+            "tokens_out": usage.completion_tokens if usage else 0,
+            "seconds": time.perf_counter() - began,
+        }
+    )
+    return await judged(answer, task, task.plain, sandbox)
+
+
+async def judged(answer: Answer, task: judges.Task, source: str, sandbox: Sandbox) -> Answer:
+    found = await judges.judge(task, answer.text, source, sandbox)
+    return answer.model_copy(
+        update={
+            "criteria": dict(found.criteria),
+            "basic": found.basic,
+            "copied": found.copied,
+            "is_copy": found.is_copy,
+            "is_met": found.is_met,
+        }
+    )
+
+
+# --- all tasks, in all ways -----------------------------------------------------------------------
+
+
+class Progress:
+    """The answers so far: shown, and kept in a file, a line each."""
+
+    def __init__(self, file: Path, resume: bool, expected: int, out: Console) -> None:
+        """Start with no answers.
+
+        Args:
+            file: keeps the answers; what an earlier run kept is removed, unless it is resumed.
+            resume: whether answers in the file are used again.
+            expected: how many answers there will be.
+            out: shows them.
+        """
+        self.answers: list[Answer] = []
+        self.file, self.expected, self.out = file, expected, out
+        lines = file.read_text().splitlines() if resume and file.exists() else []
+        kept = [Answer.model_validate_json(line) for line in lines]
+        self.kept = {answer.key: answer for answer in kept}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            file.write_text("")
+
+    def again(self, key: tuple[str, str, int, int, int]) -> Answer | None:
+        """Return the answer that an earlier run kept, if there is one."""
+        if answer := self.kept.get(key):
+            self._show(answer, "kept: ")
+        return answer
+
+    def add(self, answer: Answer) -> Answer:
+        with self.file.open("a") as file:
+            file.write(answer.model_dump_json() + "\n")
+        self._show(answer)
+        return answer
+
+    def _show(self, answer: Answer, how: str = "") -> None:
+        self.answers.append(answer)
+        count = f"[{len(self.answers)}/{self.expected}]"
+        self.out.print(
+            f"  {count} {how}{answer.line()}", soft_wrap=True, highlight=False, markup=False
+        )
+
+
+async def ask_all(
+    fleet: Fleet,
+    engine: AsyncOpenAI,
+    todo: Sequence[judges.Task],
+    options: Options,
+    so_far: Progress,
+) -> None:
+    """Ask every task in every way.
+
+    Args:
+        fleet: the fleet.
+        engine: the client of the endpoint behind it.
+        todo: the tasks.
+        options: the council's size and rounds, and the number of repetitions.
+        so_far: takes the answers, and has those that are not asked again.
+    """
+    for number in range(1, options.seeds + 1):
+        for task in todo:
+            for way in ways_of(task, options):
+                key = (task.id, way.name, way.agents, way.rounds, number)
+                answer = so_far.again(key)
+                if not answer:
+                    answer = so_far.add(await ask_fleet(fleet, task, way, number))
+                if way.name == ONE and not so_far.again((task.id, PLAIN, 1, 0, number)):
+                    so_far.add(await ask_plainly(engine, fleet.sandbox, task, answer))
+
+
+def ways_of(task: judges.Task, options: Options) -> list[Way]:
+    return ways(options)[:1] if task.material else ways(options)
+
+
+async def measure(
+    folder: Path, url: str, todo: Sequence[judges.Task], options: Options, so_far: Progress
+) -> None:
+    """Start a fleet before the endpoint, and ask every task in every way.
+
+    Args:
+        folder: of the fleet.
+        url: of the endpoint.
+        todo: the tasks.
+        options: as in `ask_all`.
+        so_far: as in `ask_all`.
+    """
+    sandbox = Sandbox()
+    await sandbox.probe()
+    key = os.environ.get("VLLM_API_KEY") or "none"
+    async with (
+        Recorder(url) as recorder,
+        AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=TIMEOUT_S) as engine,
+        Site(folder, recorder.url) as site,
+        Worker(site.client, task_queue=QUEUE, workflows=[ActWorkflow]),
+    ):
+        await ask_all(Fleet(site.client, recorder, sandbox), engine, todo, options, so_far)
+
+
+async def answers(folder: Path) -> list[Figure]:
+    """Ask the tasks plainly and through the fleet, and judge the answers."""
+    options = read_options()
+    todo = options.chosen(judges.load_tasks())
+    expected = options.seeds * sum(len(ways_of(task, options)) + 1 for task in todo)
+    out = Console(width=None if sys.stdout.isatty() else 140)
+    so_far = Progress(KEPT, options.resume, expected, out)
+    others = ("temporal", "nats", "neo4j", "valkey", "workers")
+    settings = StackSettings.load(home=folder, pick_free_ports=True)
+    stack = Stack(settings, without=others)
+    try:
+        await stack.up()
+        url = settings.vllm_url or stack.parts.env["VLLM_URL"]
+        await measure(folder / "site", url, todo, options, so_far)
+    finally:
+        for shown in tables(so_far.answers):
+            out.print(shown)
+        out.print(f"{len(so_far.answers)} of {expected} answers, in {KEPT}")
+        await stack.down()
+    return figures_of(so_far.answers)
+
+
+# --- the result -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result of one way of asking; tokens and seconds: the mean of an answer."""
+
+    way: str
+    answers: int
+    met: int
+    basic: int
+    criteria: float
+    copies: int
+    tokens: float
+    seconds: float
+    unanswered: int
+
+
+def row(way: str, given: Sequence[Answer]) -> Row:
+    """Sum up the answers of one way."""
+    criteria = [not why for answer in given for why in answer.criteria.values()]
+    answered = [answer for answer in given if not answer.error] or given
+    return Row(
+        way=way,
+        answers=len(given),
+        met=sum(answer.is_met for answer in given),
+        basic=sum(answer.basic for answer in given),
+        criteria=sum(criteria) / len(criteria),
+        copies=sum(answer.is_copy for answer in given),
+        tokens=statistics.mean(answer.tokens_in + answer.tokens_out for answer in answered),
+        seconds=statistics.mean(answer.seconds for answer in answered),
+        unanswered=sum(bool(answer.error) for answer in given),
+    )
+
+
+def rows(given: Sequence[Answer]) -> list[Row]:
+    """Return a row for each way that has answers."""
+    by_way: dict[str, list[Answer]] = {PLAIN: [], ONE: [], BEST: [], COUNCIL: []}
+    for answer in given:
+        by_way[answer.way].append(answer)
+    return [row(named(way, found), found) for way, found in by_way.items() if found]
+
+
+def named(way: str, given: Sequence[Answer]) -> str:
+    council = f"council of {given[0].agents}, {given[0].rounds} rounds"
+    return council if way == COUNCIL else way
+
+
+def paired(given: Sequence[Answer]) -> list[Answer]:
+    """Return the answers to the tasks that have one in every way; none without a council's."""
+    every = {PLAIN, ONE, BEST, COUNCIL}
+    asked: dict[tuple[str, int], set[str]] = {}
+    for answer in given:
+        asked.setdefault((answer.task, answer.number), set()).add(answer.way)
+    return [answer for answer in given if asked[answer.task, answer.number] == every]
+
+
+def tables(given: Sequence[Answer]) -> Iterator[Table]:
+    """Yield the table of all tasks, and of those that were asked in every way."""
+    both = [answer for answer in given if answer.way in (PLAIN, ONE)]
+    for title, found in (("All tasks", both), ("Tasks asked in every way", paired(given))):
+        if found:
+            yield table(title, rows(found))
+
+
+def table(title: str, found: Sequence[Row]) -> Table:
+    heads = ("way of asking", "tasks met", "basic", "criteria met", "copies", "no answer")
+    shown = Table(*heads, "tokens", "seconds", title=title)
+    for each in found:
+        shown.add_row(
+            each.way,
+            f"{each.met} of {each.answers}",
+            f"{each.basic} of {each.answers}",
+            f"{each.criteria:.0%}",
+            str(each.copies),
+            str(each.unanswered),
+            f"{each.tokens:,.0f}",
+            f"{each.seconds:.1f}",
+        )
+    return shown
+
+
+def figures_of(given: Sequence[Answer]) -> list[Figure]:
+    """Return the figures: rates of all tasks, and of those that were asked in every way."""
+    both = rows([answer for answer in given if answer.way in (PLAIN, ONE)])
+    plain, one = both[0], both[1]
+    through = [answer for answer in given if answer.way != PLAIN]
+    copies = sum(answer.is_copy for answer in through)
+    how = f"of {one.answers} answers; {plain.basic} asked plainly"
+    return [
+        at_least("basic answers through the fleet", one.basic, "", plain.basic, how),
+        at_most("copies through the fleet", copies, "", 0, f"of {len(through)} answers"),
+        *(figure for each in both for figure in _figures(each, "all tasks")),
+        *(
+            figure
+            for each in rows(paired(given))
+            for figure in _figures(each, "asked in every way")
+        ),
+    ]
+
+
+def _figures(each: Row, which: str) -> Iterator[Figure]:
+    name, how = f"{each.way}, {which}", f"of {each.answers} answers"
+    yield Figure(f"{name}: tasks met", each.met, "", how=how)
+    yield Figure(f"{name}: basic", each.basic, "", how=how)
+    yield Figure(f"{name}: criteria met", each.criteria * 100, "%", how=how)
+    yield Figure(f"{name}: copies", each.copies, "", how=how)
+    yield Figure(f"{name}: tokens", each.tokens, "", how=f"mean {how}")
+    yield Figure(f"{name}: time", each.seconds, "s", how=f"mean {how}")
