@@ -477,7 +477,7 @@ async def answers(folder: Path) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one way of asking; tokens and seconds: the mean of an answer."""
+    """The result of one way of asking; tokens, written tokens and seconds are means."""
 
     way: str
     answers: int
@@ -486,6 +486,7 @@ class Row:
     criteria: float
     copies: int
     tokens: float
+    written: float
     seconds: float
     unanswered: int
 
@@ -502,6 +503,7 @@ def row(way: str, given: Sequence[Answer]) -> Row:
         criteria=sum(criteria) / len(criteria),
         copies=sum(answer.is_copy for answer in given),
         tokens=statistics.mean(answer.tokens_in + answer.tokens_out for answer in answered),
+        written=statistics.mean(answer.tokens_out for answer in answered),
         seconds=statistics.mean(answer.seconds for answer in answered),
         unanswered=sum(bool(answer.error) for answer in given),
     )
@@ -538,8 +540,8 @@ def tables(given: Sequence[Answer]) -> Iterator[Table]:
 
 
 def table(title: str, found: Sequence[Row]) -> Table:
-    heads = ("way of asking", "tasks met", "basic", "criteria met", "copies", "no answer")
-    shown = Table(*heads, "tokens", "seconds", title=title)
+    heads = ("way of asking", "tasks met", "basic", "criteria met", "copies", "no answer", "tokens")
+    shown = Table(*heads, "written", "seconds", title=title)
     for each in found:
         shown.add_row(
             each.way,
@@ -549,6 +551,7 @@ def table(title: str, found: Sequence[Row]) -> Table:
             str(each.copies),
             str(each.unanswered),
             f"{each.tokens:,.0f}",
+            f"{each.written:,.0f}",
             f"{each.seconds:.1f}",
         )
     return shown

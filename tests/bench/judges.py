@@ -151,7 +151,7 @@ async def judge(task: Task, text: str, source: str, sandbox: Sandbox) -> Judgeme
         "length": too_short(text),
         "task words": off_topic(text, task.words),
         **{f"section {name}": no_section(text, name) for name in task.sections},
-        **{f"names {words}": unnamed(text, words) for words in task.mentions},
+        **{f"names {words.split('|')[0]}": unnamed(text, words) for words in task.mentions},
     }
     basic = not any(criteria[name] for name in ("length", "task words")) and copied < COPIED_SHARE
     if task.kind == "code":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import answers as bench
-from tests.bench.answers import Answer, Options, answers
+from tests.bench.answers import Answer, answers
 from tests.bench.judges import load_tasks
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
@@ -85,49 +85,3 @@ async def test_two_tasks_are_asked_in_every_way_and_resumed_after_an_interruptio
     shown = capsys.readouterr().out
     assert "[6/6] plan-health, plain" in shown
     assert "kept: design-rate-limit, one agent" in shown
-
-
-# --- what is chosen -------------------------------------------------------------------------------
-
-
-def test_a_number_of_tasks_is_spread_over_the_kinds() -> None:
-    every = load_tasks()
-
-    chosen = Options(tasks="8").chosen(every)
-
-    assert len(chosen) == 8
-    assert len({task.kind for task in chosen}) >= 6
-    assert Options(tasks="").chosen(every) == every
-
-
-def test_tasks_are_chosen_by_kind_or_by_a_part_of_their_ids() -> None:
-    chosen = Options(tasks="plan, lru").chosen(load_tasks())
-
-    assert [task.id for task in chosen if task.kind != "plan"] == [
-        "code-lru",
-        *(task.id for task in load_tasks() if task.id.startswith("test-plan")),
-    ]
-    assert sum(task.kind == "plan" for task in chosen) == 3
-
-
-@pytest.mark.parametrize("tasks", ["0", "31", "nothing"])
-def test_a_choice_without_tasks_is_refused(tasks: str) -> None:
-    with pytest.raises(ValueError, match=r"TASKS: .* give a number from 1 to 30"):
-        Options(tasks=tasks).chosen(load_tasks())
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("AGENTS", "0", "AGENTS: Input should be greater than or equal to 1"),
-        ("AGENTS", "4", "AGENTS: 4 is more than the 3 agents of a council"),
-        ("SEEDS", "0", "SEEDS: "),
-    ],
-)
-def test_a_wrong_option_is_refused_by_its_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
-) -> None:
-    monkeypatch.setenv(name, value)
-
-    with pytest.raises(ValueError, match=problem):
-        bench.read_options()
