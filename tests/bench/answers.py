@@ -23,7 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAIError
+from openai.types import CompletionUsage
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
@@ -32,7 +33,7 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.worker import Worker
 
 from activities.checks.sandbox import Sandbox
-from activities.graph.councils import load_councils
+from activities.graph.councils import Councils, load_councils
 from deploy.local.servers import ROOT
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
@@ -108,15 +109,19 @@ def read_options() -> Options:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{str(first['loc'][0]).upper()}: {first['msg']}") from None
-    folder = os.environ.get("FLEET_CONFIG")
-    councils = load_councils(Path(folder) / COUNCILS.name if folder else COUNCILS).councils
-    most = min(map(len, councils.values()))
+    most = min(map(len, councils().councils.values()))
     if options.agents > most:
         raise ValueError(
             f"AGENTS: {options.agents} is more than the {most} agents of a council; add agents to "
             "councils.yaml in the folder FLEET_CONFIG"
         )
     return options
+
+
+def councils() -> Councils:
+    """Read the councils that the fleet is started with."""
+    folder = os.environ.get("FLEET_CONFIG")
+    return load_councils(Path(folder) / COUNCILS.name if folder else COUNCILS)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ class Answer(BaseModel):
     error: str = ""
     tokens_in: int
     tokens_out: int
+    cached_tokens: int
     seconds: float
     criteria: dict[str, str] = {}
     basic: bool = False
@@ -238,9 +244,11 @@ async def ask_fleet(fleet: Fleet, task: judges.Task, way: Way, number: int) -> A
         error=error,
         tokens_in=sum(each.tokens_in for each in usage),
         tokens_out=sum(each.tokens_out for each in usage),
+        cached_tokens=sum(each.cached_tokens for each in usage),
         seconds=seconds,
     )
-    return await judged(answer, task, source_of(bodies), fleet.sandbox)
+    personas = [seat.persona for seat in councils().councils[task.role]]
+    return await judged(answer, task, source_of(bodies, personas), fleet.sandbox)
 
 
 async def deliberate(
@@ -288,12 +296,12 @@ def cause_of(failure: WorkflowFailureError) -> str:
     return str(cause)[:300]
 
 
-def source_of(bodies: Sequence[Body]) -> str:
-    """Return the texts that an answer should not repeat: the first prompt, and every schema.
+def source_of(bodies: Sequence[Body], personas: Sequence[str]) -> str:
+    """Return the texts that an answer should not repeat: prompt, personas and schemas.
 
     Later prompts quote the agents' own proposals, so only their system messages count.
     """
-    texts = [message["content"] for message in bodies[0]["messages"]]
+    texts = [message["content"] for message in bodies[0]["messages"]] + list(personas)
     for body in bodies:
         texts += [each["content"] for each in body["messages"] if each["role"] == "system"]
         texts.append(json.dumps(body.get("response_format", "")))
@@ -311,27 +319,33 @@ async def ask_plainly(
         task: the task.
         like: the fleet's answer, whose model, tokens, temperature and first seed are used.
     """
-    began, text, usage = time.perf_counter(), "", None
-    stream = await engine.chat.completions.create(
-        model=like.model,
-        messages=[{"role": "user", "content": task.plain}],
-        max_tokens=like.max_tokens,
-        temperature=like.temperature,
-        seed=like.seeds[0],
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    async for chunk in stream:
-        usage = chunk.usage or usage
-        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+    began, text, error = time.perf_counter(), "", ""
+    usage = CompletionUsage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
+    try:
+        stream = await engine.chat.completions.create(
+            model=like.model,
+            messages=[{"role": "user", "content": task.plain}],
+            max_tokens=like.max_tokens,
+            temperature=like.temperature,
+            seed=like.seeds[0],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        async for chunk in stream:
+            usage = chunk.usage or usage
+            text += "".join(choice.delta.content or "" for choice in chunk.choices)
+    except OpenAIError as failure:
+        text, error = "", str(failure)[:300]
+    details = usage.prompt_tokens_details
     answer = like.model_copy(
         update={
             "way": PLAIN,
             "seeds": like.seeds[:1],
             "text": text,
-            "error": "",
-            "tokens_in": usage.prompt_tokens if usage else 0,
-            "tokens_out": usage.completion_tokens if usage else 0,
+            "error": error,
+            "tokens_in": usage.prompt_tokens,
+            "tokens_out": usage.completion_tokens,
+            "cached_tokens": (details.cached_tokens or 0) if details else 0,
             "seconds": time.perf_counter() - began,
         }
     )
@@ -477,7 +491,13 @@ async def answers(folder: Path) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one way of asking; tokens, written tokens and seconds are means."""
+    """The result of one way of asking.
+
+    Attributes:
+        criteria: the share of the criteria that are met.
+        tokens: the mean of an answer, as are `written` and `seconds`.
+        cached: the share of the prompts' tokens that the engine had in its cache.
+    """
 
     way: str
     answers: int
@@ -487,6 +507,7 @@ class Row:
     copies: int
     tokens: float
     written: float
+    cached: float
     seconds: float
     unanswered: int
 
@@ -504,6 +525,8 @@ def row(way: str, given: Sequence[Answer]) -> Row:
         copies=sum(answer.is_copy for answer in given),
         tokens=statistics.mean(answer.tokens_in + answer.tokens_out for answer in answered),
         written=statistics.mean(answer.tokens_out for answer in answered),
+        cached=sum(answer.cached_tokens for answer in given)
+        / max(sum(answer.tokens_in for answer in given), 1),
         seconds=statistics.mean(answer.seconds for answer in answered),
         unanswered=sum(bool(answer.error) for answer in given),
     )
@@ -583,4 +606,5 @@ def _figures(each: Row, which: str) -> Iterator[Figure]:
     yield Figure(f"{name}: criteria met", each.criteria * 100, "%", how=how)
     yield Figure(f"{name}: copies", each.copies, "", how=how)
     yield Figure(f"{name}: tokens", each.tokens, "", how=f"mean {how}")
+    yield Figure(f"{name}: prompts from the cache", each.cached * 100, "%", how=how)
     yield Figure(f"{name}: time", each.seconds, "s", how=f"mean {how}")

@@ -40,6 +40,7 @@ def an_answer(task: str = "code-lru", way: str = "one agent", **fields: Any) -> 
         "text": "x",
         "tokens_in": 10,
         "tokens_out": 20,
+        "cached_tokens": 5,
         "seconds": 2,
         "criteria": {"length": "", "tests": "AssertionError"},
     }
@@ -95,7 +96,7 @@ def test_a_wrong_option_is_refused_by_its_name(
 # --- what an answer should not repeat -------------------------------------------------------------
 
 
-def test_the_source_of_an_answer_has_the_first_prompt_and_all_system_messages_and_schemas() -> None:
+def test_the_source_has_the_first_prompt_and_all_personas_system_messages_and_schemas() -> None:
     first = {
         "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}],
         "response_format": {"name": "s1"},
@@ -105,9 +106,9 @@ def test_the_source_of_an_answer_has_the_first_prompt_and_all_system_messages_an
         "response_format": {"name": "s2"},
     }
 
-    source = source_of([first, later])
+    source = source_of([first, later], ["You test."])
 
-    assert source.split("\n\n") == ["a", "b", '{"name": "s1"}', "c", '{"name": "s2"}']
+    assert source.split("\n\n") == ["a", "b", "You test.", '{"name": "s1"}', "c", '{"name": "s2"}']
 
 
 # --- how answers are counted ----------------------------------------------------------------------
@@ -116,7 +117,9 @@ def test_the_source_of_an_answer_has_the_first_prompt_and_all_system_messages_an
 def test_a_row_counts_the_answers_of_a_way() -> None:
     met = an_answer(criteria={"length": ""}, is_met=True, basic=True)
     copy = an_answer(task="code-bug", is_copy=True, tokens_out=40, seconds=4)
-    failed = an_answer(task="code-slug", text="", error="LlmRefused", tokens_in=0, tokens_out=0)
+    failed = an_answer(
+        task="code-slug", text="", error="LlmRefused", tokens_in=0, tokens_out=0, cached_tokens=0
+    )
 
     found = row("one agent", [met, copy, failed])
 
@@ -129,6 +132,7 @@ def test_a_row_counts_the_answers_of_a_way() -> None:
     )
     assert found.criteria == 3 / 5
     assert (found.tokens, found.written, found.seconds) == (40, 30, 3)
+    assert found.cached == 10 / 20
 
 
 def test_only_tasks_with_an_answer_in_every_way_are_compared_with_a_council() -> None:
