@@ -1,6 +1,6 @@
 """The quality of answers: the same tasks asked plainly and through the fleet, judged by programs.
 
-`make bench PART=answers` asks each task of `tests/bench/answers` in these ways, at the same
+`make bench PART=answers` asks each task of `tests/bench/tasks` in these ways, at the same
 endpoint, with the same model, tokens and temperature:
 
 - plain: one chat completion with the task's words only;

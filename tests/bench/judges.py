@@ -21,7 +21,7 @@ from tests.bench import given_tests
 from workflows.models.agents import Proposal
 from workflows.rules.dag import MAX_TASKS
 
-TASKS = Path(__file__).with_name("answers")
+TASKS = Path(__file__).with_name("tasks")
 
 BASIC_CHARACTERS = 300
 OWN_WORDS = 2
