@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, web
+from openai import AsyncOpenAI
 from rich.console import Console
 
+from activities.checks.sandbox import Sandbox
 from tests.bench.answers import (
     Answer,
     Options,
     Progress,
+    ask_plainly,
     figures_of,
     paired,
     read_options,
@@ -20,7 +24,9 @@ from tests.bench.answers import (
     source_of,
     tables,
 )
+from tests.bench.calls import Recorder
 from tests.bench.judges import load_tasks
+from tests.support.llm_server import LlmServer
 
 WAYS = ("plain", "one agent", "best of three", "council")
 
@@ -109,6 +115,60 @@ def test_the_source_has_the_first_prompt_and_all_personas_system_messages_and_sc
     source = source_of([first, later], ["You test."])
 
     assert source.split("\n\n") == ["a", "b", "You test.", '{"name": "s1"}', "c", '{"name": "s2"}']
+
+
+# --- plain calls ----------------------------------------------------------------------------------
+
+
+async def plainly(llm: LlmServer) -> Answer:
+    task = next(task for task in load_tasks() if task.id == "critique-sql")
+    like = an_answer(task.id, text="a critique", error="none", tokens_in=900)
+    async with AsyncOpenAI(base_url=llm.url, api_key="none", max_retries=0) as engine:
+        return await ask_plainly(engine, Sandbox(), task, like)
+
+
+async def test_a_plain_call_sends_the_task_and_its_proposal_as_the_fleet_asked(
+    llm: LlmServer,
+) -> None:
+    answer = await plainly(llm)
+
+    (call,) = llm.calls
+    assert [message["role"] for message in call.messages] == ["user"]
+    assert "Review this proposal" in call.prompt
+    assert "SELECT id, name, email" in call.prompt
+    assert (call.model, call.seed, call.max_tokens, call.temperature) == ("test-model", 7, 100, 0.5)
+    assert (answer.way, answer.error, answer.tokens_out) == ("plain", "", call.tokens)
+    assert 0 < answer.tokens_in < 900
+    assert answer.text not in ("", "a critique")
+
+
+async def test_a_plain_call_that_fails_is_an_answer_without_text(llm: LlmServer) -> None:
+    llm.fail("status", status=500)
+
+    answer = await plainly(llm)
+
+    assert (answer.text, answer.tokens_out, answer.is_met) == ("", 0, False)
+    assert "the engine is set to fail" in answer.error
+
+
+async def test_the_recorder_passes_the_key_and_the_path_on_to_the_endpoint() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response([request.path, request.headers.get("Authorization")])
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}/api/v2"
+    try:
+        async with Recorder(endpoint) as recorder, ClientSession() as http:
+            url, key = f"{recorder.url}/chat/completions", {"Authorization": "Bearer secret"}
+            async with http.post(url, json={"seed": 7}, headers=key) as response:
+                assert await response.json() == ["/api/v2/chat/completions", "Bearer secret"]
+            assert recorder.bodies == [{"seed": 7}]
+    finally:
+        await runner.cleanup()
 
 
 # --- how answers are counted ----------------------------------------------------------------------
