@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.bench import answers as bench
-from tests.bench.answers import Answer, answers
+from tests.bench.answers import answers
 from tests.bench.judges import load_tasks
+from tests.bench.results import Answer
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 

@@ -12,20 +12,10 @@ from openai import AsyncOpenAI
 from rich.console import Console
 
 from activities.checks.sandbox import Sandbox
-from tests.bench.answers import (
-    Answer,
-    Options,
-    Progress,
-    ask_plainly,
-    figures_of,
-    paired,
-    read_options,
-    row,
-    source_of,
-    tables,
-)
+from tests.bench.answers import Options, Progress, ask_plainly, read_options, source_of
 from tests.bench.calls import Recorder
 from tests.bench.judges import load_tasks
+from tests.bench.results import Answer, figures_of, paired, row, tables
 from tests.support.llm_server import LlmServer
 
 WAYS = ("plain", "one agent", "best of three", "council")
