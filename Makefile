@@ -77,8 +77,8 @@ k8s-test: setup ## apply the Kubernetes manifests to a real API server; needs Go
 soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random)
 	$(BIN)/python -m tests.chaos.load --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
-bench: setup ## measure against plain asyncio and bare Temporal (PARTS=all)
-	$(BIN)/python -m tests.bench $(PARTS)
+bench: setup ## measure against plain asyncio and bare Temporal (PART="deliberation vllm"; PART=answers)
+	$(BIN)/python -m tests.bench $(PARTS) $(PART)
 
 fuzz: export SEED := $(or $(SEED),12)
 fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 CALLS=200 SEED=12)

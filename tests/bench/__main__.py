@@ -1,8 +1,8 @@
 """The benchmark of the fleet against simpler alternatives: `make bench`.
 
-`python -m tests.bench [PART...]` runs all of PARTS, or the named ones, on real servers on this
-machine. It prints a table at the end and writes `.fleet/bench.json` with the figures, the machine,
-the versions and the command.
+`python -m tests.bench [PART...]` runs the named PARTS, or all but the long ones, on real servers on
+this machine. It prints a table at the end and writes `.fleet/bench.json` with the figures, the
+machine, the versions and the command.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local.servers import ROOT
-from tests.bench import bus, parts, services, upkeep
+from tests.bench import answers, bus, parts, services, upkeep
 from tests.bench.figures import Figure
 from workers.exit import leave
 
@@ -44,7 +44,10 @@ PARTS: dict[str, Part] = {
     "mirror": bus.mirror,
     "grpc": services.grpc,
     "vllm": parts.vllm,
+    "answers": answers.answers,
 }
+LONG = ("answers",)
+"""Parts that run only if they are named: they take hours on a small machine."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,16 @@ def table(figures: list[Figure]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="all, if none is named")
-    names = parser.parse_args().part or list(PARTS)
+    parser.add_argument(
+        "part", nargs="*", choices=[*PARTS, []], help="all but the long ones, if none is named"
+    )
+    names = parser.parse_args().part or [name for name in PARTS if name not in LONG]
     out = Console(width=None if sys.stdout.isatty() else 140)
-    figures = asyncio.run(run(names, out))
+    try:
+        figures = asyncio.run(run(names, out))
+    except KeyboardInterrupt:
+        out.print("stopped")
+        leave(130)
     measured_on = machine()
     out.print(table(figures))
     out.print(measured_on)

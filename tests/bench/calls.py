@@ -18,6 +18,7 @@ from openai.types import CompletionUsage
 from deploy.local.servers import LOOPBACK
 
 Body = dict[str, Any]
+from tests.support.llm_server import act_of
 
 WAVES = ("propose", "criticise", "revise")
 """Acts of the nine calls of a council of three, without a judge's call after the checks."""
@@ -27,7 +28,7 @@ class Recorder:
     """A proxy for an OpenAI-compatible endpoint that keeps the body of each chat call."""
 
     def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint.removesuffix("/v1")
+        self.endpoint = endpoint
         self.bodies: list[Body] = []
         self.url = ""
 
@@ -55,8 +56,13 @@ class Recorder:
         if request.path.endswith("/chat/completions"):
             self.bodies.append(json.loads(data))
         headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
+        if key := request.headers.get("Authorization"):
+            headers["Authorization"] = key
         async with self._http.request(
-            request.method, self.endpoint + request.path, data=data, headers=headers
+            request.method,
+            self.endpoint + request.path.removeprefix("/v1"),
+            data=data,
+            headers=headers,
         ) as answer:
             response = web.StreamResponse(
                 status=answer.status, headers={"Content-Type": answer.content_type}
@@ -69,11 +75,13 @@ class Recorder:
     def take(self) -> list[list[Body]]:
         """Return the bodies recorded since the last `take`, by wave."""
         bodies, self.bodies = self.bodies, []
-        return [wave for act in WAVES if (wave := [body for body in bodies if act_of(body) == act])]
+        return [wave for act in WAVES if (wave := [body for body in bodies if act_in(body) == act])]
 
 
-def act_of(body: Body) -> str:
-    return str(body["response_format"]["json_schema"]["name"])
+def act_in(body: Body) -> str:
+    """Return the act of a request, whether its answer is text or a document."""
+    form = body.get("response_format", {}).get("json_schema", {})
+    return str(form.get("name") or act_of(body["messages"]))
 
 
 @dataclass(frozen=True)

@@ -323,9 +323,9 @@ TEXT_ACTS = {
 
 
 def act_of(messages: list[dict[str, str]]) -> str:
-    """Return the act of a prompt that asks for text."""
+    """Return the act of a prompt that asks for text; `text` if it is not one of the fleet's."""
     asked = first_prompt(messages)
-    return next(act for act, words in TEXT_ACTS.items() if words in asked)
+    return next((act for act, words in TEXT_ACTS.items() if words in asked), "text")
 
 
 def first_prompt(messages: list[dict[str, str]]) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import Any, Self
 import nats
 import neo4j
 import psutil
+from dotenv import dotenv_values
 from nats.aio.client import Client as NatsClient
 from redis.asyncio import Redis
 from temporalio.api.enums.v1 import EventType
@@ -24,6 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import (
+    Command,
     Nats,
     Neo4j,
     Server,
@@ -60,6 +63,16 @@ GOOD_REPORT = WorkspaceReport.model_validate(
 )
 
 
+@dataclass(frozen=True)
+class SiteWorkers(Workers):
+    """Workers with the settings of their site, also where this process's environment has others."""
+
+    def prepare(self) -> Command:
+        command = super().prepare()
+        settings = {name: value or "" for name, value in dotenv_values(self.home / "env").items()}
+        return replace(command, env={**command.env, **settings})
+
+
 class Site:
     """A fleet that runs inside `async with`; on exit all its processes are killed.
 
@@ -83,7 +96,7 @@ class Site:
             "nats": self.nats,
             "neo4j": self.neo4j,
             "valkey": self.valkey,
-            **{name: Workers(home, next(ports), name) for name in WORKERS},
+            **{name: SiteWorkers(home, next(ports), name) for name in WORKERS},
         }
         self.processes = {
             name: ServerProcess(server, home / "logs" / f"{name}.log", READY_WITHIN)
