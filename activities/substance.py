@@ -1,8 +1,8 @@
 """Whether a text says something: repetition, copies, and the words that it shares with its task.
 
-Everything here is a count of words, so that the same text always gets the same verdict. The share of
-repeated word sequences is the usual measure of looping text (Welleck et al., Neural Text Generation
-with Unlikelihood Training, 2019, https://arxiv.org/abs/1908.04319, "seq-rep-n").
+Everything here is a count of words, so that the same text always gets the same verdict. The share
+of repeated word sequences is the usual measure of looping text ("seq-rep-n" in Welleck et al.,
+Neural Text Generation with Unlikelihood Training, 2019, https://arxiv.org/abs/1908.04319).
 """
 
 from __future__ import annotations

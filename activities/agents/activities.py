@@ -361,8 +361,13 @@ class VllmAgents:
                     # What was written had fewer characters per token than the form allows for.
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
                 was_cut = is_cut
-                latest = self._prompts.ask_again(prompt, reply.text, problem)
+                latest = self._again(prompt, reply.text, problem, is_text=not schema)
         raise question.unanswered(progress.model, problem)
+
+    def _again(self, prompt: Prompt, answer: str, problem: str, *, is_text: bool) -> Prompt:
+        if is_text:
+            return self._prompts.ask_for_another(prompt, problem)
+        return self._prompts.ask_again(prompt, answer, problem)
 
     async def _fields(
         self,

@@ -45,7 +45,12 @@ ACTS = {
     "derive_plan": {"examples", "design", "roles", "persona", "topic"},
     "write_story": {"examples", "goal", "story", "findings", "persona"},
 }
-FOLLOWING = {"again": {"problem"}, "decide": {"sentences"}, "rate": {"points"}}
+FOLLOWING = {
+    "again": {"problem"},
+    "another": {"problem"},
+    "decide": {"sentences"},
+    "rate": {"points"},
+}
 """File name -> the variables that the file must use, all of them."""
 
 _GAP = "\n\n"
@@ -221,8 +226,19 @@ class Prompts:
             max_tokens=FOLLOWING_TOKENS,
         )
 
+    def ask_for_another(self, prompt: Prompt, problem: str) -> Prompt:
+        """Return the prompt preceded by the problem of an unusable text.
+
+        The text itself is left out: a model that loops or strays would continue it.
+        """
+        system, asked = prompt.messages
+        size = int(prompt.window // _RESERVE * BYTES_PER_TOKEN)
+        (problem,) = self._fit(("another",), {"problem": problem}, size - len(_GAP))
+        content = problem + _GAP + asked["content"]
+        return replace(prompt, messages=[system, {"role": "user", "content": content}])
+
     def ask_again(self, prompt: Prompt, answer: str, problem: str) -> Prompt:
-        """Return the prompt extended by the unusable answer and its problem."""
+        """Return the prompt extended by the unusable document and its problem."""
         size = int(prompt.window // _RESERVE * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
         more: list[Message] = [

@@ -16,9 +16,9 @@ from openai import AsyncOpenAI, AsyncStream
 from openai.types import CompletionUsage
 
 from deploy.local.servers import LOOPBACK
+from tests.support.llm_server import act_of
 
 Body = dict[str, Any]
-from tests.support.llm_server import act_of
 
 WAVES = ("propose", "criticise", "revise")
 """Acts of the nine calls of a council of three, without a judge's call after the checks."""

@@ -1,5 +1,7 @@
 """Answers that say nothing are found in the fields that were read from them."""
 
+from typing import Any
+
 import pytest
 
 from activities.agents.non_answers import non_answer, without_contained
@@ -28,7 +30,7 @@ GOOD = (
     "counter expires after a minute. A request over the limit gets the status 429 and the header "
     "Retry-After with the seconds that are left."
 )
-CALL = {
+CALL: dict[str, Any] = {
     "task": Task(task_id="t1", role="DEV", description=TASK),
     "agent": Agent(agent_id="dev-1", role="DEV", persona="Which tests show that it works at all?"),
     "pack": ContextPack(context="Decided: JetStream keeps every event for thirty days."),

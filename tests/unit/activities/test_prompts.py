@@ -117,6 +117,10 @@ def test_every_prompt_leaves_room_for_its_answer_and_for_asking_again(
         sent = "".join(str(message["content"]) for message in each.messages)
         assert len(sent.encode()) / 3 + each.max_tokens <= window
         assert each.messages[: len(prompt.messages)] == prompt.messages
+    another = PROMPTS.ask_for_another(prompt, material)
+    assert (
+        sum(len(m["content"].encode()) for m in another.messages) / 3 <= window - prompt.max_tokens
+    )
     assert prompt.thinking_tokens == min(profile.thinking_tokens, window // 8)
 
 
