@@ -29,8 +29,8 @@ class ModelProfile(Section):
         thinking: whether a model that can think does so.
         thinking_tokens: what it may think, in tokens, in addition to its answer.
         window: tokens that a prompt and its answer share; None: what the endpoint states.
-        max_tokens: of an answer; None: that of the prompt file.
-        examples: whether prompts show an example of a good answer.
+        max_tokens: of an answer, by act; other acts have those of their prompt file.
+        examples: whether prompts show an example of a good answer and say how it is written.
         persona: whether prompts contain the agent's questions.
     """
 
@@ -44,16 +44,16 @@ class ModelProfile(Section):
     thinking: bool | None = None
     thinking_tokens: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=512)] | None = None
-    max_tokens: Annotated[int, Field(ge=64)] | None = None
+    max_tokens: dict[str, Annotated[int, Field(ge=64)]] = {}
     examples: bool = True
     persona: bool = True
 
-    @field_validator("temperature")
+    @field_validator("temperature", "max_tokens")
     @classmethod
-    def _of_known_acts(cls, temperature: dict[str, float]) -> dict[str, float]:
-        if unknown := sorted(temperature.keys() - ACTS.keys()):
+    def _of_known_acts(cls, by_act: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(by_act.keys() - ACTS.keys()):
             raise ValueError(f"{', '.join(unknown)}: not an act; use {', '.join(ACTS)}")
-        return temperature
+        return by_act
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -38,9 +38,9 @@ SHARED = {
     },
 }
 ACTS = {
-    "propose": {"examples", "words", "persona", "topic"},
-    "criticise": {"examples", "words", "proposal", "persona", "topic"},
-    "revise": {"examples", "words", "proposal", "critiques", "persona", "topic"},
+    "propose": {"examples", "persona", "topic"},
+    "criticise": {"examples", "proposal", "persona", "topic"},
+    "revise": {"examples", "proposal", "critiques", "persona", "topic"},
     "judge": {"contenders", "persona", "topic"},
     "derive_plan": {"examples", "design", "roles", "persona", "topic"},
     "write_story": {"examples", "goal", "story", "findings", "persona"},
@@ -56,10 +56,6 @@ FOLLOWING = {
 _GAP = "\n\n"
 _RESERVE = 6
 """A sixth of the window is kept for the answer to a following question, and for asking again."""
-
-WORDS_PER_TOKEN = 0.6
-MAX_WORDS = 900
-"""The words that an answer may have: so many that its tokens suffice, and a person reads them."""
 
 FOLLOWING_TOKENS = 64
 """Tokens of the answer to a following question: a few numbers and names."""
@@ -172,13 +168,13 @@ class Prompts:
         """
         settings = self.settings[act]
         window = min(window, profile.window or window)
-        max_tokens = min(settings.max_tokens, profile.max_tokens or window, window // 5)
+        max_tokens = min(settings.max_tokens, profile.max_tokens.get(act, window), window // 5)
         thinking = min(profile.thinking_tokens, window // 8)
         shared_bytes = int(window * 2 // 5 * bytes_per_token)
         system = _GAP.join(self._fit(tuple(SHARED), shared, shared_bytes))
         room = window - max_tokens - thinking - window // _RESERVE
         left = int(room * bytes_per_token) - len((system + _GAP).encode())
-        (task,) = self._fit((act,), self._with_profile(act, material, profile, max_tokens), left)
+        (task,) = self._fit((act,), self._with_profile(act, material, profile), left)
         return Prompt(
             messages=[
                 {"role": "system", "content": system},
@@ -191,14 +187,10 @@ class Prompts:
             sampling=profile.sampling,
         )
 
-    def _with_profile(
-        self, act: str, material: Values, profile: ModelProfile, max_tokens: int
-    ) -> Values:
+    def _with_profile(self, act: str, material: Values, profile: ModelProfile) -> Values:
         """Add the variables of an act's file that depend on the model."""
-        words = min(int(max_tokens * WORDS_PER_TOKEN), MAX_WORDS) // 10 * 10
         values = {
             **material,
-            "words": str(words),
             "examples": "shown" if profile.examples else "",
             "persona": material["persona"] if profile.persona else "",
         }

@@ -315,9 +315,9 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 TEXT_ACTS = {
-    "revise": "Write the whole solution again",
+    "revise": "You proposed:",
     "criticise": "A colleague proposes:",
-    "propose": "Write a complete solution",
+    "propose": "the whole solution",
 }
 """Act -> words of its prompt, for the acts whose answers are text."""
 

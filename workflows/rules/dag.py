@@ -125,9 +125,9 @@ def plan_schema(
         if number > 1:
             depends_on["items"] = {"enum": list(range(1, number))}
         properties = {
-            "role": {"enum": list(roles)},
             "title": {"type": "string", "minLength": 1, "maxLength": title_length},
             "description": {"type": "string", "minLength": 1, "maxLength": description_length},
+            "role": {"enum": list(roles)},
             "depends_on": depends_on,
             "priority": {"enum": [1, 2, 3]},
         }

@@ -328,7 +328,7 @@ async def test_the_profile_of_a_model_decides_how_it_is_asked(
         temperature={"propose": 0.1},
         min_p=0.05,
         thinking=False,
-        max_tokens=300,
+        max_tokens={"propose": 300},
         examples=False,
         persona=False,
     )
