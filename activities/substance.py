@@ -15,9 +15,12 @@ from collections.abc import Iterable
 MIN_CHARACTERS = 40
 """A shorter text is too short to be a proposal or a critique."""
 
+MIN_SOLUTION_CHARACTERS = 100
+"""An agent whose solution is shorter, with its reasons, is asked for more."""
+
 COPY_WORDS = 5
 MAX_COPIED_OF_PROMPT = 0.3
-MAX_COPIED_OF_ALL = 0.8
+MAX_COPIED_OF_ALL = 0.6
 """Word sequences of this length that also occur in a source; the largest share that may.
 
 The prompt's own instructions may hardly be repeated. The task and what is known may: a correction
@@ -25,7 +28,7 @@ of a document repeats most of it.
 """
 
 LOOP_WORDS = 6
-LOOP_REPEATS = 4
+LOOP_REPEATS = 3
 MAX_LOOP_SHARE = 0.5
 LOOP_WINDOW = 2_000
 """Prose loops if, in its last characters, more than this share of the sequences of so many words

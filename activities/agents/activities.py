@@ -347,12 +347,14 @@ class VllmAgents:
             is_cut = reply.finish_reason in CUT_OFF
             problem = flaw(reply)
             try:
-                is_part = not schema and not wanted.is_whole(reply.text)
-                if problem and is_part and not (is_cut and was_cut):
+                is_document = wanted.is_whole(reply.text)
+                if problem and not schema and not is_document and not (is_cut and was_cut):
                     raise ValueError(problem)
                 fields = await self._fields(question, wanted, latest, reply, progress)
                 instructions = self._prompts.instructions[question.act]
-                if problem := non_answer(question, prompt, instructions, fields):
+                if problem := non_answer(
+                    question, prompt, instructions, fields, is_document=is_document
+                ):
                     raise ValueError(problem)
                 return fields
             except ValueError as error:
@@ -387,7 +389,7 @@ class VllmAgents:
         text = without_thoughts(reply.text)
         if reply.finish_reason in CUT_OFF and not wanted.is_whole(text):
             text = complete_part(text)
-        draft = wanted.draft(text)
+        draft = wanted.draft(text, asked.messages[0]["content"])
         if draft.missing is None:
             return draft.fields
         missing = draft.missing

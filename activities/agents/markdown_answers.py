@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from activities.checks.fences import code_blocks
+from activities.substance import MAX_COPIED_OF_ALL, copied
 from workflows.models.agents import Critique, CritiquePoint, Decision, Proposal
 
 LONGEST_TITLE = 300
@@ -48,6 +49,7 @@ _PARTS = re.compile(
 )
 _AFFECTS = re.compile(r"[ \t(]*\(?\baffects:?[ \t]+([^()\n]{1,300})\)?[ \t.]*$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_`]*\s+(?=[\"'(*_`]*[A-Z0-9])")
+_CHATTER = re.compile(r"(?i)^\W*(?:sure|certainly|of course|here(?:'s| is| are)|i hope|let me)\b")
 _VERDICT = re.compile(r"(?i)\bverdict\b\W{0,12}(?:is\W{1,5})?(accept|revise|reject)")
 _SEVERITY = re.compile(
     r"(?i)^\W{0,6}(?:severity\W{0,4})?(high|medium|low)\b(?:\W{0,3}severity)?[\W_]*"
@@ -92,8 +94,12 @@ class _Section:
 # --- proposals ------------------------------------------------------------------------------------
 
 
-def proposal_draft(text: str) -> Draft:
+def proposal_draft(text: str, given: str = "") -> Draft:
     """Read a proposal: its idea, its content, and its decisions if it has a list of them.
+
+    Args:
+        text: the answer.
+        given: what the agent was given, whose sentences are no decisions of the agent.
 
     Raises:
         ValueError: the text is empty.
@@ -117,7 +123,11 @@ def proposal_draft(text: str) -> Draft:
     )
     if not proposal.content:
         raise ValueError("it has no text")
-    sentences = [] if decisions else list(_statements(f"{approach}\n\n{content}"))[:SENTENCES]
+    sentences = [
+        statement
+        for statement in ([] if decisions else _statements(f"{approach}\n\n{content}"))
+        if copied(statement[0], [given]) <= MAX_COPIED_OF_ALL
+    ][:SENTENCES]
     return Draft({"proposal": proposal}, _choice(proposal, sentences) if sentences else None)
 
 
@@ -180,15 +190,19 @@ def _statements(markdown: str) -> Iterator[tuple[str, str]]:
         for at, sentence in enumerate(sentences):
             words = sentence.split()
             fits = len(words) >= MIN_SENTENCE_WORDS and len(sentence) <= MAX_SENTENCE_CHARACTERS
-            if fits and sentence.endswith((".", "!")):
+            if fits and sentence.endswith((".", "!")) and not _CHATTER.match(sentence):
                 yield sentence, " ".join(sentences[at + 1 :])[:LONGEST_LINE]
 
 
 # --- critiques ------------------------------------------------------------------------------------
 
 
-def critique_draft(text: str) -> Draft:
+def critique_draft(text: str, given: str = "") -> Draft:
     """Read a critique: its points with their severities, the suggestion, and the verdict.
+
+    Args:
+        text: the answer.
+        given: what the agent was given.
 
     Raises:
         ValueError: the text has no points, or its verdict contradicts them.

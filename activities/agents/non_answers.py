@@ -11,15 +11,23 @@ from activities import substance
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest
 
-TEXT_ACTS = frozenset({"propose", "criticise", "revise"})
-"""Acts whose answer is a text of some length."""
-
-SOLUTIONS = frozenset({"propose", "revise"})
+SOLUTIONS = ("propose", "revise")
 """Acts whose answer is about the task."""
+
+SHORTEST = {
+    **dict.fromkeys(SOLUTIONS, substance.MIN_SOLUTION_CHARACTERS),
+    "criticise": substance.MIN_CHARACTERS,
+}
+"""Act -> characters that its answer has at least."""
 
 
 def non_answer(
-    request: AgentRequest[Any], prompt: Prompt, instructions: str, fields: Mapping[str, Any]
+    request: AgentRequest[Any],
+    prompt: Prompt,
+    instructions: str,
+    fields: Mapping[str, Any],
+    *,
+    is_document: bool = False,
 ) -> str:
     """Return why an answer says nothing, as the agent is asked again; empty if it is an answer.
 
@@ -28,10 +36,12 @@ def non_answer(
         prompt: as it was asked.
         instructions: the fixed words of the prompt.
         fields: the answer.
+        is_document: whether it was written by a schema, which asks for little more than words.
     """
     text = "\n".join(without_contained(texts_in(list(fields.values()))))
-    if request.act in TEXT_ACTS and len(text.strip()) < substance.MIN_CHARACTERS:
-        return f"it is too short: write at least {substance.MIN_CHARACTERS} characters"
+    shortest = 0 if is_document else SHORTEST.get(request.act, 0)
+    if len(text.strip()) < shortest:
+        return f"it is too short: write at least {shortest} characters"
     if substance.repeats_itself(text):
         return "it repeats itself; say each thing once"
     persona = request.call.agent.persona
@@ -40,7 +50,8 @@ def non_answer(
     given = [prompt.messages[0]["content"], *_criticised(request)]
     if substance.copied(text, [*given, instructions]) > substance.MAX_COPIED_OF_ALL:
         return "it repeats what you were given; write your own answer"
-    if request.act in SOLUTIONS and not substance.is_about(text, request.call.task.description):
+    is_solution = request.act in SOLUTIONS and not is_document
+    if is_solution and not substance.is_about(text, request.call.task.description):
         return "it is about something else; write about the task"
     return ""
 

@@ -69,19 +69,20 @@ class ResponseSchema:
     Attributes:
         document: reads JSON alone, whose end can be seen in the text.
         draft: None if the answer is JSON; otherwise it is Markdown, a document that obeys the
-            schema is also read, and the draft may lack what another question completes.
+            schema is also read, and the draft may lack what another question completes. Its second
+            argument is what the agent was given.
     """
 
     schema: dict[str, Any]
     document: Callable[[str], Mapping[str, Any]]
-    draft: Callable[[str], Draft] | None = None
+    draft: Callable[[str, str], Draft] | None = None
     lacking: str = ""
     """What a draft may lack, for a message."""
 
     def read(self, text: str) -> Mapping[str, Any]:
         if self.draft is None:
             return self.document(text)
-        found = self.draft(text)
+        found = self.draft(text, "")
         if found.missing:
             raise ValueError(f"it has no {self.lacking}, as the prompt asks for")
         return found.fields
@@ -219,7 +220,7 @@ def _form(written: type[Section], field: str, wire: type[Model]) -> ResponseSche
 
 
 def _text_form(
-    form: ResponseSchema, of_markdown: Callable[[str], Draft], lacking: str
+    form: ResponseSchema, of_markdown: Callable[[str, str], Draft], lacking: str
 ) -> ResponseSchema:
     """Return the form of an answer that is Markdown, or a document of the older form.
 
@@ -229,7 +230,7 @@ def _text_form(
         lacking: what an incomplete draft lacks.
     """
 
-    def draft(text: str) -> Draft:
+    def draft(text: str, given: str) -> Draft:
         answer = cleaned(without_thoughts(text))
         if "{" in answer:
             try:
@@ -237,7 +238,7 @@ def _text_form(
             except ValueError:
                 if answer.startswith(("{", "```json")):
                     raise
-        return of_markdown(answer)
+        return of_markdown(answer, given)
 
     return ResponseSchema(form.schema, form.document, draft, lacking)
 

@@ -284,9 +284,12 @@ class AgentResponses:
             return settled if await self._calls.settle(found, settled) else None
         question = call.question
         try:
-            fields = question.form(call.first_prompt.max_tokens).read(written(response))
-            instructions = self._prompts.instructions[call.act]
-            if problem := non_answer(question, call.first_prompt, instructions, fields):
+            form, text = question.form(call.first_prompt.max_tokens), written(response)
+            fields = form.read(text)
+            instructions, is_document = self._prompts.instructions[call.act], form.is_whole(text)
+            if problem := non_answer(
+                question, call.first_prompt, instructions, fields, is_document=is_document
+            ):
                 raise ValueError(problem)
         except ValueError as error:
             return await self._ask_again(found, call, response, by, str(error))

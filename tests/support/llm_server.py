@@ -317,7 +317,7 @@ def _tokens(text: str) -> Iterator[str]:
 TEXT_ACTS = {
     "revise": "You proposed:",
     "criticise": "A colleague proposes:",
-    "propose": "the whole solution",
+    "propose": "Write the whole solution",
 }
 """Act -> words of its prompt, for the acts whose answers are text."""
 

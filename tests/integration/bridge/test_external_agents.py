@@ -326,7 +326,11 @@ async def test_an_answer_may_be_markdown_as_the_prompt_asks_for(fleet: Outside) 
     ("content", "problem"),
     [
         ("The events are stored in an outbox, and a job publishes them later.", "no decisions"),
-        ("Rome was founded by two brothers.\n\n# Decisions\n- Name it after one", "something else"),
+        (
+            "Rome was founded by two brothers on seven hills, as the legend has it. They were "
+            "raised by a wolf.\n\n# Decisions\n- Name the town after the one who is left",
+            "something else",
+        ),
         ("An event is stored here. " * 40 + "\n\n# Decisions\n- Store events", "repeats itself"),
     ],
 )

@@ -120,6 +120,16 @@ def test_without_a_list_decisions_are_chosen_from_the_sentences_of_the_answer() 
     assert whole.content == text
 
 
+def test_neither_chatter_nor_sentences_of_the_task_are_offered_as_decisions() -> None:
+    task = "Design a health endpoint that reports whether the queue is reachable."
+    text = f"Sure, here is the solution for you. {task} It answers with the status 503 if not."
+
+    missing = proposal_draft(text, task).missing
+
+    assert missing is not None
+    assert missing.material["sentences"] == "1. It answers with the status 503 if not."
+
+
 @pytest.mark.parametrize(
     "answer", [{}, [], {"decisions": []}, {"decisions": [3]}, {"decisions": "1"}]
 )

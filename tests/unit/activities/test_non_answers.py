@@ -62,9 +62,13 @@ def test_a_good_answer_is_one_also_if_its_decisions_repeat_its_sentences(
         ("A counter.", "too short"),
         (GOOD + " It goes on and on and on." * 60, "repeats itself"),
         (PROMPTS.instructions["propose"], "repeats the instructions"),
-        ("Which tests show that it works at all? Which tests show", "repeats the instructions"),
+        ("Which tests show that it works at all? " * 2 + GOOD[:60], "repeats the instructions"),
         (TASK, "what you were given"),
-        ("Rome was founded by two brothers and a wolf on seven hills.", "something else"),
+        (
+            "Rome was founded by two brothers on seven hills, says the legend. They were raised by "
+            "a wolf, and one of them gave the town its name.",
+            "something else",
+        ),
     ],
 )
 def test_what_says_nothing_is_refused_with_the_reason(content: str, problem: str) -> None:
