@@ -25,7 +25,7 @@ from activities.agents import requests
 from activities.agents.answer_cache import ANSWER_TTL, answer_key, kept_answer
 from activities.agents.llm_errors import CallFailed
 from activities.agents.markdown_answers import complete_part
-from activities.agents.non_answers import non_answer
+from activities.agents.non_answers import given_to, non_answer
 from activities.agents.openai_client import (
     BYTES_PER_TOKEN,
     LOOP,
@@ -389,7 +389,7 @@ class VllmAgents:
         text = without_thoughts(reply.text)
         if reply.finish_reason in CUT_OFF and not wanted.is_whole(text):
             text = complete_part(text)
-        draft = wanted.draft(text, asked.messages[0]["content"])
+        draft = wanted.draft(text, given_to(question, asked))
         if draft.missing is None:
             return draft.fields
         missing = draft.missing

@@ -99,7 +99,7 @@ def proposal_draft(text: str, given: str = "") -> Draft:
 
     Args:
         text: the answer.
-        given: what the agent was given, whose sentences are no decisions of the agent.
+        given: what the agent was given, whose sentences are not decisions of the agent.
 
     Raises:
         ValueError: the text is empty.

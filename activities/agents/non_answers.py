@@ -47,13 +47,18 @@ def non_answer(
     persona = request.call.agent.persona
     if substance.copied(text, [instructions, persona]) > substance.MAX_COPIED_OF_PROMPT:
         return "it repeats the instructions; write about the task instead"
-    given = [prompt.messages[0]["content"], *_criticised(request)]
+    given = [given_to(request, prompt), *_criticised(request)]
     if substance.copied(text, [*given, instructions]) > substance.MAX_COPIED_OF_ALL:
         return "it repeats what you were given; write your own answer"
     is_solution = request.act in SOLUTIONS and not is_document
     if is_solution and not substance.is_about(text, request.call.task.description):
         return "it is about something else; write about the task"
     return ""
+
+
+def given_to(request: AgentRequest[Any], prompt: Prompt) -> str:
+    """Return what an agent knows, and its task."""
+    return f"{prompt.messages[0]['content']}\n\n{request.call.task.description}"
 
 
 def without_contained(texts: Iterable[str]) -> list[str]:

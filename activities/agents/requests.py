@@ -207,14 +207,18 @@ def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
 
 
 def shared_values(call: AgentCall) -> dict[str, str]:
-    """Return the prompt values that all agents of a deliberation get in every act."""
+    """Return the prompt values that all agents of a deliberation get in every act.
+
+    A short task is not among them: a prompt ends with it, and a small model that reads it twice
+    writes about the task instead of doing it.
+    """
     task, pack = call.task, call.pack
     return {
         "role": task.role,
         "system": pack.system,
         "context": pack.context,
         "tools": pack.tools,
-        "description": task.description,
+        "description": "" if topic(task.description) == task.description else task.description,
         "rubric": task.rubric,
         "requirements": _bullets(task.requirements),
         "feedback": _bullets(task.feedback),
@@ -238,10 +242,9 @@ _SENTENCE = re.compile(r"\A.*?[.!?](?=\s|\Z)", re.DOTALL)
 
 def topic(description: str) -> str:
     """Return a task in short: the whole, or the first sentence of each of its paragraphs."""
-    text = description.strip()
-    if len(text) <= SHORT_TASK:
-        return text
-    paragraphs = (part.strip() for part in text.split("\n\n"))
+    if len(description) <= SHORT_TASK:
+        return description
+    paragraphs = (part.strip() for part in description.split("\n\n"))
     return "\n\n".join(
         found[0] if (found := _SENTENCE.match(part)) else part for part in paragraphs if part
     )

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
 from activities.agents.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
-from activities.agents.requests import call_seed, proposal_text, shared_values, topic
+from activities.agents.requests import SHORT_TASK, call_seed, proposal_text, shared_values, topic
 from activities.agents.response_schemas import (
     CHARACTERS_PER_TOKEN,
     ResponseSchema,
@@ -87,7 +87,9 @@ def test_every_act_begins_with_the_same_shared_context(description: str) -> None
     prompts = [rendered(act, request, 2_048) for act in ACTS]
 
     (head,) = {prompt.messages[0]["content"] for prompt in prompts}
-    for text in ("Store every event.", "idempotent", "Decided: JetStream.", "Use Valkey", "ruff"):
+    whole = "Store every event. Store every event." in head
+    assert whole == (len(description) > SHORT_TASK)
+    for text in ("idempotent", "Decided: JetStream.", "Use Valkey", "ruff"):
         assert text in head
     assert len(head) > 1_000 or len(description) < 1_000
 
