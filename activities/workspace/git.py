@@ -164,6 +164,7 @@ async def git(
     if index is not None:
         variables["GIT_INDEX_FILE"] = str(index)
     variables |= _config_variables({**CONFIG, **(config or {})})
+    folder = work_tree or git_dir or Path("/")
     try:
         process = await asyncio.create_subprocess_exec(
             "git",
@@ -172,12 +173,13 @@ async def git(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            cwd=work_tree or git_dir or "/",
+            cwd=folder,
             env=variables,
             start_new_session=True,
         )
     except OSError as error:
-        raise GitFailed(args[0], -1, b"", f"cannot be started: {error}") from error
+        why = "git cannot be started; install it" if folder.is_dir() else f"{folder} is missing"
+        raise GitFailed(args[0], -1, b"", f"{why} ({error.strerror})") from error
     return await _finished(process, args[0], stdin, limit_bytes, seconds)
 
 

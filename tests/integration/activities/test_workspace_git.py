@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +152,7 @@ async def test_a_trap_in_a_repository_is_not_sprung(
     assert trap.sprung, "the trap does not work with plain git"
 
     for protocol in ("", "file", "https", "ssh"):
-        try:
+        with suppress(GitFailed):  # what it names is not executed, which may be an error
             await git(
                 *words,
                 git_dir=trap.repository / ".git",
@@ -159,8 +160,6 @@ async def test_a_trap_in_a_repository_is_not_sprung(
                 protocol=protocol,
                 seconds=20,
             )
-        except GitFailed as failure:
-            assert failure.code > 0, failure
 
     assert not trap.sprung
 
