@@ -13,6 +13,7 @@ import asyncio
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -68,6 +69,10 @@ node_modules/
 _ABSENT = "0" * 40
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
+
+_LOCKED = re.compile(r"Unable to create '(.+\.lock)': File exists")
+_LOCK_SECONDS = 300
+"""git holds the lock of a ref for milliseconds."""
 
 
 class Stores:
@@ -160,7 +165,7 @@ class Store:
         ref = f"refs/heads/{story_branch(story_id)}"
         with store_errors():
             try:
-                await self._git("update-ref", ref, checked(commit), _ABSENT)
+                await self._update(ref, checked(commit), _ABSENT)
             except GitFailed:
                 if await self._value(ref) is None:
                     raise
@@ -186,7 +191,7 @@ class Store:
             while (old := await self._value(ref)) != checked(commit):
                 if old:
                     kept = ref.replace("refs/fleet/", "refs/fleet-old/", 1)
-                    await self._git("update-ref", f"{kept}/{old}", old)
+                    await self._update(f"{kept}/{old}", old)
                 if await self._swap(ref, commit, old):
                     return
 
@@ -304,6 +309,8 @@ class Store:
 
     async def _advance(self, ref: str, parent: str, commit: str) -> None:
         """Move a ref from `parent`, or from nothing, to `commit`."""
+        if await self._swap(ref, commit, parent):
+            return
         while True:
             old = await self._value(ref)
             if old not in (None, parent):
@@ -561,12 +568,22 @@ class Store:
     async def _swap(self, ref: str, new: str, old: str | None) -> bool:
         """Move a ref; False if it was not at `old`, so that the caller looks again."""
         try:
-            await self._git("update-ref", ref, new, old or _ABSENT)
+            await self._update(ref, new, old or _ABSENT)
         except GitFailed:
             if await self._value(ref) == old:
                 raise
             return False
         return True
+
+    async def _update(self, *words: str) -> None:
+        """Run `update-ref`; remove a lock that a machine left which died while it held it."""
+        try:
+            await self._git("update-ref", *words)
+        except GitFailed as failure:
+            lock = _LOCKED.search(failure.reason)
+            if not lock or not await asyncio.to_thread(_remove_old, Path(lock[1])):
+                raise
+            await self._git("update-ref", *words)
 
 
 def checked(commit: str) -> str:
@@ -603,6 +620,17 @@ def check_files(tree: Path, changed: Collection[bytes]) -> None:
         total += size
     if total > CHANGED_BYTES:
         raise _refused(f"the changes have {total:,} bytes, of at most {CHANGED_BYTES:,}; cut them")
+
+
+def _remove_old(lock: Path) -> bool:
+    """Remove a lock that no process can still hold; False if one may."""
+    try:
+        if time.time() - lock.stat().st_mtime < _LOCK_SECONDS:
+            return False
+        lock.unlink()
+    except FileNotFoundError:
+        pass  # it was released, or another worker removed it
+    return True
 
 
 def _refused(problem: str) -> Exception:

@@ -113,6 +113,15 @@ async def test_a_token_comes_from_its_file(forge: str, tmp_path: Path) -> None:
         assert "wrong" not in message
 
 
+async def test_a_token_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sample.token").mkdir()
+    entry = Repository(key="sample", url="http://127.0.0.1:1/x")
+
+    message = await refused(ErrorType.REPOSITORY_AWAY, entry, tmp_path)
+
+    assert "its credentials cannot be read; check REPOSITORY_CREDENTIALS" in message
+
+
 async def test_ssh_uses_only_the_key_and_the_hosts_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "my keys"
     folder.mkdir()

@@ -325,6 +325,19 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+async def test_a_lock_that_a_dead_machine_left_is_removed(store: Store) -> None:
+    base = await store.base_commit()
+    lock = store.path / "refs" / "heads" / "story" / "US-101.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+
+    with refused(ErrorType.GIT_STORE_AWAY, "File exists", retryable=True):
+        await store.start_branch(STORY, base)
+    os.utime(lock, (0, 0))
+
+    assert await store.start_branch(STORY, base) == base
+
+
 @pytest.mark.parametrize(
     "story",
     ["Story 12.3:a", "a" + ":" * 99, "x.lock", "a..b", "HEAD", "s-1"],

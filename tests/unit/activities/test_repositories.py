@@ -88,7 +88,7 @@ def test_ordinary_branches_are_taken(base: str, tmp_path: Path) -> None:
     assert load(tmp_path, {"url": URL, "base": base})["sample"].base == base
 
 
-def test_a_key_that_is_no_name_is_refused(tmp_path: Path) -> None:
+def test_a_key_with_capitals_or_spaces_is_refused(tmp_path: Path) -> None:
     assert "repositories.My Repo" in refusal(tmp_path, {"url": URL}, key="My Repo")
 
 
