@@ -21,7 +21,8 @@ STORE: _Table = (
     # what the reason contains, type, meaning and remedy; the first match counts
     (
         r"No space left|Read-only file system|Input/output error|Stale file handle|Quota exceeded"
-        r"|Transport endpoint|not a git repository|Permission denied|[Uu]nable to create|is missing",
+        r"|Transport endpoint|not a git repository|Permission denied|[Uu]nable to create"
+        r"|is missing",
         ErrorType.GIT_STORE_AWAY,
         "the store cannot be used now; check its disk or mount",
     ),

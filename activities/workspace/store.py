@@ -70,6 +70,10 @@ _ABSENT = "0" * 40
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
 
+_UNFINISHED_SECONDS = 86_400
+_SYNCED_ONE_BY_ONE = 50
+"""Up to so many files it is cheaper to sync each than the whole file system once."""
+
 _LOCKED = re.compile(r"Unable to create '(.+\.lock)': File exists")
 _LOCK_SECONDS = 300
 """git holds the lock of a ref for milliseconds."""
@@ -278,8 +282,10 @@ class Store:
             )
             if not changed:
                 return None
-            await asyncio.to_thread(check_files, tree, set(changed.rstrip(b"\0").split(b"\0")))
-            await self._git("add", "--all", "--", ".", work_tree=tree, index=index)
+            paths = set(changed.rstrip(b"\0").split(b"\0"))
+            await asyncio.to_thread(check_files, tree, paths)
+            config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
+            await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
             written = (await self._git("write-tree", index=index)).decode().strip()
             before = (await self._git("rev-parse", f"{parent}^{{tree}}")).decode().strip()
             if kept.exists():
@@ -498,6 +504,7 @@ class Store:
             removed = await self._refs(prefixes) if prefixes else []
             orders = "".join(f"delete {ref}\n" for ref in removed)
             await self._git("update-ref", "--stdin", stdin=orders.encode())
+            await asyncio.to_thread(_remove_unfinished, self.path)
             # What a step writes now has no ref yet: a day is more than a step takes.
             await self._git("gc", "--quiet", "--prune=1.day.ago", seconds=3_600)
         return removed
@@ -530,6 +537,7 @@ class Store:
         index: Path | None = None,
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
+        config: Mapping[str, str] | None = None,
         limit_bytes: int = OUTPUT_BYTES,
         seconds: float = 900,
     ) -> bytes:
@@ -540,6 +548,7 @@ class Store:
             index=index,
             stdin=stdin,
             env=env,
+            config=config,
             limit_bytes=limit_bytes,
             seconds=seconds,
         )
@@ -620,6 +629,13 @@ def check_files(tree: Path, changed: Collection[bytes]) -> None:
         total += size
     if total > CHANGED_BYTES:
         raise _refused(f"the changes have {total:,} bytes, of at most {CHANGED_BYTES:,}; cut them")
+
+
+def _remove_unfinished(store: Path) -> None:
+    """Remove what workers left that died while they made this store."""
+    for path in store.parent.glob(f".{store.stem}.*"):
+        if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
+            shutil.rmtree(path)
 
 
 def _remove_old(lock: Path) -> bool:

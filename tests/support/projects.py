@@ -64,12 +64,12 @@ class Project:
         return plain_git("rev-parse", "HEAD", cwd=self.clone)
 
 
-def make_project(folder: Path, files: Mapping[str, str | bytes | None] | None = None) -> Project:
-    """Make a project with one commit."""
+def make_project(folder: Path) -> Project:
+    """Make a project with one commit of FILES."""
     bare, clone = folder / "project.git", folder / "clone"
     plain_git("init", "--quiet", "--bare", "-b", "main", str(bare), cwd=folder)
     plain_git("clone", "--quiet", str(bare), str(clone), cwd=folder)
     plain_git("checkout", "--quiet", "-B", "main", cwd=clone)
     project = Project(bare.as_uri(), bare, clone)
-    project.commit(FILES if files is None else files, "Begin")
+    project.commit(FILES, "Begin")
     return project

@@ -523,6 +523,91 @@ async def test_refs_of_ended_stories_are_collected_after_the_retention(
     assert await store.agent_head("US-1010", trailers(story="US-1010").task, "agent-dev-1") == other
 
 
+async def test_what_a_dead_worker_left_of_a_store_is_collected(store: Store) -> None:
+    left = store.path.with_name(".sample.0123")
+    new, other = store.path.with_name(".sample.4567"), store.path.with_name(".sample2.0123")
+    for folder in (left, new, other):
+        (folder / "objects").mkdir(parents=True)
+    for folder in (left, other):
+        os.utime(folder, (0, 0))
+
+    await store.collect({}, before=AT)
+
+    assert [left.exists(), new.exists(), other.exists()] == [False, True, True]
+
+
+async def test_many_files_are_one_step(store: Store, tmp_path: Path) -> None:
+    base = await store.base_commit()
+    tree = await checkout(store, base, tmp_path / "w" / "tree")
+    for number in range(500):
+        (tree / f"{number}.txt").write_text("x")
+
+    commit = await step(store, tree, base)
+
+    assert len(await store.changed(base, commit)) == 500
+
+
+async def test_a_worker_that_is_killed_while_it_commits_loses_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    """Wherever it dies, the step that another worker repeats makes the same commit."""
+    base = await store.base_commit()
+    expected = None
+    for calls in range(1, 9):
+        agent = f"agent-{calls}"
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", DYING, str(store.path), base, agent, str(calls)),
+            str(tmp_path / agent),
+            cwd=ROOT,
+        )
+        died = await worker.wait()
+        tree = tmp_path / agent / "tree"
+
+        commit = await step(store, tree, base, agent="agent-1")
+        mine = await step(store, tree, base, agent=agent)
+
+        assert died in (-9, 0)
+        assert (await store.agent_head(STORY, trailers().task, agent)) == mine
+        assert commit == (expected or commit)
+        expected = commit
+    assert died == 0, "the last one lived: it died at every call of git"
+
+
+DYING = """
+import asyncio, os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from activities.workspace import store as module
+from workflows.models.workspace import Repository, Trailers
+
+calls = int(sys.argv[4])
+run = module.git
+
+async def dying(*args, **more):
+    global calls
+    result = await run(*args, **more)
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+async def main(path, parent, agent, _, folder):
+    store = module.Store(Path(path), Repository(key="sample", url="file:///nowhere"))
+    tree = Path(folder) / "tree"
+    tree.mkdir(parents=True)
+    for file in await store.outline(parent):
+        (tree / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / file.path).write_bytes(await store.read(parent, file.path))
+    (tree / "new.txt").write_text("new")
+    module.git = dying
+    trailers = Trailers(story="US-101", task="US-101-plan-1:T1", agent=agent, step=1, model="m")
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    await store.commit(tree, parent=parent, message="Step 1", trailers=trailers, at=at)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
 async def test_a_storys_branch_is_cloned_for_a_person(store: Store, tmp_path: Path) -> None:
     first, _ = await two_agents(store, tmp_path, ("one.txt: 1", "two.txt: 2"))
     await store.merge(STORY, first, at=AT, message="Merge")
