@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,3 +74,12 @@ def make_project(folder: Path) -> Project:
     project = Project(bare.as_uri(), bare, clone)
     project.commit(FILES, "Begin")
     return project
+
+
+def copy_project(project: Project, folder: Path) -> Project:
+    """Copy a project with both its repositories, which is faster than making one."""
+    bare = Path(shutil.copytree(project.bare, folder / project.bare.name))
+    clone = Path(shutil.copytree(project.clone, folder / project.clone.name))
+    config = clone / ".git" / "config"
+    config.write_text(config.read_text().replace(str(project.bare), str(bare)))
+    return Project(bare.as_uri(), bare, clone)

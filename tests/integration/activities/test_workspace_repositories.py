@@ -13,14 +13,19 @@ from temporalio.exceptions import ApplicationError
 
 from activities.workspace.repositories import verify
 from activities.workspace.transports import transport
-from tests.support.projects import Project, make_project, plain_git
+from tests.support.projects import Project, copy_project, make_project, plain_git
 from workflows.models.errors import ErrorType
 from workflows.models.workspace import Repository
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("template"))
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_project(tmp_path)
+def project(template: Project, tmp_path: Path) -> Project:
+    return copy_project(template, tmp_path)
 
 
 class Forge(BaseHTTPRequestHandler):
