@@ -273,7 +273,7 @@ class Store:
         kept = tree.parent / "index"
         try:
             if kept.exists():
-                await asyncio.to_thread(shutil.copyfile, kept, index)
+                await asyncio.to_thread(shutil.copy2, kept, index)
             await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
             changed = await self._git(
                 *("ls-files", "-z", "--modified", "--deleted", "--others", "--exclude-standard"),
