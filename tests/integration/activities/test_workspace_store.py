@@ -135,6 +135,17 @@ async def test_a_base_that_is_gone_is_named(store: Store, project: Project) -> N
         await store.base_commit()
 
 
+async def test_a_base_with_a_file_in_gits_folder_is_refused(store: Store, project: Project) -> None:
+    blob = plain_git("hash-object", "-w", "--stdin", cwd=project.bare, stdin=b"[core]\n")
+    inner = plain_git("mktree", cwd=project.bare, stdin=f"100644 blob {blob}\tconfig\n".encode())
+    outer = plain_git("mktree", cwd=project.bare, stdin=f"040000 tree {inner}\t.GIT\n".encode())
+    commit = plain_git("commit-tree", outer, "-m", "x", cwd=project.bare)
+    plain_git("update-ref", "refs/heads/main", commit, cwd=project.bare)
+
+    with refused(ErrorType.TREE_REFUSED, "repair its history"):
+        await store.base_commit()
+
+
 # --- commits ---
 
 
