@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.workspace import store as limits
+from activities.workspace import commits as limits
 from activities.workspace.store import Store, Stores
 from tests.support.projects import Project, copy_project, make_project, plain_git
 from workers.settings import ROOT

@@ -130,6 +130,21 @@ async def test_a_repository_that_a_step_left_executes_nothing(
     assert not (tmp_path / "marker").exists()
 
 
+async def test_folders_of_any_depth_are_removed(store: Store, trees: Trees) -> None:
+    base = await store.base_commit()
+    async with trees.at(store, base, key="T/a") as tree:
+        at = os.open(tree, os.O_RDONLY)
+        for _ in range(3_000):
+            os.mkdir("d", dir_fd=at)
+            inner = os.open("d", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = inner
+        os.close(at)
+
+    async with trees.at(store, base, key="T/a") as again:
+        assert content(again) == FILES
+
+
 async def test_a_change_that_keeps_size_and_time_is_noticed(store: Store, trees: Trees) -> None:
     base = await store.base_commit()
     async with trees.at(store, base, key="T/a") as tree:
