@@ -64,6 +64,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.NOT_FOUND: StatusCode.NOT_FOUND,
     ErrorType.UNKNOWN_COUNCIL: StatusCode.NOT_FOUND,
     ErrorType.UNKNOWN_STORY: StatusCode.NOT_FOUND,
+    ErrorType.UNKNOWN_REPOSITORY: StatusCode.NOT_FOUND,
     ErrorType.REQUEST_REUSED: StatusCode.ALREADY_EXISTS,
     ErrorType.ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
     # what is not legal now
@@ -85,12 +86,16 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.ALL_BARRED: StatusCode.FAILED_PRECONDITION,
     ErrorType.ENTRY_NOT_STUCK: StatusCode.FAILED_PRECONDITION,
     ErrorType.GRAPH_LOST: StatusCode.FAILED_PRECONDITION,
+    ErrorType.BASE_MISSING: StatusCode.FAILED_PRECONDITION,
+    ErrorType.PUSH_REFUSED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.TREE_REFUSED: StatusCode.FAILED_PRECONDITION,
     # what ended without a result
     ErrorType.QUORUM_LOST: StatusCode.ABORTED,
     ErrorType.BAD_ANSWER: StatusCode.ABORTED,
     ErrorType.AGENT_FAILED: StatusCode.ABORTED,
     ErrorType.PLAN_PARTIAL: StatusCode.ABORTED,
     ErrorType.CHILD_ENDED: StatusCode.ABORTED,
+    ErrorType.REF_MOVED: StatusCode.ABORTED,
     ErrorType.DELIBERATION_TIMEOUT: StatusCode.DEADLINE_EXCEEDED,
     ErrorType.CANCELLED: StatusCode.CANCELLED,
     # what is unavailable for a time
@@ -103,6 +108,8 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.LLM_REFUSED: StatusCode.FAILED_PRECONDITION,
     ErrorType.STORE_UNREACHABLE: StatusCode.UNAVAILABLE,
     ErrorType.STORE_UNAVAILABLE: StatusCode.UNAVAILABLE,
+    ErrorType.REPOSITORY_AWAY: StatusCode.UNAVAILABLE,
+    ErrorType.GIT_STORE_AWAY: StatusCode.UNAVAILABLE,
     ErrorType.PAYLOAD_KEY_MISSING: StatusCode.UNAVAILABLE,
     ErrorType.GRAPH_UNAVAILABLE: StatusCode.UNAVAILABLE,
     ErrorType.GRAPH_BUSY: StatusCode.UNAVAILABLE,
@@ -119,6 +126,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.UNKNOWN_KIND: StatusCode.UNAVAILABLE,
     # faults to fix in the fleet
     ErrorType.GRAPH_ERROR: StatusCode.INTERNAL,
+    ErrorType.GIT_FAILED: StatusCode.INTERNAL,
     ErrorType.GRAPH_STATEMENT: StatusCode.INTERNAL,
     ErrorType.CACHE_ERROR: StatusCode.INTERNAL,
     ErrorType.EVENT_TOO_LARGE: StatusCode.INTERNAL,

@@ -92,6 +92,15 @@ class ErrorType(StrEnum):
     CACHE_VALUE = "CacheValue"
     STORE_UNAVAILABLE = "StoreUnavailable"
     STORE_UNREACHABLE = "StoreUnreachable"
+    # repositories and their stores (activities/workspace/)
+    UNKNOWN_REPOSITORY = "UnknownRepository"
+    REPOSITORY_AWAY = "RepositoryAway"
+    BASE_MISSING = "BaseMissing"
+    PUSH_REFUSED = "PushRefused"
+    GIT_STORE_AWAY = "GitStoreAway"
+    GIT_FAILED = "GitFailed"
+    REF_MOVED = "RefMoved"
+    TREE_REFUSED = "TreeRefused"
     # payloads in Temporal (workers/payload_codec.py)
     PAYLOAD_KEY_MISSING = "PayloadKeyMissing"
     # NATS (bridge/mirror/publisher.py)
@@ -126,6 +135,9 @@ RETRYABLE = frozenset(
         ErrorType.CACHE_ERROR,
         ErrorType.STORE_UNAVAILABLE,
         ErrorType.STORE_UNREACHABLE,
+        ErrorType.REPOSITORY_AWAY,
+        ErrorType.GIT_STORE_AWAY,
+        ErrorType.GIT_FAILED,
         ErrorType.PAYLOAD_KEY_MISSING,
         ErrorType.NATS_AWAY,
         ErrorType.NATS_ERROR,
@@ -150,6 +162,8 @@ UNAVAILABLE = frozenset(
         ErrorType.CACHE_FULL,
         ErrorType.STORE_UNAVAILABLE,
         ErrorType.STORE_UNREACHABLE,
+        ErrorType.REPOSITORY_AWAY,
+        ErrorType.GIT_STORE_AWAY,
         ErrorType.PAYLOAD_KEY_MISSING,
         ErrorType.NATS_AWAY,
         ErrorType.NATS_ERROR,
