@@ -32,7 +32,7 @@ LIMITS = Limits(seconds=60, memory_bytes=400 * MIB, processes=32)
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     folder = tmp_path / "tree"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     (folder / "README.md").write_text("# Sample\n")
     return folder
 
