@@ -362,7 +362,7 @@ class VllmAgents:
                 if schema and is_cut:
                     # What was written had fewer characters per token than the form allows for.
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
-                was_cut = is_cut
+                was_cut = was_cut or is_cut
                 latest = self._again(prompt, reply.text, problem, is_text=not schema)
         raise question.unanswered(progress.model, problem)
 
