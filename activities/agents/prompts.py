@@ -40,6 +40,10 @@ ACTS = {
     "judge": {"contenders", "persona"},
     "derive_plan": {"design", "roles", "persona"},
     "write_story": {"goal", "story", "findings", "persona"},
+    "next_action": {
+        *("commands", "finishing", "paths", "outline", "files", "transcript", "steps_left"),
+        "persona",
+    },
 }
 ASK_AGAIN = {"again": {"problem"}}
 """File name -> the variables that the file must use, all of them."""
@@ -116,6 +120,17 @@ class Prompts:
             except (TemplateError, ValueError, TypeError) as error:
                 raise InvalidPrompt(f"{path}: {error}") from error
         return cls(templates, settings, redact or load_redaction())
+
+    def own_bytes(self, act: str, window: int, bytes_per_token: float) -> int:
+        """Return the bytes that the act's own part has at least, beside the longest shared part.
+
+        Args:
+            act: its prompt file.
+            window: of the model, in tokens.
+            bytes_per_token: of the prompt.
+        """
+        answer = min(self.settings[act].max_tokens, window // 5)
+        return int((window - answer - window // 10 - window * 2 // 5) * bytes_per_token)
 
     def render(
         self,

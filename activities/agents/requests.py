@@ -14,9 +14,10 @@ from temporalio.exceptions import ApplicationError
 
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import BYTES_PER_TOKEN
-from activities.agents.prompts import Prompt, Prompts, Values
+from activities.agents.prompts import Prompt, Prompts, Values, cut
 from activities.agents.response_schemas import (
     ResponseSchema,
+    action_form,
     critique_form,
     plan_form,
     proposal_form,
@@ -42,7 +43,9 @@ from workflows.models.agents import (
 )
 from workflows.models.base import Model
 from workflows.models.errors import ErrorType, application_error
+from workflows.models.implementation import NextActionAnswer, NextActionInput
 from workflows.models.readiness import StoryText
+from workflows.rules import transcript
 
 MAX_ATTEMPTS = 3
 """How often an agent is asked: after an unusable answer, it is asked again at most twice."""
@@ -55,12 +58,22 @@ ANSWERS: Mapping[str, type[Model]] = {
     "judge": JudgeAnswer,
     "derive_plan": DerivePlanAnswer,
     "write_story": WriteStoryAnswer,
+    "next_action": NextActionAnswer,
 }
 """Act -> the return type of its activity."""
 
 AnswerT = TypeVar(
-    "AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer, WriteStoryAnswer
+    "AnswerT",
+    ProposalAnswer,
+    CritiqueAnswer,
+    JudgeAnswer,
+    DerivePlanAnswer,
+    WriteStoryAnswer,
+    NextActionAnswer,
 )
+
+TRANSCRIPT_SHARE, OUTLINE_SHARE = 0.65, 0.15
+"""Of what the window leaves beside the shared part and the answer; the rest is for fixed words."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,29 @@ class AgentRequest(Generic[AnswerT]):
             f"{who} was asked {MAX_ATTEMPTS} times to {self.act.replace('_', ' ')} "
             f"and gave no usable answer; the last: {problem[:LONGEST_MESSAGE]}",
         )
+
+
+@dataclass(frozen=True)
+class ActionRequest(AgentRequest[NextActionAnswer]):
+    """The request of a next action: the transcript gets its share of the model's window."""
+
+    request: NextActionInput
+
+    def prompt(
+        self, prompts: Prompts, window: int, bytes_per_token: float = BYTES_PER_TOKEN
+    ) -> Prompt:
+        """Render the prompt, as `AgentRequest.prompt`."""
+        room = prompts.own_bytes(self.act, window, bytes_per_token)
+        outline = int(room * OUTLINE_SHARE)
+        steps = transcript.render(self.request.steps, int(room * TRANSCRIPT_SHARE))
+        material = {
+            **self.material,
+            "outline": cut(self.request.outline.text, outline),
+            "files": cut(files_text(self.request), outline),
+            "transcript": steps or "none",
+            "persona": self.call.agent.persona,
+        }
+        return prompts.render(self.act, shared_values(self.call), material, window, bytes_per_token)
 
 
 def propose(request: ProposeInput) -> AgentRequest[ProposalAnswer]:
@@ -147,6 +183,17 @@ def write_story(request: WriteStoryInput) -> AgentRequest[WriteStoryAnswer]:
     return AgentRequest("write_story", request, material, story_form, WriteStoryAnswer)
 
 
+def next_action(request: NextActionInput) -> AgentRequest[NextActionAnswer]:
+    material = {
+        "commands": "yes" if "run" in request.allowed else "",
+        "finishing": "yes" if "finish" in request.allowed else "",
+        "paths": "\n".join(request.paths) or "all, except the configuration of CI and git",
+        "steps_left": str(request.steps_left),
+    }
+    form = action_form(request)
+    return ActionRequest("next_action", request, material, form, NextActionAnswer, request)
+
+
 def question(act: str, request: Mapping[str, Any]) -> AgentRequest[Any]:
     """Build the question of an act from its activity's input as JSON."""
     match act:
@@ -162,6 +209,8 @@ def question(act: str, request: Mapping[str, Any]) -> AgentRequest[Any]:
             return derive_plan(DerivePlanInput.model_validate(request))
         case "write_story":
             return write_story(WriteStoryInput.model_validate(request))
+        case "next_action":
+            return next_action(NextActionInput.model_validate(request))
     raise ValueError(f"no act is named {act!r}")
 
 
@@ -229,6 +278,10 @@ def story_text(story: StoryText) -> str:
 def critique_text(critique: Critique) -> str:
     points = _bullets(f"{point.severity}: {point.text}" for point in critique.points)
     return f"Verdict: {critique.verdict}\n{points}\nSuggestion: {critique.suggestion}"
+
+
+def files_text(request: NextActionInput) -> str:
+    return "\n".join(f"{file.path}:\n{file.text}" for file in request.outline.files)
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -57,6 +57,7 @@ def agents_worker(
             agents.judge,
             agents.derive_plan,
             agents.write_story,
+            agents.next_action,
             checks.check_proposal,
         ],
         max_concurrent_activities=settings.llm_concurrency,

@@ -321,7 +321,7 @@ class NextActionInput(AgentCall):
         editable: files that exist and may change.
         steps: the transcript so far.
         allowed: the actions to choose from.
-        last: True if no step follows.
+        steps_left: with this one.
     """
 
     outline: Outline
