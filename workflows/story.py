@@ -24,10 +24,7 @@ from workflows.child import Child
 from workflows.deliberation import (
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
-    cause_of,
     failed_deliberation,
-    require_id,
-    stopped,
 )
 from workflows.derivation import (
     load_planner,
@@ -36,6 +33,7 @@ from workflows.derivation import (
     require_plan,
     tasks_created,
 )
+from workflows.execution import cause_of, require_id, stopped
 from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow

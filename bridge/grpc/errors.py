@@ -64,6 +64,8 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.NOT_FOUND: StatusCode.NOT_FOUND,
     ErrorType.UNKNOWN_COUNCIL: StatusCode.NOT_FOUND,
     ErrorType.UNKNOWN_STORY: StatusCode.NOT_FOUND,
+    ErrorType.UNKNOWN_REPOSITORY: StatusCode.NOT_FOUND,
+    ErrorType.UNKNOWN_COMMIT: StatusCode.NOT_FOUND,
     ErrorType.REQUEST_REUSED: StatusCode.ALREADY_EXISTS,
     ErrorType.ALREADY_EXISTS: StatusCode.ALREADY_EXISTS,
     # what is not legal now
@@ -83,6 +85,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.NO_PLAN: StatusCode.FAILED_PRECONDITION,
     ErrorType.INVALID_PLAN: StatusCode.FAILED_PRECONDITION,
     ErrorType.ALL_BARRED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.PREPARATION_FAILED: StatusCode.FAILED_PRECONDITION,
     ErrorType.ENTRY_NOT_STUCK: StatusCode.FAILED_PRECONDITION,
     ErrorType.GRAPH_LOST: StatusCode.FAILED_PRECONDITION,
     # what ended without a result
@@ -101,6 +104,8 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.LLM_SERVER_ERROR: StatusCode.UNAVAILABLE,
     ErrorType.LLM_PROTOCOL: StatusCode.UNAVAILABLE,
     ErrorType.LLM_REFUSED: StatusCode.FAILED_PRECONDITION,
+    ErrorType.WORKSPACE_UNAVAILABLE: StatusCode.UNAVAILABLE,
+    ErrorType.NO_SANDBOX: StatusCode.UNAVAILABLE,
     ErrorType.STORE_UNREACHABLE: StatusCode.UNAVAILABLE,
     ErrorType.STORE_UNAVAILABLE: StatusCode.UNAVAILABLE,
     ErrorType.PAYLOAD_KEY_MISSING: StatusCode.UNAVAILABLE,

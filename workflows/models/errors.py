@@ -74,6 +74,12 @@ class ErrorType(StrEnum):
     LLM_PROTOCOL = "LlmProtocol"
     LLM_REFUSED = "LlmRefused"
     PROMPT_TOO_LONG = "PromptTooLong"
+    # repositories (activities/workspace/)
+    UNKNOWN_REPOSITORY = "UnknownRepository"
+    UNKNOWN_COMMIT = "UnknownCommit"
+    WORKSPACE_UNAVAILABLE = "WorkspaceUnavailable"
+    NO_SANDBOX = "NoSandbox"
+    PREPARATION_FAILED = "PreparationFailed"
     # Neo4j and Valkey (activities/graph/errors.py)
     GRAPH_UNAVAILABLE = "GraphUnavailable"
     GRAPH_CREDENTIALS = "GraphCredentials"
@@ -114,6 +120,8 @@ RETRYABLE = frozenset(
         ErrorType.LLM_OVERLOADED,
         ErrorType.LLM_SERVER_ERROR,
         ErrorType.LLM_PROTOCOL,
+        ErrorType.WORKSPACE_UNAVAILABLE,
+        ErrorType.NO_SANDBOX,
         ErrorType.GRAPH_UNAVAILABLE,
         ErrorType.GRAPH_CREDENTIALS,
         ErrorType.GRAPH_SETTINGS,

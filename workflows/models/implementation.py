@@ -152,6 +152,7 @@ class StartedWork(Model):
     Attributes:
         base: the commit that changes are counted from.
         commit: the last commit.
+        head: the commit that the work began with.
         usage: calls, summed up by act and model.
     """
 
@@ -160,6 +161,7 @@ class StartedWork(Model):
     outline: Outline
     base: str
     commit: str
+    head: str
     began: datetime
     steps: list[StepRecord] = []
     step: int = 0
