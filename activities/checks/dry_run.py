@@ -9,7 +9,7 @@ from pathlib import Path
 from activities.checks import notebook
 from activities.checks.base import ParsedProposal, ProposalCheck, printable, shown, unclear_blocks
 from activities.checks.fences import Block
-from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
+from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, exceeded, python_program
 from workflows.models.deliberation import Check
 
 OUTPUT_CHARACTERS = 4_000
@@ -91,14 +91,8 @@ def last_line(run: Run) -> str:
 
 def failure(run: Run, limits: Limits) -> str:
     """Return the reason why a run failed, on one line."""
-    if run.ended == "wall_time":
-        return f"ran for more than {limits.wall_s:g} s"
-    if run.ended == "output":
-        return f"wrote more than {limits.output_bytes} bytes"
-    if run.ended == "memory":
-        return f"used more than {limits.total_memory_bytes} bytes of memory in all its processes"
-    if run.ended == "files":
-        return f"made more than {limits.files} files"
+    if run.ended != "exit":
+        return exceeded(run, limits)
     if run.exit_code == notebook.EARLY:
         return "ended with exit code 0 before the end of the code"
     if run.exit_code in _SIGNALS:

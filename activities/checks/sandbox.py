@@ -4,8 +4,9 @@ In the sandbox, a program sees the system's libraries and a Python interpreter w
 library, all read-only, and its own small /tmp. It has no network and no environment, sees no other
 processes, and has limits on CPU, memory, files, processes, output and wall time. All its processes
 are killed at a limit, on cancellation, and when the worker dies. Limits of the kernel are per
-process; the worker watches the memory and the files of the whole sandbox (usage.py). See
-docs/design/0006-sandbox.md.
+process; the worker watches the memory and the files of the whole sandbox (usage.py). A folder of
+this machine that is mounted for writing has no limit: the worker also watches how much it
+grows (disk.py). See docs/design/0006-sandbox.md.
 
 Namespaces need privileges. An ordinary user gets them from a user namespace. Root creates the
 namespaces itself, and the program runs as an otherwise unused user, because the limit on processes
@@ -17,19 +18,24 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
 import sys
 import sysconfig
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from activities.checks import cgroups, entry, seccomp, usage
+from activities.checks.disk import MAX_DEPTH, Growth, take_over
+from activities.checks.output import Output
 
 _MIB = 1024 * 1024
-_UNUSED_UIDS = range(0x70000000, 0x7F000000)  # above the ids of users and containers
+UNUSED_UIDS = range(0x70000000, 0x7F000000)
+"""The users of programs that root starts: above the ids of users and containers."""
 
 _PYTHON = str(Path(sys.executable).resolve())
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
@@ -58,11 +64,18 @@ class Limits:
 
     Wall time is far above CPU time, so that a busy machine does not change a result.
     `total_memory_bytes` and `files` are for all processes together.
+
+    Attributes:
+        memory_bytes: the address space; None: no limit, for programs that reserve much more than
+            they use.
+        written_bytes: how much all writable mounts together may grow, as are `written_files`.
+        kept_bytes: how much of the output is kept, half of it from its start and half from its
+            end; None: all.
     """
 
     cpu_s: int = 5
     wall_s: float = 20.0
-    memory_bytes: int = 512 * _MIB
+    memory_bytes: int | None = 512 * _MIB
     total_memory_bytes: int = 1024 * _MIB
     file_bytes: int = 16 * _MIB
     tmp_bytes: int = 32 * _MIB
@@ -70,6 +83,21 @@ class Limits:
     processes: int = 16
     open_files: int = 64
     output_bytes: int = 1 * _MIB
+    written_bytes: int = 0
+    written_files: int = 0
+    kept_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A folder of this machine that the sandbox shows at the path `inside`."""
+
+    outside: Path
+    inside: str
+    writable: bool = False
+
+
+Ended = Literal["exit", "wall_time", "output", "memory", "files", "disk"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +109,27 @@ class Run:
         exit_code: negative or 128 + signal if a signal ended it; None if it was killed for its wall
             time, its output, or what the whole sandbox used.
         output: stdout and stderr.
+        seconds: how long it ran, without the time that it waited for a core.
     """
 
-    ended: Literal["exit", "wall_time", "output", "memory", "files"]
+    ended: Ended
     exit_code: int | None
     output: bytes
+    seconds: float = field(default=0.0, compare=False)
+
+
+def exceeded(run: Run, limits: Limits) -> str:
+    """Return which limit ended a run, in words; empty if none did."""
+    return {
+        "exit": "",
+        "wall_time": f"ran for more than {limits.wall_s:g} s",
+        "output": f"wrote more than {limits.output_bytes} bytes",
+        "memory": f"used more than {limits.total_memory_bytes} bytes of memory in all its "
+        "processes",
+        "files": f"made more than {limits.files} files",
+        "disk": f"added more than {limits.written_bytes} bytes or {limits.written_files} files to "
+        f"the project, or folders deeper than {MAX_DEPTH}",
+    }[run.ended]
 
 
 def python_program(source: Path) -> list[str]:
@@ -115,6 +159,10 @@ class Sandbox:
         visible: Sequence[str] = (),
         limits: Limits | None = None,
         network: bool = False,
+        *,
+        mounts: Sequence[Mount] = (),
+        folder: str = "/tmp",  # noqa: S108  the sandbox's own
+        on_output: Callable[[bytes], None] | None = None,
     ) -> Run:
         """Run a program in the sandbox.
 
@@ -124,6 +172,10 @@ class Sandbox:
             visible: additional files and folders that it can read.
             limits: other limits than the sandbox's.
             network: whether it has this machine's network, with the servers on this machine.
+            mounts: additional folders, in the order in which they are mounted. Those that are
+                writable belong to the program's user from then on.
+            folder: the folder in which the program starts, as the sandbox sees it.
+            on_output: called with each part of the output as it is written.
 
         Raises:
             CannotRun: bubblewrap is missing or could not set up the sandbox.
@@ -131,14 +183,26 @@ class Sandbox:
         if not seccomp.supported():
             raise CannotRun("the sandbox's system call filter is for Linux on x86-64 only")
         limits = limits or self.limits
-        uid = random.choice(_UNUSED_UIDS) if os.geteuid() == 0 else None
+        written = [mount.outside for mount in mounts if mount.writable]
+        uid = _choose_uid(written) if os.geteuid() == 0 else None
         filter_fd = os.memfd_create("seccomp")
         try:
             os.write(filter_fd, seccomp.program())
             os.lseek(filter_fd, 0, os.SEEK_SET)
-            prefix = self._prefix(visible, limits, filter_fd, uid is not None, network)
+            view = [*self._view((*visible, *_NETWORK) if network else visible, limits, mounts)]
+            view += ["--chdir", folder]
+            prefix = self._prefix(view, filter_fd, uid is not None, network)
+            program = _Program(argv, stdin, uid, on_output)
             async with self._free:
-                return await _run(prefix, argv, stdin, limits, uid, filter_fd, self._groups)
+                before = await asyncio.to_thread(take_over, written, uid)
+                growth = Growth(written, before, limits.written_bytes, limits.written_files)
+                try:
+                    run = await _run(prefix, program, limits, growth, filter_fd, self._groups)
+                finally:
+                    after = await asyncio.to_thread(take_over, written, uid)
+                if growth.is_too_much(after):
+                    run = replace(run, ended="disk", exit_code=None)
+                return run
         finally:
             os.close(filter_fd)
 
@@ -152,9 +216,7 @@ class Sandbox:
         if run.exit_code != 0:
             raise CannotRun(f"a program that does nothing fails in the sandbox: {run}")
 
-    def _prefix(
-        self, visible: Sequence[str], limits: Limits, filter_fd: int, root: bool, network: bool
-    ) -> list[str]:
+    def _prefix(self, view: Sequence[str], filter_fd: int, root: bool, network: bool) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.
         as_user = ("--unshare-user", "--uid", "65534", "--gid", "65534", "--as-pid-1")
@@ -165,11 +227,11 @@ class Sandbox:
             *(() if network else ("--unshare-net",)),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
-            *self._view((*visible, *_NETWORK) if network else visible, limits),
-            *("--chdir", "/tmp", "--"),  # noqa: S108  the sandbox's own
+            *view,
+            "--",
         ]
 
-    def _view(self, visible: Sequence[str], limits: Limits) -> list[str]:
+    def _view(self, visible: Sequence[str], limits: Limits, mounts: Sequence[Mount]) -> list[str]:
         """Return the options for the file system: a new, read-only, minimal root."""
         view = ["--proc", "/proc", "--dev", "/dev"]
         for writable in _WRITABLE:  # before the rest, of which parts may be in /tmp
@@ -191,24 +253,44 @@ class Sandbox:
         packages = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
         if packages not in visible and packages.startswith(library) and Path(packages).is_dir():
             view += ["--tmpfs", packages, "--remount-ro", packages]
+        for mount in mounts:
+            for parent in reversed(Path(mount.inside).parents):
+                view += ["--dir", str(parent)]
+            view += ["--bind" if mount.writable else "--ro-bind", str(mount.outside), mount.inside]
         return [*view, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _choose_uid(folders: Sequence[Path]) -> int:
+    """Return the user that owns the folders since an earlier run, or an unused one."""
+    owners = [folder.stat().st_uid for folder in folders[:1]]
+    return owners[0] if owners and owners[0] in UNUSED_UIDS else random.choice(UNUSED_UIDS)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What runs in the sandbox: its arguments, its input, its user if root starts it."""
+
+    argv: Sequence[str]
+    stdin: bytes
+    uid: int | None
+    on_output: Callable[[bytes], None] | None
 
 
 async def _run(
     prefix: Sequence[str],
-    argv: Sequence[str],
-    stdin: bytes,
+    program: _Program,
     limits: Limits,
-    uid: int | None,
+    growth: Growth,
     filter_fd: int,
     groups: Path | None,
 ) -> Run:
-    """Run `prefix`, which runs activities/checks/entry.py, which executes `argv`."""
+    """Run `prefix`, which runs activities/checks/entry.py, which executes the program."""
     resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
     words = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in resources.items())
     ready, entered = os.pipe()
     try:
-        arguments = [str(entered), "" if uid is None else str(uid), words, *argv]
+        uid = "" if program.uid is None else str(program.uid)
+        arguments = [str(entered), uid, words, *program.argv]
         command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
         async with AsyncExitStack() as stack:
             group = None
@@ -219,15 +301,16 @@ async def _run(
                 )
                 command = group.entering(command)
             process = await stack.enter_async_context(_started(command, (filter_fd, entered)))
-            run = await _watched(process, stdin, limits)
+            run = await _watched(process, program, limits, growth)
             if group and group.exceeded():
-                run = Run("memory", None, run.output)
+                run = replace(run, ended="memory", exit_code=None)
         os.set_blocking(ready, False)
         with suppress(BlockingIOError):
             answer = os.read(ready, 4096)
             if answer == entry.READY:
                 return run
-            raise CannotRun(f"{argv[0]} cannot be run{answer[len(entry.READY) :].decode()}")
+            reason = answer[len(entry.READY) :].decode()
+            raise CannotRun(f"{program.argv[0]} cannot be run{reason}")
         why = run.output.decode(errors="replace").strip()[-500:]
         raise CannotRun(f"the sandbox could not be set up: {why or run.ended}")
     finally:
@@ -240,9 +323,10 @@ def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
 
     Exceeding the soft CPU time raises SIGXCPU, the hard one SIGKILL.
     """
+    memory = resource.RLIM_INFINITY if limits.memory_bytes is None else limits.memory_bytes
     return {
         "RLIMIT_CPU": (limits.cpu_s, limits.cpu_s + 1),
-        "RLIMIT_AS": (limits.memory_bytes, limits.memory_bytes),
+        "RLIMIT_AS": (memory, memory),
         "RLIMIT_FSIZE": (limits.file_bytes, limits.file_bytes),
         "RLIMIT_NOFILE": (limits.open_files, limits.open_files),
         "RLIMIT_CORE": (0, 0),
@@ -276,40 +360,52 @@ async def _started(
         await process.wait()
 
 
-async def _watched(process: asyncio.subprocess.Process, stdin: bytes, limits: Limits) -> Run:
-    output = bytearray()
-    excess: list[Literal["memory", "files"]] = []
-    writing = asyncio.create_task(_write(process, stdin))
-    watching = asyncio.create_task(_watch(process.pid, limits, excess))
+async def _watched(
+    process: asyncio.subprocess.Process, program: _Program, limits: Limits, growth: Growth
+) -> Run:
+    output = Output(limits.output_bytes, limits.kept_bytes)
+    began = time.monotonic()
+
+    def ended(how: Ended, exit_code: int | None = None) -> Run:
+        return Run(how, exit_code, output.kept(), time.monotonic() - began)
+
+    excess: list[Ended] = []
+    writing = asyncio.create_task(_write(process, program.stdin))
+    watching = asyncio.create_task(_watch(process.pid, limits, growth, excess))
     try:
         async with asyncio.timeout(limits.wall_s):
             while chunk := await _output(process).read(65_536):
-                output += chunk
-                if len(output) > limits.output_bytes:
-                    return Run("output", None, bytes(output[: limits.output_bytes]))
+                output.add(chunk)
+                if program.on_output:
+                    program.on_output(chunk)
+                if output.exceeded:
+                    return ended("output")
             exit_code = await process.wait()
-            if excess:
-                return Run(excess[0], None, bytes(output))
-            return Run("exit", exit_code, bytes(output))
+            return ended(excess[0]) if excess else ended("exit", exit_code)
     except TimeoutError:
-        return Run("wall_time", None, bytes(output))
+        return ended("wall_time")
     finally:
         writing.cancel()
         watching.cancel()
 
 
-async def _watch(pid: int, limits: Limits, excess: list[Literal["memory", "files"]]) -> None:
+async def _watch(pid: int, limits: Limits, growth: Growth, excess: list[Ended]) -> None:
     """Kill the sandbox if its processes together use more than they may; note what of."""
     while True:
         await asyncio.sleep(WATCHED_EVERY_S)
-        found = await asyncio.to_thread(
-            usage.excess, pid, limits.total_memory_bytes, limits.files, _WRITABLE
-        )
+        found = await asyncio.to_thread(_excess, pid, limits, growth)
         if found:
             excess.append(found)
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             return
+
+
+def _excess(pid: int, limits: Limits, growth: Growth) -> Ended | None:
+    used = usage.excess(pid, limits.total_memory_bytes, limits.files, _WRITABLE)
+    if used is None and growth.exceeded(usage.deleted_bytes(pid) if growth.folders else 0):
+        return "disk"
+    return used
 
 
 async def _write(process: asyncio.subprocess.Process, data: bytes) -> None:

@@ -8,7 +8,9 @@ the worker measures from outside, and kills the sandbox.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +29,28 @@ def excess(
         folders: the writable folders, as the sandbox sees them.
     """
     inside = list(_descendants(pid))
+    mounted = [found for folder in folders if (found := _mounted(inside, folder))]
+    # The content of the folders is memory too.
+    free = memory_bytes - sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in mounted)
     # What they share is counted for each here, so only the costly measure below decides.
-    if sum(map(_resident, inside)) > memory_bytes and sum(map(_share, inside)) > memory_bytes:
+    if sum(map(_resident, inside)) > free and sum(map(_share, inside)) > free:
         return "memory"
-    if any(_files(inside, folder) > files for folder in folders):
+    if any(each.f_files - each.f_ffree > files for each in mounted):
         return "files"
     return None
+
+
+def deleted_bytes(pid: int) -> int:
+    """Return how much disk the deleted files take that the process and its descendants have open.
+
+    No folder shows them.
+    """
+    sizes = {}
+    for process in _descendants(pid):
+        for file in _open_files(process):
+            if not file.st_nlink and stat.S_ISREG(file.st_mode):
+                sizes[(file.st_dev, file.st_ino)] = file.st_blocks * 512
+    return sum(sizes.values())
 
 
 def _descendants(pid: int) -> Iterator[int]:
@@ -59,15 +77,22 @@ def _share(pid: int) -> int:
     return _resident(pid)  # the process hides it
 
 
-def _files(inside: Sequence[int], folder: str) -> int:
+def _mounted(inside: Sequence[int], folder: str) -> os.statvfs_result | None:
     for pid in inside:
         try:
             mounted = os.statvfs(f"/proc/{pid}/root{folder}")
             if mounted.f_fsid != os.statvfs(folder).f_fsid:  # it is set up
-                return mounted.f_files - mounted.f_ffree
+                return mounted
         except OSError:
             continue  # it has ended, or hides it
-    return 0
+    return None
+
+
+def _open_files(pid: int) -> Iterator[os.stat_result]:
+    with suppress(OSError):  # it has ended, or hides them
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                yield descriptor.stat()
 
 
 def _read(path: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Work in repositories: tool chains, sandboxed commands, measurements."""

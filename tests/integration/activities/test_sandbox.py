@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -22,6 +21,7 @@ from activities.checks import notebook
 from activities.checks.fences import code_blocks
 from activities.checks.lint import lint_code
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
+from tests.support.ordinary_user import run_as_ordinary_user
 from tests.support.polling import until
 from workers.processes.agents import sandbox_problem
 
@@ -724,32 +724,8 @@ async def test_parsers_and_ruff_run_in_the_sandbox_and_count_for_its_limit() -> 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.geteuid() != 0, reason="the tests run as an ordinary user already")
 async def test_all_of_it_holds_for_an_ordinary_user_too() -> None:
-    """Run this file again as a user without any privilege, in a view where it can read Python."""
-    user = 4242
-    base = Path(sys.base_prefix)
-    view = ["--dev-bind", "/", "/"]
-    if base.is_relative_to("/root"):
-        view += ["--tmpfs", "/root"]
-        for parent in reversed(base.parents[:-2]):
-            view += ["--dir", str(parent)]
-        view += ["--ro-bind", str(base), str(base)]
-    with TemporaryDirectory() as home:
-        os.chown(home, user, user)
-        process = await asyncio.create_subprocess_exec(
-            *("bwrap", *view, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"),
-            *("--die-with-parent", "setpriv", "--reuid", str(user), "--regid", str(user)),
-            *("--clear-groups", "--inh-caps=-all", "--bounding-set=-all"),
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("--basetemp", f"{home}/tmp", __file__),
-            cwd=REPOSITORY,
-            env={"PATH": os.environ["PATH"], "HOME": home},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+    output = await run_as_ordinary_user(__file__)
 
-        output = (await process.communicate())[0].decode()
-
-    assert process.returncode == 0, output[-5000:]
     assert re.search(r"\d\d passed, 1 skipped", output)
 
 
