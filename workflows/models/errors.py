@@ -74,10 +74,7 @@ class ErrorType(StrEnum):
     LLM_PROTOCOL = "LlmProtocol"
     LLM_REFUSED = "LlmRefused"
     PROMPT_TOO_LONG = "PromptTooLong"
-    # repositories (activities/workspace/)
-    UNKNOWN_REPOSITORY = "UnknownRepository"
-    UNKNOWN_COMMIT = "UnknownCommit"
-    WORKSPACE_UNAVAILABLE = "WorkspaceUnavailable"
+    # commands of repositories (activities/workspace/)
     NO_SANDBOX = "NoSandbox"
     PREPARATION_FAILED = "PreparationFailed"
     # Neo4j and Valkey (activities/graph/errors.py)
@@ -98,6 +95,15 @@ class ErrorType(StrEnum):
     CACHE_VALUE = "CacheValue"
     STORE_UNAVAILABLE = "StoreUnavailable"
     STORE_UNREACHABLE = "StoreUnreachable"
+    # repositories and their stores (activities/workspace/)
+    UNKNOWN_REPOSITORY = "UnknownRepository"
+    REPOSITORY_AWAY = "RepositoryAway"
+    BASE_MISSING = "BaseMissing"
+    PUSH_REFUSED = "PushRefused"
+    GIT_STORE_AWAY = "GitStoreAway"
+    GIT_FAILED = "GitFailed"
+    REF_MOVED = "RefMoved"
+    TREE_REFUSED = "TreeRefused"
     # payloads in Temporal (workers/payload_codec.py)
     PAYLOAD_KEY_MISSING = "PayloadKeyMissing"
     # NATS (bridge/mirror/publisher.py)
@@ -120,7 +126,6 @@ RETRYABLE = frozenset(
         ErrorType.LLM_OVERLOADED,
         ErrorType.LLM_SERVER_ERROR,
         ErrorType.LLM_PROTOCOL,
-        ErrorType.WORKSPACE_UNAVAILABLE,
         ErrorType.NO_SANDBOX,
         ErrorType.GRAPH_UNAVAILABLE,
         ErrorType.GRAPH_CREDENTIALS,
@@ -134,6 +139,9 @@ RETRYABLE = frozenset(
         ErrorType.CACHE_ERROR,
         ErrorType.STORE_UNAVAILABLE,
         ErrorType.STORE_UNREACHABLE,
+        ErrorType.REPOSITORY_AWAY,
+        ErrorType.GIT_STORE_AWAY,
+        ErrorType.GIT_FAILED,
         ErrorType.PAYLOAD_KEY_MISSING,
         ErrorType.NATS_AWAY,
         ErrorType.NATS_ERROR,
@@ -158,6 +166,8 @@ UNAVAILABLE = frozenset(
         ErrorType.CACHE_FULL,
         ErrorType.STORE_UNAVAILABLE,
         ErrorType.STORE_UNREACHABLE,
+        ErrorType.REPOSITORY_AWAY,
+        ErrorType.GIT_STORE_AWAY,
         ErrorType.PAYLOAD_KEY_MISSING,
         ErrorType.NATS_AWAY,
         ErrorType.NATS_ERROR,

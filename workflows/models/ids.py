@@ -9,6 +9,7 @@ at most 906 characters, and Temporal's limit is 1,000; NATS allows 4,096 in a su
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Annotated
 from urllib.parse import unquote
@@ -58,6 +59,34 @@ def encode_id(text: str) -> str:
 def decode_id(token: str) -> str:
     """Return the id that `encode_id` encoded as `token`."""
     return unquote(token, errors="strict")
+
+
+# --- refs of git ---
+
+_REF_CHARACTERS = 200
+"""A part of a ref is a file's name, of at most 255 bytes with `.lock`."""
+
+
+def ref_part(text: str) -> str:
+    """Encode an id as one part of a ref.
+
+    One that is too long for a file's name is cut and gets a hash after a dot, which no encoded id
+    contains.
+    """
+    token = encode_id(text)
+    if len(token) <= _REF_CHARACTERS:
+        return token
+    return f"{token[:120]}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def story_branch(story_id: str) -> str:
+    """Return the name of a story's branch, without `refs/heads/`."""
+    return f"story/{ref_part(story_id)}"
+
+
+def agent_ref(story_id: str, task_id: str, agent_id: str) -> str:
+    """Return the ref of an agent's work on a task."""
+    return f"refs/fleet/{ref_part(story_id)}/{ref_part(task_id)}/{ref_part(agent_id)}"
 
 
 # --- ids of councils and plans ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -76,14 +77,59 @@ class ChangedFile(Model):
     """A file that a change touches.
 
     Attributes:
+        path: bytes that are not UTF-8 are escaped, such as `caf\\xe9.txt`.
+        old_path: the path before, of a renamed file.
         insertions: 0 for binary files, as are deletions.
+        link: whether it is a symbolic link, or a submodule.
     """
 
     path: str
+    old_path: str = ""
     status: Literal["added", "modified", "deleted", "renamed"]
     insertions: int = 0
     deletions: int = 0
     binary: bool = False
+    link: bool = False
+
+
+class TreeFile(Model):
+    """A file of a commit. `size`: in bytes; 0 for a submodule."""
+
+    path: str
+    size: int
+    kind: Literal["file", "link", "submodule"] = "file"
+
+
+class LoggedCommit(Model):
+    """A commit of a branch, with the trailers that the fleet wrote into it."""
+
+    commit: Commit
+    author: str
+    at: datetime
+    subject: str
+    trailers: dict[str, str] = {}
+
+
+class BlamedLine(Model):
+    """A line of a file, and the commit that it comes from."""
+
+    line: int
+    text: str
+    path: str
+    origin: LoggedCommit
+
+
+class Merged(Model):
+    """A merge that took place. `commit`: the head of the story's branch."""
+
+    commit: Commit
+
+
+class Conflict(Model):
+    """A merge that needs its author. `head`: of the story's branch, which stays as it is."""
+
+    head: Commit
+    files: list[str]
 
 
 class CommandRun(Model):

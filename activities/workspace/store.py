@@ -1,0 +1,613 @@
+"""The store: one bare repository for each project, which holds all that stories make.
+
+`refs/heads/story/...` are the stories' branches, `refs/fleet/...` the agents' work, `refs/base/...`
+the project's base as it was last fetched. Workers share the store's folder: refs move by
+compare-and-swap, so none of them loses what another one made. A commit is a pure function of its
+parent, its tree, its message and its time, which the workflow gives: a retried step makes no second
+commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from activities.workspace import git_output
+from activities.workspace.errors import REMOTE, store_errors
+from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
+from activities.workspace.transports import transport
+from workflows.models.errors import ErrorType, application_error
+from workflows.models.ids import agent_ref, ref_part, story_branch
+from workflows.models.workspace import (
+    BlamedLine,
+    ChangedFile,
+    Conflict,
+    LoggedCommit,
+    Merged,
+    Repository,
+    Trailers,
+    TreeFile,
+)
+from workflows.rules.paths import git_name
+
+CHANGED_FILES = 5_000
+CHANGED_BYTES = 200 * 1024**2
+FILE_BYTES = 50 * 1024**2
+"""Limits of one commit: files, bytes together, bytes of each file."""
+
+READ_BYTES = 10 * 1024**2
+DIFF_BYTES = 2 * 1024**2
+
+ATTRIBUTES = (
+    "* !text !eol !crlf !ident !filter !working-tree-encoding !diff !merge !export-ignore"
+    " !export-subst\n"
+)
+"""No file's attributes count: bytes stay as they are, and no program is selected by them."""
+
+EXCLUDED = """\
+# What tools leave behind; it is stored only where the project already does.
+__pycache__/
+*.py[cod]
+.coverage
+.hypothesis/
+.mypy_cache/
+.nox/
+.pytest_cache/
+.ruff_cache/
+.tox/
+.venv/
+node_modules/
+"""
+
+_ABSENT = "0" * 40
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DOMAIN = "fleet.invalid"
+
+
+class Stores:
+    """The stores of all projects, in one folder that every workspace worker reaches."""
+
+    def __init__(self, root: Path, credentials: Path | None = None) -> None:
+        """Use the stores in a folder.
+
+        Args:
+            root: the folder, which exists: one that is missing is a mount that is away.
+            credentials: the folder of the repositories' credentials; see transports.py.
+        """
+        self._root = root
+        self._credentials = credentials
+
+    async def of(self, repository: Repository) -> Store:
+        """Return the store of a repository, made by fetching its base if it is missing.
+
+        Raises:
+            ApplicationError: GitStoreAway or RepositoryAway, which are retried; BaseMissing.
+        """
+        store = Store(self._root / f"{repository.key}.git", repository, self._credentials)
+        with store_errors():
+            if not self._root.is_dir():
+                message = f"the store {self._root} is missing; mount it, or create the folder"
+                raise application_error(ErrorType.GIT_STORE_AWAY, message)
+            if not (store.path / "HEAD").exists():
+                await self._make(store, repository)
+        return store
+
+    async def _make(self, store: Store, repository: Repository) -> None:
+        """Make a store beside its place and rename it: other workers see all of it, or nothing."""
+        path = self._root / f".{repository.key}.{uuid.uuid4().hex}"
+        try:
+            await git("init", "--quiet", "--bare", "--template=", str(path))
+            (path / "info").mkdir(exist_ok=True)
+            (path / "info" / "attributes").write_text(ATTRIBUTES)
+            (path / "info" / "exclude").write_text(EXCLUDED)
+            await Store(path, repository, self._credentials).base_commit()
+            try:
+                path.rename(store.path)
+            except OSError:
+                if not (store.path / "HEAD").exists():
+                    raise
+        finally:
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+class Store:
+    """The store of one project.
+
+    Every method raises ApplicationErrors: GitStoreAway, which is retried, if the store's folder
+    cannot be used; NotFound for a commit, path or branch that it does not have.
+    """
+
+    def __init__(self, path: Path, repository: Repository, credentials: Path | None = None) -> None:
+        self.path = path
+        self._repository = repository
+        self._credentials = credentials
+
+    # --- refs ---
+
+    async def base_commit(self) -> str:
+        """Fetch the project's base and return its commit.
+
+        Raises:
+            ApplicationError: BaseMissing; RepositoryAway, which is retried.
+        """
+        base = self._repository.base
+        ref = f"refs/base/{base}"
+        with store_errors(), store_errors(REMOTE, self._what):
+            way = transport(self._repository, self._credentials)
+            await git(
+                "fetch",
+                "--quiet",
+                "--no-tags",
+                "--no-write-fetch-head",
+                *way.fetch,
+                self._repository.url,
+                f"+refs/heads/{base}:{ref}",
+                git_dir=self.path,
+                env=way.env,
+                config=way.config,
+                protocol=way.protocol,
+            )
+        return await self._required(ref, f"the base {base!r}")
+
+    async def start_branch(self, story_id: str, commit: str) -> str:
+        """Create a story's branch at a commit and return its head; one that exists stays."""
+        ref = f"refs/heads/{story_branch(story_id)}"
+        with store_errors():
+            try:
+                await self._git("update-ref", ref, checked(commit), _ABSENT)
+            except GitFailed:
+                if await self._value(ref) is None:
+                    raise
+        return await self._required(ref, f"the branch of story {story_id}")
+
+    async def head(self, story_id: str) -> str | None:
+        """Return the head of a story's branch; None if it has none."""
+        with store_errors():
+            return await self._value(f"refs/heads/{story_branch(story_id)}")
+
+    async def agent_head(self, story_id: str, task_id: str, agent_id: str) -> str | None:
+        """Return the last commit of an agent's work on a task; None if it has none."""
+        with store_errors():
+            return await self._value(agent_ref(story_id, task_id, agent_id))
+
+    async def place(self, story_id: str, task_id: str, agent_id: str, commit: str) -> None:
+        """Let an agent's work go on from a commit: that of a reset history, or a merged base.
+
+        What the ref named before stays in the store until the story's refs are collected.
+        """
+        ref = agent_ref(story_id, task_id, agent_id)
+        with store_errors():
+            while (old := await self._value(ref)) != checked(commit):
+                if old:
+                    kept = ref.replace("refs/fleet/", "refs/fleet-old/", 1)
+                    await self._git("update-ref", f"{kept}/{old}", old)
+                if await self._swap(ref, commit, old):
+                    return
+
+    # --- commits ---
+
+    async def commit(
+        self, tree: Path, *, parent: str, message: str, trailers: Trailers, at: datetime
+    ) -> str:
+        """Commit a working tree as an agent's next step, and return the commit.
+
+        It returns `parent` if nothing changed, and the same commit if the step is retried. Files
+        that `.gitignore` or EXCLUDED name are not stored, links are stored as links. The agent's
+        ref must be at `parent` or missing, or already at or behind this commit.
+
+        Args:
+            tree: the working tree, without `.git`; an index beside it makes this fast.
+            parent: the commit that the step began with.
+            message: the first lines of the commit's message.
+            trailers: the story, task, agent and step.
+            at: the time that both dates of the commit get.
+
+        Raises:
+            ApplicationError: TreeRefused: a name or a size is over the rules; RefMoved: the
+                agent's work went on from another commit (see `place`).
+        """
+        with store_errors():
+            written = await self._written(tree, checked(parent))
+            if written is None:
+                return parent
+            commit = await self._commit_object(
+                written, [parent], _text(message, trailers), trailers.agent, at
+            )
+            ref = agent_ref(trailers.story, trailers.task, trailers.agent)
+            await self._advance(ref, parent, commit)
+        return commit
+
+    async def committed_step(self, parent: str, trailers: Trailers) -> str | None:
+        """Return the commit that a step made from `parent` before its worker died; None if none."""
+        head = await self.agent_head(trailers.story, trailers.task, trailers.agent)
+        if head is None or head == parent:
+            return None
+        with store_errors():
+            if not await self.contains(head, parent):
+                return None
+            lines = await self._git("rev-list", "--first-parent", "--reverse", f"{parent}..{head}")
+            first = lines.decode().split("\n")[0]
+        logged = (await self.log(parent, first))[0] if first else None
+        return first if logged and logged.trailers.get("Step") == str(trailers.step) else None
+
+    async def _written(self, tree: Path, parent: str) -> str | None:
+        """Write the tree's files into the store; return its id, None if it is the parent's."""
+        index = tree.parent / f".index.{uuid.uuid4().hex}"
+        kept = tree.parent / "index"
+        try:
+            if kept.exists():
+                await asyncio.to_thread(shutil.copyfile, kept, index)
+            await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
+            changed = await self._git(
+                *("ls-files", "-z", "--modified", "--deleted", "--others", "--exclude-standard"),
+                work_tree=tree,
+                index=index,
+            )
+            if not changed:
+                return None
+            await asyncio.to_thread(check_files, tree, set(changed.rstrip(b"\0").split(b"\0")))
+            await self._git("add", "--all", "--", ".", work_tree=tree, index=index)
+            written = (await self._git("write-tree", index=index)).decode().strip()
+            before = (await self._git("rev-parse", f"{parent}^{{tree}}")).decode().strip()
+            if kept.exists():
+                index.replace(kept)
+            return None if written == before else written
+        finally:
+            index.unlink(missing_ok=True)
+
+    async def _commit_object(
+        self, tree: str, parents: list[str], message: str, author: str, at: datetime
+    ) -> str:
+        date = f"{int(at.timestamp())} +0000"
+        name = _one_line(author).translate(_NO_BRACKETS) or "fleet"
+        env = {
+            "GIT_AUTHOR_NAME": name,
+            "GIT_AUTHOR_EMAIL": f"{ref_part(author) or 'fleet'}@{_DOMAIN}",
+            "GIT_AUTHOR_DATE": date,
+            "GIT_COMMITTER_NAME": "SWE AI Fleet",
+            "GIT_COMMITTER_EMAIL": f"fleet@{_DOMAIN}",
+            "GIT_COMMITTER_DATE": date,
+        }
+        from_parents = [word for parent in parents for word in ("-p", parent)]
+        output = await self._git(
+            "commit-tree", tree, *from_parents, "-F", "-", stdin=message.encode(), env=env
+        )
+        return output.decode().strip()
+
+    async def _advance(self, ref: str, parent: str, commit: str) -> None:
+        """Move a ref from `parent`, or from nothing, to `commit`."""
+        while True:
+            old = await self._value(ref)
+            if old not in (None, parent):
+                if await self.contains(old, commit):
+                    return
+                raise application_error(
+                    ErrorType.REF_MOVED,
+                    f"{ref}: is at {old} and not at {parent}, where this step began; another "
+                    "attempt went on, or the history was reset: place the ref first",
+                )
+            if await self._swap(ref, commit, old):
+                return
+
+    # --- reading ---
+
+    async def contains(self, commit: str, ancestor: str) -> bool:
+        """Return whether `ancestor` is `commit` or one of its ancestors."""
+        with store_errors():
+            try:
+                await self._git("merge-base", "--is-ancestor", checked(ancestor), checked(commit))
+            except GitFailed as failure:
+                if failure.code != 1:
+                    raise
+                return False
+            return True
+
+    async def changed(self, base: str, commit: str) -> list[ChangedFile]:
+        """Return the files that differ between two commits, by path."""
+        words = ("diff-tree", "-r", "-z", "-M", "--raw", "--numstat", "--no-ext-diff")
+        with store_errors():
+            return git_output.changed_files(
+                await self._git(*words, "--no-textconv", checked(base), checked(commit))
+            )
+
+    async def diff(
+        self, base: str, commit: str, *, context: int = 3, limit: int = DIFF_BYTES
+    ) -> str:
+        """Return the unified diff between two commits.
+
+        Args:
+            base: the commit before.
+            commit: the commit after.
+            context: lines around each change.
+            limit: bytes after which it is cut, which its last line then says.
+        """
+        words = ("diff-tree", "-p", "-r", "-M", f"-U{context}", "--no-ext-diff", "--no-textconv")
+        with store_errors():
+            try:
+                output = await self._git(
+                    *words, "--no-color", checked(base), checked(commit), limit_bytes=limit
+                )
+            except OutputTooLong as long:
+                cut = long.output.decode(errors="replace")
+                return f"{cut}\n[the diff is longer than {limit:,} bytes]\n"
+        return output.decode(errors="replace")
+
+    async def log(self, base: str, commit: str) -> list[LoggedCommit]:
+        """Return the commits from `base`, without it, to `commit`, the newest first."""
+        span = f"{checked(base)}..{checked(commit)}"
+        with store_errors():
+            return git_output.logged_commits(
+                await self._git("log", f"--format={git_output.LOG_FORMAT}", span, "--")
+            )
+
+    async def blame(self, commit: str, path: str, line: int) -> BlamedLine:
+        """Return where a line of a file comes from; lines count from 1."""
+        span = f"-L{line},{line}"
+        with store_errors(what=f"{path}:{line}"):
+            output = await self._git("blame", "--porcelain", span, checked(commit), "--", path)
+            origin = output[:40].decode()
+            one = ("log", "-1", f"--format={git_output.LOG_FORMAT}", origin, "--")
+            logged = git_output.logged_commits(await self._git(*one))
+        return git_output.blamed_line(output, logged[0])
+
+    async def outline(self, commit: str) -> list[TreeFile]:
+        """Return every file of a commit with its size, by path."""
+        with store_errors():
+            words = ("ls-tree", "-r", "-l", "-z", "--full-tree")
+            return git_output.tree_files(await self._git(*words, checked(commit)))
+
+    async def read(self, commit: str, path: str, *, limit: int = READ_BYTES) -> bytes:
+        """Return the content of a file; of a link, the path that it names."""
+        with store_errors(what=path):
+            return await self._git(
+                "cat-file", "blob", f"{checked(commit)}:{path}", limit_bytes=limit
+            )
+
+    # --- merging, delivering, collecting ---
+
+    async def merge(
+        self, story_id: str, commit: str, *, at: datetime, message: str
+    ) -> Merged | Conflict:
+        """Merge a commit into a story's branch: fast-forward if possible, else three-way.
+
+        It is repeatable: a commit that the branch already has changes nothing. If another merge
+        comes first, this one starts again on its result.
+
+        Args:
+            story_id: the story.
+            commit: the agent's commit, or a moved base.
+            at: the time that both dates of a merge commit get.
+            message: the message of a merge commit.
+        """
+        ref = f"refs/heads/{story_branch(story_id)}"
+        with store_errors(what=story_id):
+            while True:
+                head = await self._required(ref, f"the branch of story {story_id}")
+                if await self.contains(head, commit):
+                    return Merged(commit=head)
+                merged = commit
+                if not await self.contains(commit, head):
+                    tree = await self._merged_tree(head, commit)
+                    if isinstance(tree, Conflict):
+                        return tree
+                    text = _clean(message) + f"\n\nStory: {story_id}\n"
+                    merged = await self._commit_object(tree, [head, commit], text, "fleet", at)
+                if await self._swap(ref, merged, head):
+                    return Merged(commit=merged)
+
+    async def _merged_tree(self, head: str, commit: str) -> str | Conflict:
+        words = ("merge-tree", "--write-tree", "-z", "--name-only", "--no-messages")
+        try:
+            output = await self._git(*words, head, commit)
+        except GitFailed as failure:
+            if failure.code != 1:
+                raise
+            names = [name for name in failure.output.split(b"\0")[1:] if name]
+            return Conflict(head=head, files=sorted({git_output.shown(name) for name in names}))
+        return output.split(b"\0")[0].decode()
+
+    async def push(self, story_id: str, commit: str) -> None:
+        """Push a story's branch to the project's repository, as the commit that was approved.
+
+        Raises:
+            ApplicationError: PushRefused: the entry does not allow it, the branch is at another
+                commit, or the repository has a branch of that name that this one does not
+                continue; RepositoryAway, which is retried.
+        """
+        entry = self._repository
+        branch = story_branch(story_id)
+        head = await self.head(story_id)
+        problem = ""
+        if not entry.push:
+            problem = "push: the entry of the repository does not allow it; set `push: true`"
+        elif branch == entry.base:
+            problem = f"base: {branch} is the project's base, which is never written"
+        elif head != checked(commit):
+            problem = f"{branch}: is at {head} and not at {commit}, which was approved; approve it"
+        if problem:
+            raise application_error(ErrorType.PUSH_REFUSED, problem)
+        with store_errors(REMOTE, self._what):
+            way = transport(entry, self._credentials)
+            await git(
+                "push",
+                "--quiet",
+                "--no-verify",
+                *way.push,
+                entry.url,
+                f"{commit}:refs/heads/{branch}",
+                git_dir=self.path,
+                env=way.env,
+                config=way.config,
+                protocol=way.protocol,
+            )
+
+    async def collect(self, ended: Mapping[str, datetime], before: datetime) -> list[str]:
+        """Remove the agents' refs of stories that ended long ago, and what only they named.
+
+        The stories' branches stay: they are what the stories were for.
+
+        Args:
+            ended: when each story ended.
+            before: stories that ended earlier are collected.
+
+        Returns:
+            The refs that were removed.
+        """
+        prefixes = [
+            f"refs/{kind}/{ref_part(story)}/"
+            for story, at in sorted(ended.items())
+            if at < before
+            for kind in ("fleet", "fleet-old")
+        ]
+        with store_errors():
+            removed = await self._refs(prefixes) if prefixes else []
+            orders = "".join(f"delete {ref}\n" for ref in removed)
+            await self._git("update-ref", "--stdin", stdin=orders.encode())
+            # What a step writes now has no ref yet: a day is more than a step takes.
+            await self._git("gc", "--quiet", "--prune=1.day.ago", seconds=3_600)
+        return removed
+
+    async def clone_branch(self, story_id: str, into: Path) -> str:
+        """Clone a story's branch into a new folder and return its commit."""
+        head = await self._required(
+            f"refs/heads/{story_branch(story_id)}", f"the branch of story {story_id}"
+        )
+        with store_errors(what=str(into)):
+            await git(
+                *("clone", "--quiet", "--no-local", "--no-tags", "--template="),
+                *("--single-branch", f"--branch={story_branch(story_id)}"),
+                self.path.resolve().as_uri(),
+                str(await asyncio.to_thread(into.resolve)),
+                protocol="file",
+            )
+        return head
+
+    # --- git ---
+
+    @property
+    def _what(self) -> str:
+        return f"repository {self._repository.key}"
+
+    async def _git(
+        self,
+        *args: str,
+        work_tree: Path | None = None,
+        index: Path | None = None,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        limit_bytes: int = OUTPUT_BYTES,
+        seconds: float = 900,
+    ) -> bytes:
+        return await git(
+            *args,
+            git_dir=self.path,
+            work_tree=work_tree,
+            index=index,
+            stdin=stdin,
+            env=env,
+            limit_bytes=limit_bytes,
+            seconds=seconds,
+        )
+
+    async def _value(self, ref: str) -> str | None:
+        try:
+            output = await self._git("rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}")
+        except GitFailed as failure:
+            if failure.code != 1:
+                raise
+            return None
+        return output.decode().strip()
+
+    async def _required(self, ref: str, what: str) -> str:
+        with store_errors():
+            value = await self._value(ref)
+        if value is None:
+            message = f"not found: the store has not {what}; was it collected or lost?"
+            raise application_error(ErrorType.NOT_FOUND, message)
+        return value
+
+    async def _refs(self, prefixes: list[str]) -> list[str]:
+        output = await self._git("for-each-ref", "--format=%(refname)", *prefixes)
+        return output.decode().split()
+
+    async def _swap(self, ref: str, new: str, old: str | None) -> bool:
+        """Move a ref; False if it was not at `old`, so that the caller looks again."""
+        try:
+            await self._git("update-ref", ref, new, old or _ABSENT)
+        except GitFailed:
+            if await self._value(ref) == old:
+                raise
+            return False
+        return True
+
+
+def checked(commit: str) -> str:
+    """Return a commit's id.
+
+    Raises:
+        ApplicationError: it is not one.
+    """
+    if not _COMMIT.fullmatch(commit):
+        message = f"commit: {commit[:100]!r} is not the full id of a commit; give 40 hex digits"
+        raise application_error(ErrorType.INVALID_INPUT, message)
+    return commit
+
+
+def check_files(tree: Path, changed: Collection[bytes]) -> None:
+    """Check the names and sizes of changed files of a working tree.
+
+    Raises:
+        ApplicationError: TreeRefused.
+    """
+    if len(changed) > CHANGED_FILES:
+        raise _refused(f"{len(changed):,} files changed, of at most {CHANGED_FILES:,}; ignore some")
+    total = 0
+    for path in changed:
+        name = git_output.shown(path)
+        if path.endswith(b"/") or any(git_name(part) for part in name.split("/")):
+            raise _refused(f"{name}: is a git repository or git's own folder; remove it")
+        try:
+            size = (tree / os.fsdecode(path)).lstat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it was deleted
+        if size > FILE_BYTES:
+            raise _refused(f"{name}: has {size:,} bytes, of at most {FILE_BYTES:,}; remove it")
+        total += size
+    if total > CHANGED_BYTES:
+        raise _refused(f"the changes have {total:,} bytes, of at most {CHANGED_BYTES:,}; cut them")
+
+
+def _refused(problem: str) -> Exception:
+    return application_error(ErrorType.TREE_REFUSED, problem)
+
+
+_NO_BRACKETS = str.maketrans("", "", "<>")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_clean(text).split())
+
+
+def _clean(text: str) -> str:
+    """Return text that a commit can hold."""
+    return _CONTROL.sub(" ", text).encode(errors="replace").decode().strip()
+
+
+def _text(message: str, trailers: Trailers) -> str:
+    fields = {
+        "Story": trailers.story,
+        "Task": trailers.task,
+        "Agent": trailers.agent,
+        "Model": trailers.model,
+        "Prompt-Hash": trailers.prompt_hash,
+        "Step": str(trailers.step),
+    }
+    lines = [f"{name}: {_one_line(value)}" for name, value in fields.items() if value]
+    return f"{_clean(message)[:4_000] or 'Change files'}\n\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,68 @@
+"""How git reaches the repositories that repositories.yaml names, with which credentials.
+
+Credentials are files in the folder that REPOSITORY_CREDENTIALS names: `KEY.token` (https; a user
+name may precede it, as in `user:token`), `KEY.key` (ssh, a private key without a passphrase), and
+`known_hosts` with the hosts' keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from activities.workspace.git import SSH
+from workflows.models.workspace import Repository
+
+_LOCAL = "git -c 'safe.directory=*' -c core.hooksPath=/dev/null -c core.alternateRefsCommand="
+"""git at the other end of a file URL, which runs here and does not get our configuration."""
+
+
+@dataclass(frozen=True)
+class Transport:
+    """The words, variables and configuration of a command that reaches a repository."""
+
+    protocol: str
+    fetch: tuple[str, ...] = ()
+    push: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+def transport(repository: Repository, credentials: Path | None) -> Transport:
+    """Return how git reaches a repository.
+
+    Raises:
+        OSError: a credential cannot be read.
+    """
+    protocol = protocol_of(repository.url)
+    if protocol == "file":
+        fetch, push = f"{_LOCAL} upload-pack", f"{_LOCAL} receive-pack"
+        return Transport(protocol, (f"--upload-pack={fetch}",), (f"--receive-pack={push}",))
+    if credentials is None:
+        return Transport(protocol)
+    if protocol == "ssh":
+        return Transport(protocol, env={"GIT_SSH_COMMAND": _ssh(repository.key, credentials)})
+    token = credentials / f"{repository.key}.token"
+    if not token.exists():
+        return Transport(protocol)
+    pair = token.read_text().strip()
+    pair = pair if ":" in pair else f"git:{pair}"
+    header = f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}"
+    return Transport(protocol, config={f"http.{repository.url}.extraHeader": header})
+
+
+def protocol_of(url: str) -> str:
+    """Return the transport of a URL, or of `user@host:path`."""
+    return urlsplit(url).scheme.lower() if "://" in url else "ssh"
+
+
+def _ssh(key: str, credentials: Path) -> str:
+    words = [SSH, "-oStrictHostKeyChecking=yes", "-oIdentitiesOnly=yes"]
+    words.append(f"-oUserKnownHostsFile={shlex.quote(str(credentials / 'known_hosts'))}")
+    if (credentials / f"{key}.key").exists():
+        words.append(f"-i {shlex.quote(str(credentials / f'{key}.key'))}")
+    return " ".join(words)
