@@ -71,6 +71,7 @@ async def run_in_project(
     on_output: Callable[[bytes], None] | None = None,
     sandbox: Sandbox | None = None,
     environment: Mapping[str, str] | None = None,
+    preparing: bool = False,
 ) -> CommandRun:
     """Run a shell command in a project's tree.
 
@@ -87,19 +88,21 @@ async def run_in_project(
         on_output: called with each part of the output as it is written.
         sandbox: limits how many commands run at once; None: a new one.
         environment: additional variables.
+        preparing: whether it makes the prepared dependencies, and may write to their folder.
 
     Raises:
         CannotRun: there is no sandbox on this machine.
     """
     mounts = [Mount(tree, PROJECT, writable=True)]
     if prepared:
-        mounts += [Mount(prepared, PREPARED), *_dependencies(tree, prepared)]
+        mounts.append(Mount(prepared, PREPARED, writable=preparing))
+        mounts += () if preparing else _dependencies(tree, prepared)
     if reports:
         mounts.append(Mount(reports, REPORTS, writable=True))
     variables = _variables(toolchain, bool(reports)) | dict(environment or {})
     inner = sandbox_limits(limits)
     run = await (sandbox or Sandbox()).run(
-        shell(command, variables),
+        _shell(command, variables, toolchain.before),
         b"",
         toolchain.folders,
         inner,
@@ -117,10 +120,10 @@ async def run_in_project(
     )
 
 
-def shell(command: str, variables: Mapping[str, str]) -> list[str]:
+def _shell(command: str, variables: Mapping[str, str], before: str) -> list[str]:
     """Return a program that runs a command with these variables only, in a new home."""
     given = [f"{name}={value}" for name, value in variables.items()]
-    script = 'mkdir -p "$HOME" && eval "$1"'
+    script = f'mkdir -p "$HOME"; {before or ":"}; eval "$1"'
     return ["/usr/bin/env", "-i", *given, "/bin/sh", "-c", script, "sh", command]
 
 

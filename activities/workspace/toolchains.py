@@ -32,12 +32,16 @@ class Toolchain:
         folders: what commands see of this machine, read-only.
         path: the folders of PATH, the most important first.
         environment: additional variables.
+        preparing: additional variables of the set-up command.
+        before: shell commands before each command.
     """
 
     name: str
     folders: tuple[str, ...]
     path: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    preparing: Mapping[str, str] = field(default_factory=dict)
+    before: str = ""
 
 
 def toolchain(image: str) -> Toolchain:
@@ -87,7 +91,17 @@ def _go() -> Toolchain:
             "GOTOOLCHAIN": "local",  # it would download another one
             "GOFLAGS": "-buildvcs=false",  # the tree has no repository
             "GOTELEMETRY": "off",
+            "GOPROXY": "off",  # there is no network
+            "GOMODCACHE": "/prepared/go/modules",
+            "GOCACHE": "/tmp/go-build",  # noqa: S108  the sandbox's own
         },
+        preparing={
+            "GOPROXY": "https://proxy.golang.org,direct",
+            "GOFLAGS": "-modcacherw",
+            "GOCACHE": "/prepared/go/build",
+        },
+        # Go cannot build with a cache that is read-only.
+        before='[ ! -d /prepared/go/build ] || [ -d "$GOCACHE" ] || cp -r /prepared/go/build "$GOCACHE"',
     )
 
 

@@ -79,12 +79,14 @@ class WorkspaceReport(Request):
     Attributes:
         commit: what was measured; a story requires it.
         actor: who sends it to a story, which requires it.
+        measured_by: `fleet`, if it ran everything itself; empty: the actor answers for it.
     """
 
     job_id: Line
     commit: str = Field(default="", max_length=200)
     actor: str = Field(default="", max_length=200)
     proof: Proof = ""
+    measured_by: str = Field(default="", max_length=200)
     build: BuildResult
     unit: UnitResult
     static: StaticResult
