@@ -203,7 +203,7 @@ class WorkspaceStub:
         """Find the repository and its commits.
 
         Raises:
-            ApplicationError: `UnknownRepository` or `UnknownCommit`, not retryable.
+            ApplicationError: `UnknownRepository` or `NotFound`, not retryable.
         """
         raise NotImplementedError
 

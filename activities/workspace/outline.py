@@ -1,13 +1,61 @@
-"""The outline of a repository: its paths, with large folders as a number of files. Pure."""
+"""The outline of a repository: what an agent knows of it before it looks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
+from activities.workspace.store import Store
+from workflows.models.implementation import FileText, Outline
+from workflows.rules import paths as rules
+
+MAX_EDITABLE = 200
+"""Files that may change, which the decoder's schema names."""
+
+FILES_BYTES = 16 * 1024
+"""Of all files that may change: if they are larger, an agent has to read them."""
+
 LINES = 300
 CHARACTERS = 12_000
 """The largest outline."""
+
+
+async def outline_of(
+    store: Store, commit: str, globs: Sequence[str], open_paths: Sequence[str]
+) -> Outline:
+    """Return the outline of a commit.
+
+    Args:
+        store: has the commit.
+        commit: its id.
+        globs: what may change; empty: everything but CI and git configuration.
+        open_paths: configuration that may change.
+    """
+    found = await store.outline(commit)
+    editable = [
+        file
+        for file in found
+        if file.kind == "file" and rules.allowed(file.path, globs, open_paths)
+    ]
+    known = [file.path for file in editable[:MAX_EDITABLE]]
+    files = []
+    if globs and sum(file.size for file in editable) <= FILES_BYTES:
+        texts = {path: await store.read(commit, path) for path in known}
+        files = [FileText(path=p, text=t.decode()) for p, t in texts.items() if is_text(t)]
+    return Outline(
+        text=outline_text([file.path for file in found]),
+        editable=known,
+        more_editable=len(editable) > len(known),
+        files=files,
+    )
+
+
+def is_text(data: bytes) -> bool:
+    """Return whether a file is text that a prompt can have."""
+    try:
+        return "\0" not in data.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def outline_text(paths: Sequence[str]) -> str:

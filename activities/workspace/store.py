@@ -212,16 +212,38 @@ class Store:
             ApplicationError: TreeRefused: a name or a size is over the rules; RefMoved: the
                 agent's work went on from another commit (see `place`).
         """
+        commit = await self.make_commit(
+            tree, parent=parent, message=message, trailers=trailers, at=at
+        )
+        if commit != parent:
+            await self.advance(trailers, parent, commit)
+        return commit
+
+    async def make_commit(
+        self, tree: Path, *, parent: str, message: str, trailers: Trailers, at: datetime
+    ) -> str:
+        """Make the commit of a working tree, which no ref names yet; arguments as for `commit`.
+
+        Raises:
+            ApplicationError: TreeRefused.
+        """
         with store_errors():
             written = await self._written(tree, checked(parent))
             if written is None:
                 return parent
-            commit = await self._commit_object(
+            return await self._commit_object(
                 written, [parent], _text(message, trailers), trailers.agent, at
             )
+
+    async def advance(self, trailers: Trailers, parent: str, commit: str) -> None:
+        """Move the ref of an agent's work from a step's parent to its commit.
+
+        Raises:
+            ApplicationError: RefMoved, as by `commit`.
+        """
+        with store_errors():
             ref = agent_ref(trailers.story, trailers.task, trailers.agent)
             await self._advance(ref, parent, commit)
-        return commit
 
     async def committed_step(self, parent: str, trailers: Trailers) -> str | None:
         """Return the commit that a step made from `parent` before its worker died; None if none."""
@@ -463,7 +485,7 @@ class Store:
             f"refs/{kind}/{ref_part(story)}/"
             for story, at in sorted(ended.items())
             if at < before
-            for kind in ("fleet", "fleet-old")
+            for kind in ("fleet", "fleet-old", "fleet-results")
         ]
         with store_errors():
             removed = await self._refs(prefixes) if prefixes else []

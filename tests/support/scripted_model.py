@@ -22,12 +22,14 @@ class ScriptedModel:
     def __init__(self, actions: Sequence[dict[str, Any]], first_step: int = 1) -> None:
         self.actions = list(actions)
         self.first_step = first_step
-        self.prompts: list[str] = []
 
     def __call__(self, call: Call) -> dict[str, Any]:
+        """Answer a call of an LLM server."""
+        return self.next(call.prompt)
+
+    def next(self, prompt: str) -> dict[str, Any]:
         """Return the action that follows the steps in the prompt."""
-        self.prompts.append(call.prompt)
-        taken = max(map(int, STEP.findall(call.prompt)), default=self.first_step - 1)
+        taken = max(map(int, STEP.findall(prompt)), default=self.first_step - 1)
         left = self.actions[taken - self.first_step + 1 :]
         return left[0] if left else FINISH
 

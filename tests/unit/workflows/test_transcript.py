@@ -109,6 +109,16 @@ def test_an_elided_step_keeps_its_exit_code_and_its_path() -> None:
     assert "." * 800 in text
 
 
+def test_the_oldest_of_very_many_steps_are_left_out() -> None:
+    steps = [ran(number, f"cat file-{number}", "x" * 50) for number in range(1, 501)]
+
+    text = transcript.render(steps, 4_000)
+
+    assert text.startswith("[earlier steps are left out]")
+    assert "[... left out ...]" not in text
+    assert text.endswith("x" * 50)
+
+
 def test_the_same_action_with_the_same_effect_is_a_loop_the_third_time() -> None:
     same = [ran(number, "ls", "a.py") for number in (1, 2, 3)]
 
