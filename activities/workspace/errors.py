@@ -27,7 +27,7 @@ STORE: _Table = (
     ),
     (
         r"Not a valid object name|bad object|not a tree object|does not exist in|invalid object"
-        r"|bad revision|no such path|has only \d+ line",
+        r"|bad revision|no such path|failed to unpack tree object|has only \d+ line",
         ErrorType.NOT_FOUND,
         "not found: the store has no such commit, path or line",
     ),
