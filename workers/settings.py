@@ -297,6 +297,11 @@ class Settings(BaseSettings):
         description="folder of the working trees and prepared dependencies of the processes "
         "`workspace` on one machine: a cache; unset: `data/trees` in FLEET_HOME",
     )
+    repository_credentials: DirectoryPath | None = Field(
+        None,
+        description="folder with the credentials of repositories.yaml: `KEY.token`, `KEY.key`, "
+        "`known_hosts`; only the process `workspace` reads it",
+    )
     workspace_disk_gib: Annotated[float, Field(gt=0)] = Field(
         10, description="GiB that the working trees may use before the oldest are removed"
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -90,7 +91,7 @@ class Actions:
         key = f"{request.trailers.task}/{request.trailers.agent}"
         commit, note = request.parent, ""
         async with self._trees.at(store, request.parent, key=key) as tree:
-            outcome = await self._outcome(request, tree)
+            outcome = await self._outcome(request, store, tree)
             if outcome.kept:
                 commit, note = await committed(store, tree, request)
         return ActionResult(
@@ -101,18 +102,16 @@ class Actions:
             changed=await store.changed(request.base, commit),
         )
 
-    async def _outcome(self, request: RunActionInput, tree: Path) -> Outcome:
+    async def _outcome(self, request: RunActionInput, store: Store, tree: Path) -> Outcome:
         """Do in the tree what the action says."""
-        action, repository = request.action, request.repository
+        action = request.action
         match action:
             case RunCommand(command=command):
                 return await self._ran(command, request, tree)
             case WriteFile(path=path) | ReplaceText(path=path):
-                problem = paths.path_problem(
-                    path, paths=request.paths, open_paths=repository.open_paths
-                )
-                if problem:
-                    return Outcome(observation=f"nothing was changed: {problem}", kept=False)
+                if problem := (await path_rules(store, request))(path):
+                    note = f"nothing was changed: {path}: {problem}"
+                    return Outcome(observation=note, kept=False)
                 return await asyncio.to_thread(_edited, action, tree)
             case Finish():
                 return Outcome(kept=False)
@@ -183,23 +182,36 @@ async def _commit(store: Store, tree: Path, request: RunActionInput) -> str:
     )
 
 
+async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], str]:
+    """Return the rule that says why a path may not be written; empty if it may."""
+    found = await store.outline(request.parent)
+    return partial(
+        paths.path_problem,
+        paths=request.paths,
+        open_paths=request.repository.open_paths,
+        existing=paths.spellings(file.path for file in found),
+        links=[file.path for file in found if file.kind == "link"],
+    )
+
+
 async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> dict[bytes, str]:
     """Return the changed paths that the request does not allow, and why."""
     with store_errors():
         words = ("diff-tree", "-r", "-z", "--no-renames", "--name-status")
         listed = await git(*words, request.parent, commit, git_dir=store.path)
     parts = listed.split(b"\0")[:-1]
+    changes = list(zip(parts[::2], map(os.fsdecode, parts[1::2]), strict=True))
     open_paths = request.repository.open_paths
+    problem_of = await path_rules(store, request) if changes else str
     foreign = {}
-    for status, path in zip(parts[::2], parts[1::2], strict=True):
-        name = os.fsdecode(path)
+    for status, path in changes:
         if status == b"A":
-            problem = paths.path_problem(name, paths=request.paths, open_paths=open_paths)
+            problem = problem_of(path)
         else:
-            known = paths.allowed(name, request.paths, open_paths)
+            known = paths.allowed(path, request.paths, open_paths)
             problem = "" if known else "the story may not change it"
         if problem:
-            foreign[path] = problem
+            foreign[os.fsencode(path)] = problem
     return foreign
 
 

@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError
 from activities.checks.sandbox import CannotRun
 from activities.workspace.actions import Actions
 from activities.workspace.outline import outline_of
+from activities.workspace.repositories import find_repository
 from activities.workspace.store import Store, Stores
 from activities.workspace.toolchains import MissingToolchain
 from workflows.models.errors import ErrorType, application_error
@@ -67,16 +68,10 @@ class Workspaces(WorkspaceStub):
         Raises:
             ApplicationError: `UnknownRepository`.
         """
-        key = asked if isinstance(asked, str) else asked.key
-        entry = self._repositories.get(key)
-        if entry is None:
-            known = ", ".join(sorted(self._repositories)) or "none"
-            raise application_error(
-                ErrorType.UNKNOWN_REPOSITORY,
-                f"repository: {key} is not in repositories.yaml; add it there, or use one of: "
-                f"{known}",
-            )
-        return entry if isinstance(asked, str) else asked.model_copy(update={"url": entry.url})
+        if isinstance(asked, str):
+            return find_repository(self._repositories, asked)
+        entry = find_repository(self._repositories, asked.key)
+        return asked.model_copy(update={"url": entry.url})
 
 
 async def known_commit(store: Store, commit: str | None) -> str:

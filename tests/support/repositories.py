@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -48,10 +49,10 @@ def make_repository(folder: Path, files: dict[str, str] | None = None) -> str:
     return f"file://{folder}"
 
 
-def config_with(folder: Path, **entries: dict[str, object]) -> Path:
+def config_with(folder: Path, **entries: Mapping[str, object]) -> Path:
     """Copy deploy/config, with these entries as its repositories; return the copy."""
     shutil.copytree(ROOT / "deploy" / "config", folder)
-    (folder / "repositories.yaml").write_text(yaml.safe_dump({"repositories": entries}))
+    (folder / "repositories.yaml").write_text(yaml.safe_dump({"repositories": {**entries}}))
     return folder
 
 

@@ -34,7 +34,7 @@ def workspace_worker(
     client: Client, settings: Settings, repositories: Mapping[str, Repository], sandbox: Sandbox
 ) -> Worker:
     """Return the worker of the queue `workspace`."""
-    stores = Stores(settings.store_folder)
+    stores = Stores(settings.store_folder, settings.repository_credentials)
     trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
     actions = Actions(stores, trees, settings.trees_folder / "prepared", sandbox)
     workspaces = Workspaces(repositories, stores, actions)
@@ -54,7 +54,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     with valid_config(InvalidConfig):
         repositories = load_repositories(settings.fleet_config / "repositories.yaml")
         for repository in repositories.values():
-            await verify(repository)
+            await verify(repository, settings.repository_credentials)
     make_folders(settings)
     sandbox = Sandbox()
     if no_sandbox := await sandbox.problem():

@@ -238,6 +238,19 @@ async def test_an_edit_of_another_path_changes_nothing(bench: Bench, path: str) 
     assert done.observation.startswith("nothing was changed: ")
 
 
+async def test_two_spellings_of_one_path_do_not_meet(bench: Bench) -> None:
+    edited = await bench.do(WriteFile(path="readme.MD", content="x"))
+    ran = await bench.do(RunCommand(command="echo x > Readme.md; ln -s /etc link"), step=2)
+    linked = await bench.do(WriteFile(path="link/x", content="x"), ran.commit, step=3)
+
+    assert edited.commit == bench.base
+    assert "one file on some systems" in edited.observation
+    assert [file.path for file in ran.changed] == ["link"]
+    assert "one file on some systems" in ran.observation
+    assert linked.commit == ran.commit
+    assert "symbolic link" in linked.observation
+
+
 async def test_by_default_the_configuration_of_ci_and_git_may_not_be_changed(
     bench: Bench,
 ) -> None:
@@ -280,7 +293,7 @@ async def test_a_tree_of_an_earlier_step_is_not_mixed_with_another(bench: Bench)
         "cd docs && for n in $(seq 5001); do echo $n > f$n; done",
     ],
 )
-async def test_what_the_store_refuses_is_undone_and_said(bench: Bench, command: str) -> None:
+async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, command: str) -> None:
     done = await bench.do(RunCommand(command=f"mkdir docs && {command}"))
 
     assert (done.commit, done.exit_code) == (bench.base, 0)

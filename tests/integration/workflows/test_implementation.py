@@ -209,7 +209,7 @@ def sleeping(seconds: str) -> bool:
 @pytest.mark.parametrize(
     ("fields", "kind", "words"),
     [
-        ({"repository": "nowhere"}, "UnknownRepository", "nowhere is not in repositories.yaml"),
+        ({"repository": "nowhere"}, "UnknownRepository", "repositories.yaml has no 'nowhere'"),
         ({"base": "c" * 40}, "NotFound", "is not found in the store"),
     ],
 )
