@@ -95,7 +95,7 @@ async def known_commit(store: Store, commit: str | None) -> str:
 async def has(store: Store, commit: str) -> bool:
     """Return whether the store has a commit."""
     try:
-        await store.log(commit, commit)
+        await store.changed(commit, commit)
     except ApplicationError as error:
         if error.type != ErrorType.NOT_FOUND:
             raise
