@@ -21,7 +21,8 @@ STORE: _Table = (
     # what the reason contains, type, meaning and remedy; the first match counts
     (
         r"No space left|Read-only file system|Input/output error|Stale file handle|Quota exceeded"
-        r"|Transport endpoint|not a git repository|Permission denied|unable to create|is missing",
+        r"|Transport endpoint|not a git repository|Permission denied|[Uu]nable to create"
+        r"|is missing",
         ErrorType.GIT_STORE_AWAY,
         "the store cannot be used now; check its disk or mount",
     ),
@@ -82,6 +83,9 @@ def store_errors(table: _Table = STORE, what: str = "") -> Iterator[None]:
     except GitFailed as error:
         raise git_error(error, table, what) from None
     except OSError as error:
+        if table is REMOTE:
+            message = f"{what}: its credentials cannot be read; check REPOSITORY_CREDENTIALS"
+            raise application_error(ErrorType.REPOSITORY_AWAY, f"{message} ({error})") from None
         message = f"the store cannot be used now; check its disk or mount ({error})"
         raise application_error(ErrorType.GIT_STORE_AWAY, message) from None
 

@@ -67,7 +67,10 @@ CONFIG: Final[Mapping[str, str]] = {
     "color.ui": "false",
     # a store whose disk loses power keeps every commit that was reported
     "core.fsync": "committed,reference",
-    "core.fsyncMethod": "batch",
+    "core.fsyncMethod": "fsync",
+    # others hold the locks of refs for milliseconds, and that of all packed refs for seconds
+    "core.filesRefLockTimeout": "2000",
+    "core.packedRefsTimeout": "10000",
     # threads are of no use beside other workers' processes
     "pack.threads": "1",
     "advice.detachedHead": "false",

@@ -13,6 +13,7 @@ import asyncio
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -68,6 +69,14 @@ node_modules/
 _ABSENT = "0" * 40
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
+
+_UNFINISHED_SECONDS = 86_400
+_SYNCED_ONE_BY_ONE = 50
+"""Up to so many files it is cheaper to sync each than the whole file system once."""
+
+_LOCKED = re.compile(r"Unable to create '(.+\.lock)': File exists")
+_LOCK_SECONDS = 300
+"""git holds the lock of a ref for milliseconds."""
 
 
 class Stores:
@@ -160,7 +169,7 @@ class Store:
         ref = f"refs/heads/{story_branch(story_id)}"
         with store_errors():
             try:
-                await self._git("update-ref", ref, checked(commit), _ABSENT)
+                await self._update(ref, checked(commit), _ABSENT)
             except GitFailed:
                 if await self._value(ref) is None:
                     raise
@@ -186,7 +195,7 @@ class Store:
             while (old := await self._value(ref)) != checked(commit):
                 if old:
                     kept = ref.replace("refs/fleet/", "refs/fleet-old/", 1)
-                    await self._git("update-ref", f"{kept}/{old}", old)
+                    await self._update(f"{kept}/{old}", old)
                 if await self._swap(ref, commit, old):
                     return
 
@@ -273,8 +282,10 @@ class Store:
             )
             if not changed:
                 return None
-            await asyncio.to_thread(check_files, tree, set(changed.rstrip(b"\0").split(b"\0")))
-            await self._git("add", "--all", "--", ".", work_tree=tree, index=index)
+            paths = set(changed.rstrip(b"\0").split(b"\0"))
+            await asyncio.to_thread(check_files, tree, paths)
+            config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
+            await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
             written = (await self._git("write-tree", index=index)).decode().strip()
             before = (await self._git("rev-parse", f"{parent}^{{tree}}")).decode().strip()
             if kept.exists():
@@ -304,6 +315,8 @@ class Store:
 
     async def _advance(self, ref: str, parent: str, commit: str) -> None:
         """Move a ref from `parent`, or from nothing, to `commit`."""
+        if await self._swap(ref, commit, parent):
+            return
         while True:
             old = await self._value(ref)
             if old not in (None, parent):
@@ -491,6 +504,7 @@ class Store:
             removed = await self._refs(prefixes) if prefixes else []
             orders = "".join(f"delete {ref}\n" for ref in removed)
             await self._git("update-ref", "--stdin", stdin=orders.encode())
+            await asyncio.to_thread(_remove_unfinished, self.path)
             # What a step writes now has no ref yet: a day is more than a step takes.
             await self._git("gc", "--quiet", "--prune=1.day.ago", seconds=3_600)
         return removed
@@ -523,6 +537,7 @@ class Store:
         index: Path | None = None,
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
+        config: Mapping[str, str] | None = None,
         limit_bytes: int = OUTPUT_BYTES,
         seconds: float = 900,
     ) -> bytes:
@@ -533,6 +548,7 @@ class Store:
             index=index,
             stdin=stdin,
             env=env,
+            config=config,
             limit_bytes=limit_bytes,
             seconds=seconds,
         )
@@ -561,12 +577,22 @@ class Store:
     async def _swap(self, ref: str, new: str, old: str | None) -> bool:
         """Move a ref; False if it was not at `old`, so that the caller looks again."""
         try:
-            await self._git("update-ref", ref, new, old or _ABSENT)
+            await self._update(ref, new, old or _ABSENT)
         except GitFailed:
             if await self._value(ref) == old:
                 raise
             return False
         return True
+
+    async def _update(self, *words: str) -> None:
+        """Run `update-ref`; remove a lock that a machine left which died while it held it."""
+        try:
+            await self._git("update-ref", *words)
+        except GitFailed as failure:
+            lock = _LOCKED.search(failure.reason)
+            if not lock or not await asyncio.to_thread(_remove_old, Path(lock[1])):
+                raise
+            await self._git("update-ref", *words)
 
 
 def checked(commit: str) -> str:
@@ -603,6 +629,24 @@ def check_files(tree: Path, changed: Collection[bytes]) -> None:
         total += size
     if total > CHANGED_BYTES:
         raise _refused(f"the changes have {total:,} bytes, of at most {CHANGED_BYTES:,}; cut them")
+
+
+def _remove_unfinished(store: Path) -> None:
+    """Remove what workers left that died while they made this store."""
+    for path in store.parent.glob(f".{store.stem}.*"):
+        if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
+            shutil.rmtree(path)
+
+
+def _remove_old(lock: Path) -> bool:
+    """Remove a lock that no process can still hold; False if one may."""
+    try:
+        if time.time() - lock.stat().st_mtime < _LOCK_SECONDS:
+            return False
+        lock.unlink()
+    except FileNotFoundError:
+        pass  # it was released, or another worker removed it
+    return True
 
 
 def _refused(problem: str) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,12 +65,21 @@ class Project:
         return plain_git("rev-parse", "HEAD", cwd=self.clone)
 
 
-def make_project(folder: Path, files: Mapping[str, str | bytes | None] | None = None) -> Project:
-    """Make a project with one commit."""
+def make_project(folder: Path) -> Project:
+    """Make a project with one commit of FILES."""
     bare, clone = folder / "project.git", folder / "clone"
     plain_git("init", "--quiet", "--bare", "-b", "main", str(bare), cwd=folder)
     plain_git("clone", "--quiet", str(bare), str(clone), cwd=folder)
     plain_git("checkout", "--quiet", "-B", "main", cwd=clone)
     project = Project(bare.as_uri(), bare, clone)
-    project.commit(FILES if files is None else files, "Begin")
+    project.commit(FILES, "Begin")
     return project
+
+
+def copy_project(project: Project, folder: Path) -> Project:
+    """Copy a project with both its repositories, which is faster than making one."""
+    bare = Path(shutil.copytree(project.bare, folder / project.bare.name))
+    clone = Path(shutil.copytree(project.clone, folder / project.clone.name))
+    config = clone / ".git" / "config"
+    config.write_text(config.read_text().replace(str(project.bare), str(bare)))
+    return Project(bare.as_uri(), bare, clone)

@@ -16,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.workspace import store as limits
 from activities.workspace.store import Store, Stores
-from tests.support.projects import Project, make_project, plain_git
+from tests.support.projects import Project, copy_project, make_project, plain_git
 from workers.settings import ROOT
 from workflows.models.errors import ErrorType
 from workflows.models.ids import agent_ref, ref_part, story_branch
@@ -26,9 +26,14 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STORY = "US-101"
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("template"))
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_project(tmp_path)
+def project(template: Project, tmp_path: Path) -> Project:
+    return copy_project(template, tmp_path)
 
 
 @pytest.fixture
@@ -325,6 +330,19 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+async def test_a_lock_that_a_dead_machine_left_is_removed(store: Store) -> None:
+    base = await store.base_commit()
+    lock = store.path / "refs" / "heads" / "story" / "US-101.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+
+    with refused(ErrorType.GIT_STORE_AWAY, "File exists", retryable=True):
+        await store.start_branch(STORY, base)
+    os.utime(lock, (0, 0))
+
+    assert await store.start_branch(STORY, base) == base
+
+
 @pytest.mark.parametrize(
     "story",
     ["Story 12.3:a", "a" + ":" * 99, "x.lock", "a..b", "HEAD", "s-1"],
@@ -508,6 +526,91 @@ async def test_refs_of_ended_stories_are_collected_after_the_retention(
     ]
     assert await store.head(STORY) == first
     assert await store.agent_head("US-1010", trailers(story="US-1010").task, "agent-dev-1") == other
+
+
+async def test_what_a_dead_worker_left_of_a_store_is_collected(store: Store) -> None:
+    left = store.path.with_name(".sample.0123")
+    new, other = store.path.with_name(".sample.4567"), store.path.with_name(".sample2.0123")
+    for folder in (left, new, other):
+        (folder / "objects").mkdir(parents=True)
+    for folder in (left, other):
+        os.utime(folder, (0, 0))
+
+    await store.collect({}, before=AT)
+
+    assert [left.exists(), new.exists(), other.exists()] == [False, True, True]
+
+
+async def test_many_files_are_one_step(store: Store, tmp_path: Path) -> None:
+    base = await store.base_commit()
+    tree = await checkout(store, base, tmp_path / "w" / "tree")
+    for number in range(500):
+        (tree / f"{number}.txt").write_text("x")
+
+    commit = await step(store, tree, base)
+
+    assert len(await store.changed(base, commit)) == 500
+
+
+async def test_a_worker_that_is_killed_while_it_commits_loses_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    """Wherever it dies, the step that another worker repeats makes the same commit."""
+    base = await store.base_commit()
+    expected = None
+    for calls in (2, 3, 4, 6, 7, 8):
+        agent = f"agent-{calls}"
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", DYING, str(store.path), base, agent, str(calls)),
+            str(tmp_path / agent),
+            cwd=ROOT,
+        )
+        died = await worker.wait()
+        tree = tmp_path / agent / "tree"
+
+        commit = await step(store, tree, base, agent="agent-1")
+        mine = await step(store, tree, base, agent=agent)
+
+        assert died in (-9, 0)
+        assert (await store.agent_head(STORY, trailers().task, agent)) == mine
+        assert commit == (expected or commit)
+        expected = commit
+    assert died == 0, "the last one lived: it died at every call of git"
+
+
+DYING = """
+import asyncio, os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from activities.workspace import store as module
+from workflows.models.workspace import Repository, Trailers
+
+calls = int(sys.argv[4])
+run = module.git
+
+async def dying(*args, **more):
+    global calls
+    result = await run(*args, **more)
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+async def main(path, parent, agent, _, folder):
+    store = module.Store(Path(path), Repository(key="sample", url="file:///nowhere"))
+    tree = Path(folder) / "tree"
+    tree.mkdir(parents=True)
+    for file in await store.outline(parent):
+        (tree / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / file.path).write_bytes(await store.read(parent, file.path))
+    (tree / "new.txt").write_text("new")
+    module.git = dying
+    trailers = Trailers(story="US-101", task="US-101-plan-1:T1", agent=agent, step=1, model="m")
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    await store.commit(tree, parent=parent, message="Step 1", trailers=trailers, at=at)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 async def test_a_storys_branch_is_cloned_for_a_person(store: Store, tmp_path: Path) -> None:

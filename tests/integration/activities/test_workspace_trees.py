@@ -16,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 from activities.workspace import trees as module
 from activities.workspace.store import Store, Stores
 from activities.workspace.trees import Trees
-from tests.support.projects import FILES, Project, make_project, plain_git
+from tests.support.projects import FILES, Project, copy_project, make_project, plain_git
 from workers.settings import ROOT
 from workflows.models.errors import ErrorType
 from workflows.models.workspace import Trailers
@@ -25,9 +25,14 @@ AT = datetime(2026, 1, 2, tzinfo=UTC)
 FAR = 10**12
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("template"))
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_project(tmp_path)
+def project(template: Project, tmp_path: Path) -> Project:
+    return copy_project(template, tmp_path)
 
 
 @pytest.fixture
@@ -306,7 +311,7 @@ async def test_a_submodules_folder_is_empty(
 def replace_base(project: Project, *files: str, content: bytes = b"") -> None:
     """Give the project a base with files of `git fast-import`; the last has `content`."""
     stream = "".join(("commit refs/heads/main\ncommitter A <a@b> 1 +0000\ndata 1\nx\n", *files))
-    fast = ("-c", "core.compression=0", "fast-import", "--quiet", "--force", "--done")
+    fast = ("-c", "core.compression=1", "fast-import", "--quiet", "--force", "--done")
     plain_git(*fast, cwd=project.bare, stdin=stream.encode() + content + b"\ndone\n")
 
 

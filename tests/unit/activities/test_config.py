@@ -16,6 +16,7 @@ from activities.config import CONFIG, InvalidConfig, read_yaml
 from activities.graph.context_packs import load_scopes
 from activities.graph.councils import load_councils
 from activities.planning import load_config
+from activities.workspace.repositories import load_repositories
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "agile.fsm.yaml": load_config,
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "policy.yaml": Checks,
     "councils.yaml": lambda folder: load_councils(folder / "councils.yaml"),
     "scopes.yaml": lambda folder: load_scopes(folder / "scopes.yaml"),
+    "repositories.yaml": lambda folder: load_repositories(folder / "repositories.yaml"),
     "prompts/propose.md": lambda folder: Prompts.load(folder / "prompts"),
 }
 

@@ -1,0 +1,210 @@
+"""repositories.yaml: the repositories that stories name, and whether they can be reached."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from activities.config import InvalidConfig, read_config
+from activities.workspace.errors import REMOTE, store_errors
+from activities.workspace.git import git
+from activities.workspace.transports import protocol_of, transport
+from workflows.models.base import Section
+from workflows.models.errors import ErrorType, application_error
+from workflows.models.workspace import Command, Glob, Limits, Repository, RepositoryKey
+from workflows.rules.paths import glob_problem
+
+TRANSPORTS = ("https", "ssh", "file")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+_SIZE = re.compile(r"([0-9]+) ?(KiB|MiB|GiB|TiB)?")
+_UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+
+_SCP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^:].*")
+"""`user@host:path`, which git takes for ssh."""
+
+_BRANCH = re.compile(
+    r"(?!-)(?!.*(\.\.|//|@\{|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\./][^\x00-\x20\x7f~^:?*\[\\]*"
+)
+"""git check-ref-format, and no leading dot, slash or hyphen."""
+
+
+def _bytes(value: Any) -> Any:
+    """Read a size such as `2GiB`."""
+    found = _SIZE.fullmatch(str(value)) if not isinstance(value, bool) else None
+    if not found:
+        raise ValueError(f"{value!r} is not a size; write a number and KiB, MiB or GiB: 2GiB")
+    return int(found[1]) * _UNITS[found[2] or ""]
+
+
+class ConfiguredLimits(Section):
+    """The limits of an entry, as the file has them; see workflows.models.workspace.Limits."""
+
+    steps: int = Limits().steps
+    seconds: int = Limits().seconds
+    memory: Annotated[int, BeforeValidator(_bytes)] = Limits().memory_bytes
+    processes: int = Limits().processes
+
+    @model_validator(mode="after")
+    def _within(self) -> ConfiguredLimits:
+        self.limits()
+        return self
+
+    def limits(self) -> Limits:
+        """Return them as a story's history holds them."""
+        return Limits(
+            steps=self.steps,
+            seconds=self.seconds,
+            memory_bytes=self.memory,
+            processes=self.processes,
+        )
+
+
+class ConfiguredRepository(Section):
+    """An entry of repositories.yaml; see workflows.models.workspace.Repository."""
+
+    url: str
+    base: str = "main"
+    push: bool = Field(default=False, strict=True)
+    image: str = "python"
+    setup: Command = ""
+    build: Command = ""
+    unit: Command = ""
+    e2e: Command = ""
+    lint: Command = ""
+    open_paths: list[Glob] | None = None
+    test_paths: list[Glob] | None = None
+    docs_paths: list[Glob] | None = None
+    limits: ConfiguredLimits = ConfiguredLimits()
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        if problem := url_problem(url):
+            raise ValueError(problem)
+        return url
+
+    @field_validator("base")
+    @classmethod
+    def _branch(cls, base: str) -> str:
+        if not _BRANCH.fullmatch(base) or base.endswith((".", "/")):
+            raise ValueError(f"{base!r} is not the name of a branch; write it without refs/heads/")
+        if base.startswith(("story/", "refs/")):
+            raise ValueError(f"{base!r} is a name that the fleet uses; name the project's branch")
+        return base
+
+    @field_validator("open_paths", "test_paths", "docs_paths")
+    @classmethod
+    def _globs(cls, globs: list[str] | None) -> list[str] | None:
+        for pattern in globs or []:
+            if problem := glob_problem(pattern):
+                raise ValueError(f"{pattern!r}: {problem}")
+        return globs
+
+    def repository(self, key: str) -> Repository:
+        """Return the entry as a story's history holds it."""
+        fields = self.model_dump(exclude={"limits"}, exclude_none=True)
+        return Repository(key=key, limits=self.limits.limits(), **fields)
+
+
+class ConfiguredRepositories(Section):
+    """repositories.yaml."""
+
+    repositories: dict[RepositoryKey, ConfiguredRepository]
+
+
+def url_problem(url: str) -> str:
+    """Return the rule that a repository's URL breaks and the remedy; empty if none."""
+    if url.startswith("-") or re.search(r"[\x00-\x20\x7f]", url):
+        return "a URL has no leading '-' and no spaces or control characters; correct it"
+    if "://" not in url:
+        if _SCP.fullmatch(url):
+            return ""
+        shown = url.partition("::")[0] if "::" in url else "a path"
+        return f"{shown} is not a transport that is used; write file:///..., https:// or ssh://"
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError as error:
+        return f"is not a URL ({error}); correct it"
+    scheme = parts.scheme.lower()
+    if "::" in parts.scheme or scheme not in (*TRANSPORTS, "http"):
+        return f"{scheme} is not a transport that is used; use {', '.join(TRANSPORTS)}"
+    if parts.password is not None or (parts.username and scheme != "ssh"):
+        return (
+            "a URL has no credentials: histories hold it. Remove them; put a token or a key into "
+            "the folder that REPOSITORY_CREDENTIALS names"
+        )
+    if parts.query or parts.fragment:
+        return "a URL has no query and no fragment: they may be credentials; remove them"
+    if scheme == "http" and host not in _LOOPBACK:
+        return f"http to {host} is plain text; use https"
+    if scheme == "file" and (host not in ("", "localhost") or not parts.path.strip("/")):
+        return "a file URL is absolute and without a host; write file:///..."
+    if scheme != "file" and (not host or host.startswith("-")):
+        return "a URL names a host; correct it"
+    return ""
+
+
+def load_repositories(file: Path) -> dict[str, Repository]:
+    """Read and check repositories.yaml.
+
+    Raises:
+        ApplicationError: `InvalidConfig` with the file, the field and the rule.
+    """
+    try:
+        found = read_config(file, ConfiguredRepositories).repositories
+    except InvalidConfig as error:
+        raise error.final() from error
+    return {key: entry.repository(key) for key, entry in found.items()}
+
+
+def find_repository(repositories: Mapping[str, Repository], key: str) -> Repository:
+    """Return the entry that a story names.
+
+    Raises:
+        ApplicationError: `UnknownRepository`, with the keys that exist.
+    """
+    if key in repositories:
+        return repositories[key]
+    known = ", ".join(sorted(repositories)) or "none; add one"
+    raise application_error(
+        ErrorType.UNKNOWN_REPOSITORY,
+        f"repository: not found: repositories.yaml has no {key!r}; it has: {known}",
+    )
+
+
+async def verify(repository: Repository, credentials: Path | None = None) -> None:
+    """Check that a repository answers and has its base.
+
+    Args:
+        repository: the entry.
+        credentials: the folder of the repositories' credentials; see transports.py.
+
+    Raises:
+        ApplicationError: `RepositoryAway`, which is retried; `BaseMissing`.
+    """
+    what = f"repository {repository.key}"
+    with store_errors(REMOTE, what):
+        way = transport(repository, credentials)
+        found = await git(
+            "ls-remote",
+            "--quiet",
+            *way.fetch,
+            "--",
+            repository.url,
+            f"refs/heads/{repository.base}",
+            env=way.env,
+            config=way.config,
+            protocol=protocol_of(repository.url),
+            seconds=60,
+        )
+    if not found:
+        message = f"{what}: base: it has no branch {repository.base!r}; correct `base`, or create"
+        raise application_error(ErrorType.BASE_MISSING, f"{message} the branch")
