@@ -9,6 +9,7 @@ from functools import partial
 
 import structlog
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from activities.checks.sandbox import Sandbox
@@ -53,8 +54,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     settings = base.settings
     with valid_config(InvalidConfig):
         repositories = load_repositories(settings.fleet_config / "repositories.yaml")
-        for repository in repositories.values():
-            await verify(repository, settings.repository_credentials)
+    await verify_all(repositories, settings)
     make_folders(settings)
     sandbox = Sandbox()
     if no_sandbox := await sandbox.problem():
@@ -65,6 +65,20 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         {WORKSPACE_QUEUE: workspace_worker(base.temporal, settings, repositories, sandbox)},
         {"store": partial(store_answers, settings)},
     )
+
+
+async def verify_all(repositories: Mapping[str, Repository], settings: Settings) -> None:
+    """Check that every repository answers and has its base.
+
+    Raises:
+        StartError: one of them does not.
+    """
+    for repository in repositories.values():
+        try:
+            await verify(repository, settings.repository_credentials)
+        except ApplicationError as error:
+            why = " ".join(error.message.split())
+            raise StartError(f"{why}. Correct repositories.yaml in FLEET_CONFIG") from error
 
 
 def make_folders(settings: Settings) -> None:
