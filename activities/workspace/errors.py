@@ -62,6 +62,11 @@ REMOTE: _Table = (
         ErrorType.INVALID_CONFIG,
         "url: the transport is not allowed; use https, ssh or file",
     ),
+    (
+        r"fsck error",
+        ErrorType.TREE_REFUSED,
+        "the repository has objects that git refuses, such as a file in '.git'; repair its history",
+    ),
     ("", ErrorType.REPOSITORY_AWAY, "the repository does not answer; check its `url`"),
 )
 

@@ -29,6 +29,7 @@ CONFIG: Final[Mapping[str, str]] = {
     "credential.helper": "",
     "diff.external": "",
     "gc.auto": "0",
+    "fetch.unpackLimit": "1",
     "maintenance.auto": "false",
     "push.gpgSign": "false",
     "commit.gpgSign": "false",

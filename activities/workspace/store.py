@@ -10,16 +10,16 @@ commit.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
 from activities.workspace import git_output
+from activities.workspace.commits import check_files, clean, message_text, one_line
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
 from activities.workspace.transports import transport
@@ -35,12 +35,6 @@ from workflows.models.workspace import (
     Trailers,
     TreeFile,
 )
-from workflows.rules.paths import git_name
-
-CHANGED_FILES = 5_000
-CHANGED_BYTES = 200 * 1024**2
-FILE_BYTES = 50 * 1024**2
-"""Limits of one commit: files, bytes together, bytes of each file."""
 
 READ_BYTES = 10 * 1024**2
 DIFF_BYTES = 2 * 1024**2
@@ -69,6 +63,7 @@ node_modules/
 _ABSENT = "0" * 40
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
+_NO_BRACKETS = str.maketrans("", "", "<>")
 
 _UNFINISHED_SECONDS = 86_400
 _SYNCED_ONE_BY_ONE = 50
@@ -241,7 +236,7 @@ class Store:
             if written is None:
                 return parent
             return await self._commit_object(
-                written, [parent], _text(message, trailers), trailers.agent, at
+                written, [parent], message_text(message, trailers), trailers.agent, at
             )
 
     async def advance(self, trailers: Trailers, parent: str, commit: str) -> None:
@@ -273,7 +268,7 @@ class Store:
         kept = tree.parent / "index"
         try:
             if kept.exists():
-                await asyncio.to_thread(shutil.copyfile, kept, index)
+                await asyncio.to_thread(shutil.copy2, kept, index)
             await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
             changed = await self._git(
                 *("ls-files", "-z", "--modified", "--deleted", "--others", "--exclude-standard"),
@@ -298,7 +293,7 @@ class Store:
         self, tree: str, parents: list[str], message: str, author: str, at: datetime
     ) -> str:
         date = f"{int(at.timestamp())} +0000"
-        name = _one_line(author).translate(_NO_BRACKETS) or "fleet"
+        name = one_line(author).translate(_NO_BRACKETS) or "fleet"
         env = {
             "GIT_AUTHOR_NAME": name,
             "GIT_AUTHOR_EMAIL": f"{ref_part(author) or 'fleet'}@{_DOMAIN}",
@@ -431,7 +426,7 @@ class Store:
                     tree = await self._merged_tree(head, commit)
                     if isinstance(tree, Conflict):
                         return tree
-                    text = _clean(message) + f"\n\nStory: {story_id}\n"
+                    text = clean(message) + f"\n\nStory: {story_id}\n"
                     merged = await self._commit_object(tree, [head, commit], text, "fleet", at)
                 if await self._swap(ref, merged, head):
                     return Merged(commit=merged)
@@ -607,30 +602,6 @@ def checked(commit: str) -> str:
     return commit
 
 
-def check_files(tree: Path, changed: Collection[bytes]) -> None:
-    """Check the names and sizes of changed files of a working tree.
-
-    Raises:
-        ApplicationError: TreeRefused.
-    """
-    if len(changed) > CHANGED_FILES:
-        raise _refused(f"{len(changed):,} files changed, of at most {CHANGED_FILES:,}; ignore some")
-    total = 0
-    for path in changed:
-        name = git_output.shown(path)
-        if path.endswith(b"/") or any(git_name(part) for part in name.split("/")):
-            raise _refused(f"{name}: is a git repository or git's own folder; remove it")
-        try:
-            size = (tree / os.fsdecode(path)).lstat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # it was deleted
-        if size > FILE_BYTES:
-            raise _refused(f"{name}: has {size:,} bytes, of at most {FILE_BYTES:,}; remove it")
-        total += size
-    if total > CHANGED_BYTES:
-        raise _refused(f"the changes have {total:,} bytes, of at most {CHANGED_BYTES:,}; cut them")
-
-
 def _remove_unfinished(store: Path) -> None:
     """Remove what workers left that died while they made this store."""
     for path in store.parent.glob(f".{store.stem}.*"):
@@ -647,33 +618,3 @@ def _remove_old(lock: Path) -> bool:
     except FileNotFoundError:
         pass  # it was released, or another worker removed it
     return True
-
-
-def _refused(problem: str) -> Exception:
-    return application_error(ErrorType.TREE_REFUSED, problem)
-
-
-_NO_BRACKETS = str.maketrans("", "", "<>")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(_clean(text).split())
-
-
-def _clean(text: str) -> str:
-    """Return text that a commit can hold."""
-    return _CONTROL.sub(" ", text).encode(errors="replace").decode().strip()
-
-
-def _text(message: str, trailers: Trailers) -> str:
-    fields = {
-        "Story": trailers.story,
-        "Task": trailers.task,
-        "Agent": trailers.agent,
-        "Model": trailers.model,
-        "Prompt-Hash": trailers.prompt_hash,
-        "Step": str(trailers.step),
-    }
-    lines = [f"{name}: {_one_line(value)}" for name, value in fields.items() if value]
-    return f"{_clean(message)[:4_000] or 'Change files'}\n\n" + "\n".join(lines) + "\n"

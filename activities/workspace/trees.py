@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -239,11 +240,11 @@ def _left(slot: _Slot, commit: str, key: str) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes that a folder's files have on the disk."""
+    """Return the bytes that a folder's files have on the disk, as far as it can be read."""
     total = 0
     waiting = [os.fspath(folder)]
     while waiting:
-        with suppress(PermissionError), os.scandir(waiting.pop()) as entries:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 total += entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
@@ -258,7 +259,10 @@ def _discard(path: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        shutil.rmtree(path, onerror=_retried)
+        try:
+            shutil.rmtree(path, onerror=_retried)
+        except RecursionError:  # `rm` goes down any depth
+            subprocess.run(["rm", "-rf", "--", path], check=True)
     else:
         path.unlink()
 

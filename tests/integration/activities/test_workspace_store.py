@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.workspace import store as limits
+from activities.workspace import commits as limits
 from activities.workspace.store import Store, Stores
 from tests.support.projects import Project, copy_project, make_project, plain_git
 from workers.settings import ROOT
@@ -132,6 +132,17 @@ async def test_a_base_that_is_gone_is_named(store: Store, project: Project) -> N
     plain_git("branch", "-m", "main", "trunk", cwd=project.bare)
 
     with refused(ErrorType.BASE_MISSING, "correct `base`"):
+        await store.base_commit()
+
+
+async def test_a_base_with_a_file_in_gits_folder_is_refused(store: Store, project: Project) -> None:
+    blob = plain_git("hash-object", "-w", "--stdin", cwd=project.bare, stdin=b"[core]\n")
+    inner = plain_git("mktree", cwd=project.bare, stdin=f"100644 blob {blob}\tconfig\n".encode())
+    outer = plain_git("mktree", cwd=project.bare, stdin=f"040000 tree {inner}\t.GIT\n".encode())
+    commit = plain_git("commit-tree", outer, "-m", "x", cwd=project.bare)
+    plain_git("update-ref", "refs/heads/main", commit, cwd=project.bare)
+
+    with refused(ErrorType.TREE_REFUSED, "repair its history"):
         await store.base_commit()
 
 

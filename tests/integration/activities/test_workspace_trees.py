@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from temporalio.exceptions import ApplicationError
 from activities.workspace import trees as module
 from activities.workspace.store import Store, Stores
 from activities.workspace.trees import Trees
+from tests.support.polling import until
 from tests.support.projects import FILES, Project, copy_project, make_project, plain_git
 from workers.settings import ROOT
 from workflows.models.errors import ErrorType
@@ -128,6 +130,21 @@ async def test_a_repository_that_a_step_left_executes_nothing(
     assert not (tmp_path / "marker").exists()
 
 
+async def test_folders_of_any_depth_are_removed(store: Store, trees: Trees) -> None:
+    base = await store.base_commit()
+    async with trees.at(store, base, key="T/a") as tree:
+        at = os.open(tree, os.O_RDONLY)
+        for _ in range(3_000):
+            os.mkdir("d", dir_fd=at)
+            inner = os.open("d", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = inner
+        os.close(at)
+
+    async with trees.at(store, base, key="T/a") as again:
+        assert content(again) == FILES
+
+
 async def test_a_change_that_keeps_size_and_time_is_noticed(store: Store, trees: Trees) -> None:
     base = await store.base_commit()
     async with trees.at(store, base, key="T/a") as tree:
@@ -140,6 +157,20 @@ async def test_a_change_that_keeps_size_and_time_is_noticed(store: Store, trees:
 
     async with trees.at(store, base, key="T/a") as again:
         assert content(again) == FILES
+
+
+async def test_a_change_in_the_second_of_the_checkout_is_noticed(
+    store: Store, trees: Trees
+) -> None:
+    """Git compares times in seconds, and the content of files that are as new as its index."""
+    base = await store.base_commit()
+    async with trees.at(store, base, key="T/a") as tree:
+        file = tree / "README.md"
+        file.write_text(FILES["README.md"].replace("A", "B"))
+        changed = int(file.stat().st_mtime)
+        await until(lambda: int(time.time()) > changed)
+
+        assert await step(store, tree, base, 1) != base
 
 
 async def test_steps_go_on_in_the_tree_that_they_left(store: Store, trees: Trees) -> None:
