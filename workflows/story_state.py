@@ -284,8 +284,7 @@ class Story(BaseModel):
                 plan = self.plan.model_dump() if self.plan else None
                 return {"design": proposal, "plan": plan}
             case "deliberation" | "plan" if self._reads_report(gate):
-                report = self.report.model_dump(exclude={"actor", "proof"}) if self.report else None
-                return {"report": report, "findings": proposal}
+                return {"report": _shown_report(self.report), "findings": proposal}
             case "deliberation":
                 return {"document": proposal}
             case _:
@@ -386,6 +385,11 @@ class Story(BaseModel):
                 raise application_error(
                     ErrorType.INVALID_INPUT, f"WorkspaceReport refused. {name}: required; add it"
                 )
+        if report.measured_by:
+            raise application_error(
+                ErrorType.INVALID_INPUT,
+                "WorkspaceReport refused. measured_by: only the fleet itself sets it; leave it out",
+            )
         known = self.reported.get(report.job_id)
         current = self.report is not None and self.report.job_id == report.job_id
         if known and not (current and known == request_content(report)):
@@ -679,6 +683,14 @@ def added(one: UsageLine, other: UsageLine) -> UsageLine:
         }
         | {"estimated": one.estimated or other.estimated}
     )
+
+
+def _shown_report(report: WorkspaceReport | None) -> dict[str, Any] | None:
+    """Return what a gate shows of a report; a person's has the same revision as ever."""
+    if report is None:
+        return None
+    hidden = {"actor", "proof"} if report.measured_by else {"actor", "proof", "measured_by"}
+    return report.model_dump(exclude=hidden)
 
 
 def _new_text(request: Amend) -> dict[str, Any]:

@@ -161,7 +161,6 @@ class Sandbox:
         network: bool = False,
         *,
         mounts: Sequence[Mount] = (),
-        folder: str = "/tmp",  # noqa: S108  the sandbox's own
         on_output: Callable[[bytes], None] | None = None,
     ) -> Run:
         """Run a program in the sandbox.
@@ -174,7 +173,6 @@ class Sandbox:
             network: whether it has this machine's network, with the servers on this machine.
             mounts: additional folders, in the order in which they are mounted. Those that are
                 writable belong to the program's user from then on.
-            folder: the folder in which the program starts, as the sandbox sees it.
             on_output: called with each part of the output as it is written.
 
         Raises:
@@ -190,7 +188,7 @@ class Sandbox:
             os.write(filter_fd, seccomp.program())
             os.lseek(filter_fd, 0, os.SEEK_SET)
             view = [*self._view((*visible, *_NETWORK) if network else visible, limits, mounts)]
-            view += ["--chdir", folder]
+            view += ["--chdir", "/tmp"]  # noqa: S108  the sandbox's own
             prefix = self._prefix(view, filter_fd, uid is not None, network)
             program = _Program(argv, stdin, uid, on_output)
             async with self._free:

@@ -21,7 +21,6 @@ from activities.workspace.coverage import Coverage, NewCode, read_coverage
 from activities.workspace.junit import Outcome, Outcomes, read_tests
 from activities.workspace.python_project import (
     COVERAGE_INI,
-    NO_TEST_CODE,
     Commands,
     InvalidProject,
     is_critical,
@@ -223,11 +222,10 @@ class _Bench:
         _, run, reports = await self._run(name, command, self.built)
         try:
             found = None if run.stopped else await asyncio.to_thread(read_tests, reports)
-            why = _why_no_tests(run, found) if not self._found_none(run, name) else ""
         except InvalidResult as error:
-            found, why = None, str(error)
+            return _Tested(Step(**_step(run), not_measured=str(error)))
         if found is None or not (found.passed or found.failed):
-            why = why or self.commands.why.get(name, "the report has no test that ran")
+            why = run.stopped or self._why_no_tests(name, run, found)
             return _Tested(Step(**_step(run), not_measured=why))
         coverage = await asyncio.to_thread(_coverage_of, reports) if name == "unit" else ""
         return _Tested(Step(**_step(run)), found, coverage)
@@ -287,9 +285,12 @@ class _Bench:
         outside = matches(path, [*repository.test_paths, *repository.docs_paths])
         return not outside and not is_test_or_tooling(Path(path).name)
 
-    def _found_none(self, run: CommandRun, name: str) -> bool:
-        """Return whether it is our own pytest, and it found no test."""
-        return run.exit_code == NO_TEST_CODE and name in self.commands.why
+    def _why_no_tests(self, name: str, run: CommandRun, found: Outcomes | None) -> str:
+        if found is None:
+            return f"exit code {run.exit_code}: no JUnit XML file in $REPORTS"
+        if found.skipped:
+            return "the report has no test that ran"
+        return self.commands.why.get(name, "the report has no test")
 
     def _missing(self, name: str) -> str:
         return self.commands.why.get(name) or (
@@ -362,14 +363,6 @@ def _step(run: CommandRun) -> dict[str, Any]:
         "seconds": run.seconds,
         "tail": "" if run.ok else run.output[-TAIL_CHARACTERS:],
     }
-
-
-def _why_no_tests(run: CommandRun, found: Outcomes | None) -> str:
-    if run.stopped:
-        return run.stopped
-    if found is None:
-        return f"exit code {run.exit_code}: no JUnit XML file in $REPORTS"
-    return ""
 
 
 def _coverage_of(reports: Path) -> Coverage | str:

@@ -28,9 +28,6 @@ E2E_FOLDERS = ("tests/e2e", "test/e2e", "e2e")
 COVERAGE_INI = "[run]\nomit =\n    */tests/*\n    */test/*\n    */conftest.py\n"
 """The configuration of coverage: every project's is measured in the same way."""
 
-NO_TEST_CODE = 5
-"""The exit code of pytest if it finds no test."""
-
 _REQUIRED_VERSION = re.compile(r"(?m)^[ \t]*required-version[ \t]*=[ \t]*[\"'][^\n]*$")
 _NOT_SOURCE = {*TEST_FOLDERS, "e2e", "docs", "examples", "scripts", "node_modules", "venv"}
 _NOT_MODULE = {"setup.py", "conftest.py", "noxfile.py"}

@@ -22,19 +22,22 @@ OK_WITH_MAJOR = 10
 MEASURED_BY_FLEET = "fleet"
 
 
-def workspace_report(measurement: Measurement, job_id: str, project: str) -> WorkspaceReport:
+def workspace_report(
+    measurement: Measurement, job_id: str, project: str, measured_by: str = MEASURED_BY_FLEET
+) -> WorkspaceReport:
     """Return the report of a measurement, which rigor scores.
 
     Args:
         measurement: what the fleet measured.
         job_id: the report's.
         project: the name of what was measured.
+        measured_by: empty if a person sends the report.
     """
     build, unit, e2e = measurement.build, measurement.unit, measurement.e2e
     return WorkspaceReport(
         job_id=job_id,
         commit=measurement.commit,
-        measured_by=MEASURED_BY_FLEET,
+        measured_by=measured_by,
         build=BuildResult(ok=build.ran, why="" if build.ran else _why(build)),
         unit=UnitResult(
             ok=unit.ok,

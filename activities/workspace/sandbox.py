@@ -108,7 +108,6 @@ async def run_in_project(
         inner,
         network,
         mounts=mounts,
-        folder=PROJECT,
         on_output=on_output,
     )
     return CommandRun(
@@ -123,7 +122,7 @@ async def run_in_project(
 def _shell(command: str, variables: Mapping[str, str], before: str) -> list[str]:
     """Return a program that runs a command with these variables only, in a new home."""
     given = [f"{name}={value}" for name, value in variables.items()]
-    script = f'mkdir -p "$HOME"; {before or ":"}; eval "$1"'
+    script = f'mkdir -p "$HOME"; cd {PROJECT} || exit; {before or ":"}; eval "$1"'
     return ["/usr/bin/env", "-i", *given, "/bin/sh", "-c", script, "sh", command]
 
 

@@ -101,7 +101,8 @@ def _go() -> Toolchain:
             "GOCACHE": "/prepared/go/build",
         },
         # Go cannot build with a cache that is read-only.
-        before='[ ! -d /prepared/go/build ] || [ -d "$GOCACHE" ] || cp -r /prepared/go/build "$GOCACHE"',
+        before='if [ -d /prepared/go/build ] && [ ! -d "$GOCACHE" ]; then '
+        'cp -r /prepared/go/build "$GOCACHE"; fi',
     )
 
 

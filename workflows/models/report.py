@@ -79,7 +79,8 @@ class WorkspaceReport(Request):
     Attributes:
         commit: what was measured; a story requires it.
         actor: who sends it to a story, which requires it.
-        measured_by: `fleet`, if it ran everything itself; empty: the actor answers for it.
+        measured_by: `fleet` if the story measured it by itself; empty: its actor did. Refused in
+            what a person sends.
     """
 
     job_id: Line

@@ -32,7 +32,7 @@ LIMITS = Limits(seconds=60, memory_bytes=400 * MIB, processes=32)
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     folder = tmp_path / "tree"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     (folder / "README.md").write_text("# Sample\n")
     return folder
 
@@ -229,8 +229,8 @@ async def test_the_memory_of_the_whole_sandbox_is_limited(tree: Path) -> None:
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
 async def test_files_in_memory_count_as_memory(tree: Path, folder: str) -> None:
     done = await run(
-        f'head -c 150M /dev/urandom > {folder}/x; python -c "import os, time; '
-        'kept = bytearray(os.urandom(2**20) * 300); time.sleep(600)"',
+        f"head -c 150M /dev/urandom > {folder}/x\n"
+        + python("import time\nkept = bytearray(b'x') * (300 * 2**20)\ntime.sleep(3)"),
         tree,
     )
 

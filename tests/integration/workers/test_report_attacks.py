@@ -8,7 +8,6 @@ import textwrap
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import psutil
 import pytest
 
 from activities.checks.sandbox import Sandbox
+from activities.workspace.sandbox import REPORTS
 from tests.support.polling import until
 from workers.cli import workspace_report
-from workers.cli.report_step import RESULTS
 from workers.cli.workspace_report import CannotMeasure, measure
 from workflows.models.report import WorkspaceReport
 
@@ -222,45 +221,43 @@ def test_results_that_the_code_forges_are_refused(tmp_path: Path) -> None:
             "conftest.py": (
                 "import atexit, os\n\n\n"
                 "def forge():\n"
-                f"    with open('{RESULTS}/coverage.json', 'w') as results:\n"
+                f"    with open('{REPORTS}/coverage.xml', 'w') as results:\n"
                 "        results.write('[]')\n\n\n"
                 "atexit.register(forge)\n"
             )
         },
     )
 
-    with pytest.raises(CannotMeasure, match="the project's code changed pytest's results"):
+    with pytest.raises(CannotMeasure, match=r"unit tests: coverage\.xml: is not XML"):
         measure(tmp_path, quietly)
 
 
-def test_the_process_that_reports_cannot_be_written_to(tmp_path: Path) -> None:
+def test_results_are_read_after_the_last_process_has_ended(tmp_path: Path) -> None:
+    """A process that the tests leave behind cannot change them."""
     project(
         tmp_path,
-        test="""
-        import os
-        import pytest
-        for process in filter(str.isdigit, os.listdir("/proc")):
-            if int(process) != os.getpid():
-                for name in ("fd/1", "fd/0", "mem"):
-                    with pytest.raises(OSError):
-                        open(f"/proc/{process}/{name}", "r+b")
+        test=f"""
+        import os, subprocess, sys
+        program = "import time\\nwhile True: open('{REPORTS}/tests.xml', 'w').write('[]')"
+        waiting = f"while kill -0 {{os.getpid()}}; do sleep 0.01; done; exec {{sys.executable}} -c"
+        subprocess.Popen(["/bin/sh", "-c", waiting + ' "$0"', program], start_new_session=True)
         """,
     )
 
     assert passed(measure(tmp_path, quietly))
 
 
-def test_code_that_kills_the_process_that_reports_is_not_measured(tmp_path: Path) -> None:
+def test_code_that_kills_what_runs_it_is_not_measured(tmp_path: Path) -> None:
     project(tmp_path, test="import os\nos.kill(os.getppid(), 9)\nos.kill(os.getpid(), 9)")
 
-    with pytest.raises(CannotMeasure, match=r"unit tests: (it was ended|pytest did not run)"):
+    with pytest.raises(CannotMeasure, match=r"unit tests: exit code 137: no JUnit XML file"):
         measure(tmp_path, quietly)
 
 
 def test_memory_of_all_processes_together_is_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = replace(workspace_report.LIMITS, total_memory_bytes=400 * MIB)
+    limits = workspace_report.LIMITS.model_copy(update={"memory_bytes": 400 * MIB})
     monkeypatch.setattr(workspace_report, "LIMITS", limits)
     project(
         tmp_path,

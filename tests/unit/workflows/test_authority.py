@@ -371,6 +371,15 @@ async def test_a_report_needs_an_actor_and_a_commit(start_story: StartStory) -> 
         assert f"{name}: required" in refused.message
 
 
+async def test_no_person_s_report_counts_as_measured_by_the_fleet(start_story: StartStory) -> None:
+    story = await start_story()
+    await story.to("BUILD")
+
+    refused = await refusal(story, "report", GOOD_REPORT | {"measured_by": "fleet"})
+
+    assert "measured_by: only the fleet itself sets it; leave it out" in refused.message
+
+
 async def test_a_report_cannot_be_replayed_for_another_commit(start_story: StartStory) -> None:
     story = await start_story()
     await story.to("BUILD")
