@@ -26,7 +26,13 @@ from bridge.story_list import stories_query
 from workflows.models.process import Machine
 from workflows.rules.machine import BUDGET_GATE
 from workflows.search_attributes import GATE_OPENED_AT, PENDING_GATE
-from workflows.stubs import AGENTS_QUEUE, BRIDGE_QUEUE, CONTEXT_QUEUE, STORY_QUEUE
+from workflows.stubs import (
+    AGENTS_QUEUE,
+    BRIDGE_QUEUE,
+    CONTEXT_QUEUE,
+    STORY_QUEUE,
+    WORKSPACE_QUEUE,
+)
 
 EVERY_S = 15.0
 WAITED: Mapping[str, timedelta] = {
@@ -46,6 +52,7 @@ QUEUES = {
     AGENTS_QUEUE: TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
     CONTEXT_QUEUE: TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
     BRIDGE_QUEUE: TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+    WORKSPACE_QUEUE: TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
 }
 
 STORIES = Gauge("fleet_stories", "Stories that run, by state", ["state"])

@@ -1,8 +1,8 @@
-"""`python -m workers story|agents|context|bridge|inbox|grpc|codec|all`: run until a signal.
+"""`python -m workers story|agents|context|bridge|inbox|grpc|workspace|codec|all`.
 
-`python -m workers grpc SERVICE` serves one of the five services alone. `python -m workers settings`
-prints every setting as a Markdown table. With `--prepare`, a process updates what it owns (schema,
-councils, streams, consumers, search attributes) and exits.
+It runs until a signal. `python -m workers grpc SERVICE` serves one of the five services alone.
+`python -m workers settings` prints every setting as a Markdown table. With `--prepare`, a process
+updates what it owns (schema, councils, streams, consumers, search attributes) and exits.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import NoReturn
 from workers.exit import leave
 from workers.settings import SERVICES, InvalidSettings, MockRefused, load, table
 
-NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "codec", "all")
+NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "workspace", "codec", "all")
 
 
 def main() -> NoReturn:

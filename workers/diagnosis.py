@@ -51,7 +51,13 @@ from workflows.models.base import Model
 from workflows.models.ids import story_workflow_id
 from workflows.models.outbox import OutboxStuck
 from workflows.outbox import STUCK
-from workflows.stubs import AGENTS_QUEUE, BRIDGE_QUEUE, CONTEXT_QUEUE, STORY_QUEUE
+from workflows.stubs import (
+    AGENTS_QUEUE,
+    BRIDGE_QUEUE,
+    CONTEXT_QUEUE,
+    STORY_QUEUE,
+    WORKSPACE_QUEUE,
+)
 
 ANSWER_WITHIN_S = 30.0
 QUERY_WITHIN = timedelta(seconds=10)
@@ -67,6 +73,7 @@ QUEUES: Mapping[str, tuple[str, TaskQueueType.ValueType]] = {
     AGENTS_QUEUE: ("agents", TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
     CONTEXT_QUEUE: ("context", TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
     BRIDGE_QUEUE: ("bridge", TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+    WORKSPACE_QUEUE: ("workspace", TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
 }
 """Task queue -> the process that serves it, and the kind of its tasks."""
 

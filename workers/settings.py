@@ -287,6 +287,27 @@ class Settings(BaseSettings):
         description="seconds that a deliberation gets where who asks for it names none; unset: "
         "300 by gRPC, 3,600 in a story or plan",
     )
+    workspace_store: Path | None = Field(
+        None,
+        description="folder of the repositories' stores, which all processes `workspace` share; "
+        "unset: `data/store` in FLEET_HOME",
+    )
+    workspace_trees: Path | None = Field(
+        None,
+        description="folder of the working trees and prepared dependencies of the processes "
+        "`workspace` on one machine: a cache; unset: `data/trees` in FLEET_HOME",
+    )
+    repository_credentials: DirectoryPath | None = Field(
+        None,
+        description="folder with the credentials of repositories.yaml: `KEY.token`, `KEY.key`, "
+        "`known_hosts`; only the process `workspace` reads it",
+    )
+    workspace_disk_gib: Annotated[float, Field(gt=0)] = Field(
+        10, description="GiB that the working trees may use before the oldest are removed"
+    )
+    workspace_concurrency: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        2, description="commands and measurements at once in one process `workspace`"
+    )
     story_text_bytes: Annotated[int, Field(ge=1_024, le=1024 * 1024)] = Field(
         STORY_TEXT_BYTES,
         description="longest brief of a story, and longest acceptance criteria in total, in bytes",
@@ -398,6 +419,16 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
         None, description="where traces go by OTLP over gRPC; unset: nowhere"
     )
+
+    @property
+    def store_folder(self) -> Path:
+        """WORKSPACE_STORE, or its place in the local stack."""
+        return self.workspace_store or home() / "data" / "store"
+
+    @property
+    def trees_folder(self) -> Path:
+        """WORKSPACE_TREES, or its place in the local stack."""
+        return self.workspace_trees or home() / "data" / "trees"
 
     @property
     def keep_payloads_for(self) -> timedelta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
@@ -26,6 +26,24 @@ def failed_call(error: ActivityError) -> list[CallUsage]:
                 return []  # The details of something else.
             return [usage] if usage.tokens else []
     return []
+
+
+def summed_up(calls: Iterable[CallUsage]) -> list[CallUsage]:
+    """Return one line for each act, agent, role and model: the costs of all its calls."""
+    lines: dict[tuple[str, str, str, str], CallUsage] = {}
+    for call in calls:
+        kind = (call.act, call.agent_id, call.role, call.model)
+        lines[kind] = _added(lines[kind], call) if kind in lines else call
+    return list(lines.values())
+
+
+def _added(one: CallUsage, other: CallUsage) -> CallUsage:
+    """Return the sum of two lines; seed and prompt are those of the later one."""
+    counts = ("tokens_in", "tokens_out", "cached_tokens", "latency_ms", "asks", "calls")
+    return other.model_copy(
+        update={name: getattr(one, name) + getattr(other, name) for name in counts}
+        | {"estimated": one.estimated or other.estimated}
+    )
 
 
 @contextmanager

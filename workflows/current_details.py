@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from workflows.models.agents import PlannedTask
+from workflows.models.agents import PlannedTask, Task
 from workflows.models.deliberation import DeliberationInput, Progress
 from workflows.models.ids import story_workflow_id
+from workflows.models.implementation import ImplementationProgress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.story import Move, StoryView
 
 MOVES_SHOWN = 8
+FILES_SHOWN = 20
 
 
 def fenced(text: str, limit: int = 600) -> str:
@@ -118,6 +120,31 @@ def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
     for failure in progress.failed:
         lines += [f"- {code(failure.agent_id)}: failed to {code(failure.act)}"]
         lines += [fenced(failure.cause, 300)]
+    return "\n".join(lines)
+
+
+def implementation_details(task: Task, progress: ImplementationProgress) -> str:
+    """Render the step, the last action and its exit code, the changed files, and the tokens."""
+    lines = [
+        f"**{code(task.role)}** implements · {progress.status}"
+        + (f" by {progress.ended_by}" if progress.ended_by else "")
+        + f" · step {progress.step} of {progress.steps} · {progress.tokens} tokens",
+        fenced(task.description, 400),
+    ]
+    if progress.last:
+        lines += ["Last action", fenced(progress.last)]
+    if progress.last_command:
+        ended = "stopped at a limit" if progress.exit_code is None else f"exit {progress.exit_code}"
+        lines += [f"Last command: {code(progress.last_command)} · {ended}"]
+    if progress.commit:
+        lines += [f"Commit {code(progress.commit)}"]
+    lines += [
+        f"- {code(file.path)} {file.status} +{file.insertions} -{file.deletions}"
+        for file in progress.changed[:FILES_SHOWN]
+    ]
+    if len(progress.changed) > FILES_SHOWN:
+        lines += [f"- and {len(progress.changed) - FILES_SHOWN} more files"]
+    lines += [f"- not understood: {code(reason)}" for reason in progress.refused]
     return "\n".join(lines)
 
 

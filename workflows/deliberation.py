@@ -21,6 +21,7 @@ from temporalio.exceptions import (
 )
 
 from workflows.actors import decisions_of_people
+from workflows.execution import cause_of, require_id, stopped, type_of
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
@@ -700,45 +701,6 @@ class DeliberationWorkflow:
         workflow.set_current_details(
             deliberation_details(self.input, self.progress()) + self.outbox.details
         )
-
-
-def require_id(expected: str, *others: str) -> None:
-    """Reject a workflow started under another id, so that at most one runs for each item.
-
-    Args:
-        expected: the id that the workflow must have.
-        others: ids that it may have instead: those of earlier versions, or of callers.
-    """
-    actual = workflow.info().workflow_id
-    if actual not in (expected, *others):
-        raise application_error(
-            ErrorType.INVALID_INPUT,
-            f"workflow id: must be {expected!r}, is {actual!r}; give --workflow-id {expected}",
-        )
-
-
-async def stopped(work: asyncio.Task[Any]) -> None:
-    """Cancel the task, and return when its children and calls have ended.
-
-    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, which can
-    then no longer wait.
-    """
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
-
-
-def cause_of(error: BaseException) -> str:
-    """Return the innermost cause's text, cut to 1,000 characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error) or type(error).__name__)[:1000]
-
-
-def type_of(error: BaseException) -> str:
-    """Return the type of the innermost error; its class name if it has no type."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (error.type if isinstance(error, ApplicationError) else "") or type(error).__name__
 
 
 def failed_deliberation(error: BaseException) -> DeliberationResult | None:

@@ -18,11 +18,10 @@ from workflows.actors import decisions_of_people
 from workflows.deliberation import (
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
-    cause_of,
     failed_deliberation,
-    require_id,
 )
 from workflows.derivation import derive_from_text, plan_derived, require_plan, tasks_created
+from workflows.execution import cause_of, require_id
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox

@@ -25,10 +25,7 @@ from workflows.deliberation import (
     BARRED,
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
-    cause_of,
     failed_deliberation,
-    require_id,
-    stopped,
 )
 from workflows.derivation import (
     load_planner,
@@ -37,6 +34,7 @@ from workflows.derivation import (
     require_plan,
     tasks_created,
 )
+from workflows.execution import cause_of, require_id, stopped
 from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow

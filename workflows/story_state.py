@@ -655,7 +655,7 @@ def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
             phase=phase,
             role=call.role,
             model=call.model,
-            calls=1,
+            calls=call.calls,
             tokens_in=call.tokens_in,
             tokens_out=call.tokens_out,
             cached_tokens=call.cached_tokens,

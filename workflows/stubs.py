@@ -32,15 +32,25 @@ from workflows.models.agents import (
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
 from workflows.models.events import PublishBatch, RecordBatch
+from workflows.models.implementation import (
+    ActionResult,
+    NextActionAnswer,
+    NextActionInput,
+    RunActionInput,
+    WorkQuery,
+    WorkStart,
+)
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.process import Process
 from workflows.models.readiness import Readiness, StoryText
 from workflows.models.story import StoryRuns
+from workflows.models.workspace import Limits
 
 STORY_QUEUE = "story"
 AGENTS_QUEUE = "agents"
 CONTEXT_QUEUE = "context"
 BRIDGE_QUEUE = "bridge"
+WORKSPACE_QUEUE = "workspace"
 
 LLM_CALL = ActivityConfig(
     task_queue=AGENTS_QUEUE,
@@ -81,6 +91,30 @@ CHECK = ActivityConfig(
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=8),
 )
+
+WORKSPACE = ActivityConfig(
+    task_queue=WORKSPACE_QUEUE,
+    start_to_close_timeout=timedelta(minutes=15),
+    heartbeat_timeout=timedelta(seconds=5),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
+    ),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""Options of work in a repository: retried without limit while its store is away.
+
+The workflow continues after a cancelled command only when its sandbox has ended.
+"""
+
+AROUND_A_COMMAND = timedelta(minutes=15)
+"""Time for the preparation, the working tree and the commit."""
+
+
+def workspace_call(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that runs one command of a repository."""
+    within = timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
+
 
 STORE = ActivityConfig(
     task_queue=CONTEXT_QUEUE,
@@ -154,6 +188,28 @@ class AgentStub:
 
     @activity.defn
     async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
+        raise NotImplementedError
+
+    @activity.defn
+    async def next_action(self, request: NextActionInput) -> NextActionAnswer:
+        raise NotImplementedError
+
+
+class WorkspaceStub:
+    """Work in a repository. Idempotent; each returns when the store has its effect."""
+
+    @activity.defn
+    async def begin_work(self, query: WorkQuery) -> WorkStart:
+        """Find the repository and its commits.
+
+        Raises:
+            ApplicationError: `UnknownRepository` or `NotFound`, not retryable.
+        """
+        raise NotImplementedError
+
+    @activity.defn
+    async def run_action(self, request: RunActionInput) -> ActionResult:
+        """Carry out an action and commit what it changed; a repetition returns the first result."""
         raise NotImplementedError
 
 

@@ -66,6 +66,7 @@ from workflows.models.agents import (
     refuse_mock,
 )
 from workflows.models.errors import ErrorType, application_error
+from workflows.models.implementation import NextActionAnswer, NextActionInput
 from workflows.stubs import AgentStub
 
 FEWER_BYTES_PER_TOKEN = (BYTES_PER_TOKEN / 2, BYTES_PER_TOKEN / 4)
@@ -124,6 +125,10 @@ class Agents(AgentStub):
     @activity.defn
     async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
         return await self._of(request.agent).answer(requests.write_story(request))
+
+    @activity.defn
+    async def next_action(self, request: NextActionInput) -> NextActionAnswer:
+        return await self._of(request.agent).answer(requests.next_action(request))
 
     def _of(self, agent: Agent) -> AgentBackend:
         """Return the back end of an agent's type; there are no mock agents."""

@@ -44,6 +44,10 @@ ACTS = {
     "judge": {"contenders", "persona", "topic"},
     "derive_plan": {"examples", "design", "roles", "persona", "topic"},
     "write_story": {"examples", "goal", "story", "findings", "persona"},
+    "next_action": {
+        *("commands", "finishing", "paths", "outline", "files", "transcript", "steps_left"),
+        *("persona", "topic"),
+    },
 }
 FOLLOWING = {
     "again": {"problem"},
@@ -97,6 +101,17 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class _Sizes:
+    """The parts of a model's window, in tokens; the prompt's include the shared ones."""
+
+    window: int
+    shared: int
+    prompt: int
+    answer: int
+    thoughts: int
+
+
+@dataclass(frozen=True)
 class Prompts:
     """The prompt files, loaded and checked."""
 
@@ -140,6 +155,29 @@ class Prompts:
                 raise InvalidPrompt(f"{path}: {error}") from error
         return cls(templates, settings, redact or load_redaction(), instructions)
 
+    def own_bytes(
+        self, act: str, window: int, profile: ModelProfile, bytes_per_token: float
+    ) -> int:
+        """Return the bytes that the act's own part has at least, beside the longest shared part.
+
+        Args:
+            act: its prompt file.
+            window: of the model, in tokens.
+            profile: of the model.
+            bytes_per_token: of the prompt.
+        """
+        sizes = self._sizes(act, window, profile)
+        return int((sizes.prompt - sizes.shared) * bytes_per_token)
+
+    def _sizes(self, act: str, window: int, profile: ModelProfile) -> _Sizes:
+        window = min(window, profile.window or window)
+        answer = min(
+            self.settings[act].max_tokens, profile.max_tokens.get(act, window), window // 5
+        )
+        thoughts = min(profile.thinking_tokens, window // 8)
+        prompt = window - answer - thoughts - window // _RESERVE
+        return _Sizes(window, window * 2 // 5, prompt, answer, thoughts)
+
     def render(
         self,
         act: str,
@@ -166,24 +204,20 @@ class Prompts:
         Raises:
             ApplicationError: `PromptTooLong`, if not even the fixed text of the files fits.
         """
-        settings = self.settings[act]
-        window = min(window, profile.window or window)
-        max_tokens = min(settings.max_tokens, profile.max_tokens.get(act, window), window // 5)
-        thinking = min(profile.thinking_tokens, window // 8)
-        shared_bytes = int(window * 2 // 5 * bytes_per_token)
+        sizes = self._sizes(act, window, profile)
+        shared_bytes = int(sizes.shared * bytes_per_token)
         system = _GAP.join(self._fit(tuple(SHARED), shared, shared_bytes))
-        room = window - max_tokens - thinking - window // _RESERVE
-        left = int(room * bytes_per_token) - len((system + _GAP).encode())
+        left = int(sizes.prompt * bytes_per_token) - len((system + _GAP).encode())
         (task,) = self._fit((act,), self._with_profile(act, material, profile), left)
         return Prompt(
             messages=[
                 {"role": "system", "content": system},
                 {"role": "user", "content": task},
             ],
-            temperature=profile.temperature.get(act, settings.temperature),
-            max_tokens=max_tokens,
-            window=window,
-            thinking_tokens=thinking,
+            temperature=profile.temperature.get(act, self.settings[act].temperature),
+            max_tokens=sizes.answer,
+            window=sizes.window,
+            thinking_tokens=sizes.thoughts,
             sampling=profile.sampling,
         )
 

@@ -16,9 +16,10 @@ from temporalio.exceptions import ApplicationError
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import BYTES_PER_TOKEN
 from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
-from activities.agents.prompts import Prompt, Prompts, Values
+from activities.agents.prompts import Prompt, Prompts, Values, cut
 from activities.agents.response_schemas import (
     ResponseSchema,
+    action_form,
     critique_form,
     plan_form,
     proposal_form,
@@ -44,7 +45,9 @@ from workflows.models.agents import (
 )
 from workflows.models.base import Model
 from workflows.models.errors import ErrorType, application_error
+from workflows.models.implementation import NextActionAnswer, NextActionInput
 from workflows.models.readiness import StoryText
+from workflows.rules import transcript
 
 MAX_ATTEMPTS = 3
 """How often an agent is asked: after an unusable answer, it is asked again at most twice."""
@@ -57,12 +60,22 @@ ANSWERS: Mapping[str, type[Model]] = {
     "judge": JudgeAnswer,
     "derive_plan": DerivePlanAnswer,
     "write_story": WriteStoryAnswer,
+    "next_action": NextActionAnswer,
 }
 """Act -> the return type of its activity."""
 
 AnswerT = TypeVar(
-    "AnswerT", ProposalAnswer, CritiqueAnswer, JudgeAnswer, DerivePlanAnswer, WriteStoryAnswer
+    "AnswerT",
+    ProposalAnswer,
+    CritiqueAnswer,
+    JudgeAnswer,
+    DerivePlanAnswer,
+    WriteStoryAnswer,
+    NextActionAnswer,
 )
+
+TRANSCRIPT_SHARE, OUTLINE_SHARE = 0.65, 0.15
+"""Of what the window leaves beside the shared part and the answer; the rest is for fixed words."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,37 @@ class AgentRequest(Generic[AnswerT]):
         )
 
 
+@dataclass(frozen=True)
+class ActionRequest(AgentRequest[NextActionAnswer]):
+    """The request of a next action: the transcript gets its share of the model's window."""
+
+    request: NextActionInput
+
+    def prompt(
+        self,
+        prompts: Prompts,
+        window: int,
+        profile: ModelProfile = DEFAULT_PROFILE,
+        bytes_per_token: float = BYTES_PER_TOKEN,
+    ) -> Prompt:
+        """Render the prompt, as `AgentRequest.prompt`."""
+        call = self.call
+        room = prompts.own_bytes(self.act, window, profile, bytes_per_token)
+        outline = int(room * OUTLINE_SHARE)
+        steps = transcript.render(self.request.steps, int(room * TRANSCRIPT_SHARE))
+        material = {
+            **self.material,
+            "outline": cut(self.request.outline.text, outline),
+            "files": cut(files_text(self.request), outline),
+            "transcript": steps or "none",
+            "persona": call.agent.persona,
+            "topic": topic(call.task.description),
+        }
+        return prompts.render(
+            self.act, shared_values(call), material, window, profile, bytes_per_token
+        )
+
+
 def propose(request: ProposeInput) -> AgentRequest[ProposalAnswer]:
     return AgentRequest("propose", request, {}, proposal_form, ProposalAnswer)
 
@@ -165,6 +209,17 @@ def write_story(request: WriteStoryInput) -> AgentRequest[WriteStoryAnswer]:
     return AgentRequest("write_story", request, material, story_form, WriteStoryAnswer)
 
 
+def next_action(request: NextActionInput) -> AgentRequest[NextActionAnswer]:
+    material = {
+        "commands": "yes" if "run" in request.allowed else "",
+        "finishing": "yes" if "finish" in request.allowed else "",
+        "paths": "\n".join(request.paths) or "all, except the configuration of CI and git",
+        "steps_left": str(request.steps_left),
+    }
+    form = action_form(request)
+    return ActionRequest("next_action", request, material, form, NextActionAnswer, request)
+
+
 def question(act: str, request: Mapping[str, Any]) -> AgentRequest[Any]:
     """Build the question of an act from its activity's input as JSON."""
     match act:
@@ -180,6 +235,8 @@ def question(act: str, request: Mapping[str, Any]) -> AgentRequest[Any]:
             return derive_plan(DerivePlanInput.model_validate(request))
         case "write_story":
             return write_story(WriteStoryInput.model_validate(request))
+        case "next_action":
+            return next_action(NextActionInput.model_validate(request))
     raise ValueError(f"no act is named {act!r}")
 
 
@@ -274,6 +331,10 @@ def critique_text(critique: Critique) -> str:
         f"Verdict: {critique.verdict}",
     )
     return "\n\n".join(part for part in parts if part)
+
+
+def files_text(request: NextActionInput) -> str:
+    return "\n".join(f"{file.path}:\n{file.text}" for file in request.outline.files)
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -22,8 +22,9 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from pydantic import Field, StringConstraints, ValidationError, create_model
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, create_model
 
+from activities.agents.action_schema import action_schema
 from activities.agents.markdown_answers import (
     LONGEST_LINE,
     LONGEST_TEXT,
@@ -34,6 +35,7 @@ from activities.agents.markdown_answers import (
 )
 from workflows.models.agents import Critique, DraftTask, Proposal, Verdict
 from workflows.models.base import Model, Section
+from workflows.models.implementation import Action, NextActionInput
 from workflows.models.readiness import StoryText
 from workflows.rules.dag import MAX_TASKS, number_tasks, plan_schema, validate
 
@@ -54,6 +56,8 @@ CANDIDATES = 64
 _THOUGHTS = re.compile(r"\A.*</think(ing)?>", re.DOTALL | re.IGNORECASE)
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda name: _not_json(name))
 """Lenient, because models make mistakes such as a line break within a string."""
+
+_ACTION: TypeAdapter[Action] = TypeAdapter(Action)
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 PartT = TypeVar("PartT", bound=Section)
@@ -201,6 +205,35 @@ def story_form(tokens: int) -> ResponseSchema:
         }
 
     return ResponseSchema(Written.model_json_schema(), lambda text: read_document(text, story_of))
+
+
+def action_form(request: NextActionInput) -> Callable[[int], ResponseSchema]:
+    """Return the form of an action.
+
+    The schema has the allowed paths only. A path that is not allowed is read nevertheless, where an
+    endpoint does not enforce the schema: the agent then sees that nothing was changed.
+    """
+
+    def action_of(document: Any) -> dict[str, Action]:
+        try:
+            action = _ACTION.validate_python(document)
+        except ValidationError as error:
+            raise ValueError(_problems(error)) from error
+        if action.action not in request.allowed:
+            raise ValueError(f"action: must be one of {', '.join(request.allowed)}")
+        return {"action": action}
+
+    def form(tokens: int) -> ResponseSchema:
+        schema = action_schema(
+            request.allowed,
+            request.paths,
+            request.editable,
+            request.outline.more_editable,
+            _Sizes(tokens).longest,
+        )
+        return ResponseSchema(schema, lambda text: read_document(text, action_of))
+
+    return form
 
 
 class _WrittenTask(DraftTask):

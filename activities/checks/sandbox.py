@@ -214,6 +214,14 @@ class Sandbox:
         if run.exit_code != 0:
             raise CannotRun(f"a program that does nothing fails in the sandbox: {run}")
 
+    async def problem(self) -> str:
+        """Return why no program can be run in the sandbox here, or an empty text."""
+        try:
+            await self.probe()
+        except CannotRun as error:
+            return str(error)
+        return ""
+
     def _prefix(self, view: Sequence[str], filter_fd: int, root: bool, network: bool) -> list[str]:
         as_root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         # As process 1: bubblewrap's process 1 would have the same user, who could rewrite it.

@@ -1,1 +1,1 @@
-"""Work in repositories: tool chains, sandboxed commands, measurements."""
+"""Work in repositories: stores, working trees, actions, sandboxed commands, measurements."""

@@ -54,7 +54,10 @@ MODULES = {
 """The Go module of each source, its version, and its files."""
 
 KINDS = {
-    "v1": ["ConfigMap", "Namespace", "Secret", "Service", "ServiceAccount"],
+    "v1": [
+        *("ConfigMap", "Namespace", "PersistentVolumeClaim", "Secret", "Service"),
+        "ServiceAccount",
+    ],
     "apps/v1": ["DaemonSet", "Deployment", "StatefulSet"],
     "autoscaling/v2": ["HorizontalPodAutoscaler"],
     "batch/v1": ["Job"],

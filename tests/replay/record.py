@@ -47,6 +47,8 @@ from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow, request_hash
 from workflows.derivation import DerivationWorkflow
+from workflows.implementation import ImplementationWorkflow
+from workflows.models.agents import Agent, Task
 from workflows.models.coach import CoachInput
 from workflows.models.context import ContextChange, ContextUpdate
 from workflows.models.events import Entry, GateClosed, StoryCancelled, StoryCreated
@@ -55,7 +57,14 @@ from workflows.models.ids import (
     coach_workflow_id,
     context_workflow_id,
     derivation_workflow_id,
+    implementation_workflow_id,
     plan_workflow_id,
+)
+from workflows.models.implementation import (
+    ImplementationInput,
+    ImplementationResult,
+    RunCommand,
+    WriteFile,
 )
 from workflows.models.outbox import OutboxState, SkipEntry, StoryClosure
 from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
@@ -601,6 +610,76 @@ async def _derived(client: Client, world: World) -> dict[str, str]:
     return {"derivation": workflow_id}
 
 
+async def implemented(client: Client, world: World) -> dict[str, str]:
+    """Explore, edit, test and finish; a decision arrives after the first step."""
+    world.hold["next_action"] = asyncio.Event()
+    handle = await _implementation(client, world)
+    await until(lambda: world.calls)
+    decision = {"decision_id": "D-9", "title": "No SMS", "rationale": "Cost", "decided_by": "bo"}
+    await handle.signal("add_decision", decision)
+    world.hold.pop("next_action").set()
+    await handle.result()
+    return {"implementation": handle.id}
+
+
+async def implemented_within_budget(client: Client, world: World) -> dict[str, str]:
+    """Wait for the story's budget before each step."""
+    story = await StartStory(client, world)(token_budget=25)
+    await story.until(gate="approve_scope")
+    handle = await _implementation(
+        client, world, ask_for_budget=True, outbox_workflow_id=story.handle.id
+    )
+    await story.until(gate="budget")
+    await story.update("raise_budget", tokens=10_000, actor="ana", role="PO")
+    await handle.result()
+    await _given_up(story)
+    return {"implementation": handle.id}
+
+
+async def implementation_failed(client: Client, world: World) -> dict[str, str]:
+    """Keep the commit of the second step when the third one fails."""
+    world.failing["run_action/3"] = "the set-up fails"
+    handle = await _implementation(client, world)
+    await handle.result()
+    return {"implementation": handle.id}
+
+
+async def implementation_cancelled(client: Client, world: World) -> dict[str, str]:
+    world.hold["next_action"] = asyncio.Event()
+    handle = await _implementation(client, world)
+    await until(lambda: world.calls)
+    await handle.cancel()
+    with suppress(WorkflowFailureError):
+        await handle.result()
+    return {"implementation": handle.id}
+
+
+async def _implementation(
+    client: Client, world: World, **more: Any
+) -> WorkflowHandle[Any, ImplementationResult]:
+    world.actions = [
+        RunCommand(command="ls"),
+        WriteFile(path="README.md", content="hello"),
+        RunCommand(command="pytest -q"),
+    ]
+    task = Task(
+        task_id=f"T-{world.key}",
+        story_id=f"US-{world.key}",
+        role="DEV",
+        description="Add a section",
+    )
+    agent = Agent(agent_id="agent-dev-1", role="DEV")
+    request = ImplementationInput(
+        repository="sample", task=task, agent=agent, paths=["README.md"], **more
+    )
+    return await client.start_workflow(
+        ImplementationWorkflow.run,
+        request,
+        id=implementation_workflow_id(task.task_id, agent.agent_id),
+        task_queue="story",
+    )
+
+
 CALLS: dict[str, Call_] = {
     each.__name__: each
     for each in (
@@ -617,6 +696,10 @@ CALLS: dict[str, Call_] = {
         plan_from_the_bus,
         plan_without_story,
         plan_of_roles,
+        implemented,
+        implemented_within_budget,
+        implementation_failed,
+        implementation_cancelled,
     )
 }
 

@@ -9,6 +9,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.implementation import ImplementationWorkflow
 from workflows.models.events import DeliberationStarted, example
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
@@ -68,6 +69,16 @@ SENT: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
     ContextUpdateWorkflow: (
         {"story_id": STORY, "actor": "ana", "changes": [{"operation": "CREATE", "payload": "{}"}]},
         {"stored": "hash", "follow": "context-US-101-x", "precede": None},
+    ),
+    ImplementationWorkflow: (
+        {
+            "repository": "sample",
+            "task": {"task_id": "t", "role": "DEV", "description": "d"},
+            "agent": {"agent_id": "a", "role": "DEV"},
+            "paths": ["README.md"],
+            "decisions": [DECISION],
+        },
+        {**NEWS, "grant_wave": "run/1"},
     ),
     DerivationWorkflow: ({"story_id": STORY, "plan_id": "p"}, {}),
     CoachWorkflow: ({"goal": "g"}, {}),

@@ -106,6 +106,8 @@ class LlmServer:
         self.bytes_per_token = bytes_per_token
         self.calls: list[Call] = []
         self.faults: deque[Fault] = deque()
+        self.documents: dict[str, Callable[[Call], Any]] = {}
+        """Act -> what is answered to its calls, instead of a document made from the schema."""
         self.answering = asyncio.Event()
         """While it is cleared, calls wait for their answers."""
         self.answering.set()
@@ -225,7 +227,9 @@ class LlmServer:
 
         await asyncio.sleep(self.delay_ms / 1000)
         await self.answering.wait()
-        tokens = [] if kind == "empty" else list(_tokens(_written(call, schema, kind)))
+        document = self.documents.get(call.act)
+        text = json.dumps(document(call)) if document else _written(call, schema, kind)
+        tokens = [] if kind == "empty" else list(_tokens(text))
         finish = "stop" if len(tokens) <= call.max_tokens else "length"
         tokens = tokens[: call.max_tokens]
         if kind in ("half", "stall", "drop", "ends", "error"):

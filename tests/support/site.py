@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -79,13 +79,29 @@ class Site:
     Its folder is deleted afterwards, so nothing needs a graceful stop.
     """
 
-    def __init__(self, home: Path, llm_url: str, payload_key: bytes | None = None) -> None:
-        """Plan the fleet; with `payload_key`, payloads are encrypted."""
+    def __init__(
+        self,
+        home: Path,
+        llm_url: str,
+        payload_key: bytes | None = None,
+        workers: Sequence[str] = WORKERS,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """Plan the fleet.
+
+        Args:
+            home: its folder.
+            llm_url: the engine.
+            payload_key: if given, payloads are encrypted.
+            workers: the processes of the fleet.
+            more: variables in addition.
+        """
         self.home, self.llm_url = home, llm_url
+        self.workers, self.more = tuple(workers), dict(more or {})
         self.payload_keys = [payload_key] if payload_key else []
         self.started: set[int] = set()
         """Process ids; each is also the session id of the process's children."""
-        ports = iter(free_ports(len(WORKERS) + 5 + len(GRPC_PORTS)))
+        ports = iter(free_ports(len(self.workers) + 5 + len(GRPC_PORTS)))
         self.grpc_ports = {name: next(ports) for name in GRPC_PORTS}
         self.temporal = Temporal(home / "temporal", next(ports), next(ports))
         self.nats = Nats(home / "nats", next(ports))
@@ -96,7 +112,7 @@ class Site:
             "nats": self.nats,
             "neo4j": self.neo4j,
             "valkey": self.valkey,
-            **{name: SiteWorkers(home, next(ports), name) for name in WORKERS},
+            **{name: SiteWorkers(home, next(ports), name) for name in self.workers},
         }
         self.processes = {
             name: ServerProcess(server, home / "logs" / f"{name}.log", READY_WITHIN)
@@ -122,6 +138,7 @@ class Site:
             **({"PAYLOAD_KEYS": self.payload_keys[0].hex()} if self.payload_keys else {}),
             "STORY_SWEEP_SECONDS": "86400",  # so that tests of replays run before the sweep
             **{name.upper(): str(port) for name, port in self.grpc_ports.items()},
+            **self.more,
         }
 
     async def __aenter__(self) -> Self:
@@ -130,7 +147,7 @@ class Site:
         )
         try:
             await self.start(*SERVERS)
-            await self.start(*WORKERS)
+            await self.start(*self.workers)
         except BaseException as error:
             await self.kill(*self.processes)
             if isinstance(error, ServerNotReady) and error.log:  # deleted with the folder
@@ -162,7 +179,7 @@ class Site:
         """Kill the processes and start them again, servers before the workers that need them."""
         await self.kill(*names)
         await self.start(*(name for name in names if name in SERVERS))
-        await self.start(*(name for name in names if name in WORKERS))
+        await self.start(*(name for name in names if name in self.workers))
 
     def orphans(self) -> list[str]:
         """Return the processes that outlived the worker or server that started them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.implementation import ImplementationWorkflow
 from workflows.models.access import ActorCheck, CheckedActor
 from workflows.models.agents import (
     Agent,
@@ -77,20 +78,41 @@ from workflows.models.deliberation import Check, CheckInput, CheckReport, Delibe
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import Entry, PublishBatch, RecordBatch
 from workflows.models.ids import story_workflow_id
+from workflows.models.implementation import (
+    Action,
+    ActionResult,
+    Finish,
+    NextActionAnswer,
+    NextActionInput,
+    Outline,
+    RunActionInput,
+    RunCommand,
+    WorkQuery,
+    WorkStart,
+)
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.process import Process
 from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
 from workflows.models.story import StoryResult, StoryRuns, StoryView
+from workflows.models.workspace import ChangedFile, Repository
 from workflows.plan import PlanWorkflow
 from workflows.rules import rigor
 from workflows.rules.machine_file import parse_machine
 from workflows.search_attributes import ALL
 from workflows.story import StoryWorkflow
-from workflows.stubs import AccessStub, AgentStub, CheckStub, GraphStub, MirrorStub, PlanningStub
+from workflows.stubs import (
+    AccessStub,
+    AgentStub,
+    CheckStub,
+    GraphStub,
+    MirrorStub,
+    PlanningStub,
+    WorkspaceStub,
+)
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "config"
 ROLES = ["ARCHITECT", "DATA", "DEV", "DEVOPS", "QA"]
-QUEUES = ("story", "agents", "context", "bridge")
+QUEUES = ("story", "agents", "context", "bridge", "workspace")
 
 
 def machine_document() -> dict[str, Any]:
@@ -132,6 +154,11 @@ class World:
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
     """Act -> the event that its calls wait for."""
 
+    actions: list[Action] = field(default_factory=list)
+    """What an agent does in a repository, step by step; then it finishes."""
+    output: str = "1 passed"
+    """The output of every command."""
+
     calls: list[AgentCall] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
     recorded: list[Entry] = field(default_factory=list)
@@ -139,6 +166,7 @@ class World:
     deliberations: list[DeliberationRecord] = field(default_factory=list)
     packs: list[PackQuery] = field(default_factory=list)
     updates: list[ContextWrite] = field(default_factory=list)
+    ran: list[RunActionInput] = field(default_factory=list)
     runs: StoryRuns = field(default_factory=StoryRuns)
     require_tokens: bool = False
     known: bool = False
@@ -243,6 +271,44 @@ class InstantAgents(InWorld, AgentStub):
         usage = await self.answer("write_story", request)
         title = f"Story {request.wave}: {request.goal or 'better'}"
         return WriteStoryAnswer(story=StoryText(title=title), usage=usage)
+
+    @activity.defn
+    async def next_action(self, request: NextActionInput) -> NextActionAnswer:
+        usage = await self.answer("next_action", request)
+        left = self.world.actions[request.wave - 1 :]
+        return NextActionAnswer(action=left[0] if left else Finish(summary="done"), usage=usage)
+
+
+class InstantWorkspace(InWorld, WorkspaceStub):
+    """A repository whose commits are numbered by step."""
+
+    @activity.defn
+    async def begin_work(self, query: WorkQuery) -> WorkStart:
+        if cause := self.world.failing.get("begin_work"):
+            raise ApplicationError(cause, type="UnknownRepository", non_retryable=True)
+        key = query.repository
+        return WorkStart(
+            repository=key if isinstance(key, Repository) else Repository(key=key, url="file:///r"),
+            base=query.base or "0" * 40,
+            head=query.head or query.base or "0" * 40,
+            outline=Outline(text="README.md", editable=["README.md"]),
+        )
+
+    @activity.defn
+    async def run_action(self, request: RunActionInput) -> ActionResult:
+        world, step, action = self.world, request.trailers.step, request.action
+        if "run_action" in world.hold:
+            await world.hold["run_action"].wait()
+        if cause := world.failing.get(f"run_action/{step}"):
+            raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
+        world.ran.append(request)
+        paths = {p: None for ran in world.ran if (p := getattr(ran.action, "path", ""))}
+        changed = [ChangedFile(path=path, status="modified", insertions=1) for path in paths]
+        if isinstance(action, RunCommand):
+            return ActionResult(
+                exit_code=0, observation=world.output, commit=request.parent, changed=changed
+            )
+        return ActionResult(observation="written", commit=f"{step:040x}", changed=changed)
 
 
 class InstantChecks(InWorld, CheckStub):
@@ -375,7 +441,7 @@ class InstantMirror(InWorld, MirrorStub):
 
 def activities() -> list[Any]:
     agents, checks, graph = InstantAgents(), InstantChecks(), InstantGraph()
-    planning, mirror = InstantPlanning(), InstantMirror()
+    planning, mirror, workspace = InstantPlanning(), InstantMirror(), InstantWorkspace()
     return [
         InstantAccess().check_actor,
         agents.propose,
@@ -384,6 +450,9 @@ def activities() -> list[Any]:
         agents.judge,
         agents.derive_plan,
         agents.write_story,
+        agents.next_action,
+        workspace.begin_work,
+        workspace.run_action,
         checks.check_proposal,
         graph.record,
         graph.record_deliberation,
@@ -400,7 +469,7 @@ def activities() -> list[Any]:
 
 @asynccontextmanager
 async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[None]:
-    """Run the workers of the four queues with instant activities."""
+    """Run the workers of the five queues with instant activities."""
     workers = [
         Worker(
             client,
@@ -413,6 +482,7 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
                 ContextUpdateWorkflow,
                 DerivationWorkflow,
                 StoryClosureWorkflow,
+                ImplementationWorkflow,
             ],
             activities=[*activities(), Children(client).follow],
             workflow_runner=workflow_runner(),
@@ -422,7 +492,9 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
         )
         for queue in QUEUES
     ]
-    async with workers[0], workers[1], workers[2], workers[3]:
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker)
         yield
 
 

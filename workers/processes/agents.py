@@ -16,7 +16,7 @@ from activities.agents.openai_client import served_models
 from activities.agents.profiles import Profiles
 from activities.agents.prompts import InvalidPrompt, Prompts
 from activities.checks.activities import Checks
-from activities.checks.sandbox import CannotRun, Sandbox
+from activities.checks.sandbox import Sandbox
 from activities.config import InvalidConfig
 from activities.redaction import load_redaction
 from bridge.agents.activity import NatsAgents
@@ -61,21 +61,13 @@ def agents_worker(
             agents.judge,
             agents.derive_plan,
             agents.write_story,
+            agents.next_action,
             checks.check_proposal,
         ],
         max_concurrent_activities=settings.llm_concurrency,
         max_heartbeat_throttle_interval=HEARTBEATS_AT_MOST,
         **options(settings),
     )
-
-
-async def sandbox_problem(sandbox: Sandbox | None = None) -> str:
-    """Return why no program can be run in the sandbox here, or an empty text."""
-    try:
-        await (sandbox or Sandbox()).probe()
-    except CannotRun as error:
-        return str(error)
-    return ""
 
 
 async def _known(problem: str) -> str:
@@ -95,7 +87,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     ):
         source = await read_source(base.temporal)
         sandbox = Sandbox()
-        if no_sandbox := await sandbox_problem(sandbox):
+        if no_sandbox := await sandbox.problem():
             log.warning("code of proposals is not checked", reason=no_sandbox)
         elif sandbox.no_groups:
             log.warning("the kernel does not limit the whole sandbox", reason=sandbox.no_groups)

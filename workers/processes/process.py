@@ -88,6 +88,7 @@ PROCESSES = {
     "bridge": "workers.processes.bridge",
     "inbox": "workers.processes.inbox",
     "grpc": "workers.processes.grpc",
+    "workspace": "workers.processes.workspace",
 }
 """The module of each process, which defines `process`. `all` runs every process in one."""
 

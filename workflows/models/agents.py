@@ -56,6 +56,8 @@ class CallUsage(Model):
     prompt_hash: str = ""
     estimated: bool = False
     """True if tokens that the endpoint did not report are computed from the text."""
+    calls: int = 1
+    """More than 1 if the costs of several calls are summed up."""
 
     @property
     def tokens(self) -> int:

@@ -74,6 +74,9 @@ class ErrorType(StrEnum):
     LLM_PROTOCOL = "LlmProtocol"
     LLM_REFUSED = "LlmRefused"
     PROMPT_TOO_LONG = "PromptTooLong"
+    # commands of repositories (activities/workspace/)
+    NO_SANDBOX = "NoSandbox"
+    PREPARATION_FAILED = "PreparationFailed"
     # Neo4j and Valkey (activities/graph/errors.py)
     GRAPH_UNAVAILABLE = "GraphUnavailable"
     GRAPH_CREDENTIALS = "GraphCredentials"
@@ -123,6 +126,7 @@ RETRYABLE = frozenset(
         ErrorType.LLM_OVERLOADED,
         ErrorType.LLM_SERVER_ERROR,
         ErrorType.LLM_PROTOCOL,
+        ErrorType.NO_SANDBOX,
         ErrorType.GRAPH_UNAVAILABLE,
         ErrorType.GRAPH_CREDENTIALS,
         ErrorType.GRAPH_SETTINGS,

@@ -139,6 +139,10 @@ def task_of(workflow_id: str) -> str:
     return decode_id(workflow_id.removeprefix("deliberation-").removeprefix("call."))
 
 
+def implementation_workflow_id(task_id: str, agent_id: str) -> str:
+    return f"implementation-{encode_id(task_id)}-{encode_id(agent_id)}"
+
+
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:
     """Return the workflow id of a derivation.
 

@@ -23,7 +23,6 @@ from activities.checks.lint import lint_code
 from activities.checks.sandbox import CannotRun, Limits, Run, Sandbox, python_program
 from tests.support.ordinary_user import run_as_ordinary_user
 from tests.support.polling import until
-from workers.processes.agents import sandbox_problem
 
 NOTEBOOK = Path(notebook.__file__)
 REPOSITORY = Path(__file__).parents[3]
@@ -775,5 +774,5 @@ async def test_a_missing_program_counts_as_not_run() -> None:
 
 
 async def test_a_missing_sandbox_is_a_warning_of_the_process_that_needs_it() -> None:
-    assert await sandbox_problem() == ""
-    assert "install it" in await sandbox_problem(Sandbox("/nowhere/bwrap"))
+    assert await Sandbox().problem() == ""
+    assert "install it" in await Sandbox("/nowhere/bwrap").problem()

@@ -17,7 +17,7 @@ UV = str(setup.INSTALLED / "uv" / "bin" / "uv")
 LOCK = ROOT / "deploy" / "local" / "requirements" / "none.lock"
 
 CONTRACTS = ("context", "orchestrator", "planning", "storycoach", "workspace")
-PROCESSES = ("agents", "bridge", "context", "grpc", "inbox", "story")
+PROCESSES = ("agents", "bridge", "context", "grpc", "inbox", "story", "workspace")
 
 DATA = (
     "bridge/grpc/protos/context.proto",

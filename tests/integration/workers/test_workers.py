@@ -144,6 +144,13 @@ async def test_a_memory_stream_stops_the_bridge(
         ("context", "councils.yaml", "councils: {DEV: []}", "councils.yaml"),
         ("context", "scopes.yaml", "{}", "scopes.yaml"),
         ("agents", "checks.yaml", "[]", "checks.yaml"),
+        ("workspace", "repositories.yaml", "[]", "repositories.yaml"),
+        (
+            "workspace",
+            "repositories.yaml",
+            "repositories: {gone: {url: 'file:///nowhere/gone.git'}}",
+            "repository gone: the repository does not answer; check its `url`",
+        ),
         ("agents", "prompts/propose.md", "{{ nobody }}", "propose.md"),
     ],
     ids=lambda value: Path(value).name if isinstance(value, str) else "",

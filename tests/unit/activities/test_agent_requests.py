@@ -26,6 +26,7 @@ from workflows.models.agents import (
     WriteStoryInput,
 )
 from workflows.models.context import ContextPack
+from workflows.models.implementation import NextActionInput, Outline
 from workflows.models.readiness import StoryText
 
 PROMPTS = Prompts.load(Path(__file__).parents[3] / "deploy" / "config" / "prompts")
@@ -47,6 +48,10 @@ REQUESTS: dict[str, tuple[Ask, Any]] = {
     "judge": (requests.judge, JudgeInput(**ASKED, contenders=CONTENDERS)),
     "derive_plan": (requests.derive_plan, DerivePlanInput(**ASKED, design=PROPOSAL, roles=["DEV"])),
     "write_story": (requests.write_story, WriteStoryInput(**ASKED, story=StoryText(title="Undo"))),
+    "next_action": (
+        requests.next_action,
+        NextActionInput(**ASKED, outline=Outline(text="a.py", editable=["a.py"])),
+    ),
 }
 
 

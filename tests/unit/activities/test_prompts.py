@@ -39,6 +39,15 @@ MATERIAL: dict[str, Values] = {
     "judge": {"contenders": ["id: a\none way", "id: b\nanother way"]},
     "derive_plan": {"design": "an outbox", "roles": "DEV, QA"},
     "write_story": {"goal": "undo", "story": "Title: Undo", "findings": "- no criteria"},
+    "next_action": {
+        "commands": "yes",
+        "finishing": "yes",
+        "paths": "src/**",
+        "outline": "src/undo.py",
+        "files": "src/undo.py:\npass",
+        "transcript": "## Step 1\nrun: ls",
+        "steps_left": "3",
+    },
 }
 
 

@@ -160,7 +160,7 @@ def in_pod(pod: Manifest, text: str, folder: Path) -> str:
     mount = next(each for each in mounts if text.startswith(each["mountPath"]))
     volume = next(each for each in pod["spec"]["volumes"] if each["name"] == mount["name"])
     path = folder / text.lstrip("/")
-    if "configMap" in volume:
+    if "configMap" in volume or mount["mountPath"] == text:
         path.mkdir(parents=True, exist_ok=True)
     else:
         assert Path(text).name in ("ca.crt", "tls.crt", "tls.key")
@@ -253,7 +253,8 @@ def test_certificates_have_the_names_that_clients_connect_to(manifests: Manifest
 def uses(name: str) -> dict[str, bool]:
     """Return which servers the process of a Deployment opens, by its code."""
     modules = PROCESSES | IF_ENCRYPTED
-    source = getsource(import_module(modules.get(name.removeprefix("worker-"), PROCESSES["grpc"])))
+    process = "grpc" if name in SERVICES else name.removeprefix("worker-")
+    source = getsource(import_module(modules[process]))
     if name in SERVICES:
         return {
             "nats": "open_nats(" in source,
@@ -480,7 +481,7 @@ def test_every_pod_is_restricted_but_those_that_are_named(manifests: Manifests) 
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"], name
         profile = spec["securityContext"]["seccompProfile"]["type"]
-        sandboxed = name == "worker-agents" and "hostUsers" in spec
+        sandboxed = name in ("worker-agents", "worker-workspace") and "hostUsers" in spec
         assert profile == ("Localhost" if sandboxed else "RuntimeDefault"), name
         for container in spec["containers"]:
             context = container["securityContext"]

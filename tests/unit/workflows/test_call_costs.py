@@ -14,7 +14,7 @@ from temporalio.exceptions import (
 )
 from temporalio.exceptions import TimeoutError as TimedOut
 
-from workflows.call_costs import cancelled_as_such, failed_call
+from workflows.call_costs import cancelled_as_such, failed_call, summed_up
 from workflows.models.agents import CallUsage
 from workflows.models.errors import ErrorType
 
@@ -71,3 +71,17 @@ def test_a_cancelled_call_is_a_cancellation_where_its_costs_are_not_counted() ->
         raise failure(ApplicationError("stopped", type=ErrorType.CANCELLED))
     with pytest.raises(ActivityError), cancelled_as_such():
         raise failure(ApplicationError("no answer", type="BadAnswer"))
+
+
+def test_calls_of_one_act_and_model_are_summed_up() -> None:
+    call = CallUsage(act="next_action", agent_id="a", role="DEV", model="m", tokens_in=5)
+    other = call.model_copy(update={"model": "n"})
+    estimated = call.model_copy(update={"tokens_out": 2, "estimated": True, "prompt_hash": "p"})
+
+    lines = summed_up([*summed_up([call, other]), estimated])
+
+    assert [(line.model, line.calls, line.tokens, line.estimated) for line in lines] == [
+        ("m", 2, 12, True),
+        ("n", 1, 5, False),
+    ]
+    assert lines[0].prompt_hash == "p"

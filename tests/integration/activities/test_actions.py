@@ -1,0 +1,343 @@
+"""Actions on real commits: what is committed, what is undone, and that none runs twice."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from activities.checks.sandbox import Sandbox
+from activities.workspace import actions as module
+from activities.workspace.actions import Actions
+from activities.workspace.kept_results import KeptResult, KeptResults
+from activities.workspace.store import Stores
+from activities.workspace.trees import Trees
+from tests.support.repositories import in_store, make_repository
+from workflows.models.implementation import (
+    Action,
+    ActionResult,
+    ReplaceText,
+    RunActionInput,
+    RunCommand,
+    WriteFile,
+)
+from workflows.models.workspace import Limits, Repository, Trailers
+
+UNIQUE = RunCommand(command="head -c 16 /dev/urandom | od -x > stamp.txt; cat stamp.txt")
+"""A command that has another effect each time it runs."""
+
+
+@dataclass
+class Bench:
+    """A repository, its store, and one agent's steps."""
+
+    repository: Repository
+    store: Path
+    actions: Actions
+    base: str
+
+    async def do(
+        self, action: Action, parent: str = "", step: int = 1, **fields: Any
+    ) -> ActionResult:
+        return await self.actions.carry_out(self.request(action, parent, step, **fields))
+
+    def request(
+        self, action: Action, parent: str = "", step: int = 1, **fields: Any
+    ) -> RunActionInput:
+        return RunActionInput(
+            repository=self.repository,
+            base=self.base,
+            parent=parent or self.base,
+            action=action,
+            trailers=Trailers(story="US-1", task="T-1", agent="agent-dev-1", step=step),
+            at=datetime(2026, 3, 1, 12, 0, step, tzinfo=UTC),
+            **fields,
+        )
+
+    @property
+    def head(self) -> str:
+        return in_store(self.store, "rev-parse", "refs/fleet/US-1/T-1/agent-dev-1")
+
+    def text(self, commit: str, path: str) -> str:
+        return in_store(self.store, "show", f"{commit}:{path}")
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> Bench:
+    url = make_repository(tmp_path / "adder")
+    repository = Repository(key="adder", url=url, limits=Limits(seconds=30))
+    (tmp_path / "store").mkdir()
+    stores = Stores(tmp_path / "store")
+    trees = Trees(tmp_path / "trees", 10**9)
+    actions = Actions(stores, trees, tmp_path / "prepared", Sandbox())
+    base = await (await stores.of(repository)).base_commit()
+    return Bench(repository, tmp_path / "store" / "adder.git", actions, base)
+
+
+async def test_each_step_that_changes_a_file_is_a_commit_on_the_agents_ref(bench: Bench) -> None:
+    first = await bench.do(WriteFile(path="docs/a.md", content="one\n"))
+    second = await bench.do(RunCommand(command="cat docs/a.md"), first.commit, step=2)
+    third = await bench.do(
+        ReplaceText(path="docs/a.md", old="one", new="two"), second.commit, step=3
+    )
+
+    assert (second.commit, second.exit_code, second.observation) == (first.commit, 0, "one\n")
+    assert bench.head == third.commit
+    log = in_store(bench.store, "log", "--format=%s|%ct", f"{bench.base}..{third.commit}")
+    assert log.split("\n") == [
+        "replace in docs/a.md: one -> two|1772366403",
+        "write docs/a.md (4 characters)|1772366401",
+    ]
+    assert [(file.path, file.insertions) for file in third.changed] == [("docs/a.md", 1)]
+
+
+async def test_an_action_that_was_committed_is_not_run_again(bench: Bench) -> None:
+    first = await bench.do(UNIQUE)
+
+    assert await bench.do(UNIQUE) == first
+    assert bench.head == first.commit
+    assert bench.text(first.commit, "stamp.txt") == first.observation.strip()
+
+
+async def test_an_action_whose_worker_died_before_the_ref_moved_is_not_run_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await bench.do(WriteFile(path="a.md", content="x"))
+
+    async def dies(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "move_agent", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            await bench.do(UNIQUE, first.commit, step=2)
+    assert bench.head == first.commit
+    request = bench.request(UNIQUE, first.commit, step=2)
+    store = await Stores(bench.store.parent).of(bench.repository)
+    left = await KeptResults(store, request.trailers).read()
+
+    second = await bench.actions.carry_out(request)
+
+    assert left
+    assert second == left.result
+    assert bench.head == second.commit
+
+
+async def test_an_action_that_was_not_committed_runs_again_on_its_parent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    action = RunCommand(command="echo x >> log.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptResults, "keep", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            await bench.do(action)
+
+    done = await bench.do(action)
+
+    assert bench.text(done.commit, "log.txt") == "x"
+
+
+async def test_of_two_attempts_at_once_one_counts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that was given up ends after another one has begun and ended."""
+    keep = KeptResults.keep
+    first: list[ActionResult] = []
+
+    async def late(results: KeptResults, made: KeptResult) -> KeptResult:
+        monkeypatch.setattr(KeptResults, "keep", keep)
+        first.append(await bench.do(UNIQUE))
+        return await keep(results, made)
+
+    monkeypatch.setattr(KeptResults, "keep", late)
+    second = await bench.do(UNIQUE)
+
+    assert [second] == first
+    assert bench.head == second.commit
+
+
+async def test_an_attempt_that_ends_after_the_next_step_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = KeptResults.keep
+    next_step: list[ActionResult] = []
+
+    async def late(results: KeptResults, made: KeptResult) -> KeptResult:
+        monkeypatch.setattr(KeptResults, "keep", keep)
+        first = await bench.do(UNIQUE)
+        next_step.append(await bench.do(WriteFile(path="a.md", content="x"), first.commit, step=2))
+        return await keep(results, made)
+
+    monkeypatch.setattr(KeptResults, "keep", late)
+    with pytest.raises(ApplicationError, match="the ref has moved"):
+        await bench.do(UNIQUE)
+
+    assert bench.head == next_step[0].commit
+
+
+async def test_after_a_reset_the_agents_ref_moves_to_the_new_work(bench: Bench) -> None:
+    old = await bench.do(WriteFile(path="a.md", content="old"))
+    await bench.do(WriteFile(path="b.md", content="old"), old.commit, step=2)
+
+    new = await bench.do(WriteFile(path="a.md", content="new"))
+
+    assert bench.head == new.commit
+    assert [file.path for file in new.changed] == ["a.md"]
+
+
+async def test_the_same_steps_make_the_same_commits(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Actions(
+        Stores(tmp_path / "other"), Trees(tmp_path / "t2", 10**9), tmp_path / "p2", Sandbox()
+    )
+    commits = []
+    for actions in (bench.actions, other):
+        first = await actions.carry_out(bench.request(WriteFile(path="a.md", content="x")))
+        run = RunCommand(command="chmod +x a.md; ln -s a.md link; mkdir -p d && touch d/e")
+        commits.append((await actions.carry_out(bench.request(run, first.commit, 2))).commit)
+
+    assert commits[0] == commits[1]
+    assert "120000 blob" in in_store(bench.store, "ls-tree", commits[0], "link")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo x >> README.md",
+        "rm -r adder",
+        "mv adder other",
+        "rm -r adder && ln -s /etc adder",
+        "rm README.md && mkdir README.md && echo x > README.md/x",
+        "chmod +x README.md",
+        "mkdir -p .github/workflows && echo x > .github/workflows/ci.yml",
+    ],
+)
+async def test_what_a_command_does_to_other_paths_is_undone(bench: Bench, command: str) -> None:
+    done = await bench.do(
+        RunCommand(command=f"mkdir docs && echo y > docs/a.md; {command}"), paths=["docs/**"]
+    )
+
+    assert [file.path for file in done.changed] == ["docs/a.md"]
+    assert "[these changes are undone]" in done.observation
+    assert bench.text(done.commit, "README.md").startswith("# Adder")
+
+
+@pytest.mark.parametrize("path", ["setup.py", "../x", "/etc/passwd", ".git/config", "docs/../x"])
+async def test_an_edit_of_another_path_changes_nothing(bench: Bench, path: str) -> None:
+    done = await bench.do(WriteFile(path=path, content="x"), paths=["docs/**"])
+
+    assert done.commit == bench.base
+    assert done.observation.startswith("nothing was changed: ")
+
+
+async def test_two_spellings_of_one_path_do_not_meet(bench: Bench) -> None:
+    edited = await bench.do(WriteFile(path="readme.MD", content="x"))
+    ran = await bench.do(RunCommand(command="echo x > Readme.md; ln -s /etc link"), step=2)
+    linked = await bench.do(WriteFile(path="link/x", content="x"), ran.commit, step=3)
+
+    assert edited.commit == bench.base
+    assert "one file on some systems" in edited.observation
+    assert [file.path for file in ran.changed] == ["link"]
+    assert "one file on some systems" in ran.observation
+    assert linked.commit == ran.commit
+    assert "symbolic link" in linked.observation
+
+
+async def test_by_default_the_configuration_of_ci_and_git_may_not_be_changed(
+    bench: Bench,
+) -> None:
+    done = await bench.do(WriteFile(path=".github/workflows/ci.yml", content="x"))
+    free = await bench.do(WriteFile(path="anything/else.txt", content="x"))
+
+    assert done.commit == bench.base
+    assert free.commit != bench.base
+
+
+async def test_a_command_that_is_stopped_changes_nothing(bench: Bench) -> None:
+    bench.repository = bench.repository.model_copy(update={"limits": Limits(seconds=1)})
+
+    done = await bench.do(RunCommand(command="echo x > README.md; echo begun; sleep 99"))
+
+    assert (done.commit, done.exit_code) == (bench.base, None)
+    assert done.stopped
+    assert done.observation.startswith("begun\n")
+    assert "its changes are undone" in done.observation
+
+
+async def test_a_tree_of_an_earlier_step_is_not_mixed_with_another(bench: Bench) -> None:
+    """Steps of two branches of work in random order, as after a reset."""
+    choose = random.Random(7)
+    heads = dict.fromkeys("abc", bench.base)
+    for number in range(1, 10):
+        name = choose.choice("abc")
+        done = await bench.do(
+            RunCommand(command=f"echo {number} >> {name}.txt; ls *.txt"), heads[name], number
+        )
+        assert done.observation == f"{name}.txt\n"
+        heads[name] = done.commit
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "git init -q docs/a",
+        "head -c 60000000 /dev/zero > docs/large",
+        "cd docs && for n in $(seq 5001); do echo $n > f$n; done",
+    ],
+)
+async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, command: str) -> None:
+    done = await bench.do(RunCommand(command=f"mkdir docs && {command}"))
+
+    assert (done.commit, done.exit_code) == (bench.base, 0)
+    assert "[all changes are undone: " in done.observation
+
+
+@pytest.mark.parametrize(
+    "name", ["docs/con.txt", "docs/a:b", "docs/e\u0301.md", "docs/caf\\351", "docs/x\u200b"]
+)
+async def test_a_name_that_some_system_cannot_have_is_undone(bench: Bench, name: str) -> None:
+    command = f"mkdir docs && echo y > docs/a.md && echo x > \"$(printf '{name}')\""
+
+    done = await bench.do(RunCommand(command=command), paths=["docs/**"])
+
+    assert [file.path for file in done.changed] == ["docs/a.md"]
+    assert "[these changes are undone]" in done.observation
+
+
+async def test_a_renamed_file_that_may_not_go_stays(bench: Bench) -> None:
+    command = "mkdir docs && mv README.md docs/README.md"
+
+    done = await bench.do(RunCommand(command=command), paths=["docs/**"])
+
+    assert [(file.path, file.status) for file in done.changed] == [("docs/README.md", "added")]
+    assert bench.text(done.commit, "README.md").startswith("# Adder")
+
+
+async def test_a_set_up_that_fails_fails_the_first_command(bench: Bench) -> None:
+    bench.repository = bench.repository.model_copy(update={"setup": "echo no packages; exit 3"})
+
+    with pytest.raises(ApplicationError, match="set-up: it ended with exit code 3: no packages"):
+        await bench.do(RunCommand(command="ls"))
+
+
+async def test_a_set_up_that_the_agent_broke_is_what_it_reads_next(bench: Bench) -> None:
+    bench.repository = bench.repository.model_copy(
+        update={"setup": "grep -q good requirements.txt"}
+    )
+    first = await bench.do(WriteFile(path="requirements.txt", content="bad"))
+
+    second = await bench.do(RunCommand(command="ls"), first.commit, step=2)
+    third = await bench.do(WriteFile(path="requirements.txt", content="good"), first.commit, 3)
+    fourth = await bench.do(RunCommand(command="ls"), third.commit, step=4)
+
+    assert second.observation.startswith("the command was not run: set-up: ")
+    assert (second.exit_code, second.commit) == (None, first.commit)
+    assert fourth.exit_code == 0

@@ -1,0 +1,106 @@
+"""The process `workspace`: work in repositories, on the store's commits, in a sandbox.
+
+It has no credentials but Temporal's, with those of its payloads, and the store's.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from activities.checks.sandbox import Sandbox
+from activities.config import InvalidConfig
+from activities.heartbeats import Heartbeats
+from activities.workspace.actions import Actions
+from activities.workspace.activities import Workspaces
+from activities.workspace.repositories import load_repositories, verify
+from activities.workspace.store import Stores
+from activities.workspace.trees import Trees
+from workers.clients.connection import StartError
+from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
+from workers.settings import Settings
+from workflows.models.workspace import Repository
+from workflows.stubs import WORKSPACE_QUEUE
+
+GIB = 1024**3
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def workspace_worker(
+    client: Client, settings: Settings, repositories: Mapping[str, Repository], sandbox: Sandbox
+) -> Worker:
+    """Return the worker of the queue `workspace`."""
+    stores = Stores(settings.store_folder, settings.repository_credentials)
+    trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
+    actions = Actions(stores, trees, settings.trees_folder / "prepared", sandbox)
+    workspaces = Workspaces(repositories, stores, actions)
+    return Worker(
+        client,
+        task_queue=WORKSPACE_QUEUE,
+        activities=[workspaces.begin_work, workspaces.run_action],
+        max_concurrent_activities=settings.workspace_concurrency,
+        **options(settings, Heartbeats()),
+    )
+
+
+@asynccontextmanager
+async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
+    """Check the repositories' entries and the folders, then run."""
+    settings = base.settings
+    with valid_config(InvalidConfig):
+        repositories = load_repositories(settings.fleet_config / "repositories.yaml")
+    await verify_all(repositories, settings)
+    make_folders(settings)
+    sandbox = Sandbox()
+    if no_sandbox := await sandbox.problem():
+        log.warning("commands of repositories are not run", reason=no_sandbox)
+    elif sandbox.no_groups:
+        log.warning("the kernel does not limit the whole sandbox", reason=sandbox.no_groups)
+    yield RunningProcess(
+        {WORKSPACE_QUEUE: workspace_worker(base.temporal, settings, repositories, sandbox)},
+        {"store": partial(store_answers, settings)},
+    )
+
+
+async def verify_all(repositories: Mapping[str, Repository], settings: Settings) -> None:
+    """Check that every repository answers and has its base.
+
+    Raises:
+        StartError: one of them does not.
+    """
+    for repository in repositories.values():
+        try:
+            await verify(repository, settings.repository_credentials)
+        except ApplicationError as error:
+            why = " ".join(error.message.split())
+            raise StartError(f"{why}. Correct repositories.yaml in FLEET_CONFIG") from error
+
+
+def make_folders(settings: Settings) -> None:
+    """Make the folders of the store and of the trees.
+
+    Raises:
+        StartError: one of them cannot be made.
+    """
+    for setting, folder in (
+        ("WORKSPACE_STORE", settings.store_folder),
+        ("WORKSPACE_TREES", settings.trees_folder),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(
+                f"{setting} {folder} cannot be made ({error.strerror}): name a folder that this "
+                "process may write"
+            ) from error
+
+
+async def store_answers(settings: Settings) -> None:
+    """Check that the folder of the store is there."""
+    if not settings.store_folder.is_dir():
+        raise FileNotFoundError(f"WORKSPACE_STORE {settings.store_folder} is not there")
