@@ -119,6 +119,16 @@ def is_about(text: str, task: str) -> bool:
     return len(wanted & {word[:WORD_STEM] for word in words_of(text)}) >= TASK_WORDS
 
 
+def without_contained(texts: Iterable[str]) -> list[str]:
+    """Leave out texts that longer ones contain: a decision may be a sentence of the content."""
+    kept: dict[str, str] = {}
+    for text in sorted(texts, key=len, reverse=True):
+        line = " ".join(text.split())
+        if not any(line in longer for longer in kept):
+            kept[line] = text
+    return list(kept.values())
+
+
 def _is_periodic(end: str, shortest: int) -> bool:
     for period in PERIODS:
         size = max(3 * period, shortest)

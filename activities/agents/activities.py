@@ -349,19 +349,21 @@ class VllmAgents:
         for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
             reply = await self._reply(question, latest, schema, wanted.is_whole, progress)
-            is_cut = reply.finish_reason in CUT_OFF
+            is_cut, is_document = reply.finish_reason in CUT_OFF, wanted.is_whole(reply.text)
+            is_last = ask == MAX_ATTEMPTS
             problem = flaw(reply)
             try:
-                is_document = wanted.is_whole(reply.text)
-                if problem and not schema and not is_document and not (is_cut and was_cut):
+                is_usable = is_document or is_last or (is_cut and was_cut)
+                if problem and not schema and not is_usable:
                     raise ValueError(problem)
                 fields = await self._fields(question, wanted, latest, reply, progress)
                 instructions = self._prompts.instructions[question.act]
-                if problem := non_answer(
+                problem = non_answer(
                     question, prompt, instructions, fields, is_document=is_document
-                ):
-                    raise ValueError(problem)
-                return fields
+                )
+                if not problem or is_last:  # a proposal that still says nothing is barred
+                    return fields
+                raise ValueError(problem)
             except ValueError as error:
                 problem = problem or str(error)
                 if schema and is_cut:
@@ -392,7 +394,7 @@ class VllmAgents:
         if wanted.draft is None:
             return wanted.read(reply.text)
         text = without_thoughts(reply.text)
-        if reply.finish_reason in CUT_OFF and not wanted.is_whole(text):
+        if reply.finish_reason in (*CUT_OFF, LOOP) and not wanted.is_whole(text):
             text = complete_part(text)
         draft = wanted.draft(text, given_to(question, asked))
         if draft.missing is None:

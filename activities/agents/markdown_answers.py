@@ -262,15 +262,20 @@ def _rating(points: Sequence[str], suggestion: str) -> Completion:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{first['loc'][-1]}: {first['msg']}") from error
 
-    schema = _object(
-        severities={
-            "type": "array",
-            "items": {"enum": ["low", "medium", "high"]},
-            "minItems": len(points),
-            "maxItems": len(points),
-        },
-        verdict={"enum": ["accept", "revise", "reject"]},
-    )
+    def rated(severities: Sequence[str], verdicts: Sequence[str]) -> dict[str, Any]:
+        count = {"minItems": len(points), "maxItems": len(points)}
+        return _object(
+            severities={"type": "array", "items": {"enum": list(severities)}, **count},
+            verdict={"enum": list(verdicts)},
+        )
+
+    # A verdict that contradicts a severity cannot be decoded.
+    schema = {
+        "anyOf": [
+            rated(["low", "medium", "high"], ["revise", "reject"]),
+            rated(["low", "medium"], ["accept"]),
+        ]
+    }
     listed = "\n".join(
         f"{n}. {point[:SHOWN_CHARACTERS]}" for n, point in enumerate(points, start=1)
     )

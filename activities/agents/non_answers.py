@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -38,7 +38,7 @@ def non_answer(
         fields: the answer.
         is_document: whether it was written by a schema, which asks for little more than words.
     """
-    text = "\n".join(without_contained(texts_in(list(fields.values()))))
+    text = "\n".join(substance.without_contained(texts_in(list(fields.values()))))
     shortest = 0 if is_document else SHORTEST.get(request.act, 0)
     if len(text.strip()) < shortest:
         return f"it is too short: write at least {shortest} characters"
@@ -59,16 +59,6 @@ def non_answer(
 def given_to(request: AgentRequest[Any], prompt: Prompt) -> str:
     """Return what an agent knows, and its task."""
     return f"{prompt.messages[0]['content']}\n\n{request.call.task.description}"
-
-
-def without_contained(texts: Iterable[str]) -> list[str]:
-    """Leave out texts that longer ones contain: a decision may be a sentence of the content."""
-    kept: dict[str, str] = {}
-    for text in sorted(texts, key=len, reverse=True):
-        line = " ".join(text.split())
-        if not any(line in longer for longer in kept):
-            kept[line] = text
-    return list(kept.values())
 
 
 def texts_in(value: Any) -> Iterator[str]:

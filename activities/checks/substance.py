@@ -20,12 +20,12 @@ class SubstanceCheck(ProposalCheck):
         return await asyncio.to_thread(self._check, proposal)
 
     def _check(self, proposal: ParsedProposal) -> Check:
-        content = proposal.texts[0].text
-        if problem := _says_nothing(content, proposal.task):
+        text = "\n".join(substance.without_contained(each.text for each in proposal.texts))
+        if problem := _says_nothing(proposal.texts[0].text, text, proposal.task):
             return self._failed(problem, blocking=True)
         if not proposal.task:
             return self.not_checked(NO_TASK)
-        if not substance.is_about("\n".join(each.text for each in proposal.texts), proposal.task):
+        if not substance.is_about(text, proposal.task):
             return self._failed("has none of the task's words: it is about something else")
         return Check(name=self.name, outcome="passed", score=1.0)
 
@@ -40,12 +40,18 @@ class SubstanceCheck(ProposalCheck):
         )
 
 
-def _says_nothing(content: str, task: str) -> str:
-    """Return why a content has no substance, or an empty text."""
+def _says_nothing(content: str, text: str, task: str) -> str:
+    """Return why a proposal has no substance, or an empty text.
+
+    Args:
+        content: the main text.
+        text: all texts.
+        task: what the proposal is for.
+    """
     size = len(content.strip())
     if size < substance.MIN_CHARACTERS:
         return f"has {size} characters; {substance.MIN_CHARACTERS} are the least"
-    if substance.repeats_itself(content):
+    if substance.repeats_itself(text):
         return "repeats itself"
     if task and substance.copied(content, [task]) > substance.MAX_COPIED_OF_ALL:
         return "only repeats its task"

@@ -287,9 +287,10 @@ class AgentResponses:
             form, text = question.form(call.first_prompt.max_tokens), written(response)
             fields = form.read(text)
             instructions, is_document = self._prompts.instructions[call.act], form.is_whole(text)
-            if problem := non_answer(
+            problem = non_answer(
                 question, call.first_prompt, instructions, fields, is_document=is_document
-            ):
+            )
+            if problem and call.ask < MAX_ATTEMPTS:  # a proposal that still says nothing is barred
                 raise ValueError(problem)
         except ValueError as error:
             return await self._ask_again(found, call, response, by, str(error))

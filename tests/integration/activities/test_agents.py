@@ -23,6 +23,7 @@ from activities.agents.answer_cache import ANSWER_TTL, answer_key
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.profiles import ModelProfile, Profiles
 from activities.agents.prompts import Prompts
+from activities.checks.activities import Checks
 from activities.quota import TokenQuota
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
@@ -41,6 +42,8 @@ from workflows.models.agents import (
     Task,
 )
 from workflows.models.context import ContextPack
+from workflows.models.deliberation import CheckInput
+from workflows.rules.ranking import barred
 
 PROMPTS = Prompts.load(Path(__file__).parents[3] / "deploy" / "config" / "prompts")
 PROPOSAL = Proposal(approach="an outbox", content="Append, then publish.")
@@ -257,6 +260,21 @@ async def test_three_answers_that_cannot_be_used_are_the_end(
     assert len(llm.calls) == 3
 
 
+async def test_an_answer_that_says_nothing_three_times_is_left_to_the_checks(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("loops", times=3)
+
+    answer = await environment.run(agents.propose, proposing())
+    report = await environment.run(
+        Checks().check_proposal,
+        CheckInput(agent_id="dev-1", proposal=answer.proposal, task="Store every event."),
+    )
+
+    assert (answer.usage.asks, len(llm.calls)) == (3, 3)
+    assert barred(report)
+
+
 async def test_a_text_that_loops_is_stopped_in_the_engine(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
@@ -296,7 +314,6 @@ async def test_severities_and_verdict_that_a_critique_lacks_are_asked_for(
     fields = call_fields("dev-1")
     proposal = Proposal(approach="An outbox.", content="Append each event, then publish it.")
 
-    # The scripted engine may rate a point as high and accept: then the critique is asked for again.
     answer = await environment.run(
         agents.criticise, CriticiseInput(**fields, author_id="dev-2", proposal=proposal)
     )

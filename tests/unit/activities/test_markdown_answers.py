@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from activities.agents.markdown_answers import (
     MAX_DECISIONS,
@@ -166,7 +167,10 @@ def test_a_critique_without_severities_is_rated_by_a_short_question() -> None:
     )
 
     assert draft.missing is not None
-    assert draft.missing.schema["properties"]["severities"]["maxItems"] == 2
+    rules = Draft202012Validator(draft.missing.schema)
+    assert rules.is_valid({"severities": ["high", "low"], "verdict": "revise"})
+    assert not rules.is_valid({"severities": ["high", "low"], "verdict": "accept"})
+    assert not rules.is_valid({"severities": ["low"], "verdict": "accept"})
     rated = critique(
         Draft(draft.missing.complete({"severities": ["high", "low"], "verdict": "revise"}))
     )

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from activities.agents.non_answers import non_answer, without_contained
+from activities.agents.non_answers import non_answer
 from activities.agents.prompts import Prompts
 from activities.agents.requests import criticise, propose
 from activities.config import CONFIG
+from activities.substance import without_contained
 from workflows.models.agents import (
     Agent,
     CriticiseInput,
