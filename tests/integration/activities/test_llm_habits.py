@@ -580,10 +580,10 @@ def paid(met: Outcome) -> CallUsage:
 
 async def test_a_failed_call_reports_its_cost(store: Redis) -> None:
     async with ScriptedLlm() as server:
-        prose: Script = lambda _: (HEAD, chunk("No."), STOP, COUNTED, DONE)  # noqa: E731
+        half: Script = lambda _: (HEAD, BEGIN, STOP, COUNTED, DONE)  # noqa: E731
         server.scripts = {
-            "unusable": [prose],
-            "broken": [prose, lambda _: (HEAD, BEGIN, "reset")],
+            "unusable": [half],
+            "broken": [half, lambda _: (HEAD, BEGIN, "reset")],
             "refused": [lambda _: (raw_response(b"{}", "400 Bad Request"),)],
         }
         unusable, broken, nothing = [

@@ -198,6 +198,7 @@ async def test_deliberate_answers_with_ranked_results_their_checks_and_where_the
             "policy",
             "lint",
             "dry_run",
+            "substance",
         }
         assert each.checks.policy.message == "passed"
     assert answer.duration_ms > 0
