@@ -456,11 +456,11 @@ async def test_three_malformed_answers_are_the_end(fleet: Outside) -> None:
     handle = await fleet.ask(attempts=5)
 
     for _ in range(3):
-        await fleet.respond(await fleet.take(), "done", content="no JSON")
+        await fleet.respond(await fleet.take(), "done", content='{"approach": "half')
 
     error = await failure(handle)
     assert (error.type, error.non_retryable) == ("BadAnswer", True)
-    assert "too short" in error.message
+    assert "Invalid JSON" in error.message
     assert await fleet.call_count() == 3
 
 

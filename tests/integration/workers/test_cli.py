@@ -269,7 +269,7 @@ async def test_a_design_goes_back_with_its_reason_and_its_decisions_can_be_expla
     assert before["prompt_hash"]
     assert before["proposed_by"] not in ["", before["critiques"][0]["critic"]]
     assert len(before["critiques"]) == 1
-    assert [check["name"] for check in before["checks"]] == ["dry_run", "lint", "policy"]
+    assert [c["name"] for c in before["checks"]] == ["dry_run", "lint", "policy", "substance"]
     assert before["passed_by"] == []
     assert approved.json["state"] == "BUILD"
     (passed,) = until_recorded[0]["passed_by"]

@@ -189,15 +189,17 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
 
     async with running("all", environment | {"HEALTH_PORT": str(port)}) as log:
         jobs = set(log.ready["queues"])
-        assert jobs >= {"story", "agents", "agent-responses", "context", "bridge"}
+        assert jobs >= {"story", "agents", "agent-responses", "context", "bridge", "workspace"}
         checks = await until_health(port, 200)
         sandbox = Sandbox().no_groups
         assert checks == {
-            **dict.fromkeys(["temporal", "valkey", "workers", "llm", "neo4j", "nats"], "ok"),
+            **dict.fromkeys(
+                ["temporal", "valkey", "workers", "llm", "neo4j", "nats", "store"], "ok"
+            ),
             "sandbox": f"warning: {sandbox}" if sandbox else "ok",
         }
         warned = [line for line in log.lines if line.get("reason") == sandbox]
-        assert len(warned) == bool(sandbox)
+        assert len(warned) == 2 * bool(sandbox)  # of the processes `agents` and `workspace`
         async with httpx.AsyncClient(trust_env=False) as http:
             metrics = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
             elsewhere = await http.get(f"http://127.0.0.1:{port}/elsewhere")

@@ -152,7 +152,12 @@ async def test_a_story_is_scored() -> None:
 def test_the_shipped_weights_of_the_checks_are_the_design_s() -> None:
     document = yaml.safe_load((CONFIG / "checks.yaml").read_text())
 
-    assert document == {"weights": {"policy": 0.4, "lint": 0.3, "dry_run": 0.3}}
+    weights = document["weights"]
+    assert {name: weights[name] for name in ("policy", "lint", "dry_run")} == {
+        "policy": 0.4,
+        "lint": 0.3,
+        "dry_run": 0.3,
+    }
 
 
 def test_any_output_within_the_schema_is_a_valid_plan() -> None:
