@@ -29,6 +29,7 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
 from workflows.models.events import PublishBatch, RecordBatch
@@ -113,6 +114,16 @@ AROUND_A_COMMAND = timedelta(minutes=15)
 def workspace_call(limits: Limits) -> ActivityConfig:
     """Return the options of an activity that runs one command of a repository."""
     within = timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
+
+
+COMMANDS_OF_A_MEASUREMENT = 12
+"""Build, both suites and their repetitions, lint and analysis, of the base and of the change."""
+
+
+def measuring(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that measures a commit."""
+    within = COMMANDS_OF_A_MEASUREMENT * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
     return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
 
 
@@ -210,6 +221,16 @@ class WorkspaceStub:
     @activity.defn
     async def run_action(self, request: RunActionInput) -> ActionResult:
         """Carry out an action and commit what it changed; a repetition returns the first result."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def measure_change(self, request: MeasureInput) -> MeasuredChange:
+        """Check and measure a commit against its base, whose results are measured once.
+
+        Raises:
+            ApplicationError: `UnknownRepository` or `NotFound`; `PreparationFailed` if the base
+                cannot be prepared; none is retryable.
+        """
         raise NotImplementedError
 
 
