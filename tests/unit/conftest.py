@@ -169,7 +169,7 @@ class World:
     """Agent id -> what that agent does instead."""
     broken: set[str] = field(default_factory=set)
     """Paths whose change breaks a test."""
-    measured: list[MeasureInput] = field(default_factory=list)
+    measured_commits: list[MeasureInput] = field(default_factory=list)
     output: str = "1 passed"
     """The output of every command."""
 
@@ -336,7 +336,7 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         world, commit = self.world, request.commit
         if "measure_change" in world.hold:
             await world.hold["measure_change"].wait()
-        world.measured.append(request)
+        world.measured_commits.append(request)
         acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
         paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
         files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]
