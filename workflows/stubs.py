@@ -29,6 +29,7 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
 from workflows.models.events import PublishBatch, RecordBatch
@@ -163,6 +164,16 @@ def agent_call(agent: Agent) -> ActivityConfig:
     return NATS_CALL if agent.agent_type == "NATS" else LLM_CALL
 
 
+MEASURED_COMMANDS = 12
+"""Build, both suites and their repetitions, lint and analysis, of the base and of the change."""
+
+
+def measuring(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that measures an agent's commit."""
+    within = MEASURED_COMMANDS * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
+
+
 class AgentStub:
     """Calls to agents. Each raises ApplicationError; its type decides whether it is retried."""
 
@@ -204,6 +215,16 @@ class WorkspaceStub:
 
         Raises:
             ApplicationError: `UnknownRepository` or `NotFound`, not retryable.
+        """
+        raise NotImplementedError
+
+    @activity.defn
+    async def measure_change(self, request: MeasureInput) -> MeasuredChange:
+        """Check and measure a commit against its base, whose results are measured once.
+
+        Raises:
+            ApplicationError: `UnknownRepository` or `NotFound`; `PreparationFailed` if the base
+                cannot be prepared; none is retryable.
         """
         raise NotImplementedError
 

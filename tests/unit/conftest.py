@@ -29,6 +29,7 @@ from temporalio.worker import Worker
 
 from activities.children import Children
 from activities.heartbeats import Heartbeats
+from activities.workspace.reports import workspace_report
 from deploy.local.servers import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -66,6 +67,7 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import (
     ContextAnswer,
     ContextPack,
@@ -90,11 +92,18 @@ from workflows.models.implementation import (
     WorkQuery,
     WorkStart,
 )
+from workflows.models.measurement import (
+    CoverageResult,
+    LintResult,
+    Measurement,
+    Step,
+    SuiteResult,
+)
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.process import Process
 from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
 from workflows.models.story import StoryResult, StoryRuns, StoryView
-from workflows.models.workspace import ChangedFile, Repository
+from workflows.models.workspace import Change, ChangedFile, Repository
 from workflows.plan import PlanWorkflow
 from workflows.rules import rigor
 from workflows.rules.machine_file import parse_machine
@@ -156,6 +165,11 @@ class World:
 
     actions: list[Action] = field(default_factory=list)
     """What an agent does in a repository, step by step; then it finishes."""
+    actions_of: dict[str, list[Action]] = field(default_factory=dict)
+    """Agent id -> what that agent does instead."""
+    broken: set[str] = field(default_factory=set)
+    """Paths whose change breaks a test."""
+    measured_commits: list[MeasureInput] = field(default_factory=list)
     output: str = "1 passed"
     """The output of every command."""
 
@@ -275,7 +289,8 @@ class InstantAgents(InWorld, AgentStub):
     @activity.defn
     async def next_action(self, request: NextActionInput) -> NextActionAnswer:
         usage = await self.answer("next_action", request)
-        left = self.world.actions[request.wave - 1 :]
+        actions = self.world.actions_of.get(request.agent.agent_id, self.world.actions)
+        left = actions[request.wave - 1 :]
         return NextActionAnswer(action=left[0] if left else Finish(summary="done"), usage=usage)
 
 
@@ -299,16 +314,57 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         world, step, action = self.world, request.trailers.step, request.action
         if "run_action" in world.hold:
             await world.hold["run_action"].wait()
+        if held := world.hold.get(f"run_action/{request.trailers.agent}/{step}"):
+            await held.wait()
         if cause := world.failing.get(f"run_action/{step}"):
             raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
         world.ran.append(request)
-        paths = {p: None for ran in world.ran if (p := getattr(ran.action, "path", ""))}
+        mine = [ran for ran in world.ran if ran.trailers.agent == request.trailers.agent]
+        paths = {p: None for ran in mine if (p := getattr(ran.action, "path", ""))}
         changed = [ChangedFile(path=path, status="modified", insertions=1) for path in paths]
         if isinstance(action, RunCommand):
             return ActionResult(
                 exit_code=0, observation=world.output, commit=request.parent, changed=changed
             )
-        return ActionResult(observation="written", commit=f"{step:040x}", changed=changed)
+        commit = f"{step:040x}"
+        if request.trailers.agent in world.actions_of:
+            commit = self._prefix(request) + f"{step:02x}"
+        return ActionResult(observation="written", commit=commit, changed=changed)
+
+    @activity.defn
+    async def measure_change(self, request: MeasureInput) -> MeasuredChange:
+        world, commit = self.world, request.commit
+        if "measure_change" in world.hold:
+            await world.hold["measure_change"].wait()
+        world.measured_commits.append(request)
+        acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
+        paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
+        files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]
+        broken = sorted(world.broken.intersection(paths))
+        measurement = Measurement(
+            commit=commit,
+            base=request.base,
+            build=Step(command="make", exit_code=0),
+            unit=SuiteResult(
+                command="test", exit_code=bool(broken), passed=3, failed=len(broken), broken=broken
+            ),
+            e2e=SuiteResult(not_measured="no command"),
+            coverage=CoverageResult(percent=90),
+            lint=LintResult(exit_code=0),
+            static=LintResult(exit_code=0),
+        )
+        return MeasuredChange(
+            change=Change(commit=commit, base=request.base, files=files, insertions=2 * len(files)),
+            diff="".join(f"+++ b/{path}\n+text\n" for path in paths),
+            checks=[Check(name="policy", outcome="passed", score=1.0)],
+            measurement=measurement,
+            report=workspace_report(measurement, commit, request.repository.key),
+        )
+
+    @staticmethod
+    def _prefix(ran: RunActionInput) -> str:
+        """Return what the ids of all commits of an agent begin with."""
+        return ran.trailers.agent.encode().hex().ljust(38, "0")[:38]
 
 
 class InstantChecks(InWorld, CheckStub):
@@ -453,6 +509,7 @@ def activities() -> list[Any]:
         agents.next_action,
         workspace.begin_work,
         workspace.run_action,
+        workspace.measure_change,
         checks.check_proposal,
         graph.record,
         graph.record_deliberation,

@@ -17,6 +17,8 @@ from activities.config import InvalidConfig
 from activities.heartbeats import Heartbeats
 from activities.workspace.actions import Actions
 from activities.workspace.activities import Workspaces
+from activities.workspace.added_lines import ChangeChecks
+from activities.workspace.changes import Changes
 from activities.workspace.repositories import load_repositories, verify
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
@@ -37,12 +39,16 @@ def workspace_worker(
     """Return the worker of the queue `workspace`."""
     stores = Stores(settings.store_folder, settings.repository_credentials)
     trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
-    actions = Actions(stores, trees, settings.trees_folder / "prepared", sandbox)
-    workspaces = Workspaces(repositories, stores, actions)
+    prepared = settings.trees_folder / "prepared"
+    actions = Actions(stores, trees, prepared, sandbox)
+    with valid_config(InvalidConfig):
+        checks = ChangeChecks(settings.fleet_config, sandbox)
+    changes = Changes(stores, trees, prepared, checks, sandbox)
+    workspaces = Workspaces(repositories, stores, actions, changes)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
-        activities=[workspaces.begin_work, workspaces.run_action],
+        activities=[workspaces.begin_work, workspaces.run_action, workspaces.measure_change],
         max_concurrent_activities=settings.workspace_concurrency,
         **options(settings, Heartbeats()),
     )
