@@ -10,6 +10,8 @@ from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, CallUsage, Critique,
 from workflows.models.base import Model, Request
 from workflows.models.context import DecisionAdded
 from workflows.models.ids import Id, LongId, Role, WorkflowId
+from workflows.models.measurement import Measurement
+from workflows.models.workspace import Change, RepositoryWork
 
 
 class CheckInput(Model):
@@ -72,6 +74,8 @@ class RankedProposal(Model):
     prompt_hash: str = ""
     model: str = ""
     created_at_ms: int = 0
+    change: Change | None = None
+    """What it changes in the repository, if the council works in one."""
 
 
 class FailedAgent(Model):
@@ -113,6 +117,8 @@ class DeliberationInput(Request):
     """Text that the agents get after their context pack."""
     actor: str = ""
     """The caller of gRPC who asks, whose quota its tokens count for; empty: a story or plan."""
+    work: RepositoryWork | None = None
+    """None: the council deliberates in Markdown."""
 
 
 class RecordedDecision(Model):
@@ -145,6 +151,10 @@ class DeliberationResult(Model):
     error: str = ""
     usage: list[CallUsage] = []
     duration_ms: int = 0
+    change: Change | None = None
+    """The winner's, if the council works in a repository."""
+    measurement: Measurement | None = None
+    """Of the winner's change."""
 
 
 class Progress(Model):

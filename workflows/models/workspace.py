@@ -92,6 +92,32 @@ class ChangedFile(Model):
     link: bool = False
 
 
+class Change(Model):
+    """What a commit changes since its base."""
+
+    commit: str
+    base: str
+    files: list[ChangedFile] = []
+    insertions: int = 0
+    deletions: int = 0
+
+
+class RepositoryWork(Model):
+    """What a council works on in a repository.
+
+    Attributes:
+        base: the commit that every agent starts from.
+        paths: globs that may change; empty: everything but CI and git configuration.
+        steps: of each agent; None for those of the repository.
+    """
+
+    repository: Repository
+    story_id: Id
+    base: Commit
+    paths: list[Glob] = []
+    steps: int | None = Field(default=None, ge=1, le=1_000)
+
+
 class TreeFile(Model):
     """A file of a commit. `size`: in bytes; 0 for a submodule."""
 
