@@ -27,8 +27,12 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from activities.checks.sandbox import Sandbox
 from activities.children import Children
 from activities.heartbeats import Heartbeats
+from activities.workspace.branches import Branches
+from activities.workspace.store import Stores
+from activities.workspace.trees import Trees
 from deploy.local.servers import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -66,6 +70,18 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.branches import (
+    BranchPoint,
+    BranchQuery,
+    BranchSize,
+    BranchSpan,
+    Measured,
+    MeasureRequest,
+    MergeAnswer,
+    MergeRequest,
+    PinnedRepository,
+    PinQuery,
+)
 from workflows.models.context import (
     ContextAnswer,
     ContextPack,
@@ -90,9 +106,11 @@ from workflows.models.implementation import (
     WorkQuery,
     WorkStart,
 )
+from workflows.models.measurement import Measurement, Step
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.process import Process
 from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
+from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryResult, StoryRuns, StoryView
 from workflows.models.workspace import ChangedFile, Repository
 from workflows.plan import PlanWorkflow
@@ -103,6 +121,7 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import (
     AccessStub,
     AgentStub,
+    BranchStub,
     CheckStub,
     GraphStub,
     MirrorStub,
@@ -158,6 +177,13 @@ class World:
     """What an agent does in a repository, step by step; then it finishes."""
     output: str = "1 passed"
     """The output of every command."""
+    folder: Path = Path("/nonexistent")
+    """Where the stores of `repositories` are."""
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What differs from GOOD_REPORT in the measurement of a branch."""
+    edits: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Title of a task -> the files that its council writes; see tests/support/branches.py."""
 
     calls: list[AgentCall] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
@@ -311,6 +337,54 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         return ActionResult(observation="written", commit=f"{step:040x}", changed=changed)
 
 
+class InstantBranches(InWorld, BranchStub):
+    """Branches in real stores of the test's repositories; only measurements run no command."""
+
+    @property
+    def branches(self) -> Branches:
+        folder = self.world.folder
+        folder.joinpath("stores").mkdir(exist_ok=True)
+        trees = Trees(folder / "trees", 2**30)
+        stores = Stores(folder / "stores")
+        return Branches(self.world.repositories, stores, trees, folder / "prepared", Sandbox())
+
+    @activity.defn
+    async def pin_repository(self, query: PinQuery) -> PinnedRepository:
+        return await self.branches.pin_repository(query)
+
+    @activity.defn
+    async def place_branch(self, point: BranchPoint) -> None:
+        await self.branches.place_branch(point)
+
+    @activity.defn
+    async def branch_head(self, query: BranchQuery) -> str:
+        return await self.branches.branch_head(query)
+
+    @activity.defn
+    async def merge_change(self, request: MergeRequest) -> MergeAnswer:
+        return await self.branches.merge_change(request)
+
+    @activity.defn
+    async def measure_branch(self, request: MeasureRequest) -> Measured:
+        if cause := self.world.failing.get("measure_branch"):
+            raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
+        found = GOOD_REPORT | {"job_id": request.job_id, "commit": request.commit, "actor": ""}
+        none = Step(not_measured="a unit test runs no command").model_dump()
+        steps = ("build", "unit", "e2e", "coverage", "lint", "static")
+        return Measured(
+            report=WorkspaceReport(**found | {"measured_by": "fleet"} | self.world.measured),
+            measurement=Measurement.model_validate(dict.fromkeys(steps, none)),
+        )
+
+    @activity.defn
+    async def branch_size(self, span: BranchSpan) -> BranchSize:
+        return await self.branches.branch_size(span)
+
+    @activity.defn
+    async def push_branch(self, point: BranchPoint) -> None:
+        await self.branches.push_branch(point)
+
+
 class InstantChecks(InWorld, CheckStub):
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
@@ -442,6 +516,7 @@ class InstantMirror(InWorld, MirrorStub):
 def activities() -> list[Any]:
     agents, checks, graph = InstantAgents(), InstantChecks(), InstantGraph()
     planning, mirror, workspace = InstantPlanning(), InstantMirror(), InstantWorkspace()
+    branches = InstantBranches()
     return [
         InstantAccess().check_actor,
         agents.propose,
@@ -453,6 +528,13 @@ def activities() -> list[Any]:
         agents.next_action,
         workspace.begin_work,
         workspace.run_action,
+        branches.pin_repository,
+        branches.place_branch,
+        branches.branch_head,
+        branches.merge_change,
+        branches.measure_branch,
+        branches.branch_size,
+        branches.push_branch,
         checks.check_proposal,
         graph.record,
         graph.record_deliberation,
@@ -630,9 +712,10 @@ class RunningStory:
 
 
 class StartStory:
-    def __init__(self, client: Client, world: World) -> None:
+    def __init__(self, client: Client, world: World, task_queue: str = "story") -> None:
         self.client = client
         self.world = world
+        self.task_queue = task_queue
 
     async def __call__(self, **fields: Any) -> RunningStory:
         story_id = fields.pop("story_id", f"US-{self.world.key}")
@@ -641,7 +724,7 @@ class StartStory:
             "StoryWorkflow",
             request,
             id=story_workflow_id(story_id),
-            task_queue="story",
+            task_queue=self.task_queue,
             result_type=StoryResult,
         )
         return RunningStory(handle, story_id)

@@ -227,6 +227,13 @@ def story(view: StoryView) -> RenderableType:
         lines.add_row("gate", text(waits, "yellow"))
         lines.add_row("", text(how_to_open(view), "dim"))
         lines.add_row("revision", text(view.revision))
+    if view.branch:
+        at = view.branch.head or "created once the scope is approved"
+        lines.add_row("repository", text(view.branch.repository))
+        lines.add_row("branch", text(f"{view.branch.branch}: {at}"))
+        lines.add_row("base", text(view.branch.base))
+        for glob in view.branch.unmatched:
+            lines.add_row("", text(f"paths: no file matches {glob}", "yellow"))
     if view.working_on:
         lines.add_row("working on", text(view.working_on))
     lines.add_row("readiness", text(f"{view.dor_score} of 100 at rigor {view.rigor}"))

@@ -17,6 +17,7 @@ from activities.config import InvalidConfig
 from activities.heartbeats import Heartbeats
 from activities.workspace.actions import Actions
 from activities.workspace.activities import Workspaces
+from activities.workspace.branches import Branches
 from activities.workspace.repositories import load_repositories, verify
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
@@ -37,12 +38,24 @@ def workspace_worker(
     """Return the worker of the queue `workspace`."""
     stores = Stores(settings.store_folder, settings.repository_credentials)
     trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
-    actions = Actions(stores, trees, settings.trees_folder / "prepared", sandbox)
+    prepared = settings.trees_folder / "prepared"
+    actions = Actions(stores, trees, prepared, sandbox)
     workspaces = Workspaces(repositories, stores, actions)
+    branches = Branches(repositories, stores, trees, prepared, sandbox)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
-        activities=[workspaces.begin_work, workspaces.run_action],
+        activities=[
+            workspaces.begin_work,
+            workspaces.run_action,
+            branches.pin_repository,
+            branches.place_branch,
+            branches.branch_head,
+            branches.merge_change,
+            branches.measure_branch,
+            branches.branch_size,
+            branches.push_branch,
+        ],
         max_concurrent_activities=settings.workspace_concurrency,
         **options(settings, Heartbeats()),
     )
