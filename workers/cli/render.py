@@ -20,6 +20,7 @@ from workflows.models.base import Model
 from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView, TimelineEntry
+from workflows.models.workspace import LoggedCommit
 
 if TYPE_CHECKING:
     from activities.graph.provenance import Objection, Why  # its driver is slow to import
@@ -246,6 +247,24 @@ def story(view: StoryView) -> RenderableType:
     budget = f" of {view.token_budget:,}" if view.token_budget else ""
     lines.add_row("tokens", text(f"{view.tokens_used:,}{budget}"))
     return Panel.fit(lines, title=text(f"{view.story_id}: {view.title}"), title_align="left")
+
+
+def commits(branch: str, found: Sequence[LoggedCommit]) -> RenderableType:
+    """Render the commits of a branch."""
+    return FittingTable(
+        branch,
+        (Column("commit"), Column("time", drop=2), Column("author", drop=1), "task", "subject"),
+        (
+            (
+                commit.commit[:12],
+                f"{commit.at:%Y-%m-%d %H:%M:%S}",
+                commit.author,
+                commit.trailers.get("Task", ""),
+                commit.subject,
+            )
+            for commit in found
+        ),
+    )
 
 
 def snapshot(now: Snapshot) -> RenderableType:
