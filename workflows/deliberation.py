@@ -1,7 +1,8 @@
 """DeliberationWorkflow: a council writes, criticises and revises proposals, which are then ranked.
 
 context pack -> propose -> per round: criticise in a ring, revise -> check -> score and rank ->
-select -> record -> publish. Each step asks all agents at once: 1 + 2R waves for R rounds.
+select -> record -> publish. Each step asks all agents at once: 1 + 2R waves for R rounds. In a
+repository, the proposals are commits, which the fleet measures (workflows/council_changes.py).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from temporalio.common import Priority
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
+    ChildWorkflowError,
     FailureError,
     is_cancelled_exception,
 )
 
 from workflows.actors import decisions_of_people
+from workflows.council_changes import CouncilChanges
 from workflows.execution import cause_of, require_id, stopped, type_of
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
@@ -80,7 +83,7 @@ with workflow.unsafe.imports_passed_through():
         called_deliberation_workflow_id,
         deliberation_workflow_id,
     )
-    from workflows.rules import ranking
+    from workflows.rules import changes, ranking
     from workflows.rules.news import decisions_with, milestones_with
     from workflows.timestamps import timestamp
 
@@ -110,7 +113,13 @@ class Participant:
         if self.proposal.content:
             self.drafts.append(self.proposal.content)
         self.proposal = answer.proposal
-        self.usage = answer.usage
+        self.continues(answer.usage)
+
+    def continues(self, usage: CallUsage, draft: str = "") -> None:
+        """Note who wrote the proposal, and when. `draft`: the one before, unless it is noted."""
+        if draft:
+            self.drafts.append(draft)
+        self.usage = usage
         self.created_at_ms = int(workflow.now().timestamp() * 1000)
 
 
@@ -145,6 +154,7 @@ class DeliberationWorkflow:
         self.status = "generating"
         self.spent = timedelta()
         self.outcome: DeliberationResult | None = None
+        self.changes = CouncilChanges(self, input.work) if input.work else None
 
     @workflow.run
     async def run(self, input: DeliberationInput) -> DeliberationResult:
@@ -204,6 +214,12 @@ class DeliberationWorkflow:
         self.granted.add(wave)
 
     @workflow.signal
+    async def request_wave(self, request: WaveRequest) -> None:
+        """Grant a step to an agent that works in a repository, when the story grants it."""
+        if self.changes:
+            await self.changes.grant_step(request)
+
+    @workflow.signal
     def outlive(self) -> None:
         """Ignore cancellations from now on: the story continues as new (workflows/child.py)."""
 
@@ -228,7 +244,7 @@ class DeliberationWorkflow:
             answered=answered,
             waiting=[s.agent.agent_id for s in self.seats if s.agent.agent_id not in answered],
             failed=self.failed,
-            tokens=sum(call.tokens for call in self.usage),
+            tokens=sum(call.tokens for call in self.all_usage()),
         )
 
     @workflow.query
@@ -281,12 +297,17 @@ class DeliberationWorkflow:
         if task.background:
             context = "\n\n".join(filter(None, (self.pack.context, task.background)))
             self.pack = self.pack.model_copy(update={"context": context})
+        if self.changes:
+            await self.changes.load_level()
         self.seats = [Participant(agent) for agent in council.agents]
         self.size = len(self.seats)
         return council
 
     async def propose(self) -> None:
         await self.begin_wave("propose")
+        if self.changes:
+            await self.changes.wave("propose", self.changes.propose)
+            return
 
         async def ask(seat: Participant) -> None:
             answer = await self.call(
@@ -299,6 +320,9 @@ class DeliberationWorkflow:
 
     async def criticise(self) -> None:
         """Ask agent i to criticise the proposal of agent i+1: a ring, so that each is read once."""
+        if self.changes:
+            self.name_wave("measure")
+            await self.all_at_once("measure", self.changes.measure)
         await self.begin_wave("criticise")
         authors = {
             seat.agent.agent_id: self.seats[(i + 1) % len(self.seats)]
@@ -331,6 +355,9 @@ class DeliberationWorkflow:
     async def revise(self) -> None:
         """Ask each author for a revision, except those whose critic failed."""
         await self.begin_wave("revise")
+        if self.changes:
+            await self.changes.wave("revise", self.changes.revise)
+            return
 
         async def ask(seat: Participant) -> None:
             if not seat.critiques:
@@ -354,8 +381,11 @@ class DeliberationWorkflow:
         self.outbox.append(RoundCompleted(task_id=task.task_id, role=task.role, round=self.round))
 
     async def check(self) -> None:
-        """Run policy, lint and dry run on every proposal at once."""
+        """Run policy, lint and dry run on every proposal at once; of changes, policy and tests."""
         self.name_wave("check")
+        if self.changes:
+            await self.all_at_once("check", self.changes.check)
+            return
 
         async def ask(seat: Participant) -> None:
             agent_id = seat.agent.agent_id
@@ -380,15 +410,15 @@ class DeliberationWorkflow:
     async def select(self, council: Council) -> None:
         """Rank, judge a near tie, record with provenance, publish."""
         candidates = [seat.candidate for seat in self.seats if seat.candidate]
-        tied = ranking.near_tie(candidates)
+        tied = changes.tied(candidates) if self.changes else ranking.near_tie(candidates)
         if not tied:
             raise application_error(ErrorType.ALL_BARRED, f"{BARRED}: {self.findings()}")
         judged, winner_id = "", tied[0]
         if len(tied) > 1:
             verdict = await self.judge(council, tied)
             winner_id, judged = verdict.winner_id, verdict.reason
-        order = ranking.rank(candidates, winner_id)
-        ranked = self.ranked(order)
+        rank = changes.rank if self.changes else ranking.rank
+        ranked = self.ranked(rank(candidates, winner_id))
         winner = ranked[0]
         outcome = DeliberationResult(
             task_id=self.input.task_id,
@@ -405,6 +435,8 @@ class DeliberationWorkflow:
             failed_agents=self.failed,
             usage=self.usage,
             duration_ms=self.duration_ms(),
+            change=winner.change,
+            measurement=winner.measurement,
         )
         await self.record(outcome)
         self.announce_result(outcome)
@@ -518,17 +550,34 @@ class DeliberationWorkflow:
         self.name_wave(name)
         if not self.input.ask_for_budget:
             return
-        info = workflow.info()
-        wave = f"{self.outbox.run}/{self.wave}"
+        await self.granted_by_story(f"{self.outbox.run}/{self.wave}")
+
+    async def granted_by_story(self, wave: str) -> None:
+        """Ask the story for a wave, and wait until it grants it."""
         story = workflow.get_external_workflow_handle(self.input.outbox_workflow_id)
         await story.signal(
             REQUEST_WAVE,
-            WaveRequest(workflow_id=info.workflow_id, wave=wave, usage=self.usage),
+            WaveRequest(workflow_id=workflow.info().workflow_id, wave=wave, usage=self.all_usage()),
         )
         await workflow.wait_condition(lambda: wave in self.granted)
 
-    async def all_at_once(self, act: str, ask: Callable[[Participant], Awaitable[None]]) -> None:
+    def all_usage(self) -> list[CallUsage]:
+        """Return all calls so far, with those of implementations that run."""
+        return [*self.usage, *(self.changes.running_usage if self.changes else [])]
+
+    async def all_at_once(
+        self,
+        act: str,
+        ask: Callable[[Participant], Awaitable[None]],
+        *,
+        timed: bool = True,
+    ) -> None:
         """Ask every agent at once and leave out those that failed for good.
+
+        Args:
+            act: what they are asked to do.
+            ask: asks one of them.
+            timed: whether the deliberation's time limit ends it.
 
         Raises:
             ApplicationError: QuorumLost, if not more than half of the agents are left.
@@ -542,10 +591,10 @@ class DeliberationWorkflow:
         async def ask_all() -> list[BaseException | None]:
             return await asyncio.gather(*map(ask_one, self.seats), return_exceptions=True)
 
-        outcomes = await self.within_time(ask_all())
+        outcomes = await (self.within_time(ask_all()) if timed else ask_all())
         staying = []
         for seat, outcome in zip(self.seats, outcomes, strict=True):
-            if isinstance(outcome, ActivityError):
+            if isinstance(outcome, ActivityError | ChildWorkflowError):
                 self.failed.append(
                     FailedAgent(agent_id=seat.agent.agent_id, act=act, cause=cause_of(outcome))
                 )
@@ -565,7 +614,7 @@ class DeliberationWorkflow:
     async def within_time(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Limit the total time of all waves to `timeout`; waiting for a person does not count."""
         began = workflow.now()
-        left = timedelta(seconds=self.input.timeout) - self.spent
+        left = self.time_left()
         task = asyncio.create_task(work)
         try:
             await workflow.wait_condition(
@@ -585,6 +634,9 @@ class DeliberationWorkflow:
             ) from None
         self.spent += workflow.now() - began
         return task.result()
+
+    def time_left(self) -> timedelta:
+        return timedelta(seconds=self.input.timeout) - self.spent
 
     async def call(
         self,
@@ -634,7 +686,7 @@ class DeliberationWorkflow:
     def ranked(self, order: Sequence[ranking.Candidate]) -> list[RankedProposal]:
         seats = {seat.agent.agent_id: seat for seat in self.seats}
         info = workflow.info()
-        return [
+        found = [
             RankedProposal(
                 proposal_id=f"{info.workflow_id}-{self.outbox.run[-8:]}-{candidate.agent_id}",
                 agent_id=candidate.agent_id,
@@ -653,6 +705,7 @@ class DeliberationWorkflow:
             )
             for place, candidate in enumerate(order, start=1)
         ]
+        return self.changes.with_changes(found) if self.changes else found
 
     def recorded_decisions(self, winner: Proposal) -> list[RecordedDecision]:
         task, run = self.input, self.outbox.run[-8:]
@@ -677,7 +730,7 @@ class DeliberationWorkflow:
             status="failed",
             failed_agents=self.failed,
             error=error[:4000],
-            usage=self.usage,
+            usage=self.all_usage(),
             duration_ms=self.duration_ms(),
         )
 

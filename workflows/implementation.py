@@ -11,7 +11,12 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import Priority
-from temporalio.exceptions import ActivityError, TimeoutType, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    TimeoutType,
+    is_cancelled_exception,
+)
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.workflow import ActivityConfig
 
@@ -108,7 +113,8 @@ class ImplementationWorkflow:
         """Work on the task.
 
         Raises:
-            ActivityError: the repository or the agent failed before anything was changed.
+            ActivityError: the repository cannot be used.
+            ApplicationError: the agent failed before anything was changed; its calls are details.
         """
         task = input.task
         require_id(implementation_workflow_id(task.task_id, input.agent.agent_id))
@@ -349,7 +355,8 @@ class ImplementationWorkflow:
         """End the work by a failed call if it has changed something.
 
         Raises:
-            ActivityError: it was cancelled, or there is nothing to keep.
+            ActivityError: it was cancelled.
+            ApplicationError: there is nothing to keep.
         """
         if is_cancelled_exception(error) or type_of(error) == ErrorType.CANCELLED:
             raise error
@@ -357,7 +364,7 @@ class ImplementationWorkflow:
             self.ended_by = "seconds"
             return
         if work.commit == work.head:
-            raise error
+            raise failed_work(error, self.usage) from error
         self.ended_by, self.error = "failure", cause_of(error)
 
     # --- limits ---------------------------------------------------------------------------------
@@ -454,6 +461,13 @@ def editable(work: StartedWork) -> list[str]:
     gone = {file.path for file in work.changed if file.status == "deleted"}
     known = [path for path in work.outline.editable if path not in gone]
     return [*known, *(f.path for f in work.changed if f.path not in {*known, *gone})]
+
+
+def failed_work(error: ActivityError, usage: list[CallUsage]) -> ApplicationError:
+    """Return the failure of work without a change, with the calls that were paid for."""
+    return ApplicationError(
+        f"nothing was changed: {cause_of(error)}", *usage, type=type_of(error), non_retryable=True
+    )
 
 
 def out_of_time(error: ActivityError) -> bool:

@@ -813,7 +813,7 @@ class StoryWorkflow:
         job_id = f"fleet-{story.story_id}-{visit}-{branch.head[:12]}"
         self.asking = True
         try:
-            found = await story_branch.measured(story.story_id, branch, job_id)
+            report = await story_branch.measured(branch, job_id)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -823,7 +823,7 @@ class StoryWorkflow:
         finally:
             self.asking = False
         self.require_visit(visit)
-        self.take_report(found.report, "")
+        self.take_report(report, "")
 
     def take_report(self, report: WorkspaceReport, via: Via) -> None:
         """Score a report, and record it."""

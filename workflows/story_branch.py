@@ -14,7 +14,8 @@ from workflows.stubs import (
     PUSH,
     WORKSPACE,
     BranchStub,
-    measure_call,
+    WorkspaceStub,
+    measure_head,
 )
 
 with workflow.unsafe.imports_passed_through():
@@ -23,15 +24,15 @@ with workflow.unsafe.imports_passed_through():
         BranchQuery,
         BranchSize,
         BranchSpan,
-        Measured,
-        MeasureRequest,
         MergeAnswer,
         MergeRequest,
         PinQuery,
         StoryBranch,
     )
+    from workflows.models.changes import MeasureInput
     from workflows.models.events import StoryDelivered
     from workflows.models.ids import story_branch
+    from workflows.models.report import WorkspaceReport
     from workflows.models.story import StoryInput
     from workflows.models.workspace import RepositoryWork
 
@@ -119,26 +120,26 @@ async def merged(work: RepositoryWork, task_id: str, head: str, commit: str) -> 
     )
 
 
-async def measured(story_id: str, branch: StoryBranch, job_id: str) -> Measured:
-    """Measure the head of the branch against its base.
+async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
+    """Measure the head of the branch against its base; return the report of it.
 
     Raises:
         ActivityError: it cannot be measured.
     """
-    return await workflow.execute_activity_method(
-        BranchStub.measure_branch,
-        MeasureRequest(
+    found = await workflow.execute_activity_method(
+        WorkspaceStub.measure_change,
+        MeasureInput(
             repository=branch.repository,
-            story_id=story_id,
             base=branch.base,
             commit=branch.head,
-            job_id=job_id,
+            paths=branch.paths,
         ),
         **(
-            measure_call(branch.repository.limits)
+            measure_head(branch.repository.limits)
             | {"summary": f"measure {branch.branch} at {branch.head[:12]}"}
         ),
     )
+    return found.report.model_copy(update={"job_id": job_id})
 
 
 async def pushed(story_id: str, branch: StoryBranch) -> None:

@@ -573,6 +573,8 @@ class Story(BaseModel):
             base=branch.head,
             paths=branch.paths,
             steps=self.input.steps,
+            rigor=self.input.rigor,
+            level=self.process.rigor if self.process else None,
         )
 
     def take_merged(self, merged: list[MergedChange]) -> None:

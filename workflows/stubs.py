@@ -34,13 +34,12 @@ from workflows.models.branches import (
     BranchQuery,
     BranchSize,
     BranchSpan,
-    Measured,
-    MeasureRequest,
     MergeAnswer,
     MergeRequest,
     PinnedRepository,
     PinQuery,
 )
+from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
 from workflows.models.events import PublishBatch, RecordBatch
@@ -129,15 +128,19 @@ def workspace_call(limits: Limits) -> ActivityConfig:
 
 
 COMMANDS_OF_A_MEASUREMENT = 12
-"""Those on the base and on the commit; tests that fail run twice."""
+"""Build, both suites and their repetitions, lint and analysis, of the base and of the change."""
 
 
-def measure_call(limits: Limits) -> ActivityConfig:
-    """Return the options of a measurement, which has a few attempts: a person may report, too."""
-    within = COMMANDS_OF_A_MEASUREMENT * timedelta(seconds=limits.seconds) + 2 * AROUND_A_COMMAND
-    return WORKSPACE | ActivityConfig(
-        start_to_close_timeout=within,
-        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=5),
+def measuring(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that measures a commit."""
+    within = COMMANDS_OF_A_MEASUREMENT * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
+
+
+def measure_head(limits: Limits) -> ActivityConfig:
+    """Return the options of a measurement that a person's report can replace: a few attempts."""
+    return measuring(limits) | ActivityConfig(
+        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=5)
     )
 
 
@@ -246,6 +249,16 @@ class WorkspaceStub:
         """Carry out an action and commit what it changed; a repetition returns the first result."""
         raise NotImplementedError
 
+    @activity.defn
+    async def measure_change(self, request: MeasureInput) -> MeasuredChange:
+        """Check and measure a commit against its base, whose results are measured once.
+
+        Raises:
+            ApplicationError: `UnknownRepository` or `NotFound`; `PreparationFailed` if the base
+                cannot be prepared; none is retryable.
+        """
+        raise NotImplementedError
+
 
 class BranchStub:
     """The branch of a story in the store of its repository. Idempotent, as WorkspaceStub is."""
@@ -273,15 +286,6 @@ class BranchStub:
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
         """Merge a commit into the branch, which is at `head`, or as this merge has left it."""
-        raise NotImplementedError
-
-    @activity.defn
-    async def measure_branch(self, request: MeasureRequest) -> Measured:
-        """Run the repository's commands on a commit and on its base.
-
-        Raises:
-            ApplicationError: `PreparationFailed`, not retryable; `NoSandbox`.
-        """
         raise NotImplementedError
 
     @activity.defn

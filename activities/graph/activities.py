@@ -30,6 +30,11 @@ Everything that belongs to a story is one step away from it::
     (:Check {id, name, outcome, score, blocking, findings[], errors, warnings, output, exit_code,
                   position})
            -[:OF]->(Proposal)
+    (:Change {id, story_id, commit, base, files[], insertions, deletions})-[:FROM]->(Proposal),
+           -[:OF]->(Story): what a proposal changes in a repository
+    (:Report {id, commit, base, measured_by, score, rigor, gating_decision, reasons[], broken[],
+                  seconds, dimensions[]})-[:OF]->(Change)
+           score: 0 to 100; dimensions: each in JSON, with command, exit code and seconds
     (:Event {id, case_id, event_type, description, actor, timestamp_ms, entry_id})-[:OF]->(Story)
     (:PhaseTransition {id, story_id, from_phase, to_phase, event, actor, reason, timestamp})
            -[:OF]->(Story)

@@ -199,6 +199,15 @@ MIGRATIONS = (
             "MATCH (n:Received) WHERE n.received_ms IS NULL SET n.received_ms = timestamp()",
         ),
     ),
+    Migration(
+        6,
+        "changes in repositories, and their reports",
+        (
+            "CREATE CONSTRAINT change_id IF NOT EXISTS FOR (n:Change) REQUIRE n.id IS UNIQUE",
+            "CREATE CONSTRAINT report_id IF NOT EXISTS FOR (n:Report) REQUIRE n.id IS UNIQUE",
+            "CREATE INDEX change_commit IF NOT EXISTS FOR (n:Change) ON (n.commit)",
+        ),
+    ),
 )
 
 

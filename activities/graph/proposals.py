@@ -1,12 +1,16 @@
-"""The record of a finished deliberation: its proposals, critiques, checks and decisions."""
+"""The record of a deliberation: its proposals, critiques, checks, changes and decisions."""
 
 from __future__ import annotations
+
+import json
 
 from activities.graph.changes import OF_STORY, Write, key, order_key, parse_timestamp
 from activities.graph.decisions import decision_links, decision_write
 from activities.graph.plans import plan_write
 from workflows.models.deliberation import DeliberationRecord, RankedProposal
 from workflows.timestamps import format_timestamp
+
+DIMENSIONS = ("build", "unit", "e2e", "coverage", "lint", "static")
 
 PROPOSAL = (
     """
@@ -27,6 +31,22 @@ CHECK = """
 MATCH (p:Proposal {id: row.proposal_id})
 MERGE (n:Check {id: row.id}) ON CREATE SET n += row.node
 MERGE (n)-[:OF]->(p)
+"""
+
+CHANGE = (
+    """
+MATCH (p:Proposal {id: row.proposal_id})
+MERGE (n:Change {id: row.id}) ON CREATE SET n += row.node
+MERGE (n)-[:FROM]->(p)
+WITH n, row
+"""
+    + OF_STORY
+)
+
+REPORT = """
+MATCH (c:Change {id: row.change_id})
+MERGE (n:Report {id: row.id}) ON CREATE SET n += row.node
+MERGE (n)-[:OF]->(c)
 """
 
 DECISION_FROM = """
@@ -54,6 +74,7 @@ def deliberation_writes(record: DeliberationRecord) -> list[Write]:
     found = [_proposal(record, each) for each in ranked]
     found += [write for each in ranked for write in _critiques(each)]
     found += [write for each in ranked for write in _checks(each)]
+    found += [write for each in ranked for write in _change(record, each)]
     plan_id = key("plan_id", record.plan_id) if story else ""
     if plan_id:
         found.append(plan_write(story, plan_id))
@@ -138,4 +159,35 @@ def _checks(ranked: RankedProposal) -> list[Write]:
             },
         )
         for position, check in enumerate(ranked.checks)
+    ]
+
+
+def _change(record: DeliberationRecord, ranked: RankedProposal) -> list[Write]:
+    """Return a write of what a proposal changes in a repository, and one of its measurement."""
+    change, measurement, scored = ranked.change, ranked.measurement, ranked.scored
+    if not (change and measurement and scored):
+        return []
+    change_id = f"{ranked.proposal_id}/change"
+    node = change.model_dump(include={"commit", "base", "insertions", "deletions"}) | {
+        "story_id": record.story_id,
+        "files": [file.path for file in change.files],
+    }
+    report = scored.model_dump(include={"score", "rigor", "gating_decision", "reasons"}) | {
+        "commit": measurement.commit,
+        "base": measurement.base,
+        "seconds": measurement.seconds,
+        "measured_by": "fleet",
+        "broken": measurement.broken,
+        "dimensions": [
+            json.dumps({"dimension": name} | getattr(measurement, name).model_dump(mode="json"))
+            for name in DIMENSIONS
+        ],
+    }
+    row = {"id": change_id, "proposal_id": ranked.proposal_id, "story_id": record.story_id}
+    return [
+        Write(CHANGE, row | {"node": node}),
+        Write(
+            REPORT,
+            {"id": f"{ranked.proposal_id}/report", "change_id": change_id, "node": report},
+        ),
     ]

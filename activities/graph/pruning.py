@@ -52,7 +52,8 @@ WITH n LIMIT $limit
 WITH collect(n) AS found
 UNWIND found AS n
 OPTIONAL MATCH (n)<-[:OF|FROM]-(part) WHERE NOT (part)-[:OF]->(:Case)
-WITH found, collect(part) AS parts
+OPTIONAL MATCH (part:Change)<-[:OF]-(report:Report)
+WITH found, collect(part) + collect(report) AS parts
 UNWIND found + parts AS node
 WITH DISTINCT node DETACH DELETE node RETURN count(*) AS count
 """

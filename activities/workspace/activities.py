@@ -1,4 +1,4 @@
-"""The activities of the process `workspace`: the start of work in a repository, and its actions."""
+"""The activities of the process `workspace`: work in a repository, and what comes of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from temporalio.exceptions import ApplicationError
 
 from activities.checks.sandbox import CannotRun
 from activities.workspace.actions import Actions
+from activities.workspace.changes import Changes
 from activities.workspace.outline import outline_of
 from activities.workspace.repositories import find_repository
 from activities.workspace.store import Store, Stores
 from activities.workspace.toolchains import MissingToolchain
+from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.implementation import (
     ActionResult,
@@ -29,7 +31,11 @@ class Workspaces(WorkspaceStub):
     """Work in the repositories of repositories.yaml, by one worker among others."""
 
     def __init__(
-        self, repositories: Mapping[str, Repository], stores: Stores, actions: Actions
+        self,
+        repositories: Mapping[str, Repository],
+        stores: Stores,
+        actions: Actions,
+        changes: Changes,
     ) -> None:
         """Create the activities.
 
@@ -37,10 +43,12 @@ class Workspaces(WorkspaceStub):
             repositories: key -> entry.
             stores: the repositories' stores.
             actions: carries out actions in working trees.
+            changes: measures commits.
         """
         self._repositories = repositories
         self._stores = stores
         self._actions = actions
+        self._changes = changes
 
     @activity.defn
     async def begin_work(self, query: WorkQuery) -> WorkStart:
@@ -61,6 +69,16 @@ class Workspaces(WorkspaceStub):
         entry = self._entry(request.repository)
         with sandbox_errors():
             return await self._actions.carry_out(request.model_copy(update={"repository": entry}))
+
+    @activity.defn
+    async def measure_change(self, request: MeasureInput) -> MeasuredChange:
+        entry = self._entry(request.repository)
+        store = await self._stores.of(entry)
+        base = await known_commit(store, request.base)
+        with sandbox_errors():
+            return await self._changes.measured(
+                request.model_copy(update={"repository": entry, "base": base})
+            )
 
     def _entry(self, asked: Repository | str) -> Repository:
         """Return the pinned entry, at the URL that the fleet has for its key.

@@ -1,30 +1,21 @@
-"""Activities on stories' branches: pinned at a start, merged, measured, and delivered."""
+"""Activities on stories' branches: pinned at a start, merged, and delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.checks.sandbox import Sandbox
-from activities.workspace.activities import sandbox_errors
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
-from activities.workspace.measuring import measure, measure_base
-from activities.workspace.preparing import PreparationFailed, prepare
-from activities.workspace.reports import workspace_report
 from activities.workspace.repositories import find_repository
 from activities.workspace.store import Store, Stores
-from activities.workspace.trees import Trees
 from workflows.models.branches import (
     BranchPoint,
     BranchQuery,
     BranchSize,
     BranchSpan,
-    Measured,
-    MeasureRequest,
     MergeAnswer,
     MergeRequest,
     PinnedRepository,
@@ -32,7 +23,6 @@ from workflows.models.branches import (
 )
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import ref_part, story_branch
-from workflows.models.measurement import Measurement
 from workflows.models.workspace import Conflict, Repository
 from workflows.rules.paths import allowed, glob_problem
 from workflows.stubs import BranchStub
@@ -40,35 +30,14 @@ from workflows.stubs import BranchStub
 PIN_ATTEMPTS = 4
 """After these, a start is refused if its repository does not answer: a few seconds."""
 
-DIFF_BYTES = 64 * 1024**2
-"""The largest diff of which coverage is computed."""
-
 
 class Branches(BranchStub):
     """The branches of stories in the repositories of repositories.yaml."""
 
-    def __init__(
-        self,
-        repositories: Mapping[str, Repository],
-        stores: Stores,
-        trees: Trees,
-        prepared: Path,
-        sandbox: Sandbox,
-    ) -> None:
-        """Create the activities.
-
-        Args:
-            repositories: key -> entry.
-            stores: the repositories' stores.
-            trees: where commits are measured.
-            prepared: the cache of prepared dependencies.
-            sandbox: limits how many commands run at once.
-        """
+    def __init__(self, repositories: Mapping[str, Repository], stores: Stores) -> None:
+        """Create the activities. `repositories`: key -> entry."""
         self._repositories = repositories
         self._stores = stores
-        self._trees = trees
-        self._prepared = prepared
-        self._sandbox = sandbox
 
     @activity.defn
     async def pin_repository(self, query: PinQuery) -> PinnedRepository:
@@ -114,41 +83,6 @@ class Branches(BranchStub):
         if isinstance(merged, Conflict):
             return MergeAnswer(head=merged.head, conflict=merged.files)
         return MergeAnswer(head=merged.commit)
-
-    @activity.defn
-    async def measure_branch(self, request: MeasureRequest) -> Measured:
-        repository = self._entry(request)
-        with sandbox_errors():
-            try:
-                measurement = await self._measured(repository, request.base, request.commit)
-            except PreparationFailed as failed:
-                raise application_error(ErrorType.PREPARATION_FAILED, str(failed)) from failed
-        report = workspace_report(measurement, request.job_id, repository.key)
-        return Measured(report=report, measurement=measurement)
-
-    async def _measured(self, repository: Repository, base: str, commit: str) -> Measurement:
-        store = await self._stores.of(repository)
-        async with self._trees.at(store, base) as tree:
-            before = await measure_base(
-                repository,
-                tree,
-                commit=base,
-                prepared=await self._dependencies(repository, tree),
-                sandbox=self._sandbox,
-            )
-        async with self._trees.at(store, commit) as tree:
-            return await measure(
-                repository,
-                tree,
-                before,
-                diff=await store.diff(base, commit, limit=DIFF_BYTES),
-                commit=commit,
-                prepared=await self._dependencies(repository, tree),
-                sandbox=self._sandbox,
-            )
-
-    async def _dependencies(self, repository: Repository, tree: Path) -> Path | None:
-        return await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:

@@ -88,7 +88,7 @@ async def measure(
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
         bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
         if isinstance(bench, str):
-            return _not_measured(bench, commit)
+            return not_measured(bench, commit, base.commit if base else "")
         on_step("build")
         build = await bench.build()
         on_step("unit tests")
@@ -449,9 +449,17 @@ def _counted(findings: list[Finding] | None) -> dict[str, int] | None:
     return None if findings is None else dict(Counter(map(finding_key, findings)))
 
 
-def _not_measured(why: str, commit: str) -> Measurement:
+def not_measured(why: str, commit: str = "", base: str = "") -> Measurement:
+    """Return the measurement of a commit that nothing ran on.
+
+    Args:
+        why: the reason.
+        commit: what was to be measured.
+        base: what it was to be compared with.
+    """
     return Measurement(
         commit=commit,
+        base=base,
         build=Step(not_measured=why),
         unit=SuiteResult(not_measured=why),
         e2e=SuiteResult(not_measured=why),

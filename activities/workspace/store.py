@@ -39,6 +39,9 @@ from workflows.models.workspace import (
 READ_BYTES = 10 * 1024**2
 DIFF_BYTES = 2 * 1024**2
 
+CUT = "[the diff is longer than"
+"""The start of the last line of a diff that is cut; no line of a diff begins so."""
+
 ATTRIBUTES = (
     "* !text !eol !crlf !ident !filter !working-tree-encoding !diff !merge !export-ignore"
     " !export-subst\n"
@@ -365,7 +368,7 @@ class Store:
                 )
             except OutputTooLong as long:
                 cut = long.output.decode(errors="replace")
-                return f"{cut}\n[the diff is longer than {limit:,} bytes]\n"
+                return f"{cut}\n{CUT} {limit:,} bytes]\n"
         return output.decode(errors="replace")
 
     async def log(self, base: str, commit: str) -> list[LoggedCommit]:

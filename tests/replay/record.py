@@ -48,16 +48,19 @@ from workflows import models, story_state
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow, request_hash
+from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
 from workflows.implementation import ImplementationWorkflow
 from workflows.models.agents import Agent, Task
 from workflows.models.coach import CoachInput
 from workflows.models.context import ContextChange, ContextUpdate
+from workflows.models.deliberation import DeliberationInput
 from workflows.models.events import Entry, GateClosed, StoryCancelled, StoryCreated
 from workflows.models.ids import (
     closure_workflow_id,
     coach_workflow_id,
     context_workflow_id,
+    deliberation_workflow_id,
     derivation_workflow_id,
     implementation_workflow_id,
     plan_workflow_id,
@@ -72,7 +75,7 @@ from workflows.models.outbox import OutboxState, SkipEntry, StoryClosure
 from workflows.models.plan import DerivationInput, PlanInput, StoredPlan
 from workflows.models.readiness import StoryText
 from workflows.models.story import Amend, Approve, Reject, StoryRuns
-from workflows.models.workspace import Repository
+from workflows.models.workspace import Repository, RepositoryWork
 from workflows.plan import PlanWorkflow
 from workflows.rules import machine, machine_file, rigor
 
@@ -674,6 +677,40 @@ async def delivered(client: Client, world: World) -> dict[str, str]:
     return {"story": story.handle.id, "plan": plan_workflow_id(story.story_id, plan)}
 
 
+async def council_of_changes(client: Client, world: World) -> dict[str, str]:
+    """Let three agents change a repository within a budget: one breaks a test, one does nothing."""
+    story = await StartStory(client, world)(token_budget=50)
+    await story.until(gate="approve_scope")
+    world.actions_of = {
+        "agent-dev-1": [WriteFile(path="core.py", content="x")],
+        "agent-dev-2": [RunCommand(command="ls")],
+        "agent-dev-3": [WriteFile(path="README.md", content="hello")],
+    }
+    world.broken = {"core.py"}
+    request = DeliberationInput(
+        task_id=f"T-{world.key}",
+        story_id=story.story_id,
+        role="DEV",
+        description="Add a section",
+        ask_for_budget=True,
+        outbox_workflow_id=story.handle.id,
+        work=RepositoryWork(
+            repository=Repository(key="sample", url="file:///r"),
+            story_id=story.story_id,
+            base="0" * 40,
+        ),
+    )
+    workflow_id = deliberation_workflow_id(request.task_id)
+    handle = await client.start_workflow(
+        DeliberationWorkflow.run, request, id=workflow_id, task_queue="story"
+    )
+    await story.until(gate="budget")
+    await story.update("raise_budget", tokens=10_000, actor="ana", role="PO")
+    await handle.result()
+    await _given_up(story)
+    return {"deliberation": workflow_id}
+
+
 async def _implementation(
     client: Client, world: World, **more: Any
 ) -> WorkflowHandle[Any, ImplementationResult]:
@@ -721,6 +758,7 @@ CALLS: dict[str, Call_] = {
         implementation_failed,
         implementation_cancelled,
         delivered,
+        council_of_changes,
     )
 }
 

@@ -63,7 +63,11 @@ SENT: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     DeliberationWorkflow: (
         {"task_id": "t", "role": "DEV", "description": "d", "decisions": [DECISION]},
-        {**RUN, "grant_wave": "propose"},
+        {
+            **RUN,
+            "grant_wave": "propose",
+            "request_wave": {"workflow_id": CHILD, "wave": "run/1", "usage": [USAGE]},
+        },
     ),
     PlanWorkflow: ({"story_id": STORY, "plan_id": "p", "roles": ["DEV"]}, RUN),
     ContextUpdateWorkflow: (

@@ -27,12 +27,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from activities.checks.sandbox import Sandbox
 from activities.children import Children
 from activities.heartbeats import Heartbeats
 from activities.workspace.branches import Branches
+from activities.workspace.reports import workspace_report
 from activities.workspace.store import Stores
-from activities.workspace.trees import Trees
 from deploy.local.servers import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -75,13 +74,12 @@ from workflows.models.branches import (
     BranchQuery,
     BranchSize,
     BranchSpan,
-    Measured,
-    MeasureRequest,
     MergeAnswer,
     MergeRequest,
     PinnedRepository,
     PinQuery,
 )
+from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import (
     ContextAnswer,
     ContextPack,
@@ -106,13 +104,18 @@ from workflows.models.implementation import (
     WorkQuery,
     WorkStart,
 )
-from workflows.models.measurement import Measurement, Step
+from workflows.models.measurement import (
+    CoverageResult,
+    LintResult,
+    Measurement,
+    Step,
+    SuiteResult,
+)
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.process import Process
 from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
-from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryResult, StoryRuns, StoryView
-from workflows.models.workspace import ChangedFile, Repository
+from workflows.models.workspace import Change, ChangedFile, Repository
 from workflows.plan import PlanWorkflow
 from workflows.rules import rigor
 from workflows.rules.machine_file import parse_machine
@@ -175,13 +178,18 @@ class World:
 
     actions: list[Action] = field(default_factory=list)
     """What an agent does in a repository, step by step; then it finishes."""
+    actions_of: dict[str, list[Action]] = field(default_factory=dict)
+    """Agent id -> what that agent does instead."""
+    broken: set[str] = field(default_factory=set)
+    """Paths whose change breaks a test."""
+    measured: list[MeasureInput] = field(default_factory=list)
     output: str = "1 passed"
     """The output of every command."""
     folder: Path = Path("/nonexistent")
     """Where the stores of `repositories` are."""
     repositories: dict[str, Repository] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
-    """What differs from GOOD_REPORT in the measurement of a branch."""
+    builds: bool = True
+    """Whether the build of every commit passes."""
     edits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Title of a task -> the files that its council writes; see tests/support/branches.py."""
 
@@ -301,7 +309,8 @@ class InstantAgents(InWorld, AgentStub):
     @activity.defn
     async def next_action(self, request: NextActionInput) -> NextActionAnswer:
         usage = await self.answer("next_action", request)
-        left = self.world.actions[request.wave - 1 :]
+        actions = self.world.actions_of.get(request.agent.agent_id, self.world.actions)
+        left = actions[request.wave - 1 :]
         return NextActionAnswer(action=left[0] if left else Finish(summary="done"), usage=usage)
 
 
@@ -325,28 +334,69 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         world, step, action = self.world, request.trailers.step, request.action
         if "run_action" in world.hold:
             await world.hold["run_action"].wait()
+        if held := world.hold.get(f"run_action/{request.trailers.agent}/{step}"):
+            await held.wait()
         if cause := world.failing.get(f"run_action/{step}"):
             raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
         world.ran.append(request)
-        paths = {p: None for ran in world.ran if (p := getattr(ran.action, "path", ""))}
+        mine = [ran for ran in world.ran if ran.trailers.agent == request.trailers.agent]
+        paths = {p: None for ran in mine if (p := getattr(ran.action, "path", ""))}
         changed = [ChangedFile(path=path, status="modified", insertions=1) for path in paths]
         if isinstance(action, RunCommand):
             return ActionResult(
                 exit_code=0, observation=world.output, commit=request.parent, changed=changed
             )
-        return ActionResult(observation="written", commit=f"{step:040x}", changed=changed)
+        commit = f"{step:040x}"
+        if request.trailers.agent in world.actions_of:
+            commit = self._prefix(request) + f"{step:02x}"
+        return ActionResult(observation="written", commit=commit, changed=changed)
+
+    @activity.defn
+    async def measure_change(self, request: MeasureInput) -> MeasuredChange:
+        world, commit = self.world, request.commit
+        if "measure_change" in world.hold:
+            await world.hold["measure_change"].wait()
+        if cause := world.failing.get("measure_change"):
+            raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
+        world.measured.append(request)
+        acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
+        paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
+        files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]
+        broken = sorted(world.broken.intersection(paths))
+        measurement = Measurement(
+            commit=commit,
+            base=request.base,
+            build=Step(command="make", exit_code=int(not world.builds)),
+            unit=SuiteResult(
+                command="test", exit_code=bool(broken), passed=3, failed=len(broken), broken=broken
+            ),
+            e2e=SuiteResult(not_measured="no command"),
+            coverage=CoverageResult(percent=90),
+            lint=LintResult(exit_code=0),
+            static=LintResult(exit_code=0),
+        )
+        return MeasuredChange(
+            change=Change(commit=commit, base=request.base, files=files, insertions=2 * len(files)),
+            diff="".join(f"+++ b/{path}\n+text\n" for path in paths),
+            checks=[Check(name="policy", outcome="passed", score=1.0)],
+            measurement=measurement,
+            report=workspace_report(measurement, commit, request.repository.key),
+        )
+
+    @staticmethod
+    def _prefix(ran: RunActionInput) -> str:
+        """Return what the ids of all commits of an agent begin with."""
+        return ran.trailers.agent.encode().hex().ljust(38, "0")[:38]
 
 
 class InstantBranches(InWorld, BranchStub):
-    """Branches in real stores of the test's repositories; only measurements run no command."""
+    """Branches in real stores of the test's repositories."""
 
     @property
     def branches(self) -> Branches:
         folder = self.world.folder
         folder.joinpath("stores").mkdir(exist_ok=True)
-        trees = Trees(folder / "trees", 2**30)
-        stores = Stores(folder / "stores")
-        return Branches(self.world.repositories, stores, trees, folder / "prepared", Sandbox())
+        return Branches(self.world.repositories, Stores(folder / "stores"))
 
     @activity.defn
     async def pin_repository(self, query: PinQuery) -> PinnedRepository:
@@ -363,18 +413,6 @@ class InstantBranches(InWorld, BranchStub):
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
         return await self.branches.merge_change(request)
-
-    @activity.defn
-    async def measure_branch(self, request: MeasureRequest) -> Measured:
-        if cause := self.world.failing.get("measure_branch"):
-            raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
-        found = GOOD_REPORT | {"job_id": request.job_id, "commit": request.commit, "actor": ""}
-        none = Step(not_measured="a unit test runs no command").model_dump()
-        steps = ("build", "unit", "e2e", "coverage", "lint", "static")
-        return Measured(
-            report=WorkspaceReport(**found | {"measured_by": "fleet"} | self.world.measured),
-            measurement=Measurement.model_validate(dict.fromkeys(steps, none)),
-        )
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:
@@ -532,9 +570,9 @@ def activities() -> list[Any]:
         branches.place_branch,
         branches.branch_head,
         branches.merge_change,
-        branches.measure_branch,
         branches.branch_size,
         branches.push_branch,
+        workspace.measure_change,
         checks.check_proposal,
         graph.record,
         graph.record_deliberation,

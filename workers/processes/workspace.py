@@ -17,7 +17,9 @@ from activities.config import InvalidConfig
 from activities.heartbeats import Heartbeats
 from activities.workspace.actions import Actions
 from activities.workspace.activities import Workspaces
+from activities.workspace.added_lines import ChangeChecks
 from activities.workspace.branches import Branches
+from activities.workspace.changes import Changes
 from activities.workspace.repositories import load_repositories, verify
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
@@ -40,19 +42,22 @@ def workspace_worker(
     trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
     prepared = settings.trees_folder / "prepared"
     actions = Actions(stores, trees, prepared, sandbox)
-    workspaces = Workspaces(repositories, stores, actions)
-    branches = Branches(repositories, stores, trees, prepared, sandbox)
+    with valid_config(InvalidConfig):
+        checks = ChangeChecks(settings.fleet_config, sandbox)
+    changes = Changes(stores, trees, prepared, checks, sandbox)
+    workspaces = Workspaces(repositories, stores, actions, changes)
+    branches = Branches(repositories, stores)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
         activities=[
             workspaces.begin_work,
             workspaces.run_action,
+            workspaces.measure_change,
             branches.pin_repository,
             branches.place_branch,
             branches.branch_head,
             branches.merge_change,
-            branches.measure_branch,
             branches.branch_size,
             branches.push_branch,
         ],

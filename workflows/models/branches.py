@@ -1,4 +1,4 @@
-"""A story's branch in its repository: what is pinned, merged, measured, shown and delivered."""
+"""A story's branch in its repository: what is pinned, merged, shown and delivered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from datetime import datetime
 
 from workflows.models.base import Model
 from workflows.models.ids import Id, LongId
-from workflows.models.measurement import Measurement
-from workflows.models.report import WorkspaceReport
 from workflows.models.workspace import Commit, Glob, Repository, RepositoryKey
 
 
@@ -108,19 +106,6 @@ class BranchSpan(BranchPoint):
     """The commits of a story's branch after `base`."""
 
     base: Commit
-
-
-class MeasureRequest(BranchSpan):
-    """A commit to measure against its base. `job_id`: the report's."""
-
-    job_id: str
-
-
-class Measured(Model):
-    """What was measured of a commit, and the report that rigor scores."""
-
-    report: WorkspaceReport
-    measurement: Measurement
 
 
 class BranchSize(Model):

@@ -11,6 +11,7 @@ from workflows.models.base import Model, Request
 from workflows.models.context import DecisionAdded
 from workflows.models.ids import Id, LongId, Role, WorkflowId
 from workflows.models.measurement import Measurement
+from workflows.models.report import ReportScore
 from workflows.models.workspace import Change, RepositoryWork
 
 
@@ -76,6 +77,9 @@ class RankedProposal(Model):
     created_at_ms: int = 0
     change: Change | None = None
     """What it changes in the repository, if the council works in one."""
+    measurement: Measurement | None = None
+    scored: ReportScore | None = None
+    """The measurement's score by rigor."""
 
 
 class FailedAgent(Model):

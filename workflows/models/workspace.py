@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from workflows.models.base import Model, Section
+from workflows.models.base import Model, Rigor, Section
 from workflows.models.ids import Id, LongId
+from workflows.models.process import RigorLevel
 
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 """The id of a commit, in full."""
@@ -109,6 +110,8 @@ class RepositoryWork(Model):
         base: the commit that every agent starts from.
         paths: globs that may change; empty: everything but CI and git configuration.
         steps: of each agent; None for those of the repository.
+        rigor: the level by which measurements are scored.
+        level: its thresholds and weights, pinned; None: those that rigor.yaml has now.
     """
 
     repository: Repository
@@ -116,6 +119,8 @@ class RepositoryWork(Model):
     base: Commit
     paths: list[Glob] = []
     steps: int | None = Field(default=None, ge=1, le=1_000)
+    rigor: Rigor = "L1"
+    level: RigorLevel | None = None
 
 
 class TreeFile(Model):

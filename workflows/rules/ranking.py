@@ -24,6 +24,8 @@ class Candidate:
         open_points: see the function `open_points`.
         verified: every check that applied was made, and passed.
         unchecked: a check that applied was not made.
+        policy: 0 to 1, of a change in a repository.
+        size: the lines that a change adds and removes.
     """
 
     agent_id: str
@@ -32,6 +34,8 @@ class Candidate:
     open_points: int
     verified: bool = False
     unchecked: bool = False
+    policy: float = 1.0
+    size: int = 0
 
 
 def score(report: CheckReport) -> float:

@@ -730,6 +730,7 @@ async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
     unique = {labels[0]: properties for labels, properties, _ in constraints}
     alone = ["Case", "Story", "PhaseTransition", "PlanApproval", "GateApproval", "TaskDispatch"]
     alone += ["Proposal", "Critique", "Check", "Agent", "ContextUpdate", "Deliberation", "Received"]
+    alone += ["Change", "Report"]
     assert unique == (
         {label: ["id"] for label in alone}
         | {label: ["case_id", "id"] for label in ("PlanVersion", "Subtask", "Decision", "Event")}

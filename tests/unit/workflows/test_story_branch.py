@@ -173,7 +173,7 @@ async def test_the_fleets_own_measurement_of_the_head_passes_the_build(
 async def test_a_build_that_the_fleet_sees_fail_waits_for_a_person(
     start: StartStory, repo: Repo, world: World
 ) -> None:
-    world.measured = {"build": {"ok": False, "why": "exit code 1"}}
+    world.builds = False
     story = await start(repository="sample")
     await to_gate(story, "approve_design")
     await story.approve("approve_design")
@@ -188,7 +188,7 @@ async def test_a_build_that_the_fleet_sees_fail_waits_for_a_person(
 async def test_a_branch_that_cannot_be_measured_waits_for_a_report_of_its_commit(
     start: StartStory, repo: Repo, world: World
 ) -> None:
-    world.failing["measure_branch"] = "set-up: no network"
+    world.failing["measure_change"] = "set-up: no network"
     story = await start(repository="sample")
     await to_gate(story, "approve_design")
     await story.approve("approve_design")

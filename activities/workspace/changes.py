@@ -1,0 +1,142 @@
+"""What the fleet knows of an agent's commit by itself: its diff, its checks, its measurement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from pathlib import Path
+
+from activities.checks.sandbox import Sandbox
+from activities.workspace.added_lines import ChangeChecks
+from activities.workspace.base_results import BaseResultsOf
+from activities.workspace.measuring import measure, measure_base, not_measured
+from activities.workspace.preparing import PreparationFailed, prepare
+from activities.workspace.reports import workspace_report
+from activities.workspace.store import CUT, DIFF_BYTES, Store, Stores
+from activities.workspace.trees import Trees
+from workflows.models.changes import MeasuredChange, MeasureInput
+from workflows.models.deliberation import Check
+from workflows.models.errors import ErrorType, application_error
+from workflows.models.measurement import BaseResults, Measurement
+from workflows.models.workspace import Change, ChangedFile
+
+SHOWN_BYTES = 16 * 1024
+SHOWN_CONTEXT = 8
+"""Of the diff that critics and judges read: its size, and the lines around each change."""
+
+
+class Changes:
+    """Measures commits of stores against their bases."""
+
+    def __init__(
+        self, stores: Stores, trees: Trees, prepared: Path, checks: ChangeChecks, sandbox: Sandbox
+    ) -> None:
+        """Set the folders.
+
+        Args:
+            stores: the repositories' stores.
+            trees: where commits are checked out.
+            prepared: the cache of prepared dependencies.
+            checks: of what a commit adds.
+            sandbox: limits how many commands run at once.
+        """
+        self._stores = stores
+        self._trees = trees
+        self._prepared = prepared
+        self._checks = checks
+        self._sandbox = sandbox
+        self._bases: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def measured(self, request: MeasureInput) -> MeasuredChange:
+        """Return the change from the base to a commit, with its checks and its measurement.
+
+        Raises:
+            ApplicationError: the errors of the store; `PreparationFailed`, not retryable, if the
+                base's own dependencies cannot be prepared.
+            CannotRun, MissingToolchain: commands cannot be run on this worker.
+        """
+        store = await self._stores.of(request.repository)
+        base, commit = request.base, request.commit
+        files = await store.changed(base, commit)
+        if files:
+            measurement = await self._measurement(request, store)
+        else:
+            measurement = not_measured("it changes nothing", commit, base)
+        shown = await store.diff(base, commit, context=SHOWN_CONTEXT, limit=SHOWN_BYTES)
+        return MeasuredChange(
+            change=change_of(base, commit, files),
+            diff=shown,
+            checks=await self._checked(request, store, files),
+            measurement=measurement,
+            report=workspace_report(measurement, job_id=commit, project=request.repository.key),
+        )
+
+    async def _checked(
+        self, request: MeasureInput, store: Store, files: list[ChangedFile]
+    ) -> list[Check]:
+        whole = await store.diff(request.base, request.commit, context=0, limit=DIFF_BYTES)
+        touched = [path for file in files for path in (file.path, file.old_path) if path]
+        return await self._checks.made(
+            request.repository,
+            None if f"\n{CUT}" in whole[-100:] else whole,
+            touched,
+            request.paths,
+            request.task,
+        )
+
+    async def _measurement(self, request: MeasureInput, store: Store) -> Measurement:
+        repository = request.repository
+        base = await self._base_results(request, store)
+        diff = await store.diff(request.base, request.commit)
+        async with self._trees.at(store, request.commit, key=f"measured/{request.commit}") as tree:
+            try:
+                prepared = await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
+            except PreparationFailed as failed:  # the change is to blame: the base's did not fail
+                return not_measured(str(failed), request.commit, request.base)
+            return await measure(
+                repository,
+                tree,
+                base,
+                diff=diff,
+                commit=request.commit,
+                prepared=prepared,
+                sandbox=self._sandbox,
+            )
+
+    async def _base_results(self, request: MeasureInput, store: Store) -> BaseResults:
+        """Return the base's results, which are measured once for all changes of it."""
+        kept = BaseResultsOf(store, request.repository, request.base)
+        async with self._bases[kept.ref]:
+            found = await kept.read()
+            if found is None:
+                found = await self._measured_base(request, store)
+                await kept.keep(found)
+        return found
+
+    async def _measured_base(self, request: MeasureInput, store: Store) -> BaseResults:
+        repository = request.repository
+        async with self._trees.at(store, request.base, key=f"measured/{request.base}") as tree:
+            try:
+                prepared = await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
+            except PreparationFailed as failed:
+                raise application_error(ErrorType.PREPARATION_FAILED, str(failed)) from failed
+            return await measure_base(
+                repository, tree, commit=request.base, prepared=prepared, sandbox=self._sandbox
+            )
+
+
+def change_of(base: str, commit: str, files: list[ChangedFile]) -> Change:
+    """Return a change with its counts.
+
+    Args:
+        base: what it is compared with.
+        commit: its last commit.
+        files: what the commit changes.
+    """
+    return Change(
+        commit=commit,
+        base=base,
+        files=files,
+        insertions=sum(file.insertions for file in files),
+        deletions=sum(file.deletions for file in files),
+    )
