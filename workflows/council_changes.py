@@ -55,14 +55,20 @@ LEAST_SECONDS = 1.0
 class Work:
     """An agent's work so far: its commit, and what the fleet measured of it."""
 
-    def __init__(self, result: ImplementationResult, steps: int) -> None:
+    def __init__(self, result: ImplementationResult, before: Work | None) -> None:
         self.commit = result.commit
         self.summary = result.summary or result.error or f"ended by {result.ended_by}"
         self.decisions: list[Decision] = result.decisions
-        self.steps = steps
+        self.steps: int = result.steps + (before.steps if before else 0)
         self.measured: MeasuredChange | None = None
         self.scored: ReportScore | None = None
         self.checks: list[Check] = []
+        self.draft = ""
+        """The commit before, in a line, if this is another one."""
+        if before and before.commit != self.commit:
+            self.draft = f"Commit {before.commit}: {before.summary}"
+        elif before:
+            self.measured = before.measured
 
 
 class CouncilChanges:
@@ -103,10 +109,24 @@ class CouncilChanges:
             await self.implement(seat, changes.feedback(seat.critiques, found))
 
     async def implement(self, seat: Participant, feedback: list[str]) -> None:
-        council, agent_id = self.council, seat.agent.agent_id
+        """Run an agent's implementation, from its last commit on."""
+        agent_id = seat.agent.agent_id
         before = self.done.get(agent_id)
-        request = self.request(seat, before, feedback)
-        workflow_id = implementation_workflow_id(request.task.task_id, agent_id)
+        result = await self.counted(self.request(seat, before, feedback))
+        work = self.done[agent_id] = Work(result, before)
+        usage = CallUsage(
+            act="revise" if before else "propose",
+            agent_id=agent_id,
+            role=seat.agent.role,
+            model=result.model,
+            prompt_hash=result.prompt_hash,
+        )
+        seat.continues(usage, work.draft)
+
+    async def counted(self, request: ImplementationInput) -> ImplementationResult:
+        """Run an implementation; count its calls once, also if it fails."""
+        council, task = self.council, request.task
+        workflow_id = implementation_workflow_id(task.task_id, request.agent.agent_id)
         try:
             result = await self.child_result(request, workflow_id)
         except FailureError as error:
@@ -116,21 +136,7 @@ class CouncilChanges:
             self.spent.pop(workflow_id, None)
         council.usage += result.usage
         self.seconds_of_wave.append(result.duration_ms / 1000)
-        work = Work(result, result.steps + (before.steps if before else 0))
-        if before and before.commit == work.commit:
-            work.measured, work.scored, work.checks = before.measured, before.scored, before.checks
-        self.done[agent_id] = work
-        usage = CallUsage(
-            act="revise" if before else "propose",
-            agent_id=agent_id,
-            role=seat.agent.role,
-            model=result.model,
-            prompt_hash=result.prompt_hash,
-        )
-        draft = ""
-        if before and before.commit != work.commit:
-            draft = f"Commit {before.commit}: {before.summary}"
-        seat.continues(usage, draft)
+        return result
 
     def request(
         self, seat: Participant, before: Work | None, feedback: list[str]

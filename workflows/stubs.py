@@ -127,23 +127,6 @@ def workspace_call(limits: Limits) -> ActivityConfig:
     return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
 
 
-COMMANDS_OF_A_MEASUREMENT = 12
-"""Build, both suites and their repetitions, lint and analysis, of the base and of the change."""
-
-
-def measuring(limits: Limits) -> ActivityConfig:
-    """Return the options of an activity that measures a commit."""
-    within = COMMANDS_OF_A_MEASUREMENT * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
-    return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
-
-
-def measure_head(limits: Limits) -> ActivityConfig:
-    """Return the options of a measurement that a person's report can replace: a few attempts."""
-    return measuring(limits) | ActivityConfig(
-        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=5)
-    )
-
-
 PUSH = WORKSPACE | ActivityConfig(
     retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=8)
 )
@@ -200,6 +183,23 @@ def agent_call(agent: Agent) -> ActivityConfig:
     return NATS_CALL if agent.agent_type == "NATS" else LLM_CALL
 
 
+MEASURED_COMMANDS = 12
+"""Build, both suites and their repetitions, lint and analysis, of the base and of the change."""
+
+
+def measuring(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that measures an agent's commit."""
+    within = MEASURED_COMMANDS * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
+
+
+def measure_head(limits: Limits) -> ActivityConfig:
+    """Return the options of a measurement that a person's report can replace: a few attempts."""
+    return measuring(limits) | ActivityConfig(
+        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=5)
+    )
+
+
 class AgentStub:
     """Calls to agents. Each raises ApplicationError; its type decides whether it is retried."""
 
@@ -245,11 +245,6 @@ class WorkspaceStub:
         raise NotImplementedError
 
     @activity.defn
-    async def run_action(self, request: RunActionInput) -> ActionResult:
-        """Carry out an action and commit what it changed; a repetition returns the first result."""
-        raise NotImplementedError
-
-    @activity.defn
     async def measure_change(self, request: MeasureInput) -> MeasuredChange:
         """Check and measure a commit against its base, whose results are measured once.
 
@@ -257,6 +252,11 @@ class WorkspaceStub:
             ApplicationError: `UnknownRepository` or `NotFound`; `PreparationFailed` if the base
                 cannot be prepared; none is retryable.
         """
+        raise NotImplementedError
+
+    @activity.defn
+    async def run_action(self, request: RunActionInput) -> ActionResult:
+        """Carry out an action and commit what it changed; a repetition returns the first result."""
         raise NotImplementedError
 
 

@@ -45,6 +45,15 @@ from workflows.models.events import (
     TaskFailed,
     TaskFinished,
 )
+from workflows.models.measurement import (
+    CoverageResult,
+    LintResult,
+    Measurement,
+    Step,
+    SuiteResult,
+)
+from workflows.models.report import ReportScore
+from workflows.models.workspace import Change, ChangedFile
 
 STARTED_MS = 1_767_225_600_000
 
@@ -261,6 +270,32 @@ def deliberation(story: str, plan_id: str = "plan-1", **changes: Any) -> Deliber
         timestamp=at(6),
     )
     return record.model_copy(update=changes)
+
+
+def with_change(record: DeliberationRecord) -> DeliberationRecord:
+    """Return a record whose first proposal is a change in a repository, with its report."""
+    commit, base = "c" * 40, "b" * 40
+    measurement = Measurement(
+        commit=commit,
+        base=base,
+        build=Step(command="make", exit_code=0, seconds=1.5),
+        unit=SuiteResult(command="pytest", exit_code=1, passed=2, failed=1, broken=["t.test_a"]),
+        e2e=SuiteResult(not_measured="no command"),
+        coverage=CoverageResult(percent=80),
+        lint=LintResult(),
+        static=LintResult(),
+    )
+    change = Change(
+        commit=commit,
+        base=base,
+        files=[ChangedFile(path="README.md", status="modified", insertions=2, deletions=1)],
+        insertions=2,
+        deletions=1,
+    )
+    scored = ReportScore(score=0, rigor="L1", gating_decision="block", reasons=["unit: failed"])
+    more = {"change": change, "measurement": measurement, "scored": scored}
+    first, *others = record.ranked
+    return record.model_copy(update={"ranked": [first.model_copy(update=more), *others]})
 
 
 async def rows(driver: neo4j.AsyncDriver, cypher: Any, **parameters: Any) -> list[Any]:

@@ -182,7 +182,7 @@ class World:
     """Agent id -> what that agent does instead."""
     broken: set[str] = field(default_factory=set)
     """Paths whose change breaks a test."""
-    measured: list[MeasureInput] = field(default_factory=list)
+    measured_commits: list[MeasureInput] = field(default_factory=list)
     output: str = "1 passed"
     """The output of every command."""
     folder: Path = Path("/nonexistent")
@@ -358,7 +358,7 @@ class InstantWorkspace(InWorld, WorkspaceStub):
             await world.hold["measure_change"].wait()
         if cause := world.failing.get("measure_change"):
             raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
-        world.measured.append(request)
+        world.measured_commits.append(request)
         acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
         paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
         files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]

@@ -17,7 +17,7 @@ from tests.support.fleet import Environment, a_namespace, connect, variables
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.servers import Servers
-from tests.support.stories import batch, deliberation, new_story, one_of_each, rows
+from tests.support.stories import batch, deliberation, new_story, one_of_each, rows, with_change
 from workers.cli.graph import app
 
 LONG_AGO = ("--older-than", "30d")
@@ -38,7 +38,7 @@ async def whole(graph: Graph, driver: AsyncDriver, status: str, last: datetime) 
     """Store a whole story in its own graph; return its id."""
     story = new_story()
     await graph.record(batch(story, *one_of_each(story)))
-    await graph.record_deliberation(deliberation(story))
+    await graph.record_deliberation(with_change(deliberation(story)))
     await driver.execute_query(
         "MATCH (s:Story {id: $id})<-[:OF]-(e:Event) SET s.status = $status, e.timestamp_ms = $ms",
         id=story,
@@ -102,7 +102,8 @@ async def test_a_story_that_was_started_again_is_not_removed(
 
 async def test_old_deliberations_of_no_story_go(graph: Graph, driver: AsyncDriver) -> None:
     mark = new_story()
-    await graph.record_deliberation(deliberation(mark, story_id="", plan_id=""))
+    alone = with_change(deliberation(mark, story_id="", plan_id=""))
+    await graph.record_deliberation(alone)
     assert await nodes_of(driver, mark) > 0
 
     assert await graph.prune_without_story(datetime(2025, 1, 1, tzinfo=UTC)) == 0

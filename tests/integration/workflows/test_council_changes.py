@@ -108,7 +108,9 @@ async def test_the_good_change_wins_and_the_others_are_barred_with_reasons(counc
         "tests/test_subtract.py",
     ]
     assert (result.measurement.unit.passed, result.measurement.unit.failed) == (2, 0)
-    assert ranked["agent-dev-3"].scored.score == round(100 * result.score) > 0
+    best = ranked["agent-dev-3"].scored
+    assert best is not None
+    assert best.score == round(100 * result.score) > 0
     ref = "refs/fleet/US-subtract/T-subtract/agent-dev-3"
     assert in_store(store, "rev-parse", ref) == result.change.commit
 

@@ -112,7 +112,7 @@ async def test_each_commit_is_measured_once(fleet: Client, world: World) -> None
 
     await (await started(fleet, world)).result()
 
-    commits = [each.commit for each in world.measured]
+    commits = [each.commit for each in world.measured_commits]
     assert len(commits) == len(set(commits)) == 3
 
 
