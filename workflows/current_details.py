@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from workflows.models.agents import PlannedTask, Task
+from workflows.models.branches import BranchView
 from workflows.models.deliberation import DeliberationInput, Progress
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import ImplementationProgress
@@ -39,6 +40,7 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
         f"{view.tokens_used} tokens",
         fenced(view.title),
     ]
+    lines += branch_lines(view.branch)
     if view.working_on:
         lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":
@@ -70,6 +72,18 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
             for move in moves[:MOVES_SHOWN]
         ]
     return "\n".join(lines)
+
+
+def branch_lines(branch: BranchView | None) -> list[str]:
+    """Render the repository, the branch and its commits; nothing without a repository."""
+    if branch is None:
+        return []
+    head = f"at {code(branch.head)}" if branch.head else "once the scope is approved"
+    return [
+        f"Repository {code(branch.repository)} · branch {code(branch.branch)} {head} · base "
+        f"{code(branch.base)}",
+        *(f"- no file matches {code(glob)}" for glob in branch.unmatched[:MOVES_SHOWN]),
+    ]
 
 
 def stuck_details(workflow_id: str, stuck: Sequence[OutboxStuck]) -> str:

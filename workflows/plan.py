@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, FailureError, is_cancelled_exception
 
 from workflows.actors import decisions_of_people
 from workflows.deliberation import (
@@ -25,11 +25,13 @@ from workflows.execution import cause_of, require_id
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
+from workflows.story_branch import merged
 from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.current_details import plan_details
     from workflows.models.agents import PlannedTask
+    from workflows.models.branches import MergedChange
     from workflows.models.context import (
         DecisionAdded,
         DecisionsAdded,
@@ -46,6 +48,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.ids import council_id, deliberation_workflow_id, plan_workflow_id
     from workflows.models.plan import Plan, PlanInput, PlanQuery, PlanResult, TaskOutcome
+    from workflows.models.workspace import Change, RepositoryWork
     from workflows.rules import dag
     from workflows.rules.news import decisions_with, holding
 
@@ -65,6 +68,10 @@ class PlanWorkflow:
         self.running: list[str] = []
         self.stopping = False
         self.decisions: list[DecisionAdded] = list(input.decisions)
+        self.head = input.work.base if input.work else ""
+        """The last commit of the story's branch, if the tasks change a repository."""
+        self.merged: list[MergedChange] = []
+        self.merging = asyncio.Lock()
 
     @workflow.run
     async def run(self, input: PlanInput) -> PlanResult:
@@ -209,6 +216,7 @@ class PlanWorkflow:
                     outbox_workflow_id=self.input.outbox_workflow_id,
                     ask_for_budget=self.input.ask_for_budget,
                     decisions=self.decisions,
+                    work=self.work(),
                 ),
                 id=deliberation_workflow_id(task.task_id),
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
@@ -218,6 +226,9 @@ class PlanWorkflow:
             if self.stopping:
                 raise
             self.settle(task, failed_outcome(task, error))
+            return
+        if problem := await self.merge(task, result.change):
+            self.settle(task, outcome_of(task, status="failed", error=problem, usage=result.usage))
             return
         outcome = outcome_of(
             task,
@@ -240,6 +251,37 @@ class PlanWorkflow:
             ],
             [other for other in self.running if other != task.task_id],
         )
+
+    def work(self) -> RepositoryWork | None:
+        """Return what a task's council works on now; None without a repository."""
+        work = self.input.work
+        return work.model_copy(update={"base": self.head}) if work else None
+
+    async def merge(self, task: PlannedTask, change: Change | None) -> str:
+        """Merge a winner's change into the story's branch; return why it cannot be, or nothing.
+
+        One merge takes place at a time: each begins at the head that the last one has made.
+        """
+        work = self.input.work
+        if work is None or change is None:
+            return ""
+        async with self.merging:
+            try:
+                answer = await merged(work, task.task_id, self.head, change.commit)
+            except ActivityError as error:
+                if self.stopping:
+                    raise
+                return cause_of(error)
+            if answer.conflict:
+                return (
+                    f"merge: other tasks changed the same lines of {', '.join(answer.conflict)}; "
+                    "the task is done again on the branch"
+                )
+            self.merged.append(
+                MergedChange(task_id=task.task_id, base=self.head, commit=answer.head)
+            )
+            self.head = answer.head
+        return ""
 
     def settle(self, task: PlannedTask, outcome: TaskOutcome) -> None:
         self.outcomes[task.task_id] = outcome
@@ -323,6 +365,7 @@ class PlanWorkflow:
                 "story_id": self.input.story_id,
                 "status": status,
                 "outcomes": outcomes,
+                "merged": self.merged,
             }
         )
 

@@ -19,6 +19,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from workflows import story_branch
 from workflows.actors import check_actor, decisions_of_people
 from workflows.child import Child
 from workflows.deliberation import (
@@ -53,8 +54,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
     from workflows.current_details import story_details
     from workflows.models.access import Via, is_policy, require_person
-    from workflows.models.agents import Proposal, Task, UsageLine
+    from workflows.models.agents import PlannedTask, Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
+    from workflows.models.branches import StoryBranch
     from workflows.models.context import (
         ContextUpdate,
         DecisionAdded,
@@ -117,6 +119,9 @@ FEEDBACK_SHOWN = 5
 AMENDER = "PO"
 """The role that a token needs for an amendment."""
 
+WORKS_IN_REPOSITORY = ("design", "plan", "deliberation")
+"""What is done in states after the one whose gate approves the scope."""
+
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
 """Started by name: its module imports StoryWorkflow, which it signals."""
 
@@ -162,6 +167,7 @@ class StoryWorkflow:
                 if self.outgrown():
                     await self.quiet()
                     self.continue_as_new(input)
+            await self.deliver()
         except (asyncio.CancelledError, ActivityError) as error:
             if is_cancelled_exception(error):
                 self.cancelled()
@@ -174,6 +180,7 @@ class StoryWorkflow:
             state=self.story.state,
             decisions=self.story.decisions,
             tokens_used=self.story.tokens_used,
+            branch=self.story.branch_view(),
         )
 
     # --- updates, each with its validator and its signal twin -----------------------------------
@@ -183,6 +190,7 @@ class StoryWorkflow:
         """Open a gate; return the new state."""
         await self.ready()
         via = await self.check_actor(request, request.actor, request.role)
+        await self.require_shown_commit(request)
         transition = self.story.require_approve(request)
         self.pass_gate(transition, request, via)
         return self.story.view()
@@ -224,16 +232,7 @@ class StoryWorkflow:
         self.story.require_report()
         if via:
             self.story.require_new_report(report)
-        self.story.take_report(report)
-        score = self.story.score
-        assert score is not None
-        self.milestone(
-            "WORKSPACE_REPORT",
-            f"report {report.job_id} scores {score.score}: {score.gating_decision}"
-            f"{f', commit {report.commit}' if report.commit else ''}",
-            report.actor,
-            via,
-        )
+        self.take_report(report, via)
         self.settle()
         return self.story.view()
 
@@ -435,6 +434,11 @@ class StoryWorkflow:
         return self.story.plan
 
     @workflow.query
+    def branch(self) -> StoryBranch | None:
+        """Return the story's repository and branch; None without a repository."""
+        return self.story.branch
+
+    @workflow.query
     def timeline(self) -> list[TimelineEntry]:
         """Return the timeline's newest 500 lines, oldest first."""
         return self.story.timeline
@@ -455,6 +459,7 @@ class StoryWorkflow:
         )
         if process.text_bytes is not None:
             self.story.text.require_fits("StoryInput", process.text_bytes)
+        self.story.branch = await story_branch.pinned(input)
         self.story.process = process
         self.story.enter(process.machine.initial)
         self.save_spec()
@@ -570,6 +575,7 @@ class StoryWorkflow:
 
     async def begin_work(self) -> None:
         spec = self.story.spec
+        await self.place_branch()
         match spec.work:
             case "readiness":
                 await self.score_readiness()
@@ -731,6 +737,13 @@ class StoryWorkflow:
             for task in plan.tasks
             if task.task_id not in done
         ]
+        if left or story.branch is None:  # else the branch is left to be measured
+            await self.run_plan(plan, left)
+        await self.measure_branch()
+
+    async def run_plan(self, plan: Plan, left: list[PlannedTask]) -> None:
+        """Run tasks of the plan as a child, and take over what it did."""
+        story = self.story
         self.work_on(f"{plan.plan_id}: {len(left)} tasks")
         visit = story.visit
         await self.outbox.recorded()
@@ -746,6 +759,7 @@ class StoryWorkflow:
                 ask_for_budget=story.token_budget is not None,
                 decisions=story.told,
                 task_timeout=self.deliberation_timeout(),
+                work=story.repository_work(),
             ),
             PlanResult,
             plan_workflow_id(story.story_id, plan.plan_id),
@@ -761,6 +775,7 @@ class StoryWorkflow:
             story.decisions += outcome.decisions
             if outcome.status == "done":
                 story.done_tasks.append(outcome.task_id)
+        story.take_merged(result.merged)
         story.plan_faults = [
             f"{o.task_id} {o.status} {o.error}".strip()
             for o in result.outcomes
@@ -769,6 +784,94 @@ class StoryWorkflow:
         story.plan_status = result.status
         if result.status == "PARTIAL":
             raise application_error(ErrorType.PLAN_PARTIAL, "; ".join(story.plan_faults))
+
+    # --- the branch of a story in a repository --------------------------------------------------
+
+    async def place_branch(self) -> None:
+        """Create the branch once the scope is approved.
+
+        Before a plan runs, it is put back to where the last one that ended has left it.
+        """
+        story = self.story
+        if story.branch is None or story.spec.work not in WORKS_IN_REPOSITORY or story.outlived:
+            return
+        if story.branch.head and story.spec.work != "plan":
+            return
+        visit = story.visit
+        branch = await story_branch.placed(story.story_id, story.branch)
+        self.require_visit(visit)
+        story.branch = branch
+        self.show()
+
+    async def measure_branch(self) -> None:
+        """Measure the branch's head; if that is not possible, a person has to report."""
+        story, branch = self.story, self.story.branch
+        if branch is None:
+            return
+        self.work_on(f"measuring {branch.branch} at {branch.head[:12]}")
+        visit = story.visit
+        job_id = f"fleet-{story.story_id}-{visit}-{branch.head[:12]}"
+        self.asking = True
+        try:
+            report = await story_branch.measured(branch, job_id)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            story.unmeasured = cause_of(error)
+            self.milestone("NOT_MEASURED", f"commit {branch.head}: {story.unmeasured}")
+            return
+        finally:
+            self.asking = False
+        self.require_visit(visit)
+        self.take_report(report, "")
+
+    def take_report(self, report: WorkspaceReport, via: Via) -> None:
+        """Score a report, and record it."""
+        self.story.take_report(report)
+        score = self.story.score
+        assert score is not None
+        self.milestone(
+            "WORKSPACE_REPORT",
+            f"report {report.job_id} scores {score.score}: {score.gating_decision}"
+            f"{f', commit {report.commit}' if report.commit else ''}",
+            report.measured_by or report.actor,
+            via,
+        )
+
+    async def require_shown_commit(self, request: Approve) -> None:
+        """Refuse an approval if the branch has another commit than the gate shows.
+
+        Raises:
+            ApplicationError: `StaleRevision`; `GitStoreAway`: the store does not answer.
+        """
+        story, visit = self.story, self.story.visit
+        if story.branch is None or not story.shows_commit:
+            return
+        story.require_approve(request)
+        try:
+            head = await story_branch.head_now(story.story_id, story.branch)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            raise story_branch.not_readable(story.branch, cause_of(error)) from error
+        if story.visit == visit and head != story.branch.head:
+            shown = story.branch
+            story.found_commit(head)
+            self.settle()
+            raise story_branch.moved(shown, head, story.revision)
+
+    async def deliver(self) -> None:
+        """Push the approved commit where the repository's entry says so, and announce it."""
+        story, branch = self.story, self.story.branch
+        if branch is None or not branch.head:
+            return
+        try:
+            await story_branch.pushed(story.story_id, branch)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            self.milestone("NOT_PUSHED", f"{branch.branch} was not pushed: {cause_of(error)}")
+        self.emit(await story_branch.delivery(story.story_id, branch))
 
     # --- moves ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
 from workflows.models.base import content_hash
+from workflows.models.branches import BranchView, MergedChange, StoryBranch
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
@@ -27,6 +28,7 @@ from workflows.models.events import (
     PlanApproved,
     StoryCancelled,
     StoryCreated,
+    StoryDelivered,
     StorySpec,
     StoryTransitioned,
 )
@@ -51,6 +53,7 @@ from workflows.models.story import (
     StoryView,
     TimelineEntry,
 )
+from workflows.models.workspace import RepositoryWork
 from workflows.rules import machine as fsm
 from workflows.rules import rigor
 from workflows.rules.machine import BUDGET_GATE
@@ -76,7 +79,7 @@ OF_STORIES_ALONE = frozenset(
     kind.__name__
     for kind in (
         *(StoryCreated, StorySpec, StoryTransitioned, StoryCancelled),
-        *(GateOpened, GateClosed, GateApproved, PlanApproved, EntrySkipped),
+        *(GateOpened, GateClosed, GateApproved, PlanApproved, EntrySkipped, StoryDelivered),
     )
 )
 """Kinds of entries that no child of a story sends."""
@@ -121,6 +124,10 @@ class Story(BaseModel):
     text: StoryText
     state: str
     process: Process | None = None
+    branch: StoryBranch | None = None
+    """The story's repository, pinned, and its branch; None without a repository."""
+    unmeasured: str = ""
+    """Why the fleet could not measure the branch's head."""
     visit: int = 0
     """A counter of transitions and amendments: work started before the last one is stale."""
     attempts: dict[str, int] = {}
@@ -218,9 +225,11 @@ class Story(BaseModel):
             "all_subtasks_done": self.plan_status == "COMPLETED",
             "builds_passing": self.report is not None
             and self.report.build.ok
-            and self.report.unit.ok,
+            and self.report.unit.ok
+            and not self.outdated,
             "tests_passing": self.score is not None
-            and self.score.gating_decision in ("pass", "warn"),
+            and self.score.gating_decision in ("pass", "warn")
+            and not self.outdated,
             "docs_complete": deliberated,
         }
 
@@ -259,15 +268,36 @@ class Story(BaseModel):
             else "the story is being scored",
             "design_complete": waits or "the design is not done",
             "all_subtasks_done": waits or "; ".join(self.plan_faults) or "the plan is not done",
-            "builds_passing": "the last report's build or units failed"
-            if self.report
-            else "no workspace report yet; send one with the update `report`",
-            "tests_passing": f"the last report scores {self.score.score}, "
-            f"{self.score.gating_decision}: {'; '.join(self.score.reasons)}"
-            if self.score
-            else "no workspace report yet; send one with the update `report`",
+            "builds_passing": self.outdated
+            or ("the last report's build or units failed" if self.report else self.no_report),
+            "tests_passing": self.outdated
+            or (
+                f"the last report scores {self.score.score}, "
+                f"{self.score.gating_decision}: {'; '.join(self.score.reasons)}"
+                if self.score
+                else self.no_report
+            ),
             "docs_complete": waits or "the documentation is not done",
         }
+
+    @property
+    def no_report(self) -> str:
+        why = f": the fleet could not measure the branch: {self.unmeasured}"
+        return (
+            f"no workspace report yet{why if self.unmeasured else ''}; "
+            "send one with the update `report`"
+        )
+
+    @property
+    def outdated(self) -> str:
+        """Why the last report does not count: the branch has another commit; empty if it does."""
+        head = self.branch.head if self.branch else ""
+        if not head or self.report is None or head.startswith(self.report.commit):
+            return ""
+        return (
+            f"the last report is of commit {self.report.commit[:12]}, and the branch is at "
+            f"{head[:12]}; measure that commit, and send the update `report`"
+        )
 
     def legal(self) -> str:
         events = ", ".join(fsm.legal_events(self.machine, self.state)) or "none"
@@ -276,7 +306,22 @@ class Story(BaseModel):
     # --- the gate -------------------------------------------------------------------------------
 
     def gate_content(self, gate: Transition) -> object:
-        """Return exactly what a gate approves: story text, design and plan, report, or document."""
+        """Return exactly what a gate approves: story text, design and plan, report, or document.
+
+        Of a story in a repository, all but the text also names the branch's commit.
+        """
+        content = self._gate_content(gate)
+        if self.shows_commit:
+            assert self.branch is not None
+            return {"commit": self.branch.head, "shown": content}
+        return content
+
+    @property
+    def shows_commit(self) -> bool:
+        """Whether the current state's gate is for a commit."""
+        return bool(self.branch and self.branch.head) and self.spec.work != "readiness"
+
+    def _gate_content(self, gate: Transition) -> object:
         council = self.councils.get(self.state)
         proposal = council.proposal.model_dump() if council else None
         match self.spec.work:
@@ -499,6 +544,7 @@ class Story(BaseModel):
             case "plan":
                 self.plan_status, self.plan_faults, self.done_tasks = "", [], []
                 self.report = self.score = None
+                self.unmeasured = ""
 
     def amended(self, request: Amend) -> list[str]:
         """Store the new text; return the names of the fields that differ from before."""
@@ -511,10 +557,38 @@ class Story(BaseModel):
 
     def take_report(self, report: WorkspaceReport) -> None:
         assert self.process is not None
-        self.report = report
+        self.report, self.unmeasured = report, ""
         self.reported[report.job_id] = request_content(report)
         self.score = rigor.score_report(self.process.rigor, self.input.rigor, report)
         self.change = f"report {report.job_id} came in"
+
+    def repository_work(self) -> RepositoryWork | None:
+        """Return what councils work on; None without a repository."""
+        branch = self.branch
+        if branch is None:
+            return None
+        return RepositoryWork(
+            repository=branch.repository,
+            story_id=self.story_id,
+            base=branch.head,
+            paths=branch.paths,
+            steps=self.input.steps,
+            rigor=self.input.rigor,
+            level=self.process.rigor if self.process else None,
+        )
+
+    def take_merged(self, merged: list[MergedChange]) -> None:
+        """Take over the changes that a plan has merged into the branch."""
+        if self.branch and merged:
+            changes = {"head": merged[-1].commit, "merged": [*self.branch.merged, *merged]}
+            self.branch = self.branch.model_copy(update=changes)
+            self.change = f"{merged[-1].task_id} was merged"
+
+    def found_commit(self, head: str) -> None:
+        """Take over a commit of the branch that the story did not make."""
+        assert self.branch is not None
+        self.branch = self.branch.model_copy(update={"head": head})
+        self.change = f"commit {head or 'none'} appeared on {self.branch.branch}"
 
     def take_council(self, result: DeliberationResult) -> None:
         assert result.winner is not None
@@ -632,6 +706,15 @@ class Story(BaseModel):
             token_budget=self.token_budget,
             tokens_used=self.tokens_used,
             cancelled=self.cancelled,
+            branch=self.branch_view(),
+        )
+
+    def branch_view(self) -> BranchView | None:
+        if self.branch is None:
+            return None
+        return BranchView(
+            repository=self.branch.repository.key,
+            **self.branch.model_dump(include={"branch", "base", "head", "unmatched"}),
         )
 
     def open_gates(self) -> dict[str, str]:

@@ -29,6 +29,16 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.branches import (
+    BranchPoint,
+    BranchQuery,
+    BranchSize,
+    BranchSpan,
+    MergeAnswer,
+    MergeRequest,
+    PinnedRepository,
+    PinQuery,
+)
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
@@ -117,6 +127,15 @@ def workspace_call(limits: Limits) -> ActivityConfig:
     return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
 
 
+PUSH = WORKSPACE | ActivityConfig(
+    retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=8)
+)
+"""Options of a push, which takes about 4 minutes of attempts; the branch stays in the store."""
+
+LOOK = WORKSPACE | ActivityConfig(schedule_to_close_timeout=timedelta(seconds=10))
+"""Options of a look at a branch, for which a person waits."""
+
+
 STORE = ActivityConfig(
     task_queue=CONTEXT_QUEUE,
     start_to_close_timeout=timedelta(seconds=30),
@@ -172,6 +191,13 @@ def measuring(limits: Limits) -> ActivityConfig:
     """Return the options of an activity that measures an agent's commit."""
     within = MEASURED_COMMANDS * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
     return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
+
+
+def measure_head(limits: Limits) -> ActivityConfig:
+    """Return the options of a measurement that a person's report can replace: a few attempts."""
+    return measuring(limits) | ActivityConfig(
+        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=5)
+    )
 
 
 class AgentStub:
@@ -231,6 +257,49 @@ class WorkspaceStub:
     @activity.defn
     async def run_action(self, request: RunActionInput) -> ActionResult:
         """Carry out an action and commit what it changed; a repetition returns the first result."""
+        raise NotImplementedError
+
+
+class BranchStub:
+    """The branch of a story in the store of its repository. Idempotent, as WorkspaceStub is."""
+
+    @activity.defn
+    async def pin_repository(self, query: PinQuery) -> PinnedRepository:
+        """Find the repository that a story names, and the commit that it begins at.
+
+        Raises:
+            ApplicationError: `UnknownRepository`, `BaseMissing`, `InvalidInput` for a glob, and
+                after a few attempts `RepositoryAway`; not retryable.
+        """
+        raise NotImplementedError
+
+    @activity.defn
+    async def place_branch(self, point: BranchPoint) -> None:
+        """Let the branch be at a commit; what it names otherwise is kept under another ref."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def branch_head(self, query: BranchQuery) -> str:
+        """Return the branch's commit; empty if it does not exist."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def merge_change(self, request: MergeRequest) -> MergeAnswer:
+        """Merge a commit into the branch, which is at `head`, or as this merge has left it."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def branch_size(self, span: BranchSpan) -> BranchSize:
+        """Count what a branch changes."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def push_branch(self, point: BranchPoint) -> None:
+        """Push the branch to the repository, if it is at exactly this commit.
+
+        Raises:
+            ApplicationError: `PushRefused`, not retryable; `RepositoryAway`.
+        """
         raise NotImplementedError
 
 

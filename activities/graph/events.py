@@ -33,6 +33,7 @@ from workflows.models.events import (
     RoundCompleted,
     StoryCancelled,
     StoryCreated,
+    StoryDelivered,
     StorySpec,
     StoryTransitioned,
     TaskCompleted,
@@ -200,6 +201,20 @@ def story_transitioned(change: Change, body: StoryTransitioned) -> list[Write]:
     }
     row = {"node": node, "status": body.to_phase}
     return [Write(TRANSITION, _id(change) | row | _status(change))]
+
+
+DELIVERED = (
+    EVENT + "SET s.repository = row.repository, s.branch = row.branch, s.commit = row.commit"
+)
+
+
+@writer(StoryDelivered)
+def story_delivered(change: Change, body: StoryDelivered) -> list[Write]:
+    node = body.model_dump(exclude={"story_id", "timestamp"})
+    (written,) = event(change, body, **node)
+    return [
+        Write(DELIVERED, written.row | body.model_dump(include={"repository", "branch", "commit"}))
+    ]
 
 
 @writer(StoryCancelled)

@@ -35,8 +35,10 @@ from temporalio.common import WorkflowIDConflictPolicy
 from activities.tokens import Caller, create_proof, create_token
 from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
+from tests.support.branches import FIX, README, committing_councils
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
+from tests.support.repositories import make_repository
 from tests.support.server_process import ServerProcess
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
 from tests.unit.workflows.test_continue_as_new import Impatient, approve_until_asked, flooded
@@ -658,6 +660,23 @@ async def implementation_cancelled(client: Client, world: World) -> dict[str, st
     return {"implementation": handle.id}
 
 
+async def delivered(client: Client, world: World) -> dict[str, str]:
+    """Bring a story in a repository up to the delivery of its branch."""
+    with TemporaryDirectory(prefix="fleet-") as folder:
+        world.folder = Path(folder)
+        origin = world.folder / "origin"
+        origin.mkdir()
+        entry = Repository(key="sample", url=make_repository(origin), push=True)
+        world.repositories = {entry.key: entry}
+        world.edits = {"Build it": FIX, "Test it": README}
+        async with committing_councils(client, world) as queue:
+            start = StartStory(client, world, queue)
+            story = await start(repository=entry.key, paths=["README.md", "adder/**"])
+            await story.finish()
+            plan = (await story.state()).plan_id
+    return {"story": story.handle.id, "plan": plan_workflow_id(story.story_id, plan)}
+
+
 async def council_of_changes(client: Client, world: World) -> dict[str, str]:
     """Let three agents change a repository within a budget: one breaks a test, one does nothing."""
     story = await StartStory(client, world)(token_budget=50)
@@ -738,6 +757,7 @@ CALLS: dict[str, Call_] = {
         implemented_within_budget,
         implementation_failed,
         implementation_cancelled,
+        delivered,
         council_of_changes,
     )
 }

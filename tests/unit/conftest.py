@@ -29,7 +29,9 @@ from temporalio.worker import Worker
 
 from activities.children import Children
 from activities.heartbeats import Heartbeats
+from activities.workspace.branches import Branches
 from activities.workspace.reports import workspace_report
+from activities.workspace.store import Stores
 from deploy.local.servers import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -66,6 +68,16 @@ from workflows.models.agents import (
     Verdict,
     WriteStoryAnswer,
     WriteStoryInput,
+)
+from workflows.models.branches import (
+    BranchPoint,
+    BranchQuery,
+    BranchSize,
+    BranchSpan,
+    MergeAnswer,
+    MergeRequest,
+    PinnedRepository,
+    PinQuery,
 )
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import (
@@ -112,6 +124,7 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import (
     AccessStub,
     AgentStub,
+    BranchStub,
     CheckStub,
     GraphStub,
     MirrorStub,
@@ -172,6 +185,13 @@ class World:
     measured_commits: list[MeasureInput] = field(default_factory=list)
     output: str = "1 passed"
     """The output of every command."""
+    folder: Path = Path("/nonexistent")
+    """Where the stores of `repositories` are."""
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    builds: bool = True
+    """Whether the build of every commit passes."""
+    edits: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Title of a task -> the files that its council writes; see tests/support/branches.py."""
 
     calls: list[AgentCall] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
@@ -336,6 +356,8 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         world, commit = self.world, request.commit
         if "measure_change" in world.hold:
             await world.hold["measure_change"].wait()
+        if cause := world.failing.get("measure_change"):
+            raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
         world.measured_commits.append(request)
         acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
         paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
@@ -344,7 +366,7 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         measurement = Measurement(
             commit=commit,
             base=request.base,
-            build=Step(command="make", exit_code=0),
+            build=Step(command="make", exit_code=int(not world.builds)),
             unit=SuiteResult(
                 command="test", exit_code=bool(broken), passed=3, failed=len(broken), broken=broken
             ),
@@ -365,6 +387,40 @@ class InstantWorkspace(InWorld, WorkspaceStub):
     def _prefix(ran: RunActionInput) -> str:
         """Return what the ids of all commits of an agent begin with."""
         return ran.trailers.agent.encode().hex().ljust(38, "0")[:38]
+
+
+class InstantBranches(InWorld, BranchStub):
+    """Branches in real stores of the test's repositories."""
+
+    @property
+    def branches(self) -> Branches:
+        folder = self.world.folder
+        folder.joinpath("stores").mkdir(exist_ok=True)
+        return Branches(self.world.repositories, Stores(folder / "stores"))
+
+    @activity.defn
+    async def pin_repository(self, query: PinQuery) -> PinnedRepository:
+        return await self.branches.pin_repository(query)
+
+    @activity.defn
+    async def place_branch(self, point: BranchPoint) -> None:
+        await self.branches.place_branch(point)
+
+    @activity.defn
+    async def branch_head(self, query: BranchQuery) -> str:
+        return await self.branches.branch_head(query)
+
+    @activity.defn
+    async def merge_change(self, request: MergeRequest) -> MergeAnswer:
+        return await self.branches.merge_change(request)
+
+    @activity.defn
+    async def branch_size(self, span: BranchSpan) -> BranchSize:
+        return await self.branches.branch_size(span)
+
+    @activity.defn
+    async def push_branch(self, point: BranchPoint) -> None:
+        await self.branches.push_branch(point)
 
 
 class InstantChecks(InWorld, CheckStub):
@@ -498,6 +554,7 @@ class InstantMirror(InWorld, MirrorStub):
 def activities() -> list[Any]:
     agents, checks, graph = InstantAgents(), InstantChecks(), InstantGraph()
     planning, mirror, workspace = InstantPlanning(), InstantMirror(), InstantWorkspace()
+    branches = InstantBranches()
     return [
         InstantAccess().check_actor,
         agents.propose,
@@ -509,6 +566,12 @@ def activities() -> list[Any]:
         agents.next_action,
         workspace.begin_work,
         workspace.run_action,
+        branches.pin_repository,
+        branches.place_branch,
+        branches.branch_head,
+        branches.merge_change,
+        branches.branch_size,
+        branches.push_branch,
         workspace.measure_change,
         checks.check_proposal,
         graph.record,
@@ -687,9 +750,10 @@ class RunningStory:
 
 
 class StartStory:
-    def __init__(self, client: Client, world: World) -> None:
+    def __init__(self, client: Client, world: World, task_queue: str = "story") -> None:
         self.client = client
         self.world = world
+        self.task_queue = task_queue
 
     async def __call__(self, **fields: Any) -> RunningStory:
         story_id = fields.pop("story_id", f"US-{self.world.key}")
@@ -698,7 +762,7 @@ class StartStory:
             "StoryWorkflow",
             request,
             id=story_workflow_id(story_id),
-            task_queue="story",
+            task_queue=self.task_queue,
             result_type=StoryResult,
         )
         return RunningStory(handle, story_id)

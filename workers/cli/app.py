@@ -17,6 +17,7 @@ from typer.main import get_command
 from workers.exit import leave
 
 STORIES = "workers.cli.stories"
+BRANCHES = "workers.cli.branches"
 
 COMMANDS = {
     "start": (STORIES, "Start a story from a JSON file."),
@@ -28,6 +29,9 @@ COMMANDS = {
     "amend": (STORIES, "Change a story's text; approvals of the old text no longer count."),
     "raise-budget": (STORIES, "Give a story more tokens."),
     "report": (STORIES, "Build, test and measure a project, and send the report to its story."),
+    "diff": (BRANCHES, "Show what a story changes in its repository, as a diff."),
+    "log": (BRANCHES, "List the commits of a story's branch, newest first."),
+    "checkout": (BRANCHES, "Clone a story's branch into a new folder."),
     "why": (STORIES, "Show who proposed a decision, on which prompt and model, and what followed."),
     "events": ("workers.cli.events", "Follow the events of the streams, one line for each."),
     "dead-letters": (

@@ -18,6 +18,7 @@ STYLES: dict[type[EventBody], str] = {
     events.StoryCreated: "green",
     events.StoryTransitioned: "bold cyan",
     events.StoryCancelled: "red",
+    events.StoryDelivered: "bold green",
     events.GateOpened: "yellow",
     events.GateClosed: "yellow",
     events.GateApproved: "green",

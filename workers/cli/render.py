@@ -20,6 +20,7 @@ from workflows.models.base import Model
 from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView, TimelineEntry
+from workflows.models.workspace import LoggedCommit
 
 if TYPE_CHECKING:
     from activities.graph.provenance import Objection, Why  # its driver is slow to import
@@ -227,6 +228,13 @@ def story(view: StoryView) -> RenderableType:
         lines.add_row("gate", text(waits, "yellow"))
         lines.add_row("", text(how_to_open(view), "dim"))
         lines.add_row("revision", text(view.revision))
+    if view.branch:
+        at = view.branch.head or "created once the scope is approved"
+        lines.add_row("repository", text(view.branch.repository))
+        lines.add_row("branch", text(f"{view.branch.branch}: {at}"))
+        lines.add_row("base", text(view.branch.base))
+        for glob in view.branch.unmatched:
+            lines.add_row("", text(f"paths: no file matches {glob}", "yellow"))
     if view.working_on:
         lines.add_row("working on", text(view.working_on))
     lines.add_row("readiness", text(f"{view.dor_score} of 100 at rigor {view.rigor}"))
@@ -239,6 +247,24 @@ def story(view: StoryView) -> RenderableType:
     budget = f" of {view.token_budget:,}" if view.token_budget else ""
     lines.add_row("tokens", text(f"{view.tokens_used:,}{budget}"))
     return Panel.fit(lines, title=text(f"{view.story_id}: {view.title}"), title_align="left")
+
+
+def commits(branch: str, found: Sequence[LoggedCommit]) -> RenderableType:
+    """Render the commits of a branch."""
+    return FittingTable(
+        branch,
+        (Column("commit"), Column("time", drop=2), Column("author", drop=1), "task", "subject"),
+        (
+            (
+                commit.commit[:12],
+                f"{commit.at:%Y-%m-%d %H:%M:%S}",
+                commit.author,
+                commit.trailers.get("Task", ""),
+                commit.subject,
+            )
+            for commit in found
+        ),
+    )
 
 
 def snapshot(now: Snapshot) -> RenderableType:

@@ -76,7 +76,8 @@ def start(
 ) -> None:
     """Start a story from a JSON file.
 
-    Its fields are story_id, title, brief, acceptance_criteria, rigor, created_by, token_budget.
+    Its fields are story_id, title, brief, acceptance_criteria, rigor, created_by, token_budget;
+    for one in a repository also repository, paths, steps.
     """
 
     async def work() -> None:

@@ -18,6 +18,7 @@ from activities.heartbeats import Heartbeats
 from activities.workspace.actions import Actions
 from activities.workspace.activities import Workspaces
 from activities.workspace.added_lines import ChangeChecks
+from activities.workspace.branches import Branches
 from activities.workspace.changes import Changes
 from activities.workspace.repositories import load_repositories, verify
 from activities.workspace.store import Stores
@@ -45,10 +46,21 @@ def workspace_worker(
         checks = ChangeChecks(settings.fleet_config, sandbox)
     changes = Changes(stores, trees, prepared, checks, sandbox)
     workspaces = Workspaces(repositories, stores, actions, changes)
+    branches = Branches(repositories, stores)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
-        activities=[workspaces.begin_work, workspaces.run_action, workspaces.measure_change],
+        activities=[
+            workspaces.begin_work,
+            workspaces.run_action,
+            workspaces.measure_change,
+            branches.pin_repository,
+            branches.place_branch,
+            branches.branch_head,
+            branches.merge_change,
+            branches.branch_size,
+            branches.push_branch,
+        ],
         max_concurrent_activities=settings.workspace_concurrency,
         **options(settings, Heartbeats()),
     )

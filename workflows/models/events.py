@@ -140,6 +140,31 @@ class StoryCancelled(EventBody):
         return _because(self.status.lower(), self.reason)
 
 
+class StoryDelivered(EventBody):
+    """A story with a repository is done: the branch ends at the commit that was approved.
+
+    The branch is in the store, and in the repository where its entry says `push: true`.
+    """
+
+    SUBJECT: ClassVar[str] = "planning.story.delivered"
+    repository: Annotated[str, about("The repository's key in repositories.yaml", "sample")]
+    branch: Annotated[str, about("The story's branch, without `refs/heads/`", "story/US-101")]
+    commit: Annotated[
+        str, about("The branch's last commit", "9fceb02d0ae598e95dc970b74767f19372d61af8")
+    ]
+    base: Annotated[
+        str,
+        about("The commit that the branch begins at", "e83c5163316f89bfbde7d9ab23ca2e25604af290"),
+    ]
+    files_changed: Annotated[int, about("How many files differ from the base", 2)]
+    insertions: Annotated[int, about("How many lines were added", 5)]
+    deletions: Annotated[int, about("How many lines were removed", 1)]
+
+    def summary(self) -> str:
+        size = f"{self.files_changed} files, +{self.insertions} -{self.deletions}"
+        return f"delivered {self.branch} of {self.repository} at {self.commit[:12]}: {size}"
+
+
 class GateOpened(EventBody):
     """A gate waits for a person. `revision`: the content hash of what it shows."""
 

@@ -8,10 +8,12 @@ from pydantic import Field, StringConstraints
 
 from workflows.models.agents import CallUsage, PlannedTask
 from workflows.models.base import Model, Request
+from workflows.models.branches import MergedChange
 from workflows.models.context import DecisionAdded
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.ids import LONG_ID_CHARACTERS, Id, LongId, Role
 from workflows.models.readiness import StoryText
+from workflows.models.workspace import RepositoryWork
 
 
 class Plan(Model):
@@ -31,6 +33,8 @@ class PlanInput(Request):
         roles: the councils that deliberate, once each, if the graph has neither tasks nor the
             story.
         task_timeout: time limit of each task's deliberation in seconds; None: one hour.
+        work: the repository that the tasks change, from the head of the story's branch; None: its
+            councils deliberate in Markdown.
     """
 
     story_id: Id
@@ -43,6 +47,7 @@ class PlanInput(Request):
     decisions: list[DecisionAdded] = []
     task_timeout: float | None = Field(default=None, gt=0, le=86_400)
     roles: list[Role] = Field(default=[], max_length=60)
+    work: RepositoryWork | None = None
 
 
 class TaskOutcome(Model):
@@ -65,12 +70,14 @@ class PlanResult(Model):
     Attributes:
         status: COMPLETED: every task is done; PARTIAL: not all are; NOTHING_TO_RUN: there were
             none.
+        merged: the changes in the story's branch, in order.
     """
 
     plan_id: str
     story_id: str
     status: Literal["COMPLETED", "PARTIAL", "NOTHING_TO_RUN"]
     outcomes: list[TaskOutcome] = []
+    merged: list[MergedChange] = []
 
 
 class PlanQuery(Model):

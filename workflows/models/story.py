@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from workflows.models.access import Proof, Via
 from workflows.models.base import Actor, Line, Model, Request, Rigor, Title, Tokens
+from workflows.models.branches import BranchView
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import Id, Role
 from workflows.models.readiness import Finding
 from workflows.models.report import ReportScore
+from workflows.models.workspace import Glob, RepositoryKey
 
 
 class StoryInput(Request):
-    """The input of StoryWorkflow."""
+    """The input of StoryWorkflow.
+
+    Attributes:
+        repository: a key of repositories.yaml; None: the story has no repository.
+        paths: globs that the story may change; empty: everything but CI and git configuration.
+        steps: of each agent's work on a task; None: those of the repository.
+    """
 
     story_id: Id
     title: Title
@@ -26,8 +34,18 @@ class StoryInput(Request):
     created_by: Actor = "unknown"
     approvals: Literal["human", "auto"] = "human"
     token_budget: Tokens | None = None
+    repository: RepositoryKey | None = None
+    paths: list[Glob] = Field(default=[], max_length=100)
+    steps: int | None = Field(default=None, ge=1, le=1_000)
     carried: dict[str, Any] | None = None
     """State of the previous run. Only continue-as-new may set it; others are rejected."""
+
+    @field_validator("paths", "steps")
+    @classmethod
+    def _of_a_repository(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("repository", "") is None:
+            raise ValueError("is for stories with a repository; name one, or remove it")
+        return value
 
 
 class Approve(Request):
@@ -127,6 +145,8 @@ class StoryView(Model):
     token_budget: int | None = None
     tokens_used: int = 0
     cancelled: bool = False
+    branch: BranchView | None = None
+    """Of the story's repository; None without one."""
 
 
 class TimelineEntry(Model):
@@ -146,3 +166,4 @@ class StoryResult(Model):
     state: str
     decisions: list[RecordedDecision] = []
     tokens_used: int = 0
+    branch: BranchView | None = None

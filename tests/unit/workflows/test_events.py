@@ -42,8 +42,10 @@ FREE = {
 }
 """Fields whose values a person, an agent or a clock chooses: an example may have any."""
 
-HASH = r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{8}([0-9a-f]{8})?\b"
-"""A run's id, the end of one, or a content hash."""
+HASH = (
+    r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9a-f]{8}([0-9a-f]{8})?\b|\b[0-9a-f]{40}\b"
+)
+"""A run's id, the end of one, a content hash, or a commit."""
 
 ADDED_LATER = {
     "TaskFinished": {"role"},  # which two other kinds have replaced
