@@ -678,7 +678,7 @@ class StoryWorkflow:
 
     def council_task(self) -> str:
         story = self.story
-        lines = [story.spec.task, f"Story {story.story_id}: {story.text.title}"]
+        lines = [story.spec.task, f"Requirement {story.story_id}: {story.text.title}"]
         if story.score is not None:
             lines.append(
                 f"The last workspace report scores {story.score.score} "
