@@ -35,6 +35,11 @@ def name_of(node: ast.expr) -> str:
     return getattr(node, "attr", "") or getattr(node, "id", "")
 
 
+def is_type_of(node: ast.expr | None) -> bool:
+    """Return whether an expression is the type of another error."""
+    return isinstance(node, ast.Call) and name_of(node.func) == "type_of"
+
+
 def test_every_type_of_error_has_a_status() -> None:
     assert set(STATUS) == set(ErrorType)
 
@@ -46,7 +51,7 @@ def test_every_error_has_a_type_of_the_enumeration() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and name_of(node.func) == "ApplicationError":
                 kind = next((each.value for each in node.keywords if each.arg == "type"), None)
-                if not isinstance(kind, ast.Attribute):
+                if not (isinstance(kind, ast.Attribute) or is_type_of(kind)):
                     wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
 
     assert wrong == []
