@@ -160,8 +160,11 @@ async def test_a_child_that_goes_on_is_stopped_with_its_story(
 
     with pytest.raises(WorkflowFailureError):
         await story.handle.result()
-    described = await impatient.get_workflow_handle(child).describe()
-    assert described.status == WorkflowExecutionStatus.CANCELED
+    # The story cancels its child by a signal, which the worker carries out.
+    await until(
+        impatient.get_workflow_handle(child).describe,
+        lambda described: described.status == WorkflowExecutionStatus.CANCELED,
+    )
     subjects = world.subjects()
     assert subjects[-1] == "planning.story.cancelled"
     assert "orchestration.deliberation.failed" in subjects
