@@ -49,7 +49,13 @@ _PARTS = re.compile(
 )
 _AFFECTS = re.compile(r"[ \t(]*\(?\baffects:?[ \t]+([^()\n]{1,300})\)?[ \t.]*$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_`]*\s+(?=[\"'(*_`]*[A-Z0-9])")
-_CHATTER = re.compile(r"(?i)^\W*(?:sure|certainly|of course|here(?:'s| is| are)|i hope|let me)\b")
+_CHATTER = re.compile(
+    r"(?i)^\W*(?:sure|certainly|of course|thank|let me|here(?:'s| is| are)|this is|you(?:'re|r)?|i"
+    r"|(?:the|my|this) (?:\w+ )?(?:task|question|answer|response|proposal|critique|suggestion|story"
+    r"|solution)s?)\b"
+)
+"""Sentences that are about the answer, or to its reader, and decide nothing."""
+
 _VERDICT = re.compile(r"(?i)\bverdict\b\W{0,12}(?:is\W{1,5})?(accept|revise|reject)")
 _SEVERITY = re.compile(
     r"(?i)^\W{0,6}(?:severity\W{0,4})?(high|medium|low)\b(?:\W{0,3}severity)?[\W_]*"

@@ -132,6 +132,29 @@ def test_neither_chatter_nor_sentences_of_the_task_are_offered_as_decisions() ->
 
 
 @pytest.mark.parametrize(
+    "sentence",
+    [
+        "You're not sure if you can do this today.",
+        "Your improved solution is more effective than mine.",
+        "I'm glad to hear that it helped you.",
+        "The task is well-defined and it is clear.",
+        "The first suggestion is to prioritize these tasks.",
+        "The previous response was correct and a good answer.",
+    ],
+)
+def test_a_sentence_about_the_answer_or_to_its_reader_is_not_a_decision(sentence: str) -> None:
+    text = f"{sentence} Each client has a bucket of tokens. A request takes one token of it."
+
+    missing = proposal_draft(text).missing
+
+    assert missing is not None
+    assert missing.material["sentences"].splitlines() == [
+        "1. Each client has a bucket of tokens.",
+        "2. A request takes one token of it.",
+    ]
+
+
+@pytest.mark.parametrize(
     "answer", [{}, [], {"decisions": []}, {"decisions": [3]}, {"decisions": "1"}]
 )
 def test_a_choice_of_what_is_not_there_is_refused(answer: Any) -> None:
