@@ -37,6 +37,7 @@ from workflows.models.events import (
     RoundCompleted,
     StoryCancelled,
     StoryCreated,
+    StoryDelivered,
     StorySpec,
     StoryTransitioned,
     TaskCompleted,
@@ -217,6 +218,17 @@ def one_of_each(story: str) -> list[EventBody]:
             timestamp=at(18),
         ),
         PlanFinished(story_id=story, plan_id="plan-1", status="COMPLETED", timestamp=at(18)),
+        StoryDelivered(
+            story_id=story,
+            repository="sample",
+            branch=f"story/{story}",
+            commit="9" * 40,
+            base="e" * 40,
+            files_changed=2,
+            insertions=5,
+            deletions=1,
+            timestamp=at(18),
+        ),
         StoryCancelled(story_id=story, actor="ana", timestamp=at(19)),
     ]
 

@@ -96,7 +96,7 @@ async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
     assert dict(labels) == {
         "Decision": 2,
         "Deliberation": 1,
-        "Event": 12,
+        "Event": 13,
         "GateApproval": 1,
         "PhaseTransition": 2,
         "PlanApproval": 1,
