@@ -27,7 +27,7 @@ from activities.workspace.results import (
 )
 from activities.workspace.sandbox import PROJECT
 
-# What diff-cover would ask git for: where the commands ran. There is no repository.
+# What diff-cover would ask git for: the folder where the commands ran, which has no repository.
 GitPathTool._cwd = GitPathTool._root = PROJECT
 
 

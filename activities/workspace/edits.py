@@ -45,7 +45,7 @@ def replace(tree: Path, path: str, old: str, new: str) -> str:
         new: what replaces it.
 
     Raises:
-        EditRefused: there is no such file, or its text is not UTF-8, absent or there twice.
+        EditRefused: the file is missing or not UTF-8, or the text is absent or occurs twice.
     """
     with _folder_of(tree, path, create=False) as (folder, name):
         text, mode = _read(folder, name, path)

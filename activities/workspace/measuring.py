@@ -82,7 +82,7 @@ async def measure(
         on_step: called with a name as each step begins.
 
     Raises:
-        CannotRun: there is no sandbox on this machine.
+        CannotRun: the sandbox is not available on this machine.
     """
     began = time.monotonic()
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
@@ -128,7 +128,7 @@ async def measure_base(
         sandbox: limits how many commands run at once; None: a new one.
 
     Raises:
-        CannotRun: there is no sandbox on this machine.
+        CannotRun: the sandbox is not available on this machine.
     """
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
         bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)

@@ -70,7 +70,7 @@ async def prepare(
     Raises:
         PreparationFailed: the set-up command failed, with the end of its output.
         MissingToolchain: the tool chain is not installed.
-        CannotRun: there is no sandbox on this machine.
+        CannotRun: the sandbox is not available on this machine.
     """
     if not repository.setup:
         return None

@@ -91,7 +91,7 @@ async def run_in_project(
         preparing: whether it makes the prepared dependencies, and may write to their folder.
 
     Raises:
-        CannotRun: there is no sandbox on this machine.
+        CannotRun: the sandbox is not available on this machine.
     """
     mounts = [Mount(tree, PROJECT, writable=True)]
     if prepared:

@@ -91,7 +91,7 @@ def _go() -> Toolchain:
             "GOTOOLCHAIN": "local",  # it would download another one
             "GOFLAGS": "-buildvcs=false",  # the tree has no repository
             "GOTELEMETRY": "off",
-            "GOPROXY": "off",  # there is no network
+            "GOPROXY": "off",  # commands run without network
             "GOMODCACHE": "/prepared/go/modules",
             "GOCACHE": "/tmp/go-build",  # noqa: S108  the sandbox's own
         },
