@@ -51,7 +51,8 @@ RECEIVED_FOR = 2 * max(stream.max_age for stream in STREAMS)
 """How long the identity of a message is kept. Its stream holds the message for the maximum age at
 most, and its dead letter may be replayed for that time again. After that it cannot return."""
 
-ANSWER_WITHIN = timedelta(seconds=10)
+ANSWER_WITHIN = timedelta(seconds=60)
+"""How long a query may take. A worker replays the whole history for it, thousands of events."""
 
 ASKED_AT_MOST = 5
 """Number of sweeps that query a story whose history the workers cannot replay. A release that can
@@ -164,6 +165,7 @@ class StorySweep:
         self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
     ) -> StoryClosure | None:
         """Return what is still to be published, or None; a story worker must answer the queries."""
+        await self._stop_children(run)
         try:
             outbox = await handle.query(
                 OUTBOX_QUERY, result_type=OutboxState, rpc_timeout=ANSWER_WITHIN
@@ -177,26 +179,28 @@ class StorySweep:
             if self._unanswered[run.run_id] < ASKED_AT_MOST:
                 raise
             return await _closure_by_visibility(run, handle, self._temporal.data_converter)
-        await self._stop(view.child)
         if view.cancelled or not moves:
             closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
             return closure if outbox.entries else None
         actor, reason = await _why(handle, self._temporal.data_converter)
         return _closing(run, outbox, view.open_gates, actor, reason)
 
-    async def _stop(self, child: str) -> None:
-        """Stop a child that outlived a run of its story.
+    async def _stop_children(self, run: WorkflowExecution) -> None:
+        """Stop children that outlived an earlier run of the story.
 
-        Temporal itself cancels only a child that the last run started. See
+        Temporal itself cancels only a child that the last run started. Visibility knows the others,
+        so that they are stopped even if the story's history cannot be replayed. See
         docs/design/0007-continue-as-new-with-a-child.md.
         """
-        if not child:
-            return
-        try:
-            await self._temporal.get_workflow_handle(child).signal(STOP)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
+        assert run.close_time
+        ours = f"ParentWorkflowId = '{run.id}' AND ExecutionStatus = 'Running'"
+        before = f"StartTime < '{format_timestamp(run.close_time)}'"
+        async for child in self._temporal.list_workflows(f"{ours} AND {before}"):
+            try:
+                await self._temporal.get_workflow_handle(child.id, run_id=child.run_id).signal(STOP)
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:  # else it has ended meanwhile
+                    raise
 
 
 async def _closure_by_visibility(

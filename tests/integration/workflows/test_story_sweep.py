@@ -20,7 +20,7 @@ from temporalio.api.workflowservice.v1 import (
     PollWorkflowTaskQueueRequest,
     RespondWorkflowTaskCompletedRequest,
 )
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from activities.graph.activities import Graph
 from bridge.mirror.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
@@ -244,6 +244,32 @@ async def test_a_story_that_failed_has_failed(
     assert (end["status"], end["actor"]) == ("FAILED", "temporal")
     assert end["reason"] == f"failed: a release that gives up; {NOT_REPLAYED}"
     assert await status(driver, story) == "FAILED"
+
+
+async def test_a_council_that_ignores_cancellations_is_stopped_with_a_story_that_cannot_be_replayed(
+    environment: Environment, temporal_client: Client, sweep: StorySweep, llm: LlmServer
+) -> None:
+    llm.delay_ms = 300_000
+    async with running("all", environment):
+        story = await start(temporal_client, approvals="auto")
+
+        async def at_work() -> str:
+            child: str = (await story.query("state")).get("child", "")
+            return child if llm.calls else ""
+
+        council = temporal_client.get_workflow_handle(await until(at_work))
+        await council.signal("outlive")
+    await story.signal("add_milestone", {"milestone_id": "m", "event_type": "E"})
+    await fail(temporal_client, "a release that gives up")
+
+    async with running("all", environment):
+        await closed(sweep)
+
+        async def ended() -> bool:
+            return bool((await council.describe()).close_time)
+
+        await until(ended)
+    assert (await council.describe()).status == WorkflowExecutionStatus.CANCELED
 
 
 async def fail(client: Client, message: str) -> None:
