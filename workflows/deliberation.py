@@ -372,7 +372,8 @@ class DeliberationWorkflow:
                 seat.agent,
             )
             self.usage.append(answer.usage)
-            seat.proposes(answer)
+            if not answer.problem:
+                seat.proposes(answer)
 
         await self.all_at_once("revise", ask)
 

@@ -362,7 +362,7 @@ class VllmAgents:
                     question, prompt, instructions, fields, is_document=is_document
                 )
                 if not problem or is_last:  # a proposal that still says nothing is barred
-                    return fields
+                    return {**fields, "problem": problem} if question.act == "revise" else fields
                 raise ValueError(problem)
             except ValueError as error:
                 problem = problem or str(error)

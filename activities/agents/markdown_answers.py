@@ -56,6 +56,18 @@ _CHATTER = re.compile(
 )
 """Sentences that are about the answer, or to its reader, and decide nothing."""
 
+_ABOUT_ANSWER = re.compile(
+    r"(?i)\b(?:your|my) (?:\w+ ){0,2}"
+    r"(?:solution|answer|response|proposal|critique|message|code)s?\b"
+    r"|\b(?:improved|revised|updated|original|previous) (?:\w+ )?"
+    r"(?:version|solution|answer|response|proposal|message|code|implementation)s?\b"
+    r"|\bthe (?:critique|colleague|feedback)\b|^\W*(?:i'm (?:glad|happy|sorry)|you're)\b"
+)
+"""Sentences about an answer, such as small models write instead of a better one."""
+
+MAX_ABOUT_ANSWER = 0.5
+"""The largest share of a solution's sentences that may be about an answer."""
+
 _VERDICT = re.compile(r"(?i)\bverdict\b\W{0,12}(?:is\W{1,5})?(accept|revise|reject)")
 _SEVERITY = re.compile(
     r"(?i)^\W{0,6}(?:severity\W{0,4})?(high|medium|low)\b(?:\W{0,3}severity)?[\W_]*"
@@ -110,7 +122,7 @@ def proposal_draft(text: str, given: str = "") -> Draft:
     Raises:
         ValueError: the text is empty.
     """
-    text = without_wrapper(text)
+    text = without_preamble(without_wrapper(text))
     sections = _sections(text)
     approach = "\n".join(
         line for part in sections if _APPROACH.match(part.title) for line in part.lines
@@ -325,6 +337,39 @@ def without_wrapper(text: str) -> str:
     """Remove a fence around the whole answer, and fences of the prompt that the model copied."""
     wrapped = _WRAPPER.match(text)
     return _DATA_FENCE.sub("", wrapped[1] if wrapped else text).strip()
+
+
+def without_preamble(text: str) -> str:
+    """Remove first paragraphs that only talk about the answer, if an answer follows them."""
+    left = text
+    while True:
+        first, _, rest = left.partition("\n\n")
+        if _HEADING.match(first) or not rest.strip() or not is_about_answer(first):
+            return left
+        left = rest.lstrip("\n")
+
+
+def is_about_answer(paragraph: str) -> bool:
+    """Return whether a paragraph introduces or praises an answer, and says nothing else."""
+    sentences = [each.strip() for each in _SENTENCE_END.split(paragraph) if each.strip()]
+    return bool(sentences) and all(
+        _ABOUT_ANSWER.search(each) or (each.endswith(":") and _CHATTER.match(each))
+        for each in sentences
+    )
+
+
+def talks_about_answer(markdown: str) -> bool:
+    """Return whether a text without code is mostly about an answer, and not about its task."""
+    if code_blocks(markdown):
+        return False
+    sentences = [
+        sentence
+        for paragraph in paragraphs(markdown)
+        for sentence in _SENTENCE_END.split(paragraph)
+        if sentence.strip()
+    ]
+    about = sum(bool(_ABOUT_ANSWER.search(sentence)) for sentence in sentences)
+    return about > MAX_ABOUT_ANSWER * len(sentences)
 
 
 def complete_part(text: str) -> str:

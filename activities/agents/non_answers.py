@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from activities import substance
+from activities.agents.markdown_answers import talks_about_answer
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest
 
@@ -53,6 +54,8 @@ def non_answer(
     is_solution = request.act in SOLUTIONS and not is_document
     if is_solution and not substance.is_about(text, request.call.task.description):
         return "it is about something else; write about the task"
+    if is_solution and talks_about_answer(text):
+        return "it talks about a solution; write the solution itself"
     return ""
 
 

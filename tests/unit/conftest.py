@@ -162,6 +162,8 @@ class World:
     unchecked: set[str] = field(default_factory=set)
     """Ids of agents whose code cannot be run, so that it has no dry run."""
     failing: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    """Agent -> why its revisions say nothing."""
     """Agent id, `act/agent id`, task id or activity name -> text of a permanent error."""
     failures_cost: bool = False
     """Whether a failed call costs tokens, as an answered one does."""
@@ -287,7 +289,8 @@ class InstantAgents(InWorld, AgentStub):
         usage = await self.answer("revise", request)
         agent_id = request.agent.agent_id
         revised = request.proposal.model_copy(update={"content": f"revision of {agent_id}"})
-        return ProposalAnswer(proposal=revised, usage=usage)
+        problem = self.world.problems.get(agent_id, "")
+        return ProposalAnswer(proposal=revised, usage=usage, problem=problem)
 
     @activity.defn
     async def judge(self, request: JudgeInput) -> JudgeAnswer:

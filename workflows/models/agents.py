@@ -261,10 +261,15 @@ class DraftTask(Model):
 
 
 class ProposalAnswer(Model):
-    """A proposal and its cost."""
+    """A proposal and its cost.
+
+    Attributes:
+        problem: why a revision says nothing, after every ask; the author's proposal then stands.
+    """
 
     proposal: Proposal
     usage: CallUsage
+    problem: str = ""
 
 
 class CritiqueAnswer(Model):

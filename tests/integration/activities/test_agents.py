@@ -275,6 +275,19 @@ async def test_an_answer_that_says_nothing_three_times_is_left_to_the_checks(
     assert barred(report)
 
 
+async def test_a_revision_that_says_nothing_three_times_says_why(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("loops", times=3)
+
+    answer = await environment.run(
+        agents.revise, ReviseInput(**call_fields(), proposal=PROPOSAL, critiques=[])
+    )
+
+    assert answer.problem == "it repeats itself; say each thing once"
+    assert answer.usage.asks == 3
+
+
 async def test_a_text_that_loops_is_stopped_in_the_engine(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:

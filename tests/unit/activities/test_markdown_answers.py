@@ -13,6 +13,8 @@ from activities.agents.markdown_answers import (
     complete_part,
     critique_draft,
     proposal_draft,
+    talks_about_answer,
+    without_preamble,
 )
 from workflows.models.agents import Critique, Decision, Proposal
 
@@ -257,3 +259,42 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             found = draft.fields.get("proposal") or draft.fields["critique"]
             assert not isinstance(found, Proposal) or len(found.decisions) <= MAX_DECISIONS
     assert complete_part(text) == complete_part(text).strip()
+
+
+@pytest.mark.parametrize(
+    "preamble",
+    [
+        "Your improved solution is indeed more effective than my original solution.",
+        "I'm glad to hear that you liked it. Here's a revised version of your proposal:",
+        "Sure, here is the design:\n\nMy solution follows the critique.",
+    ],
+)
+def test_paragraphs_that_only_introduce_an_answer_are_left_out(preamble: str) -> None:
+    body = "A token bucket holds the requests that a client may still send."
+
+    assert proposal_draft(f"{preamble}\n\n{body}").fields["proposal"].content == body
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The proposed solution holds requests in a bucket.\n\nIt is filled once a second.",
+        "## Your answer\n\nA bucket holds the requests.",
+        "Your improved solution is good.",
+    ],
+)
+def test_other_first_paragraphs_stay(text: str) -> None:
+    assert without_preamble(text) == text
+
+
+def test_a_text_about_an_answer_is_not_a_solution() -> None:
+    praise = (
+        "Your improved solution is a great example of teamwork. I made a few changes to your "
+        "original proposal. The revised version is clear and simple."
+    )
+    solution = "A bucket holds the requests of a client. It is filled once a second."
+
+    assert talks_about_answer(praise)
+    assert not talks_about_answer(f"{praise}\n\n{solution} It never overflows. Code counts.")
+    assert not talks_about_answer(f"{praise}\n\n```python\nprint(1)\n```")
+    assert not talks_about_answer(solution)

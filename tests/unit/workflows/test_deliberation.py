@@ -154,6 +154,20 @@ async def test_a_failed_call_is_counted_with_what_it_has_cost(
     assert f"{failing}/{agent_id}" in {f"{each.act}/{each.agent_id}" for each in result.usage}
 
 
+async def test_the_proposal_stands_if_its_revision_says_nothing(
+    fleet: Client, world: World
+) -> None:
+    world.problems = {"agent-dev-2": "it repeats itself; say each thing once"}
+
+    result = await (await start(fleet, world)).result()
+
+    revised = {
+        each.agent_id: each.proposal.content.startswith("revision") for each in result.ranked
+    }
+    assert revised == {"agent-dev-1": True, "agent-dev-2": False, "agent-dev-3": True}
+    assert len(result.usage) == len(world.calls)
+
+
 async def test_below_a_quorum_it_fails_with_every_cause(fleet: Client, world: World) -> None:
     world.failing = {"agent-dev-1": "out of memory", "agent-dev-2": "no such model"}
 
