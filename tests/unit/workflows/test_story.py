@@ -496,6 +496,25 @@ async def test_a_failed_council_is_tried_again_and_shown_and_counted_meanwhile(
     assert view.tokens_used == 2 * world.tokens * len(world.calls)
 
 
+async def test_a_council_that_was_barred_gets_the_findings_when_it_is_tried_again(
+    start_skipping_story: StartStory, world: World
+) -> None:
+    world.blocking = {f"agent-architect-{n}" for n in range(1, 4)}
+    story = await start_skipping_story()
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+
+    await until(story.state, lambda view: "every proposal is barred" in view.working_on)
+    first = len(world.calls)
+    world.blocking = set()
+    async with story.skipping_time():
+        await story.until(gate="approve_design")
+
+    assert not any(call.task.feedback for call in world.calls[:first])
+    second = world.calls[first].task.feedback
+    assert len(second) == 1 and "secret: a key" in second[0]
+
+
 async def test_a_second_start_of_a_running_story_is_refused(start_story: StartStory) -> None:
     from temporalio.exceptions import WorkflowAlreadyStartedError
 
