@@ -512,7 +512,8 @@ async def test_a_council_that_was_barred_gets_the_findings_when_it_is_tried_agai
 
     assert not any(call.task.feedback for call in world.calls[:first])
     second = world.calls[first].task.feedback
-    assert len(second) == 1 and "secret: a key" in second[0]
+    assert len(second) == 1
+    assert "secret: a key" in second[0]
 
 
 async def test_a_second_start_of_a_running_story_is_refused(start_story: StartStory) -> None:
