@@ -8,6 +8,7 @@ again for `FORGOTTEN_AFTER_S` is not counted any longer.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from workflows.models.events import PublishBatch, RecordBatch
+from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
 
 FORGOTTEN_AFTER_S = 150.0
 """Two and a half times the longest pause between two attempts (workflows.stubs.MIRROR)."""
@@ -85,19 +86,31 @@ class _Measured(ActivityInboundInterceptor):
         request = input.args[0] if input.args else None
         if not isinstance(request, RecordBatch | PublishBatch) or not request.entries:
             return await super().execute_activity(input)
-        info = activity.info()
-        step = info.activity_type
-        key = (info.workflow_run_id or "", step)
-        times = [_seconds(entry.time) for entry in request.entries]
-        self._waiting[key] = Batch(len(times), min(times), time.monotonic())
+        step = "publish" if isinstance(request, PublishBatch) else "record"
+        key = (activity.info().workflow_run_id or "", step)
+        oldest = min(_seconds(entry.time) for entry in request.entries)
+        self._waiting[key] = Batch(len(request.entries), oldest, time.monotonic())
         result = await super().execute_activity(input)
         self._waiting.pop(key, None)
-        for at in times:
-            LAG.labels(step).observe(max(0.0, time.time() - at))
         if isinstance(request, PublishBatch):
-            for entry in request.entries:
-                EVENTS.labels(entry.subject).inc()
+            _count_published(request.entries)
+        else:
+            _observe("record", request.entries)
+        if isinstance(result, Announced):
+            _count_published(request.entries[: result.published])
         return result
+
+
+def _count_published(entries: Sequence[Entry]) -> None:
+    public = [entry for entry in entries if entry.subject]
+    _observe("publish", public)
+    for entry in public:
+        EVENTS.labels(entry.subject).inc()
+
+
+def _observe(step: str, entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        LAG.labels(step).observe(max(0.0, time.time() - _seconds(entry.time)))
 
 
 def _seconds(moment: str) -> float:

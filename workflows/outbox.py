@@ -1,9 +1,10 @@
 """The outbox: every change of state is recorded in the graph and then published.
 
-A workflow appends and goes on; it never waits for NATS. Two cursors walk the same list in order:
-`record` stores entries in graph and cache, and `publish` follows it to JetStream, so that an event
-is in Neo4j before a subscriber receives it (docs/design/0001-outbox.md). A child of a story passes
-its entries to the story's outbox instead, so that one story has one order.
+A workflow appends and goes on; it never waits for NATS. `announce` stores a batch of entries in
+graph and cache, and then publishes it, so that an event is in Neo4j before a subscriber receives it
+(docs/design/0001-outbox.md). What is recorded and could not be published follows by `publish`;
+until then, newer entries are only recorded. A child of a story passes its entries to the story's
+outbox instead, so that one story has one order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from datetime import timedelta
 from typing import Literal
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, FailureError
+from temporalio.exceptions import ActivityError, FailureError, TimeoutType
+from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.actors import check_actor
 from workflows.current_details import stuck_details
@@ -32,7 +34,7 @@ from workflows.models.events import (
 from workflows.models.ids import closure_workflow_id, event_id, run_after_reset
 from workflows.models.outbox import OutboxState, OutboxStuck, SkipEntry, StoryClosure
 from workflows.search_attributes import OUTBOX_STUCK
-from workflows.stubs import MIRROR, STORE, GraphStub, MirrorStub
+from workflows.stubs import ANNOUNCE, MIRROR, STORE, AnnounceStub, GraphStub, MirrorStub
 from workflows.timestamps import timestamp
 
 BATCH = 100
@@ -213,16 +215,7 @@ class Outbox:
                 await self._forward_events(batch)
                 continue
             try:
-                await workflow.execute_activity_method(
-                    GraphStub.record,
-                    RecordBatch(
-                        owner=self.owner,
-                        owner_started_ms=state.started_ms,
-                        first=first,
-                        entries=batch,
-                    ),
-                    **(STORE | {"summary": f"record {_kinds(batch)}"}),
-                )
+                published = await self._stored(batch)
             except ActivityError as error:
                 if self._can_divide(batch):
                     one_by_one = first + len(batch)
@@ -231,6 +224,41 @@ class Outbox:
             else:
                 self._settled(batch)
                 state.recorded += len(batch)
+                self._settle(published)
+
+    async def _stored(self, batch: list[Entry]) -> int:
+        """Record the next entries, and publish them if all before them are.
+
+        Returns:
+            The number of entries that are published, from the first.
+
+        Raises:
+            ActivityError: the batch cannot be recorded.
+        """
+        state = self.state
+        request = RecordBatch(
+            owner=self.owner,
+            owner_started_ms=state.started_ms,
+            first=state.recorded,
+            entries=batch,
+        )
+        all_published = state.published == state.recorded and not self.held
+        if all_published and workflow.patched("recorded-and-published-at-once"):
+            try:
+                answer = await workflow.execute_activity_method(
+                    AnnounceStub.announce,
+                    request,
+                    **(ANNOUNCE | {"summary": f"record and publish {_kinds(batch)}"}),
+                )
+            except ActivityError as error:
+                if not _was_not_taken(error):
+                    raise
+            else:
+                return answer.published
+        await workflow.execute_activity_method(
+            GraphStub.record, request, **(STORE | {"summary": f"record {_kinds(batch)}"})
+        )
+        return 0
 
     async def _forward_events(self, batch: list[Entry]) -> None:
         story = workflow.get_external_workflow_handle(self.publish_via)
@@ -348,6 +376,12 @@ class Outbox:
     def _settle(self, count: int) -> None:
         del self.state.entries[:count]
         self.state.published += count
+
+
+def _was_not_taken(error: ActivityError) -> bool:
+    """Return whether no worker took the activity, as when the process `bridge` does not run."""
+    cause = error.cause
+    return isinstance(cause, TimedOut) and cause.type == TimeoutType.SCHEDULE_TO_START
 
 
 async def supervised(name: str, work: Awaitable[None]) -> None:

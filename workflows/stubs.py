@@ -42,7 +42,7 @@ from workflows.models.branches import (
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
-from workflows.models.events import PublishBatch, RecordBatch
+from workflows.models.events import Announced, PublishBatch, RecordBatch
 from workflows.models.implementation import (
     ActionResult,
     NextActionAnswer,
@@ -176,6 +176,9 @@ MIRROR = ActivityConfig(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(minutes=1)
     ),
 )
+
+ANNOUNCE = MIRROR | ActivityConfig(schedule_to_start_timeout=timedelta(seconds=10))
+"""Options for recording and publishing at once: a batch that no mirror takes is only recorded."""
 
 
 def agent_call(agent: Agent) -> ActivityConfig:
@@ -385,6 +388,14 @@ class AccessStub:
 
 FOLLOW_CHILD = "follow_child"
 """Called by name, because its result type is that of the followed workflow."""
+
+
+class AnnounceStub:
+    """Recording in graph and cache, then publishing to JetStream."""
+
+    @activity.defn
+    async def announce(self, batch: RecordBatch) -> Announced:
+        raise NotImplementedError
 
 
 class MirrorStub:

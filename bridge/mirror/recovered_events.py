@@ -21,6 +21,7 @@ GraphWrite = RecordBatch | DeliberationRecord | ContextWrite
 """The input of an activity that writes to the graph."""
 
 WRITES: dict[str, type[GraphWrite]] = {
+    "announce": RecordBatch,
     "record": RecordBatch,
     "record_deliberation": DeliberationRecord,
     "update_context": ContextWrite,

@@ -418,6 +418,18 @@ async def _given_up(story: RunningStory) -> RunningStory:
     return story
 
 
+async def published_later(start_story: StartStory, world: World) -> RunningStory:
+    """Events are recorded and published at once; those of an outage are published after it."""
+    story = await start_story()
+    await story.until(gate="approve_scope")
+    await until(lambda: world.published)
+    world.bus_open.clear()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    world.bus_open.set()
+    return await story.finish()
+
+
 PATHS: dict[str, Path_] = {
     each.__name__: each
     for each in (
@@ -452,6 +464,7 @@ PATHS: dict[str, Path_] = {
         amended_in_order,
         failures_announced,
         failed_agents_named,
+        published_later,
     )
 }
 

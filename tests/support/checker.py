@@ -127,9 +127,10 @@ async def _decrypt(client: Client, event: HistoryEvent) -> None:
     codec = client.data_converter.payload_codec
     scheduled = event.activity_task_scheduled_event_attributes
     signal = event.signal_external_workflow_execution_initiated_event_attributes
-    for attributes in (scheduled, signal):
-        if codec and attributes.input.payloads:
-            await codec.decode_wrapper(attributes.input)
+    completed = event.activity_task_completed_event_attributes
+    for payloads in (scheduled.input, signal.input, completed.result):
+        if codec and payloads.payloads:
+            await codec.decode_wrapper(payloads)
 
 
 def _read_run(
@@ -139,6 +140,7 @@ def _read_run(
     recording: dict[int, list[str]] = {}
     recorded: set[str] = set()
     publishing: dict[int, list[Event]] = {}
+    announcing: dict[int, list[str]] = {}
     published: set[str] = set()
     handing: dict[int, list[Event]] = {}
     children = []
@@ -146,14 +148,19 @@ def _read_run(
         match event.event_type:
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
                 scheduled = event.activity_task_scheduled_event_attributes
-                if scheduled.activity_type.name not in ("record", "publish"):
+                name = scheduled.activity_type.name
+                if name not in ("record", "publish", "announce"):
                     continue
                 entries = _arguments(scheduled.input)[0]["entries"]
-                if scheduled.activity_type.name == "record":
+                if name != "publish":
                     recording[event.event_id] = [entry["id"] for entry in entries]
+                if name == "record":
                     continue
                 events = _events(entries)
                 publishing[event.event_id] = events
+                if name == "announce":
+                    announcing[event.event_id] = [entry["id"] for entry in entries]
+                    recorded.update(announcing[event.event_id])  # by the activity, before it sends
                 contents.faults += [
                     f"{workflow_id}: {each.subject} {each.id} announced before it was recorded"
                     for each in events
@@ -164,7 +171,12 @@ def _read_run(
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                 done = event.activity_task_completed_event_attributes.scheduled_event_id
                 recorded.update(recording.get(done, ()))
-                published.update(each.id for each in publishing.get(done, ()))
+                completed = event.activity_task_completed_event_attributes
+                sent = {each.id for each in publishing.get(done, ())}
+                if done in announcing:
+                    (answer,) = _arguments(completed.result)
+                    sent &= set(announcing[done][: answer["published"]])
+                published |= sent
             case EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED:
                 signal = event.signal_external_workflow_execution_initiated_event_attributes
                 if signal.signal_name == "hand_on":

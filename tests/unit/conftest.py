@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -90,7 +90,7 @@ from workflows.models.context import (
 )
 from workflows.models.deliberation import Check, CheckInput, CheckReport, DeliberationRecord
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import Entry, PublishBatch, RecordBatch
+from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import (
     Action,
@@ -124,6 +124,7 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import (
     AccessStub,
     AgentStub,
+    AnnounceStub,
     BranchStub,
     CheckStub,
     GraphStub,
@@ -541,7 +542,20 @@ class InstantAccess(InWorld, AccessStub):
         return await Access([TOKEN_KEY], self.world.require_tokens).check_actor(check)
 
 
-class InstantMirror(InWorld, MirrorStub):
+class InstantMirror(InWorld, MirrorStub, AnnounceStub):
+    @activity.defn
+    async def announce(self, batch: RecordBatch) -> Announced:
+        await InstantGraph().record(batch)
+        if not self.world.bus_open.is_set():
+            return Announced(published=0)
+        for published, entry in enumerate(batch.entries):
+            if entry.subject:
+                try:
+                    await self.publish(PublishBatch(entries=[entry]))
+                except ApplicationError:
+                    return Announced(published=published)
+        return Announced(published=len(batch.entries))
+
     @activity.defn
     async def publish(self, batch: PublishBatch) -> None:
         await self.world.bus_open.wait()
@@ -586,13 +600,16 @@ def activities() -> list[Any]:
         graph.update_context,
         planning.load_process,
         planning.score_story,
+        mirror.announce,
         mirror.publish,
     ]
 
 
 @asynccontextmanager
-async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[None]:
-    """Run the workers of the five queues with instant activities."""
+async def instant_workers(
+    client: Client, cached: int = 200, queues: Collection[str] = QUEUES
+) -> AsyncIterator[None]:
+    """Run the workers of the queues with instant activities."""
     workers = [
         Worker(
             client,
@@ -613,7 +630,7 @@ async def instant_workers(client: Client, cached: int = 200) -> AsyncIterator[No
             max_cached_workflows=cached,
             graceful_shutdown_timeout=timedelta(seconds=1),
         )
-        for queue in QUEUES
+        for queue in queues
     ]
     async with AsyncExitStack() as stack:
         for worker in workers:
@@ -644,8 +661,15 @@ async def fleet(temporal: RunningServer) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def skipping_fleet() -> AsyncIterator[Client]:
+async def skipping_fleet(fleet_without_workers: Client) -> AsyncIterator[Client]:
     """Return a client of a time-skipping server, for workflows with long waits."""
+    async with instant_workers(fleet_without_workers):
+        yield fleet_without_workers
+
+
+@pytest.fixture
+async def fleet_without_workers() -> AsyncIterator[Client]:
+    """Return a client of a time-skipping server; a test runs the workers it needs."""
     environment = await WorkflowEnvironment.start_time_skipping(
         test_server_existing_path=str(script("temporal-test-server")),
         data_converter=pydantic_data_converter,
@@ -660,8 +684,7 @@ async def skipping_fleet() -> AsyncIterator[Client]:
                 },
             )
         )
-        async with instant_workers(environment.client):
-            yield environment.client
+        yield environment.client
 
 
 GOOD_REPORT: dict[str, Any] = {

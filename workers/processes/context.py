@@ -9,16 +9,14 @@ from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.cache import Cache
 from activities.config import InvalidConfig
-from activities.graph.activities import Graph, seed_councils
-from activities.graph.context_packs import load_scopes
+from activities.graph.activities import seed_councils
 from activities.graph.councils import load_councils
 from activities.graph.migrations import migrate
 from activities.heartbeats import Heartbeats
 from activities.outbox_metrics import OutboxMetrics
 from activities.planning import Planning, load_config
-from activities.redaction import load_redaction
+from workers.clients.graph import open_graph
 from workers.clients.neo4j import open_neo4j, schema_errors
 from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
 from workers.settings import Settings
@@ -34,13 +32,7 @@ def context_worker(
 
     It also reads the process's configuration.
     """
-    scopes = load_scopes(settings.fleet_config / "scopes.yaml")
-    graph = Graph(
-        driver,
-        Cache(valkey, settings.context_cache_ttl),
-        scopes,
-        load_redaction(settings.fleet_config),
-    )
+    graph = open_graph(settings, driver, valkey)
     planning = Planning(
         settings.fleet_config, settings.deliberation_timeout, settings.story_text_bytes
     )

@@ -5,15 +5,11 @@ from contextlib import asynccontextmanager
 
 import structlog
 from nats.aio.client import Client as Nats
-from neo4j import AsyncDriver
 
-from activities.cache import Cache
 from activities.config import InvalidConfig
 from activities.graph.activities import Graph
-from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import migrate
 from activities.planning import load_config
-from activities.redaction import load_redaction
 from bridge.fleet_metrics import FleetMetrics
 from bridge.inbox.inbox import Inbox
 from bridge.jetstream import consumers, streams
@@ -21,22 +17,12 @@ from bridge.jetstream.consumers import ConsumerError
 from bridge.jetstream.streams import StreamError
 from bridge.mirror.story_sweep import StorySweep
 from workers.clients.connection import StartError
+from workers.clients.graph import open_graph
 from workers.clients.nats import open_nats
 from workers.clients.neo4j import open_neo4j, schema_errors
 from workers.processes.process import ProcessContext, RunningProcess, valid_config
 
 log = structlog.stdlib.get_logger(__name__)
-
-
-def open_graph(base: ProcessContext, driver: AsyncDriver) -> Graph:
-    """Open the graph and its cache."""
-    settings = base.settings
-    return Graph(
-        driver,
-        Cache(base.valkey, settings.context_cache_ttl),
-        load_scopes(settings.fleet_config / "scopes.yaml"),
-        load_redaction(settings.fleet_config),
-    )
 
 
 def inbox(base: ProcessContext, nats: Nats, graph: Graph) -> Inbox:
@@ -50,7 +36,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Bring graph, streams and consumers up to date, then run."""
     async with open_neo4j(base.settings) as driver, open_nats(base.settings, base.lost) as nats:
         with valid_config(InvalidConfig):
-            graph = open_graph(base, driver)
+            graph = open_graph(base.settings, driver, base.valkey)
             machine = load_config(base.settings.fleet_config).machine
         job = inbox(base, nats, graph)
         sweep = StorySweep(base.temporal, graph, base.settings.story_sweep_seconds)

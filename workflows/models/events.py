@@ -694,6 +694,12 @@ class RecordBatch(Model):
     entries: list[Entry]
 
 
+class Announced(Model):
+    """How many entries of a batch, from its start, are published; all of them are recorded."""
+
+    published: int
+
+
 class PublishBatch(Model):
     """Entries to publish to JetStream, in order; all of them have a subject."""
 

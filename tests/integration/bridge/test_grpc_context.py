@@ -27,6 +27,7 @@ from bridge.grpc.server import Served
 from bridge.grpc.wire import context_pb2 as pb
 from bridge.grpc.wire import context_pb2_grpc
 from bridge.jetstream.streams import reconcile
+from bridge.mirror.announcer import Announcer
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
 from deploy.local.parts import DEVELOPER_ROLES
@@ -134,11 +135,12 @@ def storing(temporal: Client, graph: Graph) -> list[Worker]:
     ]
 
 
-def mirroring(temporal: Client, nats: Nats) -> Worker:
+def mirroring(temporal: Client, nats: Nats, graph: Graph) -> Worker:
+    mirror = Mirror(nats, Source("c-1", temporal.namespace))
     return Worker(
         temporal,
         task_queue=BRIDGE_QUEUE,
-        activities=[Mirror(nats, Source("c-1", temporal.namespace)).publish],
+        activities=[Announcer(graph, mirror).announce, mirror.publish],
         interceptors=[Heartbeats()],
     )
 
@@ -558,12 +560,13 @@ async def test_it_answers_while_nats_is_away_and_announces_when_it_is_back(
     nats_client: Nats,
     bus: JetStreamContext,
     driver: AsyncDriver,
+    graph: Graph,
 ) -> None:
     answer = await service.update(story, created(), change("CREATE", "DECISION", "d", title="D"))
 
     assert (await bus.stream_info("CONTEXT")).state.messages == 0  # no mirror runs yet
     subscription = await bus.subscribe("context.updated")
-    async with mirroring(temporal_client, nats_client):
+    async with mirroring(temporal_client, nats_client, graph):
         message = await subscription.next_msg(timeout=WITHIN_S)
         recorded = await rows(
             driver,

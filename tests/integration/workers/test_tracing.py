@@ -118,11 +118,11 @@ async def test_a_deliberation_is_one_trace_from_its_call_to_the_llm_the_graph_an
     agents = {each.attributes["gen_ai.agent.id"] for each in named(spans, "RunActivity:propose")}
     assert answer.winner.proposal.author_id in agents
     stored = [chain(each, spans) for each in named(spans, "neo4j")]
-    for activity in ("load_council", "build_pack", "record", "record_deliberation"):
+    for activity in ("load_council", "build_pack", "announce", "record_deliberation"):
         assert [*called, f"StartActivity:{activity}", f"RunActivity:{activity}", "neo4j"] in stored
     sent = named(spans, "publish orchestration.deliberation.completed")
     assert [(each.kind, chain(each, spans)[:-2]) for each in sent] == [
-        (PRODUCER, [*called, "StartActivity:publish"])
+        (PRODUCER, [*called, "StartActivity:announce"])
     ]
     assert (first.headers or {})["traceparent"].split("-")[1] == trace
     assert canary.encode() not in collector.received
@@ -176,13 +176,13 @@ async def test_a_story_from_the_cli_to_done_is_one_trace(
     assert [*run, *plan, *council, *calls("propose", "chat test-model")] in chats  # the tasks
     stored = [chain(each, spans) for each in named(spans, "neo4j")]
     for workflow, activity in (
-        (run, "record"),
+        (run, "announce"),
         ([*run, *council], "record_deliberation"),
         ([*run, *plan, *council], "record_deliberation"),
     ):
         assert [*workflow, *calls(activity, "neo4j")] in stored
     moves = [chain(each, spans) for each in named(spans, "publish planning.story.transitioned")]
-    assert moves == [[*run, *calls("publish", "publish planning.story.transitioned")]] * 6
+    assert moves == [[*run, *calls("announce", "publish planning.story.transitioned")]] * 6
     assert canary.encode() not in collector.received
 
 
