@@ -9,6 +9,8 @@
                                    `:{subtask}:{budget}`
     context:{story}:packs          set: the keys of the story's packs, so that they can be dropped
     context:{story}:generation     counter: grows with every change of the story
+    swe:pack:{story}:{hash}        JSON: a ContextPack that calls refer to, encrypted if there are
+                                   keys; kept for an hour after the last call
     swe:case:{id}:planning:late    set: ids of timeline lines that arrived late (see TIMELINE)
     swe:case:{id}:summaries:last   text: the story so far, written by other systems, shown in packs
     swe:case:{id}:session:{hash}   JSON: what agents got when they resumed the story; kept for as
@@ -20,14 +22,20 @@ another key.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from activities.kept_text import NOT_ENCRYPTED, TextCipher
 from workflows.models.context import ContextPack
 from workflows.models.ids import encode_id
+
+BLOCKS_TTL = timedelta(hours=1)
+"""How long the blocks of a pack are kept after the last call; then they are built again."""
 
 PACK_TTL_S = 3600
 """Default time, in seconds, for which a context pack is kept."""
@@ -179,14 +187,18 @@ class Cache:
         redis.exceptions.RedisError: in every method, if Valkey fails.
     """
 
-    def __init__(self, client: Redis, pack_ttl_s: int = PACK_TTL_S) -> None:
+    def __init__(
+        self, client: Redis, pack_ttl_s: int = PACK_TTL_S, cipher: TextCipher = NOT_ENCRYPTED
+    ) -> None:
         """Create the cache.
 
         Args:
             client: Valkey.
             pack_ttl_s: how long a context pack is kept, in seconds.
+            cipher: of the packs that calls refer to, as histories would encrypt them.
         """
         self.client = client
+        self._cipher = cipher
         self._pack_ttl_s = pack_ttl_s
         self._timeline = client.register_script(TIMELINE)
         self._newest = client.register_script(NEWEST)
@@ -239,6 +251,14 @@ class Cache:
         text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
         keys = [_generation_key(story_id), _packs_key(story_id), key]
         return bool(await self._keep_pack(keys, [generation, text, self._pack_ttl_s]))
+
+    async def keep_blocks(self, story_id: str, pack: ContextPack) -> str:
+        """Keep a pack for the calls of a deliberation, under its content; return the key."""
+        text = pack.model_dump_json()
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        key = f"swe:pack:{encode_id(story_id)}:{digest}"
+        await self.client.set(key, self._cipher.encrypt(text), ex=BLOCKS_TTL)
+        return key
 
     async def find_summary(self, story_id: str) -> str:
         """Return the story's last summary; empty if there is none, or it is not a text."""

@@ -25,6 +25,7 @@ from temporalio.exceptions import (
 from workflows.actors import decisions_of_people
 from workflows.council_changes import CouncilChanges
 from workflows.execution import cause_of, require_id, stopped, type_of
+from workflows.kept_packs import is_pack_missing, kept_pack
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
@@ -281,27 +282,27 @@ class DeliberationWorkflow:
                 CouncilQuery(role=task.role, size=task.agents),
                 **(STORE | {"summary": f"council {task.role}"}),
             ),
-            workflow.execute_activity_method(
-                GraphStub.build_pack,
-                PackQuery(
-                    story_id=task.story_id or "",
-                    role=task.role,
-                    phase=task.phase,
-                    subtask_id=task.task_id if task.plan_id else "",
-                    # A story's workflow records its start before it starts a council.
-                    known=bool(task.outbox_workflow_id),
-                ),
-                **(STORE | {"summary": f"context pack {task.role} {task.phase}"}),
-            ),
+            self.keep_pack(),
         )
-        if task.background:
-            context = "\n\n".join(filter(None, (self.pack.context, task.background)))
-            self.pack = self.pack.model_copy(update={"context": context})
         if self.changes:
             await self.changes.load_level()
         self.seats = [Participant(agent) for agent in council.agents]
         self.size = len(self.seats)
         return council
+
+    async def keep_pack(self) -> ContextPack:
+        task = self.input
+        return await kept_pack(
+            PackQuery(
+                story_id=task.story_id or "",
+                role=task.role,
+                phase=task.phase,
+                subtask_id=task.task_id if task.plan_id else "",
+                # A story's workflow records its start before it starts a council.
+                known=bool(task.outbox_workflow_id),
+                background=task.background,
+            )
+        )
 
     async def propose(self) -> None:
         await self.begin_wave("propose")
@@ -651,7 +652,11 @@ class DeliberationWorkflow:
             return await workflow.execute_activity_method(act, request, **options)
         except ActivityError as error:
             self.usage += failed_call(error)
-            raise
+            if not is_pack_missing(error):
+                raise
+        self.pack = await self.keep_pack()
+        request = request.model_copy(update={"pack": self.pack})
+        return await workflow.execute_activity_method(act, request, **options)
 
     def call_fields(self, agent: Agent) -> dict[str, Any]:
         task = self.input

@@ -22,13 +22,12 @@ from temporalio.workflow import ActivityConfig
 
 from workflows.actors import decisions_of_people
 from workflows.execution import cause_of, require_id, type_of
+from workflows.kept_packs import is_pack_missing, kept_pack
 from workflows.models.errors import ErrorType
 from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import (
-    STORE,
     WORKSPACE,
     AgentStub,
-    GraphStub,
     WorkspaceStub,
     agent_call,
     workspace_call,
@@ -225,22 +224,24 @@ class ImplementationWorkflow:
         )
 
     async def load_pack(self) -> ContextPack:
+        request = self.input
+        if request.pack is None or (request.pack.kept_at and request.background):
+            return await self.keep_pack()
+        context = "\n\n".join(filter(None, (request.pack.context, request.background)))
+        return request.pack.model_copy(update={"context": context})
+
+    async def keep_pack(self) -> ContextPack:
         request, task = self.input, self.input.task
-        pack = request.pack
-        if pack is None:
-            pack = await workflow.execute_activity_method(
-                GraphStub.build_pack,
-                PackQuery(
-                    story_id=task.story_id,
-                    role=task.role,
-                    phase=task.phase,
-                    subtask_id=task.task_id if request.plan_id else "",
-                    known=bool(request.outbox_workflow_id),
-                ),
-                **(STORE | {"summary": f"context pack {task.role} {task.phase}"}),
+        return await kept_pack(
+            PackQuery(
+                story_id=task.story_id,
+                role=task.role,
+                phase=task.phase,
+                subtask_id=task.task_id if request.plan_id else "",
+                known=bool(request.outbox_workflow_id),
+                background=request.background,
             )
-        context = "\n\n".join(filter(None, (pack.context, request.background)))
-        return pack.model_copy(update={"context": context})
+        )
 
     async def take_step(self, work: StartedWork) -> None:
         """Ask for the next action and run it; note what ends the work."""
@@ -276,13 +277,25 @@ class ImplementationWorkflow:
     async def ask(self, work: StartedWork) -> NextActionAnswer:
         """Ask the agent for its next action."""
         self.show("asking")
+        try:
+            answer = await self.next_action(work, work.pack)
+        except ActivityError as error:
+            if not is_pack_missing(error):
+                raise
+            pack = await self.keep_pack()
+            self.update(pack=pack)
+            answer = await self.next_action(work, pack)
+        self.usage = summed_up([*self.usage, answer.usage])
+        return answer
+
+    async def next_action(self, work: StartedWork, pack: ContextPack) -> NextActionAnswer:
         request, task = self.input, self.input.task
-        answer = await workflow.execute_activity_method(
+        return await workflow.execute_activity_method(
             AgentStub.next_action,
             NextActionInput(
                 task=task.model_copy(update={"feedback": [*task.feedback, *request.feedback]}),
                 agent=request.agent,
-                pack=work.pack,
+                pack=pack,
                 wave=self.step,
                 late_decisions=self.decisions,
                 late_milestones=self.milestones,
@@ -297,8 +310,6 @@ class ImplementationWorkflow:
                 agent_call(request.agent), f"step {self.step}: {request.agent.agent_id} decides"
             ),
         )
-        self.usage = summed_up([*self.usage, answer.usage])
-        return answer
 
     async def act(self, work: StartedWork, action: Action, usage: CallUsage) -> ActionResult:
         """Run an action and commit what it changes."""

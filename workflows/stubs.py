@@ -347,6 +347,10 @@ class GraphStub:
         raise NotImplementedError
 
     @activity.defn
+    async def keep_pack(self, query: PackQuery) -> ContextPack:
+        raise NotImplementedError
+
+    @activity.defn
     async def update_context(self, write: ContextWrite) -> ContextAnswer:
         """Store an update of a story's context.
 

@@ -23,6 +23,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.agents import requests
 from activities.agents.answer_cache import ANSWER_TTL, answer_key, kept_answer
+from activities.agents.kept_packs import KeptPacks
 from activities.agents.llm_errors import CallFailed
 from activities.agents.markdown_answers import complete_part
 from activities.agents.non_answers import given_to, non_answer
@@ -90,45 +91,53 @@ class Agents(AgentStub):
     """The activities of the agents; each call goes to the back end of its agent's type.
 
     Raises:
-        ApplicationError: in every activity, not retryable: `MockAgent`, or `AgentTypeNotSupported`
-            for a type without a back end; otherwise the errors of the back end.
+        ApplicationError: in every activity, not retryable: `MockAgent`, `AgentTypeNotSupported`
+            for a type without a back end, or `PackMissing`; otherwise the errors of the back end.
     """
 
-    def __init__(self, by_type: Mapping[str, AgentBackend]) -> None:
+    def __init__(self, by_type: Mapping[str, AgentBackend], packs: KeptPacks) -> None:
         """Create the activities.
 
         Args:
             by_type: `workflows.models.base.AgentType` -> its back end.
+            packs: the context packs that calls refer to.
         """
-        self._by_type = by_type
+        self._by_type, self._packs = by_type, packs
 
     @activity.defn
     async def propose(self, request: ProposeInput) -> ProposalAnswer:
-        return await self._of(request.agent).answer(requests.propose(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.propose(call))
 
     @activity.defn
     async def criticise(self, request: CriticiseInput) -> CritiqueAnswer:
-        return await self._of(request.agent).answer(requests.criticise(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.criticise(call))
 
     @activity.defn
     async def revise(self, request: ReviseInput) -> ProposalAnswer:
-        return await self._of(request.agent).answer(requests.revise(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.revise(call))
 
     @activity.defn
     async def judge(self, request: JudgeInput) -> JudgeAnswer:
-        return await self._of(request.agent).answer(requests.judge(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.judge(call))
 
     @activity.defn
     async def derive_plan(self, request: DerivePlanInput) -> DerivePlanAnswer:
-        return await self._of(request.agent).answer(requests.derive_plan(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.derive_plan(call))
 
     @activity.defn
     async def write_story(self, request: WriteStoryInput) -> WriteStoryAnswer:
-        return await self._of(request.agent).answer(requests.write_story(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.write_story(call))
 
     @activity.defn
     async def next_action(self, request: NextActionInput) -> NextActionAnswer:
-        return await self._of(request.agent).answer(requests.next_action(request))
+        call = await self._packs.in_full(request)
+        return await self._of(call.agent).answer(requests.next_action(call))
 
     def _of(self, agent: Agent) -> AgentBackend:
         """Return the back end of an agent's type; there are no mock agents."""

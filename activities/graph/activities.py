@@ -337,6 +337,22 @@ class Graph(GraphStub):
                 await self._require_begun(query.story_id)
         return (await self._pack(query))[0]
 
+    @activity.defn
+    async def keep_pack(self, query: PackQuery) -> ContextPack:
+        """Build a context pack and keep it in Valkey; return it without its blocks.
+
+        Raises:
+            ApplicationError: as in `build_pack`.
+        """
+        pack = await self.build_pack(query)
+        context = "\n\n".join(filter(None, (pack.context, query.background)))
+        with store_errors():
+            key = await self._cache.keep_blocks(
+                query.story_id, pack.model_copy(update={"context": context})
+            )
+        blocks = {"system": "", "context": "", "tools": ""}
+        return pack.model_copy(update={**blocks, "kept_at": key})
+
     async def known_pack(self, query: PackQuery) -> ContextPack:
         """Return the context pack of a story that the graph must know.
 

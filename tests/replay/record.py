@@ -641,6 +641,12 @@ async def implemented(client: Client, world: World) -> dict[str, str]:
     return {"implementation": handle.id}
 
 
+async def pack_lost(client: Client, world: World) -> dict[str, str]:
+    """Build the kept context pack again, because a call does not find it."""
+    world.lost_packs = {"pack-1"}
+    return await implemented(client, world)
+
+
 async def implemented_within_budget(client: Client, world: World) -> dict[str, str]:
     """Wait for the story's budget before each step."""
     story = await StartStory(client, world)(token_budget=25)
@@ -767,6 +773,7 @@ CALLS: dict[str, Call_] = {
         plan_without_story,
         plan_of_roles,
         implemented,
+        pack_lost,
         implemented_within_budget,
         implementation_failed,
         implementation_cancelled,

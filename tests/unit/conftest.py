@@ -163,6 +163,8 @@ class World:
     unchecked: set[str] = field(default_factory=set)
     """Ids of agents whose code cannot be run, so that it has no dry run."""
     failing: dict[str, str] = field(default_factory=dict)
+    lost_packs: set[str] = field(default_factory=set)
+    """Packs that Valkey no longer has."""
     problems: dict[str, str] = field(default_factory=dict)
     """Agent -> why its revisions say nothing."""
     """Agent id, `act/agent id`, task id or activity name -> text of a permanent error."""
@@ -237,6 +239,8 @@ class InWorld:
 
 class InstantAgents(InWorld, AgentStub):
     async def answer(self, act: str, call: AgentCall) -> CallUsage:
+        if call.pack.kept_at in self.world.lost_packs:
+            raise application_error(ErrorType.PACK_MISSING, call.pack.kept_at)
         self.world.calls.append(call)
         self.world.acts.append(f"{act}/{call.agent.agent_id}")
         if act in self.world.hold:
@@ -492,6 +496,11 @@ class InstantGraph(InWorld, GraphStub):
         return ContextPack(system=f"You are {query.role}.", context="the story", version="v")
 
     @activity.defn
+    async def keep_pack(self, query: PackQuery) -> ContextPack:
+        self.world.packs.append(query)
+        return ContextPack(version="v", kept_at=f"pack-{len(self.world.packs)}")
+
+    @activity.defn
     async def update_context(self, write: ContextWrite) -> ContextAnswer:
         await self.world.graph_open.wait()
         if cause := self.world.failing.get("update_context"):
@@ -595,6 +604,7 @@ def activities() -> list[Any]:
         graph.record_deliberation,
         graph.load_council,
         graph.load_plan,
+        graph.keep_pack,
         graph.story_runs,
         graph.build_pack,
         graph.update_context,

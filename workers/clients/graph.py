@@ -9,6 +9,7 @@ from activities.cache import Cache
 from activities.graph.activities import Graph
 from activities.graph.context_packs import load_scopes
 from activities.redaction import load_redaction
+from workers.payload_codec import text_cipher
 from workers.settings import Settings
 
 
@@ -20,7 +21,7 @@ def open_graph(settings: Settings, driver: AsyncDriver, valkey: Redis) -> Graph:
     """
     return Graph(
         driver,
-        Cache(valkey, settings.context_cache_ttl),
+        Cache(valkey, settings.context_cache_ttl, text_cipher(settings.encryption_keys)),
         load_scopes(settings.fleet_config / "scopes.yaml"),
         load_redaction(settings.fleet_config),
     )

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.agents.activities import Agents, VllmAgents
+from activities.agents.activities import AgentBackend, Agents, VllmAgents
+from activities.agents.kept_packs import KeptPacks
 from activities.agents.openai_client import served_models
 from activities.agents.profiles import Profiles
 from activities.agents.prompts import InvalidPrompt, Prompts
@@ -49,7 +50,8 @@ def agents_worker(
     external = NatsAgents(
         nats, valkey, prompts, source, profiles, settings.external_window, per_hour, cipher
     )
-    agents = Agents({"RAY_VLLM": llms, "VLLM": llms, "NATS": external})
+    by_type: dict[str, AgentBackend] = {"RAY_VLLM": llms, "VLLM": llms, "NATS": external}
+    agents = Agents(by_type, KeptPacks(valkey, cipher))
     checks = Checks(settings.fleet_config)
     return Worker(
         client,

@@ -46,6 +46,7 @@ def context_worker(
             graph.load_plan,
             graph.story_runs,
             graph.build_pack,
+            graph.keep_pack,
             graph.update_context,
             planning.load_process,
             planning.score_story,

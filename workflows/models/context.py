@@ -54,10 +54,17 @@ class PackQuery(Model):
     token_budget: int = 0
     known: bool = False
     """True if the story's start was recorded. A graph that does not have it has lost the story."""
+    background: str = ""
+    """What a kept pack has in addition, at the end of its context."""
 
 
 class ContextPack(Model):
-    """A context pack: three blocks and the hash of their content."""
+    """A context pack: three blocks and the hash of their content.
+
+    Attributes:
+        kept_at: the key in Valkey that has the pack; the blocks are empty then, so that a history
+            holds the key and not the same text in every call.
+    """
 
     system: str = ""
     context: str = ""
@@ -65,6 +72,7 @@ class ContextPack(Model):
     scopes: list[str] = []
     token_count: int = 0
     version: str = ""
+    kept_at: str = ""
 
 
 class ContextChange(Model):

@@ -95,6 +95,7 @@ class ErrorType(StrEnum):
     CACHE_VALUE = "CacheValue"
     STORE_UNAVAILABLE = "StoreUnavailable"
     STORE_UNREACHABLE = "StoreUnreachable"
+    PACK_MISSING = "PackMissing"
     # repositories and their stores (activities/workspace/)
     UNKNOWN_REPOSITORY = "UnknownRepository"
     REPOSITORY_AWAY = "RepositoryAway"

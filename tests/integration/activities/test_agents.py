@@ -20,9 +20,11 @@ from temporalio.testing import ActivityEnvironment
 from activities.agents import openai_client as llm_client
 from activities.agents.activities import Agents, VllmAgents
 from activities.agents.answer_cache import ANSWER_TTL, answer_key
+from activities.agents.kept_packs import KeptPacks
 from activities.agents.llm_errors import retry_after, status_failure
 from activities.agents.profiles import ModelProfile, Profiles
 from activities.agents.prompts import Prompts
+from activities.cache import Cache
 from activities.checks.activities import Checks
 from activities.quota import TokenQuota
 from tests.support.llm_server import LlmServer
@@ -81,7 +83,7 @@ async def client(llm: LlmServer) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def agents(client: httpx.AsyncClient, llm: LlmServer, store: Redis) -> Agents:
     llms = VllmAgents(client, store, llm.model, PROMPTS)
-    return Agents({"RAY_VLLM": llms, "VLLM": llms})
+    return Agents({"RAY_VLLM": llms, "VLLM": llms}, KeptPacks(store))
 
 
 @pytest.fixture
@@ -180,7 +182,7 @@ async def test_an_agent_is_not_asked_for_a_caller_without_tokens(
 ) -> None:
     actor = f"eve-{uuid.uuid4().hex}"
     llms = VllmAgents(client, store, llm.model, PROMPTS, tokens_per_hour=100)
-    agents = Agents({"RAY_VLLM": llms})
+    agents = Agents({"RAY_VLLM": llms}, KeptPacks(store))
     await TokenQuota(store).count(actor, 60)
     await TokenQuota(store).count(actor, 60)
 
@@ -364,7 +366,7 @@ async def test_the_profile_of_a_model_decides_how_it_is_asked(
     )
     llms = VllmAgents(client, store, llm.model, PROMPTS, Profiles([profile]))
 
-    await environment.run(Agents({"RAY_VLLM": llms}).propose, proposing())
+    await environment.run(Agents({"RAY_VLLM": llms}, KeptPacks(store)).propose, proposing())
 
     (call,) = llm.calls
     assert (call.temperature, call.max_tokens) == (0.1, 300)
@@ -553,6 +555,33 @@ async def test_another_agent_wave_act_or_run_is_another_call(
     await environment.run(agents.propose, request)
 
     assert len(llm.calls) == 5
+
+
+async def test_a_call_reads_the_pack_that_it_refers_to(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    pack = ContextPack(system="You are a DEV.", context="The story of the day.", version="v")
+    key = await Cache(store).keep_blocks("US-1", pack)
+    reference = ContextPack(version="v", kept_at=key)
+    call = proposing().model_copy(update={"pack": reference})
+
+    await environment.run(agents.propose, call)
+
+    assert "The story of the day." in str(llm.calls[0].messages)
+    assert await store.ttl(key) > 3_500
+
+
+async def test_a_call_whose_pack_is_gone_asks_for_it(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    reference = ContextPack(version="v", kept_at="swe:pack:US-1:gone")
+
+    error = await refusal(
+        environment.run(agents.propose, proposing().model_copy(update={"pack": reference}))
+    )
+
+    assert (error.type, error.non_retryable) == ("PackMissing", True)
+    assert not llm.calls
 
 
 async def test_an_answer_waits_for_a_valkey_that_is_away(

@@ -20,7 +20,7 @@ from tests.support.stories import (
     rows,
     spec,
 )
-from workflows.models.context import PackQuery
+from workflows.models.context import ContextPack, PackQuery
 from workflows.models.deliberation import DeliberationRecord, RecordedDecision
 from workflows.models.events import ContextDecisionAdded
 
@@ -263,3 +263,18 @@ async def test_the_summary_that_another_system_keeps_is_in_packs_and_sessions_wi
     assert session.summary == "The form works.\n\nToken [REDACTED]"
     assert "The form works" not in without.context
     assert other.context == before.context
+
+
+async def test_a_pack_is_kept_for_the_calls_that_refer_to_it(
+    graph: Graph, client: Redis, story: str
+) -> None:
+    built = await graph.build_pack(query(story))
+    kept = await graph.keep_pack(query(story).model_copy(update={"background": "Before that: X."}))
+
+    assert (kept.system, kept.context, kept.tools) == ("", "", "")
+    assert kept.version == built.version
+    text = await client.get(kept.kept_at)
+    assert text is not None
+    assert ContextPack.model_validate_json(text) == built.model_copy(
+        update={"context": f"{built.context}\n\nBefore that: X."}
+    )

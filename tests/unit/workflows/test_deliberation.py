@@ -168,6 +168,25 @@ async def test_the_proposal_stands_if_its_revision_says_nothing(
     assert len(result.usage) == len(world.calls)
 
 
+async def test_its_calls_refer_to_one_pack_that_is_kept(fleet: Client, world: World) -> None:
+    await (await start(fleet, world, background="Once upon a time.")).result()
+
+    (query,) = world.packs
+    assert query.background == "Once upon a time."
+    assert {call.pack.kept_at for call in world.calls} == {"pack-1"}
+    assert not any(call.pack.context for call in world.calls)
+
+
+async def test_a_pack_that_is_lost_is_built_again(fleet: Client, world: World) -> None:
+    world.lost_packs = {"pack-1"}
+
+    result = await (await start(fleet, world)).result()
+
+    assert result.status == "completed"
+    assert len(world.packs) > 1
+    assert "pack-1" not in {call.pack.kept_at for call in world.calls}
+
+
 async def test_below_a_quorum_it_fails_with_every_cause(fleet: Client, world: World) -> None:
     world.failing = {"agent-dev-1": "out of memory", "agent-dev-2": "no such model"}
 
