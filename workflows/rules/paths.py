@@ -80,7 +80,11 @@ def matches(pattern: str, path: str) -> bool:
     names = pattern.split("/")
     if names[-1] == "**":
         names.append("*")
-    return wild_match(names, path.split("/"), "**", lambda glob, name: wild_match(glob, name, "*", _same))
+    return wild_match(names, path.split("/"), "**", _same_name)
+
+
+def _same_name(glob: str, name: str) -> bool:
+    return wild_match(glob, name, "*", _same)
 
 
 def _same(expected: str, given: str) -> bool:

@@ -33,7 +33,10 @@ def test_a_path_matches_the_common_globs_if_it_matches_both_lists(
         (["README.md"], []),
         (["tests/test_a.py"], ["tests/test_a.py"]),
         (["tests/**"], ["tests/**"]),
-        (["src/**", "tests/unit/**"], ["tests/unit/**", "src/**/test_*.py", "src/**/*_test.*"]),
+        (
+            ["src/**", "tests/unit/**"],
+            ["tests/unit/**", "src/**/test_*.py", "src/**/*_test.*", "src/**/*.spec.*"],
+        ),
         (["src/shop.py", "test/?.py"], ["test/?.py"]),
     ],
 )
