@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from workflows.models.acceptance import Acceptance
 from workflows.models.agents import PlannedTask, Task
 from workflows.models.branches import BranchView
 from workflows.models.deliberation import DeliberationInput, Progress
@@ -19,6 +20,7 @@ from workflows.models.story import Move, StoryView
 
 MOVES_SHOWN = 8
 FILES_SHOWN = 20
+CRITERIA_SHOWN = 20
 
 
 def fenced(text: str, limit: int = 600) -> str:
@@ -41,6 +43,7 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
         fenced(view.title),
     ]
     lines += branch_lines(view.branch)
+    lines += acceptance_lines(view.acceptance)
     if view.working_on:
         lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":
@@ -84,6 +87,25 @@ def branch_lines(branch: BranchView | None) -> list[str]:
         f"{code(branch.base)}",
         *(f"- no file matches {code(glob)}" for glob in branch.unmatched[:MOVES_SHOWN]),
     ]
+
+
+def acceptance_lines(acceptance: Acceptance | None) -> list[str]:
+    """Render each criterion with its tests, their outcome before and after, and the verdict."""
+    if acceptance is None:
+        return []
+    lines = [
+        f"**{acceptance.proved} of {len(acceptance.criteria)} criteria proved** at "
+        f"{code(acceptance.commit)}"
+    ]
+    for criterion in acceptance.criteria[:CRITERIA_SHOWN]:
+        verdict = "**proved**" if criterion.proved else f"not proved: {code(criterion.why)}"
+        lines += [f"- {code(f'AC-{criterion.number}: {criterion.text}')}: {verdict}"]
+        lines += [
+            f"  - {code(test.name)}: {test.before} on the base, {test.after} on the branch"
+            for test in criterion.tests
+        ]
+    lines += [f"- changes the test {code(path)}" for path in acceptance.changed_tests[:FILES_SHOWN]]
+    return [*lines, *(f"- not run: {code(why)}" for why in acceptance.not_run)]
 
 
 def stuck_details(workflow_id: str, stuck: Sequence[OutboxStuck]) -> str:

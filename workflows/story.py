@@ -56,7 +56,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.access import Via, is_policy, require_person
     from workflows.models.agents import PlannedTask, Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
-    from workflows.models.branches import StoryBranch
+    from workflows.models.branches import MergedChange, StoryBranch
     from workflows.models.context import (
         ContextUpdate,
         DecisionAdded,
@@ -69,6 +69,7 @@ with workflow.unsafe.imports_passed_through():
         BODIES,
         ContextMilestoneReached,
         ContextUpdated,
+        CriteriaTested,
         Entry,
         EventBody,
         GateApproved,
@@ -103,8 +104,10 @@ with workflow.unsafe.imports_passed_through():
         StoryView,
         TimelineEntry,
     )
+    from workflows.models.workspace import RepositoryWork
     from workflows.rules import dag
     from workflows.rules import machine as fsm
+    from workflows.rules.acceptance import not_tested, numbered
     from workflows.rules.machine import BUDGET_GATE
     from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
     from workflows.timestamps import timestamp
@@ -584,7 +587,9 @@ class StoryWorkflow:
             case "plan":
                 await self.build()
             case "deliberation":
-                await self.deliberate()
+                if self.story.state not in self.story.councils:
+                    await self.deliberate()
+                await self.examine_branch()
             case "none":
                 pass
 
@@ -622,6 +627,8 @@ class StoryWorkflow:
         await self.outbox.recorded()  # The council reads the story from the graph.
         await self.number_after_earlier_runs()
         task_id = f"{story.story_id}-{story.state.lower()}-{story.council_number}"
+        work = story.phase_work()
+        asked = spec.in_repository if work and spec.in_repository else spec
         council = deliberation_workflow_id(task_id)
         try:
             result = await self.child.ended(
@@ -630,8 +637,8 @@ class StoryWorkflow:
                     task_id=task_id,
                     story_id=story.story_id,
                     role=spec.role,
-                    description=self.council_task(),
-                    rubric=spec.rubric,
+                    description=self.council_task(asked.task),
+                    rubric=asked.rubric,
                     requirements=story.text.acceptance_criteria,
                     phase=story.state,
                     feedback=self.feedback(),
@@ -639,6 +646,7 @@ class StoryWorkflow:
                     outbox_workflow_id=workflow.info().workflow_id,
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,
+                    work=work,
                 ),
                 DeliberationResult,
                 council,
@@ -651,6 +659,8 @@ class StoryWorkflow:
             raise
         story.used(council, result.usage)
         self.require_visit(visit)
+        if work and result.change and result.change.commit != work.base:
+            await self.merge_council(work, task_id, result.change.commit)
         story.take_council(result)
 
     async def number_after_earlier_runs(self) -> None:
@@ -676,9 +686,11 @@ class StoryWorkflow:
         barred = [story.work_failed] if BARRED in story.work_failed else []
         return [*story.feedback, *barred][-FEEDBACK_SHOWN:]
 
-    def council_task(self) -> str:
+    def council_task(self, task: str) -> str:
         story = self.story
-        lines = [story.spec.task, f"Requirement {story.story_id}: {story.text.title}"]
+        lines = [task, f"Requirement {story.story_id}: {story.text.title}"]
+        if story.tests_criteria:
+            lines += [numbered(story.text.acceptance_criteria)]
         if story.score is not None:
             lines.append(
                 f"The last workspace report scores {story.score.score} "
@@ -824,6 +836,61 @@ class StoryWorkflow:
             self.asking = False
         self.require_visit(visit)
         self.take_report(report, "")
+
+    async def merge_council(self, work: RepositoryWork, task_id: str, commit: str) -> None:
+        """Merge the change of the state's council into the branch.
+
+        Raises:
+            ApplicationError: `MergeConflict`: the branch has moved, and changed the same lines.
+        """
+        story, visit = self.story, self.story.visit
+        assert story.branch is not None
+        head = story.branch.head
+        self.work_on(f"merging {commit[:12]} of {task_id}")
+        self.asking = True
+        try:
+            answer = await story_branch.merged(work, task_id, head, commit)
+        finally:
+            self.asking = False
+        self.require_visit(visit)
+        if answer.conflict:
+            raise story_branch.conflict(story.branch, task_id, answer.conflict)
+        story.take_merged([MergedChange(task_id=task_id, base=head, commit=answer.head)])
+
+    async def examine_branch(self) -> None:
+        """Measure what the state's council has merged, and run the tests of the criteria."""
+        story = self.story
+        if story.branch is None or story.spec.in_repository is None:
+            return
+        if story.outdated:
+            await self.measure_branch()
+        if story.tests_criteria and story.text.acceptance_criteria:
+            await self.test_criteria(story.branch)
+
+    async def test_criteria(self, branch: StoryBranch) -> None:
+        """Find out which criteria are proved; those whose tests cannot be run are not."""
+        story, visit = self.story, self.story.visit
+        self.work_on(f"testing the acceptance criteria at {branch.head[:12]}")
+        texts = story.text.acceptance_criteria
+        self.asking = True
+        try:
+            acceptance = await story_branch.tested(story.story_id, branch, texts)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            acceptance = not_tested(texts, branch.base, branch.head, cause_of(error))
+        finally:
+            self.asking = False
+        self.require_visit(visit)
+        story.take_acceptance(acceptance)
+        self.emit(
+            CriteriaTested(
+                repository=branch.repository.key,
+                commit=branch.head,
+                base=branch.base,
+                criteria=acceptance.criteria,
+            )
+        )
 
     def take_report(self, report: WorkspaceReport, via: Via) -> None:
         """Score a report, and record it."""

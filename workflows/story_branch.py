@@ -13,12 +13,14 @@ from workflows.stubs import (
     LOOK,
     PUSH,
     WORKSPACE,
+    AcceptanceStub,
     BranchStub,
     WorkspaceStub,
     measure_head,
 )
 
 with workflow.unsafe.imports_passed_through():
+    from workflows.models.acceptance import Acceptance, AcceptanceQuery
     from workflows.models.branches import (
         BranchPoint,
         BranchQuery,
@@ -35,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.report import WorkspaceReport
     from workflows.models.story import StoryInput
     from workflows.models.workspace import RepositoryWork
+    from workflows.rules.acceptance import judged
 
 
 async def pinned(input: StoryInput) -> StoryBranch | None:
@@ -56,6 +59,8 @@ async def pinned(input: StoryInput) -> StoryBranch | None:
         base=found.base,
         paths=input.paths,
         unmatched=found.unmatched,
+        tests=found.tests,
+        docs=found.docs,
     )
 
 
@@ -120,6 +125,15 @@ async def merged(work: RepositoryWork, task_id: str, head: str, commit: str) -> 
     )
 
 
+def conflict(branch: StoryBranch, task_id: str, files: list[str]) -> ApplicationError:
+    """Return why the change of a council is not merged."""
+    return application_error(
+        ErrorType.MERGE_CONFLICT,
+        f"{task_id}: {branch.branch} has moved, and changes the same lines of {', '.join(files)}; "
+        "the council is asked again on the branch",
+    )
+
+
 async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
     """Measure the head of the branch against its base; return the report of it.
 
@@ -140,6 +154,29 @@ async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
         ),
     )
     return found.report.model_copy(update={"job_id": job_id})
+
+
+async def tested(story_id: str, branch: StoryBranch, criteria: list[str]) -> Acceptance:
+    """Run the tests of the criteria on the branch and on its base; return which are proved.
+
+    Raises:
+        ActivityError: they cannot be run.
+    """
+    runs = await workflow.execute_activity_method(
+        AcceptanceStub.test_criteria,
+        AcceptanceQuery(
+            repository=branch.repository,
+            story_id=story_id,
+            base=branch.base,
+            commit=branch.head,
+            criteria=len(criteria),
+        ),
+        **(
+            measure_head(branch.repository.limits)
+            | {"summary": f"acceptance tests of {branch.branch} at {branch.head[:12]}"}
+        ),
+    )
+    return judged(criteria, runs)
 
 
 async def pushed(story_id: str, branch: StoryBranch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from workflows.models.acceptance import Acceptance
 from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
 from workflows.models.base import content_hash
@@ -20,6 +21,7 @@ from workflows.models.deliberation import DeliberationResult, RecordedDecision, 
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
     BODIES,
+    CriteriaTested,
     Entry,
     EntrySkipped,
     GateApproved,
@@ -80,6 +82,7 @@ OF_STORIES_ALONE = frozenset(
     for kind in (
         *(StoryCreated, StorySpec, StoryTransitioned, StoryCancelled),
         *(GateOpened, GateClosed, GateApproved, PlanApproved, EntrySkipped, StoryDelivered),
+        CriteriaTested,
     )
 )
 """Kinds of entries that no child of a story sends."""
@@ -128,6 +131,8 @@ class Story(BaseModel):
     """The story's repository, pinned, and its branch; None without a repository."""
     unmeasured: str = ""
     """Why the fleet could not measure the branch's head."""
+    acceptance: Acceptance | None = None
+    """Which criteria are proved; None without a repository, and until the tests were run."""
     visit: int = 0
     """A counter of transitions and amendments: work started before the last one is stale."""
     attempts: dict[str, int] = {}
@@ -329,7 +334,8 @@ class Story(BaseModel):
                 plan = self.plan.model_dump() if self.plan else None
                 return {"design": proposal, "plan": plan}
             case "deliberation" | "plan" if self._reads_report(gate):
-                return {"report": _shown_report(self.report), "findings": proposal}
+                tested = {"acceptance": self.acceptance.model_dump()} if self.acceptance else {}
+                return {"report": _shown_report(self.report), "findings": proposal, **tested}
             case "deliberation":
                 return {"document": proposal}
             case _:
@@ -535,6 +541,8 @@ class Story(BaseModel):
         self.gate, self.approvals = "", []
         self.working_on, self.work_failed, self.work_done = "", "", False
         self.councils.pop(state, None)
+        if self.spec.work in ("readiness", "design", "plan") or self.tests_criteria:
+            self.acceptance = None
         match self.spec.work:
             case "readiness":
                 self.readiness = None
@@ -576,6 +584,29 @@ class Story(BaseModel):
             rigor=self.input.rigor,
             level=self.process.rigor if self.process else None,
         )
+
+    @property
+    def changes(self) -> list[str]:
+        """Globs that the current state's council may change in the repository; empty: none."""
+        task, branch = self.spec.in_repository, self.branch
+        if task is None or branch is None:
+            return []
+        return branch.tests if task.changes == "tests" else branch.docs
+
+    @property
+    def tests_criteria(self) -> bool:
+        """Whether the current state is the one that finds out which criteria are proved."""
+        task = self.spec.in_repository
+        return self.branch is not None and task is not None and task.changes == "tests"
+
+    def phase_work(self) -> RepositoryWork | None:
+        """Return what the current state's council works on; None: it writes Markdown."""
+        work, changes = self.repository_work(), self.changes
+        return work.model_copy(update={"paths": changes}) if work and changes else None
+
+    def take_acceptance(self, acceptance: Acceptance) -> None:
+        self.acceptance = acceptance
+        self.change = f"{acceptance.proved} of {len(acceptance.criteria)} criteria were proved"
 
     def take_merged(self, merged: list[MergedChange]) -> None:
         """Take over the changes that a plan has merged into the branch."""
@@ -707,6 +738,7 @@ class Story(BaseModel):
             tokens_used=self.tokens_used,
             cancelled=self.cancelled,
             branch=self.branch_view(),
+            acceptance=self.acceptance,
         )
 
     def branch_view(self) -> BranchView | None:

@@ -12,6 +12,7 @@ from temporalio import activity
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
 
+from workflows.models.acceptance import AcceptanceQuery, AcceptanceRuns
 from workflows.models.access import ActorCheck, CheckedActor
 from workflows.models.agents import (
     Agent,
@@ -303,6 +304,15 @@ class BranchStub:
         Raises:
             ApplicationError: `PushRefused`, not retryable; `RepositoryAway`.
         """
+        raise NotImplementedError
+
+
+class AcceptanceStub:
+    """The tests of acceptance criteria. Idempotent, as WorkspaceStub is."""
+
+    @activity.defn
+    async def test_criteria(self, query: AcceptanceQuery) -> AcceptanceRuns:
+        """Run the tests on a branch, and on its base with the branch's test files."""
         raise NotImplementedError
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from activities.graph.acceptance import acceptance
 from activities.graph.changes import LAST_VERSION, OF_STORY, Change, Row, Write, invalid_entry, key
 from activities.graph.decisions import TASK_LINKS, decision_links, decision_write
 from activities.graph.plans import TAKE_UNPLANNED, plan_write, task_row
@@ -18,6 +19,7 @@ from workflows.models.events import (
     ContextDecisionAdded,
     ContextMilestoneReached,
     ContextUpdated,
+    CriteriaTested,
     DeliberationCompleted,
     DeliberationFailed,
     DeliberationStarted,
@@ -215,6 +217,11 @@ def story_delivered(change: Change, body: StoryDelivered) -> list[Write]:
     return [
         Write(DELIVERED, written.row | body.model_dump(include={"repository", "branch", "commit"}))
     ]
+
+
+@writer(CriteriaTested)
+def criteria_tested(change: Change, body: CriteriaTested) -> list[Write]:
+    return [*event(change, body, commit=body.commit, base=body.base), *acceptance(change, body)]
 
 
 @writer(StoryCancelled)

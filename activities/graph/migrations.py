@@ -208,6 +208,15 @@ MIGRATIONS = (
             "CREATE INDEX change_commit IF NOT EXISTS FOR (n:Change) ON (n.commit)",
         ),
     ),
+    Migration(
+        7,
+        "acceptance criteria, and the tests of them",
+        (
+            "CREATE CONSTRAINT criterion_id IF NOT EXISTS FOR (n:Criterion) REQUIRE n.id IS UNIQUE",
+            "CREATE CONSTRAINT acceptance_test_id IF NOT EXISTS "
+            "FOR (n:AcceptanceTest) REQUIRE n.id IS UNIQUE",
+        ),
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from temporalio import activity
@@ -24,6 +25,7 @@ from workflows.models.branches import (
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import ref_part, story_branch
 from workflows.models.workspace import Conflict, Repository
+from workflows.rules.common_globs import TooManyGlobs, common
 from workflows.rules.paths import allowed, glob_problem
 from workflows.stubs import BranchStub
 
@@ -60,6 +62,8 @@ class Branches(BranchStub):
             repository=repository,
             base=base,
             unmatched=await unmatched(store, base, query.paths, repository),
+            tests=await asyncio.to_thread(globs_of, "test_paths", query.paths, repository),
+            docs=await asyncio.to_thread(globs_of, "docs_paths", query.paths, repository),
         )
 
     @activity.defn
@@ -106,6 +110,22 @@ class Branches(BranchStub):
         """Return the pinned entry, at the URL that the fleet has for its key."""
         entry = find_repository(self._repositories, query.repository.key)
         return query.repository.model_copy(update={"url": entry.url})
+
+
+def globs_of(field: str, paths: list[str], repository: Repository) -> list[str]:
+    """Return the globs that a field of the entry and a story's paths have in common.
+
+    Raises:
+        ApplicationError: `InvalidInput`: there are too many.
+    """
+    of_the_entry: list[str] = getattr(repository, field)
+    try:
+        return common(paths, of_the_entry) if paths else of_the_entry
+    except TooManyGlobs as error:
+        raise application_error(
+            ErrorType.INVALID_INPUT,
+            f"paths: with the `{field}` of the repository, {error}; write fewer or simpler globs",
+        ) from error
 
 
 async def unmatched(

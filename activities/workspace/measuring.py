@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from activities.checks.sandbox import Sandbox
 from activities.workspace.coverage import Coverage, NewCode, read_coverage
@@ -52,6 +52,12 @@ TAIL_CHARACTERS = 2_000
 
 PYTHON = "python"
 """The tool chain whose commands are detected, if a repository gives none."""
+
+Suite = Literal["unit", "e2e"]
+SUITES: tuple[Suite, ...] = ("unit", "e2e")
+
+LOAD_ALL = {"PYTEST_ADDOPTS": "--continue-on-collection-errors"}
+"""pytest runs no test at all if one file cannot be imported, unless it is given this."""
 
 
 def quietly(step: str) -> None:
@@ -148,8 +154,37 @@ async def measure_base(
     )
 
 
+async def run_suites(
+    repository: Repository,
+    tree: Path,
+    *,
+    prepared: Path | None = None,
+    sandbox: Sandbox | None = None,
+) -> dict[Suite, Tested]:
+    """Build a tree, and run its tests; those of files that do not load keep no others from running.
+
+    Args:
+        repository: its commands and limits.
+        tree: what is tested, without repository; it is copied, and never changed.
+        prepared: the tree's prepared dependencies.
+        sandbox: limits how many commands run at once; None: a new one.
+
+    Raises:
+        CannotRun: the sandbox is not available on this machine.
+    """
+    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
+        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+        if isinstance(bench, str):
+            return {"unit": Tested(Step(not_measured=bench))}
+        more = LOAD_ALL if repository.image == PYTHON else {}
+        environment = bench.commands.environment | more
+        bench.commands = replace(bench.commands, environment=environment)
+        await bench.build()
+        return {name: await bench.tests(name) for name in SUITES if getattr(bench.commands, name)}
+
+
 @dataclass(frozen=True)
-class _Tested:
+class Tested:
     """A run of tests. found: None if it was not measured, and `step` says why."""
 
     step: Step
@@ -214,21 +249,21 @@ class _Bench:
             return lint, lint
         return lint, _new_findings(await self.lint("static"), base.static if base else None)
 
-    async def tests(self, name: str) -> _Tested:
+    async def tests(self, name: str) -> Tested:
         """Run tests once, and count them."""
         command: str = getattr(self.commands, name)
         if not command:
-            return _Tested(Step(not_measured=self._missing(name)))
+            return Tested(Step(not_measured=self._missing(name)))
         _, run, reports = await self._run(name, command, self.built)
         try:
             found = None if run.stopped else await asyncio.to_thread(read_tests, reports)
         except InvalidResult as error:
-            return _Tested(Step(**_step(run), not_measured=str(error)))
+            return Tested(Step(**_step(run), not_measured=str(error)))
         if found is None or not (found.passed or found.failed):
             why = run.stopped or self._why_no_tests(name, run, found)
-            return _Tested(Step(**_step(run), not_measured=why))
+            return Tested(Step(**_step(run), not_measured=why))
         coverage = await asyncio.to_thread(_coverage_of, reports) if name == "unit" else ""
-        return _Tested(Step(**_step(run)), found, coverage)
+        return Tested(Step(**_step(run)), found, coverage)
 
     async def lint(self, name: str) -> _Linted:
         """Run a linter, and read its findings."""
@@ -248,7 +283,7 @@ class _Bench:
         return _Linted(Step(**_step(run)), found)
 
     async def _compared(
-        self, name: str, first: _Tested, base: Mapping[str, Outcome] | None
+        self, name: str, first: Tested, base: Mapping[str, Outcome] | None
     ) -> SuiteResult:
         """Count a run against the base; tests that fail only here run once more."""
         if first.found is None:
@@ -263,7 +298,7 @@ class _Bench:
             flaky = [each for each in suspects if outcomes.get(each) == "passed"]
         return _test_run(first.step, first.found, base, flaky)
 
-    def _coverage(self, tested: _Tested, diff: str | None) -> CoverageResult:
+    def _coverage(self, tested: Tested, diff: str | None) -> CoverageResult:
         step = Step(command=tested.step.command, seconds=tested.step.seconds)
         if tested.found is None:
             return _no_coverage(step, tested.step.not_measured)

@@ -62,6 +62,7 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
     async def commit_for(task: DeliberationInput) -> Change:
         assert task.work is not None
         title = task.description.split("\n")[0]
+        title = title if title in world.edits else task.phase
         return await commit(world, task.work.repository, task.work.base, title, task.task_id)
 
     queue = f"committing-{world.key}"

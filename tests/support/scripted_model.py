@@ -7,7 +7,7 @@ a call that is repeated after a crash does not take the script further.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.support.llm_server import Call
@@ -32,6 +32,20 @@ class ScriptedModel:
         taken = max(map(int, STEP.findall(prompt)), default=self.first_step - 1)
         left = self.actions[taken - self.first_step + 1 :]
         return left[0] if left else FINISH
+
+
+class ScriptedPhases:
+    """Scripts by a phrase of the task; a task without any of them gets the one under ``""``."""
+
+    def __init__(self, scripts: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+        self.models = {phrase: ScriptedModel(actions) for phrase, actions in scripts.items()}
+
+    def __call__(self, call: Call) -> dict[str, Any]:
+        """Answer a call of an LLM server."""
+        asked = next(
+            phrase for phrase in sorted(self.models, reverse=True) if phrase in call.prompt
+        )
+        return self.models[asked](call)
 
 
 def run(command: str) -> dict[str, Any]:

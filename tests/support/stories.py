@@ -9,6 +9,7 @@ import neo4j
 import pytest
 from temporalio.exceptions import ApplicationError
 
+from workflows.models.acceptance import AcceptanceTest, Criterion
 from workflows.models.agents import Critique, CritiquePoint, PlannedTask, Proposal
 from workflows.models.deliberation import (
     Check,
@@ -20,6 +21,7 @@ from workflows.models.events import (
     ContextDecisionAdded,
     ContextMilestoneReached,
     ContextUpdated,
+    CriteriaTested,
     DeliberationCompleted,
     DeliberationFailed,
     DeliberationStarted,
@@ -218,6 +220,28 @@ def one_of_each(story: str) -> list[EventBody]:
             timestamp=at(18),
         ),
         PlanFinished(story_id=story, plan_id="plan-1", status="COMPLETED", timestamp=at(18)),
+        CriteriaTested(
+            story_id=story,
+            repository="sample",
+            commit="9" * 40,
+            base="e" * 40,
+            criteria=[
+                Criterion(
+                    number=1,
+                    text="A wrong password is refused",
+                    proved=True,
+                    tests=[
+                        AcceptanceTest(
+                            name="tests.test_login::test_ac1_wrong",
+                            criteria=[1],
+                            before="failed",
+                            after="passed",
+                        )
+                    ],
+                )
+            ],
+            timestamp=at(18),
+        ),
         StoryDelivered(
             story_id=story,
             repository="sample",

@@ -44,6 +44,7 @@ from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
 from workflows.implementation import ImplementationWorkflow
+from workflows.models.acceptance import AcceptanceQuery, AcceptanceRuns, AcceptanceTest
 from workflows.models.access import ActorCheck, CheckedActor
 from workflows.models.agents import (
     Agent,
@@ -122,6 +123,7 @@ from workflows.rules.machine_file import parse_machine
 from workflows.search_attributes import ALL
 from workflows.story import StoryWorkflow
 from workflows.stubs import (
+    AcceptanceStub,
     AccessStub,
     AgentStub,
     AnnounceStub,
@@ -193,10 +195,11 @@ class World:
     folder: Path = Path("/nonexistent")
     """Where the stores of `repositories` are."""
     repositories: dict[str, Repository] = field(default_factory=dict)
+    acceptance_tests: list[AcceptanceTest] = field(default_factory=list)
     builds: bool = True
     """Whether the build of every commit passes."""
     edits: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Title of a task -> the files that its council writes; see tests/support/branches.py."""
+    """Title of a task, or a phase -> the files that its council writes (support/branches.py)."""
 
     calls: list[AgentCall] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
@@ -431,6 +434,18 @@ class InstantBranches(InWorld, BranchStub):
         await self.branches.push_branch(point)
 
 
+class InstantAcceptance(InWorld, AcceptanceStub):
+    """Tests that end as the test chose."""
+
+    @activity.defn
+    async def test_criteria(self, query: AcceptanceQuery) -> AcceptanceRuns:
+        if cause := self.world.failing.get("test_criteria"):
+            raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
+        return AcceptanceRuns(
+            base=query.base, commit=query.commit, tests=self.world.acceptance_tests
+        )
+
+
 class InstantChecks(InWorld, CheckStub):
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
@@ -598,6 +613,7 @@ def activities() -> list[Any]:
         branches.merge_change,
         branches.branch_size,
         branches.push_branch,
+        InstantAcceptance().test_criteria,
         workspace.measure_change,
         checks.check_proposal,
         graph.record,

@@ -19,6 +19,7 @@ STYLES: dict[type[EventBody], str] = {
     events.StoryTransitioned: "bold cyan",
     events.StoryCancelled: "red",
     events.StoryDelivered: "bold green",
+    events.CriteriaTested: "green",
     events.GateOpened: "yellow",
     events.GateClosed: "yellow",
     events.GateApproved: "green",

@@ -15,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli.snapshot import Council, Snapshot
+from workflows.models.acceptance import Acceptance
 from workflows.models.agents import UsageLine
 from workflows.models.base import Model
 from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView, TimelineEntry
 from workflows.models.workspace import LoggedCommit
+from workflows.rules.acceptance import evidence
 
 if TYPE_CHECKING:
     from activities.graph.provenance import Objection, Why  # its driver is slow to import
@@ -235,6 +237,9 @@ def story(view: StoryView) -> RenderableType:
         lines.add_row("base", text(view.branch.base))
         for glob in view.branch.unmatched:
             lines.add_row("", text(f"paths: no file matches {glob}", "yellow"))
+    if view.acceptance:
+        proved = f"{view.acceptance.proved} of {len(view.acceptance.criteria)} proved"
+        lines.add_row("criteria", text(proved))
     if view.working_on:
         lines.add_row("working on", text(view.working_on))
     lines.add_row("readiness", text(f"{view.dor_score} of 100 at rigor {view.rigor}"))
@@ -247,6 +252,20 @@ def story(view: StoryView) -> RenderableType:
     budget = f" of {view.token_budget:,}" if view.token_budget else ""
     lines.add_row("tokens", text(f"{view.tokens_used:,}{budget}"))
     return Panel.fit(lines, title=text(f"{view.story_id}: {view.title}"), title_align="left")
+
+
+def acceptance(shown: Acceptance) -> RenderableType:
+    """Render each criterion with its tests: their outcome on the base and on the branch."""
+    notes = [f"The branch changes the test {path}" for path in shown.changed_tests]
+    notes += [f"Not run: {why}" for why in shown.not_run]
+    return Group(
+        FittingTable(
+            f"Acceptance criteria at {shown.commit[:12]}",
+            ("criterion", Column("text", drop=1), "test", "before", "after", "verdict"),
+            evidence(shown),
+        ),
+        *(text(note, "yellow") for note in notes),
+    )
 
 
 def commits(branch: str, found: Sequence[LoggedCommit]) -> RenderableType:
@@ -327,6 +346,8 @@ def page(shown: StoryPage) -> RenderableType:
             ),
         ),
     ]
+    if shown.story.acceptance:
+        parts.append(acceptance(shown.story.acceptance))
     if shown.plan:
         parts.append(
             FittingTable(

@@ -15,6 +15,7 @@ from temporalio.worker import Worker
 from activities.checks.sandbox import Sandbox
 from activities.config import InvalidConfig
 from activities.heartbeats import Heartbeats
+from activities.workspace.acceptance import AcceptanceTests
 from activities.workspace.actions import Actions
 from activities.workspace.activities import Workspaces
 from activities.workspace.added_lines import ChangeChecks
@@ -47,6 +48,7 @@ def workspace_worker(
     changes = Changes(stores, trees, prepared, checks, sandbox)
     workspaces = Workspaces(repositories, stores, actions, changes)
     branches = Branches(repositories, stores)
+    acceptance = AcceptanceTests(repositories, stores, trees, prepared, sandbox)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
@@ -60,6 +62,7 @@ def workspace_worker(
             branches.merge_change,
             branches.branch_size,
             branches.push_branch,
+            acceptance.test_criteria,
         ],
         max_concurrent_activities=settings.workspace_concurrency,
         **options(settings, Heartbeats()),

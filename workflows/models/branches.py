@@ -22,11 +22,15 @@ class PinnedRepository(Model):
     Attributes:
         base: the commit of the base branch.
         unmatched: the globs that no file of it matches.
+        tests: globs of the tests that the story may change.
+        docs: globs of the documentation that the story may change.
     """
 
     repository: Repository
     base: Commit
     unmatched: list[str] = []
+    tests: list[Glob] = []
+    docs: list[Glob] = []
 
 
 class MergedChange(Model):
@@ -46,6 +50,8 @@ class StoryBranch(Model):
         head: the last commit; empty until the scope is approved.
         paths: globs that the story may change; empty: everything but CI and git configuration.
         unmatched: those of them that no file of the base matches.
+        tests: globs of the tests among them; empty: the story may change no test.
+        docs: globs of the documentation among them; empty: the story may change none.
         merged: the tasks' changes, in order.
     """
 
@@ -55,6 +61,8 @@ class StoryBranch(Model):
     head: str = ""
     paths: list[Glob] = []
     unmatched: list[str] = []
+    tests: list[Glob] = []
+    docs: list[Glob] = []
     merged: list[MergedChange] = []
 
 

@@ -60,6 +60,7 @@ class ErrorType(StrEnum):
     QUORUM_LOST = "QuorumLost"
     DELIBERATION_TIMEOUT = "DeliberationTimeout"
     PLAN_PARTIAL = "PlanPartial"
+    MERGE_CONFLICT = "MergeConflict"
     BAD_ANSWER = "BadAnswer"
     AGENT_FAILED = "AgentFailed"
     CHILD_ENDED = "ChildEnded"

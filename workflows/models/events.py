@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from workflows.models.acceptance import Criterion
 from workflows.models.access import Via as HowKnown
 from workflows.models.agents import PlannedTask
 from workflows.models.base import Model
@@ -163,6 +164,49 @@ class StoryDelivered(EventBody):
     def summary(self) -> str:
         size = f"{self.files_changed} files, +{self.insertions} -{self.deletions}"
         return f"delivered {self.branch} of {self.repository} at {self.commit[:12]}: {size}"
+
+
+class CriteriaTested(EventBody):
+    """The fleet ran a story's tests, and knows which acceptance criteria are proved.
+
+    A criterion is proved if a test for it fails on the base and passes on the branch.
+    """
+
+    SUBJECT: ClassVar[str] = "planning.criteria.tested"
+    repository: Annotated[str, about("The repository's key in repositories.yaml", "sample")]
+    commit: Annotated[str, about("The branch's commit", "9fceb02d0ae598e95dc970b74767f19372d61af8")]
+    base: Annotated[
+        str,
+        about("The commit that the branch begins at", "e83c5163316f89bfbde7d9ab23ca2e25604af290"),
+    ]
+    criteria: Annotated[
+        list[Criterion],
+        about(
+            "The criteria, in the story's order, each with its tests",
+            [
+                {
+                    "number": 1,
+                    "text": "Given a deleted note, when I undo, then it is back",
+                    "proved": True,
+                    "why": "",
+                    "tests": [
+                        {
+                            "name": "tests.test_undo::test_ac1_an_undo_restores_the_note",
+                            "suite": "unit",
+                            "criteria": [1],
+                            "before": "failed",
+                            "after": "passed",
+                            "why": "AttributeError: 'Notes' object has no attribute 'undo'",
+                        }
+                    ],
+                }
+            ],
+        ),
+    ]
+
+    def summary(self) -> str:
+        proved = sum(criterion.proved for criterion in self.criteria)
+        return f"{proved} of {len(self.criteria)} criteria are proved at {self.commit[:12]}"
 
 
 class GateOpened(EventBody):

@@ -17,6 +17,18 @@ class Transition(Model):
     roles: list[str] = []
 
 
+class RepositoryTask(Model):
+    """What a council is asked if the story has a repository.
+
+    Attributes:
+        changes: which paths of the repository it may change, of those that the story may.
+    """
+
+    changes: Literal["tests", "docs"]
+    task: str
+    rubric: str = ""
+
+
 class StateSpec(Model):
     """A state and the work that the fleet does when it enters the state."""
 
@@ -26,6 +38,8 @@ class StateSpec(Model):
     task: str = ""
     """The question to the council, for kinds of work that deliberate."""
     rubric: str = ""
+    in_repository: RepositoryTask | None = None
+    """None: the council writes Markdown in every story."""
 
 
 class GuardSpec(Model):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from workflows.models.acceptance import Acceptance
 from workflows.models.access import Proof, Via
 from workflows.models.base import Actor, Line, Model, Request, Rigor, Title, Tokens
 from workflows.models.branches import BranchView
@@ -147,6 +148,8 @@ class StoryView(Model):
     cancelled: bool = False
     branch: BranchView | None = None
     """Of the story's repository; None without one."""
+    acceptance: Acceptance | None = None
+    """Which criteria are proved; None without a repository, and until the tests were run."""
 
 
 class TimelineEntry(Model):

@@ -58,7 +58,9 @@ class Repository(Section):
     e2e: Command = ""
     lint: Command = ""
     open_paths: list[Glob] = []
-    test_paths: list[Glob] = ["tests/**", "test/**", "**/test_*.py", "**/*_test.*", "**/*.test.*"]
+    test_paths: list[Glob] = [
+        *("tests/**", "test/**", "**/test_*.py", "**/*_test.*", "**/*.test.*", "**/*.spec.*")
+    ]
     docs_paths: list[Glob] = ["docs/**", "*.md", "**/*.md", "**/*.rst"]
     limits: Limits = Limits()
 

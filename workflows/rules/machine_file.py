@@ -11,12 +11,20 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workflows.models.ids import ROLE_PATTERN
-from workflows.models.process import GuardSpec, Machine, StateSpec, Transition
+from workflows.models.process import (
+    GuardSpec,
+    Machine,
+    RepositoryTask,
+    StateSpec,
+    Transition,
+)
 from workflows.rules.machine import BUDGET_GATE, COMPUTED_GUARDS
 
 _WORK_KINDS: tuple[str, ...] = get_args(StateSpec.model_fields["work"].annotation)
 _DELIBERATING = ("design", "deliberation")
 """The kinds of work for which a council is asked: they need a role and a task."""
+
+_CHANGES: tuple[str, ...] = get_args(RepositoryTask.model_fields["changes"].annotation)
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _NAME_RULE = "a name is 1 to 64 letters, digits or '_', beginning with a letter"
@@ -42,11 +50,18 @@ class _Part(BaseModel):
             yield f"{place}: unknown key {key!r}; remove it, or use one of {known}"
 
 
+class _RepositoryTask(_Part):
+    changes: str = ""
+    task: str = ""
+    rubric: str = ""
+
+
 class _State(_Part):
     work: str = "none"
     role: str = ""
     task: str = ""
     rubric: str = ""
+    in_repository: _RepositoryTask | None = None
 
 
 class _Guard(_Part):
@@ -99,6 +114,7 @@ def parse_machine(document: dict[str, Any]) -> Machine:
         *_key_problems(content),
         *_name_problems(content),
         *_state_problems(content),
+        *_repository_problems(content),
         *_guard_problems(content),
         *_transition_problems(content),
         *_gate_problems(content),
@@ -125,6 +141,8 @@ def _key_problems(content: _Document) -> Iterator[str]:
     for name, state in content.states.items():
         if state:
             yield from state.unknown_keys(f"state {name!r}")
+            if state.in_repository:
+                yield from state.in_repository.unknown_keys(f"state {name!r}: in_repository")
     for name, guard in content.guards.items():
         if guard:
             yield from guard.unknown_keys(f"guard {name!r}")
@@ -189,6 +207,20 @@ def _state_problems(content: _Document) -> Iterator[str]:
             )
         if name == content.final and state.work != "none":
             yield f"state {name!r}: the final state does no work; remove work {state.work!r}"
+
+
+def _repository_problems(content: _Document) -> Iterator[str]:
+    for name, state in content.states.items():
+        if state is None or state.in_repository is None:
+            continue
+        place = f"state {name!r}: in_repository"
+        if state.work != "deliberation":
+            yield f"{place}: is for work deliberation; remove it, or set work to deliberation"
+        if state.in_repository.changes not in _CHANGES:
+            known = ", ".join(_CHANGES)
+            yield f"{place}: unknown changes {state.in_repository.changes!r}; use one of {known}"
+        if not state.in_repository.task.strip():
+            yield f"{place}: task: required; add what the council is asked"
 
 
 def _guard_problems(content: _Document) -> Iterator[str]:

@@ -80,14 +80,18 @@ def matches(pattern: str, path: str) -> bool:
     names = pattern.split("/")
     if names[-1] == "**":
         names.append("*")
-    return _wild(names, path.split("/"), "**", lambda glob, name: _wild(glob, name, "*", _same))
+    return wild_match(names, path.split("/"), "**", _same_name)
+
+
+def _same_name(glob: str, name: str) -> bool:
+    return wild_match(glob, name, "*", _same)
 
 
 def _same(expected: str, given: str) -> bool:
     return expected in ("?", given)
 
 
-def _wild(
+def wild_match(
     pattern: Sequence[str], given: Sequence[str], star: str, fits: Callable[[str, str], bool]
 ) -> bool:
     """Match with `star` for any number of elements, in at most len(pattern) * len(given) steps."""

@@ -33,10 +33,12 @@ from tests.support.stories import (
     rows,
     spec,
 )
+from workflows.models.acceptance import AcceptanceTest, Criterion
 from workflows.models.agents import CouncilQuery
 from workflows.models.events import (
     BODIES,
     ContextDecisionAdded,
+    CriteriaTested,
     DeliberationStarted,
     Entry,
     PlanApproved,
@@ -96,7 +98,9 @@ async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
     assert dict(labels) == {
         "Decision": 2,
         "Deliberation": 1,
-        "Event": 13,
+        "AcceptanceTest": 1,
+        "Criterion": 1,
+        "Event": 14,
         "GateApproval": 1,
         "PhaseTransition": 2,
         "PlanApproval": 1,
@@ -113,6 +117,36 @@ async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
     assert properties["created_by"] == "ana"
     assert properties["case_id"] == story
     assert properties["status"] == "CANCELLED"
+
+
+async def test_a_test_that_is_red_then_green_proves_its_criterion(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    proof = AcceptanceTest(name="t::ac1", criteria=[1], before="error", after="passed")
+    other = proof.model_copy(update={"name": "t::ac1_more", "before": "passed"})
+    now = Criterion(number=1, text="A wrong password is refused", proved=True, tests=[proof, other])
+    earlier = now.model_copy(update={"proved": False, "why": "no test names it", "tests": []})
+    fields = {"story_id": story, "repository": "sample", "base": "b" * 40}
+    bodies = [
+        CriteriaTested(**fields, commit="c" * 40, criteria=[now], timestamp=at(9)),
+        CriteriaTested(**fields, commit="d" * 40, criteria=[earlier], timestamp=at(8)),
+    ]
+
+    await graph.record(batch(story, *bodies))
+    await graph.record(batch(story, *bodies))
+
+    found = await rows(
+        driver,
+        "MATCH (c:Criterion {story_id: $story}) MATCH (t:AcceptanceTest {story_id: $story}) "
+        "RETURN t.name, t.before, t.after, t.commit, t.base, t.criterion, c.proved, c.text, "
+        "EXISTS { (t)-[:PROVES]->(c) } ORDER BY t.name",
+        story=story,
+    )
+    same = ["c" * 40, "b" * 40, 1, True, "A wrong password is refused"]
+    assert found == [
+        ["t::ac1", "error", "passed", *same, True],
+        ["t::ac1_more", "passed", "passed", *same, False],
+    ]
 
 
 async def test_statuses_follow_what_happened(
@@ -730,7 +764,7 @@ async def test_every_id_is_unique(driver: neo4j.AsyncDriver) -> None:
     unique = {labels[0]: properties for labels, properties, _ in constraints}
     alone = ["Case", "Story", "PhaseTransition", "PlanApproval", "GateApproval", "TaskDispatch"]
     alone += ["Proposal", "Critique", "Check", "Agent", "ContextUpdate", "Deliberation", "Received"]
-    alone += ["Change", "Report"]
+    alone += ["Change", "Report", "Criterion", "AcceptanceTest"]
     assert unique == (
         {label: ["id"] for label in alone}
         | {label: ["case_id", "id"] for label in ("PlanVersion", "Subtask", "Decision", "Event")}

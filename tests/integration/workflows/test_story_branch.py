@@ -7,12 +7,12 @@ from pathlib import Path
 
 from neo4j import AsyncGraphDatabase
 
-from tests.integration.workflows.test_council_changes import ADDER, NEW_TEST, SUBTRACTS
+from tests.integration.workflows.test_council_changes import ADDER, SUBTRACTS
 from tests.support.fleet import new_environment, whole_fleet
 from tests.support.fleet_cli import done
 from tests.support.llm_server import LlmServer
 from tests.support.repositories import PROJECT, config_with, in_store, make_repository
-from tests.support.scripted_model import ScriptedModel, run, write
+from tests.support.scripted_model import ScriptedPhases, replace, run, write
 from tests.support.servers import Servers
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import StoryResult
@@ -28,8 +28,14 @@ STORY = {
     "rigor": "L0",
     "approvals": "auto",
     "repository": "adder",
-    "paths": ["adder/**", "tests/**"],
+    "paths": ["adder/**", "tests/**", "README.md"],
 }
+
+CRITERIA_TESTS = (
+    "import adder\n\n\n"
+    "def test_ac1_five_less_three_is_two() -> None:\n    assert adder.subtract(5, 3) == 2\n\n\n"
+    "def test_ac2_three_less_three_is_zero() -> None:\n    assert adder.subtract(3, 3) == 0\n"
+)
 
 PLAN = {
     "tasks": [
@@ -53,12 +59,20 @@ async def test_a_story_in_a_repository_is_delivered_as_a_measured_branch(
     entry = {"url": url, "push": True, "limits": {"seconds": 120, "steps": 8}}
     config = config_with(tmp_path / "config", adder=entry)
     async with LlmServer(window=32_768) as llm:
-        llm.documents["next_action"] = ScriptedModel(
-            [
-                write("adder/__init__.py", ADDER + SUBTRACTS),
-                write("tests/test_subtract.py", NEW_TEST),
-                run("python -m pytest -q -p no:cacheprovider"),
-            ]
+        llm.documents["next_action"] = ScriptedPhases(
+            {
+                "": [
+                    write("adder/__init__.py", ADDER + SUBTRACTS),
+                    run("python -m pytest -q -p no:cacheprovider"),
+                ],
+                "Write tests for the acceptance criteria": [
+                    write("adder/__init__.py", "raise SystemExit\n"),
+                    write("tests/test_subtract.py", CRITERIA_TESTS),
+                ],
+                "Bring the documentation in this repository": [
+                    replace("README.md", "Adds numbers.", "Adds numbers, and subtracts them.")
+                ],
+            }
         )
         llm.documents["derive_plan"] = lambda _: PLAN
         environment = await new_environment(
@@ -75,9 +89,10 @@ async def test_a_story_in_a_repository_is_delivered_as_a_measured_branch(
                 id=story_workflow_id("US-subtracts"),
                 task_queue="story",
                 result_type=StoryResult,
-                execution_timeout=timedelta(minutes=5),
+                execution_timeout=timedelta(minutes=9),
             )
             shown = (await done(environment, "diff", "US-subtracts")).out
+            page = (await done(environment, "show", "US-subtracts", "--wide")).out
 
     branch = result.branch
     assert branch is not None
@@ -85,6 +100,9 @@ async def test_a_story_in_a_repository_is_delivered_as_a_measured_branch(
     assert in_store(origin / ".git", "rev-parse", "story/US-subtracts") == branch.head
     assert in_store(origin / ".git", "rev-parse", "main") == base
     assert "+def subtract" in shown
+    assert "raise SystemExit" not in shown
+    assert "+Adds numbers, and subtracts them." in shown
+    assert "2 of 2 proved" in page
     neo4j = servers.neo4j
     auth = (neo4j.user or "", neo4j.password or "")
     async with AsyncGraphDatabase.driver(neo4j.address, auth=auth) as driver:
@@ -93,10 +111,26 @@ async def test_a_story_in_a_repository_is_delivered_as_a_measured_branch(
             "(s:Story {id: 'US-subtracts'}) RETURN e.commit AS commit, e.files_changed AS files, "
             "s.branch AS branch, s.commit AS head"
         )
+        proofs, _, _ = await driver.execute_query(
+            "MATCH (t:AcceptanceTest)-[:PROVES]->(c:Criterion)-[:OF]->(:Story {id: 'US-subtracts'})"
+            " RETURN c.number AS number, c.proved AS proved, t.name AS test, t.before AS before, "
+            "t.after AS after, t.base AS base ORDER BY number"
+        )
+    assert [dict(proof) for proof in proofs] == [
+        {
+            "number": number,
+            "proved": True,
+            "test": f"tests.test_subtract::test_ac{number}_{name}",
+            "before": "failed",
+            "after": "passed",
+            "base": base,
+        }
+        for number, name in enumerate(("five_less_three_is_two", "three_less_three_is_zero"), 1)
+    ]
     assert [dict(row) for row in rows] == [
         {
             "commit": branch.head,
-            "files": 2,
+            "files": 3,
             "branch": "story/US-subtracts",
             "head": branch.head,
         }

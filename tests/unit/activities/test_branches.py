@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from temporalio.exceptions import ApplicationError
 
-from activities.workspace.branches import Branches
+from activities.workspace.branches import Branches, globs_of
 from activities.workspace.store import Stores
 from tests.support.branches import FIX, README, commit
 from tests.support.repositories import in_store, make_repository
@@ -103,3 +104,20 @@ async def test_a_conflict_leaves_the_branch_as_it_is(branch: Branch) -> None:
 
     assert await branch.merge(one, await branch.commit("two")) == one
     assert branch.head == one
+
+
+def test_the_tests_that_a_story_may_change_match_its_paths_and_those_of_the_entry() -> None:
+    entry = Repository(key="sample", url="file:///r", test_paths=["tests/**"])
+
+    assert globs_of("test_paths", [], entry) == ["tests/**"]
+    assert globs_of("test_paths", ["adder/**", "tests/unit/**"], entry) == ["tests/unit/**"]
+    assert globs_of("test_paths", ["README.md"], entry) == []
+
+
+def test_a_start_with_more_common_globs_than_an_agent_takes_is_refused() -> None:
+    entry = Repository(key="sample", url="file:///r", test_paths=["**/*a*b*c*d*e*f*"])
+
+    with pytest.raises(ApplicationError, match="`test_paths` of the repository") as failed:
+        globs_of("test_paths", ["*1*2*3*4*5*6*"], entry)
+
+    assert failed.value.type == "InvalidInput"

@@ -12,6 +12,7 @@ from activities.graph.provenance import Objection, Passed, Why
 from bridge.jetstream.dead_letters import DeadLetter
 from workers.cli import render
 from workers.cli.snapshot import Council, Snapshot
+from workflows.models.acceptance import Acceptance, AcceptanceTest, Criterion
 from workflows.models.agents import PlannedTask, UsageLine
 from workflows.models.deliberation import FailedAgent, Progress
 from workflows.models.outbox import OutboxStuck
@@ -50,6 +51,28 @@ def a_view(text: str) -> StoryView:
         rigor="L1",
         findings=[Finding(code="SMALL", message=text, weight=10)],
         working_on=text,
+        acceptance=Acceptance(
+            base="b" * 40,
+            commit="c" * 40,
+            criteria=[
+                Criterion(
+                    number=1,
+                    text=text,
+                    proved=True,
+                    tests=[
+                        AcceptanceTest(
+                            name="tests.test_limit::test_ac1",
+                            criteria=[1],
+                            before="error",
+                            after="passed",
+                            why=text,
+                        )
+                    ],
+                ),
+                Criterion(number=2, text=text, why=text),
+            ],
+            changed_tests=[text],
+        ),
     )
 
 

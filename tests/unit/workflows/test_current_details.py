@@ -13,6 +13,7 @@ from workflows.current_details import (
     story_details,
     stuck_details,
 )
+from workflows.models.acceptance import Acceptance, AcceptanceTest, Criterion
 from workflows.models.agents import PlannedTask
 from workflows.models.deliberation import DeliberationInput, FailedAgent, Progress
 from workflows.models.outbox import OutboxStuck
@@ -45,6 +46,10 @@ ATTACKS = [
 OWN_TAGS = {"p", "pre", "code", "strong", "ul", "li", "br"}
 
 
+def a_test(name: str) -> AcceptanceTest:
+    return AcceptanceTest(name=name, criteria=[1], before="failed", after="passed", why=name)
+
+
 def story(text: str) -> str:
     view = StoryView(
         story_id="US-7",
@@ -56,6 +61,13 @@ def story(text: str) -> str:
         rigor=text,
         findings=[Finding(code=text, message=text, weight=1)],
         working_on=text,
+        acceptance=Acceptance(
+            base="b" * 40,
+            commit="c" * 40,
+            criteria=[Criterion(number=1, text=text, why=text, tests=[a_test(text)])],
+            changed_tests=[text],
+            not_run=[text],
+        ),
     )
     move = Move(event=text, to=text, kind="gate", roles=[text, text], blocked_by=[text])
     return story_details(view, [move])
@@ -133,3 +145,12 @@ def test_what_is_harmless_is_shown_as_it_is() -> None:
 
     assert "```\nUndo a deletion\n```" in shown
     assert "- `Undo a deletion`: `Undo a deletion` (-1)" in shown
+
+
+def test_a_criterion_is_shown_with_its_tests_before_and_after() -> None:
+    shown = story("test_ac1")
+
+    assert "**0 of 1 criteria proved**" in shown
+    assert "- `AC-1: test_ac1`: not proved: `test_ac1`" in shown
+    assert "  - `test_ac1`: failed on the base, passed on the branch" in shown
+    assert "- changes the test `test_ac1`" in shown

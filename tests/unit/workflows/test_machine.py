@@ -312,6 +312,22 @@ FAULTS: dict[str, tuple[Any, str]] = {
         add("transitions", {"from": "LIMBO", "event": "wake", "to": "DRAFT"}),
         r"transition 'wake' from 'LIMBO': unknown state 'LIMBO'",
     ),
+    "a council of tests in a state that deliberates nothing": (
+        put("states", "BUILD", "in_repository", to={"changes": "tests", "task": "Test it."}),
+        r"state 'BUILD': in_repository: is for work deliberation",
+    ),
+    "a council that changes something unknown": (
+        put("states", "TEST", "in_repository", "changes", to="code"),
+        r"state 'TEST': in_repository: unknown changes 'code'; use one of tests, docs",
+    ),
+    "a council that is asked nothing in a repository": (
+        put("states", "DOCS", "in_repository", "task", to=" "),
+        r"state 'DOCS': in_repository: task: required",
+    ),
+    "an unknown key of a council in a repository": (
+        put("states", "DOCS", "in_repository", "colour", to="red"),
+        r"state 'DOCS': in_repository: unknown key 'colour'",
+    ),
     "a state no one gets to": (
         put("states", "ISLAND", to={}),
         r"state 'ISLAND': unreachable from 'BACKLOG'",
