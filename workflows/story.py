@@ -39,6 +39,7 @@ from workflows.execution import cause_of, require_id, stopped
 from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow
+from workflows.repairs import measure_and_repair
 from workflows.search_attributes import (
     DOR_SCORE,
     GATE_OPENED_AT,
@@ -57,6 +58,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.agents import PlannedTask, Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
     from workflows.models.branches import StoryBranch
+    from workflows.models.changes import MeasuredChange
     from workflows.models.context import (
         ContextUpdate,
         DecisionAdded,
@@ -731,18 +733,18 @@ class StoryWorkflow:
             raise application_error(
                 ErrorType.NO_PLAN, f"{story.state} runs a plan, and the story has none"
             )
-        done = set(story.done_tasks)
+        done = {*story.done_tasks, *(repair.task_id for repair in story.repairs)}
         left = [
             task.model_copy(update={"depends_on": [d for d in task.depends_on if d not in done]})
             for task in plan.tasks
             if task.task_id not in done
         ]
         if left or story.branch is None:  # else the branch is left to be measured
-            await self.run_plan(plan, left)
-        await self.measure_branch()
+            self.take_plan_result(await self.run_plan(plan, left))
+        await measure_and_repair(self)
 
-    async def run_plan(self, plan: Plan, left: list[PlannedTask]) -> None:
-        """Run tasks of the plan as a child, and take over what it did."""
+    async def run_plan(self, plan: Plan, left: list[PlannedTask]) -> PlanResult:
+        """Run tasks of the plan as a child."""
         story = self.story
         self.work_on(f"{plan.plan_id}: {len(left)} tasks")
         visit = story.visit
@@ -766,16 +768,16 @@ class StoryWorkflow:
             f"{len(left)} tasks of {story.text.title}",
         )
         self.require_visit(visit)
-        self.take_plan_result(result)
+        story.take_outcomes(result)
+        return result
 
     def take_plan_result(self, result: PlanResult) -> None:
+        """Take over whether the plan is done.
+
+        Raises:
+            ApplicationError: `PlanPartial`.
+        """
         story = self.story
-        for outcome in result.outcomes:
-            story.used(deliberation_workflow_id(outcome.task_id), outcome.usage)
-            story.decisions += outcome.decisions
-            if outcome.status == "done":
-                story.done_tasks.append(outcome.task_id)
-        story.take_merged(result.merged)
         story.plan_faults = [
             f"{o.task_id} {o.status} {o.error}".strip()
             for o in result.outcomes
@@ -803,27 +805,26 @@ class StoryWorkflow:
         story.branch = branch
         self.show()
 
-    async def measure_branch(self) -> None:
+    async def measure_branch(self, branch: StoryBranch) -> MeasuredChange | None:
         """Measure the branch's head; if that is not possible, a person has to report."""
-        story, branch = self.story, self.story.branch
-        if branch is None:
-            return
+        story = self.story
         self.work_on(f"measuring {branch.branch} at {branch.head[:12]}")
         visit = story.visit
         job_id = f"fleet-{story.story_id}-{visit}-{branch.head[:12]}"
         self.asking = True
         try:
-            report = await story_branch.measured(branch, job_id)
+            found = await story_branch.measured(branch)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
             story.unmeasured = cause_of(error)
             self.milestone("NOT_MEASURED", f"commit {branch.head}: {story.unmeasured}")
-            return
+            return None
         finally:
             self.asking = False
         self.require_visit(visit)
-        self.take_report(report, "")
+        self.take_report(found.report.model_copy(update={"job_id": job_id}), "")
+        return found
 
     def take_report(self, report: WorkspaceReport, via: Via) -> None:
         """Score a report, and record it."""

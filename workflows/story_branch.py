@@ -29,10 +29,9 @@ with workflow.unsafe.imports_passed_through():
         PinQuery,
         StoryBranch,
     )
-    from workflows.models.changes import MeasureInput
+    from workflows.models.changes import MeasuredChange, MeasureInput
     from workflows.models.events import StoryDelivered
     from workflows.models.ids import story_branch
-    from workflows.models.report import WorkspaceReport
     from workflows.models.story import StoryInput
     from workflows.models.workspace import RepositoryWork
 
@@ -120,13 +119,13 @@ async def merged(work: RepositoryWork, task_id: str, head: str, commit: str) -> 
     )
 
 
-async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
-    """Measure the head of the branch against its base; return the report of it.
+async def measured(branch: StoryBranch) -> MeasuredChange:
+    """Measure the head of the branch against its base.
 
     Raises:
         ActivityError: it cannot be measured.
     """
-    found = await workflow.execute_activity_method(
+    return await workflow.execute_activity_method(
         WorkspaceStub.measure_change,
         MeasureInput(
             repository=branch.repository,
@@ -139,7 +138,6 @@ async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
             | {"summary": f"measure {branch.branch} at {branch.head[:12]}"}
         ),
     )
-    return found.report.model_copy(update={"job_id": job_id})
 
 
 async def pushed(story_id: str, branch: StoryBranch) -> None:

@@ -38,7 +38,7 @@ from workflows.models.ids import (
     plan_workflow_id,
 )
 from workflows.models.outbox import OutboxState
-from workflows.models.plan import Plan
+from workflows.models.plan import Plan, PlanResult, Repair
 from workflows.models.process import Machine, Process, StateSpec, Transition
 from workflows.models.readiness import Readiness, StoryText
 from workflows.models.report import ReportScore, WorkspaceReport
@@ -148,6 +148,8 @@ class Story(BaseModel):
     plan_status: str = ""
     plan_faults: list[str] = []
     done_tasks: list[str] = []
+    repairs: list[Repair] = []
+    """The plan's repairs, in order; each belongs to one visit."""
     report: WorkspaceReport | None = None
     reported: dict[str, str] = {}
     """Job of a workspace report -> the hash of that report: each counts once."""
@@ -269,7 +271,11 @@ class Story(BaseModel):
             "design_complete": waits or "the design is not done",
             "all_subtasks_done": waits or "; ".join(self.plan_faults) or "the plan is not done",
             "builds_passing": self.outdated
-            or ("the last report's build or units failed" if self.report else self.no_report),
+            or (
+                f"the last report's build or units failed{self._after_repairs}"
+                if self.report
+                else self.no_report
+            ),
             "tests_passing": self.outdated
             or (
                 f"the last report scores {self.score.score}, "
@@ -287,6 +293,16 @@ class Story(BaseModel):
             f"no workspace report yet{why if self.unmeasured else ''}; "
             "send one with the update `report`"
         )
+
+    @property
+    def repairs_now(self) -> list[Repair]:
+        """The repairs of this visit of the state that runs the plan."""
+        return [repair for repair in self.repairs if repair.visit == self.visit]
+
+    @property
+    def _after_repairs(self) -> str:
+        made = len(self.repairs_now)
+        return f", after {made} repair tasks; send the update `report`, or reject" if made else ""
 
     @property
     def outdated(self) -> str:
@@ -539,7 +555,7 @@ class Story(BaseModel):
             case "readiness":
                 self.readiness = None
             case "design":
-                self.plan, self.done_tasks = None, []
+                self.plan, self.done_tasks, self.repairs = None, [], []
                 self.report = self.score = None
             case "plan":
                 self.plan_status, self.plan_faults, self.done_tasks = "", [], []
@@ -576,6 +592,20 @@ class Story(BaseModel):
             rigor=self.input.rigor,
             level=self.process.rigor if self.process else None,
         )
+
+    def take_outcomes(self, result: PlanResult) -> None:
+        """Take over what a plan's tasks have cost, decided and merged."""
+        for outcome in result.outcomes:
+            self.used(deliberation_workflow_id(outcome.task_id), outcome.usage)
+            self.decisions += outcome.decisions
+            if outcome.status == "done":
+                self.done_tasks.append(outcome.task_id)
+        self.take_merged(result.merged)
+
+    def end_repair(self, repair: Repair, error: str) -> None:
+        """Note how a repair ended. `error`: why it failed; empty: it did not."""
+        ended = repair.model_copy(update={"status": "failed" if error else "done", "error": error})
+        self.repairs = [ended if each == repair else each for each in self.repairs]
 
     def take_merged(self, merged: list[MergedChange]) -> None:
         """Take over the changes that a plan has merged into the branch."""

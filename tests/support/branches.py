@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity, workflow
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from activities.workspace.store import Stores
@@ -61,6 +62,8 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
     @activity.defn
     async def commit_for(task: DeliberationInput) -> Change:
         assert task.work is not None
+        if cause := world.failing.get(task.task_id):
+            raise ApplicationError(cause, type="AllBarred", non_retryable=True)
         title = task.description.split("\n")[0]
         return await commit(world, task.work.repository, task.work.base, title, task.task_id)
 

@@ -190,6 +190,8 @@ class World:
     repositories: dict[str, Repository] = field(default_factory=dict)
     builds: bool = True
     """Whether the build of every commit passes."""
+    failing_builds: int = 0
+    """The build fails in so many measurements more."""
     edits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Title of a task -> the files that its council writes; see tests/support/branches.py."""
 
@@ -359,6 +361,8 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         if cause := world.failing.get("measure_change"):
             raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
         world.measured_commits.append(request)
+        builds = world.builds and world.failing_builds == 0
+        world.failing_builds = max(world.failing_builds - 1, 0)
         acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
         paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
         files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]
@@ -366,7 +370,9 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         measurement = Measurement(
             commit=commit,
             base=request.base,
-            build=Step(command="make", exit_code=int(not world.builds)),
+            build=Step(
+                command="make", exit_code=0 if builds else 2, tail="" if builds else "no rule"
+            ),
             unit=SuiteResult(
                 command="test", exit_code=bool(broken), passed=3, failed=len(broken), broken=broken
             ),

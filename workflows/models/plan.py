@@ -64,6 +64,22 @@ class TaskOutcome(Model):
     usage: list[CallUsage] = []
 
 
+class Repair(Model):
+    """A task that repairs what the fleet's measurement of the branch found.
+
+    Attributes:
+        task_id: the task, which the story's plan holds.
+        visit: the story's visit of the state that runs the plan.
+        status: `open`: it runs, or has to run.
+        error: why it failed.
+    """
+
+    task_id: str
+    visit: int
+    status: Literal["open", "done", "failed"] = "open"
+    error: str = ""
+
+
 class PlanResult(Model):
     """The outcome of a plan.
 

@@ -178,8 +178,9 @@ async def test_a_build_that_the_fleet_sees_fail_waits_for_a_person(
     await to_gate(story, "approve_design")
     await story.approve("approve_design")
 
-    await until(lambda: lines(story, "WORKSPACE_REPORT"))
+    await until(lambda: lines(story, "WORKSPACE_REPORT"), lambda found: len(found) == 3)
     assert (await story.until(working_on="")).state == "BUILD"
+    assert "after 2 repair tasks" in str(await story.handle.query("transitions"))
     await story.report(commit=(await view_of(story)).head)
 
     assert (await story.until(state="TEST")).report is not None
