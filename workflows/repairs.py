@@ -2,7 +2,7 @@
 
 A repair is a task of the plan, numbered after the others. The story's state holds it before it
 runs, so that a retry, or the next run of a story that continues as new, goes on with it. A visit
-that a person sends the story back for makes repairs of its own.
+that a person sends the story back for makes new repairs.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from workflows.models.events import (
 from workflows.models.ids import (
     context_workflow_id,
     deliberation_workflow_id,
+    implementation_workflow_id,
     plan_workflow_id,
 )
 from workflows.models.outbox import OutboxState
@@ -597,6 +598,9 @@ class Story(BaseModel):
         """Take over what a plan's tasks have cost, decided and merged."""
         for outcome in result.outcomes:
             self.used(deliberation_workflow_id(outcome.task_id), outcome.usage)
+            if outcome.revised:
+                author = outcome.revised[0].agent_id
+                self.used(implementation_workflow_id(outcome.task_id, author), outcome.revised)
             self.decisions += outcome.decisions
             if outcome.status == "done":
                 self.done_tasks.append(outcome.task_id)

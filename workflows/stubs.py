@@ -35,6 +35,7 @@ from workflows.models.branches import (
     BranchSize,
     BranchSpan,
     MergeAnswer,
+    MergedBase,
     MergeRequest,
     PinnedRepository,
     PinQuery,
@@ -286,6 +287,11 @@ class BranchStub:
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
         """Merge a commit into the branch, which is at `head`, or as this merge has left it."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def merged_base(self, request: MergeRequest) -> MergedBase:
+        """Make the commit on which the author of a change that conflicts works once more."""
         raise NotImplementedError
 
     @activity.defn

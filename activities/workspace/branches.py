@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.workspace.conflicts import merged_base
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
 from activities.workspace.repositories import find_repository
@@ -17,6 +18,7 @@ from workflows.models.branches import (
     BranchSize,
     BranchSpan,
     MergeAnswer,
+    MergedBase,
     MergeRequest,
     PinnedRepository,
     PinQuery,
@@ -83,6 +85,10 @@ class Branches(BranchStub):
         if isinstance(merged, Conflict):
             return MergeAnswer(head=merged.head, conflict=merged.files)
         return MergeAnswer(head=merged.commit)
+
+    @activity.defn
+    async def merged_base(self, request: MergeRequest) -> MergedBase:
+        return await merged_base(await self._store(request), request)
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:

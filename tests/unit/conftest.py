@@ -75,6 +75,7 @@ from workflows.models.branches import (
     BranchSize,
     BranchSpan,
     MergeAnswer,
+    MergedBase,
     MergeRequest,
     PinnedRepository,
     PinQuery,
@@ -96,6 +97,7 @@ from workflows.models.implementation import (
     Action,
     ActionResult,
     Finish,
+    ImplementationInput,
     NextActionAnswer,
     NextActionInput,
     Outline,
@@ -192,6 +194,8 @@ class World:
     """Whether the build of every commit passes."""
     failing_builds: int = 0
     """The build fails in so many measurements more."""
+    revisions: list[ImplementationInput] = field(default_factory=list)
+    """What authors were asked to revise; see tests/support/branches.py."""
     edits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Title of a task -> the files that its council writes; see tests/support/branches.py."""
 
@@ -366,7 +370,10 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
         paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
         files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]
-        broken = sorted(world.broken.intersection(paths))
+        if request.repository.key in world.repositories:
+            store = await Stores(world.folder / "stores").of(request.repository)
+            files = await store.changed(request.base, commit)
+        broken = sorted(world.broken.intersection(file.path for file in files))
         measurement = Measurement(
             commit=commit,
             base=request.base,
@@ -419,6 +426,10 @@ class InstantBranches(InWorld, BranchStub):
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
         return await self.branches.merge_change(request)
+
+    @activity.defn
+    async def merged_base(self, request: MergeRequest) -> MergedBase:
+        return await self.branches.merged_base(request)
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:
@@ -576,6 +587,7 @@ def activities() -> list[Any]:
         branches.place_branch,
         branches.branch_head,
         branches.merge_change,
+        branches.merged_base,
         branches.branch_size,
         branches.push_branch,
         workspace.measure_change,

@@ -59,6 +59,7 @@ def workspace_worker(
             branches.branch_head,
             branches.merge_change,
             branches.branch_size,
+            branches.merged_base,
             branches.push_branch,
         ],
         max_concurrent_activities=settings.workspace_concurrency,

@@ -102,6 +102,24 @@ class MergeAnswer(Model):
     conflict: list[str] = []
 
 
+class MergedBase(Model):
+    """A commit on which the author of a change that conflicts works once more.
+
+    Attributes:
+        commit: the branch's head with all of the change but the files that conflict.
+        files: these.
+        branch_diff: what the branch changed in them since the change began, cut to a size.
+        change_diff: what the change changed in them, cut to a size.
+        steps: the number of the last step of the change.
+    """
+
+    commit: Commit
+    files: list[str] = []
+    branch_diff: str = ""
+    change_diff: str = ""
+    steps: int = 0
+
+
 class BranchSpan(BranchPoint):
     """The commits of a story's branch after `base`."""
 

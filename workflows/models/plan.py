@@ -51,7 +51,11 @@ class PlanInput(Request):
 
 
 class TaskOutcome(Model):
-    """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed."""
+    """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed.
+
+    Attributes:
+        revised: the calls of its winner's author in a revision after a conflict.
+    """
 
     task_id: str
     role: str
@@ -62,6 +66,7 @@ class TaskOutcome(Model):
     decisions: list[RecordedDecision] = []
     error: str = ""
     usage: list[CallUsage] = []
+    revised: list[CallUsage] = []
 
 
 class Repair(Model):

@@ -361,24 +361,6 @@ async def test_tasks_that_run_at_once_are_merged(
     assert "left + right" in in_store(repo.store, "show", f"{head}:adder/__init__.py")
 
 
-async def test_a_task_that_conflicts_fails_and_names_the_files(
-    start: StartStory, repo: Repo, world: World
-) -> None:
-    world.drafts = [
-        DraftTask(role="DEV", title="Build it", description="Write the code."),
-        DraftTask(role="QA", title="Test it", description="Write tests."),
-    ]
-    world.edits = {"Build it": {"README.md": "# One\n"}, "Test it": {"README.md": "# Two\n"}}
-    story = await start(repository="sample")
-    await to_gate(story, "approve_design")
-    await story.approve("approve_design")
-
-    (failed,) = await until(lambda: lines(story, "WORK_FAILED"))
-
-    assert "merge: other tasks changed the same lines of README.md" in failed
-    assert len((await branch_of(story)).merged) == 1
-
-
 async def test_an_id_that_is_used_again_begins_a_new_branch(
     start: StartStory, repo: Repo, world: World
 ) -> None:
