@@ -39,6 +39,7 @@ from workflows.execution import cause_of, require_id, stopped
 from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow
+from workflows.rebase import Rebasing
 from workflows.repairs import measure_and_repair
 from workflows.search_attributes import (
     DOR_SCORE,
@@ -99,6 +100,7 @@ with workflow.unsafe.imports_passed_through():
         Approve,
         Move,
         RaiseBudget,
+        Rebase,
         Reject,
         StoryInput,
         StoryResult,
@@ -140,6 +142,7 @@ class StoryWorkflow:
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
         self.outbox = Outbox(self.story.outbox, self.story.story_id, on_skipped=self.entry_skipped)
         self.child = Child(self.story)
+        self.rebasing = Rebasing(self)
         self.requests = 0
         """Number of updates received."""
         self.asking = False
@@ -160,6 +163,8 @@ class StoryWorkflow:
         self.helping = [
             asyncio.create_task(supervised("news for the child", self.child.pass_on_news())),
             asyncio.create_task(supervised("grants of waves", self.grant_waves())),
+            asyncio.create_task(supervised("the base at gates", self.rebasing.look_at_gates())),
+            asyncio.create_task(supervised("rebased branches", self.rebasing.measure_after())),
         ]
         try:
             if self.story.process is None:
@@ -193,6 +198,7 @@ class StoryWorkflow:
         await self.ready()
         via = await self.check_actor(request, request.actor, request.role)
         await self.require_shown_commit(request)
+        await self.rebasing.merged()
         transition = self.story.require_approve(request)
         self.pass_gate(transition, request, via)
         return self.story.view()
@@ -272,6 +278,24 @@ class StoryWorkflow:
     @workflow.signal(name="amend")
     async def amend_signal(self, request: Any = None) -> None:
         await self.handle_signal(Amend, StoryWorkflow.amend, request)
+
+    @workflow.update
+    async def rebase(self, request: Rebase) -> StoryView:
+        """Merge the base branch into the story's branch; an approval of the old head is stale."""
+        await self.ready()
+        via = await self.check_actor(request, request.actor, request.role)
+        await self.rebasing.rebase(request, via)
+        return self.story.view()
+
+    @rebase.validator
+    def may_rebase(self, request: Rebase) -> None:
+        require_person(request.actor)
+        if self.story.process:
+            self.rebasing.require(request)
+
+    @workflow.signal(name="rebase")
+    async def rebase_signal(self, request: Any = None) -> None:
+        await self.handle_signal(Rebase, StoryWorkflow.rebase, request)
 
     @workflow.update
     async def raise_budget(self, request: RaiseBudget) -> StoryView:
@@ -555,6 +579,7 @@ class StoryWorkflow:
         if story.work_done:
             return
         for pause in (*WORK_PAUSES, None):
+            self.rebasing.rests_in = 0
             try:
                 await self.begin_work()
             except FailureError as error:
@@ -564,6 +589,7 @@ class StoryWorkflow:
                     story.keep_usage()
                 story.working_on = ""
                 story.work_failed = f"{story.state} failed: {cause_of(error)}"
+                self.rebasing.rests_in = visit
                 self.milestone("WORK_FAILED", story.work_failed)
                 self.show()
                 if pause is None:
@@ -576,6 +602,7 @@ class StoryWorkflow:
                 return
 
     async def begin_work(self) -> None:
+        await self.rebasing.measured()
         spec = self.story.spec
         await self.place_branch()
         match spec.work:
@@ -882,12 +909,13 @@ class StoryWorkflow:
         Call it after every change.
         """
         story = self.story
-        if story.work_done and not story.done:
+        if story.work_done and not story.done and not self.rebasing.merging:
             automatic = fsm.automatic_transition(story.machine, story.state, story.facts)
             if automatic:
                 self.move(automatic, "system")
                 return
             gate = fsm.open_gate(story.machine, story.state, story.facts)
+            gate = None if story.held else gate
             if story.gate and (gate is None or gate.event != story.gate):
                 self.close_gate(None)
             if gate and not story.gate:

@@ -10,6 +10,7 @@ from temporalio.exceptions import ApplicationError
 
 from workflows.models.errors import ErrorType, application_error
 from workflows.stubs import (
+    FETCH,
     LOOK,
     PUSH,
     WORKSPACE,
@@ -20,6 +21,8 @@ from workflows.stubs import (
 
 with workflow.unsafe.imports_passed_through():
     from workflows.models.branches import (
+        BaseNow,
+        BaseQuery,
         BranchPoint,
         BranchQuery,
         BranchSize,
@@ -116,6 +119,41 @@ async def merged(work: RepositoryWork, task_id: str, head: str, commit: str) -> 
             at=workflow.now().replace(microsecond=0),
         ),
         **(WORKSPACE | {"summary": f"merge {commit[:12]} of {task_id}"}),
+    )
+
+
+async def base_now(story_id: str, branch: StoryBranch) -> BaseNow:
+    """Return the base branch's commit in the project's repository.
+
+    Raises:
+        ActivityError: the repository does not answer, or has no such branch.
+    """
+    return await workflow.execute_activity_method(
+        BranchStub.base_now,
+        BaseQuery(repository=branch.repository, story_id=story_id, base=branch.base),
+        **(FETCH | {"summary": f"the commit of {branch.repository.base}"}),
+    )
+
+
+async def rebased(story_id: str, branch: StoryBranch, base: str) -> MergeAnswer:
+    """Merge a commit of the base branch into the story's branch.
+
+    Raises:
+        ActivityError: the store cannot be used.
+    """
+    name = branch.repository.base
+    return await workflow.execute_activity_method(
+        BranchStub.merge_change,
+        MergeRequest(
+            repository=branch.repository,
+            story_id=story_id,
+            task_id=f"{story_id}-rebase",
+            head=branch.head,
+            commit=base,
+            at=workflow.now().replace(microsecond=0),
+            message=f"Merge {name}",
+        ),
+        **(PUSH | {"summary": f"merge {name} at {base[:12]} into {branch.branch}"}),
     )
 
 

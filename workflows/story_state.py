@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
 from workflows.models.base import content_hash
-from workflows.models.branches import BranchView, MergedChange, StoryBranch
+from workflows.models.branches import BaseLook, BranchView, MergedChange, StoryBranch
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
@@ -129,6 +129,10 @@ class Story(BaseModel):
     """The story's repository, pinned, and its branch; None without a repository."""
     unmeasured: str = ""
     """Why the fleet could not measure the branch's head."""
+    rebased: bool = False
+    """True if this visit has merged the base into a head that was measured."""
+    remeasure: bool = False
+    """True until the fleet has measured the head of a rebase."""
     visit: int = 0
     """A counter of transitions and amendments: work started before the last one is stale."""
     attempts: dict[str, int] = {}
@@ -306,6 +310,13 @@ class Story(BaseModel):
         return f", after {made} repair tasks; send the update `report`, or reject" if made else ""
 
     @property
+    def held(self) -> str:
+        """Why no gate opens after a rebase; empty if none holds it."""
+        if not self.rebased or self.guards["builds_passing"]:
+            return ""
+        return f"the base was merged, and {self.reasons()['builds_passing']}"
+
+    @property
     def outdated(self) -> str:
         """Why the last report does not count: the branch has another commit; empty if it does."""
         head = self.branch.head if self.branch else ""
@@ -408,7 +419,7 @@ class Story(BaseModel):
             raise application_error(
                 ErrorType.GUARD_BLOCKED,
                 f"gate: {request.gate!r} is not open yet: "
-                f"{'; '.join(computed) or self.working_on or 'the fleet is at work'}",
+                f"{'; '.join(computed) or self.working_on or self.held or 'the fleet is at work'}",
             )
         if request.revision is not None and request.revision != self.revision:
             raise application_error(
@@ -435,7 +446,7 @@ class Story(BaseModel):
 
     def require_report(self) -> None:
         exits = [t for t in self.machine.transitions if t.source == self.state]
-        if not any(self._reads_report(transition) for transition in exits):
+        if not self.rebased and not any(self._reads_report(transition) for transition in exits):
             raise application_error(
                 ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
             )
@@ -552,6 +563,7 @@ class Story(BaseModel):
         self.gate, self.approvals = "", []
         self.working_on, self.work_failed, self.work_done = "", "", False
         self.councils.pop(state, None)
+        self.rebased = self.remeasure = False
         match self.spec.work:
             case "readiness":
                 self.readiness = None
@@ -617,6 +629,13 @@ class Story(BaseModel):
             changes = {"head": merged[-1].commit, "merged": [*self.branch.merged, *merged]}
             self.branch = self.branch.model_copy(update=changes)
             self.change = f"{merged[-1].task_id} was merged"
+
+    def take_base(self, branch: StoryBranch, actor: str) -> None:
+        """Take over a branch into which a person has merged the base."""
+        was_measured = bool(self.report or self.unmeasured)
+        self.rebased, self.remeasure = was_measured or self.rebased, was_measured
+        self.branch = branch
+        self.change = f"{branch.repository.base} at {branch.base[:12]} was merged by {actor}"
 
     def found_commit(self, head: str) -> None:
         """Take over a commit of the branch that the story did not make."""
@@ -735,7 +754,7 @@ class Story(BaseModel):
             findings=self.readiness.findings if self.readiness else [],
             plan_id=self.plan.plan_id if self.plan else "",
             report=self.score,
-            working_on=self.working_on or self.work_failed,
+            working_on=self.working_on or self.work_failed or self.held,
             child=self.child,
             token_budget=self.token_budget,
             tokens_used=self.tokens_used,
@@ -749,6 +768,8 @@ class Story(BaseModel):
         return BranchView(
             repository=self.branch.repository.key,
             **self.branch.model_dump(include={"branch", "base", "head", "unmatched"}),
+            base_branch=self.branch.repository.base,
+            **_base_seen(self.branch.seen),
         )
 
     def open_gates(self) -> dict[str, str]:
@@ -808,6 +829,16 @@ def _shown_report(report: WorkspaceReport | None) -> dict[str, Any] | None:
         return None
     hidden = {"actor", "proof"} if report.measured_by else {"actor", "proof", "measured_by"}
     return report.model_dump(exclude=hidden)
+
+
+def _base_seen(seen: BaseLook | None) -> dict[str, Any]:
+    if seen is None:
+        return {}
+    return {
+        "base_now": seen.commit,
+        "base_commits": seen.commits,
+        "base_unknown": seen.unknown,
+    }
 
 
 def _new_text(request: Amend) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from activities.workspace.git import git
 from activities.workspace.repositories import find_repository
 from activities.workspace.store import Store, Stores
 from workflows.models.branches import (
+    BaseNow,
+    BaseQuery,
     BranchPoint,
     BranchQuery,
     BranchSize,
@@ -80,11 +82,20 @@ class Branches(BranchStub):
         if now and await is_merge_of(store, now, request.head, request.commit):
             return MergeAnswer(head=now)  # an attempt before this one made it
         await place(store, story_id, request.head)
-        message = f"Merge {request.task_id}"
+        message = request.message or f"Merge {request.task_id}"
         merged = await store.merge(story_id, request.commit, at=request.at, message=message)
         if isinstance(merged, Conflict):
             return MergeAnswer(head=merged.head, conflict=merged.files)
         return MergeAnswer(head=merged.commit)
+
+    @activity.defn
+    async def base_now(self, query: BaseQuery) -> BaseNow:
+        store = await self._store(query)
+        commit = await store.base_commit()
+        with store_errors():
+            words = ("rev-list", "--count", f"{query.base}..{commit}", "--")
+            counted = await git(*words, git_dir=store.path)
+        return BaseNow(commit=commit, commits=int(counted))
 
     @activity.defn
     async def merged_base(self, request: MergeRequest) -> MergedBase:

@@ -93,7 +93,10 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
         if cause := world.failing.get(task.task_id):
             raise ApplicationError(cause, type="AllBarred", non_retryable=True)
         title = task.description.split("\n")[0]
-        return await commit(world, task.work.repository, task.work.base, title, task.task_id)
+        work = task.work
+        return await commit(
+            world, work.repository, work.base, title, task.task_id, story=work.story_id
+        )
 
     @activity.defn
     async def revise_for(asked: ImplementationInput) -> Change:
@@ -104,7 +107,9 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
         assert asked.head
         title = f"Revise: {asked.task.description.split(chr(10))[0]}"
         task_id, step = asked.task.task_id, asked.first_step
-        return await commit(world, asked.repository, asked.head, title, task_id, step)
+        return await commit(
+            world, asked.repository, asked.head, title, task_id, step, asked.task.story_id
+        )
 
     queue = f"committing-{world.key}"
     async with Worker(
@@ -118,12 +123,18 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
 
 
 async def commit(
-    world: World, repository: Repository, base: str, title: str, task: str, step: int = 1
+    world: World,
+    repository: Repository,
+    base: str,
+    title: str,
+    task: str,
+    step: int = 1,
+    story: str = "",
 ) -> Change:
     """Commit the files of `world.edits` for a title, as a step of an agent."""
     store = await Stores(world.folder / "stores").of(repository)
     trees = Trees(world.folder / "trees", 2**30)
-    trailers = Trailers(story=f"US-{world.key}", task=task, agent="agent-dev-1", step=step)
+    trailers = Trailers(story=story or f"US-{world.key}", task=task, agent="agent-dev-1", step=step)
     if step > 1:
         await store.place(trailers.story, trailers.task, trailers.agent, base)
     async with trees.at(store, base) as tree:

@@ -70,6 +70,8 @@ from workflows.models.agents import (
     WriteStoryInput,
 )
 from workflows.models.branches import (
+    BaseNow,
+    BaseQuery,
     BranchPoint,
     BranchQuery,
     BranchSize,
@@ -428,6 +430,10 @@ class InstantBranches(InWorld, BranchStub):
         return await self.branches.merge_change(request)
 
     @activity.defn
+    async def base_now(self, query: BaseQuery) -> BaseNow:
+        return await self.branches.base_now(query)
+
+    @activity.defn
     async def merged_base(self, request: MergeRequest) -> MergedBase:
         return await self.branches.merged_base(request)
 
@@ -587,6 +593,7 @@ def activities() -> list[Any]:
         branches.place_branch,
         branches.branch_head,
         branches.merge_change,
+        branches.base_now,
         branches.merged_base,
         branches.branch_size,
         branches.push_branch,

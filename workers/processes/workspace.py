@@ -59,6 +59,7 @@ def workspace_worker(
             branches.branch_head,
             branches.merge_change,
             branches.branch_size,
+            branches.base_now,
             branches.merged_base,
             branches.push_branch,
         ],
