@@ -80,10 +80,18 @@ class Rebasing:
 
     # --- rebase ---------------------------------------------------------------------------------
 
-    async def merged(self) -> None:
-        """Return when no rebase changes the branch."""
-        if self.merging:
-            await workflow.wait_condition(lambda: not self.merging)
+    async def require_no_merge(self) -> None:
+        """Return when no rebase changes the branch; refuse an approval that came before its end.
+
+        Raises:
+            ApplicationError: `StaleRevision`.
+        """
+        story, shown = self.of.story, self.of.story.branch
+        if not self.merging or shown is None:
+            return
+        await workflow.wait_condition(lambda: not self.merging)
+        if story.branch and story.branch.head != shown.head:
+            raise story_branch.moved(shown, story.branch.head, story.revision)
 
     async def measured(self) -> None:
         """Return when no rebase changes the branch, and none waits for its measurement."""
@@ -142,8 +150,8 @@ class Rebasing:
         )
         of.milestone(
             "REBASED",
-            f"{branch.repository.base} at {now.commit[:12]} was merged into {branch.branch}: "
-            f"{now.commits} commits since {branch.base[:12]}"
+            f"{branch.repository.base} at {now.commit[:12]} was merged into {branch.branch} "
+            f"(commits since {branch.base[:12]}: {now.commits})"
             f"{f'; its head is {head}' if head else ''}",
             request.actor,
             via,

@@ -196,9 +196,10 @@ class StoryWorkflow:
     async def approve(self, request: Approve) -> StoryView:
         """Open a gate; return the new state."""
         await self.ready()
+        await self.rebasing.require_no_merge()
         via = await self.check_actor(request, request.actor, request.role)
         await self.require_shown_commit(request)
-        await self.rebasing.merged()
+        await self.rebasing.require_no_merge()
         transition = self.story.require_approve(request)
         self.pass_gate(transition, request, via)
         return self.story.view()

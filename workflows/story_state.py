@@ -306,8 +306,11 @@ class Story(BaseModel):
 
     @property
     def _after_repairs(self) -> str:
-        made = len(self.repairs_now)
-        return f", after {made} repair tasks; send the update `report`, or reject" if made else ""
+        made = sum(repair.status != "open" for repair in self.repairs_now)
+        if not made:
+            return ""
+        tasks = f"{made} repair task{'s' if made > 1 else ''}"
+        return f", after {tasks}; send the update `report`, or reject"
 
     @property
     def held(self) -> str:
@@ -589,7 +592,8 @@ class Story(BaseModel):
         self.report, self.unmeasured = report, ""
         self.reported[report.job_id] = request_content(report)
         self.score = rigor.score_report(self.process.rigor, self.input.rigor, report)
-        self.change = f"report {report.job_id} came in"
+        came = f"report {report.job_id} came in"
+        self.change = f"{self.change}, and {came}" if self.remeasure else came
 
     def repository_work(self) -> RepositoryWork | None:
         """Return what councils work on; None without a repository."""

@@ -42,7 +42,7 @@ class CommittingCouncil:
                 "commit_for",
                 input,
                 result_type=Change,
-                start_to_close_timeout=timedelta(seconds=20),
+                start_to_close_timeout=timedelta(minutes=5),
             )
         return DeliberationResult(
             task_id=input.task_id,
@@ -93,6 +93,8 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
         if cause := world.failing.get(task.task_id):
             raise ApplicationError(cause, type="AllBarred", non_retryable=True)
         title = task.description.split("\n")[0]
+        if held := world.hold.get(title):
+            await held.wait()
         work = task.work
         return await commit(
             world, work.repository, work.base, title, task.task_id, story=work.story_id

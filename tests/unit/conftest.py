@@ -431,6 +431,8 @@ class InstantBranches(InWorld, BranchStub):
 
     @activity.defn
     async def base_now(self, query: BaseQuery) -> BaseNow:
+        if held := self.world.hold.get("base_now"):
+            await held.wait()
         return await self.branches.base_now(query)
 
     @activity.defn

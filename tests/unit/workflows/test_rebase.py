@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateStage
 
 from tests.support.branches import README, committing_councils
 from tests.support.polling import until
@@ -154,8 +154,34 @@ async def test_a_rebase_at_the_test_gate_is_measured_before_the_gate_opens_again
     with refused("StaleRevision", "was merged by ana"):
         await story.approve("qa_passed", "QA", revision=before.revision)
     (line,) = await lines(story, "REBASED")
-    assert f"1 commits since {repo.base[:12]}; its head is {head}" in line
+    assert f"(commits since {repo.base[:12]}: 1); its head is {head}" in line
     assert (await story.approve("qa_passed", "QA", revision=shown.revision)).state == "DOCS"
+
+
+async def test_an_approval_that_comes_while_the_base_is_merged_is_stale(
+    start: StartStory, repo: MovingRepo, world: World
+) -> None:
+    story = await start(repository="sample")
+    await seen_at_gate(story, "approve_scope")
+    await story.approve("approve_scope")
+    await seen_at_gate(story, "approve_design")
+    base, held = repo.move_base(), asyncio.Event()
+    world.hold["base_now"] = held
+    rebasing = asyncio.create_task(rebase(story))
+    await until(
+        story.handle.describe, lambda described: described.raw_description.pending_activities
+    )
+
+    approving = await story.handle.start_update(
+        "approve",
+        {"gate": "approve_design", "actor": "ana", "role": "PO"},
+        wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+    )
+    held.set()
+
+    with refused("StaleRevision", base):
+        await approving.result()
+    assert (await rebasing).pending_gate == "approve_design"
 
 
 async def test_a_rebase_that_conflicts_names_the_files_and_changes_nothing(

@@ -26,7 +26,7 @@ class Repo:
 
     def __init__(self, world: World, folder: Path) -> None:
         self.origin = folder / "origin"
-        self.origin.mkdir()
+        self.origin.mkdir(parents=True)
         self.entry = Repository(key="sample", url=make_repository(self.origin))
         self.store = folder / "stores" / "sample.git"
         self.base = self.at(self.origin / ".git", "main")
