@@ -66,8 +66,6 @@ class Rebasing:
             now = await story_branch.base_now(story.story_id, branch)
             seen = self.seen(now, visit, gate)
         except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
             unknown = cause_of(error)[:REASON_CHARACTERS]
             seen = BaseLook(visit=visit, gate=gate, unknown=unknown)
         if story.branch and story.branch.base == branch.base:
