@@ -44,6 +44,8 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
     ]
     lines += branch_lines(view.branch)
     lines += acceptance_lines(view.acceptance)
+    if view.pending_gate and view.branch and (note := view.branch.base_note(view.story_id)):
+        lines += ["The base", fenced(note)]
     if view.working_on:
         lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":

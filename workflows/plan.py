@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, FailureError, is_cancelled_exception
+from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from workflows.actors import decisions_of_people
+from workflows.conflicts import revised
 from workflows.deliberation import (
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
@@ -30,7 +31,7 @@ from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.current_details import plan_details
-    from workflows.models.agents import PlannedTask
+    from workflows.models.agents import CallUsage, PlannedTask
     from workflows.models.branches import MergedChange
     from workflows.models.context import (
         DecisionAdded,
@@ -38,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
         MilestoneReached,
         MilestonesAdded,
     )
-    from workflows.models.deliberation import DeliberationInput
+    from workflows.models.deliberation import DeliberationInput, DeliberationResult
     from workflows.models.events import (
         PlanFinished,
         RequestRefused,
@@ -48,8 +49,9 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.ids import council_id, deliberation_workflow_id, plan_workflow_id
     from workflows.models.plan import Plan, PlanInput, PlanQuery, PlanResult, TaskOutcome
-    from workflows.models.workspace import Change, RepositoryWork
+    from workflows.models.workspace import RepositoryWork
     from workflows.rules import dag
+    from workflows.rules.conflicts import still_in_conflict
     from workflows.rules.news import decisions_with, holding
 
 News = TypeVar("News", DecisionsAdded, MilestonesAdded, MilestoneReached)
@@ -72,6 +74,8 @@ class PlanWorkflow:
         """The last commit of the story's branch, if the tasks change a repository."""
         self.merged: list[MergedChange] = []
         self.merging = asyncio.Lock()
+        self.revised: dict[str, list[CallUsage]] = {}
+        """Task -> the calls of its author's revision after a conflict."""
 
     @workflow.run
     async def run(self, input: PlanInput) -> PlanResult:
@@ -227,8 +231,9 @@ class PlanWorkflow:
                 raise
             self.settle(task, failed_outcome(task, error))
             return
-        if problem := await self.merge(task, result.change):
-            self.settle(task, outcome_of(task, status="failed", error=problem, usage=result.usage))
+        if problem := await self.merge(task, result):
+            fields = {"usage": result.usage, "revised": self.revised.get(task.task_id, [])}
+            self.settle(task, outcome_of(task, status="failed", error=problem, **fields))
             return
         outcome = outcome_of(
             task,
@@ -237,6 +242,7 @@ class PlanWorkflow:
             score=result.score,
             decisions=result.decisions,
             usage=result.usage,
+            revised=self.revised.get(task.task_id, []),
         )
         self.settle(task, outcome)
         await self.share(
@@ -257,31 +263,41 @@ class PlanWorkflow:
         work = self.input.work
         return work.model_copy(update={"base": self.head}) if work else None
 
-    async def merge(self, task: PlannedTask, change: Change | None) -> str:
+    async def merge(self, task: PlannedTask, result: DeliberationResult) -> str:
         """Merge a winner's change into the story's branch; return why it cannot be, or nothing.
+
+        After a conflict its author revises it once.
+        """
+        change = result.change
+        if change is None or self.work() is None:
+            return ""
+        try:
+            files = await self.merge_commit(task, change.commit)
+            if files and workflow.patched("conflicts-revised"):
+                work = self.work()
+                assert work
+                files = await self.merge_commit(task, await revised(self, task, result, work))
+        except FailureError as error:
+            if self.stopping:
+                raise
+            return cause_of(error)
+        return still_in_conflict(files) if files else ""
+
+    async def merge_commit(self, task: PlannedTask, commit: str) -> list[str]:
+        """Merge a commit; return the files for which it is not merged.
 
         One merge takes place at a time: each begins at the head that the last one has made.
         """
         work = self.input.work
-        if work is None or change is None:
-            return ""
+        assert work
         async with self.merging:
-            try:
-                answer = await merged(work, task.task_id, self.head, change.commit)
-            except ActivityError as error:
-                if self.stopping:
-                    raise
-                return cause_of(error)
-            if answer.conflict:
-                return (
-                    f"merge: other tasks changed the same lines of {', '.join(answer.conflict)}; "
-                    "the task is done again on the branch"
+            answer = await merged(work, task.task_id, self.head, commit)
+            if not answer.conflict:
+                self.merged.append(
+                    MergedChange(task_id=task.task_id, base=self.head, commit=answer.head)
                 )
-            self.merged.append(
-                MergedChange(task_id=task.task_id, base=self.head, commit=answer.head)
-            )
-            self.head = answer.head
-        return ""
+                self.head = answer.head
+            return answer.conflict
 
     def settle(self, task: PlannedTask, outcome: TaskOutcome) -> None:
         self.outcomes[task.task_id] = outcome

@@ -39,6 +39,8 @@ from workflows.execution import cause_of, require_id, stopped
 from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox, supervised
 from workflows.plan import PlanWorkflow
+from workflows.rebase import Rebasing
+from workflows.repairs import measure_and_repair
 from workflows.search_attributes import (
     DOR_SCORE,
     GATE_OPENED_AT,
@@ -57,6 +59,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.agents import PlannedTask, Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
     from workflows.models.branches import MergedChange, StoryBranch
+    from workflows.models.changes import MeasuredChange
     from workflows.models.context import (
         ContextUpdate,
         DecisionAdded,
@@ -98,6 +101,7 @@ with workflow.unsafe.imports_passed_through():
         Approve,
         Move,
         RaiseBudget,
+        Rebase,
         Reject,
         StoryInput,
         StoryResult,
@@ -141,6 +145,7 @@ class StoryWorkflow:
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
         self.outbox = Outbox(self.story.outbox, self.story.story_id, on_skipped=self.entry_skipped)
         self.child = Child(self.story)
+        self.rebasing = Rebasing(self)
         self.requests = 0
         """Number of updates received."""
         self.asking = False
@@ -161,6 +166,8 @@ class StoryWorkflow:
         self.helping = [
             asyncio.create_task(supervised("news for the child", self.child.pass_on_news())),
             asyncio.create_task(supervised("grants of waves", self.grant_waves())),
+            asyncio.create_task(supervised("the base at gates", self.rebasing.look_at_gates())),
+            asyncio.create_task(supervised("rebased branches", self.rebasing.measure_after())),
         ]
         try:
             if self.story.process is None:
@@ -192,8 +199,10 @@ class StoryWorkflow:
     async def approve(self, request: Approve) -> StoryView:
         """Open a gate; return the new state."""
         await self.ready()
+        await self.rebasing.require_no_merge()
         via = await self.check_actor(request, request.actor, request.role)
         await self.require_shown_commit(request)
+        await self.rebasing.require_no_merge()
         transition = self.story.require_approve(request)
         self.pass_gate(transition, request, via)
         return self.story.view()
@@ -273,6 +282,24 @@ class StoryWorkflow:
     @workflow.signal(name="amend")
     async def amend_signal(self, request: Any = None) -> None:
         await self.handle_signal(Amend, StoryWorkflow.amend, request)
+
+    @workflow.update
+    async def rebase(self, request: Rebase) -> StoryView:
+        """Merge the base branch into the story's branch; an approval of the old head is stale."""
+        await self.ready()
+        via = await self.check_actor(request, request.actor, request.role)
+        await self.rebasing.rebase(request, via)
+        return self.story.view()
+
+    @rebase.validator
+    def may_rebase(self, request: Rebase) -> None:
+        require_person(request.actor)
+        if self.story.process:
+            self.rebasing.require(request)
+
+    @workflow.signal(name="rebase")
+    async def rebase_signal(self, request: Any = None) -> None:
+        await self.handle_signal(Rebase, StoryWorkflow.rebase, request)
 
     @workflow.update
     async def raise_budget(self, request: RaiseBudget) -> StoryView:
@@ -556,6 +583,7 @@ class StoryWorkflow:
         if story.work_done:
             return
         for pause in (*WORK_PAUSES, None):
+            self.rebasing.rests_in = 0
             try:
                 await self.begin_work()
             except FailureError as error:
@@ -565,6 +593,7 @@ class StoryWorkflow:
                     story.keep_usage()
                 story.working_on = ""
                 story.work_failed = f"{story.state} failed: {cause_of(error)}"
+                self.rebasing.rests_in = visit
                 self.milestone("WORK_FAILED", story.work_failed)
                 self.show()
                 if pause is None:
@@ -577,6 +606,7 @@ class StoryWorkflow:
                 return
 
     async def begin_work(self) -> None:
+        await self.rebasing.measured()
         spec = self.story.spec
         await self.place_branch()
         match spec.work:
@@ -743,18 +773,18 @@ class StoryWorkflow:
             raise application_error(
                 ErrorType.NO_PLAN, f"{story.state} runs a plan, and the story has none"
             )
-        done = set(story.done_tasks)
+        done = {*story.done_tasks, *(repair.task_id for repair in story.repairs)}
         left = [
             task.model_copy(update={"depends_on": [d for d in task.depends_on if d not in done]})
             for task in plan.tasks
             if task.task_id not in done
         ]
         if left or story.branch is None:  # else the branch is left to be measured
-            await self.run_plan(plan, left)
-        await self.measure_branch()
+            self.take_plan_result(await self.run_plan(plan, left))
+        await measure_and_repair(self)
 
-    async def run_plan(self, plan: Plan, left: list[PlannedTask]) -> None:
-        """Run tasks of the plan as a child, and take over what it did."""
+    async def run_plan(self, plan: Plan, left: list[PlannedTask]) -> PlanResult:
+        """Run tasks of the plan as a child."""
         story = self.story
         self.work_on(f"{plan.plan_id}: {len(left)} tasks")
         visit = story.visit
@@ -778,16 +808,16 @@ class StoryWorkflow:
             f"{len(left)} tasks of {story.text.title}",
         )
         self.require_visit(visit)
-        self.take_plan_result(result)
+        story.take_outcomes(result)
+        return result
 
     def take_plan_result(self, result: PlanResult) -> None:
+        """Take over whether the plan is done.
+
+        Raises:
+            ApplicationError: `PlanPartial`.
+        """
         story = self.story
-        for outcome in result.outcomes:
-            story.used(deliberation_workflow_id(outcome.task_id), outcome.usage)
-            story.decisions += outcome.decisions
-            if outcome.status == "done":
-                story.done_tasks.append(outcome.task_id)
-        story.take_merged(result.merged)
         story.plan_faults = [
             f"{o.task_id} {o.status} {o.error}".strip()
             for o in result.outcomes
@@ -815,27 +845,26 @@ class StoryWorkflow:
         story.branch = branch
         self.show()
 
-    async def measure_branch(self) -> None:
+    async def measure_branch(self, branch: StoryBranch) -> MeasuredChange | None:
         """Measure the branch's head; if that is not possible, a person has to report."""
-        story, branch = self.story, self.story.branch
-        if branch is None:
-            return
+        story = self.story
         self.work_on(f"measuring {branch.branch} at {branch.head[:12]}")
         visit = story.visit
         job_id = f"fleet-{story.story_id}-{visit}-{branch.head[:12]}"
         self.asking = True
         try:
-            report = await story_branch.measured(branch, job_id)
+            found = await story_branch.measured(branch)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
             story.unmeasured = cause_of(error)
             self.milestone("NOT_MEASURED", f"commit {branch.head}: {story.unmeasured}")
-            return
+            return None
         finally:
             self.asking = False
         self.require_visit(visit)
-        self.take_report(report, "")
+        self.take_report(found.report.model_copy(update={"job_id": job_id}), "")
+        return found
 
     async def merge_council(self, work: RepositoryWork, task_id: str, commit: str) -> None:
         """Merge the change of the state's council into the branch.
@@ -863,7 +892,7 @@ class StoryWorkflow:
         if story.branch is None or story.spec.in_repository is None:
             return
         if story.outdated:
-            await self.measure_branch()
+            await self.measure_branch(story.branch)
         if story.tests_criteria and story.text.acceptance_criteria:
             await self.test_criteria(story.branch)
 
@@ -948,12 +977,13 @@ class StoryWorkflow:
         Call it after every change.
         """
         story = self.story
-        if story.work_done and not story.done:
+        if story.work_done and not story.done and not self.rebasing.merging:
             automatic = fsm.automatic_transition(story.machine, story.state, story.facts)
             if automatic:
                 self.move(automatic, "system")
                 return
             gate = fsm.open_gate(story.machine, story.state, story.facts)
+            gate = None if story.held else gate
             if story.gate and (gate is None or gate.event != story.gate):
                 self.close_gate(None)
             if gate and not story.gate:

@@ -10,6 +10,7 @@ from temporalio.exceptions import ApplicationError
 
 from workflows.models.errors import ErrorType, application_error
 from workflows.stubs import (
+    FETCH,
     LOOK,
     PUSH,
     WORKSPACE,
@@ -22,6 +23,8 @@ from workflows.stubs import (
 with workflow.unsafe.imports_passed_through():
     from workflows.models.acceptance import Acceptance, AcceptanceQuery
     from workflows.models.branches import (
+        BaseNow,
+        BaseQuery,
         BranchPoint,
         BranchQuery,
         BranchSize,
@@ -31,10 +34,9 @@ with workflow.unsafe.imports_passed_through():
         PinQuery,
         StoryBranch,
     )
-    from workflows.models.changes import MeasureInput
+    from workflows.models.changes import MeasuredChange, MeasureInput
     from workflows.models.events import StoryDelivered
     from workflows.models.ids import story_branch
-    from workflows.models.report import WorkspaceReport
     from workflows.models.story import StoryInput
     from workflows.models.workspace import RepositoryWork
     from workflows.rules.acceptance import judged
@@ -134,13 +136,48 @@ def conflict(branch: StoryBranch, task_id: str, files: list[str]) -> Application
     )
 
 
-async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
-    """Measure the head of the branch against its base; return the report of it.
+async def base_now(story_id: str, branch: StoryBranch) -> BaseNow:
+    """Return the base branch's commit in the project's repository.
+
+    Raises:
+        ActivityError: the repository does not answer, or has no such branch.
+    """
+    return await workflow.execute_activity_method(
+        BranchStub.base_now,
+        BaseQuery(repository=branch.repository, story_id=story_id, base=branch.base),
+        **(FETCH | {"summary": f"the commit of {branch.repository.base}"}),
+    )
+
+
+async def rebased(story_id: str, branch: StoryBranch, base: str) -> MergeAnswer:
+    """Merge a commit of the base branch into the story's branch.
+
+    Raises:
+        ActivityError: the store cannot be used.
+    """
+    name = branch.repository.base
+    return await workflow.execute_activity_method(
+        BranchStub.merge_change,
+        MergeRequest(
+            repository=branch.repository,
+            story_id=story_id,
+            task_id=f"{story_id}-rebase",
+            head=branch.head,
+            commit=base,
+            at=workflow.now().replace(microsecond=0),
+            message=f"Merge {name}",
+        ),
+        **(PUSH | {"summary": f"merge {name} at {base[:12]} into {branch.branch}"}),
+    )
+
+
+async def measured(branch: StoryBranch) -> MeasuredChange:
+    """Measure the head of the branch against its base.
 
     Raises:
         ActivityError: it cannot be measured.
     """
-    found = await workflow.execute_activity_method(
+    return await workflow.execute_activity_method(
         WorkspaceStub.measure_change,
         MeasureInput(
             repository=branch.repository,
@@ -153,7 +190,6 @@ async def measured(branch: StoryBranch, job_id: str) -> WorkspaceReport:
             | {"summary": f"measure {branch.branch} at {branch.head[:12]}"}
         ),
     )
-    return found.report.model_copy(update={"job_id": job_id})
 
 
 async def tested(story_id: str, branch: StoryBranch, criteria: list[str]) -> Acceptance:

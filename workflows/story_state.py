@@ -15,7 +15,7 @@ from workflows.models.acceptance import Acceptance
 from workflows.models.access import CheckedActor, request_content
 from workflows.models.agents import CallUsage, Proposal, UsageLine
 from workflows.models.base import content_hash
-from workflows.models.branches import BranchView, MergedChange, StoryBranch
+from workflows.models.branches import BaseLook, BranchView, MergedChange, StoryBranch
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
@@ -37,10 +37,11 @@ from workflows.models.events import (
 from workflows.models.ids import (
     context_workflow_id,
     deliberation_workflow_id,
+    implementation_workflow_id,
     plan_workflow_id,
 )
 from workflows.models.outbox import OutboxState
-from workflows.models.plan import Plan
+from workflows.models.plan import Plan, PlanResult, Repair
 from workflows.models.process import Machine, Process, StateSpec, Transition
 from workflows.models.readiness import Readiness, StoryText
 from workflows.models.report import ReportScore, WorkspaceReport
@@ -133,6 +134,10 @@ class Story(BaseModel):
     """Why the fleet could not measure the branch's head."""
     acceptance: Acceptance | None = None
     """Which criteria are proved; None without a repository, and until the tests were run."""
+    rebased: bool = False
+    """True if this visit has merged the base into a head that was measured."""
+    remeasure: bool = False
+    """True until the fleet has measured the head of a rebase."""
     visit: int = 0
     """A counter of transitions and amendments: work started before the last one is stale."""
     attempts: dict[str, int] = {}
@@ -153,6 +158,8 @@ class Story(BaseModel):
     plan_status: str = ""
     plan_faults: list[str] = []
     done_tasks: list[str] = []
+    repairs: list[Repair] = []
+    """The plan's repairs, in order; each belongs to one visit."""
     report: WorkspaceReport | None = None
     reported: dict[str, str] = {}
     """Job of a workspace report -> the hash of that report: each counts once."""
@@ -274,7 +281,11 @@ class Story(BaseModel):
             "design_complete": waits or "the design is not done",
             "all_subtasks_done": waits or "; ".join(self.plan_faults) or "the plan is not done",
             "builds_passing": self.outdated
-            or ("the last report's build or units failed" if self.report else self.no_report),
+            or (
+                f"the last report's build or units failed{self._after_repairs}"
+                if self.report
+                else self.no_report
+            ),
             "tests_passing": self.outdated
             or (
                 f"the last report scores {self.score.score}, "
@@ -292,6 +303,26 @@ class Story(BaseModel):
             f"no workspace report yet{why if self.unmeasured else ''}; "
             "send one with the update `report`"
         )
+
+    @property
+    def repairs_now(self) -> list[Repair]:
+        """The repairs of this visit of the state that runs the plan."""
+        return [repair for repair in self.repairs if repair.visit == self.visit]
+
+    @property
+    def _after_repairs(self) -> str:
+        made = sum(repair.status != "open" for repair in self.repairs_now)
+        if not made:
+            return ""
+        tasks = f"{made} repair task{'s' if made > 1 else ''}"
+        return f", after {tasks}; send the update `report`, or reject"
+
+    @property
+    def held(self) -> str:
+        """Why no gate opens after a rebase; empty if none holds it."""
+        if not self.rebased or self.guards["builds_passing"]:
+            return ""
+        return f"the base was merged, and {self.reasons()['builds_passing']}"
 
     @property
     def outdated(self) -> str:
@@ -397,7 +428,7 @@ class Story(BaseModel):
             raise application_error(
                 ErrorType.GUARD_BLOCKED,
                 f"gate: {request.gate!r} is not open yet: "
-                f"{'; '.join(computed) or self.working_on or 'the fleet is at work'}",
+                f"{'; '.join(computed) or self.working_on or self.held or 'the fleet is at work'}",
             )
         if request.revision is not None and request.revision != self.revision:
             raise application_error(
@@ -424,7 +455,7 @@ class Story(BaseModel):
 
     def require_report(self) -> None:
         exits = [t for t in self.machine.transitions if t.source == self.state]
-        if not any(self._reads_report(transition) for transition in exits):
+        if not self.rebased and not any(self._reads_report(transition) for transition in exits):
             raise application_error(
                 ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
             )
@@ -543,11 +574,12 @@ class Story(BaseModel):
         self.councils.pop(state, None)
         if self.spec.work in ("readiness", "design", "plan") or self.tests_criteria:
             self.acceptance = None
+        self.rebased = self.remeasure = False
         match self.spec.work:
             case "readiness":
                 self.readiness = None
             case "design":
-                self.plan, self.done_tasks = None, []
+                self.plan, self.done_tasks, self.repairs = None, [], []
                 self.report = self.score = None
             case "plan":
                 self.plan_status, self.plan_faults, self.done_tasks = "", [], []
@@ -568,7 +600,8 @@ class Story(BaseModel):
         self.report, self.unmeasured = report, ""
         self.reported[report.job_id] = request_content(report)
         self.score = rigor.score_report(self.process.rigor, self.input.rigor, report)
-        self.change = f"report {report.job_id} came in"
+        came = f"report {report.job_id} came in"
+        self.change = f"{self.change}, and {came}" if self.remeasure else came
 
     def repository_work(self) -> RepositoryWork | None:
         """Return what councils work on; None without a repository."""
@@ -608,12 +641,36 @@ class Story(BaseModel):
         self.acceptance = acceptance
         self.change = f"{acceptance.proved} of {len(acceptance.criteria)} criteria were proved"
 
+    def take_outcomes(self, result: PlanResult) -> None:
+        """Take over what a plan's tasks have cost, decided and merged."""
+        for outcome in result.outcomes:
+            self.used(deliberation_workflow_id(outcome.task_id), outcome.usage)
+            if outcome.revised:
+                author = outcome.revised[0].agent_id
+                self.used(implementation_workflow_id(outcome.task_id, author), outcome.revised)
+            self.decisions += outcome.decisions
+            if outcome.status == "done":
+                self.done_tasks.append(outcome.task_id)
+        self.take_merged(result.merged)
+
+    def end_repair(self, repair: Repair, error: str) -> None:
+        """Note how a repair ended. `error`: why it failed; empty: it did not."""
+        ended = repair.model_copy(update={"status": "failed" if error else "done", "error": error})
+        self.repairs = [ended if each == repair else each for each in self.repairs]
+
     def take_merged(self, merged: list[MergedChange]) -> None:
         """Take over the changes that a plan has merged into the branch."""
         if self.branch and merged:
             changes = {"head": merged[-1].commit, "merged": [*self.branch.merged, *merged]}
             self.branch = self.branch.model_copy(update=changes)
             self.change = f"{merged[-1].task_id} was merged"
+
+    def take_base(self, branch: StoryBranch, actor: str) -> None:
+        """Take over a branch into which a person has merged the base."""
+        was_measured = bool(self.report or self.unmeasured)
+        self.rebased, self.remeasure = was_measured or self.rebased, was_measured
+        self.branch = branch
+        self.change = f"{branch.repository.base} at {branch.base[:12]} was merged by {actor}"
 
     def found_commit(self, head: str) -> None:
         """Take over a commit of the branch that the story did not make."""
@@ -732,7 +789,7 @@ class Story(BaseModel):
             findings=self.readiness.findings if self.readiness else [],
             plan_id=self.plan.plan_id if self.plan else "",
             report=self.score,
-            working_on=self.working_on or self.work_failed,
+            working_on=self.working_on or self.work_failed or self.held,
             child=self.child,
             token_budget=self.token_budget,
             tokens_used=self.tokens_used,
@@ -747,6 +804,8 @@ class Story(BaseModel):
         return BranchView(
             repository=self.branch.repository.key,
             **self.branch.model_dump(include={"branch", "base", "head", "unmatched"}),
+            base_branch=self.branch.repository.base,
+            **_base_seen(self.branch.seen),
         )
 
     def open_gates(self) -> dict[str, str]:
@@ -806,6 +865,16 @@ def _shown_report(report: WorkspaceReport | None) -> dict[str, Any] | None:
         return None
     hidden = {"actor", "proof"} if report.measured_by else {"actor", "proof", "measured_by"}
     return report.model_dump(exclude=hidden)
+
+
+def _base_seen(seen: BaseLook | None) -> dict[str, Any]:
+    if seen is None:
+        return {}
+    return {
+        "base_now": seen.commit,
+        "base_commits": seen.commits,
+        "base_unknown": seen.unknown,
+    }
 
 
 def _new_text(request: Amend) -> dict[str, Any]:

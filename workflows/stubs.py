@@ -31,11 +31,14 @@ from workflows.models.agents import (
     WriteStoryInput,
 )
 from workflows.models.branches import (
+    BaseNow,
+    BaseQuery,
     BranchPoint,
     BranchQuery,
     BranchSize,
     BranchSpan,
     MergeAnswer,
+    MergedBase,
     MergeRequest,
     PinnedRepository,
     PinQuery,
@@ -131,10 +134,13 @@ def workspace_call(limits: Limits) -> ActivityConfig:
 PUSH = WORKSPACE | ActivityConfig(
     retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=8)
 )
-"""Options of a push, which takes about 4 minutes of attempts; the branch stays in the store."""
+"""Options of a push, or of a rebase's merge: about 4 minutes of attempts."""
 
 LOOK = WORKSPACE | ActivityConfig(schedule_to_close_timeout=timedelta(seconds=10))
 """Options of a look at a branch, for which a person waits."""
+
+FETCH = WORKSPACE | ActivityConfig(schedule_to_close_timeout=timedelta(seconds=20))
+"""Options of a look at a project's own repository, which may not answer."""
 
 
 STORE = ActivityConfig(
@@ -290,6 +296,20 @@ class BranchStub:
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
         """Merge a commit into the branch, which is at `head`, or as this merge has left it."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def base_now(self, query: BaseQuery) -> BaseNow:
+        """Fetch the base branch, and count its commits since another one.
+
+        Raises:
+            ApplicationError: `RepositoryAway`; `BaseMissing`, not retryable.
+        """
+        raise NotImplementedError
+
+    @activity.defn
+    async def merged_base(self, request: MergeRequest) -> MergedBase:
+        """Make the commit on which the author of a change that conflicts works once more."""
         raise NotImplementedError
 
     @activity.defn

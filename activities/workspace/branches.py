@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.workspace.conflicts import merged_base
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
 from activities.workspace.repositories import find_repository
 from activities.workspace.store import Store, Stores
 from workflows.models.branches import (
+    BaseNow,
+    BaseQuery,
     BranchPoint,
     BranchQuery,
     BranchSize,
     BranchSpan,
     MergeAnswer,
+    MergedBase,
     MergeRequest,
     PinnedRepository,
     PinQuery,
@@ -82,11 +86,24 @@ class Branches(BranchStub):
         if now and await is_merge_of(store, now, request.head, request.commit):
             return MergeAnswer(head=now)  # an attempt before this one made it
         await place(store, story_id, request.head)
-        message = f"Merge {request.task_id}"
+        message = request.message or f"Merge {request.task_id}"
         merged = await store.merge(story_id, request.commit, at=request.at, message=message)
         if isinstance(merged, Conflict):
             return MergeAnswer(head=merged.head, conflict=merged.files)
         return MergeAnswer(head=merged.commit)
+
+    @activity.defn
+    async def base_now(self, query: BaseQuery) -> BaseNow:
+        store = await self._store(query)
+        commit = await store.base_commit()
+        with store_errors():
+            words = ("rev-list", "--count", f"{query.base}..{commit}", "--")
+            counted = await git(*words, git_dir=store.path)
+        return BaseNow(commit=commit, commits=int(counted))
+
+    @activity.defn
+    async def merged_base(self, request: MergeRequest) -> MergedBase:
+        return await merged_base(await self._store(request), request)
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:

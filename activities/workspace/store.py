@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -350,7 +350,13 @@ class Store:
             )
 
     async def diff(
-        self, base: str, commit: str, *, context: int = 3, limit: int = DIFF_BYTES
+        self,
+        base: str,
+        commit: str,
+        *,
+        context: int = 3,
+        limit: int = DIFF_BYTES,
+        paths: Sequence[str] = (),
     ) -> str:
         """Return the unified diff between two commits.
 
@@ -359,12 +365,14 @@ class Store:
             commit: the commit after.
             context: lines around each change.
             limit: bytes after which it is cut, which its last line then says.
+            paths: only of these files; none: of all.
         """
         words = ("diff-tree", "-p", "-r", "-M", f"-U{context}", "--no-ext-diff", "--no-textconv")
         with store_errors():
             try:
                 output = await self._git(
-                    *words, "--no-color", checked(base), checked(commit), limit_bytes=limit
+                    *(*words, "--no-color", checked(base), checked(commit), "--", *paths),
+                    limit_bytes=limit,
                 )
             except OutputTooLong as long:
                 cut = long.output.decode(errors="replace")
@@ -429,10 +437,27 @@ class Store:
                     tree = await self._merged_tree(head, commit)
                     if isinstance(tree, Conflict):
                         return tree
-                    text = clean(message) + f"\n\nStory: {story_id}\n"
-                    merged = await self._commit_object(tree, [head, commit], text, "fleet", at)
+                    of = {"Story": story_id}
+                    merged = await self.commit_merge(tree, [head, commit], message, of, at)
                 if await self._swap(ref, merged, head):
                     return Merged(commit=merged)
+
+    async def commit_merge(
+        self, tree: str, parents: list[str], message: str, trailers: Mapping[str, str], at: datetime
+    ) -> str:
+        """Return the fleet's merge commit of a tree, which no ref names yet.
+
+        Args:
+            tree: the id of the merged tree.
+            parents: the branch's head, and what is merged into it.
+            message: its first line.
+            trailers: name -> value.
+            at: the time that both dates of the commit get.
+        """
+        lines = "".join(f"{name}: {one_line(value)}\n" for name, value in trailers.items())
+        text = f"{clean(message)}\n\n{lines}"
+        with store_errors():
+            return await self._commit_object(tree, parents, text, "fleet", at)
 
     async def _merged_tree(self, head: str, commit: str) -> str | Conflict:
         words = ("merge-tree", "--write-tree", "-z", "--name-only", "--no-messages")

@@ -98,6 +98,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.MERGE_CONFLICT: StatusCode.ABORTED,
     ErrorType.CHILD_ENDED: StatusCode.ABORTED,
     ErrorType.REF_MOVED: StatusCode.ABORTED,
+    ErrorType.MERGE_CONFLICT: StatusCode.FAILED_PRECONDITION,
     ErrorType.DELIBERATION_TIMEOUT: StatusCode.DEADLINE_EXCEEDED,
     ErrorType.CANCELLED: StatusCode.CANCELLED,
     # what is unavailable for a time

@@ -36,6 +36,7 @@ from activities.tokens import Caller, create_proof, create_token
 from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
 from tests.replay.acceptance import criteria_tested
+from tests.replay.record_branches import conflict_revised, rebased, repaired
 from tests.support.branches import FIX, README, committing_councils
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -781,6 +782,9 @@ CALLS: dict[str, Call_] = {
         delivered,
         council_of_changes,
         criteria_tested,
+        repaired,
+        conflict_revised,
+        rebased,
     )
 }
 

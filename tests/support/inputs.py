@@ -55,6 +55,7 @@ SENT: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "reject": {"event": "reject_design", "actor": "ana", "role": "PO", "reason": "r"},
             "amend": {"title": "t", "brief": "b", "acceptance_criteria": ["a"], "actor": "ana"},
             "raise_budget": {"tokens": 10, "actor": "ana", "role": "PO"},
+            "rebase": {"actor": "ana", "role": "PO"},
             "report": REPORT,
             "hand_on": [ENTRY],
             "request_wave": {"workflow_id": CHILD, "wave": "propose", "usage": [USAGE]},

@@ -71,11 +71,14 @@ from workflows.models.agents import (
     WriteStoryInput,
 )
 from workflows.models.branches import (
+    BaseNow,
+    BaseQuery,
     BranchPoint,
     BranchQuery,
     BranchSize,
     BranchSpan,
     MergeAnswer,
+    MergedBase,
     MergeRequest,
     PinnedRepository,
     PinQuery,
@@ -97,6 +100,7 @@ from workflows.models.implementation import (
     Action,
     ActionResult,
     Finish,
+    ImplementationInput,
     NextActionAnswer,
     NextActionInput,
     Outline,
@@ -198,6 +202,10 @@ class World:
     acceptance_tests: list[AcceptanceTest] = field(default_factory=list)
     builds: bool = True
     """Whether the build of every commit passes."""
+    failing_builds: int = 0
+    """The build fails in so many measurements more."""
+    revisions: list[ImplementationInput] = field(default_factory=list)
+    """What authors were asked to revise; see tests/support/branches.py."""
     edits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Title of a task, or a phase -> the files that its council writes (support/branches.py)."""
 
@@ -370,14 +378,21 @@ class InstantWorkspace(InWorld, WorkspaceStub):
         if cause := world.failing.get("measure_change"):
             raise ApplicationError(cause, type="PreparationFailed", non_retryable=True)
         world.measured_commits.append(request)
+        builds = world.builds and world.failing_builds == 0
+        world.failing_builds = max(world.failing_builds - 1, 0)
         acts = [ran.action for ran in world.ran if commit.startswith(self._prefix(ran))]
         paths = {path: None for act in acts if (path := getattr(act, "path", ""))}
         files = [ChangedFile(path=path, status="modified", insertions=2) for path in paths]
-        broken = sorted(world.broken.intersection(paths))
+        if request.repository.key in world.repositories:
+            store = await Stores(world.folder / "stores").of(request.repository)
+            files = await store.changed(request.base, commit)
+        broken = sorted(world.broken.intersection(file.path for file in files))
         measurement = Measurement(
             commit=commit,
             base=request.base,
-            build=Step(command="make", exit_code=int(not world.builds)),
+            build=Step(
+                command="make", exit_code=0 if builds else 2, tail="" if builds else "no rule"
+            ),
             unit=SuiteResult(
                 command="test", exit_code=bool(broken), passed=3, failed=len(broken), broken=broken
             ),
@@ -424,6 +439,16 @@ class InstantBranches(InWorld, BranchStub):
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
         return await self.branches.merge_change(request)
+
+    @activity.defn
+    async def base_now(self, query: BaseQuery) -> BaseNow:
+        if held := self.world.hold.get("base_now"):
+            await held.wait()
+        return await self.branches.base_now(query)
+
+    @activity.defn
+    async def merged_base(self, request: MergeRequest) -> MergedBase:
+        return await self.branches.merged_base(request)
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:
@@ -611,6 +636,8 @@ def activities() -> list[Any]:
         branches.place_branch,
         branches.branch_head,
         branches.merge_change,
+        branches.base_now,
+        branches.merged_base,
         branches.branch_size,
         branches.push_branch,
         InstantAcceptance().test_criteria,

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from tests.unit.workflows.test_events import comparable, recorded
 from workers.cli.app import COMMANDS, load
 from workflows.models.outbox import SkipEntry
-from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput
+from workflows.models.story import Amend, Approve, RaiseBudget, Rebase, Reject, StoryInput
 from workflows.rules.machine_file import parse_machine
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "reject": Reject,
     "amend": Amend,
     "raise_budget": RaiseBudget,
+    "rebase": Rebase,
     "skip_entry": SkipEntry,
 }
 

@@ -13,18 +13,24 @@ import typer
 from activities.workspace.store import Store
 from workers.cli import render
 from workers.cli.session import (
+    Actor,
     CommandError,
     Json,
+    Role,
     StoryId,
     Wide,
     emit,
     handle,
     out,
+    person,
     run,
+    signed,
 )
-from workers.cli.snapshot import QUERY_WITHIN
+from workers.cli.snapshot import QUERY_WITHIN, Story
+from workers.cli.stories import update
 from workers.settings import load
 from workflows.models.branches import MergedChange, StoryBranch
+from workflows.models.story import Rebase, StoryView
 from workflows.models.workspace import Change
 from workflows.story import StoryWorkflow
 
@@ -91,6 +97,24 @@ def checkout(
         out.print(render.text(f"{branch.branch} at {commit} is in {directory}"), soft_wrap=True)
 
     run(work())
+
+
+@app.command(
+    epilog="Examples:  fleet rebase US-101 --role PO  ·  as temporal: temporal workflow update "
+    "execute --workflow-id story-US-101 --name rebase --input "
+    '\'{"actor": "ana", "role": "PO"}\''
+)
+def rebase(story_id: StoryId, actor: Actor, role: Role, as_json: Json = False) -> None:
+    """Merge the project's base branch into a story's branch.
+
+    The fleet measures the result, and an approval of the old commit no longer counts.
+    """
+
+    async def decide(story: Story) -> StoryView:
+        request = Rebase(actor=person(actor, role), role=role)
+        return await story.execute_update(StoryWorkflow.rebase, signed(story.id, request))
+
+    update(story_id, decide, as_json)
 
 
 @asynccontextmanager

@@ -235,6 +235,8 @@ def story(view: StoryView) -> RenderableType:
         lines.add_row("repository", text(view.branch.repository))
         lines.add_row("branch", text(f"{view.branch.branch}: {at}"))
         lines.add_row("base", text(view.branch.base))
+        if view.pending_gate and (note := view.branch.base_note(view.story_id)):
+            lines.add_row("", text(note, "yellow"))
         for glob in view.branch.unmatched:
             lines.add_row("", text(f"paths: no file matches {glob}", "yellow"))
     if view.acceptance:

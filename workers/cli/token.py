@@ -20,7 +20,7 @@ from workflows.models.errors import invalid_input
 from workflows.models.ids import story_workflow_id
 from workflows.models.outbox import SkipEntry
 from workflows.models.report import WorkspaceReport
-from workflows.models.story import Amend, Approve, RaiseBudget, Reject
+from workflows.models.story import Amend, Approve, RaiseBudget, Rebase, Reject
 
 app = typer.Typer(
     name="token",
@@ -36,6 +36,7 @@ UPDATES: dict[str, type[Request]] = {
     "reject": Reject,
     "amend": Amend,
     "raise_budget": RaiseBudget,
+    "rebase": Rebase,
     "report": WorkspaceReport,
     "skip_entry": SkipEntry,
 }
@@ -134,8 +135,8 @@ def sign(
     update: Annotated[
         str,
         typer.Argument(
-            help="What is asked of the story: approve, reject, amend, raise_budget, report, "
-            "skip_entry."
+            help="What is asked of the story: approve, reject, amend, raise_budget, rebase, "
+            "report, skip_entry."
         ),
     ],
     file: Annotated[Path, typer.Argument(help="Its JSON; `-` for stdin.")] = Path("-"),

@@ -61,6 +61,8 @@ def workspace_worker(
             branches.branch_head,
             branches.merge_change,
             branches.branch_size,
+            branches.base_now,
+            branches.merged_base,
             branches.push_branch,
             acceptance.test_criteria,
         ],

@@ -51,7 +51,11 @@ class PlanInput(Request):
 
 
 class TaskOutcome(Model):
-    """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed."""
+    """The outcome of one task of a plan. Status `not_run`: a task that it depends on failed.
+
+    Attributes:
+        revised: the calls of its winner's author in a revision after a conflict.
+    """
 
     task_id: str
     role: str
@@ -62,6 +66,23 @@ class TaskOutcome(Model):
     decisions: list[RecordedDecision] = []
     error: str = ""
     usage: list[CallUsage] = []
+    revised: list[CallUsage] = []
+
+
+class Repair(Model):
+    """A task that repairs what the fleet's measurement of the branch found.
+
+    Attributes:
+        task_id: the task, which the story's plan holds.
+        visit: the story's visit of the state that runs the plan.
+        status: `open`: it runs, or has to run.
+        error: why it failed.
+    """
+
+    task_id: str
+    visit: int
+    status: Literal["open", "done", "failed"] = "open"
+    error: str = ""
 
 
 class PlanResult(Model):

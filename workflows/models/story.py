@@ -101,6 +101,14 @@ class RaiseBudget(Request):
     proof: Proof = ""
 
 
+class Rebase(Request):
+    """A request to merge the repository's base branch into the story's branch."""
+
+    actor: Actor
+    role: Role
+    proof: Proof = ""
+
+
 class StoryRuns(Model):
     """The numbers that earlier runs of a story have used.
 

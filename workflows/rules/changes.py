@@ -47,7 +47,7 @@ def _tests(measurement: Measurement) -> Check:
     """Return whether the tests that passed on the base still do."""
     findings = [
         *(
-            [f"breaks what passed on the base: {_named(broken)}"]
+            [f"breaks what passed on the base: {named(broken)}"]
             if (broken := measurement.broken)
             else []
         ),
@@ -63,7 +63,7 @@ def _tests(measurement: Measurement) -> Check:
     if unit.not_measured:
         why = f"not measured: {unit.not_measured}"
         return Check(name="tests", outcome="not_checked", findings=[why])
-    gone = [f"tests of the base that are gone: {_named(unit.missing)}"] if unit.missing else []
+    gone = [f"tests of the base that are gone: {named(unit.missing)}"] if unit.missing else []
     return Check(
         name="tests",
         outcome="passed" if unit.ok else "failed",
@@ -81,7 +81,7 @@ def _lost(name: str, suite: SuiteResult) -> str:
     if suite.not_measured and suite.base_tests:
         return f"the base's {suite.base_tests} {name} tests do not run: {suite.not_measured}"
     if suite.missing and not suite.ok:
-        return f"{name} tests of the base do not run: {_named(suite.missing)}"
+        return f"{name} tests of the base do not run: {named(suite.missing)}"
     return ""
 
 
@@ -180,7 +180,7 @@ def proposal(measured: MeasuredChange, summary: str, decisions: list[Decision]) 
         decisions: the author's.
     """
     change = measured.change
-    diff = _fenced("diff", measured.diff) if change.files else "It changes no file."
+    diff = fenced("diff", measured.diff) if change.files else "It changes no file."
     counts = f"{len(change.files)} files, +{change.insertions} -{change.deletions}"
     text = f"{diff}\n\n## Measured by the fleet ({counts})\n\n{measured_text(measured.measurement)}"
     return Proposal(approach=summary, content=text, decisions=decisions)
@@ -212,7 +212,7 @@ def measured_text(measurement: Measurement) -> str:
     )
     lines = [f"- {name}: {line}" for name, step in steps for line in _step_lines(measurement, step)]
     tails = [
-        f"The end of {name}:\n{_fenced('', step.tail[-TAIL_CHARACTERS:])}"
+        f"The end of {name}:\n{fenced('', step.tail[-TAIL_CHARACTERS:])}"
         for name, step in steps
         if step.tail and not isinstance(step, LintResult)
     ]
@@ -233,7 +233,7 @@ def _step_lines(measurement: Measurement, step: Step) -> Iterator[str]:
                 ("are in the base only", step.missing),
             ):
                 if names:
-                    yield f"{words}: {_named(names)}"
+                    yield f"{words}: {named(names)}"
         case LintResult():
             yield f"{step.errors} new errors, {step.critical} of them critical"
             yield from map(str, step.findings[:NAMED])
@@ -241,17 +241,18 @@ def _step_lines(measurement: Measurement, step: Step) -> Iterator[str]:
             coverage = measurement.coverage
             yield f"{coverage.percent:g} % of {coverage.lines} lines"
             if coverage.uncovered:
-                yield f"no test reaches {_named(coverage.uncovered)}"
+                yield f"no test reaches {named(coverage.uncovered)}"
         case _:
             yield step.stopped or f"exit code {step.exit_code}"
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _fenced(label: str, text: str) -> str:
+def fenced(label: str, text: str) -> str:
     """Return a text as a code block that it cannot close."""
     longest = max((len(run) for run in _BACKTICKS.findall(text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -11,9 +11,10 @@ from temporalio.exceptions import ApplicationError
 from activities.workspace.branches import Branches, globs_of
 from activities.workspace.store import Stores
 from tests.support.branches import FIX, README, commit
+from tests.support.projects import plain_git
 from tests.support.repositories import in_store, make_repository
 from tests.unit.conftest import World
-from workflows.models.branches import BranchPoint, MergeRequest
+from workflows.models.branches import BranchPoint, MergedBase, MergeRequest
 from workflows.models.workspace import Repository
 
 AT = datetime(2026, 3, 1, 11, tzinfo=UTC)
@@ -44,15 +45,29 @@ class Branch:
         return made.commit
 
     async def merge(self, head: str, change: str, hour: int = 11) -> str:
-        request = MergeRequest(
+        return (await self.activities.merge_change(self.request(head, change, hour))).head
+
+    async def merged_base(self, head: str, change: str) -> MergedBase:
+        return await self.activities.merged_base(self.request(head, change))
+
+    def request(self, head: str, change: str, hour: int = 11) -> MergeRequest:
+        return MergeRequest(
             repository=self.entry,
             story_id="US-1",
-            task_id="T-1",
+            task_id="T-two",
             head=head,
             commit=change,
             at=AT.replace(hour=hour),
         )
-        return (await self.activities.merge_change(request)).head
+
+    def tree_without(self, name: str) -> str:
+        listed = in_store(self.store, "ls-tree", self.base).splitlines()
+        kept = "\n".join(line for line in listed if not line.endswith(f"\t{name}"))
+        return plain_git("mktree", cwd=self.store, stdin=f"{kept}\n".encode())
+
+    def files(self, commit: str) -> dict[str, str]:
+        names = in_store(self.store, "ls-tree", "-r", "--name-only", commit).splitlines()
+        return {name: in_store(self.store, "show", f"{commit}:{name}") for name in names}
 
 
 @pytest.fixture
@@ -121,3 +136,59 @@ def test_a_start_with_more_common_globs_than_an_agent_takes_is_refused() -> None
         globs_of("test_paths", ["*1*2*3*4*5*6*"], entry)
 
     assert failed.value.type == "InvalidInput"
+
+
+# --- the base of a revision after a conflict ------------------------------------------------------
+
+
+async def test_the_base_of_a_revision_has_all_of_the_change_but_the_conflicts(
+    branch: Branch,
+) -> None:
+    branch.world.edits = {
+        "one": {"README.md": "# One\n", "one.txt": "1\n"},
+        "two": {"README.md": "# Two\n", "two.txt": "2\n"},
+    }
+    one = await branch.merge(branch.base, await branch.commit("one"))
+    two = await branch.commit("two")
+
+    base = await branch.merged_base(one, two)
+
+    files = branch.files(base.commit)
+    assert (files["README.md"], files["one.txt"], files["two.txt"]) == ("# One", "1", "2")
+    parents = in_store(branch.store, "rev-list", "--parents", "-1", base.commit).split()[1:]
+    assert parents == [one, two]
+    assert (base.files, base.steps) == (["README.md"], 1)
+    assert "+# One" in base.branch_diff
+    assert "+# Two" in base.change_diff
+    assert "two.txt" not in base.change_diff
+    assert branch.head == one
+    assert await branch.merged_base(one, two) == base
+    assert await branch.merge(one, base.commit) == base.commit
+
+
+async def test_a_file_that_the_branch_has_removed_stays_removed(branch: Branch) -> None:
+    branch.world.edits = {"one": {}, "two": {"README.md": "# Two\n", "two.txt": "2\n"}}
+    one = in_store(
+        branch.store,
+        *("-c", "user.name=bo", "-c", "user.email=bo@example.org"),
+        *("commit-tree", "-p", branch.base, "-m", "Remove", branch.tree_without("README.md")),
+    )
+
+    base = await branch.merged_base(one, await branch.commit("two"))
+
+    files = branch.files(base.commit)
+    assert "README.md" not in files
+    assert "two.txt" in files
+    assert base.files == ["README.md"]
+
+
+async def test_where_a_file_meets_a_folder_the_revision_begins_at_the_branch(
+    branch: Branch,
+) -> None:
+    branch.world.edits = {"one": {"notes": "a file\n"}, "two": {"notes/a.txt": "in a folder\n"}}
+    one = await branch.merge(branch.base, await branch.commit("one"))
+
+    base = await branch.merged_base(one, await branch.commit("two"))
+
+    assert branch.files(base.commit) == branch.files(one)
+    assert base.files

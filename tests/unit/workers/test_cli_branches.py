@@ -1,4 +1,4 @@
-"""`fleet diff`, `fleet log` and `fleet checkout` on the branch of a story, in a real store."""
+"""`fleet diff`, `log`, `checkout` and `rebase` on the branch of a story, in a real store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from temporalio.client import Client
 from tests.support.branches import README, committing_councils
 from tests.support.fleet import Environment
 from tests.support.fleet_cli import done, refused
+from tests.support.projects import plain_git
 from tests.support.repositories import in_store
 from tests.support.servers import RunningServer
 from tests.unit.conftest import RunningStory, StartStory, World
@@ -89,6 +90,17 @@ async def test_log_lists_the_commits_of_the_branch(
     assert [each["subject"] for each in commits] == ["Test it", "Build it"]
     assert commits[0]["trailers"]["Task"] == f"{story.story_id}-plan-1-t2"
     assert repo.base not in {each["commit"] for each in commits}
+
+
+async def test_rebase_merges_the_base(story: RunningStory, shell: Environment, repo: Repo) -> None:
+    why = await refused(shell, "rebase", story.story_id, "--role", "PO", "--actor", "ana")
+    assert "there is nothing to merge" in why
+    plain_git("commit", "--quiet", "--allow-empty", "-m", "Change main", cwd=repo.origin)
+
+    await done(shell, "rebase", story.story_id, "--role", "PO", "--actor", "ana")
+
+    base = repo.at(repo.origin / ".git", "main")
+    assert in_store(repo.store, "merge-base", base, await head_of(story)) == base
 
 
 async def test_checkout_clones_the_branch(

@@ -14,6 +14,7 @@ from workers.cli import render
 from workers.cli.snapshot import Council, Snapshot
 from workflows.models.acceptance import Acceptance, AcceptanceTest, Criterion
 from workflows.models.agents import PlannedTask, UsageLine
+from workflows.models.branches import BranchView
 from workflows.models.deliberation import FailedAgent, Progress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
@@ -149,6 +150,23 @@ def test_a_waiting_gate_comes_with_the_command_that_opens_it() -> None:
     assert "fleet approve US-1 approve_scope --role PO" in printed(render.story(story))
     budget = story.model_copy(update={"pending_gate": "budget"})
     assert "fleet raise-budget US-1 TOKENS --role PO" in printed(render.story(budget))
+
+
+def test_a_gate_shows_that_the_base_has_moved() -> None:
+    branch = BranchView(
+        repository="sample",
+        branch="story/US-1",
+        base="a" * 40,
+        base_branch="main",
+        base_now="b" * 40,
+        base_commits=2,
+    )
+    at_gate = a_view("t").model_copy(update={"branch": branch})
+    between = at_gate.model_copy(update={"pending_gate": ""})
+
+    note = "main has moved by 2 commits since aaaaaaaaaaaa; `fleet rebase US-1` merges it"
+    assert note in printed(render.story(at_gate))
+    assert note not in printed(render.story(between))
 
 
 def test_a_snapshot_on_one_line_shows_state_wave_and_tokens() -> None:

@@ -13,10 +13,13 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import Command, Temporal
+from tests.support.branches import committing_councils
 from tests.support.fleet import connect
 from tests.support.polling import WITHIN_S, until
 from tests.support.server_process import ServerProcess
 from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
+from tests.unit.workflows.test_repairs import dispatched
+from tests.unit.workflows.test_story_branch import Repo
 from workers.search_attributes import register
 from workflows.search_attributes import GATE_OPENED_AT, PENDING_GATE
 
@@ -199,3 +202,27 @@ async def test_a_wave_that_waits_for_the_budget_begins_in_a_later_run(
 
     await story.finish()
     assert world.subjects().count("planning.gate.opened") == 5
+
+
+async def test_a_repair_at_work_goes_on_when_its_story_continues_as_new(
+    impatient: Client, world: World, tmp_path: Path
+) -> None:
+    repo = Repo(world, tmp_path / "repository")
+    world.failing_builds, world.edits["Repair the build"] = 1, {"fixed.txt": "yes\n"}
+    world.hold["Repair the build"] = asyncio.Event()
+    async with committing_councils(impatient, world) as queue:
+        story = await StartStory(impatient, world, queue)(repository="sample")
+        for gate in ("approve_scope", "approve_design"):
+            await story.until(gate=gate)
+            await story.approve(gate)
+        await until(lambda: dispatched(world), lambda tasks: tasks == ["t1", "t2", "t3"])
+
+        await flooded(impatient, story)
+        await flooded(impatient, story)
+        world.hold["Repair the build"].set()
+        await story.finish()
+
+    assert dispatched(world) == ["t1", "t2", "t3"]
+    assert [each.commit for each in world.measured_commits][1:] == [
+        repo.at(repo.store, f"story/{story.story_id}")
+    ]

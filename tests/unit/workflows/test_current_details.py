@@ -15,10 +15,16 @@ from workflows.current_details import (
 )
 from workflows.models.acceptance import Acceptance, AcceptanceTest, Criterion
 from workflows.models.agents import PlannedTask
+from workflows.models.branches import BranchView
 from workflows.models.deliberation import DeliberationInput, FailedAgent, Progress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.readiness import Finding
 from workflows.models.story import Move, StoryView
+
+NOW = "b" * 40
+BRANCH = BranchView(
+    repository="sample", branch="story/US-1", base="a" * 40, base_branch="main", base_now=NOW
+)
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -154,3 +160,25 @@ def test_a_criterion_is_shown_with_its_tests_before_and_after() -> None:
     assert "- `AC-1: test_ac1`: not proved: `test_ac1`" in shown
     assert "  - `test_ac1`: failed on the base, passed on the branch" in shown
     assert "- changes the test `test_ac1`" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"base_now": ""}, ""),
+        ({"base_now": "a" * 40}, ""),
+        ({"base_commits": 1}, "main has moved by 1 commit since aaaaaaaaaaaa; `fleet rebase US-1`"),
+        ({"base_commits": 3}, "main has moved by 3 commits since aaaaaaaaaaaa; `fleet rebase"),
+        ({}, "main is at bbbbbbbbbbbb, which is older than aaaaaaaaaaaa; `fleet rebase"),
+        ({"base_now": "", "base_unknown": "no route"}, "main has moved is unknown: no route"),
+    ],
+)
+def test_a_gate_shows_what_became_of_the_base(changes: dict[str, Any], note: str) -> None:
+    branch = BRANCH.model_copy(update=changes)
+    view = StoryView(story_id="US-1", title="t", state="DESIGN", rigor="L1", branch=branch)
+    at_gate = view.model_copy(update={"pending_gate": "approve_design"})
+
+    assert note in branch.base_note("US-1")
+    assert bool(branch.base_note("US-1")) == bool(note)
+    assert ("The base" in story_details(at_gate, [])) == bool(note)
+    assert "The base" not in story_details(view, [])

@@ -26,7 +26,7 @@ class Repo:
 
     def __init__(self, world: World, folder: Path) -> None:
         self.origin = folder / "origin"
-        self.origin.mkdir()
+        self.origin.mkdir(parents=True)
         self.entry = Repository(key="sample", url=make_repository(self.origin))
         self.store = folder / "stores" / "sample.git"
         self.base = self.at(self.origin / ".git", "main")
@@ -178,8 +178,9 @@ async def test_a_build_that_the_fleet_sees_fail_waits_for_a_person(
     await to_gate(story, "approve_design")
     await story.approve("approve_design")
 
-    await until(lambda: lines(story, "WORKSPACE_REPORT"))
+    await until(lambda: lines(story, "WORKSPACE_REPORT"), lambda found: len(found) == 3)
     assert (await story.until(working_on="")).state == "BUILD"
+    assert "after 2 repair tasks" in str(await story.handle.query("transitions"))
     await story.report(commit=(await view_of(story)).head)
 
     assert (await story.until(state="TEST")).report is not None
@@ -358,24 +359,6 @@ async def test_tasks_that_run_at_once_are_merged(
     assert len(in_store(repo.store, "rev-list", "--parents", "-1", head).split()) == 3
     assert in_store(repo.store, "show", f"{head}:README.md") == README["README.md"].strip()
     assert "left + right" in in_store(repo.store, "show", f"{head}:adder/__init__.py")
-
-
-async def test_a_task_that_conflicts_fails_and_names_the_files(
-    start: StartStory, repo: Repo, world: World
-) -> None:
-    world.drafts = [
-        DraftTask(role="DEV", title="Build it", description="Write the code."),
-        DraftTask(role="QA", title="Test it", description="Write tests."),
-    ]
-    world.edits = {"Build it": {"README.md": "# One\n"}, "Test it": {"README.md": "# Two\n"}}
-    story = await start(repository="sample")
-    await to_gate(story, "approve_design")
-    await story.approve("approve_design")
-
-    (failed,) = await until(lambda: lines(story, "WORK_FAILED"))
-
-    assert "merge: other tasks changed the same lines of README.md" in failed
-    assert len((await branch_of(story)).merged) == 1
 
 
 async def test_an_id_that_is_used_again_begins_a_new_branch(
