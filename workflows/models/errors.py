@@ -105,7 +105,6 @@ class ErrorType(StrEnum):
     GIT_STORE_AWAY = "GitStoreAway"
     GIT_FAILED = "GitFailed"
     REF_MOVED = "RefMoved"
-    MERGE_CONFLICT = "MergeConflict"
     TREE_REFUSED = "TreeRefused"
     # payloads in Temporal (workers/payload_codec.py)
     PAYLOAD_KEY_MISSING = "PayloadKeyMissing"
