@@ -32,7 +32,11 @@ COMMANDS = {
     "diff": (BRANCHES, "Show what a story changes in its repository, as a diff."),
     "log": (BRANCHES, "List the commits of a story's branch, newest first."),
     "checkout": (BRANCHES, "Clone a story's branch into a new folder."),
-    "why": (STORIES, "Show who proposed a decision, on which prompt and model, and what followed."),
+    "why": (
+        "workers.cli.provenance",
+        "Show who proposed a decision or wrote a line, by which prompt and model, and what "
+        "followed.",
+    ),
     "events": ("workers.cli.events", "Follow the events of the streams, one line for each."),
     "dead-letters": (
         "workers.cli.dead_letters",
