@@ -41,6 +41,9 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
         fenced(view.title),
     ]
     lines += branch_lines(view.branch)
+    if view.report:
+        lines += [f"Report {view.report.score}: {code(view.report.gating_decision)}"]
+        lines += [f"- look at {code(note)}" for note in view.report.notes]
     if view.working_on:
         lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":

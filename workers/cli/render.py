@@ -247,6 +247,8 @@ def story(view: StoryView) -> RenderableType:
         lines.add_row("", text(f"{finding.code} -{finding.weight}: {finding.message}"))
     if view.report:
         lines.add_row("report", text(f"{view.report.score}: {view.report.gating_decision}"))
+        for note in view.report.notes:
+            lines.add_row("look at", text(note))
         for reason in view.report.reasons:
             lines.add_row("", text(reason))
     budget = f" of {view.token_budget:,}" if view.token_budget else ""

@@ -17,6 +17,7 @@ from workflows.models.agents import PlannedTask
 from workflows.models.deliberation import DeliberationInput, FailedAgent, Progress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.readiness import Finding
+from workflows.models.report import ReportScore
 from workflows.models.story import Move, StoryView
 
 ATTACKS = [
@@ -56,6 +57,7 @@ def story(text: str) -> str:
         rigor=text,
         findings=[Finding(code=text, message=text, weight=1)],
         working_on=text,
+        report=ReportScore(score=1, rigor="L1", gating_decision="block", notes=[text]),
     )
     move = Move(event=text, to=text, kind="gate", roles=[text, text], blocked_by=[text])
     return story_details(view, [move])
