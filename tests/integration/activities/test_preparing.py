@@ -173,7 +173,7 @@ async def test_uv_sync_prepares_what_the_lock_of_a_project_names(
         'dependencies = ["greeting"]\n'
         '[tool.uv.sources]\ngreeting = { path = "wheels/greeting-1.0-py3-none-any.whl" }\n'
     )
-    lock = [Path(sys.prefix, "bin", "uv"), "lock", "--offline", "--quiet", "--no-config"]
+    lock = [f"{sys.prefix}/bin/uv", "lock", "--offline", "--quiet", "--no-config"]
     subprocess.run(lock, cwd=tree, check=True)  # noqa: ASYNC221  it is at once
     repository = REPOSITORY.model_copy(update={"setup": "uv sync --frozen --quiet"})
 

@@ -33,7 +33,7 @@ def notes(
 )
 def test_what_decides_how_tests_run_is_named_also_if_it_is_new(path: str) -> None:
     for status in ("added", "modified", "deleted"):
-        assert notes(path, status) == [f"changed test configuration: {path}"]  # type: ignore[arg-type]
+        assert notes(path, status) == [f"changed test configuration: {path}"]
 
 
 def test_existing_tests_that_change_are_named_and_new_ones_are_not() -> None:
