@@ -22,6 +22,7 @@ from activities.workspace import git_output
 from activities.workspace.commits import check_files, clean, message_text, one_line
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
+from activities.workspace.metrics import count_store_error
 from activities.workspace.transports import transport
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import agent_ref, ref_part, story_branch
@@ -99,6 +100,7 @@ class Stores:
         with store_errors():
             if not self._root.is_dir():
                 message = f"the store {self._root} is missing; mount it, or create the folder"
+                count_store_error(ErrorType.GIT_STORE_AWAY)
                 raise application_error(ErrorType.GIT_STORE_AWAY, message)
             if not (store.path / "HEAD").exists():
                 await self._make(store, repository)
