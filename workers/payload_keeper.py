@@ -7,9 +7,7 @@ deletes the history before that. A payload without an expiry gets one: older rel
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -20,14 +18,13 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from workers.clients.connection import StartError
 from workers.clients.temporal import retention
+from workers.daily_job import DailyJob
 from workers.external_storage import payload_key
 from workers.payload_codec import payloads_of
 
 SPARE = timedelta(days=7)
 """How much longer payloads are kept than ended histories: the longest outage of this job."""
 
-EVERY = timedelta(days=1)
-AGAIN_AFTER_S = 600.0
 BATCH = 500
 
 RENEWED = Counter("fleet_payloads_renewed", "Payloads of open runs whose expiry was renewed")
@@ -48,46 +45,16 @@ async def require_kept(temporal: Client, keep_for: timedelta) -> None:
         )
 
 
-class PayloadKeeper:
-    """A job of the process `story`; of its replicas, one a day does the work."""
+class PayloadKeeper(DailyJob):
+    """A job of the process `story`."""
 
     def __init__(self, temporal: Client, valkey: Redis, keep_for: timedelta) -> None:
-        self._temporal, self._valkey, self._keep_for = temporal, valkey, keep_for
-        self._stopping = asyncio.Event()
-        self._running = False
+        super().__init__(valkey, f"swe:payloads-renewed:{temporal.namespace}", FAILURES)
+        self._temporal, self._keep_for = temporal, keep_for
 
-    @property
-    def is_running(self) -> bool:
-        return self._running
-
-    async def run(self) -> None:
-        """Renew until `shutdown`; after an outage of a server, try again."""
-        self._running = True
-        turn = f"swe:payloads-renewed:{self._temporal.namespace}"
-        try:
-            while not self._stopping.is_set():
-                try:
-                    if await self._valkey.set(turn, "", nx=True, ex=EVERY):
-                        await self._renew_or_free(turn)
-                except Exception as error:  # an outage or a bug must not stop the job  # noqa: BLE001
-                    FAILURES.inc()
-                    log.warning("payloads not renewed yet", error=repr(error))
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), AGAIN_AFTER_S)
-        finally:
-            self._running = False
-
-    async def shutdown(self) -> None:
-        """Start no more renewals."""
-        self._stopping.set()
-
-    async def _renew_or_free(self, turn: str) -> None:
-        try:
-            renewed = await self.renew()
-        except BaseException:
-            await self._valkey.delete(turn)
-            raise
-        log.info("payloads renewed", payloads=renewed)
+    async def work(self) -> None:
+        """Renew the payloads, as `renew`."""
+        log.info("payloads renewed", payloads=await self.renew())
 
     async def renew(self) -> int:
         """Renew the payloads of all open runs, and give an expiry to those that have none.

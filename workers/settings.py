@@ -305,6 +305,11 @@ class Settings(BaseSettings):
     workspace_disk_gib: Annotated[float, Field(gt=0)] = Field(
         10, description="GiB that the working trees may use before the oldest are removed"
     )
+    workspace_keep_days: Annotated[int, Field(ge=1, le=3_650)] = Field(
+        30,
+        description="days that agents' commits stay in the store after the last one of a task, and "
+        "as long as Temporal knows the story; the stories' branches stay",
+    )
     workspace_concurrency: Annotated[int, Field(ge=1, le=1_000)] = Field(
         2, description="commands and measurements at once in one process `workspace`"
     )

@@ -46,6 +46,9 @@ def story_details(view: StoryView, moves: Sequence[Move]) -> str:
     lines += acceptance_lines(view.acceptance)
     if view.pending_gate and view.branch and (note := view.branch.base_note(view.story_id)):
         lines += ["The base", fenced(note)]
+    if view.report:
+        lines += [f"Report {view.report.score}: {code(view.report.gating_decision)}"]
+        lines += [f"- look at {code(note)}" for note in view.report.notes]
     if view.working_on:
         lines += ["Working on", fenced(view.working_on)]
     if view.pending_gate == "budget":

@@ -860,10 +860,11 @@ def added(one: UsageLine, other: UsageLine) -> UsageLine:
 
 
 def _shown_report(report: WorkspaceReport | None) -> dict[str, Any] | None:
-    """Return what a gate shows of a report; a person's has the same revision as ever."""
+    """Return what a gate shows of a report; later fields change no revision while empty."""
     if report is None:
         return None
-    hidden = {"actor", "proof"} if report.measured_by else {"actor", "proof", "measured_by"}
+    hidden = {"actor", "proof"}
+    hidden |= {name for name in ("measured_by", "notes") if not getattr(report, name)}
     return report.model_dump(exclude=hidden)
 
 

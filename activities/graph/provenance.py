@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from neo4j import AsyncDriver
@@ -118,12 +119,15 @@ def _why(row: dict[str, Any]) -> Why:
             "affects": sorted(title for title in why.affects if title),
             "critiques": sorted(why.critiques, key=lambda each: (each.round, each.critic)),
             "checks": sorted(why.checks, key=lambda each: each.name),
-            "passed_by": sorted(
-                (each for each in why.passed_by if not _before(each.at, why.decided_at)),
-                key=lambda each: each.at,
-            ),
+            "passed_by": approved_since(why.passed_by, why.decided_at),
         }
     )
+
+
+def approved_since(approvals: Iterable[Passed], at: str) -> list[Passed]:
+    """Return the approvals that did not come before a time, in order."""
+    since = (each for each in approvals if not _before(each.at, at))
+    return sorted(since, key=lambda each: each.at)
 
 
 def _before(at: str, decided_at: str) -> bool:

@@ -21,6 +21,7 @@ from activities.workspace import edits
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
 from activities.workspace.kept_results import KeptResult, KeptResults, move_agent, request_hash
+from activities.workspace.metrics import count_action
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.sandbox import run_in_project
 from activities.workspace.store import Store, Stores
@@ -82,6 +83,7 @@ class Actions:
         kept = await results.read()
         if kept is None or kept.asked != asked:
             result = await self._acted(request, store)
+            count_action(request.action.action, result)
             kept = await results.keep(KeptResult(asked=asked, result=result))
         await move_agent(store, request.trailers, request.parent, kept.result.commit)
         return kept.result

@@ -9,6 +9,7 @@ from pathlib import Path
 from activities.checks.sandbox import Sandbox
 from activities.workspace.added_lines import ChangeChecks
 from activities.workspace.base_results import BaseResultsOf
+from activities.workspace.changed_tests import notes_on_tests
 from activities.workspace.measuring import measure, measure_base, not_measured
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.reports import workspace_report
@@ -68,7 +69,12 @@ class Changes:
             diff=shown,
             checks=await self._checked(request, store, files),
             measurement=measurement,
-            report=workspace_report(measurement, job_id=commit, project=request.repository.key),
+            report=workspace_report(
+                measurement,
+                job_id=commit,
+                project=request.repository.key,
+                notes=notes_on_tests(files, measurement, request.repository.test_paths),
+            ),
         )
 
     async def _checked(

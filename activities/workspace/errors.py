@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.git import GitFailed, OutputTooLong
+from activities.workspace.metrics import count_store_error
 from workflows.models.errors import ErrorType, application_error
 
 _Table = tuple[tuple[str, ErrorType, str], ...]
@@ -90,8 +91,10 @@ def store_errors(table: _Table = STORE, what: str = "") -> Iterator[None]:
     except OSError as error:
         if table is REMOTE:
             message = f"{what}: its credentials cannot be read; check REPOSITORY_CREDENTIALS"
+            count_store_error(ErrorType.REPOSITORY_AWAY)
             raise application_error(ErrorType.REPOSITORY_AWAY, f"{message} ({error})") from None
         message = f"the store cannot be used now; check its disk or mount ({error})"
+        count_store_error(ErrorType.GIT_STORE_AWAY)
         raise application_error(ErrorType.GIT_STORE_AWAY, message) from None
 
 
@@ -99,4 +102,5 @@ def git_error(error: GitFailed, table: _Table, what: str = "") -> ApplicationErr
     """Return the ApplicationError of a failed command."""
     kind, meaning = next(row[1:] for row in table if re.search(row[0], error.reason))
     where = f"{what}: " if what else ""
+    count_store_error(kind)
     return application_error(kind, f"{where}{meaning} ({str(error)[:500]})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from activities.workspace.results import last_line
@@ -23,7 +24,11 @@ MEASURED_BY_FLEET = "fleet"
 
 
 def workspace_report(
-    measurement: Measurement, job_id: str, project: str, measured_by: str = MEASURED_BY_FLEET
+    measurement: Measurement,
+    job_id: str,
+    project: str,
+    measured_by: str = MEASURED_BY_FLEET,
+    notes: Sequence[str] = (),
 ) -> WorkspaceReport:
     """Return the report of a measurement, which rigor scores.
 
@@ -32,6 +37,7 @@ def workspace_report(
         job_id: the report's.
         project: the name of what was measured.
         measured_by: empty if a person sends the report.
+        notes: what a person has to look at.
     """
     build, unit, e2e = measurement.build, measurement.unit, measurement.e2e
     return WorkspaceReport(
@@ -49,6 +55,7 @@ def workspace_report(
         static=_static(measurement, project),
         e2e=E2EResult(ok=e2e.ok, passed=e2e.passed, failed=e2e.failed),
         timings=Timings(total_ms=round(1000 * measurement.seconds)),
+        notes=list(notes),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from activities.checks.base import printable
 from activities.checks.sandbox import Limits as SandboxLimits
 from activities.checks.sandbox import Mount, Sandbox, exceeded
+from activities.workspace.metrics import COMMAND_SECONDS
 from activities.workspace.toolchains import Toolchain
 from workflows.models.workspace import CommandRun, Limits
 
@@ -110,6 +111,7 @@ async def run_in_project(
         mounts=mounts,
         on_output=on_output,
     )
+    COMMAND_SECONDS.labels("set-up" if preparing else "command").observe(run.seconds)
     return CommandRun(
         command=command,
         exit_code=run.exit_code,

@@ -22,6 +22,7 @@ from activities.workspace import git_output
 from activities.workspace.commits import check_files, clean, message_text, one_line
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
+from activities.workspace.metrics import count_store_error
 from activities.workspace.transports import transport
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import agent_ref, ref_part, story_branch
@@ -68,7 +69,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
 _NO_BRACKETS = str.maketrans("", "", "<>")
 
-_UNFINISHED_SECONDS = 86_400
 _SYNCED_ONE_BY_ONE = 50
 """Up to so many files it is cheaper to sync each than the whole file system once."""
 
@@ -100,6 +100,7 @@ class Stores:
         with store_errors():
             if not self._root.is_dir():
                 message = f"the store {self._root} is missing; mount it, or create the folder"
+                count_store_error(ErrorType.GIT_STORE_AWAY)
                 raise application_error(ErrorType.GIT_STORE_AWAY, message)
             if not (store.path / "HEAD").exists():
                 await self._make(store, repository)
@@ -252,19 +253,6 @@ class Store:
             ref = agent_ref(trailers.story, trailers.task, trailers.agent)
             await self._advance(ref, parent, commit)
 
-    async def committed_step(self, parent: str, trailers: Trailers) -> str | None:
-        """Return the commit that a step made from `parent` before its worker died; None if none."""
-        head = await self.agent_head(trailers.story, trailers.task, trailers.agent)
-        if head is None or head == parent:
-            return None
-        with store_errors():
-            if not await self.contains(head, parent):
-                return None
-            lines = await self._git("rev-list", "--first-parent", "--reverse", f"{parent}..{head}")
-            first = lines.decode().split("\n")[0]
-        logged = (await self.log(parent, first))[0] if first else None
-        return first if logged and logged.trailers.get("Step") == str(trailers.step) else None
-
     async def _written(self, tree: Path, parent: str) -> str | None:
         """Write the tree's files into the store; return its id, None if it is the parent's."""
         index = tree.parent / f".index.{uuid.uuid4().hex}"
@@ -410,7 +398,7 @@ class Store:
                 "cat-file", "blob", f"{checked(commit)}:{path}", limit_bytes=limit
             )
 
-    # --- merging, delivering, collecting ---
+    # --- merging and delivering ---
 
     async def merge(
         self, story_id: str, commit: str, *, at: datetime, message: str
@@ -505,33 +493,6 @@ class Store:
                 protocol=way.protocol,
             )
 
-    async def collect(self, ended: Mapping[str, datetime], before: datetime) -> list[str]:
-        """Remove the agents' refs of stories that ended long ago, and what only they named.
-
-        The stories' branches stay: they are what the stories were for.
-
-        Args:
-            ended: when each story ended.
-            before: stories that ended earlier are collected.
-
-        Returns:
-            The refs that were removed.
-        """
-        prefixes = [
-            f"refs/{kind}/{ref_part(story)}/"
-            for story, at in sorted(ended.items())
-            if at < before
-            for kind in ("fleet", "fleet-old", "fleet-results")
-        ]
-        with store_errors():
-            removed = await self._refs(prefixes) if prefixes else []
-            orders = "".join(f"delete {ref}\n" for ref in removed)
-            await self._git("update-ref", "--stdin", stdin=orders.encode())
-            await asyncio.to_thread(_remove_unfinished, self.path)
-            # What a step writes now has no ref yet: a day is more than a step takes.
-            await self._git("gc", "--quiet", "--prune=1.day.ago", seconds=3_600)
-        return removed
-
     async def clone_branch(self, story_id: str, into: Path) -> str:
         """Clone a story's branch into a new folder and return its commit."""
         head = await self._required(
@@ -593,10 +554,6 @@ class Store:
             raise application_error(ErrorType.NOT_FOUND, message)
         return value
 
-    async def _refs(self, prefixes: list[str]) -> list[str]:
-        output = await self._git("for-each-ref", "--format=%(refname)", *prefixes)
-        return output.decode().split()
-
     async def _swap(self, ref: str, new: str, old: str | None) -> bool:
         """Move a ref; False if it was not at `old`, so that the caller looks again."""
         try:
@@ -628,13 +585,6 @@ def checked(commit: str) -> str:
         message = f"commit: {commit[:100]!r} is not the full id of a commit; give 40 hex digits"
         raise application_error(ErrorType.INVALID_INPUT, message)
     return commit
-
-
-def _remove_unfinished(store: Path) -> None:
-    """Remove what workers left that died while they made this store."""
-    for path in store.parent.glob(f".{store.stem}.*"):
-        if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
-            shutil.rmtree(path)
 
 
 def _remove_old(lock: Path) -> bool:

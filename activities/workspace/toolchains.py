@@ -59,14 +59,22 @@ def toolchain(image: str) -> Toolchain:
 
 
 def _python() -> Toolchain:
-    """Return this interpreter with its packages: pytest, coverage and ruff are among them."""
+    """Return this interpreter with its packages: pytest, coverage, ruff and uv are among them."""
     packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     prefixes = dict.fromkeys((sys.prefix, sys.base_prefix))
     return Toolchain(
         name="python",
         folders=(*dict.fromkeys((*prefixes, *packages)), *_SYSTEM),
         path=(*(f"{prefix}/bin" for prefix in prefixes), *_SYSTEM_PATH),
-        environment={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+        environment={
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+            "UV_LINK_MODE": "copy",  # its cache is not kept
+            "UV_OFFLINE": "1",  # commands run without network, on what was prepared
+            "UV_NO_SYNC": "1",
+        },
+        preparing={"UV_OFFLINE": "0", "UV_NO_SYNC": "0"},
     )
 
 

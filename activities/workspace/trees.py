@@ -31,7 +31,11 @@ from typing import Any
 
 from activities.workspace.errors import store_errors
 from activities.workspace.git import GitFailed, git
+from activities.workspace.metrics import TREES_BYTES, TREES_REMOVED
 from activities.workspace.store import Store, checked
+
+UNUSED = timedelta(days=1)
+"""Trees that were not used for so long are removed."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,20 @@ class _Slot:
         return self.path / "state"
 
     def read(self) -> tuple[str, str, int, float]:
-        """Return commit, key, size in bytes and time of the last use; empty if it has no state."""
+        """Return commit, key, size in bytes and time of the last use.
+
+        One that has no state is in use, or was when its process died.
+        """
         try:
             commit, key, size = json.loads(self.state.read_bytes())
             return commit, key, size, self.state.stat().st_mtime
         except (OSError, ValueError):
-            return "", "", 0, 0.0
+            return "", "", 0, self._changed()
+
+    def _changed(self) -> float:
+        with suppress(FileNotFoundError):
+            return self.path.stat().st_mtime
+        return 0.0  # another process removed it
 
     def write(self, commit: str, key: str, size: int) -> None:
         self.state.write_text(json.dumps([commit, key, size]))
@@ -87,8 +99,8 @@ class Trees:
 
         Args:
             root: the folder, made if missing; processes may share it.
-            limit_bytes: of all trees together. Trees that are not used are removed above it, the
-                longest unused first; trees that are used stay.
+            limit_bytes: of all trees together. Above it, and after a day without use, trees that
+                are not used are removed, the longest unused first.
         """
         self._root = root
         self._limit = limit_bytes
@@ -116,21 +128,14 @@ class Trees:
                 os.close(lock)
             await asyncio.to_thread(self._evict)
 
-    async def remove_unused(self, since: timedelta) -> int:
-        """Remove the trees that were not used for that long; return their number."""
-        latest = time.time() - since.total_seconds()
-        return await asyncio.to_thread(self._remove, lambda used, total: used < latest)
-
     def _evict(self) -> None:
-        self._remove(lambda used, total: total > self._limit)
-
-    def _remove(self, over: Callable[[float, int], bool]) -> int:
-        """Remove unused trees, the longest unused first, while `over(last use, bytes of all)`."""
+        """Remove trees that are not used, the longest unused first."""
+        latest = time.time() - UNUSED.total_seconds()
         found = sorted(((slot.read(), slot) for slot in _slots(self._root)), key=_last_use)
         total = sum(size for (_, _, size, _), _ in found)
         removed = 0
         for (_, _, size, used), slot in found:
-            if not over(used, total):
+            if used >= latest and total <= self._limit:
                 break
             lock = slot.locked()
             if lock is not None:
@@ -140,7 +145,8 @@ class Trees:
                     total -= size
                 finally:
                     os.close(lock)
-        return removed
+        TREES_BYTES.set(total)
+        TREES_REMOVED.inc(removed)
 
 
 def _last_use(found: tuple[tuple[str, str, int, float], _Slot]) -> float:

@@ -95,7 +95,6 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.BAD_ANSWER: StatusCode.ABORTED,
     ErrorType.AGENT_FAILED: StatusCode.ABORTED,
     ErrorType.PLAN_PARTIAL: StatusCode.ABORTED,
-    ErrorType.MERGE_CONFLICT: StatusCode.ABORTED,
     ErrorType.CHILD_ENDED: StatusCode.ABORTED,
     ErrorType.REF_MOVED: StatusCode.ABORTED,
     ErrorType.MERGE_CONFLICT: StatusCode.FAILED_PRECONDITION,

@@ -197,6 +197,40 @@ PANELS: dict[str, list[Panel]] = {
             {"{{instance}}": 'rate(process_cpu_seconds_total{job="fleet"}[5m])'},
         ),
     ],
+    "workspaces": [
+        Panel(
+            "Actions of agents a minute",
+            "short",
+            {
+                "{{action}} {{outcome}}": "sum by (action, outcome) "
+                "(rate(fleet_workspace_actions_total[5m])) * 60"
+            },
+        ),
+        Panel(
+            "Commands p95",
+            "s",
+            {"{{kind}}": quantile("fleet_workspace_command_seconds", "kind")},
+        ),
+        Panel("Size of working trees", "bytes", {"{{instance}}": "fleet_workspace_trees_bytes"}),
+        Panel(
+            "Working trees removed, an hour",
+            "short",
+            {"removed": "sum(increase(fleet_workspace_trees_removed_total[1h]))"},
+        ),
+        Panel(
+            "Errors of store and repositories, a second",
+            "short",
+            {"{{type}}": rate("fleet_workspace_store_errors_total", "type")},
+        ),
+        Panel(
+            "Refs collected, and failures, a day",
+            "short",
+            {
+                "collected": "sum(increase(fleet_store_refs_collected_total[1d]))",
+                "failures": "sum(increase(fleet_store_collection_failures_total[1d]))",
+            },
+        ),
+    ],
 }
 
 

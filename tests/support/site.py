@@ -256,15 +256,18 @@ class Site:
         """Follow the workflow's history until it has scheduled that activity."""
         handle = self.client.get_workflow_handle(workflow_id)
 
-        async def follow() -> bool:
+        async def follow() -> str:
+            last = ""
             async for event in handle.fetch_history_events(wait_new_event=True):
+                last = str(event)
                 if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
                     scheduled = event.activity_task_scheduled_event_attributes
                     if scheduled.activity_type.name == activity:
-                        return True
-            return False
+                        return ""
+            return last
 
-        assert await patient(follow), f"{workflow_id} ended without {activity}"
+        last = await patient(follow)
+        assert not last, f"{workflow_id} ended without {activity}: {last[:2_000]}"
 
     async def differences(self, *story_ids: str) -> list[str]:
         """Return the checker's differences for stories whose work is all done."""

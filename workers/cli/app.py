@@ -33,7 +33,11 @@ COMMANDS = {
     "log": (BRANCHES, "List the commits of a story's branch, newest first."),
     "checkout": (BRANCHES, "Clone a story's branch into a new folder."),
     "rebase": (BRANCHES, "Merge the project's base branch into a story's branch."),
-    "why": (STORIES, "Show who proposed a decision, on which prompt and model, and what followed."),
+    "why": (
+        "workers.cli.provenance",
+        "Show who proposed a decision or wrote a line, by which prompt and model, and what "
+        "followed.",
+    ),
     "events": ("workers.cli.events", "Follow the events of the streams, one line for each."),
     "dead-letters": (
         "workers.cli.dead_letters",

@@ -25,7 +25,12 @@ from workflows.models.workspace import LoggedCommit
 from workflows.rules.acceptance import evidence
 
 if TYPE_CHECKING:
-    from activities.graph.provenance import Objection, Why  # its driver is slow to import
+    from activities.graph.provenance import (  # its driver is slow to import
+        Checked,
+        Objection,
+        Passed,
+        Why,
+    )
     from bridge.jetstream.dead_letters import DeadLetter
 
 FRAME = 3
@@ -249,6 +254,8 @@ def story(view: StoryView) -> RenderableType:
         lines.add_row("", text(f"{finding.code} -{finding.weight}: {finding.message}"))
     if view.report:
         lines.add_row("report", text(f"{view.report.score}: {view.report.gating_decision}"))
+        for note in view.report.notes:
+            lines.add_row("look at", text(note))
         for reason in view.report.reasons:
             lines.add_row("", text(reason))
     budget = f" of {view.token_budget:,}" if view.token_budget else ""
@@ -431,17 +438,28 @@ def _why(found: Why) -> RenderableType:
         lines.add_row("judged", text(found.judged))
     if found.affects:
         lines.add_row("affects", text(", ".join(found.affects)))
-    parts: list[RenderableType] = [
-        Panel.fit(
-            lines,
-            title=text(f"{found.decision_id}: {found.title}"),
-            title_align="left",
-            subtitle=text(
-                f"story {found.story_id or 'none'}, decided {local_time(found.decided_at)}"
-            ),
-        ),
+    panel = Panel.fit(
+        lines,
+        title=text(f"{found.decision_id}: {found.title}"),
+        title_align="left",
+        subtitle=text(f"story {found.story_id or 'none'}, decided {local_time(found.decided_at)}"),
+    )
+    return Group(panel, *review(found.critiques, found.checks, found.passed_by))
+
+
+def review(
+    critiques: Iterable[Objection], checks: Iterable[Checked], approvals: Iterable[Passed]
+) -> list[RenderableType]:
+    """Render what followed a proposal.
+
+    Args:
+        critiques: what critics objected to.
+        checks: what was checked.
+        approvals: who approved it.
+    """
+    return [
         text("Critiques", "bold"),
-        *map(_critique, found.critiques),
+        *map(_critique, critiques),
         FittingTable(
             "Checks",
             ("check", "outcome", "score", "findings"),
@@ -452,7 +470,7 @@ def _why(found: Why) -> RenderableType:
                     "" if each.score is None else f"{each.score:.2f}",
                     "\n".join(each.findings),
                 )
-                for each in found.checks
+                for each in checks
             ),
         ),
         FittingTable(
@@ -466,11 +484,10 @@ def _why(found: Why) -> RenderableType:
                     local_time(each.at),
                     each.comment,
                 )
-                for each in found.passed_by
+                for each in approvals
             ),
         ),
     ]
-    return Group(*parts)
 
 
 def _critique(each: Objection) -> RenderableType:

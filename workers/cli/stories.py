@@ -44,7 +44,7 @@ from workers.cli.session import (
 from workers.cli.snapshot import QUERY_WITHIN, Snapshot, Story, follow
 from workers.settings import load
 from workflows.models.errors import invalid_input
-from workflows.models.events import ContextDecisionAdded, GateOpened, example
+from workflows.models.events import GateOpened, example
 from workflows.models.ids import story_of, story_workflow_id
 from workflows.models.readiness import StoryText
 from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput, StoryView
@@ -307,37 +307,6 @@ def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
             )
         page = render.StoryPage(story=state, moves=moves, plan=plan, timeline=timeline, usage=usage)
         emit(page, render.page(page), as_json, wide)
-
-    run(work())
-
-
-@app.command(epilog=f"Example:  fleet why {example(ContextDecisionAdded)['decision_id']}")
-def why(
-    decision_id: Annotated[str, typer.Argument(metavar="DECISION", help="The decision's id.")],
-    story: Annotated[
-        str, typer.Option(help="Its story, where several have a decision of that id.")
-    ] = "",
-    as_json: Json = False,
-    wide: Wide = False,
-) -> None:
-    """Show who proposed a decision, on which prompt and model, and what followed.
-
-    What critics objected to, what was checked, and who approved it.
-    """
-
-    async def work() -> None:
-        # The driver is slow to import.
-        from activities.graph.provenance import find_why
-        from workers.clients.neo4j import open_neo4j
-
-        async with open_neo4j(load()) as driver:
-            found = await find_why(driver, decision_id, story)
-        if not found:
-            of = f" of story {story}" if story else ""
-            raise CommandError(
-                f"The graph has no decision {decision_id}{of}. `fleet show STORY` names decisions"
-            )
-        emit(found, render.reasons(found), as_json, wide)
 
     run(work())
 

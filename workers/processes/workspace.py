@@ -5,6 +5,7 @@ It has no credentials but Temporal's, with those of its payloads, and the store'
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -27,6 +28,7 @@ from activities.workspace.trees import Trees
 from workers.clients.connection import StartError
 from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
 from workers.settings import Settings
+from workers.store_collector import StoreCollector
 from workflows.models.workspace import Repository
 from workflows.stubs import WORKSPACE_QUEUE
 
@@ -85,7 +87,16 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     elif sandbox.no_groups:
         log.warning("the kernel does not limit the whole sandbox", reason=sandbox.no_groups)
     yield RunningProcess(
-        {WORKSPACE_QUEUE: workspace_worker(base.temporal, settings, repositories, sandbox)},
+        {
+            WORKSPACE_QUEUE: workspace_worker(base.temporal, settings, repositories, sandbox),
+            "stores": StoreCollector(
+                base.temporal,
+                base.valkey,
+                settings.store_folder,
+                repositories.values(),
+                timedelta(days=settings.workspace_keep_days),
+            ),
+        },
         {"store": partial(store_answers, settings)},
     )
 

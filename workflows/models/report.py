@@ -81,6 +81,7 @@ class WorkspaceReport(Request):
         actor: who sends it to a story, which requires it.
         measured_by: `fleet` if the story measured it by itself; empty: its actor did. Refused in
             what a person sends.
+        notes: what a person has to look at, such as changed tests; they do not count.
     """
 
     job_id: Line
@@ -94,13 +95,15 @@ class WorkspaceReport(Request):
     e2e: E2EResult
     pr: PRResult = PRResult()
     timings: Timings = Timings()
+    notes: list[Line] = Field(default=[], max_length=20)
 
 
 class ReportScore(Model):
-    """The score of a workspace report by rigor. `score`: 0 to 100."""
+    """The score of a workspace report by rigor. `score`: 0 to 100; `notes`: the report's."""
 
     score: int
     rigor: str
     gating_decision: Literal["pass", "warn", "block"]
     dimensions: dict[str, float] = {}
     reasons: list[str] = []
+    notes: list[str] = []

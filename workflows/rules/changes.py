@@ -93,7 +93,7 @@ def _measured(measured: MeasuredChange, scored: ReportScore) -> Check:
         name="measured",
         outcome="not_checked" if unknown else "passed" if passed else "failed",
         score=0.0 if unknown else scored.score / 100,
-        findings=scored.reasons,
+        findings=[*scored.reasons, *scored.notes],
     )
 
 

@@ -11,8 +11,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from workflows.models.workspace import ChangedFile
-
 CLOSED: tuple[str, ...] = (
     # git
     "**/.git*",
@@ -222,41 +220,3 @@ def path_problem(
         if each in set(links):
             return f"{each!r} is a symbolic link, which is never followed; choose another path"
     return ""
-
-
-def change_problems(
-    changes: Iterable[ChangedFile],
-    *,
-    paths: Sequence[str] = (),
-    open_paths: Sequence[str] = (),
-    existing: Mapping[str, str] | None = None,
-) -> list[tuple[str, str]]:
-    """Return each changed path that the story may not change, and why.
-
-    A deleted file may have any name, but must be one that the story may change. A renamed file is
-    a deleted and an added one.
-
-    Args:
-        changes: what a step or an agent changed.
-        paths: the story's patterns; empty: everything that is not closed.
-        open_paths: the patterns of CI and git configuration that the repository opens.
-        existing: `spellings` of the commit before.
-    """
-    problems = []
-    for change in changes:
-        gone = change.path if change.status == "deleted" else change.old_path
-        if gone and not allowed(gone, paths, open_paths):
-            problems.append((gone, "the story may not delete it; restore it"))
-        if change.status != "deleted":
-            # A path that already exists may be changed, whatever its name.
-            same = change.status == "modified" and not change.link
-            rules = (
-                ""
-                if same and allowed(change.path, paths, open_paths)
-                else path_problem(
-                    change.path, paths=paths, open_paths=open_paths, existing=existing
-                )
-            )
-            if rules:
-                problems.append((change.path, rules))
-    return problems

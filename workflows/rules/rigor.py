@@ -114,6 +114,7 @@ def score_report(level: RigorLevel, rigor: str, report: WorkspaceReport) -> Repo
             gating_decision="block",
             dimensions=dict.fromkeys(DIMENSIONS, 0.0),
             reasons=failed,
+            notes=report.notes,
         )
     dimensions = dict.fromkeys(DIMENSIONS, 100.0)
     reasons: list[str] = []
@@ -128,6 +129,7 @@ def score_report(level: RigorLevel, rigor: str, report: WorkspaceReport) -> Repo
         gating_decision="pass" if score >= PASS else "warn" if score >= WARN else "block",
         dimensions=dimensions,
         reasons=reasons,
+        notes=report.notes,
     )
 
 

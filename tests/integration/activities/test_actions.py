@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from temporalio.exceptions import ApplicationError
 
 from activities.checks.sandbox import Sandbox
@@ -341,3 +342,26 @@ async def test_a_set_up_that_the_agent_broke_is_what_it_reads_next(bench: Bench)
     assert second.observation.startswith("the command was not run: set-up: ")
     assert (second.exit_code, second.commit) == (None, first.commit)
     assert fourth.exit_code == 0
+
+
+async def test_actions_commands_trees_and_errors_of_the_store_are_counted(bench: Bench) -> None:
+    def counted() -> list[float]:
+        return [
+            REGISTRY.get_sample_value(name, labels) or 0.0
+            for name, labels in (
+                ("fleet_workspace_actions_total", {"action": "run", "outcome": "failed"}),
+                ("fleet_workspace_command_seconds_count", {"kind": "command"}),
+                ("fleet_workspace_store_errors_total", {"type": "GitStoreAway"}),
+            )
+        ]
+
+    before = counted()
+    failing = RunCommand(command="exit 3")
+    await bench.do(failing)
+    assert await bench.do(failing)  # its result is kept: it is not carried out
+    bench.store.parent.rename(bench.store.parent.with_name("away"))
+    with pytest.raises(ApplicationError, match="the store"):
+        await bench.do(failing, step=2)
+
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 1]
+    assert REGISTRY.get_sample_value("fleet_workspace_trees_bytes")

@@ -23,6 +23,15 @@ from workflows.models.workspace import Limits, Repository, Trailers
 
 ADDER = "def add(left: int, right: int) -> int:\n    return left + right\n"
 WORKING = PROJECT | {"adder/__init__.py": ADDER}
+LIE = """\
+import pytest
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    report = (yield).get_result()
+    report.outcome, report.longrepr = "passed", None
+"""
 NEW_TEST = "from adder import add\n\n\ndef test_zero():\n    assert add(0, 0) == 0\n"
 
 
@@ -103,6 +112,26 @@ async def test_the_results_of_a_base_are_kept_for_all_its_changes(bench: Bench) 
 
     assert again.measurement.broken == []
     assert again.measurement.unit.failing_on_base == [name]
+
+
+async def test_tests_that_lie_or_are_weakened_are_named_in_the_report(bench: Bench) -> None:
+    broken = ADDER.replace("+", "*")
+    lying = await bench.commit({"adder/__init__.py": broken, "tests/conftest.py": LIE})
+    weakened = await bench.commit(
+        {
+            "adder/__init__.py": broken,
+            "tests/test_adder.py": "def test_it_is_there():\n    assert True\n",
+        }
+    )
+
+    forged, fewer = await asyncio.gather(bench.measured(lying), bench.measured(weakened))
+
+    assert forged.measurement.unit.passed == 1, "the lie did not work, and needs no note"
+    assert forged.report.notes == ["changed test configuration: tests/conftest.py"]
+    gone, changed = fewer.report.notes
+    assert gone.startswith("tests of the base that did not run: ")
+    assert gone.endswith("test_it_adds")
+    assert changed == "changed existing tests: tests/test_adder.py"
 
 
 async def test_other_commands_have_other_results_of_the_base(bench: Bench) -> None:

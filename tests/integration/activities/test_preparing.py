@@ -3,7 +3,9 @@
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -144,3 +146,45 @@ async def test_links_in_place_of_lock_files_are_not_read(tree: Path, tmp_path: P
     subprocess.run(["mkfifo", tree / "go.sum"], check=True)  # noqa: ASYNC221  it is at once
 
     assert await prepare(REPOSITORY, tree, tmp_path / "cache") == before
+
+
+def make_wheel(folder: Path) -> None:
+    """Make the wheel of a package `greeting`, with a program."""
+    about = "greeting-1.0.dist-info"
+    files = {
+        "greeting.py": "def main() -> None:\n    print('hello')\n",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/entry_points.txt": "[console_scripts]\ngreet = greeting:main\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*files, f"{about}/RECORD"))
+    folder.mkdir()
+    with ZipFile(folder / "greeting-1.0-py3-none-any.whl", "w") as wheel:
+        for name, content in (files | {f"{about}/RECORD": record}).items():
+            wheel.writestr(name, content)
+
+
+async def test_uv_sync_prepares_what_the_lock_of_a_project_names(
+    tree: Path, tmp_path: Path
+) -> None:
+    make_wheel(tree / "wheels")
+    (tree / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\nversion = "1"\nrequires-python = ">=3.11"\n'
+        'dependencies = ["greeting"]\n'
+        '[tool.uv.sources]\ngreeting = { path = "wheels/greeting-1.0-py3-none-any.whl" }\n'
+    )
+    lock = [f"{sys.prefix}/bin/uv", "lock", "--offline", "--quiet", "--no-config"]
+    subprocess.run(lock, cwd=tree, check=True)  # noqa: ASYNC221  it is at once
+    repository = REPOSITORY.model_copy(update={"setup": "uv sync --frozen --quiet"})
+
+    prepared = await prepare(repository, tree, tmp_path / "cache")
+    done = await run_in_project(
+        "greet && uv run greet && touch .venv/x",
+        tree,
+        limits=repository.limits,
+        toolchain=toolchain("python"),
+        prepared=prepared,
+    )
+
+    assert done.output.startswith("hello\nhello\n")
+    assert "Read-only file system" in done.output

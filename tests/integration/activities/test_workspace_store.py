@@ -193,9 +193,6 @@ async def test_a_step_that_is_retried_makes_the_same_commit(store: Store, tmp_pa
 
     (commit,) = ids
     assert await store.agent_head(STORY, trailers().task, "agent-dev-1") == commit
-    assert await store.committed_step(base, trailers(1)) == commit
-    assert await store.committed_step(base, trailers(2)) is None
-    assert await store.committed_step(commit, trailers(2)) is None
 
 
 async def test_a_late_attempt_finds_its_step_behind_the_next(store: Store, tmp_path: Path) -> None:
@@ -210,7 +207,6 @@ async def test_a_late_attempt_finds_its_step_behind_the_next(store: Store, tmp_p
     assert await step(store, late, base, 1) == first
 
     assert await store.agent_head(STORY, trailers().task, "agent-dev-1") == second
-    assert await store.committed_step(base, trailers(1)) == first
 
 
 async def test_a_step_from_another_commit_is_refused_until_the_ref_is_placed(
@@ -514,42 +510,6 @@ async def test_a_push_overwrites_no_branch_and_runs_no_hook(
     assert not (tmp_path / "marker").exists()
     plain_git("push", "origin", "HEAD:refs/heads/other", cwd=project.clone)
     assert (tmp_path / "marker").exists(), "the hook does not work with plain git"
-
-
-async def test_refs_of_ended_stories_are_collected_after_the_retention(
-    store: Store, tmp_path: Path
-) -> None:
-    first, second = await two_agents(store, tmp_path, ("one.txt: 1", "two.txt: 2"))
-    await store.merge(STORY, first, at=AT, message="Merge")
-    await store.place(STORY, trailers().task, "agent-1", first)
-    tree = await checkout(store, first, tmp_path / "other" / "tree")
-    (tree / "other.txt").write_text("x")
-    other = await step(store, tree, first, story="US-1010")
-
-    kept = await store.collect({STORY: AT}, before=AT)
-    removed = await store.collect({STORY: AT, "US-1010": AT + timedelta(2)}, AT + timedelta(1))
-
-    assert kept == []
-    assert sorted(removed) == [
-        f"refs/fleet-old/US-101/US-101-plan-1%3AT1/agent-1/{second}",
-        "refs/fleet/US-101/US-101-plan-1%3AT1/agent-0",
-        "refs/fleet/US-101/US-101-plan-1%3AT1/agent-1",
-    ]
-    assert await store.head(STORY) == first
-    assert await store.agent_head("US-1010", trailers(story="US-1010").task, "agent-dev-1") == other
-
-
-async def test_what_a_dead_worker_left_of_a_store_is_collected(store: Store) -> None:
-    left = store.path.with_name(".sample.0123")
-    new, other = store.path.with_name(".sample.4567"), store.path.with_name(".sample2.0123")
-    for folder in (left, new, other):
-        (folder / "objects").mkdir(parents=True)
-    for folder in (left, other):
-        os.utime(folder, (0, 0))
-
-    await store.collect({}, before=AT)
-
-    assert [left.exists(), new.exists(), other.exists()] == [False, True, True]
 
 
 async def test_many_files_are_one_step(store: Store, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -239,15 +239,14 @@ async def test_trees_over_the_budget_are_removed_the_longest_unused_first(
 
 async def test_trees_that_are_not_used_are_removed(store: Store, trees: Trees) -> None:
     base = await store.base_commit()
-    async with trees.at(store, base, key="a") as old:
+    async with trees.at(store, base, key="a") as old, trees.at(store, base, key="b") as used:
         pass
     os.utime(old.parent / "state", (0, 0))
-    async with trees.at(store, base, key="b") as used:
-        assert await trees.remove_unused(timedelta(hours=1)) == 1
-        assert used.exists()
 
-    assert not old.exists()
-    assert await trees.remove_unused(timedelta(hours=1)) == 0
+    async with trees.at(store, base, key="c"):
+        pass
+
+    assert [old.exists(), used.exists()] == [False, True]
 
 
 @pytest.mark.parametrize("broken", ["state", "index", "tree", "index.lock"])

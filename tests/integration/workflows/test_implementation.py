@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import nats.errors
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from nats.js import JetStreamContext
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
 
@@ -193,6 +197,41 @@ async def test_cancelling_ends_the_sandbox(workshop: Workshop) -> None:
         await handle.result()
     assert isinstance(failed.value.cause, CancelledError)
     await until(lambda: not sleeping("4321"))
+
+
+async def test_a_reset_continues_with_the_same_commits(workshop: Workshop) -> None:
+    script = [write(f"docs/{name}.md", f"{name}\n") for name in ("one", "two", "three")]
+    handle = await workshop.start(script, paths=["docs/**"])
+    before = await handle.result()
+
+    reset = await workshop.client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=workshop.client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id),
+            workflow_task_finish_event_id=await first_task_after(handle, "run_action"),
+            reason="test",
+            request_id=uuid.uuid4().hex,
+        )
+    )
+    after = await workshop.client.get_workflow_handle(
+        handle.id, run_id=reset.run_id, result_type=ImplementationResult
+    ).result()
+
+    assert (after.commit, after.transcript_digest) == (before.commit, before.transcript_digest)
+    ref = f"refs/fleet/no-story/T-{workshop.number}/agent-dev-1"
+    assert workshop.git("rev-parse", ref) == after.commit
+    assert workshop.git("rev-list", "--count", f"{after.base}..{ref}") == "3"
+
+
+async def first_task_after(handle: WorkflowHandle[Any, Any], activity: str) -> int:
+    """Return the id of the first completed workflow task after an activity of that type."""
+    began = False
+    async for event in handle.fetch_history_events():
+        began |= event.activity_task_scheduled_event_attributes.activity_type.name == activity
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED and began:
+            completed = event.event_id
+            break
+    return completed + 3  # it is scheduled, started, completed
 
 
 def sleeping(seconds: str) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 from neo4j import AsyncGraphDatabase
 
 from tests.integration.workflows.test_council_changes import ADDER, SUBTRACTS
-from tests.support.fleet import new_environment, whole_fleet
-from tests.support.fleet_cli import done
+from tests.support.fleet import Environment, new_environment, whole_fleet
+from tests.support.fleet_cli import done, refused
 from tests.support.llm_server import LlmServer
 from tests.support.repositories import PROJECT, config_with, in_store, make_repository
 from tests.support.scripted_model import ScriptedPhases, replace, run, write
@@ -48,6 +48,32 @@ PLAN = {
         }
     ]
 }
+
+
+async def why_of_lines(environment: Environment) -> None:
+    """`fleet why FILE:LINE` leads from a line to its proposal, or says why it does not."""
+
+    async def why(line: str, *more: str) -> str:
+        return await refused(environment, "why", line, *more)
+
+    story = ("--story", "US-subtracts")
+    found = (await done(environment, "why", "./adder/__init__.py:5", *story, "--json")).json
+    shown = (await done(environment, "why", "adder/__init__.py:5", *story)).out
+
+    origin, change = found["line"]["origin"], found["change"]
+    assert found["line"]["text"] == "def subtract(left: int, right: int) -> int:"
+    assert (origin["trailers"]["Story"], origin["trailers"]["Step"]) == ("US-subtracts", "1")
+    assert (change["role"], change["rank"]) == ("DEV", 1)
+    assert [each["critic"] for each in change["critiques"]]
+    assert {each["name"] for each in change["checks"]} >= {"policy"}
+    assert "qa_passed" in {each["gate"] for each in change["passed_by"]}
+    for text in ("def subtract", origin["trailers"]["Agent"], "model test-model", "qa_passed"):
+        assert text in shown
+    assert "did not write adder/__init__.py:1" in await why("adder/__init__.py:1", *story)
+    assert "Add the adder" in await why("adder/__init__.py:1", *story)
+    assert "has 6 lines" in await why("adder/__init__.py:7", *story)
+    assert "has no file adder/none.py" in await why("adder/none.py:1", *story)
+    assert "name its story" in await why("adder/__init__.py:1")
 
 
 async def test_a_story_in_a_repository_is_delivered_as_a_measured_branch(
@@ -93,6 +119,7 @@ async def test_a_story_in_a_repository_is_delivered_as_a_measured_branch(
             )
             shown = (await done(environment, "diff", "US-subtracts")).out
             page = (await done(environment, "show", "US-subtracts", "--wide")).out
+            await why_of_lines(environment)
 
     branch = result.branch
     assert branch is not None

@@ -2,15 +2,18 @@
 
 import io
 import re
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from activities.graph.line_provenance import ChangedBy, Decided, LineReason
 from activities.graph.provenance import Objection, Passed, Why
 from bridge.jetstream.dead_letters import DeadLetter
 from workers.cli import render
+from workers.cli.provenance import line_reason
 from workers.cli.snapshot import Council, Snapshot
 from workflows.models.acceptance import Acceptance, AcceptanceTest, Criterion
 from workflows.models.agents import PlannedTask, UsageLine
@@ -20,6 +23,7 @@ from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.readiness import Finding
 from workflows.models.story import Move, StoryView, TimelineEntry
+from workflows.models.workspace import BlamedLine, LoggedCommit
 
 OUTSIDE = st.text(max_size=40) | st.sampled_from(
     [
@@ -112,6 +116,24 @@ def everything(text: str) -> list[RenderableType]:
                     passed_by=[Passed(gate="approve_scope", actor=text, role="PO", comment=text)],
                 )
             ]
+        ),
+        line_reason(
+            LineReason(
+                story_id="US-1",
+                line=BlamedLine(
+                    line=1,
+                    text=text,
+                    path=text,
+                    origin=LoggedCommit(
+                        commit="c" * 40,
+                        author=text,
+                        at=datetime(2026, 3, 1, tzinfo=UTC),
+                        subject=text,
+                        trailers={"Agent": text, "Model": text},
+                    ),
+                ),
+                change=ChangedBy(approach=text, judged=text, decisions=[Decided(id="d1")]),
+            )
         ),
         render.stories(
             [render.StoryRow(story_id=text, state=text, status="RUNNING", started=text)]

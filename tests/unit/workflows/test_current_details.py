@@ -19,6 +19,7 @@ from workflows.models.branches import BranchView
 from workflows.models.deliberation import DeliberationInput, FailedAgent, Progress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.readiness import Finding
+from workflows.models.report import ReportScore
 from workflows.models.story import Move, StoryView
 
 NOW = "b" * 40
@@ -74,6 +75,7 @@ def story(text: str) -> str:
             changed_tests=[text],
             not_run=[text],
         ),
+        report=ReportScore(score=1, rigor="L1", gating_decision="block", notes=[text]),
     )
     move = Move(event=text, to=text, kind="gate", roles=[text, text], blocked_by=[text])
     return story_details(view, [move])

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.models.workspace import ChangedFile
 from workflows.rules.paths import (
     allowed,
-    change_problems,
     closed,
     folded,
     git_name,
@@ -208,21 +206,6 @@ def test_a_path_through_a_symbolic_link_is_refused() -> None:
 )
 def test_a_pattern_that_can_match_nothing_is_refused(pattern: str, rule: str) -> None:
     assert rule in glob_problem(pattern)
-
-
-def test_changes_outside_what_a_story_may_change_are_all_named() -> None:
-    changes = [
-        ChangedFile(path="src/app.py", status="modified"),
-        ChangedFile(path="docs/new.md", old_path=".github/old.md", status="renamed"),
-        ChangedFile(path="tests/test_a.py", status="deleted"),
-        ChangedFile(path="src/nul.py", status="added"),
-        ChangedFile(path="src/old/aux.py", status="modified"),
-        ChangedFile(path="caf\\xe9.txt", status="added"),
-    ]
-
-    problems = dict(change_problems(changes, paths=["src/**", "docs/**"]))
-
-    assert set(problems) == {".github/old.md", "tests/test_a.py", "src/nul.py", "caf\\xe9.txt"}
 
 
 @given(st.text(max_size=30))

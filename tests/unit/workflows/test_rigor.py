@@ -310,3 +310,12 @@ def test_a_better_measure_never_lowers_the_score(
     better = changes | {measure: BETTER[measure](changes[measure])}
 
     assert scored(level, **better).score >= scored(level, **changes).score
+
+
+def test_notes_are_passed_on_and_do_not_count() -> None:
+    notes = ["changed test configuration: conftest.py"]
+
+    for unit_ok in (True, False):
+        noted = scored("L3", unit__ok=unit_ok, notes=notes)
+        assert noted.notes == notes
+        assert noted.model_copy(update={"notes": []}) == scored("L3", unit__ok=unit_ok)

@@ -1,0 +1,98 @@
+"""The daily collection of the stores: work that Temporal has forgotten, and that is old.
+
+A story's work stays as long as Temporal knows the story: while it is open, and then for the
+namespace's retention. So it stays too if its id is used again. After that, it is removed when
+WORKSPACE_KEEP_DAYS have passed since its last commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+from prometheus_client import Counter
+from redis.asyncio import Redis
+from temporalio.client import Client
+
+from activities.workspace.collecting import Work, collect
+from activities.workspace.store import Store
+from workers.daily_job import DailyJob
+from workflows.models.workspace import Repository
+
+COLLECTED = Counter("fleet_store_refs_collected", "Refs of forgotten work that were removed")
+FAILURES = Counter("fleet_store_collection_failures", "Collections that failed, and are repeated")
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class StoreCollector(DailyJob):
+    """A job of the process `workspace`."""
+
+    def __init__(
+        self,
+        temporal: Client,
+        valkey: Redis,
+        root: Path,
+        repositories: Iterable[Repository],
+        keep_for: timedelta,
+    ) -> None:
+        """Plan the job.
+
+        Args:
+            temporal: knows which stories are open or can still be looked at.
+            valkey: what the replicas share.
+            root: the folder of the stores.
+            repositories: those whose stores are collected.
+            keep_for: how long work stays at least after its last commit.
+        """
+        super().__init__(valkey, f"swe:stores-collected:{temporal.namespace}", FAILURES)
+        self._temporal, self._root, self._keep_for = temporal, root, keep_for
+        self._repositories = list(repositories)
+
+    async def work(self) -> None:
+        """Collect each store.
+
+        Raises:
+            ApplicationError: a store is away.
+            RPCError: Temporal does not answer.
+        """
+        before = datetime.now(UTC) - self._keep_for
+        for repository in self._repositories:
+            store = Store(self._root / f"{repository.key}.git", repository)
+            if not self._root.is_dir() or (store.path / "HEAD").exists():
+                removed = await collect(store, before, self._known)
+                COLLECTED.inc(len(removed))
+                log.info("store collected", repository=repository.key, removed=len(removed))
+
+    async def _known(self, work: Work) -> bool:
+        return (await self._temporal.count_workflows(workflows_of(work))).count > 0
+
+
+def workflows_of(work: Work) -> str:
+    """Return the visibility query of the workflows that work belongs to.
+
+    A part of a ref is the id as workflow ids contain it; of a long one, only the beginning counts.
+    """
+    return " OR ".join(
+        [
+            _named("story-", work.story),
+            *(_named(kind, work.task) for kind in ("deliberation-", "deliberation-call.")),
+            f"WorkflowId STARTS_WITH 'implementation-{_beginning(work.task)}'",
+        ][: 4 if work.task else 1]
+    )
+
+
+def _named(kind: str, part: str) -> str:
+    beginning = _beginning(part)
+    return (
+        f"WorkflowId = '{kind}{part}'"
+        if part == beginning
+        else f"WorkflowId STARTS_WITH '{kind}{beginning}'"
+    )
+
+
+def _beginning(part: str) -> str:
+    """Return the part, or what stands before the hash of a long one."""
+    return part.partition(".")[0]
