@@ -42,6 +42,7 @@ from workflows.models.branches import (
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
+from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
 from workflows.models.events import PublishBatch, RecordBatch
 from workflows.models.implementation import (
     ActionResult,
@@ -193,6 +194,19 @@ def measuring(limits: Limits) -> ActivityConfig:
     return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
 
 
+EVALUATED_COMMANDS = 2
+"""Build and tests."""
+
+
+def evaluating(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that runs a task's tests: a few attempts."""
+    within = EVALUATED_COMMANDS * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(
+        start_to_close_timeout=within,
+        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=8),
+    )
+
+
 def measure_head(limits: Limits) -> ActivityConfig:
     """Return the options of a measurement that a person's report can replace: a few attempts."""
     return measuring(limits) | ActivityConfig(
@@ -299,6 +313,20 @@ class BranchStub:
 
         Raises:
             ApplicationError: `PushRefused`, not retryable; `RepositoryAway`.
+        """
+        raise NotImplementedError
+
+
+class EvaluationStub:
+    """The tests of a task whose solution is known by them. Idempotent."""
+
+    @activity.defn
+    async def evaluate_commit(self, request: EvaluateInput) -> EvaluatedCommit:
+        """Run a task's tests on a commit.
+
+        Raises:
+            ApplicationError: `InvalidInput` if the test patch does not apply;
+                `UnknownRepository` or `NotFound`; none is retryable.
         """
         raise NotImplementedError
 

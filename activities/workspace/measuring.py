@@ -148,8 +148,33 @@ async def measure_base(
     )
 
 
+async def run_unit_tests(
+    repository: Repository, tree: Path, *, prepared: Path | None, sandbox: Sandbox
+) -> SuiteRun:
+    """Build a tree, and run its unit tests once. The tree is copied, and never changed.
+
+    Args:
+        repository: its commands and limits.
+        tree: the commit's, without repository.
+        prepared: the tree's prepared dependencies.
+        sandbox: limits how many commands run at once.
+
+    Raises:
+        CannotRun: the sandbox is not available on this machine.
+    """
+    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
+        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+        if isinstance(bench, str):
+            return SuiteRun(Step(not_measured=bench))
+        if repository.build:
+            await bench.build()
+        else:
+            bench.built = bench.tree
+        return await bench.tests("unit")
+
+
 @dataclass(frozen=True)
-class _Tested:
+class SuiteRun:
     """A run of tests. found: None if it was not measured, and `step` says why."""
 
     step: Step
@@ -214,21 +239,21 @@ class _Bench:
             return lint, lint
         return lint, _new_findings(await self.lint("static"), base.static if base else None)
 
-    async def tests(self, name: str) -> _Tested:
+    async def tests(self, name: str) -> SuiteRun:
         """Run tests once, and count them."""
         command: str = getattr(self.commands, name)
         if not command:
-            return _Tested(Step(not_measured=self._missing(name)))
+            return SuiteRun(Step(not_measured=self._missing(name)))
         _, run, reports = await self._run(name, command, self.built)
         try:
             found = None if run.stopped else await asyncio.to_thread(read_tests, reports)
         except InvalidResult as error:
-            return _Tested(Step(**_step(run), not_measured=str(error)))
+            return SuiteRun(Step(**_step(run), not_measured=str(error)))
         if found is None or not (found.passed or found.failed):
             why = run.stopped or self._why_no_tests(name, run, found)
-            return _Tested(Step(**_step(run), not_measured=why))
+            return SuiteRun(Step(**_step(run), not_measured=why))
         coverage = await asyncio.to_thread(_coverage_of, reports) if name == "unit" else ""
-        return _Tested(Step(**_step(run)), found, coverage)
+        return SuiteRun(Step(**_step(run)), found, coverage)
 
     async def lint(self, name: str) -> _Linted:
         """Run a linter, and read its findings."""
@@ -248,7 +273,7 @@ class _Bench:
         return _Linted(Step(**_step(run)), found)
 
     async def _compared(
-        self, name: str, first: _Tested, base: Mapping[str, Outcome] | None
+        self, name: str, first: SuiteRun, base: Mapping[str, Outcome] | None
     ) -> SuiteResult:
         """Count a run against the base; tests that fail only here run once more."""
         if first.found is None:
@@ -263,7 +288,7 @@ class _Bench:
             flaky = [each for each in suspects if outcomes.get(each) == "passed"]
         return _test_run(first.step, first.found, base, flaky)
 
-    def _coverage(self, tested: _Tested, diff: str | None) -> CoverageResult:
+    def _coverage(self, tested: SuiteRun, diff: str | None) -> CoverageResult:
         step = Step(command=tested.step.command, seconds=tested.step.seconds)
         if tested.found is None:
             return _no_coverage(step, tested.step.not_measured)

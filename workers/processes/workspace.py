@@ -20,6 +20,7 @@ from activities.workspace.activities import Workspaces
 from activities.workspace.added_lines import ChangeChecks
 from activities.workspace.branches import Branches
 from activities.workspace.changes import Changes
+from activities.workspace.evaluations import Evaluations
 from activities.workspace.repositories import load_repositories, verify
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
@@ -47,6 +48,7 @@ def workspace_worker(
     changes = Changes(stores, trees, prepared, checks, sandbox)
     workspaces = Workspaces(repositories, stores, actions, changes)
     branches = Branches(repositories, stores)
+    evaluations = Evaluations(repositories, stores, trees, prepared, sandbox)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
@@ -60,6 +62,7 @@ def workspace_worker(
             branches.merge_change,
             branches.branch_size,
             branches.push_branch,
+            evaluations.evaluate_commit,
         ],
         max_concurrent_activities=settings.workspace_concurrency,
         **options(settings, Heartbeats()),
