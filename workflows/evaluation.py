@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ChildWorkflowError, is_cancelled_exception
+from temporalio.exceptions import ChildWorkflowError
 
 from workflows.council_changes import calls_of
 from workflows.deliberation import DeliberationWorkflow, failed_deliberation
-from workflows.execution import cause_of, require_id
+from workflows.execution import cause_of, require_id, type_of
 from workflows.implementation import ImplementationWorkflow
 from workflows.implementation import summary as implementation_summary
+from workflows.models.errors import ErrorType
 from workflows.stubs import STORE, EvaluationStub, GraphStub, evaluating
 
 with workflow.unsafe.imports_passed_through():
@@ -43,6 +44,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.workspace import RepositoryWork
 
 PHASE = "BUILD"
+OF_THE_AGENTS = (ErrorType.ALL_BARRED, ErrorType.BAD_ANSWER, ErrorType.DELIBERATION_TIMEOUT)
+"""Failures that are results: what the agents made cannot be used. Others are evaluated again."""
+
 NOTHING_CHANGED = "nothing was changed"
 
 
@@ -69,6 +73,7 @@ class EvaluationWorkflow:
 
         Raises:
             ActivityError: the repository or its tests cannot be used.
+            ChildWorkflowError: the agents failed for a reason that is not theirs.
         """
         require_id(evaluation_workflow_id(input.task_id))
         self.show("the agents work")
@@ -76,7 +81,7 @@ class EvaluationWorkflow:
         try:
             await (self.one() if input.configuration.kind == "one" else self.council())
         except ChildWorkflowError as error:
-            if is_cancelled_exception(error):
+            if type_of(error) not in OF_THE_AGENTS:
                 raise
             self.note_failure(error)
         self.note(seconds=(workflow.now() - began).total_seconds())
@@ -163,7 +168,7 @@ class EvaluationWorkflow:
         """Note why the agents made no commit, and the calls that were paid for."""
         failed = failed_deliberation(error) if self.input.configuration.kind != "one" else None
         usage: list[CallUsage] = failed.usage if failed else calls_of(error)
-        self.note(usage=usage, ended_by="failed", error=cause_of(error))
+        self.note(usage=usage, ended_by=type_of(error), error=cause_of(error))
 
     async def evaluate(self) -> None:
         """Run the task's tests on the commit."""

@@ -33,6 +33,10 @@ COMMANDS = {
     "log": (BRANCHES, "List the commits of a story's branch, newest first."),
     "checkout": (BRANCHES, "Clone a story's branch into a new folder."),
     "why": (STORIES, "Show who proposed a decision, on which prompt and model, and what followed."),
+    "eval": (
+        "workers.cli.evaluation",
+        "Let agents solve tasks, and print how many each configuration resolves.",
+    ),
     "events": ("workers.cli.events", "Follow the events of the streams, one line for each."),
     "dead-letters": (
         "workers.cli.dead_letters",
