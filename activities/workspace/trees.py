@@ -33,7 +33,6 @@ from activities.workspace.errors import store_errors
 from activities.workspace.git import GitFailed, git
 from activities.workspace.store import Store, checked
 
-
 _IN_PARALLEL = {"checkout.workers": "4", "checkout.thresholdForParallelism": "200"}
 """A checkout waits for the file system more than for a core, so its files are written side by side.
 

@@ -35,6 +35,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from activities.tokens import Caller, create_proof, create_token
 from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
+from tests.replay import record_evaluation
 from tests.support.branches import FIX, README, committing_councils
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -759,6 +760,7 @@ CALLS: dict[str, Call_] = {
         implementation_cancelled,
         delivered,
         council_of_changes,
+        *record_evaluation.CALLS,
     )
 }
 
