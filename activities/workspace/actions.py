@@ -196,6 +196,8 @@ async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], s
 
 async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> dict[bytes, str]:
     """Return the changed paths that the request does not allow, and why."""
+    if commit == request.parent:
+        return {}
     with store_errors():
         words = ("diff-tree", "-r", "-z", "--no-renames", "--name-status")
         listed = await git(*words, request.parent, commit, git_dir=store.path)

@@ -197,10 +197,11 @@ async def kills(site: Site, engine: LlmServer) -> list[Figure]:
 
 
 def repeated(engine: LlmServer) -> int:
-    """Return how many answers were asked for again."""
+    """Return how many answers of steps that were done at the kill were asked for again."""
     answered = [call for call in engine.calls if call.end == "answered"]
-    steps = {max(map(int, STEP.findall(call.prompt)), default=0) for call in answered}
-    return len(answered) - len(steps)
+    taken = [max(map(int, STEP.findall(call.prompt)), default=0) for call in answered]
+    done = [step for step in taken if step < KILLED_AFTER]
+    return len(done) - len(set(done))
 
 
 def wrong_lines(site: Site, commit: str) -> int:
