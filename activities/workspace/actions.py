@@ -99,7 +99,7 @@ class Actions:
             stopped=outcome.stopped,
             observation=outcome.observation + note,
             commit=commit,
-            changed=await store.changed(request.base, commit),
+            changed=[] if commit == request.base else await store.changed(request.base, commit),
         )
 
     async def _outcome(self, request: RunActionInput, store: Store, tree: Path) -> Outcome:
