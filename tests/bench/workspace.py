@@ -22,7 +22,7 @@ from temporalio.client import WorkflowHandle
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
 from deploy.local.servers import ROOT
-from tests.bench.calls import Body, Recorder, ask
+from tests.bench.calls import Body, Recorder, act_in, ask
 from tests.bench.figures import Figure, at_least, at_most
 from tests.bench.peer_endpoint import PeerEndpoint
 from tests.support.llm_server import LlmServer
@@ -47,7 +47,7 @@ async def workspace(folder: Path) -> list[Figure]:
         async with workshop(folder / "site", recorder.url) as site:
             figures += await steps(site, engine, folder)
             figures += await kills(site, engine)
-        figures += await prefix_cache(engine, recorder)
+        figures += await prefix_cache(recorder)
     return figures
 
 
@@ -277,14 +277,14 @@ def worktree(store: Path, place: Path, commit: str) -> float:
 CACHED_STEPS = 10
 
 
-async def prefix_cache(engine: LlmServer, recorder: Recorder) -> list[Figure]:
+async def prefix_cache(recorder: Recorder) -> list[Figure]:
     """Send the prompts of the last implementation's steps to VLLM_URL, and count what it had."""
     what = "prompt tokens from the prefix cache, from step 2 on, vLLM"
     url = os.environ.get("VLLM_URL", "").rstrip("/")
     if not url:
         how = "set VLLM_URL (ending in /v1) and VLLM_MODEL to a vLLM; `make up` starts one"
         return [Figure(what, None, "", "at least 80", None, how)]
-    bodies = [body for body in recorder.bodies if "next_action" in json.dumps(body)]
+    bodies = [body for body in recorder.bodies if act_in(body) == "next_action"]
     model = os.environ.get("VLLM_MODEL") or await served_model(url)
     last = [alone(body, model) for body in bodies[-STEPS - 1 :][:CACHED_STEPS]]
     answered = [await ask(url, [[body]]) for body in last]
