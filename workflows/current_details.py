@@ -13,6 +13,7 @@ from workflows.models.acceptance import Acceptance
 from workflows.models.agents import PlannedTask, Task
 from workflows.models.branches import BranchView
 from workflows.models.deliberation import DeliberationInput, Progress
+from workflows.models.evaluation import EvaluationInput, EvaluationResult
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import ImplementationProgress
 from workflows.models.outbox import OutboxStuck
@@ -186,6 +187,27 @@ def implementation_details(task: Task, progress: ImplementationProgress) -> str:
     if len(progress.changed) > FILES_SHOWN:
         lines += [f"- and {len(progress.changed) - FILES_SHOWN} more files"]
     lines += [f"- not understood: {code(reason)}" for reason in progress.refused]
+    return "\n".join(lines)
+
+
+def evaluation_details(input: EvaluationInput, result: EvaluationResult, status: str) -> str:
+    """Render the task, its configuration, and what its tests say so far."""
+    lines = [
+        f"{code(input.task.instance_id)} · {code(input.configuration.name)} · {status}"
+        f" · {result.tokens} tokens",
+        fenced(input.task.problem_statement, 400),
+    ]
+    if result.commit:
+        lines += [f"Commit {code(result.commit)}"]
+    if found := result.evaluated:
+        to_pass, passing = found.fail_to_pass, found.pass_to_pass
+        lines += [
+            f"**{'resolved' if result.resolved else 'not resolved'}** · "
+            f"{to_pass.passed} of {to_pass.tests} tests pass now, "
+            f"{passing.passed} of {passing.tests} still pass"
+        ]
+    if result.error:
+        lines += ["Not evaluated", fenced(result.error)]
     return "\n".join(lines)
 
 

@@ -414,7 +414,8 @@ class DeliberationWorkflow:
         candidates = [seat.candidate for seat in self.seats if seat.candidate]
         tied = changes.tied(candidates) if self.changes else ranking.near_tie(candidates)
         if not tied:
-            raise application_error(ErrorType.ALL_BARRED, f"{BARRED}: {self.findings()}")
+            reason = f"{BARRED}: {self.findings()}"
+            raise application_error(ErrorType.ALL_BARRED, reason, self.failure(reason))
         judged, winner_id = "", tied[0]
         if len(tied) > 1:
             verdict = await self.judge(council, tied)

@@ -46,6 +46,7 @@ from workflows.models.branches import (
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
+from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
 from workflows.models.events import Announced, PublishBatch, RecordBatch
 from workflows.models.implementation import (
     ActionResult,
@@ -203,6 +204,19 @@ def measuring(limits: Limits) -> ActivityConfig:
     return WORKSPACE | ActivityConfig(start_to_close_timeout=within)
 
 
+EVALUATED_COMMANDS = 2
+"""Build and tests."""
+
+
+def evaluating(limits: Limits) -> ActivityConfig:
+    """Return the options of an activity that runs a task's tests: a few attempts."""
+    within = EVALUATED_COMMANDS * timedelta(seconds=limits.seconds) + AROUND_A_COMMAND
+    return WORKSPACE | ActivityConfig(
+        start_to_close_timeout=within,
+        retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1), maximum_attempts=8),
+    )
+
+
 def measure_head(limits: Limits) -> ActivityConfig:
     """Return the options of a measurement that a person's report can replace: a few attempts."""
     return measuring(limits) | ActivityConfig(
@@ -333,6 +347,20 @@ class AcceptanceStub:
     @activity.defn
     async def test_criteria(self, query: AcceptanceQuery) -> AcceptanceRuns:
         """Run the tests on a branch, and on its base with the branch's test files."""
+        raise NotImplementedError
+
+
+class EvaluationStub:
+    """The tests of a task whose solution is known by them. Idempotent."""
+
+    @activity.defn
+    async def evaluate_commit(self, request: EvaluateInput) -> EvaluatedCommit:
+        """Run a task's tests on a commit.
+
+        Raises:
+            ApplicationError: `InvalidInput` if the test patch does not apply;
+                `UnknownRepository` or `NotFound`; none is retryable.
+        """
         raise NotImplementedError
 
 

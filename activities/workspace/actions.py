@@ -101,7 +101,7 @@ class Actions:
             stopped=outcome.stopped,
             observation=outcome.observation + note,
             commit=commit,
-            changed=await store.changed(request.base, commit),
+            changed=[] if commit == request.base else await store.changed(request.base, commit),
         )
 
     async def _outcome(self, request: RunActionInput, store: Store, tree: Path) -> Outcome:
@@ -198,6 +198,8 @@ async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], s
 
 async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> dict[bytes, str]:
     """Return the changed paths that the request does not allow, and why."""
+    if commit == request.parent:
+        return {}
     with store_errors():
         words = ("diff-tree", "-r", "-z", "--no-renames", "--name-status")
         listed = await git(*words, request.parent, commit, git_dir=store.path)

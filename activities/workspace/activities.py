@@ -12,7 +12,7 @@ from activities.checks.sandbox import CannotRun
 from activities.workspace.actions import Actions
 from activities.workspace.changes import Changes
 from activities.workspace.outline import outline_of
-from activities.workspace.repositories import find_repository
+from activities.workspace.repositories import find_repository, is_imported
 from activities.workspace.store import Store, Stores
 from activities.workspace.toolchains import MissingToolchain
 from workflows.models.changes import MeasuredChange, MeasureInput
@@ -81,15 +81,28 @@ class Workspaces(WorkspaceStub):
             )
 
     def _entry(self, asked: Repository | str) -> Repository:
-        """Return the pinned entry, at the URL that the fleet has for its key.
+        return pinned_entry(self._repositories, self._stores, asked)
 
-        Raises:
-            ApplicationError: `UnknownRepository`.
-        """
-        if isinstance(asked, str):
-            return find_repository(self._repositories, asked)
-        entry = find_repository(self._repositories, asked.key)
-        return asked.model_copy(update={"url": entry.url})
+
+def pinned_entry(
+    repositories: Mapping[str, Repository], stores: Stores, asked: Repository | str
+) -> Repository:
+    """Return the pinned entry, at the URL that the fleet has for its key.
+
+    Args:
+        repositories: key -> entry.
+        stores: has the repositories that `fleet eval` imported.
+        asked: an entry, or its key.
+
+    Raises:
+        ApplicationError: `UnknownRepository`.
+    """
+    if isinstance(asked, str):
+        return find_repository(repositories, asked)
+    if is_imported(asked.key):
+        return asked.model_copy(update={"url": stores.imported_url(asked.key)})
+    entry = find_repository(repositories, asked.key)
+    return asked.model_copy(update={"url": entry.url})
 
 
 async def known_commit(store: Store, commit: str | None) -> str:

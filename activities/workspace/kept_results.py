@@ -10,7 +10,7 @@ from __future__ import annotations
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.errors import store_errors
-from activities.workspace.git import GitFailed, git
+from activities.workspace.git import git
 from activities.workspace.store import Store
 from workflows.models.base import Model, content_hash
 from workflows.models.errors import ErrorType
@@ -46,15 +46,12 @@ class KeptResults:
     async def read(self) -> KeptResult | None:
         """Return the result of the last action; None if there is none."""
         with store_errors():
-            try:
-                found = await self._git("rev-parse", "--quiet", "--verify", self._ref)
-            except GitFailed as failure:
-                if failure.code != 1:
-                    raise
-                self._blob = ABSENT
-                return None
-            self._blob = found.decode().strip()
-            data = await self._git("cat-file", "blob", self._blob)
+            found = await self._git("cat-file", "--batch", stdin=f"{self._ref}\n".encode())
+        about, _, data = found.partition(b"\n")
+        if about.endswith(b" missing"):
+            self._blob = ABSENT
+            return None
+        self._blob = about.split()[0].decode()
         return KeptResult.model_validate_json(data)
 
     async def keep(self, made: KeptResult) -> KeptResult:
@@ -88,8 +85,10 @@ async def move_agent(store: Store, agent: Trailers, parent: str, commit: str) ->
 
     After a reset of the history, the ref names later steps, which the store keeps.
     """
+    if commit == parent:
+        return
     head = await store.agent_head(agent.story, agent.task, agent.agent)
-    if commit in (head, parent):
+    if commit == head:
         return
     if head not in (None, parent):
         await store.place(agent.story, agent.task, agent.agent, parent)

@@ -183,6 +183,31 @@ async def run_suites(
         return {name: await bench.tests(name) for name in SUITES if getattr(bench.commands, name)}
 
 
+async def run_unit_tests(
+    repository: Repository, tree: Path, *, prepared: Path | None, sandbox: Sandbox
+) -> Tested:
+    """Build a tree, and run its unit tests once. The tree is copied, and never changed.
+
+    Args:
+        repository: its commands and limits.
+        tree: the commit's, without repository.
+        prepared: the tree's prepared dependencies.
+        sandbox: limits how many commands run at once.
+
+    Raises:
+        CannotRun: the sandbox is not available on this machine.
+    """
+    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
+        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+        if isinstance(bench, str):
+            return Tested(Step(not_measured=bench))
+        if repository.build:
+            await bench.build()
+        else:
+            bench.built = bench.tree
+        return await bench.tests("unit")
+
+
 @dataclass(frozen=True)
 class Tested:
     """A run of tests. found: None if it was not measured, and `step` says why."""

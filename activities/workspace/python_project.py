@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def python_commands(root: Path) -> Commands:
 
 _SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 _PYTHONPATH = (f"{PROJECT}/src", PROJECT, PACKAGES, f"{PROJECT}/.venv/{_SITE}")
+
+
+def command_of_tests(root: Path, files: Sequence[str]) -> str:
+    """Return the command that runs the tests of some files, without coverage.
+
+    Args:
+        root: the project, whose settings `prepare_settings` has read.
+        files: relative to `root`.
+    """
+    return _pytest(read_settings(root), ["--continue-on-collection-errors", *files])
 
 
 def project_name(root: Path) -> str:

@@ -19,6 +19,9 @@ from workflows.models.errors import ErrorType, application_error
 from workflows.models.workspace import Command, Glob, Limits, Repository, RepositoryKey
 from workflows.rules.paths import glob_problem
 
+IMPORTED = "local-"
+"""The start of the keys of repositories that `fleet eval` imports into the store from a folder."""
+
 TRANSPORTS = ("https", "ssh", "file")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -116,6 +119,21 @@ class ConfiguredRepositories(Section):
     """repositories.yaml."""
 
     repositories: dict[RepositoryKey, ConfiguredRepository]
+
+    @field_validator("repositories")
+    @classmethod
+    def _keys(cls, found: dict[str, ConfiguredRepository]) -> dict[str, ConfiguredRepository]:
+        for key in found:
+            if is_imported(key):
+                raise ValueError(
+                    f"{key}: {IMPORTED} begins the keys that `fleet eval` makes; rename it"
+                )
+        return found
+
+
+def is_imported(key: str) -> bool:
+    """Return whether a repository is in the store because `fleet eval` imported it."""
+    return key.startswith(IMPORTED)
 
 
 def url_problem(url: str) -> str:

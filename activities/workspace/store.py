@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -106,7 +106,31 @@ class Stores:
                 await self._make(store, repository)
         return store
 
-    async def _make(self, store: Store, repository: Repository) -> None:
+    def imported_url(self, key: str) -> str:
+        """Return the URL of a repository that was imported: its store is all that there is."""
+        return (self._root / f"{key}.git").resolve().as_uri()
+
+    async def import_commits(self, repository: Repository, commits: Collection[str]) -> Store:
+        """Return a store with commits of a repository on this machine, and what they contain.
+
+        Args:
+            repository: its URL is the repository's folder.
+            commits: in full.
+
+        Raises:
+            ApplicationError: GitStoreAway; RepositoryAway: a commit is missing.
+        """
+        store = Store(self._root / f"{repository.key}.git", repository)
+        with store_errors():
+            if not (store.path / "HEAD").exists():
+                await self._make(store, repository, commits)
+            else:
+                await store.fetch_commits(commits)
+        return store
+
+    async def _make(
+        self, store: Store, repository: Repository, commits: Collection[str] = ()
+    ) -> None:
         """Make a store beside its place and rename it: other workers see all of it, or nothing."""
         path = self._root / f".{repository.key}.{uuid.uuid4().hex}"
         try:
@@ -114,7 +138,8 @@ class Stores:
             (path / "info").mkdir(exist_ok=True)
             (path / "info" / "attributes").write_text(ATTRIBUTES)
             (path / "info" / "exclude").write_text(EXCLUDED)
-            await Store(path, repository, self._credentials).base_commit()
+            made = Store(path, repository, self._credentials)
+            await (made.fetch_commits(commits) if commits else made.base_commit())
             try:
                 path.rename(store.path)
             except OSError:
@@ -146,6 +171,18 @@ class Store:
         """
         base = self._repository.base
         ref = f"refs/base/{base}"
+        await self._fetch(f"+refs/heads/{base}:{ref}")
+        return await self._required(ref, f"the base {base!r}")
+
+    async def fetch_commits(self, commits: Collection[str]) -> None:
+        """Fetch commits of the project by their ids.
+
+        Raises:
+            ApplicationError: RepositoryAway, which is retried, also if one is missing.
+        """
+        await self._fetch(*(f"+{checked(commit)}:refs/base/{commit}" for commit in commits))
+
+    async def _fetch(self, *refs: str) -> None:
         with store_errors(), store_errors(REMOTE, self._what):
             way = transport(self._repository, self._credentials)
             await git(
@@ -155,13 +192,12 @@ class Store:
                 "--no-write-fetch-head",
                 *way.fetch,
                 self._repository.url,
-                f"+refs/heads/{base}:{ref}",
+                *refs,
                 git_dir=self.path,
                 env=way.env,
                 config=way.config,
                 protocol=way.protocol,
             )
-        return await self._required(ref, f"the base {base!r}")
 
     async def start_branch(self, story_id: str, commit: str) -> str:
         """Create a story's branch at a commit and return its head; one that exists stays."""
@@ -239,7 +275,7 @@ class Store:
             written = await self._written(tree, checked(parent))
             if written is None:
                 return parent
-            return await self._commit_object(
+            return await self.commit_object(
                 written, [parent], message_text(message, trailers), trailers.agent, at
             )
 
@@ -280,9 +316,18 @@ class Store:
         finally:
             index.unlink(missing_ok=True)
 
-    async def _commit_object(
+    async def commit_object(
         self, tree: str, parents: list[str], message: str, author: str, at: datetime
     ) -> str:
+        """Make the commit of a stored tree, which no ref names yet, and return it.
+
+        Args:
+            tree: the tree's id.
+            parents: commits.
+            message: all of its message.
+            author: an agent, or `fleet`.
+            at: the time that both dates of the commit get.
+        """
         date = f"{int(at.timestamp())} +0000"
         name = one_line(author).translate(_NO_BRACKETS) or "fleet"
         env = {
@@ -445,7 +490,7 @@ class Store:
         lines = "".join(f"{name}: {one_line(value)}\n" for name, value in trailers.items())
         text = f"{clean(message)}\n\n{lines}"
         with store_errors():
-            return await self._commit_object(tree, parents, text, "fleet", at)
+            return await self.commit_object(tree, parents, text, "fleet", at)
 
     async def _merged_tree(self, head: str, commit: str) -> str | Conflict:
         words = ("merge-tree", "--write-tree", "-z", "--name-only", "--no-messages")

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from deploy.local.servers import ROOT
 from tests.bench import answers, bus, parts, services, upkeep
+from tests.bench import workspace as workspaces
 from tests.bench.figures import Figure
 from workers.exit import leave
 
@@ -43,6 +44,7 @@ PARTS: dict[str, Part] = {
     "inbox": bus.inbox,
     "mirror": bus.mirror,
     "grpc": services.grpc,
+    "workspace": workspaces.workspace,
     "vllm": parts.vllm,
     "answers": answers.answers,
 }

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; `met` is whether the aim was reached, or None without an aim."""
+    """One line of the table; `met` is whether the aim was reached, or None without an aim.
+
+    A value of None was not measured, and `how` says how to.
+    """
 
     what: str
-    value: float
+    value: float | None
     unit: str
     aim: str = ""
     met: bool | None = None
     how: str = ""
 
     def __str__(self) -> str:
+        if self.value is None:
+            return "not measured"
         return f"{self.value:.3g} {self.unit}".rstrip()
 
 

@@ -24,6 +24,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.evaluation import EvaluationWorkflow
 from workflows.implementation import ImplementationWorkflow
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
@@ -40,7 +41,7 @@ def test_every_workflow_has_a_history() -> None:
 
     assert kinds == {
         *("story", "plan", "deliberation", "coach", "context", "derivation"),
-        *("closure", "implementation"),
+        *("closure", "implementation", "evaluation"),
     }
 
 
@@ -123,6 +124,7 @@ def replayer(plugins: Sequence[WorkerPlugin] = ()) -> Replayer:
             DerivationWorkflow,
             StoryClosureWorkflow,
             ImplementationWorkflow,
+            EvaluationWorkflow,
         ],
         workflow_runner=workflow_runner(),
         data_converter=encrypting_converter([KEY, FORMER_KEY]),

@@ -9,6 +9,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.evaluation import EvaluationWorkflow
 from workflows.implementation import ImplementationWorkflow
 from workflows.models.events import DeliberationStarted, example
 from workflows.plan import PlanWorkflow
@@ -84,6 +85,16 @@ SENT: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
             "decisions": [DECISION],
         },
         {**NEWS, "grant_wave": "run/1"},
+    ),
+    EvaluationWorkflow: (
+        {
+            "run": "r",
+            "task": {"instance_id": "i", "problem_statement": "p", "fail_to_pass": ["t"]},
+            "configuration": {"kind": "one"},
+            "repository": {"key": "sample", "url": "file:///r"},
+            "base": "0" * 40,
+        },
+        {},
     ),
     DerivationWorkflow: ({"story_id": STORY, "plan_id": "p"}, {}),
     CoachWorkflow: ({"goal": "g"}, {}),

@@ -43,6 +43,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.evaluation import EvaluationWorkflow
 from workflows.implementation import ImplementationWorkflow
 from workflows.models.acceptance import AcceptanceQuery, AcceptanceRuns, AcceptanceTest
 from workflows.models.access import ActorCheck, CheckedActor
@@ -94,6 +95,7 @@ from workflows.models.context import (
 )
 from workflows.models.deliberation import Check, CheckInput, CheckReport, DeliberationRecord
 from workflows.models.errors import ErrorType, application_error
+from workflows.models.evaluation import EvaluatedCommit, EvaluateInput, SuiteCount
 from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import (
@@ -133,6 +135,7 @@ from workflows.stubs import (
     AnnounceStub,
     BranchStub,
     CheckStub,
+    EvaluationStub,
     GraphStub,
     MirrorStub,
     PlanningStub,
@@ -193,6 +196,8 @@ class World:
     """Agent id -> what that agent does instead."""
     broken: set[str] = field(default_factory=set)
     """Paths whose change breaks a test."""
+    repairs: str = ""
+    """The path whose change solves an evaluated task."""
     measured_commits: list[MeasureInput] = field(default_factory=list)
     output: str = "1 passed"
     """The output of every command."""
@@ -617,6 +622,26 @@ class InstantMirror(InWorld, MirrorStub, AnnounceStub):
         self.world.published += [entry for entry in batch.entries if entry.id not in known]
 
 
+class InstantEvaluations(InWorld, EvaluationStub):
+    """The tests of a task pass on a commit that changes what `world.repairs` names."""
+
+    @activity.defn
+    async def evaluate_commit(self, request: EvaluateInput) -> EvaluatedCommit:
+        world = self.world
+        if cause := world.failing.get("evaluate_commit"):
+            raise ApplicationError(cause, type="InvalidInput", non_retryable=True)
+        paths = {getattr(ran.action, "path", "") for ran in world.ran}
+        resolved = world.repairs in paths
+        wanted = len(request.fail_to_pass)
+        return EvaluatedCommit(
+            resolved=resolved,
+            run=Step(command="test", exit_code=int(not resolved)),
+            fail_to_pass=SuiteCount(tests=wanted, passed=wanted if resolved else 0),
+            pass_to_pass=SuiteCount(),
+            change=Change(commit=request.commit, base=request.base),
+        )
+
+
 def activities() -> list[Any]:
     agents, checks, graph = InstantAgents(), InstantChecks(), InstantGraph()
     planning, mirror, workspace = InstantPlanning(), InstantMirror(), InstantWorkspace()
@@ -642,6 +667,7 @@ def activities() -> list[Any]:
         branches.push_branch,
         InstantAcceptance().test_criteria,
         workspace.measure_change,
+        InstantEvaluations().evaluate_commit,
         checks.check_proposal,
         graph.record,
         graph.record_deliberation,
@@ -676,6 +702,7 @@ async def instant_workers(
                 DerivationWorkflow,
                 StoryClosureWorkflow,
                 ImplementationWorkflow,
+                EvaluationWorkflow,
             ],
             activities=[*activities(), Children(client).follow],
             workflow_runner=workflow_runner(),

@@ -38,6 +38,10 @@ COMMANDS = {
         "Show who proposed a decision or wrote a line, by which prompt and model, and what "
         "followed.",
     ),
+    "eval": (
+        "workers.cli.evaluation",
+        "Let agents solve tasks, and print how many each configuration resolves.",
+    ),
     "events": ("workers.cli.events", "Follow the events of the streams, one line for each."),
     "dead-letters": (
         "workers.cli.dead_letters",

@@ -24,6 +24,7 @@ from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.deliberation import DeliberationWorkflow
 from workflows.derivation import DerivationWorkflow
+from workflows.evaluation import EvaluationWorkflow
 from workflows.implementation import ImplementationWorkflow
 from workflows.plan import PlanWorkflow
 from workflows.story import StoryWorkflow
@@ -60,6 +61,7 @@ def story_worker(client: Client, settings: Settings, valkey: Redis) -> Worker:
             StoryClosureWorkflow,
             CoachWorkflow,
             ImplementationWorkflow,
+            EvaluationWorkflow,
         ],
         activities=[Children(client).follow, access.check_actor],
         workflow_runner=workflow_runner(),

@@ -22,6 +22,7 @@ from activities.workspace.activities import Workspaces
 from activities.workspace.added_lines import ChangeChecks
 from activities.workspace.branches import Branches
 from activities.workspace.changes import Changes
+from activities.workspace.evaluations import Evaluations
 from activities.workspace.repositories import load_repositories, verify
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
@@ -51,6 +52,7 @@ def workspace_worker(
     workspaces = Workspaces(repositories, stores, actions, changes)
     branches = Branches(repositories, stores)
     acceptance = AcceptanceTests(repositories, stores, trees, prepared, sandbox)
+    evaluations = Evaluations(repositories, stores, trees, prepared, sandbox)
     return Worker(
         client,
         task_queue=WORKSPACE_QUEUE,
@@ -67,6 +69,7 @@ def workspace_worker(
             branches.merged_base,
             branches.push_branch,
             acceptance.test_criteria,
+            evaluations.evaluate_commit,
         ],
         max_concurrent_activities=settings.workspace_concurrency,
         **options(settings, Heartbeats()),

@@ -143,6 +143,10 @@ def implementation_workflow_id(task_id: str, agent_id: str) -> str:
     return f"implementation-{encode_id(task_id)}-{encode_id(agent_id)}"
 
 
+def evaluation_workflow_id(task_id: str) -> str:
+    return f"evaluation-{encode_id(task_id)}"
+
+
 def derivation_workflow_id(story_id: str, plan_id: str) -> str:
     """Return the workflow id of a derivation.
 
