@@ -37,6 +37,7 @@ from workers.clients.valkey import valkey_client
 from workers.exit import leave
 from workers.external_storage import data_converter
 from workers.settings import Settings, load
+from workflows.models.errors import invalid_input
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import StoryInput
 
@@ -69,13 +70,13 @@ async def main() -> None:
     Raises:
         Failed: a command was refused, or the story did not reach DONE.
     """
+    story = read_story(Path(os.environ.get("STORY") or STORY))
     settings = load()
     valkey = valkey_client(settings)
     try:
         client = await open_temporal(
             settings, data_converter(valkey, settings.keep_payloads_for, settings.encryption_keys)
         )
-        story = read_story(Path(os.environ.get("STORY") or STORY))
         story_id, running = await next_story(client, story["story_id"])
         if running:
             out.print(f"{story_id} is under way: going on with it")
@@ -98,8 +99,10 @@ def read_story(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text("utf-8-sig")
         StoryInput.model_validate_json(text)
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise Failed(f"STORY={file}: {error}") from None
+    except ValidationError as error:  # not JSON at all
+        raise Failed(f"STORY={file}: {invalid_input('StoryInput', error).message}") from None
     except ApplicationError as error:
         raise Failed(f"STORY={file}: {error.message}") from None
     story: dict[str, Any] = json.loads(text)
@@ -251,7 +254,10 @@ async def print_result(settings: Settings, story_id: str) -> None:
         decisions, _, _ = await driver.execute_query(DECISIONS, story_id=story_id)
         approvals, _, _ = await driver.execute_query(APPROVALS, story_id=story_id)
     out.print(f"\n{story_id} is DONE.", style="bold green")
-    out.print(_table("What was decided", decisions, ["id", "title", "agent", "model"]))
+    if decisions:
+        out.print(_table("What was decided", decisions, ["id", "title", "agent", "model"]))
+    else:  # as a small model often does
+        out.print("The councils have recorded no decisions.")
     out.print(_table("Approvals", approvals, ["gate", "actor", "role", "revision"]))
     stack = StackSettings.load()
     ui = f"http://127.0.0.1:{stack.temporal_ui_port}/namespaces/{settings.temporal_namespace}"
