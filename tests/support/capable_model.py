@@ -91,16 +91,15 @@ DEVELOPER = [
     ),
     replace(
         MIDDLEWARE,
-        '        if limiter.wait_for(environ.get("REMOTE_ADDR", "")) == 0:\n',
-        '        wait = limiter.wait_for(environ.get("REMOTE_ADDR", ""))\n        if wait == 0:\n',
-    ),
-    replace(
-        MIDDLEWARE,
+        '        if limiter.wait_for(environ.get("REMOTE_ADDR", "")) == 0:\n'
+        "            return application(environ, start_response)\n"
         '        headers = [("Content-Type", "text/plain; charset=utf-8")]\n',
-        "        seconds = str(math.ceil(wait))\n"
+        '        wait = limiter.wait_for(environ.get("REMOTE_ADDR", ""))\n'
+        "        if wait == 0:\n"
+        "            return application(environ, start_response)\n"
         "        headers = [\n"
         '            ("Content-Type", "text/plain; charset=utf-8"),\n'
-        '            ("Retry-After", seconds),\n'
+        '            ("Retry-After", str(math.ceil(wait))),\n'
         "        ]\n",
     ),
     write("tests/unit/test_retry_after.py", DEVELOPER_TEST),

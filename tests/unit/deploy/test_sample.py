@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.planning import CONFIG
+from activities.config import CONFIG
 from activities.workspace.repositories import load_repositories, verify
 from deploy.local.parts import SAMPLE_VARIABLE
 from deploy.local.sample import PROJECT, files, make_repository
