@@ -188,7 +188,7 @@ def _in_use(
     """Put the variables into the URL of an entry; return None if one of them is unset."""
     unset = [name for name in _VARIABLE.findall(entry.url) if not variables.get(name)]
     if unset:
-        log.warning("repository is not in use", key=key, unset=unset)
+        log.info("repository is not in use", key=key, unset=unset)
         return None
     url = _VARIABLE.sub(lambda found: variables[found[1]], entry.url)
     if problem := url_problem(url):

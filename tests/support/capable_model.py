@@ -106,7 +106,7 @@ DEVELOPER = [
     run(f"{PYTEST} tests/unit"),
 ]
 TESTER = [
-    write("tests/acceptance/test_retry_after.py", ACCEPTANCE_TESTS),
+    write("tests/acceptance/test_criteria.py", ACCEPTANCE_TESTS),
     run(f"{PYTEST} tests/acceptance"),
 ]
 WRITER = [
@@ -118,7 +118,11 @@ WRITER = [
     )
 ]
 SCRIPTS = {"DEV": DEVELOPER, "QA": TESTER}
-MARKS = {"DEV": "math.ceil(wait)", "QA": "test_ac1_", "": "An answer 429 has the header"}
+MARKS = {
+    "DEV": "math.ceil(wait)",
+    "QA": "test_ac2_after_these_seconds",
+    "": "An answer 429 has the header",
+}
 """Role -> a text that the files have once its work is done."""
 
 DECISION = {
