@@ -628,9 +628,10 @@ def slips(names: Collection[str]) -> dict[str, str]:
     return found
 
 
-def variables() -> set[str]:
-    """Return the names in the environment and in the stack's file."""
-    return {*os.environ, *dotenv_values(home() / "env")}
+def variables() -> dict[str, str]:
+    """Return the variables in the environment and, where it has none, in the stack's file."""
+    in_file = dotenv_values(home() / "env")
+    return {name: value for name, value in in_file.items() if value} | dict(os.environ)
 
 
 _RULES = {

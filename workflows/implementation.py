@@ -180,7 +180,7 @@ class ImplementationWorkflow:
         return ImplementationProgress(
             status=self.status,
             step=self.step,
-            steps=self.most_steps() if work else 0,
+            steps=self.input.first_step - 1 + self.most_steps() if work else 0,
             last=transcript.headline(last.action) if last else "",
             last_command=command.command if command else "",
             exit_code=last.exit_code if last else None,

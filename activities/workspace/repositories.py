@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import structlog
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from activities.config import InvalidConfig, read_config
@@ -19,11 +21,16 @@ from workflows.models.errors import ErrorType, application_error
 from workflows.models.workspace import Command, Glob, Limits, Repository, RepositoryKey
 from workflows.rules.paths import glob_problem
 
+log = structlog.stdlib.get_logger(__name__)
+
 IMPORTED = "local-"
 """The start of the keys of repositories that `fleet eval` imports into the store from a folder."""
 
 TRANSPORTS = ("https", "ssh", "file")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
+"""A variable in a URL."""
 
 _SIZE = re.compile(r"([0-9]+) ?(KiB|MiB|GiB|TiB)?")
 _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
@@ -88,7 +95,8 @@ class ConfiguredRepository(Section):
     @field_validator("url")
     @classmethod
     def _url(cls, url: str) -> str:
-        if problem := url_problem(url):
+        problem = "" if _VARIABLE.search(url) else url_problem(url)
+        if problem:
             raise ValueError(problem)
         return url
 
@@ -170,17 +178,40 @@ def url_problem(url: str) -> str:
     return ""
 
 
-def load_repositories(file: Path) -> dict[str, Repository]:
+def load_repositories(
+    file: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Repository]:
     """Read and check repositories.yaml.
+
+    An entry whose URL names a variable that is unset is left out.
+
+    Args:
+        file: repositories.yaml.
+        variables: what `${NAME}` in a URL stands for.
 
     Raises:
         ApplicationError: `InvalidConfig` with the file, the field and the rule.
     """
     try:
         found = read_config(file, ConfiguredRepositories).repositories
+        used = {key: _in_use(file, key, entry, variables) for key, entry in found.items()}
     except InvalidConfig as error:
         raise error.final() from error
-    return {key: entry.repository(key) for key, entry in found.items()}
+    return {key: entry.repository(key) for key, entry in used.items() if entry}
+
+
+def _in_use(
+    file: Path, key: str, entry: ConfiguredRepository, variables: Mapping[str, str]
+) -> ConfiguredRepository | None:
+    """Put the variables into the URL of an entry; return None if one of them is unset."""
+    unset = [name for name in _VARIABLE.findall(entry.url) if not variables.get(name)]
+    if unset:
+        log.info("repository is not in use", key=key, unset=unset)
+        return None
+    url = _VARIABLE.sub(lambda found: variables[found[1]], entry.url)
+    if problem := url_problem(url):
+        raise InvalidConfig(file, [f"repositories.{key}.url: {problem}"])
+    return entry.model_copy(update={"url": url})
 
 
 def find_repository(repositories: Mapping[str, Repository], key: str) -> Repository:

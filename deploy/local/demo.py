@@ -1,8 +1,10 @@
-"""`make run`: take the sample story to DONE, with the commands that a person would type.
+"""`make run`: take a story to DONE, with the commands that a person would type.
 
-It starts the next sample story that has not run yet, or continues a running one. It shows what
-happens, opens each gate with `temporal workflow update execute`, and measures the sample project
-with `fleet report`. At the end it lists what was decided, by whom, and where to look.
+The story is that of the file STORY, by default one for the sample project's repository. Each run
+starts it under the next number that has not run yet, or continues a running one. It shows what
+happens, and opens each gate with `temporal workflow update execute`; a story without a repository
+gets the report of the sample project by `fleet report`. At the end it lists what was decided, by
+whom, where to look, and the story's branch.
 """
 
 import asyncio
@@ -14,12 +16,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import digits
 from typing import Any
 
 from dotenv import dotenv_values
+from pydantic import ValidationError
 from rich.console import Console, RenderableType
 from rich.live import Live
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.servers import ROOT
@@ -32,11 +37,14 @@ from workers.clients.valkey import valkey_client
 from workers.exit import leave
 from workers.external_storage import data_converter
 from workers.settings import Settings, load
+from workflows.models.errors import invalid_input
 from workflows.models.ids import story_workflow_id
+from workflows.models.story import StoryInput
 
 SAMPLE = ROOT / "deploy/examples/ratelimit"
-FIRST, LAST = 101, 999
-"""The sample stories are US-101, US-102 and so on: one for each `make run`."""
+STORY = ROOT / "deploy/examples/stories/readme.json"
+MOST_RUNS = 999
+"""Stories are US-101, US-102 and so on: one for each `make run` of US-101."""
 
 DECISIONS = """
 MATCH (d:Decision)-[:OF]->(:Story {id: $story_id})
@@ -62,27 +70,59 @@ async def main() -> None:
     Raises:
         Failed: a command was refused, or the story did not reach DONE.
     """
+    story = read_story(Path(os.environ.get("STORY") or STORY))
     settings = load()
     valkey = valkey_client(settings)
     try:
         client = await open_temporal(
             settings, data_converter(valkey, settings.keep_payloads_for, settings.encryption_keys)
         )
-        story_id, running = await next_story(client)
+        story_id, running = await next_story(client, story["story_id"])
         if running:
             out.print(f"{story_id} is under way: going on with it")
         else:
-            start(settings, story_id)
-        await lead(client, settings, story_id)
+            start(settings, story | {"story_id": story_id})
+        branch = await lead(client, settings, story_id)
         await print_result(settings, story_id)
+        if branch:
+            print_branch(story_id)
     finally:
         await valkey.aclose()
 
 
-async def next_story(client: Client) -> tuple[str, bool]:
-    """Return the first sample story that has not ended, and whether it already runs."""
-    for number in range(FIRST, LAST + 1):
-        story_id = f"US-{number}"
+def read_story(file: Path) -> dict[str, Any]:
+    """Read a story's file.
+
+    Raises:
+        Failed: it cannot be read, or is not a story.
+    """
+    try:
+        text = file.read_text("utf-8-sig")
+        StoryInput.model_validate_json(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failed(f"STORY={file}: {error}") from None
+    except ValidationError as error:  # not JSON at all
+        raise Failed(f"STORY={file}: {invalid_input('StoryInput', error).message}") from None
+    except ApplicationError as error:
+        raise Failed(f"STORY={file}: {error.message}") from None
+    story: dict[str, Any] = json.loads(text)
+    return story
+
+
+def following_ids(first: str) -> Iterator[str]:
+    """Yield a story's id and those after it, if it ends in a number: US-101, US-102 and so on."""
+    name = first.rstrip(digits)
+    number = first.removeprefix(name)
+    if not number:
+        yield first
+        return
+    for each in range(int(number), int(number) + MOST_RUNS):
+        yield f"{name}{each:0{len(number)}}"
+
+
+async def next_story(client: Client, first: str) -> tuple[str, bool]:
+    """Return the first id from `first` on that has not ended, and whether it already runs."""
+    for story_id in following_ids(first):
         try:
             found = await client.get_workflow_handle(story_workflow_id(story_id)).describe()
         except RPCError as error:
@@ -92,12 +132,13 @@ async def next_story(client: Client) -> tuple[str, bool]:
         if found.status == WorkflowExecutionStatus.RUNNING:
             return story_id, True
     raise Failed(
-        f"all sample stories, US-{FIRST} to US-{LAST}, have run: `make clean` forgets them"
+        f"{first} has run, and every id after it: give the story another story_id, or `make clean` "
+        "forgets them"
     )
 
 
-def start(settings: Settings, story_id: str) -> None:
-    story = json.loads((SAMPLE / "story.json").read_text()) | {"story_id": story_id}
+def start(settings: Settings, story: Mapping[str, Any]) -> None:
+    story_id = story["story_id"]
     file = StackSettings.load().home / f"{story_id}.json"
     file.write_text(json.dumps(story, indent=2) + "\n")
     temporal(
@@ -107,8 +148,12 @@ def start(settings: Settings, story_id: str) -> None:
     )
 
 
-async def lead(client: Client, settings: Settings, story_id: str) -> None:
-    """Show the story live, open each gate as it comes, and send the report when it is requested."""
+async def lead(client: Client, settings: Settings, story_id: str) -> bool:
+    """Show the story live, open each gate as it comes, and send the report when it is requested.
+
+    Returns:
+        Whether the story has a branch.
+    """
     opened: set[tuple[str, str]] = set()
     reported = ""
     with showing() as show:
@@ -119,7 +164,7 @@ async def lead(client: Client, settings: Settings, story_id: str) -> None:
             if not is_open(now.status):
                 if now.story.state != "DONE":
                     raise Failed(f"{story_id} ended as {now.status} in {now.story.state}")
-                return
+                return now.story.branch is not None
             gate = (now.story.pending_gate, now.story.revision)
             if gate[0] and gate not in opened:
                 opened.add(gate)
@@ -128,10 +173,12 @@ async def lead(client: Client, settings: Settings, story_id: str) -> None:
                 reported = now.story.plan_id
                 command = [_program("fleet"), "report", story_id, str(_short(SAMPLE))]
                 await asyncio.to_thread(run, command)
+    raise Failed(f"{story_id} was not followed to its end")
 
 
 def wants_report(now: Snapshot) -> bool:
-    return now.story.state == "BUILD" and now.story.report is None
+    story = now.story
+    return story.state == "BUILD" and story.report is None and story.branch is None
 
 
 def approve(settings: Settings, now: Snapshot) -> None:
@@ -207,13 +254,15 @@ async def print_result(settings: Settings, story_id: str) -> None:
         decisions, _, _ = await driver.execute_query(DECISIONS, story_id=story_id)
         approvals, _, _ = await driver.execute_query(APPROVALS, story_id=story_id)
     out.print(f"\n{story_id} is DONE.", style="bold green")
-    out.print(_table("What was decided", decisions, ["id", "title", "agent", "model"]))
+    if decisions:
+        out.print(_table("What was decided", decisions, ["id", "title", "agent", "model"]))
+    else:  # as a small model often does
+        out.print("The councils have recorded no decisions.")
     out.print(_table("Approvals", approvals, ["gate", "actor", "role", "revision"]))
     stack = StackSettings.load()
     ui = f"http://127.0.0.1:{stack.temporal_ui_port}/namespaces/{settings.temporal_namespace}"
     first = decisions[0]["id"] if decisions else "DECISION"
     folder = _short(stack.home)
-    following = int(story_id.removeprefix("US-")) + 1
     rows = [
         ("Web UI", f"{ui}/workflows/{story_workflow_id(story_id)}"),
         ("this story", f"fleet show {story_id}"),
@@ -228,8 +277,8 @@ async def print_result(settings: Settings, story_id: str) -> None:
         ("logs", f"make logs, or {folder}/logs"),
         (
             "the next story",
-            f"temporal workflow start --type StoryWorkflow --task-queue story "
-            f"--workflow-id story-US-{following} --input-file YOUR.json",
+            "temporal workflow start --type StoryWorkflow --task-queue story "
+            "--workflow-id story-YOURS --input-file YOUR.json",
         ),
         ("what waits for me", "fleet list --waiting"),
         ("stop", "make stop (everything is kept; make run goes on)"),
@@ -238,6 +287,12 @@ async def print_result(settings: Settings, story_id: str) -> None:
     for name, value in rows:  # never wrapped, so that they can be copied
         out.print(render.text(f"{name:<19}", "bold"), render.text(value), soft_wrap=True, sep="")
     out.print("The commands are in .venv/bin: `. .venv/bin/activate` puts them on your PATH.")
+
+
+def print_branch(story_id: str) -> None:
+    """Print the commits of the story's branch, and what they change."""
+    for command in (["log", story_id], ["diff", story_id, "--stat"]):
+        run([_program("fleet"), *command])
 
 
 def _table(title: str, rows: Sequence[Any], columns: Sequence[str]) -> RenderableType:

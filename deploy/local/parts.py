@@ -10,6 +10,7 @@ from functools import partial
 from temporalio.converter import DataConverter
 
 from activities.tokens import Caller, create_token
+from deploy.local.sample import REPOSITORY
 from deploy.local.servers import (
     LOOPBACK,
     Nats,
@@ -33,6 +34,8 @@ from workers.clients.temporal import open_temporal
 from workers.clients.valkey import open_valkey
 from workers.payload_codec import KEY_BYTES
 from workers.settings import Settings
+
+SAMPLE_VARIABLE = "SAMPLE_REPOSITORY"
 
 DEVELOPER_ROLES = ("PO", "QA", "OPERATOR")
 DEVELOPER_TOKEN_FOR = timedelta(days=365)
@@ -105,6 +108,7 @@ def parts(settings: StackSettings) -> Parts:
         ui = WebUi(settings.home / "data" / "ui", temporal, settings.home)
         servers = (servers[0], Part(ui, ui.url, servers[0].ready_within), *servers[1:])
     env["HEALTH_PORT"] = str(settings.health_port)
+    env |= _sample()
     ports = settings.grpc_ports | {"codec": settings.codec_port}
     if settings.observe:
         ports |= {"temporal-metrics": settings.temporal_metrics_port}
@@ -198,6 +202,11 @@ def _elsewhere(
 @asynccontextmanager
 async def _open_temporal(settings: Settings) -> AsyncIterator[object]:
     yield await open_temporal(settings, DataConverter.default)
+
+
+def _sample() -> dict[str, str]:
+    """Return the variable that repositories.yaml has for the sample project, if set-up made it."""
+    return {SAMPLE_VARIABLE: REPOSITORY.as_uri()} if REPOSITORY.exists() else {}
 
 
 def _grpc(settings: StackSettings) -> dict[str, str]:

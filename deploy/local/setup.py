@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local import sample
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 INSTALLED = ROOT / ".fleet" / "setup"
@@ -33,6 +35,7 @@ DISK_NEEDED_GB = 16
 JDK_NEEDED = 17
 DEBIAN_PACKAGES = {
     "bwrap": "bubblewrap",
+    "git": "git",
     "javac": "default-jdk-headless",
     "mvn": "maven",
 }
@@ -182,7 +185,7 @@ def accelerator() -> str:
 
 
 def _missing_programs() -> list[str]:
-    needed = ["bwrap"] if accelerator() == "none" else DEBIAN_PACKAGES
+    needed = ["bwrap", "git"] if accelerator() == "none" else DEBIAN_PACKAGES
     missing = [name for name in needed if shutil.which(name) is None]
     if "javac" in needed and "javac" not in missing and _jdk_version() < JDK_NEEDED:
         missing.append("javac")
@@ -202,7 +205,8 @@ def _install_programs() -> None:
     if packages:
         by_hand = f"install them as root: apt-get install {' '.join(packages)}"
         what = (
-            f"{', '.join(missing)} not found (bubblewrap, JDK {JDK_NEEDED}+ and Maven are needed)"
+            f"{', '.join(missing)} not found (bubblewrap, git, JDK {JDK_NEEDED}+ and Maven are "
+            "needed)"
         )
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise SetupFailed(what, by_hand)
@@ -372,6 +376,17 @@ def _model_inputs() -> str:
     return "\n".join([*pinned, (HERE / "model.py").read_text()])
 
 
+# The sample project
+
+
+def _make_sample() -> None:
+    _run(
+        "sample",
+        [sys.executable, "-m", "deploy.local.sample"],
+        "git must be able to write into .fleet/setup",
+    )
+
+
 # Prometheus
 
 
@@ -390,7 +405,7 @@ def _install_prometheus() -> None:
 STEPS = (
     Step(
         "programs",
-        "bubblewrap; for Neo4j, JDK and Maven",
+        "bubblewrap and git; for Neo4j, JDK and Maven",
         _programs_inputs,
         INSTALLED / "programs",
         _install_programs,
@@ -416,6 +431,13 @@ STEPS = (
         _model_inputs,
         INSTALLED / "models/smollm2-135m-instruct/done",
         _make_model,
+    ),
+    Step(
+        "sample",
+        "a git repository of the sample project",
+        sample.fingerprint,
+        sample.REPOSITORY,
+        _make_sample,
     ),
     Step(
         "prometheus",

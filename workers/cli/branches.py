@@ -42,22 +42,22 @@ Task = Annotated[
 
 
 @app.command(epilog="Examples:  fleet diff US-101  ·  fleet diff US-101 --task US-101-plan-1-t1")
-def diff(story_id: StoryId, task: Task = None, as_json: Json = False) -> None:
+def diff(
+    story_id: StoryId,
+    task: Task = None,
+    stat: Annotated[
+        bool, typer.Option("--stat", help="Only the files, with their changed lines.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what a story changes in its repository, as a diff."""
 
     async def work() -> None:
         async with opened(story_id) as (branch, store, head):
             span = _span(branch, task) if task else (branch.base, head)
-            if as_json:
-                files = await store.changed(*span)
-                change = Change(
-                    base=span[0],
-                    commit=span[1],
-                    files=files,
-                    insertions=sum(file.insertions for file in files),
-                    deletions=sum(file.deletions for file in files),
-                )
-                emit(change, "", as_json)
+            if as_json or stat:
+                change = await _change(store, *span)
+                emit(change, render.diff_stat(change), as_json)
                 return
             shown = await store.diff(*span)
         # A terminal obeys what a model may have written into a file.
@@ -149,6 +149,17 @@ async def opened(story_id: str) -> AsyncIterator[tuple[StoryBranch, Store, str]]
         if head is None:
             raise CommandError(f"The store {folder} has no branch {branch.branch}; was it lost?")
         yield branch, store, head
+
+
+async def _change(store: Store, base: str, commit: str) -> Change:
+    files = await store.changed(base, commit)
+    return Change(
+        base=base,
+        commit=commit,
+        files=files,
+        insertions=sum(file.insertions for file in files),
+        deletions=sum(file.deletions for file in files),
+    )
 
 
 def _span(branch: StoryBranch, task: str) -> tuple[str, str]:

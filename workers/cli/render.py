@@ -14,14 +14,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from workers.cli.snapshot import Council, Snapshot
+from workers.cli.snapshot import AgentWork, Council, Snapshot
 from workflows.models.acceptance import Acceptance
 from workflows.models.agents import UsageLine
 from workflows.models.base import Model
+from workflows.models.implementation import ImplementationProgress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView, TimelineEntry
-from workflows.models.workspace import LoggedCommit
+from workflows.models.workspace import Change, LoggedCommit
 from workflows.rules.acceptance import evidence
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ LONGEST_WORD = 40
 """Characters that a column keeps for its longest word; longer words may be broken."""
 
 SHORTEST = 8
+
+ACTION_SHOWN = 80
+"""Characters of an agent's last action."""
 
 
 class StoryRow(Model):
@@ -295,6 +299,24 @@ def commits(branch: str, found: Sequence[LoggedCommit]) -> RenderableType:
     )
 
 
+def diff_stat(change: Change) -> RenderableType:
+    """Render the files of a change, each with its added and removed lines, as `git diff --stat`."""
+    lines = Table.grid(padding=(0, 1))
+    for file in change.files:
+        name = f"{file.old_path} => {file.path}" if file.old_path else file.path
+        size = "binary" if file.binary else f"+{file.insertions} -{file.deletions}"
+        lines.add_row(text(name), "|", text(size, "green" if file.insertions else "red"))
+    total = (
+        f"{_counted(len(change.files), 'file')} changed, {_counted(change.insertions, 'insertion')}"
+        f"(+), {_counted(change.deletions, 'deletion')}(-)"
+    )
+    return Group(lines, text(total))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def snapshot(now: Snapshot) -> RenderableType:
     """Render the live view: the story, and every council with who has answered."""
     parts: list[RenderableType] = [story(now.story)]
@@ -304,6 +326,22 @@ def snapshot(now: Snapshot) -> RenderableType:
                 "Councils at work",
                 ("task", "wave", "answered", "still thinking", "failed", "tokens"),
                 map(_council, now.councils),
+            )
+        )
+    if now.implementations:
+        parts.append(
+            FittingTable(
+                "Agents at work in the repository",
+                (
+                    "task and agent",
+                    "step",
+                    Column("now", drop=3),
+                    "last action",
+                    "exit",
+                    Column("files", drop=1),
+                    Column("tokens", drop=2),
+                ),
+                map(_implementation, now.implementations),
             )
         )
     return Group(*parts)
@@ -321,6 +359,31 @@ def _council(council: Council) -> Sequence[object]:
     )
 
 
+def _implementation(work: AgentWork) -> Sequence[object]:
+    progress = work.progress
+    return (
+        work.agent,
+        f"{progress.step} of {progress.steps}" if progress.steps else "",
+        text(progress.status, "dim"),
+        cut(progress.last),
+        text(ended(progress), "red" if progress.exit_code else ""),
+        len(progress.changed),
+        f"{progress.tokens:,}",
+    )
+
+
+def ended(progress: ImplementationProgress) -> str:
+    """Return how the last command ended; empty if the last action was not a command."""
+    if not progress.last_command:
+        return ""
+    return "stopped" if progress.exit_code is None else str(progress.exit_code)
+
+
+def cut(action: str) -> str:
+    """Return the beginning of an action, which may be long."""
+    return action if len(action) <= ACTION_SHOWN else f"{action[: ACTION_SHOWN - 1]}…"
+
+
 def line(now: Snapshot) -> str:
     """Return the snapshot on one line, for a log."""
     view = now.story
@@ -334,7 +397,15 @@ def line(now: Snapshot) -> str:
         f"{len(council.progress.answered)}/{_seats(council)} {council.progress.tokens:,} tokens"
         for council in now.councils
     ]
+    parts += [_step(each) for each in now.implementations]
     return plain(f"{view.story_id}  {'  |  '.join(parts)}  |  {view.tokens_used:,} in all")
+
+
+def _step(work: AgentWork) -> str:
+    progress = work.progress
+    exit_code = f" exit {ended(progress)}" if ended(progress) else ""
+    last = f": {cut(progress.last)}{exit_code}" if progress.last else ""
+    return f"{work.agent} step {progress.step}/{progress.steps} {progress.status}{last}"
 
 
 def _seats(council: Council) -> int:

@@ -9,11 +9,16 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from workers.clients.queries import NO_ANSWER
 from workflows.deliberation import DeliberationWorkflow
+from workflows.implementation import ImplementationWorkflow
 from workflows.models.base import Model
 from workflows.models.deliberation import Progress
-from workflows.models.ids import story_workflow_id, task_of
+from workflows.models.ids import decode_id, story_workflow_id, task_of
+from workflows.models.implementation import ImplementationProgress
 from workflows.models.story import StoryResult, StoryView
 from workflows.story import StoryWorkflow
+
+COUNCIL = DeliberationWorkflow.__name__
+IMPLEMENTATION = ImplementationWorkflow.__name__
 
 LOOK_EVERY_S = 1.0
 QUERY_WITHIN = timedelta(seconds=10)
@@ -31,21 +36,29 @@ class Council(Model):
     progress: Progress
 
 
+class AgentWork(Model):
+    """A running implementation. agent: `{task_id}-{agent_id}`."""
+
+    agent: str
+    progress: ImplementationProgress
+
+
 class Snapshot(Model):
     """A story at one moment. status: RUNNING, COMPLETED, CANCELED and so on."""
 
     status: str
     story: StoryView
     councils: list[Council] = []
+    implementations: list[AgentWork] = []
 
 
 async def look(client: Client, story: Story) -> Snapshot:
-    """Return the story's state, and the progress of every council that works for it."""
+    """Return the story's state, and the progress of all that works for it."""
     description = await story.describe()
     view = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
     status = description.status or WorkflowExecutionStatus.RUNNING
-    councils = await _councils(client, story.id) if is_open(status.name) else []
-    return Snapshot(status=status.name, story=view, councils=councils)
+    found = Snapshot(status=status.name, story=view)
+    return await _with_work(client, story.id, found) if is_open(status.name) else found
 
 
 def is_open(status: str) -> bool:
@@ -56,25 +69,34 @@ def is_open(status: str) -> bool:
     )
 
 
-async def _councils(client: Client, root_id: str) -> list[Council]:
+async def _with_work(client: Client, root_id: str, story: Snapshot) -> Snapshot:
     at_work = client.list_workflows(
-        "WorkflowType = 'DeliberationWorkflow' AND ExecutionStatus = 'Running' "
+        f"WorkflowType IN ('{COUNCIL}', '{IMPLEMENTATION}') AND ExecutionStatus = 'Running' "
         f"AND RootWorkflowId = '{root_id}'"
     )
-    ids = [execution.id async for execution in at_work]
-    found = await asyncio.gather(*(_progress(client, each) for each in ids))
-    return sorted((council for council in found if council), key=lambda each: each.task_id)
+    ids = sorted([(each.workflow_type, each.id) async for each in at_work])
+    found = await asyncio.gather(*(_progress(client, *each) for each in ids))
+    return story.model_copy(
+        update={
+            "councils": [each for each in found if isinstance(each, Council)],
+            "implementations": [each for each in found if isinstance(each, AgentWork)],
+        }
+    )
 
 
-async def _progress(client: Client, workflow_id: str) -> Council | None:
+async def _progress(client: Client, kind: str, workflow_id: str) -> Council | AgentWork | None:
     handle = client.get_workflow_handle(workflow_id)
     try:
-        progress = await handle.query(DeliberationWorkflow.progress, rpc_timeout=QUERY_WITHIN)
+        if kind == COUNCIL:
+            wave = await handle.query(DeliberationWorkflow.progress, rpc_timeout=QUERY_WITHIN)
+            return Council(task_id=task_of(workflow_id), progress=wave)
+        step = await handle.query(ImplementationWorkflow.progress, rpc_timeout=QUERY_WITHIN)
+        agent = decode_id(workflow_id.removeprefix("implementation-"))
+        return AgentWork(agent=agent, progress=step)
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None  # it ended meanwhile
         raise
-    return Council(task_id=task_of(workflow_id), progress=progress)
 
 
 async def follow(client: Client, story_id: str) -> AsyncIterator[Snapshot | str]:

@@ -28,7 +28,7 @@ from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
 from workers.clients.connection import StartError
 from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
-from workers.settings import Settings
+from workers.settings import Settings, variables
 from workers.store_collector import StoreCollector
 from workflows.models.workspace import Repository
 from workflows.stubs import WORKSPACE_QUEUE
@@ -81,7 +81,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     """Check the repositories' entries and the folders, then run."""
     settings = base.settings
     with valid_config(InvalidConfig):
-        repositories = load_repositories(settings.fleet_config / "repositories.yaml")
+        repositories = load_repositories(settings.fleet_config / "repositories.yaml", variables())
     await verify_all(repositories, settings)
     make_folders(settings)
     sandbox = Sandbox()

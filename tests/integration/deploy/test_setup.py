@@ -117,7 +117,7 @@ def test_an_unknown_step_is_refused_with_the_known_ones(
 ) -> None:
     assert setup.main(["--only", "kitchen"]) == 1
 
-    steps = "programs, uv, packages, neo4j, model, prometheus"
+    steps = "programs, uv, packages, neo4j, model, sample, prometheus"
     assert f"--only takes one of {steps}" in capsys.readouterr().err
 
 

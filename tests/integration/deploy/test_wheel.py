@@ -29,6 +29,7 @@ DATA = (
     "deploy/local/requirements/cpu.lock",
     "deploy/examples/ratelimit/pyproject.toml",
     "deploy/examples/ratelimit/story.json",
+    "deploy/examples/stories/readme.json",
     "deploy/examples/ratelimit/tests/unit/test_bucket.py",
 )
 

@@ -31,17 +31,37 @@ def refusal(tmp_path: Path, entry: dict[str, Any], key: str = "sample") -> str:
     return refused.value.message
 
 
-def test_the_shipped_file_names_no_repository() -> None:
-    assert load_repositories(CONFIG / "repositories.yaml") == {}
+SHIPPED = CONFIG / "repositories.yaml"
+
+
+def test_the_shipped_file_names_the_sample_where_its_variable_is_set() -> None:
+    url = "file:///srv/sample.git"
+
+    assert load_repositories(SHIPPED) == {}
+    assert load_repositories(SHIPPED, {"SAMPLE_REPOSITORY": ""}) == {}
+    assert load_repositories(SHIPPED, {"SAMPLE_REPOSITORY": url})["sample"].url == url
+
+
+def test_a_variable_in_a_url_does_not_get_around_its_rules(tmp_path: Path) -> None:
+    file = tmp_path / "repositories.yaml"
+    entry = {"url": "https://${HOST}/team/sample.git"}
+    file.write_text(yaml.safe_dump({"repositories": {"sample": entry}}))
+
+    found = load_repositories(file, {"HOST": "git.example.org"})
+    assert found["sample"].url == URL
+    with pytest.raises(ApplicationError, match=r"sample\.url: a URL has no credentials") as refused:
+        load_repositories(file, {"HOST": "user:secret@git.example.org"})
+    assert refused.value.type == ErrorType.INVALID_CONFIG
+    assert "secret" not in refused.value.message
 
 
 def test_the_example_in_the_shipped_file_is_valid(tmp_path: Path) -> None:
     text = (CONFIG / "repositories.yaml").read_text()
-    example = text[text.index("# repositories:") : text.index("\nrepositories: {}")]
+    example = text[text.index("# repositories:") : text.index("\nrepositories:")]
     file = tmp_path / "repositories.yaml"
     file.write_text("\n".join(line.removeprefix("# ") for line in example.splitlines()))
 
-    sample = load_repositories(file)["sample"]
+    sample = load_repositories(file)["shop"]
 
     assert sample.limits == Limits(steps=40, seconds=900, memory_bytes=2 * 1024**3, processes=256)
     assert sample.unit.startswith("pytest -q --junitxml=$REPORTS/unit.xml")

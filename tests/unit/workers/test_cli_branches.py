@@ -59,6 +59,7 @@ async def test_diff_shows_the_branch_or_one_task(story: RunningStory, shell: Env
     task = f"{story.story_id}-plan-1-t2"
     part = (await done(shell, "diff", story.story_id, "--task", task)).out
     change = (await done(shell, "diff", story.story_id, "--json")).json
+    stat = (await done(shell, "diff", story.story_id, "--stat")).out
 
     assert "+    return left + right\n" in whole
     assert "+## Use\n" in whole
@@ -67,6 +68,7 @@ async def test_diff_shows_the_branch_or_one_task(story: RunningStory, shell: Env
     assert change["commit"] == await head_of(story)
     assert [file["path"] for file in change["files"]] == ["README.md", "adder/__init__.py"]
     assert (change["insertions"], change["deletions"]) == (5, 1)
+    assert stat.splitlines()[-1] == "2 files changed, 5 insertions(+), 1 deletion(-)"
 
 
 async def test_a_diff_can_be_applied(

@@ -14,16 +14,17 @@ from activities.graph.provenance import Objection, Passed, Why
 from bridge.jetstream.dead_letters import DeadLetter
 from workers.cli import render
 from workers.cli.provenance import line_reason
-from workers.cli.snapshot import Council, Snapshot
+from workers.cli.snapshot import AgentWork, Council, Snapshot
 from workflows.models.acceptance import Acceptance, AcceptanceTest, Criterion
 from workflows.models.agents import PlannedTask, UsageLine
 from workflows.models.branches import BranchView
 from workflows.models.deliberation import FailedAgent, Progress
+from workflows.models.implementation import ImplementationProgress
 from workflows.models.outbox import OutboxStuck
 from workflows.models.plan import Plan
 from workflows.models.readiness import Finding
 from workflows.models.story import Move, StoryView, TimelineEntry
-from workflows.models.workspace import BlamedLine, LoggedCommit
+from workflows.models.workspace import BlamedLine, Change, ChangedFile, LoggedCommit
 
 OUTSIDE = st.text(max_size=40) | st.sampled_from(
     [
@@ -93,9 +94,17 @@ def everything(text: str) -> list[RenderableType]:
             failed=[FailedAgent(agent_id=text, act="propose", cause=text)],
         ),
     )
+    work = AgentWork(
+        agent=text,
+        progress=ImplementationProgress(status="acting", last=text, last_command=text, exit_code=1),
+    )
+    changed = ChangedFile(path=text, old_path=text, status="renamed")
     task = PlannedTask(task_id="t1", role="DEV", title=text, description=text)
     return [
-        render.snapshot(Snapshot(status="RUNNING", story=story, councils=[council])),
+        render.snapshot(
+            Snapshot(status="RUNNING", story=story, councils=[council], implementations=[work])
+        ),
+        render.diff_stat(Change(commit="b", base="a", files=[changed])),
         render.page(
             render.StoryPage(
                 story=story,
@@ -204,6 +213,40 @@ def test_a_snapshot_on_one_line_shows_state_wave_and_tokens() -> None:
 
     assert line == (
         "US-1  DRAFT  |  Undo  |  US-1-DESIGN-1 criticise 1 1/3 1,234 tokens  |  12,345 in all"
+    )
+
+
+def test_a_snapshot_on_one_line_shows_the_step_under_way() -> None:
+    story = a_view("Undo").model_copy(update={"pending_gate": "", "tokens_used": 12_345})
+    tests = ImplementationProgress(
+        status="asking", step=3, steps=40, last="run: pytest -q", last_command="pytest -q",
+        exit_code=1, tokens=900,
+    )  # fmt: skip
+    first = ImplementationProgress(status="starting")
+    stopped = tests.model_copy(update={"exit_code": None})
+
+    def line(progress: ImplementationProgress) -> str:
+        work = AgentWork(agent="US-1-plan-1-t1-agent-dev-1", progress=progress)
+        shown = render.line(Snapshot(status="RUNNING", story=story, implementations=[work]))
+        return shown.split("  |  ")[2]
+
+    assert line(tests) == ("US-1-plan-1-t1-agent-dev-1 step 3/40 asking: run: pytest -q exit 1")
+    assert line(first) == "US-1-plan-1-t1-agent-dev-1 step 0/0 starting"
+    assert line(stopped).endswith("run: pytest -q exit stopped")
+
+
+def test_the_stat_of_a_diff_has_each_file_and_the_sum() -> None:
+    files = [
+        ChangedFile(path="README.md", status="modified", insertions=5, deletions=1),
+        ChangedFile(path="a.png", status="added", binary=True),
+        ChangedFile(path="new.py", old_path="old.py", status="renamed"),
+    ]
+    change = Change(commit="b", base="a", files=files, insertions=5, deletions=1)
+
+    shown = " ".join(printed(render.diff_stat(change)).split())
+    assert shown == (
+        "README.md | +5 -1 a.png | binary old.py => new.py | +0 -0 "
+        "3 files changed, 5 insertions(+), 1 deletion(-)"
     )
 
 

@@ -1,8 +1,7 @@
-"""The limit as WSGI middleware: 429 with Retry-After for a client that is over it."""
+"""The limit as WSGI middleware: 429 for a client that is over it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,10 @@ def limited(application: WSGIApplication, limiter: RateLimiter) -> WSGIApplicati
     """
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        wait = limiter.wait_for(environ.get("REMOTE_ADDR", ""))
-        if wait == 0:
+        if limiter.wait_for(environ.get("REMOTE_ADDR", "")) == 0:
             return application(environ, start_response)
-        seconds = str(math.ceil(wait))
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", seconds)]
+        headers = [("Content-Type", "text/plain; charset=utf-8")]
         start_response("429 Too Many Requests", headers)
-        return [f"Too many requests; try again in {seconds} s.\n".encode()]
+        return [b"Too many requests; try again later.\n"]
 
     return serve

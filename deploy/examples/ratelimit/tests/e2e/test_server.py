@@ -48,7 +48,6 @@ def test_requests_over_the_limit_are_answered_429(port: int) -> None:
     answers = [get(port) for _ in range(5)]
 
     assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
-    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 100
 
 
 def test_a_greedy_client_does_not_starve_another(port: int) -> None:
