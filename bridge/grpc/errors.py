@@ -110,6 +110,7 @@ STATUS: dict[str, StatusCode] = {
     ErrorType.LLM_REFUSED: StatusCode.FAILED_PRECONDITION,
     ErrorType.NO_SANDBOX: StatusCode.UNAVAILABLE,
     ErrorType.STORE_UNREACHABLE: StatusCode.UNAVAILABLE,
+    ErrorType.PACK_MISSING: StatusCode.UNAVAILABLE,
     ErrorType.STORE_UNAVAILABLE: StatusCode.UNAVAILABLE,
     ErrorType.REPOSITORY_AWAY: StatusCode.UNAVAILABLE,
     ErrorType.GIT_STORE_AWAY: StatusCode.UNAVAILABLE,

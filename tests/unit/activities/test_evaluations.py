@@ -8,7 +8,7 @@ from temporalio.exceptions import ApplicationError
 from activities.workspace.activities import pinned_entry
 from activities.workspace.evaluations import counted, reported_name
 from activities.workspace.junit import Outcomes
-from activities.workspace.measuring import Tested
+from activities.workspace.measuring import Tested as SuiteRun
 from activities.workspace.repositories import load_repositories
 from activities.workspace.store import Stores
 from workflows.models.measurement import Step
@@ -35,14 +35,14 @@ def test_only_a_test_that_ran_and_passed_counts() -> None:
         found.add(f"tests.test_a::{name}", outcome, "it is 4")  # type: ignore[arg-type]
     names = [f"tests/test_a.py::{name}" for name in ("passes", "fails", "skips", "absent")]
 
-    count = counted(names, Tested(Step(), found))
+    count = counted(names, SuiteRun(Step(), found))
 
     assert (count.tests, count.passed) == (4, 1)
     assert [each.message for each in count.failed] == ["it is 4", "skipped", "it did not run"]
 
 
 def test_the_reason_of_a_run_without_results_is_named() -> None:
-    count = counted(["tests/test_a.py::test_one"], Tested(Step(not_measured="no sandbox")))
+    count = counted(["tests/test_a.py::test_one"], SuiteRun(Step(not_measured="no sandbox")))
 
     assert [each.message for each in count.failed] == ["no sandbox"]
 
