@@ -185,9 +185,9 @@ class Rebasing:
         story, visit = self.of.story, self.of.story.visit
         assert story.branch is not None
         try:
-            await self.of.measure_branch(story.branch)
+            await self.of.branch_work.measure(story.branch)
             if story.tests_criteria and story.acceptance:
-                await self.of.test_criteria(story.branch)
+                await self.of.branch_work.test_criteria(story.branch)
         except asyncio.CancelledError:
             if story.visit == visit:
                 raise

@@ -32,7 +32,7 @@ async def measure_and_repair(of: StoryWorkflow) -> None:
     while story.branch is not None:
         repair = open_repair(of)
         if repair is None:
-            found = await of.measure_branch(story.branch)
+            found = await of.branch_work.measure(story.branch)
             if found is None or passes(found.measurement) or not may_repair(of):
                 return
             repair = add_repair(of, found.measurement)

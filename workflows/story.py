@@ -21,6 +21,7 @@ from temporalio.exceptions import (
 
 from workflows import story_branch
 from workflows.actors import check_actor, decisions_of_people
+from workflows.branch_work import BranchWork
 from workflows.child import Child
 from workflows.deliberation import (
     BARRED,
@@ -58,8 +59,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.access import Via, is_policy, require_person
     from workflows.models.agents import PlannedTask, Proposal, Task, UsageLine
     from workflows.models.base import Request, content_hash
-    from workflows.models.branches import MergedChange, StoryBranch
-    from workflows.models.changes import MeasuredChange
+    from workflows.models.branches import StoryBranch
     from workflows.models.context import (
         ContextUpdate,
         DecisionAdded,
@@ -72,7 +72,6 @@ with workflow.unsafe.imports_passed_through():
         BODIES,
         ContextMilestoneReached,
         ContextUpdated,
-        CriteriaTested,
         Entry,
         EventBody,
         GateApproved,
@@ -108,10 +107,9 @@ with workflow.unsafe.imports_passed_through():
         StoryView,
         TimelineEntry,
     )
-    from workflows.models.workspace import RepositoryWork
     from workflows.rules import dag
     from workflows.rules import machine as fsm
-    from workflows.rules.acceptance import not_tested, numbered
+    from workflows.rules.acceptance import numbered
     from workflows.rules.machine import BUDGET_GATE
     from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
     from workflows.timestamps import timestamp
@@ -125,9 +123,6 @@ FEEDBACK_SHOWN = 5
 
 AMENDER = "PO"
 """The role that a token needs for an amendment."""
-
-WORKS_IN_REPOSITORY = ("design", "plan", "deliberation")
-"""What is done in states after the one whose gate approves the scope."""
 
 CONTEXT_UPDATE = "ContextUpdateWorkflow"
 """Started by name: its module imports StoryWorkflow, which it signals."""
@@ -145,6 +140,7 @@ class StoryWorkflow:
         self.story = Story.model_validate(carried) if carried else Story.begin(input)
         self.outbox = Outbox(self.story.outbox, self.story.story_id, on_skipped=self.entry_skipped)
         self.child = Child(self.story)
+        self.branch_work = BranchWork(self)
         self.rebasing = Rebasing(self)
         self.requests = 0
         """Number of updates received."""
@@ -177,7 +173,7 @@ class StoryWorkflow:
                 if self.outgrown():
                     await self.quiet()
                     self.continue_as_new(input)
-            await self.deliver()
+            await self.branch_work.deliver()
         except (asyncio.CancelledError, ActivityError) as error:
             if is_cancelled_exception(error):
                 self.cancelled()
@@ -201,7 +197,7 @@ class StoryWorkflow:
         await self.ready()
         await self.rebasing.require_no_merge()
         via = await self.check_actor(request, request.actor, request.role)
-        await self.require_shown_commit(request)
+        await self.branch_work.require_shown_commit(request)
         await self.rebasing.require_no_merge()
         transition = self.story.require_approve(request)
         self.pass_gate(transition, request, via)
@@ -608,7 +604,7 @@ class StoryWorkflow:
     async def begin_work(self) -> None:
         await self.rebasing.measured()
         spec = self.story.spec
-        await self.place_branch()
+        await self.branch_work.place()
         match spec.work:
             case "readiness":
                 await self.score_readiness()
@@ -619,7 +615,7 @@ class StoryWorkflow:
             case "deliberation":
                 if self.story.state not in self.story.councils:
                     await self.deliberate()
-                await self.examine_branch()
+                await self.branch_work.examine()
             case "none":
                 pass
 
@@ -690,7 +686,7 @@ class StoryWorkflow:
         story.used(council, result.usage)
         self.require_visit(visit)
         if work and result.change and result.change.commit != work.base:
-            await self.merge_council(work, task_id, result.change.commit)
+            await self.branch_work.merge(work, task_id, result.change.commit)
         story.take_council(result)
 
     async def number_after_earlier_runs(self) -> None:
@@ -827,99 +823,7 @@ class StoryWorkflow:
         if result.status == "PARTIAL":
             raise application_error(ErrorType.PLAN_PARTIAL, "; ".join(story.plan_faults))
 
-    # --- the branch of a story in a repository --------------------------------------------------
-
-    async def place_branch(self) -> None:
-        """Create the branch once the scope is approved.
-
-        Before a plan runs, it is put back to where the last one that ended has left it.
-        """
-        story = self.story
-        if story.branch is None or story.spec.work not in WORKS_IN_REPOSITORY or story.outlived:
-            return
-        if story.branch.head and story.spec.work != "plan":
-            return
-        visit = story.visit
-        branch = await story_branch.placed(story.story_id, story.branch)
-        self.require_visit(visit)
-        story.branch = branch
-        self.show()
-
-    async def measure_branch(self, branch: StoryBranch) -> MeasuredChange | None:
-        """Measure the branch's head; if that is not possible, a person has to report."""
-        story = self.story
-        self.work_on(f"measuring {branch.branch} at {branch.head[:12]}")
-        visit = story.visit
-        job_id = f"fleet-{story.story_id}-{visit}-{branch.head[:12]}"
-        self.asking = True
-        try:
-            found = await story_branch.measured(branch)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            story.unmeasured = cause_of(error)
-            self.milestone("NOT_MEASURED", f"commit {branch.head}: {story.unmeasured}")
-            return None
-        finally:
-            self.asking = False
-        self.require_visit(visit)
-        self.take_report(found.report.model_copy(update={"job_id": job_id}), "")
-        return found
-
-    async def merge_council(self, work: RepositoryWork, task_id: str, commit: str) -> None:
-        """Merge the change of the state's council into the branch.
-
-        Raises:
-            ApplicationError: `MergeConflict`: the branch has moved, and changed the same lines.
-        """
-        story, visit = self.story, self.story.visit
-        assert story.branch is not None
-        head = story.branch.head
-        self.work_on(f"merging {commit[:12]} of {task_id}")
-        self.asking = True
-        try:
-            answer = await story_branch.merged(work, task_id, head, commit)
-        finally:
-            self.asking = False
-        self.require_visit(visit)
-        if answer.conflict:
-            raise story_branch.conflict(story.branch, task_id, answer.conflict)
-        story.take_merged([MergedChange(task_id=task_id, base=head, commit=answer.head)])
-
-    async def examine_branch(self) -> None:
-        """Measure what the state's council has merged, and run the tests of the criteria."""
-        story = self.story
-        if story.branch is None or story.spec.in_repository is None:
-            return
-        if story.outdated:
-            await self.measure_branch(story.branch)
-        if story.tests_criteria and story.text.acceptance_criteria:
-            await self.test_criteria(story.branch)
-
-    async def test_criteria(self, branch: StoryBranch) -> None:
-        """Find out which criteria are proved; those whose tests cannot be run are not."""
-        story, visit = self.story, self.story.visit
-        self.work_on(f"testing the acceptance criteria at {branch.head[:12]}")
-        texts = story.text.acceptance_criteria
-        self.asking = True
-        try:
-            acceptance = await story_branch.tested(story.story_id, branch, texts)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            acceptance = not_tested(texts, branch.base, branch.head, cause_of(error))
-        finally:
-            self.asking = False
-        self.require_visit(visit)
-        story.take_acceptance(acceptance)
-        self.emit(
-            CriteriaTested(
-                repository=branch.repository.key,
-                commit=branch.head,
-                base=branch.base,
-                criteria=acceptance.criteria,
-            )
-        )
+    # --- reports --------------------------------------------------------------------------------
 
     def take_report(self, report: WorkspaceReport, via: Via) -> None:
         """Score a report, and record it."""
@@ -933,41 +837,6 @@ class StoryWorkflow:
             report.measured_by or report.actor,
             via,
         )
-
-    async def require_shown_commit(self, request: Approve) -> None:
-        """Refuse an approval if the branch has another commit than the gate shows.
-
-        Raises:
-            ApplicationError: `StaleRevision`; `GitStoreAway`: the store does not answer.
-        """
-        story, visit = self.story, self.story.visit
-        if story.branch is None or not story.shows_commit:
-            return
-        story.require_approve(request)
-        try:
-            head = await story_branch.head_now(story.story_id, story.branch)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            raise story_branch.not_readable(story.branch, cause_of(error)) from error
-        if story.visit == visit and head != story.branch.head:
-            shown = story.branch
-            story.found_commit(head)
-            self.settle()
-            raise story_branch.moved(shown, head, story.revision)
-
-    async def deliver(self) -> None:
-        """Push the approved commit where the repository's entry says so, and announce it."""
-        story, branch = self.story, self.story.branch
-        if branch is None or not branch.head:
-            return
-        try:
-            await story_branch.pushed(story.story_id, branch)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            self.milestone("NOT_PUSHED", f"{branch.branch} was not pushed: {cause_of(error)}")
-        self.emit(await story_branch.delivery(story.story_id, branch))
 
     # --- moves ----------------------------------------------------------------------------------
 
