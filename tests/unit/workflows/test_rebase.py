@@ -189,7 +189,7 @@ async def test_a_rebase_that_conflicts_names_the_files_and_changes_nothing(
 ) -> None:
     story = await start(repository="sample")
     await to_gate(story, "qa_passed")
-    before = await story.state()
+    before = await until(story.state, lambda view: view.branch and view.branch.base_now)
     repo.move_base({"README.md": "# Another\n"})
 
     with refused("MergeConflict", "README.md", "nothing is changed"):
