@@ -548,6 +548,9 @@ async def test_a_running_story_changes_only_by_its_moves_and_amend(
         lambda: running.query(StoryWorkflow.state),
         lambda view: view.pending_gate == "approve_scope",
     )
+    # No mirror runs here, so the story records its start only after it has waited for one.
+    titled = "MATCH (s:Story {id: $id}) WHERE s.title IS NOT NULL RETURN s.id"
+    await until(lambda: rows(driver, titled, id=story))
 
     move = {"story_id": story, "from_phase": "DRAFT", "to_phase": "DESIGN"}
     illegal = await context.refused("TransitionPhase", **(move | {"to_phase": "BUILD"}))

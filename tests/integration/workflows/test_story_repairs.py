@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.workflows.test_council_changes import ADDER, NEW_TEST, SUBTRACTS
-from tests.integration.workflows.test_story_branch import STORY
+from tests.integration.workflows.test_story_branch import CRITERIA_TESTS, STORY
 from tests.support.fleet import new_environment, whole_fleet
 from tests.support.llm_server import Call, LlmServer
 from tests.support.repositories import PROJECT, config_with, in_store, make_repository
-from tests.support.scripted_model import ScriptedModel, write
+from tests.support.scripted_model import ScriptedModel, replace, write
 from tests.support.servers import Servers
 from workflows.models.ids import story_workflow_id
 from workflows.models.plan import Plan
@@ -28,6 +28,10 @@ SCRIPTS = {
     "WRITE-DOUBLE": [write("adder/__init__.py", ADDER + DOUBLES)],
     "conflicts with the branch": [write("adder/__init__.py", ADDER + SUBTRACTS + DOUBLES)],
     "Repair the unit tests": [write("tests/test_subtract.py", NEW_TEST)],
+    "Write tests for the acceptance criteria": [write("tests/test_criteria.py", CRITERIA_TESTS)],
+    "Bring the documentation in this repository": [
+        replace("README.md", "Adds numbers.", "Adds, subtracts and doubles numbers.")
+    ],
 }
 """What a prompt asks for -> the actions that do it."""
 
