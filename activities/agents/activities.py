@@ -380,6 +380,8 @@ class VllmAgents:
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
                 was_cut = was_cut or is_cut
                 latest = self._again(prompt, reply.text, problem, is_text=not schema)
+        if isinstance(question.call, ReviseInput):  # the author's proposal stands
+            return {"proposal": question.call.proposal, "problem": problem}
         raise question.unanswered(progress.model, problem)
 
     def _again(self, prompt: Prompt, answer: str, problem: str, *, is_text: bool) -> Prompt:
@@ -404,7 +406,7 @@ class VllmAgents:
             return wanted.read(reply.text)
         text = without_thoughts(reply.text)
         if reply.finish_reason in (*CUT_OFF, LOOP) and not wanted.is_whole(text):
-            text = complete_part(text)
+            text = complete_part(text) or text
         draft = wanted.draft(text, given_to(question, asked))
         if draft.missing is None:
             return draft.fields

@@ -45,8 +45,9 @@ def non_answer(
         return f"it is too short: write at least {shortest} characters"
     if substance.repeats_itself(text):
         return "it repeats itself; say each thing once"
-    persona = request.call.agent.persona
-    if substance.copied(text, [instructions, persona]) > substance.MAX_COPIED_OF_PROMPT:
+    call = request.call
+    fixed = [instructions, call.agent.persona, call.pack.system, call.pack.tools]
+    if substance.copied(text, fixed) > substance.MAX_COPIED_OF_PROMPT:
         return "it repeats the instructions; write about the task instead"
     given = [given_to(request, prompt), *_criticised(request)]
     if substance.copied(text, [*given, instructions]) > substance.MAX_COPIED_OF_ALL:

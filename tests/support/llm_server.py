@@ -53,7 +53,7 @@ class Fault(BaseModel):
     # fmt: off
     kind: Literal[
         "empty", "half", "long", "wrong", "status", "html", "hang", "stall", "drop", "ends",
-        "error", "slow", "loops", "bare", "copy",
+        "error", "slow", "loops", "drones", "bare", "copy",
     ]
     # fmt: on
     times: int = 1
@@ -340,6 +340,8 @@ def first_prompt(messages: list[dict[str, str]]) -> str:
 def _written(call: Call, schema: dict[str, Any] | None, kind: str) -> str:
     if kind == "wrong":
         return '{"answer": 42}'
+    if kind == "drones":  # a loop without the end of any sentence
+        return "and on it goes " * 4_000
     if kind == "copy":
         return call.messages[-1]["content"]
     seed = hashlib.sha256(f"{call.model}/{call.prompt}/{call.seed}".encode()).digest()

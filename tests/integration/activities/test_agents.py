@@ -290,6 +290,30 @@ async def test_a_revision_that_says_nothing_three_times_says_why(
     assert answer.usage.asks == 3
 
 
+async def test_of_a_revision_that_cannot_be_read_the_proposal_is_returned(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("wrong", times=3)
+
+    answer = await environment.run(
+        agents.revise, ReviseInput(**call_fields(), proposal=PROPOSAL, critiques=[])
+    )
+
+    assert answer.proposal == PROPOSAL
+    assert "approach: Field required" in answer.problem
+
+
+async def test_a_loop_without_a_sentence_is_left_to_the_checks_too(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("drones", times=3)
+
+    answer = await environment.run(agents.propose, proposing())
+
+    assert answer.proposal.content.startswith("and on it goes")
+    assert answer.usage.asks == 3
+
+
 async def test_a_text_that_loops_is_stopped_in_the_engine(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:

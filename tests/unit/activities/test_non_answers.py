@@ -34,7 +34,10 @@ GOOD = (
 CALL: dict[str, Any] = {
     "task": Task(task_id="t1", role="DEV", description=TASK),
     "agent": Agent(agent_id="dev-1", role="DEV", persona="Which tests show that it works at all?"),
-    "pack": ContextPack(context="Decided: JetStream keeps every event for thirty days."),
+    "pack": ContextPack(
+        context="Decided: JetStream keeps every event for thirty days.",
+        tools="You have no tools to call. What you write is checked, and Python is run.",
+    ),
     "wave": 1,
 }
 
@@ -64,6 +67,7 @@ def test_a_good_answer_is_one_also_if_its_decisions_repeat_its_sentences(
         (GOOD + " It goes on and on and on." * 60, "repeats itself"),
         (PROMPTS.instructions["propose"], "repeats the instructions"),
         ("Which tests show that it works at all? " * 2 + GOOD[:60], "repeats the instructions"),
+        (f"{CALL['pack'].tools} {GOOD[:60]}", "instructions"),
         (TASK, "what you were given"),
         (
             "Rome was founded by two brothers on seven hills, says the legend. They were raised by "
