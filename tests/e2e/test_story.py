@@ -13,9 +13,11 @@ import nats
 import neo4j
 import pytest
 from nats.js.api import ConsumerConfig, DeliverPolicy
+from redis.asyncio import Redis
 
 from tests.e2e.conftest import GATES, Fleet
 from tests.support.polling import until
+from workers.payload_codec import text_cipher
 from workflows.models.context import ContextPack
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
@@ -163,6 +165,18 @@ async def test_the_graph_holds_the_provenance_of_every_decision(fleet: Fleet) ->
     assert decisions[0]["agent"] in why.out
 
 
+async def kept_pack(fleet: Fleet, key: str) -> ContextPack:
+    """Return a pack that the calls of a deliberation refer to."""
+    env = fleet.env
+    async with Redis(
+        host=env["REDIS_HOST"], port=int(env["REDIS_PORT"]), password=env["REDIS_PASSWORD"]
+    ) as valkey:
+        kept = await valkey.get(key)
+    assert isinstance(kept, bytes)
+    cipher = text_cipher([bytes.fromhex(env["PAYLOAD_KEYS"])])
+    return ContextPack.model_validate_json(cipher.decrypt(kept))
+
+
 async def test_what_was_decided_is_in_the_context_of_the_next_agents(fleet: Fleet) -> None:
     decided = await ask(
         fleet,
@@ -179,7 +193,7 @@ async def test_what_was_decided_is_in_the_context_of_the_next_agents(fleet: Flee
         )
     ]
     packs = [each for each in answers if isinstance(each, dict) and "scopes" in each]
-    pack = ContextPack.model_validate(packs[0])
+    pack = await kept_pack(fleet, packs[0]["kept_at"])
 
     assert decided
     titles = [" ".join(row["title"].split())[:30] for row in decided]
