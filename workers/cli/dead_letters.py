@@ -117,7 +117,7 @@ async def opened() -> AsyncIterator[DeadLetters]:
     """Open the dead letters, and report errors of NATS as Refused.
 
     Raises:
-        Refused: there is no such letter or stream, or NATS fails.
+        Refused: the letter or the stream does not exist, or NATS fails.
     """
     async with open_nats(load()) as nats:
         try:

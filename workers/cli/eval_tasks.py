@@ -155,7 +155,7 @@ def find_repositories(
         folder: what relative paths begin at.
 
     Raises:
-        CommandError: there is no such repository.
+        CommandError: the repository does not exist.
     """
     found: dict[str, Repository] = {}
     problems: list[str] = []

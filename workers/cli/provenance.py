@@ -95,7 +95,7 @@ async def why_line(story_id: str, path: str, number: int) -> LineReason:
         number: the line; the first is 1.
 
     Raises:
-        CommandError: there is no such line, or the story did not write it.
+        CommandError: the line does not exist, or the story did not write it.
     """
     from activities.graph.line_provenance import LineReason, find_changes
     from workers.clients.neo4j import open_neo4j

@@ -103,7 +103,7 @@ async def follow(client: Client, story_id: str) -> AsyncIterator[Snapshot | str]
     """Yield a snapshot each second until the story is closed; a line while there is no answer.
 
     Raises:
-        RPCError: there is no such story, or access is denied.
+        RPCError: the story does not exist, or access is denied.
     """
     story = client.get_workflow_handle(story_workflow_id(story_id))
     while True:

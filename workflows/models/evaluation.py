@@ -161,7 +161,7 @@ class EvaluationResult(Model):
         agents: those that worked; of a council that failed, none are named.
         evaluated: None if the agents changed nothing, or failed.
         ended_by: why the winner's work ended, or how the deliberation did.
-        error: why there is no change.
+        error: why the agents made no change.
         seconds: of the agents' work.
     """
 

@@ -156,6 +156,6 @@ async def test_what_a_dead_worker_left_of_a_store_is_removed(store: Store) -> No
     for folder in (left, other):
         os.utime(folder, (0, 0))
 
-    await collect(store, NOW, lambda _: pytest.fail("there is no work"))
+    await collect(store, NOW, lambda _: pytest.fail("no task is left to ask for"))
 
     assert [left.exists(), new.exists(), other.exists()] == [False, True, True]

@@ -1,4 +1,4 @@
-"""What a person is told to look at when a change touches the tests that measure it."""
+"""What a report names for people when a change touches the tests that measure it."""
 
 from __future__ import annotations
 
