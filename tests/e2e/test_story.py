@@ -105,23 +105,28 @@ async def ask(fleet: Fleet, statement: str, **parameters: Any) -> list[dict[str,
     return [row.data() for row in rows]
 
 
-async def test_a_story_goes_from_the_temporal_cli_to_done(fleet: Fleet, tmp_path: Path) -> None:
-    story = json.loads((SAMPLE / "story.json").read_text()) | {"story_id": "US-1"}
+async def test_a_story_goes_from_the_temporal_cli_to_a_branch_though_the_engine_dies_once(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    story = json.loads(README_STORY.read_text()) | {"story_id": "US-1"}
     follower = Follower(fleet, "US-1")
     following = asyncio.create_task(follower.follow())
 
     started = await fleet.start(tmp_path, **story)
     assert started.code == 0, started.output
     for gate, role in GATES.items():
-        if gate == "qa_passed":
-            await fleet.until("US-1", lambda view: view["state"] == "BUILD")
-            sent = await fleet.run("fleet", "report", "US-1", str(SAMPLE))
-            assert sent.code == 0, sent.output
+        if gate == "approve_design":
+            await fleet.writing("deliberation-US-1-design-1")
+            (replica,) = fleet.processes("ray::ServeRepli", "LLMServer")
+            os.kill(replica, signal.SIGKILL)
+        # The model decides how long the plan is, and a small one on two cores writes for minutes.
         view = await fleet.gate("US-1", gate)
         request = {"gate": gate, "actor": "ana", "role": role, "revision": view["revision"]}
         opened = await fleet.update("US-1", "approve", request)
         assert opened.code == 0, opened.output
     ended = await fleet.result("US-1")
+    assert replica not in fleet.processes("ray::ServeRepli", "LLMServer")
+    assert len(fleet.processes("VLLM::EngineCor")) == 1
     await until(lambda: len(follower.of("planning.story.transitioned")) >= 6)
     following.cancel()
 
@@ -140,6 +145,11 @@ async def test_a_story_goes_from_the_temporal_cli_to_done(fleet: Fleet, tmp_path
     assert len(set(ids)) == len(ids)
     assert all(headers["ce-id"] == headers["Nats-Msg-Id"] for _, _, headers in follower.events)
     assert {headers["ce-subject"] for _, _, headers in follower.events} == {"US-1"}
+
+    changed = await fleet.run("fleet", "diff", "US-1", "--json")
+    commits = await fleet.run("fleet", "log", "US-1", "--json")
+    assert [file["path"] for file in json.loads(changed.out)["files"]] == ["README.md"]
+    assert {each["trailers"].get("Story", "US-1") for each in json.loads(commits.out)} == {"US-1"}
 
 
 async def test_the_graph_holds_the_provenance_of_every_decision(fleet: Fleet) -> None:
@@ -309,44 +319,27 @@ async def test_a_second_start_of_a_running_story_is_refused(fleet: Fleet, tmp_pa
     assert await fleet.query("US-2", "state") == before
 
 
-async def test_the_engine_dies_in_mid_answer_then_everything_does_and_the_story_ends_in_a_branch(
+async def test_everything_dies_while_an_agent_answers_and_goes_on_when_it_is_up_again(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    story = json.loads(README_STORY.read_text())
-    started = await fleet.start(
-        tmp_path, **(story | {"story_id": "US-4", "approvals": "auto", "created_by": "ana"})
-    )
+    story = json.loads((SAMPLE / "story.json").read_text())
+    started = await fleet.start(tmp_path, **(story | {"story_id": "US-4", "approvals": "auto"}))
     assert started.code == 0, started.output
-
     await fleet.writing("deliberation-US-4-design-1")
-    (replica,) = fleet.processes("ray::ServeRepli", "LLMServer")
-    os.kill(replica, signal.SIGKILL)
-    await fleet.until("US-4", lambda view: view["state"] == "BUILD", within_s=900)
-    assert replica not in fleet.processes("ray::ServeRepli", "LLMServer")
-    assert len(fleet.processes("VLLM::EngineCor")) == 1
-
     before = await ask(fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)")
+
     fleet.stack.kill()
     await fleet.up()
-    # The model decides how long the plan is, and a small one on two cores writes for minutes.
-    await fleet.until("US-4", lambda view: view["state"] == "DONE", within_s=900)
-    assert (await fleet.result("US-4")).code == 0
-    changed = await fleet.run("fleet", "diff", "US-4", "--json")
-    commits = await fleet.run("fleet", "log", "US-4", "--json")
-    assert [file["path"] for file in json.loads(changed.out)["files"]] == ["README.md"]
-    assert {each["trailers"].get("Story", "US-4") for each in json.loads(commits.out)} == {"US-4"}
 
-    assert await fleet.differences("US-1", "US-4") == []
+    await fleet.until("US-4", lambda view: view["state"] == "BUILD", within_s=900)
+    for story_id in ("US-4", "US-2"):
+        cancelled = await fleet.temporal("workflow", "cancel", "-w", f"story-{story_id}")
+        assert cancelled.code == 0, cancelled.output
+        ended = await fleet.result(story_id)
+        assert ended.code == 1
+        assert "cancel" in ended.output.lower()
+    assert await fleet.differences("US-1", "US-2", "US-4") == []
     assert (await fleet.query("US-1", "state"))["state"] == "DONE"
     assert before == await ask(
         fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)"
     )
-    view = await fleet.query("US-2", "state")
-    assert view["pending_gate"] == "approve_scope"
-    request = {"gate": "approve_scope", "actor": "ana", "role": "PO"}
-    assert (await fleet.update("US-2", "approve", request)).code == 0
-    cancelled = await fleet.temporal("workflow", "cancel", "--workflow-id", "story-US-2")
-    assert cancelled.code == 0, cancelled.output
-    ended = await fleet.result("US-2")
-    assert ended.code == 1
-    assert "cancel" in ended.output.lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
@@ -39,7 +40,7 @@ async def until(
     """Call `read` until `holds` is true of its result, and return that result.
 
     Raises:
-        AssertionError: not within `within_s` seconds; it shows the last result.
+        AssertionError: not within `within_s` seconds; it names `read` and shows its last result.
     """
     found: Any = "none yet"
     try:
@@ -53,4 +54,12 @@ async def until(
     except TimeoutError:
         if not deadline.expired():  # it is an error of `read`
             raise
-        raise AssertionError(f"not within {within_s:.0f} s; last result: {found!r:.2000}") from None
+        words = f"not within {within_s:.0f} s: {_name(read)}; last result: {found!r:.2000}"
+        raise AssertionError(words) from None
+
+
+def _name(read: Callable[[], Any]) -> str:
+    """Return the function's name, and the arguments of a partial."""
+    if isinstance(read, functools.partial):
+        return f"{_name(read.func)}({', '.join(map(repr, read.args))})"
+    return getattr(read, "__qualname__", repr(read))

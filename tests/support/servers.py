@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from deploy.local.servers import Server
+from deploy.local.servers import Command, Server, Temporal
 from tests.support.server_process import ServerProcess
 
 READY_WITHIN = timedelta(seconds=120)
@@ -46,6 +46,18 @@ class Servers:
     nats: RunningServer
     neo4j: RunningServer
     valkey: RunningServer
+
+
+@dataclass(frozen=True)
+class EarlyTemporal(Temporal):
+    """A server that suggests continue-as-new after `events` events; by default it is 4,096."""
+
+    events: int = 1_000
+
+    def prepare(self) -> Command:
+        command = super().prepare()
+        early = f"limit.historyCount.suggestContinueAsNew={self.events}"
+        return replace(command, argv=(*command.argv, "--dynamic-config-value", early))
 
 
 @asynccontextmanager

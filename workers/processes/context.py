@@ -22,6 +22,13 @@ from workers.processes.process import ProcessContext, RunningProcess, options, v
 from workers.settings import Settings
 from workflows.stubs import CONTEXT_QUEUE
 
+CALLS_AT_ONCE = 20
+"""How many activities of a process run at the same time; the others wait in Temporal's queue.
+
+Writes about one story take its lock in turn. With a hundred of them in the graph at once, the last
+ones wait longer than a transaction may, are rolled back, and are all tried again.
+"""
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -51,6 +58,7 @@ def context_worker(
             planning.load_process,
             planning.score_story,
         ],
+        max_concurrent_activities=CALLS_AT_ONCE,
         **options(settings, OutboxMetrics(), Heartbeats()),
     )
 

@@ -15,7 +15,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowExecutionStatus,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -239,12 +244,12 @@ class Updates:
         request_id = call_metadata(context).get(REQUEST_ID) or key or uuid.uuid4().hex
         workflow_id = context_workflow_id(update.story_id, derived_id(update.actor, request_id))
         async with in_time(context, ANSWERED_WITHIN_S):
-            within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))
             while True:
+                within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))
                 try:
                     return await self._stored(update, workflow_id, within)
-                except RPCError as error:
-                    if NOT_READY not in error.message:
+                except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+                    if not _unanswered(error):
                         raise
                     await asyncio.sleep(READY_EVERY_S)
 
@@ -279,3 +284,14 @@ class Updates:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
             raise application_error(ErrorType.REQUEST_REUSED, REUSED) from None
+
+
+def _unanswered(error: RPCError | WorkflowUpdateRPCTimeoutOrCancelledError) -> bool:
+    """Return whether to repeat a call, which finds its workflow and update by their ids.
+
+    If many workflows are started at once, Temporal stops waiting for a worker earlier than the
+    caller would.
+    """
+    if isinstance(error, RPCError):
+        return error.status == RPCStatusCode.DEADLINE_EXCEEDED or NOT_READY in error.message
+    return True

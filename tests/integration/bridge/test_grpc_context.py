@@ -36,6 +36,7 @@ from tests.support.grpc_service import bearer, problem, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
+from workers.processes.context import CALLS_AT_ONCE
 from workers.workflow_runner import workflow_runner
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.models.context import ContextChange, ContextUpdate, ContextWrite, PackQuery
@@ -130,6 +131,7 @@ def storing(temporal: Client, graph: Graph) -> list[Worker]:
             temporal,
             task_queue=CONTEXT_QUEUE,
             activities=[graph.update_context, graph.record],
+            max_concurrent_activities=CALLS_AT_ONCE,
             interceptors=[Heartbeats()],
         ),
     ]

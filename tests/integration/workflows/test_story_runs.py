@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from neo4j import AsyncDriver
 from temporalio.client import Client, WorkflowExecutionStatus
 
+from deploy.local.ports import free_ports
 from tests.support.fleet import new_environment, whole_fleet
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
-from tests.support.servers import Servers
+from tests.support.servers import EarlyTemporal, Servers, started
 from tests.support.site import SAMPLE_STORY
 
-SIGNALS = 5_000
-"""Enough for the server to suggest continue-as-new, which it does at 4,096 events."""
+SIGNALS = 1_200
+"""Enough for EarlyTemporal to suggest continue-as-new."""
 
 
 @pytest.fixture
-async def fleet(servers: Servers, llm: LlmServer) -> AsyncIterator[Client]:
-    """Run a whole fleet in one process and a new namespace; yield a client."""
-    async with whole_fleet(await new_environment(servers, llm, STORY_SWEEP_SECONDS="1")) as client:
-        yield client
+async def fleet(servers: Servers, llm: LlmServer, tmp_path: Path) -> AsyncIterator[Client]:
+    """Run a whole fleet in one process and on a Temporal of its own; yield a client."""
+    port, ui_port = free_ports(2)
+    server = EarlyTemporal(tmp_path / "temporal", port, ui_port)
+    async with started(server, server.address, port=port) as temporal:
+        own = dataclasses.replace(servers, temporal=temporal)
+        async with whole_fleet(await new_environment(own, llm, STORY_SWEEP_SECONDS="1")) as client:
+            yield client
 
 
 async def start(client: Client, story: str) -> Any:
@@ -82,7 +89,7 @@ async def test_a_story_id_that_is_used_again_has_a_new_plan_beside_the_old_one(
     assert designs == [f"{story}-design-{n}" for n in (1, 2)]
 
 
-async def test_thousands_of_signals_make_a_story_continue_as_new_and_its_council_ends_with_it(
+async def test_a_thousand_signals_make_a_story_continue_as_new_and_its_council_ends_with_it(
     fleet: Client, llm: LlmServer
 ) -> None:
     llm.delay_ms = 300_000

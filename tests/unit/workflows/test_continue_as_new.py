@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import Command, Temporal
 from tests.support.branches import committing_councils
 from tests.support.fleet import connect
 from tests.support.polling import WITHIN_S, until
-from tests.support.server_process import ServerProcess
+from tests.support.servers import EarlyTemporal, started
 from tests.unit.conftest import RunningStory, StartStory, World, instant_workers
 from tests.unit.workflows.test_repairs import dispatched
 from tests.unit.workflows.test_story_branch import Repo
 from workers.search_attributes import register
 from workflows.search_attributes import GATE_OPENED_AT, PENDING_GATE
-
-
-@dataclasses.dataclass(frozen=True)
-class Impatient(Temporal):
-    """A server that suggests continue-as-new after 60 events."""
-
-    def prepare(self) -> Command:
-        command = super().prepare()
-        early = ("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=60")
-        return dataclasses.replace(command, argv=(*command.argv, *early))
-
 
 pytestmark = pytest.mark.slow  # its servers are its own
 
@@ -40,16 +27,12 @@ pytestmark = pytest.mark.slow  # its servers are its own
 @pytest.fixture
 async def impatient(tmp_path: Path) -> AsyncIterator[Client]:
     port, ui_port = free_ports(2)
-    server = Impatient(tmp_path / "temporal", port, ui_port)
-    process = ServerProcess(server, tmp_path / "log", timedelta(seconds=60))
-    await process.start()
-    try:
+    server = EarlyTemporal(tmp_path / "temporal", port, ui_port, events=60)
+    async with started(server, server.address, port=port):
         client = await connect(server.address)
         await register(client)
         async with instant_workers(client):
             yield client
-    finally:
-        await process.kill()
 
 
 async def test_a_story_continues_as_new_and_loses_nothing(impatient: Client, world: World) -> None:
