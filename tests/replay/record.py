@@ -43,8 +43,9 @@ from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
 from tests.support.repositories import make_repository
 from tests.support.server_process import ServerProcess
+from tests.support.servers import EarlyTemporal
 from tests.unit.conftest import WORLDS, RunningStory, StartStory, World, instant_workers
-from tests.unit.workflows.test_continue_as_new import Impatient, approve_until_asked, flooded
+from tests.unit.workflows.test_continue_as_new import approve_until_asked, flooded
 from workers.exit import leave
 from workers.search_attributes import register
 from workflows import models, story_state
@@ -799,7 +800,7 @@ async def record(names: list[str]) -> None:
     """Run each path without a history and write the histories of the story and its children."""
     for server, paths in (
         (Temporal, [name for name in names if name not in IMPATIENT]),
-        (Impatient, [name for name in names if name in IMPATIENT]),
+        (EarlyTemporal, [name for name in names if name in IMPATIENT]),
     ):
         missing = [name for name in paths if not [*HISTORIES.glob(f"{name}*.*.json")]]
         if missing:

@@ -52,7 +52,7 @@ class Servers:
 class EarlyTemporal(Temporal):
     """A server that suggests continue-as-new after `events` events; by default it is 4,096."""
 
-    events: int = 1_000
+    events: int = 60
 
     def prepare(self) -> Command:
         command = super().prepare()

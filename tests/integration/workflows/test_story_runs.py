@@ -24,14 +24,14 @@ from tests.support.servers import EarlyTemporal, Servers, started
 from tests.support.site import SAMPLE_STORY
 
 SIGNALS = 1_200
-"""Enough for EarlyTemporal to suggest continue-as-new."""
+"""Enough for the server to suggest continue-as-new, which it does at 1,000 events."""
 
 
 @pytest.fixture
 async def fleet(servers: Servers, llm: LlmServer, tmp_path: Path) -> AsyncIterator[Client]:
     """Run a whole fleet in one process and on a Temporal of its own; yield a client."""
     port, ui_port = free_ports(2)
-    server = EarlyTemporal(tmp_path / "temporal", port, ui_port)
+    server = EarlyTemporal(tmp_path / "temporal", port, ui_port, events=1_000)
     async with started(server, server.address, port=port) as temporal:
         own = dataclasses.replace(servers, temporal=temporal)
         async with whole_fleet(await new_environment(own, llm, STORY_SWEEP_SECONDS="1")) as client:

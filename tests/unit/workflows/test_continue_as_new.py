@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # its servers are its own
 @pytest.fixture
 async def impatient(tmp_path: Path) -> AsyncIterator[Client]:
     port, ui_port = free_ports(2)
-    server = EarlyTemporal(tmp_path / "temporal", port, ui_port, events=60)
+    server = EarlyTemporal(tmp_path / "temporal", port, ui_port)
     async with started(server, server.address, port=port):
         client = await connect(server.address)
         await register(client)
