@@ -53,14 +53,6 @@ class Fleet:
         values = dotenv_values(self.stack.env_file)
         return {name: value for name, value in values.items() if value is not None}
 
-    async def up(self) -> None:
-        """Start the stack without measuring its coverage, because a traced engine is slow."""
-        traced = {name: os.environ.pop(name) for name in list(os.environ) if "COVERAGE_" in name}
-        try:
-            await self.stack.up()
-        finally:
-            os.environ |= traced
-
     async def run(self, program: str, *arguments: str) -> Ended:
         binary = Path(sys.executable).with_name(program)
         process = await asyncio.create_subprocess_exec(
@@ -169,7 +161,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
     home = tmp_path_factory.mktemp("fleet")
     fleet = Fleet(Stack(StackSettings.load(home=home, pick_free_ports=True)))
     try:
-        await fleet.up()
+        await fleet.stack.up()
         yield fleet
     finally:
         await fleet.stack.down()

@@ -329,7 +329,7 @@ async def test_everything_dies_while_an_agent_answers_and_goes_on_when_it_is_up_
     before = await ask(fleet, "MATCH (n:Decision)-[:OF]->(:Story {id: 'US-1'}) RETURN count(n)")
 
     fleet.stack.kill()
-    await fleet.up()
+    await fleet.stack.up()
 
     await fleet.until("US-4", lambda view: view["state"] == "BUILD", within_s=900)
     for story_id in ("US-4", "US-2"):
