@@ -26,7 +26,8 @@ from tests.bench.bare import BareStory, Shape, noop
 from tests.bench.figures import Figure, at_least, at_most
 from tests.support.llm_server import LlmServer
 from tests.support.server_process import ServerProcess
-from tests.support.site import READY_WITHIN, Site
+from tests.support.servers import READY_WITHIN
+from tests.support.site import Site
 from workflows.search_attributes import PENDING_GATE
 
 EVENTS = 20_000

@@ -37,7 +37,8 @@ from tests.bench.figures import Figure, at_most
 from tests.support.fleet import TOKEN_KEY
 from tests.support.llm_server import LlmServer
 from tests.support.server_process import ServerProcess
-from tests.support.site import READY_WITHIN, Site
+from tests.support.servers import READY_WITHIN
+from tests.support.site import Site
 from workers.settings import ROOT
 from workflows.models.context import PackQuery
 from workflows.search_attributes import PENDING_GATE

@@ -52,12 +52,17 @@ async def connect(
 
 
 def variables(servers: Servers, llm: LlmServer) -> Environment:
-    """Return the variables of a worker on these servers, without any other fleet variables."""
+    """Return the variables of a worker on these servers, without any other fleet variables.
+
+    Its coverage is not measured: most of its code runs in other tests' own process, and a traced
+    worker takes a quarter more of the processor.
+    """
     codec_port, *ports = free_ports(1 + len(GRPC_PORTS))
     kept = {
         name: value
         for name, value in os.environ.items()
         if name.lower() not in {*Settings.model_fields, *ALIASES}
+        and not name.startswith("COVERAGE_")
     }
     return kept | {
         "TEMPORAL_ADDRESS": servers.temporal.address,

@@ -9,7 +9,7 @@ from typing import Any
 from deploy.local.servers import Command, Server, Temporal
 from tests.support.server_process import ServerProcess
 
-READY_WITHIN = timedelta(seconds=120)
+READY_WITHIN = timedelta(seconds=300)
 """A generous limit: the machine may be busy with other builds and servers."""
 
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +39,7 @@ from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.server_process import ServerProcess
+from tests.support.servers import READY_WITHIN
 from workers.payload_codec import encrypting_converter
 from workflows.models.report import WorkspaceReport
 from workflows.models.story import StoryInput, StoryView
@@ -48,7 +48,6 @@ from workflows.search_attributes import STORY_STATE
 SERVERS = ("temporal", "nats", "neo4j", "valkey")
 WORKERS = ("story", "agents", "context", "bridge", "inbox")
 SAMPLE_STORY = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit" / "story.json"
-READY_WITHIN = timedelta(seconds=120)
 
 GOOD_REPORT = WorkspaceReport.model_validate(
     {

@@ -45,7 +45,7 @@ async def test_two_tasks_are_asked_in_every_way_and_resumed_after_an_interruptio
 ) -> None:
     monkeypatch.setenv("VLLM_URL", llm.url.removesuffix("/v1"))
     first = asyncio.create_task(answers(tmp_path / "first"))
-    await until(lambda: first.done() or has_lines(kept, 3), within_s=120)
+    await until(lambda: first.done() or has_lines(kept, 3))
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
