@@ -20,7 +20,8 @@ from tests.bench.figures import Figure, at_most
 from tests.bench.parts import rss_mib
 from tests.support.llm_server import LlmServer
 from tests.support.server_process import ServerProcess
-from tests.support.site import READY_WITHIN, WORKERS, Site
+from tests.support.servers import READY_WITHIN
+from tests.support.site import WORKERS, Site
 from workflows.search_attributes import PENDING_GATE
 
 STARTS = 3
