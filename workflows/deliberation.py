@@ -24,13 +24,14 @@ from temporalio.exceptions import (
 
 from workflows.actors import decisions_of_people
 from workflows.council_changes import CouncilChanges
+from workflows.council_checks import CouncilChecks
 from workflows.execution import cause_of, require_id, stopped, type_of
 from workflows.kept_packs import is_pack_missing, kept_pack
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.search_attributes import STORY_ROLE
-from workflows.stubs import CHECK, STORE, AgentStub, CheckStub, GraphStub, agent_call
+from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
@@ -61,8 +62,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.deliberation import (
         Check,
-        CheckInput,
-        CheckReport,
         DeliberationInput,
         DeliberationRecord,
         DeliberationResult,
@@ -155,6 +154,7 @@ class DeliberationWorkflow:
         self.status = "generating"
         self.spent = timedelta()
         self.outcome: DeliberationResult | None = None
+        self.checks = CouncilChecks(self)
         self.changes = CouncilChanges(self, input.work) if input.work else None
 
     @workflow.run
@@ -389,13 +389,11 @@ class DeliberationWorkflow:
             await self.all_at_once("check", self.changes.check)
             return
 
+        together = asyncio.create_task(self.checks.together())
+
         async def ask(seat: Participant) -> None:
             agent_id = seat.agent.agent_id
-            report: CheckReport = await workflow.execute_activity_method(
-                CheckStub.check_proposal,
-                CheckInput(agent_id=agent_id, proposal=seat.proposal, task=self.input.description),
-                **(CHECK | {"summary": f"check {agent_id}", "priority": self.priority()}),
-            )
+            report = (await together).get(agent_id) or await self.checks.alone(seat)
             seat.checks = report.checks
             unchecked = ranking.unchecked(report) and workflow.patched("unchecked-after-verified")
             seat.candidate = ranking.Candidate(

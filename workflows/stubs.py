@@ -45,7 +45,13 @@ from workflows.models.branches import (
 )
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
-from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
+from workflows.models.deliberation import (
+    CheckInput,
+    CheckReport,
+    CouncilCheckInput,
+    CouncilCheckReport,
+    DeliberationRecord,
+)
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
 from workflows.models.events import Announced, PublishBatch, RecordBatch
 from workflows.models.implementation import (
@@ -107,6 +113,11 @@ CHECK = ActivityConfig(
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=8),
 )
+
+CHECK_TOGETHER = CHECK | ActivityConfig(
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=3)
+)
+"""Options of the check of a whole council: if it fails for good, each proposal is checked alone."""
 
 WORKSPACE = ActivityConfig(
     task_queue=WORKSPACE_QUEUE,
@@ -365,7 +376,11 @@ class EvaluationStub:
 
 
 class CheckStub:
-    """The check of a proposal by policy, lint and dry run."""
+    """The check of proposals by policy, lint and dry run."""
+
+    @activity.defn
+    async def check_council(self, request: CouncilCheckInput) -> CouncilCheckReport:
+        raise NotImplementedError
 
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
