@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
+from workflows.gathering import FEWER_STEPS
 from workflows.stubs import CHECK, CHECK_TOGETHER, CheckStub
 
 with workflow.unsafe.imports_passed_through():
@@ -27,7 +28,7 @@ class CouncilChecks:
 
         Empty if the check fails for good: one of the proposals may be the cause.
         """
-        if not workflow.patched("council-in-fewer-steps"):
+        if not workflow.patched(FEWER_STEPS):
             return {}
         council = self.council
         proposals = {seat.agent.agent_id: seat.proposal for seat in council.seats}

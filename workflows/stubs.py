@@ -54,6 +54,7 @@ from workflows.models.deliberation import (
 )
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
 from workflows.models.events import Announced, PublishBatch, RecordBatch
+from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.implementation import (
     ActionResult,
     NextActionAnswer,
@@ -405,6 +406,11 @@ class GraphStub:
         Raises:
             ApplicationError: `UnknownCouncil`, not retryable, naming the existing roles.
         """
+        raise NotImplementedError
+
+    @activity.defn
+    async def gather(self, request: GatherInput) -> Gathered:
+        """Load a council as `load_council` does, and keep its context pack as `keep_pack` does."""
         raise NotImplementedError
 
     @activity.defn

@@ -104,6 +104,7 @@ from workflows.models.deliberation import (
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput, SuiteCount
 from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
+from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import (
     Action,
@@ -548,6 +549,11 @@ class InstantGraph(InWorld, GraphStub):
         )
 
     @activity.defn
+    async def gather(self, request: GatherInput) -> Gathered:
+        council = await self.load_council(request.council)
+        return Gathered(council=council, pack=await self.keep_pack(request.pack))
+
+    @activity.defn
     async def load_plan(self, query: PlanQuery) -> StoredPlan:
         return self.world.stored
 
@@ -693,6 +699,7 @@ def activities() -> list[Any]:
         graph.record,
         graph.record_deliberation,
         graph.load_council,
+        graph.gather,
         graph.load_plan,
         graph.keep_pack,
         graph.story_runs,

@@ -36,15 +36,6 @@ async def failure(handle: Deliberation) -> ApplicationError:
     return cause
 
 
-async def activities_of(handle: Deliberation, prefix: str) -> list[str]:
-    """Return the names of the scheduled activities that begin so."""
-    names = [
-        event.activity_task_scheduled_event_attributes.activity_type.name
-        for event in (await handle.fetch_history()).events
-    ]
-    return [name for name in names if name.startswith(prefix)]
-
-
 async def test_a_council_of_three_takes_nine_calls_in_three_waves(
     fleet: Client, world: World
 ) -> None:
@@ -103,27 +94,6 @@ async def test_the_best_score_wins_without_a_judge(fleet: Client, world: World) 
     assert result.winner_id == "agent-dev-2"
     assert result.judged == ""
     assert not [act for act in world.acts if act.startswith("judge")]
-
-
-async def test_all_proposals_are_checked_at_once(fleet: Client, world: World) -> None:
-    handle = await start(fleet, world)
-    await handle.result()
-
-    assert await activities_of(handle, "check") == ["check_council"]
-
-
-async def test_if_the_check_of_all_fails_only_the_cause_is_left_out(
-    fleet: Client, world: World
-) -> None:
-    world.failing = {"check_council": "it broke", "check/agent-dev-2": "it breaks the worker"}
-
-    result = await (handle := await start(fleet, world)).result()
-
-    assert [(failed.agent_id, failed.cause) for failed in result.failed_agents] == [
-        ("agent-dev-2", "Unexpected: it breaks the worker")
-    ]
-    assert {ranked.agent_id for ranked in result.ranked} == {"agent-dev-1", "agent-dev-3"}
-    assert await activities_of(handle, "check") == ["check_council", *["check_proposal"] * 3]
 
 
 async def test_a_near_tie_is_judged_by_an_architect_with_a_reason(
