@@ -634,7 +634,7 @@ async def test_a_council_is_gathered_with_its_context_pack(graph: Graph) -> None
     assert gathered.council == await graph.load_council(council)
     assert gathered.pack == await graph.keep_pack(pack)
     unknown = council.model_copy(update={"role": "COOK"})
-    with pytest.raises(ApplicationError, match="no council for role 'COOK'"):
+    with refused("UnknownCouncil", retryable=False):
         await graph.gather(GatherInput(council=unknown, pack=pack))
 
 
