@@ -24,13 +24,15 @@ from temporalio.exceptions import (
 
 from workflows.actors import decisions_of_people
 from workflows.council_changes import CouncilChanges
+from workflows.council_checks import CouncilChecks
 from workflows.execution import cause_of, require_id, stopped, type_of
+from workflows.gathering import FEWER_STEPS, gather
 from workflows.kept_packs import is_pack_missing, kept_pack
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.search_attributes import STORY_ROLE
-from workflows.stubs import CHECK, STORE, AgentStub, CheckStub, GraphStub, agent_call
+from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
@@ -61,8 +63,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.deliberation import (
         Check,
-        CheckInput,
-        CheckReport,
         DeliberationInput,
         DeliberationRecord,
         DeliberationResult,
@@ -155,6 +155,7 @@ class DeliberationWorkflow:
         self.status = "generating"
         self.spent = timedelta()
         self.outcome: DeliberationResult | None = None
+        self.checks = CouncilChecks(self)
         self.changes = CouncilChanges(self, input.work) if input.work else None
 
     @workflow.run
@@ -270,38 +271,32 @@ class DeliberationWorkflow:
             await self.revise()
             self.announce_round()
         self.status = "scoring"
+        self.hold_events()
         await self.check()
         await self.select(council)
 
     async def gather(self) -> Council:
         """Load the council and the context pack from the graph."""
         task = self.input
-        council, self.pack = await asyncio.gather(
-            workflow.execute_activity_method(
-                GraphStub.load_council,
-                CouncilQuery(role=task.role, size=task.agents),
-                **(STORE | {"summary": f"council {task.role}"}),
-            ),
-            self.keep_pack(),
-        )
+        query = CouncilQuery(role=task.role, size=task.agents)
+        found = await gather(query, self.pack_query())
+        council, self.pack = found.council, found.pack
         if self.changes:
             await self.changes.load_level()
         self.seats = [Participant(agent) for agent in council.agents]
         self.size = len(self.seats)
         return council
 
-    async def keep_pack(self) -> ContextPack:
+    def pack_query(self) -> PackQuery:
         task = self.input
-        return await kept_pack(
-            PackQuery(
-                story_id=task.story_id or "",
-                role=task.role,
-                phase=task.phase,
-                subtask_id=task.task_id if task.plan_id else "",
-                # A story's workflow records its start before it starts a council.
-                known=bool(task.outbox_workflow_id),
-                background=task.background,
-            )
+        return PackQuery(
+            story_id=task.story_id or "",
+            role=task.role,
+            phase=task.phase,
+            subtask_id=task.task_id if task.plan_id else "",
+            # A story's workflow records its start before it starts a council.
+            known=bool(task.outbox_workflow_id),
+            background=task.background,
         )
 
     async def propose(self) -> None:
@@ -382,6 +377,11 @@ class DeliberationWorkflow:
         task = self.input
         self.outbox.append(RoundCompleted(task_id=task.task_id, role=task.role, round=self.round))
 
+    def hold_events(self) -> None:
+        """Hand the last round's event on with the result, unless that takes long."""
+        if self.outbox.publish_via and not self.changes:
+            self.outbox.held = workflow.patched(FEWER_STEPS)
+
     async def check(self) -> None:
         """Run policy, lint and dry run on every proposal at once; of changes, policy and tests."""
         self.name_wave("check")
@@ -389,13 +389,11 @@ class DeliberationWorkflow:
             await self.all_at_once("check", self.changes.check)
             return
 
+        together = asyncio.create_task(self.checks.together())
+
         async def ask(seat: Participant) -> None:
             agent_id = seat.agent.agent_id
-            report: CheckReport = await workflow.execute_activity_method(
-                CheckStub.check_proposal,
-                CheckInput(agent_id=agent_id, proposal=seat.proposal, task=self.input.description),
-                **(CHECK | {"summary": f"check {agent_id}", "priority": self.priority()}),
-            )
+            report = (await together).get(agent_id) or await self.checks.alone(seat)
             seat.checks = report.checks
             unchecked = ranking.unchecked(report) and workflow.patched("unchecked-after-verified")
             seat.candidate = ranking.Candidate(
@@ -457,6 +455,7 @@ class DeliberationWorkflow:
         if council.judge is None or not self.input.judged:
             return rule
         judge = council.judge
+        self.outbox.held = False
         await self.begin_wave("judge")
         try:
             answer = await self.within_time(
@@ -529,6 +528,7 @@ class DeliberationWorkflow:
                     decided_by=outcome.winner_id,
                 )
             )
+        self.outbox.held = False
 
     async def announce_failure(self, cause: str, error_type: str) -> None:
         self.status = "failed"
@@ -543,6 +543,7 @@ class DeliberationWorkflow:
                 duration_ms=self.duration_ms(),
             )
         )
+        self.outbox.held = False
         await self.outbox.closed()
 
     # --- a wave ---------------------------------------------------------------------------------
@@ -655,7 +656,7 @@ class DeliberationWorkflow:
             self.usage += failed_call(error)
             if not is_pack_missing(error):
                 raise
-        self.pack = await self.keep_pack()
+        self.pack = await kept_pack(self.pack_query())
         request = request.model_copy(update={"pack": self.pack})
         return await workflow.execute_activity_method(act, request, **options)
 

@@ -45,9 +45,16 @@ from workflows.models.branches import (
 )
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
-from workflows.models.deliberation import CheckInput, CheckReport, DeliberationRecord
+from workflows.models.deliberation import (
+    CheckInput,
+    CheckReport,
+    CouncilCheckInput,
+    CouncilCheckReport,
+    DeliberationRecord,
+)
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
 from workflows.models.events import Announced, PublishBatch, RecordBatch
+from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.implementation import (
     ActionResult,
     NextActionAnswer,
@@ -107,6 +114,11 @@ CHECK = ActivityConfig(
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=8),
 )
+
+CHECK_TOGETHER = CHECK | ActivityConfig(
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=20), maximum_attempts=3)
+)
+"""Options of the check of a whole council: if it fails for good, each proposal is checked alone."""
 
 WORKSPACE = ActivityConfig(
     task_queue=WORKSPACE_QUEUE,
@@ -365,7 +377,11 @@ class EvaluationStub:
 
 
 class CheckStub:
-    """The check of a proposal by policy, lint and dry run."""
+    """The check of proposals by policy, lint and dry run."""
+
+    @activity.defn
+    async def check_council(self, request: CouncilCheckInput) -> CouncilCheckReport:
+        raise NotImplementedError
 
     @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
@@ -390,6 +406,11 @@ class GraphStub:
         Raises:
             ApplicationError: `UnknownCouncil`, not retryable, naming the existing roles.
         """
+        raise NotImplementedError
+
+    @activity.defn
+    async def gather(self, request: GatherInput) -> Gathered:
+        """Load a council as `load_council` does, and keep its context pack as `keep_pack` does."""
         raise NotImplementedError
 
     @activity.defn

@@ -6,6 +6,7 @@ Nothing passes unchecked, and code runs in a sandbox or not at all (docs/design/
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,13 @@ from activities.checks.sandbox import Sandbox
 from activities.config import CONFIG, InvalidConfig, read_config
 from activities.heartbeats import heartbeats
 from workflows.models.agents import Proposal
-from workflows.models.deliberation import Check, CheckInput, CheckReport
+from workflows.models.deliberation import (
+    Check,
+    CheckInput,
+    CheckReport,
+    CouncilCheckInput,
+    CouncilCheckReport,
+)
 from workflows.stubs import CheckStub
 
 CHECKS_FILE = "checks.yaml"
@@ -55,14 +62,48 @@ class Checks(CheckStub):
                 checks=await self._made(request.proposal, request.task), weights=dict(self._weights)
             )
 
+    @activity.defn
+    async def check_council(self, request: CouncilCheckInput) -> CouncilCheckReport:
+        """Check the proposals of a council at once; each gets the report that it gets alone."""
+        async with heartbeats():
+            return CouncilCheckReport(
+                checks=await self._made_at_once(request.proposals, request.task),
+                weights=dict(self._weights),
+            )
+
     async def _made(self, proposal: Proposal, task: str) -> list[Check]:
-        texts = texts_of(proposal)
-        size = sum(len(text) for text in texts.values())
-        if size > MAX_CHARACTERS:
-            why = f"the proposal has {size} characters; at most {MAX_CHARACTERS} are read"
+        if why := _too_large(proposal):
             return [check.not_checked(why) for check in self._checks]
-        parsed = await asyncio.to_thread(ParsedProposal.parse, texts, task)
+        parsed = await _parsed(proposal, task)
         return [await check.run(parsed) for check in self._checks]
+
+    async def _made_at_once(
+        self, proposals: Mapping[str, Proposal], task: str
+    ) -> dict[str, list[Check]]:
+        made = {
+            agent_id: [check.not_checked(why) for check in self._checks]
+            for agent_id, proposal in proposals.items()
+            if (why := _too_large(proposal))
+        }
+        read = [agent_id for agent_id in proposals if agent_id not in made]
+        parsed = await asyncio.gather(*(_parsed(proposals[agent_id], task) for agent_id in read))
+        by_check = await asyncio.gather(*(check.run_all(parsed) for check in self._checks))
+        made |= {
+            agent_id: [results[number] for results in by_check]
+            for number, agent_id in enumerate(read)
+        }
+        return {agent_id: made[agent_id] for agent_id in proposals}
+
+
+def _too_large(proposal: Proposal) -> str:
+    size = sum(len(text) for text in texts_of(proposal).values())
+    if size <= MAX_CHARACTERS:
+        return ""
+    return f"the proposal has {size} characters; at most {MAX_CHARACTERS} are read"
+
+
+async def _parsed(proposal: Proposal, task: str) -> ParsedProposal:
+    return await asyncio.to_thread(ParsedProposal.parse, texts_of(proposal), task)
 
 
 def _load_weights(file: Path, checks: list[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ deploy/config/checks.yaml. Nothing else lists the checks.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import pkgutil
 import unicodedata
@@ -79,6 +80,10 @@ class ProposalCheck(ABC):
     @abstractmethod
     async def run(self, proposal: ParsedProposal) -> Check:
         """Check a proposal."""
+
+    async def run_all(self, proposals: Sequence[ParsedProposal]) -> list[Check]:
+        """Check the proposals of a council; each gets the result that it gets alone."""
+        return await asyncio.gather(*map(self.run, proposals))
 
     @classmethod
     def not_checked(cls, why: str) -> Check:

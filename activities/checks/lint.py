@@ -50,6 +50,12 @@ _PARSERS = Path(parsers.__file__)
 _RUFF = str(Path(sysconfig.get_path("scripts")) / "ruff")
 _RULES = "E4,E7,E9,F"
 _NOT_IN_A_NOTEBOOK = "F404"  # any block may begin with a future import, not only the first one
+_RUFF_ARGUMENTS = (
+    *("check", "--isolated", "--no-cache", "--quiet", "--output-format", "json"),
+    *("--target-version", f"py{sys.version_info.major}{sys.version_info.minor}"),
+    *("--select", _RULES, "--ignore", _NOT_IN_A_NOTEBOOK, "--ignore-noqa"),
+)
+_RUFF_ENDED = (0, 1)  # without findings, and with some
 _ERROR = re.compile(r"E9|F63|F7|F82|invalid-syntax")
 """Findings that fail at run time; all others are warnings."""
 
@@ -69,17 +75,36 @@ class LintCheck(ProposalCheck):
     name = "lint"
 
     async def run(self, proposal: ParsedProposal) -> Check:
-        known = [block for block in proposal.blocks if block.language in LANGUAGES]
+        if found := self._not_linted(proposal):
+            return found
+        try:
+            result = await lint_code(proposal.blocks, self.sandbox)
+        except CannotRun as error:
+            return self.not_checked(str(error))
+        return self._judged(proposal, result)
+
+    async def run_all(self, proposals: Sequence[ParsedProposal]) -> list[Check]:
+        """Lint all proposals in one sandbox; if one of them breaks it, each in another one."""
+        linted = [each for each in proposals if not self._not_linted(each)]
+        found = await lint_together([each.blocks for each in linted], self.sandbox)
+        if found is None:
+            return await super().run_all(proposals)
+        results = iter(found)
+        return [self._not_linted(each) or self._judged(each, next(results)) for each in proposals]
+
+    def _not_linted(self, proposal: ParsedProposal) -> Check | None:
+        """Return the result of a proposal that has nothing to lint, or too much."""
+        known = _known(proposal.blocks)
         unclear = unclear_blocks(proposal.blocks)
         if not known:
             return self.not_checked(unclear) if unclear else self.not_applicable()
         if len(known) > MAX_BLOCKS:
             return self.not_checked(f"{len(known)} code blocks; at most {MAX_BLOCKS} are read")
-        try:
-            result = await lint_code(known, self.sandbox)
-        except CannotRun as error:
-            return self.not_checked(str(error))
+        return None
+
+    def _judged(self, proposal: ParsedProposal, result: Lint) -> Check:
         errors = sum(problem.error for problem in result.problems)
+        unclear = unclear_blocks(proposal.blocks)
         if unclear and not errors:
             return self.not_checked(unclear)
         return Check(
@@ -120,7 +145,85 @@ async def lint_code(
     Raises:
         CannotRun: a parser, ruff or the sandbox is not available or gave up.
     """
-    blocks = [block for block in blocks if block.language in LANGUAGES]
+    blocks = _known(blocks)
+    parsers_argv, visible = _parsers(blocks)
+    broken = _broken(blocks, await sandbox.run(parsers_argv, _sources(blocks), visible, limits))
+    python = [block for block in blocks if block.language == "python" and not broken[block]]
+    return _lint(broken, await _ruff(python, sandbox, limits) if python else {})
+
+
+async def lint_together(
+    proposals: Sequence[Sequence[Block]], sandbox: Sandbox, limits: Limits = PARSER_LIMITS
+) -> list[Lint] | None:
+    """Lint several proposals in one sandbox, each as `lint_code` does it.
+
+    Args:
+        proposals: the code blocks of each; at least one of their languages is in LANGUAGES.
+        sandbox: runs the parsers, and then ruff.
+        limits: of the parsers and of ruff.
+
+    Returns:
+        A result for each proposal; None if there is one proposal or none, or if any of them is too
+        much for a parser, ruff or the limits, or cannot be linted here. Then each is linted alone.
+    """
+    if len(proposals) < 2:
+        return None
+    known = [_known(blocks) for blocks in proposals]
+    try:
+        argv, visible = _parsers([block for blocks in known for block in blocks])
+        command = [*argv, _RUFF, *_RUFF_ARGUMENTS]
+        sources = marshal.dumps([_texts(blocks) for blocks in known])
+        run = await sandbox.run(command, sources, [*visible, _RUFF], limits)
+    except CannotRun:
+        return None
+    if run.ended != "exit" or run.exit_code not in _RUFF_ENDED:
+        return None
+    return _read_together(known, run)
+
+
+def _read_together(proposals: Sequence[Sequence[Block]], run: Run) -> list[Lint] | None:
+    """Return each proposal's result, from a line for each block and ruff's findings."""
+    blocks = sum(map(len, proposals))
+    *lines, findings = run.output.decode(errors="replace").split("\n", blocks)
+    if len(lines) < blocks:
+        return None
+    if run.exit_code == 0:
+        findings = findings or "[]"  # without Python, ruff does not run
+    try:
+        answers = [json.loads(line) for line in lines]
+        by_file = _by_file(json.loads(findings))
+    except ValueError:
+        return None
+    found = iter(answers)
+    return [
+        _read_one(each, [next(found) for _ in each], by_file.get(f"{number}.ipynb", []))
+        for number, each in enumerate(proposals)
+    ]
+
+
+def _read_one(blocks: Sequence[Block], answers: Sequence[Any], findings: Sequence[Any]) -> Lint:
+    broken = _problems(blocks, answers)
+    python = [block for block in blocks if block.language == "python" and not broken[block]]
+    return _lint(broken, _found(python, findings))
+
+
+def _by_file(findings: Sequence[Any]) -> dict[str, list[Any]]:
+    by_file: dict[str, list[Any]] = {}
+    for each in findings:
+        by_file.setdefault(Path(each["filename"]).name, []).append(each)
+    return by_file
+
+
+def _known(blocks: Sequence[Block]) -> list[Block]:
+    return [block for block in blocks if block.language in LANGUAGES]
+
+
+def _parsers(blocks: Sequence[Block]) -> tuple[list[str], list[str]]:
+    """Return the command that parses the blocks, and what it has to see.
+
+    Raises:
+        CannotRun: a parser is not available.
+    """
     languages = {block.language for block in blocks}
     bare = languages <= parsers.STANDARD
     visible = [] if bare else [_PACKAGES]
@@ -129,10 +232,11 @@ async def lint_code(
         if (found_bash := shutil.which("bash")) is None:
             raise CannotRun("shell cannot be checked: bash is not installed")
         visible.append(bash := found_bash)
-    argv = [*python_program(_PARSERS), bash, "" if bare else _PACKAGES]
-    broken = _broken(blocks, await sandbox.run(argv, _sources(blocks), visible, limits))
-    python = [block for block in blocks if block.language == "python" and not broken[block]]
-    found = broken | (await _ruff(python, sandbox, limits) if python else {})
+    return [*python_program(_PARSERS), bash, "" if bare else _PACKAGES], visible
+
+
+def _lint(broken: dict[Block, list[Problem]], in_python: dict[Block, list[Problem]]) -> Lint:
+    found = broken | in_python
     return Lint(
         score=sum(_score(found[block], bool(broken[block])) for block in found) / len(found),
         problems=sorted(problem for problems in found.values() for problem in problems),
@@ -147,7 +251,11 @@ def _score(problems: Sequence[Problem], broken: bool) -> float:
 
 
 def _sources(blocks: Sequence[Block]) -> bytes:
-    return marshal.dumps([(block.language, block.text) for block in blocks])
+    return marshal.dumps(_texts(blocks))
+
+
+def _texts(blocks: Sequence[Block]) -> list[tuple[str, str]]:
+    return [(block.language, block.text) for block in blocks]
 
 
 def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
@@ -164,8 +272,12 @@ def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
             f"line {at.line}: {at.language} that cannot be parsed within the limits on time and"
             f" memory (exit code {run.exit_code})"
         )
+    return _problems(blocks, [json.loads(answer) for answer in answers])
+
+
+def _problems(blocks: Sequence[Block], answers: Sequence[Any]) -> dict[Block, list[Problem]]:
     return {
-        block: [Problem(_place(block, line), message, True) for line, message in json.loads(answer)]
+        block: [Problem(_place(block, line), message, True) for line, message in answer]
         for block, answer in zip(blocks, answers, strict=True)
     }
 
@@ -173,18 +285,9 @@ def _broken(blocks: Sequence[Block], run: Run) -> dict[Block, list[Problem]]:
 async def _ruff(
     blocks: Sequence[Block], sandbox: Sandbox, limits: Limits
 ) -> dict[Block, list[Problem]]:
-    version = f"py{sys.version_info.major}{sys.version_info.minor}"
-    run = await sandbox.run(
-        [
-            *(_RUFF, "check", "--isolated", "--no-cache", "--quiet"),
-            *("--output-format", "json", "--target-version", version),
-            *("--select", _RULES, "--ignore", _NOT_IN_A_NOTEBOOK, "--ignore-noqa"),
-            *("--stdin-filename", "proposal.ipynb", "-"),
-        ],
-        json.dumps(_notebook(blocks)).encode(),
-        [_RUFF],
-        limits,
-    )
+    notebook = json.dumps(parsers.notebook([block.text for block in blocks])).encode()
+    command = [_RUFF, *_RUFF_ARGUMENTS, "--stdin-filename", "proposal.ipynb", "-"]
+    run = await sandbox.run(command, notebook, [_RUFF], limits)
     if run.ended == "output":  # more findings than are read: the text does not pass
         why = f"more lint findings than fit in {limits.output_bytes} bytes"
         return {block: [Problem(block.line, why, True)] * _FAILING for block in blocks}
@@ -193,8 +296,13 @@ async def _ruff(
     except ValueError:
         output = run.output[-500:].decode(errors="replace")
         raise CannotRun(f"ruff gave up (exit code {run.exit_code}): {output}") from None
+    return _found(blocks, answer)
+
+
+def _found(blocks: Sequence[Block], findings: Sequence[Any]) -> dict[Block, list[Problem]]:
+    """Return each block's problems, from ruff's findings in a notebook of these blocks."""
     found: dict[Block, list[Problem]] = {block: [] for block in blocks}
-    for each in answer:
+    for each in findings:
         block, code = blocks[each["cell"] - 1], each["code"] or "invalid-syntax"
         if code == "F811" and _other_file(block, blocks, each["message"]):
             continue
@@ -213,18 +321,3 @@ def _other_file(block: Block, blocks: Sequence[Block], message: str) -> bool:
 def _place(block: Block, line: int) -> int:
     """Convert a block's line to the proposal's, limited to the last line of the block."""
     return block.line + min(line, max(1, block.text.count("\n"))) - 1
-
-
-def _notebook(blocks: Sequence[Block]) -> dict[str, Any]:
-    cell: dict[str, Any] = {
-        "cell_type": "code",
-        "metadata": {},
-        "outputs": [],
-        "execution_count": None,
-    }
-    return {
-        "cells": [cell | {"source": block.text} for block in blocks],
-        "metadata": {},
-        "nbformat": 4,
-        "nbformat_minor": 4,
-    }

@@ -5,6 +5,11 @@ each, as soon as it is parsed: a list of [line from 1, message], empty if the so
 first argument is the path of bash, which parses without running anything; the second is a folder of
 installed packages, or nothing if no language needs one.
 
+With the command of ruff as further arguments, the input is a list of such lists: the blocks of
+several proposals. After the lines of all blocks, ruff writes its findings in the Python that
+parses: a notebook for each proposal, in the working directory. A text that is too much for a parser
+ends the program, because the proposals after it would not get what they get alone.
+
 Each parser imports its packages when they are needed, because most of the run time is start-up.
 """
 
@@ -16,8 +21,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import NoReturn
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, NoReturn
 
     Problem = tuple[int, str]
 
@@ -124,11 +129,23 @@ PARSERS: dict[str, Callable[[str], Iterator[Problem]]] = {
 }
 
 
-def problems(language: str, source: str) -> list[Problem]:
-    """Return the first five problems that prevent a source from being parsed."""
+def problems(language: str, source: str, alone: bool = True) -> list[Problem]:
+    """Return the first five problems that prevent a source from being parsed.
+
+    Args:
+        language: one of PARSERS.
+        source: the text.
+        alone: False: raise what is too much for a parser.
+
+    Raises:
+        RecursionError: the source is nested too deeply, and is not alone.
+        MemoryError: the source needs too much memory, and is not alone.
+    """
     try:
         found = list(PARSERS[language](source))[:5]
     except (RecursionError, MemoryError):
+        if not alone:
+            raise
         return [(1, "nested too deeply to be parsed")]
     except ValueError as error:  # a zero byte, a number with thousands of digits
         found = [(1, str(error))]
@@ -143,6 +160,42 @@ def answer(found: list[Problem]) -> str:
     return json.dumps(found)
 
 
+def notebook(cells: Sequence[str]) -> dict[str, Any]:
+    """Return code cells as a Jupyter notebook."""
+    cell: dict[str, Any] = {
+        "cell_type": "code",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+    }
+    return {
+        "cells": [cell | {"source": source} for source in cells],
+        "metadata": {},
+        "nbformat": 4,
+        "nbformat_minor": 4,
+    }
+
+
+def check_together(proposals: list[list[tuple[str, str]]], ruff: list[str]) -> None:
+    """Parse the blocks of all proposals, then become ruff, if any of them has Python."""
+    import json
+
+    files = []
+    for number, blocks in enumerate(proposals):
+        cells = []
+        for language, source in blocks:
+            found = problems(language, source, alone=False)
+            print(answer(found), flush=True)
+            if language == "python" and not found:
+                cells.append(source)
+        if cells:
+            files.append(f"{number}.ipynb")
+            with open(files[-1], "w", encoding="utf-8") as file:  # noqa: PTH123  slow to import
+                json.dump(notebook(cells), file)
+    if files:
+        os.execv(ruff[0], [*ruff, *files])  # noqa: S606  no shell
+
+
 def main() -> None:
     import warnings
 
@@ -150,7 +203,11 @@ def main() -> None:
     if sys.argv[2]:
         sys.path.append(sys.argv[2])
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # standard error would mix with the answers
-    for language, source in marshal.loads(sys.stdin.buffer.read()):  # noqa: S302  the worker's
+    blocks = marshal.loads(sys.stdin.buffer.read())  # noqa: S302  the worker's
+    if ruff := sys.argv[3:]:
+        check_together(blocks, ruff)
+        return
+    for language, source in blocks:
         print(answer(problems(language, source)), flush=True)
 
 

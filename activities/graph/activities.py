@@ -66,6 +66,7 @@ Deletes are soft: status DELETED.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -117,6 +118,7 @@ from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, P
 from workflows.models.deliberation import DeliberationRecord
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import PlanDerived, RecordBatch, StorySpec
+from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.readiness import StoryText
 from workflows.models.story import StoryRuns
@@ -299,6 +301,18 @@ class Graph(GraphStub):
         with store_errors():
             async with open_session(self._driver) as session:
                 return choose_council(await session.execute_read(read_councils), query)
+
+    @activity.defn
+    async def gather(self, request: GatherInput) -> Gathered:
+        """Return the requested council, and its context pack without its blocks.
+
+        Raises:
+            ApplicationError: as in `load_council` and `keep_pack`.
+        """
+        council, pack = await asyncio.gather(
+            self.load_council(request.council), self.keep_pack(request.pack)
+        )
+        return Gathered(council=council, pack=pack)
 
     @activity.defn
     async def load_plan(self, query: PlanQuery) -> StoredPlan:

@@ -15,7 +15,7 @@ from tests.support.site import SERVERS, WORKERS, Site
 
 pytestmark = pytest.mark.timeout(600)
 
-WAVES = ("load_council", "propose", "criticise", "revise", "check_proposal", "record_deliberation")
+WAVES = ("gather", "propose", "criticise", "revise", "check_council", "record_deliberation")
 
 AWAY_S = 65
 """Longer than the longest pause between two attempts, which is one minute."""

@@ -35,7 +35,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from activities.tokens import Caller, create_proof, create_token
 from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
-from tests.replay import record_evaluation
+from tests.replay import record_councils, record_evaluation
 from tests.replay.acceptance import criteria_tested
 from tests.replay.record_branches import conflict_revised, rebased, repaired
 from tests.support.branches import FIX, README, committing_councils
@@ -787,6 +787,7 @@ CALLS: dict[str, Call_] = {
         repaired,
         conflict_revised,
         rebased,
+        *record_councils.CALLS,
         *record_evaluation.CALLS,
     )
 }

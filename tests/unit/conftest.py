@@ -93,10 +93,18 @@ from workflows.models.context import (
     MilestoneReached,
     PackQuery,
 )
-from workflows.models.deliberation import Check, CheckInput, CheckReport, DeliberationRecord
+from workflows.models.deliberation import (
+    Check,
+    CheckInput,
+    CheckReport,
+    CouncilCheckInput,
+    CouncilCheckReport,
+    DeliberationRecord,
+)
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput, SuiteCount
 from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
+from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import (
     Action,
@@ -478,7 +486,20 @@ class InstantAcceptance(InWorld, AcceptanceStub):
 
 class InstantChecks(InWorld, CheckStub):
     @activity.defn
+    async def check_council(self, request: CouncilCheckInput) -> CouncilCheckReport:
+        if cause := self.world.failing.get("check_council"):
+            raise ApplicationError(cause, type="Unexpected", non_retryable=True)
+        reports = {
+            agent_id: await self.check_proposal(CheckInput(agent_id=agent_id, proposal=proposal))
+            for agent_id, proposal in request.proposals.items()
+        }
+        checks = {agent_id: report.checks for agent_id, report in reports.items()}
+        return CouncilCheckReport(checks=checks, weights={"policy": 0.4})
+
+    @activity.defn
     async def check_proposal(self, request: CheckInput) -> CheckReport:
+        if cause := self.world.failing.get(f"check/{request.agent_id}"):
+            raise ApplicationError(cause, type="Unexpected", non_retryable=True)
         blocking = request.agent_id in self.world.blocking
         score = self.world.scores.get(request.agent_id, 1.0)
         check = Check(
@@ -526,6 +547,11 @@ class InstantGraph(InWorld, GraphStub):
             judge=judge,
             roles=ROLES,
         )
+
+    @activity.defn
+    async def gather(self, request: GatherInput) -> Gathered:
+        council = await self.load_council(request.council)
+        return Gathered(council=council, pack=await self.keep_pack(request.pack))
 
     @activity.defn
     async def load_plan(self, query: PlanQuery) -> StoredPlan:
@@ -669,9 +695,11 @@ def activities() -> list[Any]:
         workspace.measure_change,
         InstantEvaluations().evaluate_commit,
         checks.check_proposal,
+        checks.check_council,
         graph.record,
         graph.record_deliberation,
         graph.load_council,
+        graph.gather,
         graph.load_plan,
         graph.keep_pack,
         graph.story_runs,

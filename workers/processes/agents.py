@@ -65,6 +65,7 @@ def agents_worker(
             agents.write_story,
             agents.next_action,
             checks.check_proposal,
+            checks.check_council,
         ],
         max_concurrent_activities=settings.llm_concurrency,
         max_heartbeat_throttle_interval=HEARTBEATS_AT_MOST,

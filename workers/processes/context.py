@@ -50,6 +50,7 @@ def context_worker(
             graph.record,
             graph.record_deliberation,
             graph.load_council,
+            graph.gather,
             graph.load_plan,
             graph.story_runs,
             graph.build_pack,

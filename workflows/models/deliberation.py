@@ -52,6 +52,29 @@ class CheckReport(Model):
     weights: dict[str, float]
 
 
+class CouncilCheckInput(Model):
+    """The proposals of a council to check.
+
+    Attributes:
+        proposals: by the agent that wrote each.
+        task: what they are for; empty: not known.
+    """
+
+    proposals: dict[str, Proposal]
+    task: str = ""
+
+
+class CouncilCheckReport(Model):
+    """The checks of each proposal by its agent, and the weights from deploy/config/checks.yaml."""
+
+    checks: dict[str, list[Check]]
+    weights: dict[str, float]
+
+    def of(self, agent_id: str) -> CheckReport:
+        """Return the report on an agent's proposal."""
+        return CheckReport(checks=self.checks[agent_id], weights=self.weights)
+
+
 class RankedProposal(Model):
     """A proposal with its rank.
 

@@ -26,13 +26,17 @@ STATUS = {
     "propose": "generating",
     "criticise": "reviewing",
     "revise": "reviewing",
+    "check_council": "scoring",
     "check_proposal": "scoring",
     "judge": "scoring",
     "record_deliberation": "scoring",
 }
 """The activity of a wave -> the status in its updates."""
 
-WAVES = {"check_proposal": "check", "record_deliberation": "record"}
+TOGETHER = "check_council"
+"""The activity that works for all agents; if it fails, each proposal is checked by its own."""
+
+WAVES = {TOGETHER: "check", "check_proposal": "check", "record_deliberation": "record"}
 """Activities whose names differ from those of their waves."""
 
 LAST_WAVES = 3
@@ -173,13 +177,14 @@ def _all_passed(checks: Sequence[Check]) -> bool:
 
 @dataclass(frozen=True)
 class PendingCall:
-    """An agent at work in a wave.
+    """Work for agents in a wave.
 
-    `agent` is empty if no agent is called, as when the deliberation is recorded.
+    `agents` is empty if it is for none, as when the deliberation is recorded.
     """
 
+    act: str
     wave: str
-    agent: str
+    agents: Sequence[str]
 
 
 class Updates:
@@ -195,6 +200,8 @@ class Updates:
         self._wave = ""
         self._status = "generating"
         self._scheduled: dict[int, PendingCall] = {}
+        self._seats: set[str] = set()
+        """The agents whose last call was answered."""
         self._asked = 0
         self._answered = 0
         self._percent = 0
@@ -212,17 +219,22 @@ class Updates:
             yield from self._schedule(event, summary)
         elif event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
             place = event.activity_task_completed_event_attributes.scheduled_event_id
-            if agent_request := self._answer(place):
-                step = f"{agent_request.wave}: {self._answered} of {self._asked} answered"
-                yield self._update(step, agent_request.agent)
+            for agent in self._answer(place):
+                self._seats.add(agent)
+                self._answered += 1
+                yield self._update(
+                    f"{self._wave}: {self._answered} of {self._asked} answered", agent
+                )
         elif event.event_type in FAILED:
             failed = event.activity_task_failed_event_attributes
             timed_out = event.activity_task_timed_out_event_attributes
             place = failed.scheduled_event_id or timed_out.scheduled_event_id
-            if agent_request := self._answer(place):
-                yield self._update(
-                    f"{agent_request.wave}: {agent_request.agent} failed", agent_request.agent
-                )
+            if self._is_together(place):
+                self._asked -= len(self._answer(place))
+            for agent in self._answer(place):
+                self._seats.discard(agent)
+                self._answered += 1
+                yield self._update(f"{self._wave}: {agent} failed", agent)
 
     def complete(self, found: DeliberationResult) -> pb.DeliberationUpdate:
         """Build the last update, with the winner."""
@@ -244,17 +256,20 @@ class Updates:
             self._wave, self._status = wave, STATUS[act]
             self._begun += 1
             self._asked = self._answered = 0
-        self._asked += 1
-        self._scheduled[event.event_id] = PendingCall(wave, _agent(wave, summary))
+        agents = sorted(self._seats) if act == TOGETHER else _agents(wave, summary)
+        self._asked += len(agents)
+        self._scheduled[event.event_id] = PendingCall(act, wave, agents)
         if begins:
             yield self._update(wave)
 
-    def _answer(self, scheduled_event_id: int) -> PendingCall | None:
-        agent_request = self._scheduled.pop(scheduled_event_id, None)
-        if agent_request is None or agent_request.wave != self._wave or not agent_request.agent:
-            return None
-        self._answered += 1
-        return agent_request
+    def _answer(self, scheduled_event_id: int) -> Sequence[str]:
+        """Return the agents for which an activity of the current wave has ended."""
+        call = self._scheduled.pop(scheduled_event_id, None)
+        return call.agents if call and call.wave == self._wave else ()
+
+    def _is_together(self, scheduled_event_id: int) -> bool:
+        call = self._scheduled.get(scheduled_event_id)
+        return call is not None and call.act == TOGETHER
 
     def _update(self, step: str, agent: str = "") -> pb.DeliberationUpdate:
         done = max(0, self._begun - 1) + (self._answered / self._asked if self._asked else 0)
@@ -267,12 +282,12 @@ class Updates:
         )
 
 
-def _agent(wave: str, summary: str) -> str:
-    """Return the agent that the activity's summary names; empty if it names none.
+def _agents(wave: str, summary: str) -> list[str]:
+    """Return the agent that the activity's summary names; none if it names none.
 
     Summaries are such as `check agent-dev-1` and `agent-dev-1 proposes`.
     """
     words = summary.split()
     if not words or wave == "record":
-        return ""
-    return words[-1] if wave == "check" else words[0]
+        return []
+    return [words[-1] if wave == "check" else words[0]]

@@ -35,6 +35,7 @@ from tests.support.stories import (
 )
 from workflows.models.acceptance import AcceptanceTest, Criterion
 from workflows.models.agents import CouncilQuery
+from workflows.models.context import PackQuery
 from workflows.models.events import (
     BODIES,
     ContextDecisionAdded,
@@ -44,6 +45,7 @@ from workflows.models.events import (
     PlanApproved,
     RecordBatch,
 )
+from workflows.models.gathering import GatherInput
 from workflows.models.plan import PlanQuery
 from workflows.models.readiness import StoryText
 
@@ -621,6 +623,19 @@ async def councils(driver: neo4j.AsyncDriver) -> AsyncIterator[None]:
     await begin()
     yield
     await begin()
+
+
+@pytest.mark.usefixtures("councils")
+async def test_a_council_is_gathered_with_its_context_pack(graph: Graph) -> None:
+    council, pack = CouncilQuery(role="DEV"), PackQuery(story_id="", role="DEV", phase="BUILD")
+
+    gathered = await graph.gather(GatherInput(council=council, pack=pack))
+
+    assert gathered.council == await graph.load_council(council)
+    assert gathered.pack == await graph.keep_pack(pack)
+    unknown = council.model_copy(update={"role": "COOK"})
+    with refused("UnknownCouncil", retryable=False):
+        await graph.gather(GatherInput(council=unknown, pack=pack))
 
 
 @pytest.mark.usefixtures("councils")

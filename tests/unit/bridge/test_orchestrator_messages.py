@@ -170,19 +170,20 @@ class History:
         getattr(event, f"activity_task_{end}_event_attributes").scheduled_event_id = scheduled
         self.seen += self.updates.read(event, "")
 
+    def wave(self, act: str, summary: str) -> None:
+        """Call two agents, of which the second answers first."""
+        calls = [self.ask(act, summary.format(agent)) for agent in ("a-1", "a-2")]
+        for each in reversed(calls):
+            self.answer(each)
+
 
 def test_each_wave_and_each_answer_is_an_update() -> None:
     history = History(rounds=1)
     history.answer(history.ask("load_council", "council DEV"))
-    for act, summary in (
-        ("propose", "{} proposes"),
-        ("criticise", "{} criticises"),
-        ("revise", "{} revises"),
-        ("check_proposal", "check {}"),
-    ):
-        calls = [history.ask(act, summary.format(agent)) for agent in ("a-1", "a-2")]
-        for each in reversed(calls):
-            history.answer(each)
+    history.wave("propose", "{} proposes")
+    history.wave("criticise", "{} criticises")
+    history.wave("revise", "{} revises")
+    history.wave("check_proposal", "check {}")
     history.answer(history.ask("record_deliberation", "record proposals"))
     last = history.updates.complete(a_result())
 
@@ -209,6 +210,35 @@ def test_each_wave_and_each_answer_is_an_update() -> None:
     assert last.partial_result == results(a_result())[0]
 
 
+def test_a_check_of_all_proposals_is_an_update_for_each_agent_that_is_left() -> None:
+    history = History(rounds=0)
+    history.wave("propose", "{} proposes")
+    history.answer(history.ask("propose", "a-3 proposes"))
+    history.answer(history.ask("criticise", "a-3 criticises"), "failed")
+
+    history.answer(history.ask("check_council", "check 2 proposals"))
+
+    assert [(each.status, each.current_step, each.current_agent) for each in history.seen[-3:]] == [
+        ("scoring", "check", ""),
+        ("scoring", "check: 1 of 2 answered", "a-1"),
+        ("scoring", "check: 2 of 2 answered", "a-2"),
+    ]
+
+
+def test_proposals_that_are_checked_one_by_one_after_all_are_counted_once() -> None:
+    history = History(rounds=0)
+    history.wave("propose", "{} proposes")
+
+    history.answer(history.ask("check_council", "check 2 proposals"), "failed")
+    history.wave("check_proposal", "check {}")
+
+    assert [each.current_step for each in history.seen[-3:]] == [
+        "check",
+        "check: 1 of 2 answered",
+        "check: 2 of 2 answered",
+    ]
+
+
 @pytest.mark.parametrize("end", ["failed", "timed_out"])
 def test_an_agent_that_fails_is_named(end: str) -> None:
     history = History(rounds=1)
@@ -222,7 +252,9 @@ def test_an_agent_that_fails_is_named(end: str) -> None:
 @given(
     st.integers(0, 3),
     st.lists(
-        st.sampled_from(["propose", "criticise", "revise", "check_proposal", "judge", "record"]),
+        st.sampled_from(
+            ["propose", "criticise", "revise", "check_council", "check_proposal", "judge"]
+        ),
         max_size=40,
     ),
 )

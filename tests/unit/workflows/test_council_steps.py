@@ -1,0 +1,105 @@
+"""The steps of a deliberation: one to gather, one to check, and few signals to its story."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.converter import DataConverter
+
+from tests.support.polling import until
+from tests.unit.conftest import StartStory, World
+from tests.unit.workflows.test_deliberation import start
+from workflows.models.events import Entry
+from workflows.outbox import FORWARD_EVENTS
+
+
+async def activities_of(handle: WorkflowHandle[Any, Any]) -> list[str]:
+    """Return the names of the scheduled activities."""
+    names = [
+        event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in (await handle.fetch_history()).events
+    ]
+    return [name for name in names if name]
+
+
+async def handed_on(handle: WorkflowHandle[Any, Any], converter: DataConverter) -> list[list[str]]:
+    """Return the kinds of the entries in each signal to the story."""
+    sent = []
+    for event in (await handle.fetch_history()).events:
+        signal = event.signal_external_workflow_execution_initiated_event_attributes
+        if signal.signal_name == FORWARD_EVENTS:
+            (entries,) = await converter.decode(signal.input.payloads, [list[Entry]])
+            sent.append([entry.kind for entry in entries])
+    return sent
+
+
+async def test_council_context_and_checks_take_one_activity_each(
+    fleet: Client, world: World
+) -> None:
+    world.scores = {"agent-dev-1": 0.2, "agent-dev-2": 0.9, "agent-dev-3": 0.5}
+    handle = await start(fleet, world)
+    await handle.result()
+
+    acts = [name for name in await activities_of(handle) if name != "announce"]
+    calls = [*["propose"] * 3, *["criticise"] * 3, *["revise"] * 3]
+    assert acts == ["gather", *calls, "check_council", "record_deliberation"]
+
+
+async def test_if_the_check_of_all_fails_only_the_cause_is_left_out(
+    fleet: Client, world: World
+) -> None:
+    world.failing = {"check_council": "it broke", "check/agent-dev-2": "it breaks the worker"}
+
+    handle = await start(fleet, world)
+    result = await handle.result()
+
+    assert [(failed.agent_id, failed.act, failed.cause) for failed in result.failed_agents] == [
+        ("agent-dev-2", "check", "Unexpected: it breaks the worker")
+    ]
+    assert {ranked.agent_id for ranked in result.ranked} == {"agent-dev-1", "agent-dev-3"}
+    checks = [name for name in await activities_of(handle) if name.startswith("check")]
+    assert checks == ["check_council", *["check_proposal"] * 3]
+
+
+COMPLETED = ["DeliberationCompleted", "ContextDecisionAdded"]
+
+
+@pytest.mark.parametrize(
+    ("second", "signals"),
+    [
+        (0.5, [["DeliberationStarted"], ["RoundCompleted", *COMPLETED]]),
+        (0.9, [["DeliberationStarted"], ["RoundCompleted"], COMPLETED]),
+    ],
+    ids=["without a judge", "before the judge is asked"],
+)
+async def test_a_round_is_announced_with_the_result_or_before_the_judge_is_asked(
+    fleet: Client,
+    world: World,
+    start_story: StartStory,
+    second: float,
+    signals: list[list[str]],
+) -> None:
+    world.scores = {"agent-architect-1": 0.9, "agent-architect-2": second, "agent-architect-3": 0}
+    story = await start_story()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+
+    council = fleet.get_workflow_handle(f"deliberation-{story.story_id}-design-1")
+    assert await handed_on(council, fleet.data_converter) == signals
+
+
+async def test_a_round_is_announced_with_the_failure_that_follows_it(
+    fleet: Client, world: World, start_story: StartStory
+) -> None:
+    world.blocking = {f"agent-architect-{number}" for number in (1, 2, 3)}
+    story = await start_story()
+    await story.to("DESIGN")
+    await until(story.state, lambda view: view.working_on.startswith("DESIGN failed"))
+
+    council = fleet.get_workflow_handle(f"deliberation-{story.story_id}-design-1")
+    assert await handed_on(council, fleet.data_converter) == [
+        ["DeliberationStarted"],
+        ["RoundCompleted", "DeliberationFailed"],
+    ]
