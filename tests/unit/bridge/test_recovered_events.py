@@ -153,7 +153,7 @@ def test_only_a_completed_record_marks_its_entries_as_recorded() -> None:
     ]
 
 
-def test_a_run_leads_to_those_before_and_after_it_and_to_its_children() -> None:
+def test_a_run_leads_to_those_it_goes_on_from_and_to_its_children() -> None:
     reset = WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
     history = [
         an_event(
