@@ -17,6 +17,7 @@ from temporalio import activity
 
 from activities.config import CONFIG, InvalidConfig, read_yaml
 from activities.graph.councils import load_councils
+from workflows.models.agents import MAX_TASKS
 from workflows.models.base import content_hash
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.process import Machine, Process, RigorLevel
@@ -68,6 +69,7 @@ class Planning(PlanningStub):
         directory: Path = CONFIG,
         deliberation_timeout: timedelta | None = None,
         text_bytes: int = STORY_TEXT_BYTES,
+        max_tasks: int = MAX_TASKS,
     ) -> None:
         """Create the activities.
 
@@ -75,7 +77,9 @@ class Planning(PlanningStub):
             directory: the folder of the configuration files.
             deliberation_timeout: the time-out of each deliberation of a story; None: an hour.
             text_bytes: the setting STORY_TEXT_BYTES.
+            max_tasks: the setting PLAN_MAX_TASKS.
         """
+        self._max_tasks = max_tasks
         self._text_bytes = text_bytes
         self._directory = directory
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
@@ -103,6 +107,7 @@ class Planning(PlanningStub):
             version=config.version,
             deliberation_timeout=self._timeout_s,
             text_bytes=self._text_bytes,
+            max_tasks=self._max_tasks,
         )
 
     @activity.defn

@@ -3,7 +3,8 @@
 Temporal requests a child's cancellation when its parent continues as new, as it does when the
 parent is terminated (workflows/child.py). Here that request is removed before the workflow sees it,
 and the signal `stop` becomes a cancellation. Both depend only on the history, so a replay has the
-same result. See docs/design/0007-continue-as-new-with-a-child.md.
+same result. A plan that continues as new itself notes in its memo that it outlives.
+See docs/design/0007-continue-as-new-with-a-child.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Outliving:
 
     def __init__(self, details: WorkflowInstanceDetails) -> None:
         self._applies = {OUTLIVE, STOP} <= set(details.defn.signals)
-        self._outlives = False
+        self._outlives = OUTLIVE in details.info.raw_memo
 
     def judge(self, act: WorkflowActivation) -> WorkflowActivation:
         """Return the activation that the workflow receives."""

@@ -37,8 +37,10 @@ from pydantic_settings import (
 )
 
 from workflows.models.agents import (
+    LARGEST_PLAN,
     MAX_AGENTS,
     MAX_ROUNDS,
+    MAX_TASKS,
     MOCK_REFUSED,
     TOKENS_PER_HOUR,
     is_mock,
@@ -316,6 +318,11 @@ class Settings(BaseSettings):
     story_text_bytes: Annotated[int, Field(ge=1_024, le=1024 * 1024)] = Field(
         STORY_TEXT_BYTES,
         description="longest brief of a story, and longest acceptance criteria in total, in bytes",
+    )
+    plan_max_tasks: Annotated[int, Field(ge=1, le=LARGEST_PLAN)] = Field(
+        MAX_TASKS,
+        description="most tasks of a plan that agents derive; how many there are depends on the "
+        "design, and on how long the model's answer may be",
     )
     payload_days: Annotated[int, Field(ge=8, le=3_650)] = Field(
         PAYLOAD_DAYS,

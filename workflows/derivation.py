@@ -23,7 +23,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.context import ContextPack
     from workflows.models.events import EventBody, PlanDerived, TaskCreated
     from workflows.models.ids import derivation_workflow_id, former_derivation_workflow_id
-    from workflows.models.plan import DerivationInput, DerivationResult, Plan, PlanQuery
+    from workflows.models.plan import (
+        DerivationInput,
+        DerivationResult,
+        Plan,
+        PlanInput,
+        PlanQuery,
+    )
     from workflows.models.readiness import StoryText
     from workflows.rules import dag
 
@@ -40,7 +46,7 @@ async def load_planner(role: str = PLANNER) -> Council:
 
 
 async def request_plan(
-    council: Council, task: Task, design: Proposal, wave: int = 1
+    council: Council, task: Task, design: Proposal, max_tasks: int, wave: int = 1
 ) -> DerivePlanAnswer:
     """Return the drafts that the council's first agent writes from a design, and their cost.
 
@@ -48,6 +54,7 @@ async def request_plan(
         council: As `load_planner` returns it.
         task: The request to the agent.
         design: The design that is split into tasks.
+        max_tasks: The most tasks of the plan.
         wave: Number of the request, if the same plan is requested again.
 
     Raises:
@@ -63,36 +70,36 @@ async def request_plan(
             wave=wave,
             design=design,
             roles=council.roles,
+            max_tasks=max_tasks,
         ),
         **(agent_call(planner) | {"summary": "derive the plan's tasks"}),
     )
 
 
 async def derive_from_text(
-    story_id: str, plan_id: str, phase: str, story: StoryText, actor: str = ""
+    asked: PlanInput | DerivationInput, story: StoryText, actor: str = ""
 ) -> tuple[Plan, list[str]]:
     """Return the first version of a plan, derived from the story's text, and the existing roles.
 
     Args:
-        story_id: the story.
-        plan_id: the plan.
-        phase: the state in which its tasks are worked on.
+        asked: names the story, the plan, the state of its tasks and the most tasks.
         story: the story's text.
         actor: the caller of gRPC whose quota the tokens count for; empty: none.
     """
+    story_id, plan_id = asked.story_id, asked.plan_id
     council = await load_planner()
     task = Task(
         task_id=plan_id,
         story_id=story_id,
         role=PLANNER,
-        phase=phase,
+        phase=asked.phase,
         description=story.title,
         requirements=story.acceptance_criteria,
         actor=actor,
     )
     with cancelled_as_such():
         answer = await request_plan(
-            council, task, Proposal(approach=story.title, content=story.brief)
+            council, task, Proposal(approach=story.title, content=story.brief), asked.max_tasks
         )
     tasks = dag.number_tasks(plan_id, answer.tasks)
     return Plan(plan_id=plan_id, story_id=story_id, version=1, tasks=tasks), council.roles
@@ -154,9 +161,7 @@ class DerivationWorkflow:
         if not tasks:
             if stored.story is None:
                 raise application_error(ErrorType.NOT_FOUND, f"story {input.story_id} not found")
-            plan, roles = await derive_from_text(
-                input.story_id, input.plan_id, input.phase, stored.story, input.actor
-            )
+            plan, roles = await derive_from_text(input, stored.story, input.actor)
             require_plan(plan, roles)
             self.outbox.append(plan_derived(plan))
             for created in tasks_created(plan) if input.announce else []:

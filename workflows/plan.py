@@ -1,7 +1,7 @@
 """PlanWorkflow: runs a plan's DAG, each task as soon as its dependencies are done.
 
 A failed task stops only the tasks that depend on it; the plan ends with a list of what was done and
-what was not.
+what was not. Where its history gets long, the plan continues as new between two batches of tasks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from workflows.actors import decisions_of_people
+from workflows.batches import continue_as_new, dispatchable, outgrown
 from workflows.conflicts import revised
 from workflows.deliberation import (
     WAITING_TIMEOUT_S,
@@ -24,7 +25,6 @@ from workflows.deliberation import (
 from workflows.derivation import derive_from_text, plan_derived, require_plan, tasks_created
 from workflows.execution import cause_of, require_id
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.story_branch import merged
 from workflows.stubs import STORE, GraphStub
@@ -48,7 +48,14 @@ with workflow.unsafe.imports_passed_through():
         TaskFailed,
     )
     from workflows.models.ids import council_id, deliberation_workflow_id, plan_workflow_id
-    from workflows.models.plan import Plan, PlanInput, PlanQuery, PlanResult, TaskOutcome
+    from workflows.models.plan import (
+        Plan,
+        PlanInput,
+        PlanProgress,
+        PlanQuery,
+        PlanResult,
+        TaskOutcome,
+    )
     from workflows.models.workspace import RepositoryWork
     from workflows.rules import dag
     from workflows.rules.conflicts import still_in_conflict
@@ -64,23 +71,29 @@ class PlanWorkflow:
     @workflow.init
     def __init__(self, input: PlanInput) -> None:
         self.input = input
-        self.outbox = Outbox(OutboxState(), input.story_id, publish_via=input.outbox_workflow_id)
+        carried = input.carried or PlanProgress()
+        self.outbox = Outbox(carried.outbox, input.story_id, publish_via=input.outbox_workflow_id)
         self.tasks: list[PlannedTask] = []
-        self.outcomes: dict[str, TaskOutcome] = {}
+        self.outcomes = {outcome.task_id: outcome for outcome in carried.outcomes}
         self.running: list[str] = []
         self.stopping = False
         self.decisions: list[DecisionAdded] = list(input.decisions)
         self.head = input.work.base if input.work else ""
         """The last commit of the story's branch, if the tasks change a repository."""
-        self.merged: list[MergedChange] = []
+        self.merged = list(carried.merged)
         self.merging = asyncio.Lock()
         self.revised: dict[str, list[CallUsage]] = {}
         """Task -> the calls of its author's revision after a conflict."""
+        self.outlives = carried.outlives
 
     @workflow.run
     async def run(self, input: PlanInput) -> PlanResult:
         """Run the plan; a cancellation stops its deliberations first."""
         require_id(plan_workflow_id(input.story_id, input.plan_id))
+        if input.carried is not None and not workflow.info().continued_run_id:
+            raise application_error(
+                ErrorType.INVALID_INPUT, "carried: is set by continue-as-new only; remove it"
+            )
         self.outbox.start()
         self.tasks = input.tasks if input.tasks is not None else await self.find_tasks()
         self.refuse_faults()
@@ -120,6 +133,7 @@ class PlanWorkflow:
     @workflow.signal
     def outlive(self) -> None:
         """Ignore cancellations from now on: the story continues as new (workflows/child.py)."""
+        self.outlives = True
 
     @workflow.signal
     def stop(self) -> None:
@@ -156,7 +170,7 @@ class PlanWorkflow:
         )
         plan = Plan(plan_id=plan_id, story_id=story_id, version=1, tasks=stored.tasks)
         if not plan.tasks and stored.story is not None:
-            plan, roles = await derive_from_text(story_id, plan_id, self.input.phase, stored.story)
+            plan, roles = await derive_from_text(self.input, stored.story)
             if workflow.patched("plan-from-the-bus-names-known-roles"):
                 require_plan(plan, roles)
             self.outbox.append(plan_derived(plan))
@@ -181,10 +195,14 @@ class PlanWorkflow:
         """Dispatch tasks as they become ready, until nothing runs and nothing more can."""
         runs: dict[str, asyncio.Task[None]] = {}
         while True:
-            for task in dag.ready(self.tasks, self.with_status("done"), [*runs, *self.outcomes]):
+            ready = dag.ready(self.tasks, self.with_status("done"), [*runs, *self.outcomes])
+            ends = bool(ready) and outgrown()
+            for task in [] if ends else dispatchable(ready, len(runs)):
                 runs[task.task_id] = asyncio.create_task(self.run_task(task))
             self.running = sorted(runs)
             self.show()
+            if ends and not runs:
+                await continue_as_new(self)
             if not runs:
                 break
             try:

@@ -742,7 +742,9 @@ class StoryWorkflow:
         )
         self.asking = True
         try:
-            answer = await request_plan(council, task, design, story.derivations)
+            assert story.process is not None
+            most = story.process.max_tasks
+            answer = await request_plan(council, task, design, most, story.derivations)
         except ActivityError as error:
             story.used(f"derive-{story.derivations}", failed_call(error))
             raise

@@ -195,9 +195,8 @@ def judge(request: JudgeInput) -> AgentRequest[JudgeAnswer]:
 
 def derive_plan(request: DerivePlanInput) -> AgentRequest[DerivePlanAnswer]:
     material = {"design": proposal_text(request.design), "roles": ", ".join(request.roles)}
-    return AgentRequest(
-        "derive_plan", request, material, plan_form(request.roles), DerivePlanAnswer
-    )
+    form = plan_form(request.roles, request.max_tasks)
+    return AgentRequest("derive_plan", request, material, form, DerivePlanAnswer)
 
 
 def write_story(request: WriteStoryInput) -> AgentRequest[WriteStoryAnswer]:

@@ -37,7 +37,7 @@ from workflows.models.agents import Critique, DraftTask, Proposal, Verdict
 from workflows.models.base import Model, Section
 from workflows.models.implementation import Action, NextActionInput
 from workflows.models.readiness import StoryText
-from workflows.rules.dag import MAX_TASKS, number_tasks, plan_schema, validate
+from workflows.rules.dag import number_tasks, plan_schema, validate
 
 CHARACTERS_PER_TOKEN = 3
 """Less than in prose or code (about 4); the difference leaves room for the JSON syntax."""
@@ -46,6 +46,9 @@ SHORTEST_TASK = 400
 AROUND_A_TASK = 100
 LONGEST_TASK_TITLE = 80
 """Characters of a planned task with its JSON, of the JSON alone, and of a title in a summary."""
+
+FEW_TASKS, LARGE_TASK = 12, 800
+"""The number of tasks from which each needs more characters, and how many."""
 
 LONGEST_STORY_TITLE = 120
 LEAST_CRITERIA, MOST_CRITERIA = 2, 6
@@ -151,15 +154,16 @@ def verdict_form(contender_ids: Sequence[str]) -> Callable[[int], ResponseSchema
     return form
 
 
-def plan_form(roles: Sequence[str]) -> Callable[[int], ResponseSchema]:
-    """Return the form of `tasks`, a DAG by construction.
+def plan_form(roles: Sequence[str], max_tasks: int) -> Callable[[int], ResponseSchema]:
+    """Return the form of `tasks`, a DAG by construction: as many as the answer has room for.
 
-    Allows up to MAX_TASKS tasks, as many as the answer has room for.
+    More than FEW_TASKS are allowed only where the description of each can still be a paragraph.
     """
 
     def form(tokens: int) -> ResponseSchema:
         characters = tokens * CHARACTERS_PER_TOKEN
-        most = min(MAX_TASKS, max(1, characters // SHORTEST_TASK))
+        few = min(FEW_TASKS, max(1, characters // SHORTEST_TASK))
+        most = min(max_tasks, max(few, characters // LARGE_TASK))
         words = max(characters // most - AROUND_A_TASK, AROUND_A_TASK)
         title = min(words // 4, LONGEST_TASK_TITLE)
         schema = plan_schema(roles, most, title, min(words - title, LONGEST_TEXT))

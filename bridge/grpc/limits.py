@@ -10,7 +10,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.quota import TokenQuota
 from bridge.executions import find_execution
-from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS
+from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, MAX_TASKS
 from workflows.models.errors import ErrorType, InvalidInput
 from workflows.models.readiness import STORY_TEXT_BYTES
 
@@ -31,12 +31,14 @@ class Limits:
         agents: the setting GRPC_MAX_AGENTS.
         rounds: the setting GRPC_MAX_ROUNDS.
         text_bytes: the setting STORY_TEXT_BYTES.
+        max_tasks: the setting PLAN_MAX_TASKS.
     """
 
     quota: TokenQuota | None = None
     agents: int = MAX_AGENTS
     rounds: int = MAX_ROUNDS
     text_bytes: int = STORY_TEXT_BYTES
+    max_tasks: int = MAX_TASKS
 
     def require_fits(
         self, message: str, agents: Mapping[str, int], rounds: Mapping[str, int]

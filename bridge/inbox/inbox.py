@@ -43,6 +43,7 @@ from bridge.jetstream.dead_letters import DeadLetters
 from bridge.mirror.source import has_sent, read_source
 from bridge.outages import is_unavailable
 from bridge.plan_runs import run_approved_plan
+from workflows.models.agents import MAX_TASKS
 from workflows.models.context import (
     DecisionAdded,
     DecisionsAdded,
@@ -139,6 +140,7 @@ class Inbox:
         temporal: Client,
         nats_replicas: int,
         deliberation_timeout: timedelta | None = None,
+        max_tasks: int = MAX_TASKS,
     ) -> None:
         """Create an inbox.
 
@@ -149,7 +151,9 @@ class Inbox:
             nats_replicas: the number of replicas for a stream that has to be created again.
             deliberation_timeout: limit for each task of a plan that the inbox starts; None: an
                 hour.
+            max_tasks: the most tasks of such a plan, if it is derived.
         """
+        self._max_tasks = max_tasks
         self._timeout_s = deliberation_timeout.total_seconds() if deliberation_timeout else None
         self._jetstream = nats.jetstream()
         self._graph = graph
@@ -436,6 +440,7 @@ class Inbox:
             story_id=change.story_id,
             plan_id=change.body.plan_id,
             task_timeout=self._timeout_s,
+            max_tasks=self._max_tasks,
             roles=[self._graph.scopes.role(role) for role in change.body.roles],
         )
         await run_approved_plan(self._temporal, plan, "on the bus")

@@ -80,7 +80,7 @@ def outbox_calls(history: Iterable[HistoryEvent]) -> list[OutboxCall]:
 
 
 def related(workflow_id: str, history: Sequence[HistoryEvent]) -> Iterator[RunId]:
-    """Yield the runs that this one continues, by continue-as-new or reset, and its children."""
+    """Yield the runs before and after this one, by continue-as-new or reset, and its children."""
     started = history[0].workflow_execution_started_event_attributes
     if started.continued_execution_run_id:
         yield RunId(workflow_id, started.continued_execution_run_id)
@@ -93,6 +93,9 @@ def related(workflow_id: str, history: Sequence[HistoryEvent]) -> Iterator[RunId
                     == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
                 ):
                     yield RunId(workflow_id, failed.base_run_id)
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
+                then = event.workflow_execution_continued_as_new_event_attributes
+                yield RunId(workflow_id, then.new_execution_run_id)
             case EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
                 child = event.child_workflow_execution_started_event_attributes.workflow_execution
                 yield RunId(child.workflow_id, child.run_id)

@@ -14,12 +14,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
+from activities.agents.response_schemas import FEW_TASKS
 from activities.checks.fences import UNCLEAR, code_blocks
 from activities.checks.sandbox import Sandbox, python_program
 from activities.config import read_config
 from tests.bench import given_tests
 from workflows.models.agents import Proposal
-from workflows.rules.dag import MAX_TASKS
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -260,11 +260,10 @@ _ITEM = re.compile(r"^\s*(?:[-*+]\s|\d+[.):]|#{1,6}\s|\||\*\*|Task\b)", re.IGNOR
 def plan_criteria(text: str, roles: list[str], expected: int) -> dict[str, str]:
     """Judge whether each role has a task, and whether there are enough tasks.
 
-    Half of the expected tasks are enough, of which no more are asked for than a plan of the fleet
-    may have.
+    Half of the expected tasks are enough, of which no more are asked for than fit a short answer.
     """
     items = [line for line in text.splitlines() if _ITEM.match(line)]
-    enough = math.ceil(min(expected, MAX_TASKS) / 2)
+    enough = math.ceil(min(expected, FEW_TASKS) / 2)
     found = {
         f"role {role}": ""
         if any(re.search(rf"(?<!\w){role}(?!\w)", line) for line in items)

@@ -38,6 +38,7 @@ from deploy.local.servers import Temporal
 from tests.replay import record_councils, record_evaluation
 from tests.replay.acceptance import criteria_tested
 from tests.replay.record_branches import conflict_revised, rebased, repaired
+from tests.replay.record_plans import continued_between_batches
 from tests.support.branches import FIX, README, committing_councils
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
@@ -789,11 +790,12 @@ CALLS: dict[str, Call_] = {
         rebased,
         *record_councils.CALLS,
         *record_evaluation.CALLS,
+        continued_between_batches,
     )
 }
 
 
-IMPATIENT = {"continued", "continued_at_work"}
+IMPATIENT = {"continued", "continued_at_work", "continued_between_batches"}
 """Paths that need a server that suggests continue-as-new early."""
 
 
@@ -830,25 +832,34 @@ async def _record(client: Client, name: str) -> None:
     world = World(key=f"R-{name.replace('_', '-')}")
     WORLDS[world.key] = world
     if name in CALLS:
-        for kind, workflow_id in (await CALLS[name](client, world)).items():
-            _write(f"{name}.{kind}", await client.get_workflow_handle(workflow_id).fetch_history())
-        print(f"{name}: recorded")
-        return
-    story = await PATHS[name](StartStory(client, world), world)
+        kept = await CALLS[name](client, world)
+    else:
+        kept = await _of_story(await PATHS[name](StartStory(client, world), world), world)
+    for kind, workflow_id in kept.items():
+        for number, history in enumerate(await _runs(client, workflow_id), 1):
+            _write(f"{name}.{kind}" if number == 1 else f"{name}_{number}.{kind}", history)
+    print(f"{name}: recorded {', '.join(kept)}")
+
+
+async def _of_story(story: RunningStory, world: World) -> dict[str, str]:
+    """Return the workflows of a story to keep: its first council, its plan and itself."""
     first = world.runs.councils.get("design", 0) + 1
     kept = {"deliberation": f"deliberation-{story.story_id}-design-{first}"}
     if plan_id := (await story.state()).plan_id:
         kept["plan"] = plan_workflow_id(story.story_id, plan_id)
-    for kind, workflow_id in kept.items():
-        history = await client.get_workflow_handle(workflow_id).fetch_history()
-        _write(f"{name}.{kind}", history)
-    runs = [story.handle.first_execution_run_id]
-    while run_id := runs[-1]:
-        history = await client.get_workflow_handle(story.handle.id, run_id=run_id).fetch_history()
-        _write(f"{name}.story" if len(runs) == 1 else f"{name}_{len(runs)}.story", history)
-        last = history.events[-1].workflow_execution_continued_as_new_event_attributes
-        runs.append(last.new_execution_run_id)
-    print(f"{name}: recorded {', '.join(kept)} and {len(runs) - 1} of the story's runs")
+    return kept | {"story": story.handle.id}
+
+
+async def _runs(client: Client, workflow_id: str) -> list[WorkflowHistory]:
+    """Return the histories of a workflow's runs, each of which continues the one before."""
+    run_id: str | None = None
+    found: list[WorkflowHistory] = []
+    while run_id or not found:
+        handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+        found.insert(0, await handle.fetch_history())
+        began = found[0].events[0].workflow_execution_started_event_attributes
+        run_id = began.continued_execution_run_id
+    return found
 
 
 STICKY_QUEUE = re.compile(r"^\d+@.+-(?=[0-9a-f]{32}$)")

@@ -41,7 +41,10 @@ def context_worker(
     """
     graph = open_graph(settings, driver, valkey)
     planning = Planning(
-        settings.fleet_config, settings.deliberation_timeout, settings.story_text_bytes
+        settings.fleet_config,
+        settings.deliberation_timeout,
+        settings.story_text_bytes,
+        settings.plan_max_tasks,
     )
     return Worker(
         client,

@@ -111,6 +111,7 @@ def limits(base: ProcessContext) -> Limits:
         agents=settings.grpc_max_agents,
         rounds=settings.grpc_max_rounds,
         text_bytes=settings.story_text_bytes,
+        max_tasks=settings.plan_max_tasks,
     )
 
 

@@ -28,7 +28,14 @@ log = structlog.stdlib.get_logger(__name__)
 def inbox(base: ProcessContext, nats: Nats, graph: Graph) -> Inbox:
     """Return the inbox: it stores messages as the workflows' outbox does, and notifies stories."""
     settings = base.settings
-    return Inbox(nats, graph, base.temporal, settings.nats_replicas, settings.deliberation_timeout)
+    return Inbox(
+        nats,
+        graph,
+        base.temporal,
+        settings.nats_replicas,
+        settings.deliberation_timeout,
+        settings.plan_max_tasks,
+    )
 
 
 @asynccontextmanager

@@ -216,15 +216,24 @@ class Verdict(Model):
     reason: str
 
 
+MAX_TASKS = 60
+"""The most tasks of a derived plan where a team sets no other limit."""
+
+LARGEST_PLAN = 200
+"""What a team may set it to: the schema of an answer grows with the square of it."""
+
+
 class DerivePlanInput(AgentCall):
     """The input of a call that asks `agent` to split the winning design into tasks.
 
     Attributes:
         roles: the councils that exist.
+        max_tasks: the most tasks of the plan.
     """
 
     design: Proposal
     roles: list[str]
+    max_tasks: int = MAX_TASKS
 
 
 class WriteStoryInput(AgentCall):

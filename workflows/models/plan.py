@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from workflows.models.agents import CallUsage, PlannedTask
+from workflows.models.agents import LARGEST_PLAN, MAX_TASKS, CallUsage, PlannedTask
 from workflows.models.base import Model, Request
 from workflows.models.branches import MergedChange
 from workflows.models.context import DecisionAdded
 from workflows.models.deliberation import RecordedDecision
 from workflows.models.ids import LONG_ID_CHARACTERS, Id, LongId, Role
+from workflows.models.outbox import OutboxState
 from workflows.models.readiness import StoryText
 from workflows.models.workspace import RepositoryWork
 
@@ -25,29 +26,7 @@ class Plan(Model):
     tasks: list[PlannedTask]
 
 
-class PlanInput(Request):
-    """The input of PlanWorkflow.
-
-    Attributes:
-        tasks: None to load them from the graph, or to derive them if it has none.
-        roles: the councils that deliberate, once each, if the graph has neither tasks nor the
-            story.
-        task_timeout: time limit of each task's deliberation in seconds; None: one hour.
-        work: the repository that the tasks change, from the head of the story's branch; None: its
-            councils deliberate in Markdown.
-    """
-
-    story_id: Id
-    plan_id: LongId
-    tasks: list[PlannedTask] | None = None
-    phase: str = "BUILD"
-    feedback: list[str] = []
-    outbox_workflow_id: str = ""
-    ask_for_budget: bool = False
-    decisions: list[DecisionAdded] = []
-    task_timeout: float | None = Field(default=None, gt=0, le=86_400)
-    roles: list[Role] = Field(default=[], max_length=60)
-    work: RepositoryWork | None = None
+MaxTasks = Annotated[int, Field(ge=1, le=LARGEST_PLAN)]
 
 
 class TaskOutcome(Model):
@@ -67,6 +46,48 @@ class TaskOutcome(Model):
     error: str = ""
     usage: list[CallUsage] = []
     revised: list[CallUsage] = []
+
+
+class PlanProgress(Model):
+    """What a plan carries to its next run, with an input that has its tasks and decisions.
+
+    Attributes:
+        outlives: whether the plan ignores cancellations, as after the signal `outlive`.
+    """
+
+    outcomes: list[TaskOutcome] = []
+    merged: list[MergedChange] = []
+    outbox: OutboxState = OutboxState()
+    outlives: bool = False
+
+
+class PlanInput(Request):
+    """The input of PlanWorkflow.
+
+    Attributes:
+        tasks: None to load them from the graph, or to derive them if it has none.
+        roles: the councils that deliberate, once each, if the graph has neither tasks nor the
+            story.
+        task_timeout: time limit of each task's deliberation in seconds; None: one hour.
+        work: the repository that the tasks change, from the head of the story's branch; None: its
+            councils deliberate in Markdown.
+        max_tasks: the most tasks, if they are derived.
+        carried: set by continue-as-new only.
+    """
+
+    story_id: Id
+    plan_id: LongId
+    tasks: list[PlannedTask] | None = None
+    phase: str = "BUILD"
+    feedback: list[str] = []
+    outbox_workflow_id: str = ""
+    ask_for_budget: bool = False
+    decisions: list[DecisionAdded] = []
+    task_timeout: float | None = Field(default=None, gt=0, le=86_400)
+    roles: list[Role] = Field(default=[], max_length=60)
+    work: RepositoryWork | None = None
+    max_tasks: MaxTasks = MAX_TASKS
+    carried: PlanProgress | None = None
 
 
 class Repair(Model):
@@ -114,6 +135,7 @@ class DerivationInput(Request):
     Attributes:
         announce: whether each task is also published.
         actor: the caller of gRPC who asks, whose quota its tokens count for; empty: none.
+        max_tasks: the most tasks that are derived.
     """
 
     story_id: Id
@@ -122,6 +144,7 @@ class DerivationInput(Request):
     phase: str = "BUILD"
     announce: bool = False
     actor: str = ""
+    max_tasks: MaxTasks = MAX_TASKS
 
 
 class DerivationResult(Model):

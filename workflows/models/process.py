@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from workflows.models.agents import MAX_TASKS
 from workflows.models.base import Model
 
 
@@ -86,3 +87,5 @@ class Process(Model):
     """Time limit of each deliberation in seconds; None: one hour."""
     text_bytes: int | None = None
     """Longest brief, and longest acceptance criteria in total, in bytes; None: no limit."""
+    max_tasks: int = MAX_TASKS
+    """The most tasks of a derived plan."""

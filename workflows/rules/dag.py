@@ -13,14 +13,11 @@ from collections.abc import Collection, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from workflows.models.agents import DraftTask, PlannedTask
+from workflows.models.agents import MAX_TASKS, DraftTask, PlannedTask
 from workflows.models.ids import ID_PATTERN, ID_RULE, LONG_ID_CHARACTERS
 
 LONGEST_PREFIX = 160
 """Maximum number of characters before the role in a task's id."""
-
-MAX_TASKS = 12
-"""Maximum number of tasks of a derived plan."""
 
 
 class InvalidPlan(ValueError):

@@ -152,6 +152,7 @@ class Plans:
                 "plan_id": plan_id,
                 "announce": announce,
                 "actor": caller().actor,
+                "max_tasks": self._limits.max_tasks,
             },
             {"story_id": "case_id"},
         )
@@ -286,7 +287,12 @@ class Plans:
         story_id, plan_id = event.case_id, event.plan_id
         if not plan_id:
             raise InvalidInput("PlanningEventRequest", [("plan_id", "required; add it")])
-        plan = PlanInput(story_id=story_id, plan_id=plan_id, task_timeout=self._timeout_s)
+        plan = PlanInput(
+            story_id=story_id,
+            plan_id=plan_id,
+            task_timeout=self._timeout_s,
+            max_tasks=self._limits.max_tasks,
+        )
         runs = await run_approved_plan(
             self._temporal, plan, f"as {role}", partial(self._store_approval, event)
         )

@@ -14,7 +14,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.config import CONFIG, InvalidConfig
 from activities.planning import Planning, load_config
-from workflows.models.agents import DraftTask
+from workflows.models.agents import MAX_TASKS, DraftTask
 from workflows.models.readiness import StoryText
 from workflows.rules import dag
 
@@ -34,10 +34,10 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 async def test_a_story_gets_the_machine_and_the_level_of_its_rigor() -> None:
-    planning = Planning(deliberation_timeout=timedelta(seconds=45))
+    planning = Planning(deliberation_timeout=timedelta(seconds=45), max_tasks=20)
     process = await ActivityEnvironment().run(planning.load_process, "L2")
 
-    assert process.deliberation_timeout == 45
+    assert (process.deliberation_timeout, process.max_tasks) == (45, 20)
     assert process.rigor.dor_threshold == 85
     assert process.machine.final == "DONE"
     assert process.version == load_config().version
@@ -185,7 +185,7 @@ def test_any_output_within_the_schema_is_a_valid_plan() -> None:
             DraftTask.model_validate(draft)
             for draft in json.loads(written.removesuffix(end))["tasks"]
         ]
-        dag.validate(dag.number_tasks("US-1-p1", drafts), roles, dag.MAX_TASKS)
+        dag.validate(dag.number_tasks("US-1-p1", drafts), roles, MAX_TASKS)
         sizes.add(len(drafts))
 
     assert len(sizes) > 3

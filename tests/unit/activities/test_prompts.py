@@ -25,7 +25,15 @@ from activities.agents.response_schemas import (
     verdict_form,
 )
 from tests.support.llm_server import document_of
-from workflows.models.agents import Agent, Critique, Proposal, ProposeInput, Task, Verdict
+from workflows.models.agents import (
+    MAX_TASKS,
+    Agent,
+    Critique,
+    Proposal,
+    ProposeInput,
+    Task,
+    Verdict,
+)
 from workflows.models.context import ContextPack, DecisionAdded
 from workflows.models.story import StoryInput
 
@@ -212,13 +220,13 @@ FORMS: dict[str, Callable[[int], ResponseSchema]] = {
     "proposal": proposal_form,
     "critique": critique_form,
     "verdict": verdict_form(["agent-a", "agent-b"]),
-    "plan": plan_form(["DEV", "QA"]),
+    "plan": plan_form(["DEV", "QA"], MAX_TASKS),
     "story": story_form,
 }
 
 
 @given(
-    kind=st.sampled_from(sorted(FORMS)), tokens=st.integers(200, 8_192), seed=st.integers(0, 2**32)
+    kind=st.sampled_from(sorted(FORMS)), tokens=st.integers(200, 16_384), seed=st.integers(0, 2**32)
 )
 def test_every_document_of_a_schema_is_read_and_fits_its_tokens(
     kind: str, tokens: int, seed: int
@@ -261,6 +269,21 @@ def test_a_longer_answer_gives_every_field_more_room() -> None:
     small, large = (len(longest_document(proposal_form(tokens))) for tokens in (400, 8_000))
 
     assert large > 15 * small
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "allowed"),
+    [
+        *((100, 60, 1), (400, 60, 3), (1_600, 60, 12), (3_200, 60, 12)),
+        *((8_192, 60, 30), (16_384, 60, 60), (16_384, 20, 20), (400, 2, 2)),
+    ],
+)
+def test_a_plan_may_have_as_many_tasks_as_fit_its_answer(
+    tokens: int, most: int, allowed: int
+) -> None:
+    schema = plan_form(["DEV"], most)(tokens).schema
+
+    assert schema["properties"]["tasks"]["maxItems"] == allowed
 
 
 @pytest.mark.parametrize(

@@ -178,12 +178,18 @@ def test_a_run_leads_to_those_it_goes_on_from_and_to_its_children() -> None:
                 "workflow_execution": {"workflow_id": "plan-US-1-p", "run_id": "c"}
             },
         ),
+        an_event(
+            5,
+            EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW,
+            workflow_execution_continued_as_new_event_attributes={"new_execution_run_id": "after"},
+        ),
     ]
 
     assert list(related(RUN.workflow_id, history)) == [
         RunId(RUN.workflow_id, "before"),
         RunId(RUN.workflow_id, "base"),
         RunId("plan-US-1-p", "c"),
+        RunId(RUN.workflow_id, "after"),
     ]
 
 

@@ -67,7 +67,7 @@ def test_a_plan_without_tasks_is_refused() -> None:
     assert faults([]) == ["a plan needs at least 1 task"]
 
 
-def test_a_derived_plan_has_twelve_tasks_at_most() -> None:
+def test_a_derived_plan_has_no_more_tasks_than_it_may() -> None:
     tasks = [task(f"t{n}") for n in range(13)]
 
     dag.validate(tasks)
@@ -259,7 +259,7 @@ GOOD = {"role": "DEV", "title": "t", "description": "d", "depends_on": [], "prio
     "tasks",
     [
         pytest.param([], id="no tasks"),
-        pytest.param([GOOD] * 13, id="too many tasks"),
+        pytest.param([GOOD] * 61, id="too many tasks"),
         pytest.param([GOOD | {"role": "WIZARD"}], id="an unknown role"),
         pytest.param([GOOD | {"depends_on": [1]}], id="itself"),
         pytest.param([GOOD, GOOD | {"depends_on": [2]}], id="itself, further on"),

@@ -19,25 +19,31 @@ from workflows.models.readiness import StoryText
 PlanHandle = WorkflowHandle[Any, PlanResult]
 
 
-def task(world: World, name: str, *depends_on: str, role: str = "DEV") -> PlannedTask:
+def task(
+    world: World, name: str, *depends_on: str, role: str = "DEV", title: str = ""
+) -> PlannedTask:
     return PlannedTask(
         task_id=f"{world.key}-{name}",
         role=role,
-        title=f"Task {name}",
+        title=title or f"Task {name}",
         description="Do it.",
         depends_on=[f"{world.key}-{other}" for other in depends_on],
     )
 
 
 async def start(
-    fleet: Client, world: World, tasks: list[PlannedTask] | None, **more: Any
+    fleet: Client,
+    world: World,
+    tasks: list[PlannedTask] | None,
+    task_queue: str = "story",
+    **more: Any,
 ) -> PlanHandle:
     story_id, plan_id = f"US-{world.key}", "plan-1"
     return await fleet.start_workflow(
         "PlanWorkflow",
         {"story_id": story_id, "plan_id": plan_id, "tasks": tasks} | more,
         id=f"plan-{story_id}-{plan_id}",
-        task_queue="story",
+        task_queue=task_queue,
         result_type=PlanResult,
     )
 
