@@ -300,11 +300,13 @@ async def test_what_was_undone_once_is_undone_again(bench: Bench) -> None:
     first = await bench.do(command, paths=["docs.md"])
     again = await bench.do(command, first.commit, step=2, paths=["docs.md"])
     only = RunCommand(command="echo x >> README.md; cat README.md")
-    last = await bench.do(only, again.commit, step=3, paths=["docs.md"])
+    third = await bench.do(only, again.commit, step=3, paths=["docs.md"])
+    last = await bench.do(only, again.commit, step=4, paths=["docs.md"])
 
     assert bench.text(again.commit, "docs.md") == "z\nz"
     assert again.observation == first.observation
-    assert last.commit == again.commit
+    assert third.commit == last.commit == again.commit
+    assert third.observation == last.observation
     assert last.observation.startswith("# Adder\n\nAdds numbers.\nx\n")
     assert "[these changes are undone]\nREADME.md: " in last.observation
 
