@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from activities.checks import cgroups, entry, seccomp, usage
+from activities.checks import cgroups, entry, seccomp, shell_entry, usage
 from activities.checks.disk import MAX_DEPTH, Growth, take_over
 from activities.checks.output import Output
 
@@ -162,6 +162,7 @@ class Sandbox:
         *,
         mounts: Sequence[Mount] = (),
         on_output: Callable[[bytes], None] | None = None,
+        by_shell: bool = False,
     ) -> Run:
         """Run a program in the sandbox.
 
@@ -174,6 +175,8 @@ class Sandbox:
             mounts: additional folders, in the order in which they are mounted. Those that are
                 writable belong to the program's user from then on.
             on_output: called with each part of the output as it is written.
+            by_shell: whether a shell may start the program, which takes less time than Python:
+                `visible` has the system's programs, argv[0] exists, and it needs no environment.
 
         Raises:
             CannotRun: bubblewrap is missing or could not set up the sandbox.
@@ -191,11 +194,12 @@ class Sandbox:
             view += ["--chdir", "/tmp"]  # noqa: S108  the sandbox's own
             prefix = self._prefix(view, filter_fd, uid is not None, network)
             program = _Program(argv, stdin, uid, on_output)
+            run_by = _run_by_shell if by_shell and shell_entry.installed() else _run_by_python
             async with self._free:
                 before = await asyncio.to_thread(take_over, written, uid)
                 growth = Growth(written, before, limits.written_bytes, limits.written_files)
                 try:
-                    run = await _run(prefix, program, limits, growth, filter_fd, self._groups)
+                    run = await run_by(prefix, program, limits, growth, filter_fd, self._groups)
                 finally:
                     after = await asyncio.to_thread(take_over, written, uid)
                 if growth.is_too_much(after):
@@ -282,7 +286,7 @@ class _Program:
     on_output: Callable[[bytes], None] | None
 
 
-async def _run(
+async def _run_by_python(
     prefix: Sequence[str],
     program: _Program,
     limits: Limits,
@@ -291,25 +295,14 @@ async def _run(
     groups: Path | None,
 ) -> Run:
     """Run `prefix`, which runs activities/checks/entry.py, which executes the program."""
-    resources = _resources(limits) | {"RLIMIT_NPROC": (limits.processes, limits.processes)}
-    words = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in resources.items())
+    words = " ".join(f"{name}:{soft}:{hard}" for name, (soft, hard) in _resources(limits).items())
     ready, entered = os.pipe()
     try:
         uid = "" if program.uid is None else str(program.uid)
         arguments = [str(entered), uid, words, *program.argv]
         command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
-        async with AsyncExitStack() as stack:
-            group = None
-            if groups:
-                most = limits.processes + _BWRAP_PROCESSES
-                group = await stack.enter_async_context(
-                    cgroups.group(groups, limits.total_memory_bytes, most)
-                )
-                command = group.entering(command)
-            process = await stack.enter_async_context(_started(command, (filter_fd, entered)))
-            run = await _watched(process, program, limits, growth)
-            if group and group.exceeded():
-                run = replace(run, ended="memory", exit_code=None)
+        async with _contained(command, (filter_fd, entered), limits, groups) as (process, group):
+            run = _within(group, await _watched(process, program, limits, growth))
         os.set_blocking(ready, False)
         with suppress(BlockingIOError):
             answer = os.read(ready, 4096)
@@ -317,11 +310,70 @@ async def _run(
                 return run
             reason = answer[len(entry.READY) :].decode()
             raise CannotRun(f"{program.argv[0]} cannot be run{reason}")
-        why = run.output.decode(errors="replace").strip()[-500:]
-        raise CannotRun(f"the sandbox could not be set up: {why or run.ended}")
+        raise _not_set_up(run.output or run.ended.encode())
     finally:
         os.close(ready)
         os.close(entered)
+
+
+async def _run_by_shell(
+    prefix: Sequence[str],
+    program: _Program,
+    limits: Limits,
+    growth: Growth,
+    filter_fd: int,
+    groups: Path | None,
+) -> Run:
+    """Run `prefix`, which runs the programs of shell_entry.py, which execute the program."""
+    command = [*prefix, *shell_entry.command(program.argv, program.uid, _resources(limits))]
+    async with _contained(command, (filter_fd,), limits, groups) as (process, group):
+        await _entered(process, limits)
+        return _within(group, await _watched(process, program, limits, growth))
+
+
+async def _entered(process: asyncio.subprocess.Process, limits: Limits) -> None:
+    """Wait until the program is executed.
+
+    Raises:
+        CannotRun: it is not.
+    """
+    try:
+        async with asyncio.timeout(limits.wall_s):
+            start = await _output(process).readexactly(len(shell_entry.READY))
+            if start != shell_entry.READY:
+                raise _not_set_up(start + await _output(process).read())
+    except asyncio.IncompleteReadError as error:
+        raise _not_set_up(error.partial) from error
+    except TimeoutError as error:
+        raise _not_set_up(b"its time is up") from error
+
+
+def _not_set_up(output: bytes) -> CannotRun:
+    why = output.decode(errors="replace").strip()[-500:]
+    return CannotRun(f"the sandbox could not be set up: {why}")
+
+
+@asynccontextmanager
+async def _contained(
+    command: Sequence[str], pass_fds: tuple[int, ...], limits: Limits, groups: Path | None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, cgroups.Group | None]]:
+    """Yield a running program, and its control group if groups can be made."""
+    async with AsyncExitStack() as stack:
+        group = None
+        if groups:
+            most = limits.processes + _BWRAP_PROCESSES
+            group = await stack.enter_async_context(
+                cgroups.group(groups, limits.total_memory_bytes, most)
+            )
+            command = group.entering(command)
+        yield await stack.enter_async_context(_started(command, pass_fds)), group
+
+
+def _within(group: cgroups.Group | None, run: Run) -> Run:
+    """Return the run as it ended, which may have been by its control group."""
+    if group and group.exceeded():
+        return replace(run, ended="memory", exit_code=None)
+    return run
 
 
 def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
@@ -336,6 +388,7 @@ def _resources(limits: Limits) -> dict[str, tuple[int, int]]:
         "RLIMIT_FSIZE": (limits.file_bytes, limits.file_bytes),
         "RLIMIT_NOFILE": (limits.open_files, limits.open_files),
         "RLIMIT_CORE": (0, 0),
+        "RLIMIT_NPROC": (limits.processes, limits.processes),
     }
 
 

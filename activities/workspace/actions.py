@@ -20,6 +20,7 @@ from activities.checks.sandbox import Sandbox
 from activities.workspace import edits
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
+from activities.workspace.git_output import shown
 from activities.workspace.kept_results import KeptResult, KeptResults, move_agent, request_hash
 from activities.workspace.metrics import count_action
 from activities.workspace.preparing import PreparationFailed, prepare
@@ -95,7 +96,7 @@ class Actions:
         async with self._trees.at(store, request.parent, key=key) as tree:
             outcome = await self._outcome(request, store, tree)
             if outcome.kept:
-                commit, note = await committed(store, tree, request)
+                commit, note = await self._committed(store, tree, request)
         return ActionResult(
             exit_code=outcome.exit_code,
             stopped=outcome.stopped,
@@ -103,6 +104,19 @@ class Actions:
             commit=commit,
             changed=[] if commit == request.base else await store.changed(request.base, commit),
         )
+
+    async def _committed(
+        self, store: Store, tree: Path, request: RunActionInput
+    ) -> tuple[str, str]:
+        """Return the commit of a tree, and what the agent reads about changes that are undone."""
+        try:
+            made, note = await committed(store, tree, request)
+        except ApplicationError as error:
+            if error.type != ErrorType.TREE_REFUSED:
+                raise
+            return request.parent, f"\n[all changes are undone: {error.message}]"
+        self._trees.note(tree, made)
+        return made, note
 
     async def _outcome(self, request: RunActionInput, store: Store, tree: Path) -> Outcome:
         """Do in the tree what the action says."""
@@ -160,39 +174,38 @@ async def committed(store: Store, tree: Path, request: RunActionInput) -> tuple[
 
     Returns:
         The commit, and what the agent reads about changes that are undone.
+
+    Raises:
+        ApplicationError: TreeRefused.
     """
-    try:
-        made = await _commit(store, tree, request)
-        foreign = await foreign_paths(store, request, made)
-        if foreign:
-            await undo(store, tree, request.parent, foreign)
-            made = await _commit(store, tree, request)
-    except ApplicationError as error:
-        if error.type != ErrorType.TREE_REFUSED:
-            raise
-        return request.parent, f"\n[all changes are undone: {error.message}]"
+    made = await _commit(store, tree, request, brought=True)
+    foreign = await foreign_paths(store, request, made)
+    if foreign:
+        await undo(store, tree, request.parent, foreign)
+        made = await _commit(store, tree, request, brought=False)
     return made, undone_note(foreign)
 
 
-async def _commit(store: Store, tree: Path, request: RunActionInput) -> str:
+async def _commit(store: Store, tree: Path, request: RunActionInput, *, brought: bool) -> str:
     return await store.make_commit(
         tree,
         parent=request.parent,
         message=headline(request.action, SUBJECT_CHARACTERS),
         trailers=request.trailers,
         at=request.at,
+        brought=brought,
     )
 
 
 async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], str]:
     """Return the rule that says why a path may not be written; empty if it may."""
-    found = await store.outline(request.parent)
+    found = [(kind, shown(path)) for kind, path in await store.listing(request.parent)]
     return partial(
         paths.path_problem,
         paths=request.paths,
         open_paths=request.repository.open_paths,
-        existing=paths.spellings(file.path for file in found),
-        links=[file.path for file in found if file.kind == "link"],
+        existing=paths.spellings(path for _, path in found),
+        links=[path for kind, path in found if kind == "link"],
     )
 
 
@@ -200,22 +213,19 @@ async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> d
     """Return the changed paths that the request does not allow, and why."""
     if commit == request.parent:
         return {}
-    with store_errors():
-        words = ("diff-tree", "-r", "-z", "--no-renames", "--name-status")
-        listed = await git(*words, request.parent, commit, git_dir=store.path)
-    parts = listed.split(b"\0")[:-1]
-    changes = list(zip(parts[::2], map(os.fsdecode, parts[1::2]), strict=True))
+    changes = await store.changed_paths(request.parent, commit)
     open_paths = request.repository.open_paths
     problem_of = await path_rules(store, request) if changes else str
     foreign = {}
-    for status, path in changes:
-        if status == b"A":
+    for name, is_new in changes.items():
+        path = os.fsdecode(name)
+        if is_new:
             problem = problem_of(path)
         else:
             known = paths.allowed(path, request.paths, open_paths)
             problem = "" if known else "the story may not change it"
         if problem:
-            foreign[os.fsencode(path)] = problem
+            foreign[name] = problem
     return foreign
 
 

@@ -67,6 +67,20 @@ def tree_files(output: bytes) -> list[TreeFile]:
     return files
 
 
+def listed_files(output: bytes) -> list[tuple[str, bytes]]:
+    """Read `ls-tree -r -z`: kind and path of each file."""
+    listed = []
+    for entry in output.split(b"\0")[:-1]:
+        about, path = entry.split(b"\t", 1)
+        listed.append((_KINDS.get(about[:6].decode(), "file"), path))
+    return listed
+
+
+def listed_entries(output: bytes) -> set[bytes]:
+    """Return the lines of `ls-tree -r -z` but those of submodules, which no step changes."""
+    return {entry for entry in output.split(b"\0")[:-1] if not entry.startswith(b"160000")}
+
+
 def logged_commits(output: bytes) -> list[LoggedCommit]:
     """Read `log --format=LOG_FORMAT`."""
     records = output.decode(errors="replace").split("\0\x1e")

@@ -7,6 +7,8 @@ up, and ends after the next one, finds that one's.
 
 from __future__ import annotations
 
+import asyncio
+
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.errors import store_errors
@@ -45,6 +47,10 @@ class KeptResults:
 
     async def read(self) -> KeptResult | None:
         """Return the result of the last action; None if there is none."""
+        blob = await asyncio.to_thread(self._store.loose, self._ref)
+        if blob and (known := self._store.remembered.get((blob,))):
+            self._blob = blob
+            return KeptResult.model_validate_json(known)
         with store_errors():
             found = await self._git("cat-file", "--batch", stdin=f"{self._ref}\n".encode())
         about, _, data = found.partition(b"\n")
@@ -65,8 +71,10 @@ class KeptResults:
         try:
             with store_errors():
                 data = made.model_dump_json().encode()
-                blob = (await self._git("hash-object", "-w", "--stdin", stdin=data)).decode()
-                await self._git("update-ref", self._ref, blob.strip(), self._blob)
+                words = ("hash-object", "-w", "--stdin")
+                blob = (await self._git(*words, stdin=data)).decode().strip()
+                await self._git("update-ref", self._ref, blob, self._blob)
+                self._store.remembered.add((blob,), data)
         except ApplicationError as error:
             if error.type != ErrorType.REF_MOVED:
                 raise

@@ -110,6 +110,7 @@ async def run_in_project(
         network,
         mounts=mounts,
         on_output=on_output,
+        by_shell=True,
     )
     COMMAND_SECONDS.labels("set-up" if preparing else "command").observe(run.seconds)
     return CommandRun(

@@ -14,7 +14,9 @@ import re
 import shutil
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from activities.workspace.commits import check_files, clean, message_text, one_l
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
 from activities.workspace.metrics import count_store_error
+from activities.workspace.remembered import Remembered
 from activities.workspace.transports import transport
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import agent_ref, ref_part, story_branch
@@ -64,6 +67,7 @@ __pycache__/
 node_modules/
 """
 
+_LISTING = ("ls-tree", "-r", "-z", "--full-tree")
 _ABSENT = "0" * 40
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
@@ -89,6 +93,7 @@ class Stores:
         """
         self._root = root
         self._credentials = credentials
+        self._remembered: defaultdict[str, Remembered] = defaultdict(Remembered)
 
     async def of(self, repository: Repository) -> Store:
         """Return the store of a repository, made by fetching its base if it is missing.
@@ -96,7 +101,9 @@ class Stores:
         Raises:
             ApplicationError: GitStoreAway or RepositoryAway, which are retried; BaseMissing.
         """
-        store = Store(self._root / f"{repository.key}.git", repository, self._credentials)
+        remembered = self._remembered[repository.key]
+        path = self._root / f"{repository.key}.git"
+        store = Store(path, repository, self._credentials, remembered)
         with store_errors():
             if not self._root.is_dir():
                 message = f"the store {self._root} is missing; mount it, or create the folder"
@@ -156,8 +163,23 @@ class Store:
     cannot be used; NotFound for a commit, path or branch that it does not have.
     """
 
-    def __init__(self, path: Path, repository: Repository, credentials: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        repository: Repository,
+        credentials: Path | None = None,
+        remembered: Remembered | None = None,
+    ) -> None:
+        """Use the store in a folder.
+
+        Args:
+            path: the bare repository.
+            repository: the entry of the project.
+            credentials: the folder of the repositories' credentials; see transports.py.
+            remembered: what is known of its objects; None: nothing.
+        """
         self.path = path
+        self.remembered = remembered or Remembered()
         self._repository = repository
         self._credentials = credentials
 
@@ -217,8 +239,19 @@ class Store:
 
     async def agent_head(self, story_id: str, task_id: str, agent_id: str) -> str | None:
         """Return the last commit of an agent's work on a task; None if it has none."""
+        ref = agent_ref(story_id, task_id, agent_id)
         with store_errors():
-            return await self._value(agent_ref(story_id, task_id, agent_id))
+            return await asyncio.to_thread(self.loose, ref) or await self._value(ref)
+
+    def loose(self, ref: str) -> str | None:
+        """Return the value of a ref that has a separate file, as one has that was moved lately.
+
+        None: it has no such file; git knows its value, if it exists.
+        """
+        with suppress(OSError):
+            value = (self.path / ref).read_text(encoding="ascii", errors="replace").rstrip("\n")
+            return value if _COMMIT.fullmatch(value) else None
+        return None
 
     async def place(self, story_id: str, task_id: str, agent_id: str, commit: str) -> None:
         """Let an agent's work go on from a commit: that of a reset history, or a merged base.
@@ -264,20 +297,39 @@ class Store:
         return commit
 
     async def make_commit(
-        self, tree: Path, *, parent: str, message: str, trailers: Trailers, at: datetime
+        self,
+        tree: Path,
+        *,
+        parent: str,
+        message: str,
+        trailers: Trailers,
+        at: datetime,
+        brought: bool = False,
     ) -> str:
-        """Make the commit of a working tree, which no ref names yet; arguments as for `commit`.
+        """Make the commit of a working tree, which no ref names yet.
+
+        Afterwards the index beside the tree has the files of the returned commit.
+
+        Args:
+            tree: as for `commit`.
+            parent: as for `commit`.
+            message: as for `commit`.
+            trailers: as for `commit`.
+            at: as for `commit`.
+            brought: whether the index beside the tree has the files of `parent`, as when the tree
+                was brought to it.
 
         Raises:
             ApplicationError: TreeRefused.
         """
         with store_errors():
-            written = await self._written(tree, checked(parent))
+            written = await self._written(tree, checked(parent), brought)
             if written is None:
                 return parent
-            return await self.commit_object(
-                written, [parent], message_text(message, trailers), trailers.agent, at
-            )
+            text = message_text(message, trailers)
+            commit = await self.commit_object(written, [parent], text, trailers.agent, at)
+        self.remembered.add(_asked_for_tree(commit), written.encode())
+        return commit
 
     async def advance(self, trailers: Trailers, parent: str, commit: str) -> None:
         """Move the ref of an agent's work from a step's parent to its commit.
@@ -289,32 +341,35 @@ class Store:
             ref = agent_ref(trailers.story, trailers.task, trailers.agent)
             await self._advance(ref, parent, commit)
 
-    async def _written(self, tree: Path, parent: str) -> str | None:
+    async def _written(self, tree: Path, parent: str, brought: bool) -> str | None:
         """Write the tree's files into the store; return its id, None if it is the parent's."""
         index = tree.parent / f".index.{uuid.uuid4().hex}"
         kept = tree.parent / "index"
         try:
             if kept.exists():
                 await asyncio.to_thread(shutil.copy2, kept, index)
-            await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
+            if not brought:
+                await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
             changed = await self._git(
                 *("ls-files", "-z", "--modified", "--deleted", "--others", "--exclude-standard"),
                 work_tree=tree,
                 index=index,
             )
-            if not changed:
-                return None
-            paths = set(changed.rstrip(b"\0").split(b"\0"))
-            await asyncio.to_thread(check_files, tree, paths)
-            config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
-            await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
-            written = (await self._git("write-tree", index=index)).decode().strip()
-            before = (await self._git("rev-parse", f"{parent}^{{tree}}")).decode().strip()
+            written = await self._added(tree, index, changed) if changed else None
             if kept.exists():
                 index.replace(kept)
-            return None if written == before else written
         finally:
             index.unlink(missing_ok=True)
+        before = await self._lasting(*_asked_for_tree(parent)) if written else b""
+        return None if written == before.decode().strip() else written
+
+    async def _added(self, tree: Path, index: Path, changed: bytes) -> str:
+        """Add changed files to an index; return the id of the tree that it then has."""
+        paths = set(changed.rstrip(b"\0").split(b"\0"))
+        await asyncio.to_thread(check_files, tree, paths)
+        config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
+        await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
+        return (await self._git("write-tree", index=index)).decode().strip()
 
     async def commit_object(
         self, tree: str, parents: list[str], message: str, author: str, at: datetime
@@ -377,9 +432,11 @@ class Store:
     async def changed(self, base: str, commit: str) -> list[ChangedFile]:
         """Return the files that differ between two commits, by path."""
         words = ("diff-tree", "-r", "-z", "-M", "--raw", "--numstat", "--no-ext-diff")
+        # A commit that is compared with itself is looked for.
+        ask = self._git if base == commit else self._lasting
         with store_errors():
             return git_output.changed_files(
-                await self._git(*words, "--no-textconv", checked(base), checked(commit))
+                await ask(*words, "--no-textconv", checked(base), checked(commit))
             )
 
     async def diff(
@@ -435,6 +492,24 @@ class Store:
         with store_errors():
             words = ("ls-tree", "-r", "-l", "-z", "--full-tree")
             return git_output.tree_files(await self._git(*words, checked(commit)))
+
+    async def listing(self, commit: str) -> list[tuple[str, bytes]]:
+        """Return kind and path of every file of a commit, by path."""
+        with store_errors():
+            return git_output.listed_files(await self._lasting(*_LISTING, checked(commit)))
+
+    async def changed_paths(self, base: str, commit: str) -> dict[bytes, bool]:
+        """Return the paths that differ between two commits, and whether each is new."""
+        with store_errors():
+            before, after = [
+                git_output.listed_entries(await self._lasting(*_LISTING, checked(each)))
+                for each in (base, commit)
+            ]
+        old, new = [
+            {entry.split(b"\t", 1)[1] for entry in entries}
+            for entries in (before - after, after - before)
+        ]
+        return {path: path not in old for path in sorted(old | new)}
 
     async def read(self, commit: str, path: str, *, limit: int = READ_BYTES) -> bytes:
         """Return the content of a file; of a link, the path that it names."""
@@ -582,6 +657,10 @@ class Store:
             seconds=seconds,
         )
 
+    async def _lasting(self, *args: str) -> bytes:
+        """Run a command whose answer never changes: it names objects by their ids, and no ref."""
+        return await self.remembered.of(args, self._git)
+
     async def _value(self, ref: str) -> str | None:
         try:
             output = await self._git("rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}")
@@ -630,6 +709,10 @@ def checked(commit: str) -> str:
         message = f"commit: {commit[:100]!r} is not the full id of a commit; give 40 hex digits"
         raise application_error(ErrorType.INVALID_INPUT, message)
     return commit
+
+
+def _asked_for_tree(commit: str) -> tuple[str, str]:
+    return ("rev-parse", f"{commit}^{{tree}}")
 
 
 def _remove_old(lock: Path) -> bool:

@@ -2,13 +2,13 @@
 
 A tree belongs to one step at a time, of one process: its folder is locked. It is brought to its
 commit by changing only the files that differ, so a step that goes on in the tree that it left costs
-no checkout. A process that dies leaves a tree of which nothing is believed but git's index, and git
-compares each file with that.
+no checkout, and no process of git if the step before noted what it left. A process that dies leaves
+a tree of which nothing is believed but git's index, and git compares each file with that.
 
     ROOT/STORE/SLOT/tree    the files, without `.git`
     ROOT/STORE/SLOT/index   git's index of them
     ROOT/STORE/SLOT/lock    held while the tree is used
-    ROOT/STORE/SLOT/state   commit, key and size; its time is that of the last use
+    ROOT/STORE/SLOT/state   commit, key, size, exactness; its time is that of the last use
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from activities.workspace.errors import store_errors
 from activities.workspace.git import GitFailed, git
@@ -42,6 +42,21 @@ _IN_PARALLEL = {"checkout.workers": "4", "checkout.thresholdForParallelism": "20
 
 git's default writes one after another. Few files are written sooner without more processes.
 """
+
+
+class _State(NamedTuple):
+    """What is known of a tree that is not used.
+
+    Attributes:
+        exact: whether it has the commit's files as they are, and else only what git ignores.
+        used: the time of the last use.
+    """
+
+    commit: str
+    key: str
+    size: int
+    exact: bool
+    used: float
 
 
 @dataclass(frozen=True)
@@ -62,24 +77,21 @@ class _Slot:
     def state(self) -> Path:
         return self.path / "state"
 
-    def read(self) -> tuple[str, str, int, float]:
-        """Return commit, key, size in bytes and time of the last use.
-
-        One that has no state is in use, or was when its process died.
-        """
+    def read(self) -> _State:
+        """Return what is known; one that has no state is in use, or was when its process died."""
         try:
-            commit, key, size = json.loads(self.state.read_bytes())
-            return commit, key, size, self.state.stat().st_mtime
+            commit, key, size, exact = json.loads(self.state.read_bytes())
+            return _State(commit, key, size, exact, self.state.stat().st_mtime)
         except (OSError, ValueError):
-            return "", "", 0, self._changed()
+            return _State("", "", 0, exact=False, used=self._changed())
 
     def _changed(self) -> float:
         with suppress(FileNotFoundError):
             return self.path.stat().st_mtime
         return 0.0  # another process removed it
 
-    def write(self, commit: str, key: str, size: int) -> None:
-        self.state.write_text(json.dumps([commit, key, size]))
+    def write(self, commit: str, key: str, size: int, *, exact: bool) -> None:
+        self.state.write_text(json.dumps([commit, key, size, exact]))
 
     def locked(self) -> int | None:
         """Lock the slot and return the lock, which `os.close` releases; None if it is used."""
@@ -110,6 +122,14 @@ class Trees:
         """
         self._root = root
         self._limit = limit_bytes
+        self._exact: dict[Path, str] = {}
+
+    def note(self, tree: Path, commit: str) -> None:
+        """Note that a tree that is used has exactly the files of a commit, as git has compared.
+
+        Its user changes nothing afterwards. Files that git ignores may be there too.
+        """
+        self._exact[tree] = commit
 
     @asynccontextmanager
     async def at(self, store: Store, commit: str, key: str = "") -> AsyncIterator[Path]:
@@ -123,13 +143,16 @@ class Trees:
         """
         folder = self._root / store.path.name.removesuffix(".git")
         slot, lock = await asyncio.to_thread(_taken, folder, checked(commit), key)
+        exact = None
         try:
             with store_errors(what=f"the working tree of {commit[:12]}"):
                 await _bring(slot, store, commit)
             yield slot.tree
+            exact = self._exact.get(slot.tree)
         finally:
+            self._exact.pop(slot.tree, None)
             try:
-                await asyncio.to_thread(_left, slot, commit, key)
+                await asyncio.to_thread(_left, slot, exact or commit, key, exact is not None)
             finally:
                 os.close(lock)
             await asyncio.to_thread(self._evict)
@@ -138,25 +161,25 @@ class Trees:
         """Remove trees that are not used, the longest unused first."""
         latest = time.time() - UNUSED.total_seconds()
         found = sorted(((slot.read(), slot) for slot in _slots(self._root)), key=_last_use)
-        total = sum(size for (_, _, size, _), _ in found)
+        total = sum(state.size for state, _ in found)
         removed = 0
-        for (_, _, size, used), slot in found:
-            if used >= latest and total <= self._limit:
+        for state, slot in found:
+            if state.used >= latest and total <= self._limit:
                 break
             lock = slot.locked()
             if lock is not None:
                 try:
                     _discard(slot.path)
                     removed += 1
-                    total -= size
+                    total -= state.size
                 finally:
                     os.close(lock)
         TREES_BYTES.set(total)
         TREES_REMOVED.inc(removed)
 
 
-def _last_use(found: tuple[tuple[str, str, int, float], _Slot]) -> float:
-    return found[0][3]
+def _last_use(found: tuple[_State, _Slot]) -> float:
+    return found[0].used
 
 
 def _slots(root: Path) -> Iterator[_Slot]:
@@ -169,9 +192,9 @@ def _taken(folder: Path, commit: str, key: str) -> tuple[_Slot, int]:
     """Lock and return the slot that fits best, or a new one."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [(slot, slot.read()) for slot in map(_Slot, sorted(folder.iterdir()))]
-    fitting = [slot for slot, state in found if key and state[1] == key]
+    fitting = [slot for slot, state in found if key and state.key == key]
     # Another's tree stays as it was left; one that was for no key changes by few files.
-    free = [(state[0] != commit, slot) for slot, state in found if not state[1]]
+    free = [(state.commit != commit, slot) for slot, state in found if not state.key]
     fitting += [slot for _, slot in sorted(free, key=lambda each: each[0])]
     for slot in fitting:
         lock = slot.locked()
@@ -187,9 +210,11 @@ def _taken(folder: Path, commit: str, key: str) -> tuple[_Slot, int]:
 
 async def _bring(slot: _Slot, store: Store, commit: str) -> None:
     """Bring a tree to a commit; one that git cannot change is made again."""
-    await asyncio.to_thread(_prepare, slot)
+    exact = await asyncio.to_thread(_prepare, slot)
     try:
-        await _reset(slot, store, commit)
+        if exact != commit:
+            await _reset(slot, store, commit)
+        await _swept(slot, store, commit)
     except (GitFailed, OSError):
         await asyncio.to_thread(_clear, slot)
         await _reset(slot, store, commit)
@@ -200,18 +225,25 @@ async def _reset(slot: _Slot, store: Store, commit: str) -> None:
     await git(
         *words, git_dir=store.path, work_tree=slot.tree, index=slot.index, config=_IN_PARALLEL
     )
-    listed = await git("ls-files", "-z", git_dir=store.path, index=slot.index)
-    await asyncio.to_thread(_sweep, slot.tree, set(listed.split(b"\0")))
 
 
-def _prepare(slot: _Slot) -> None:
+async def _swept(slot: _Slot, store: Store, commit: str) -> None:
+    tracked = {path for _, path in await store.listing(commit)}
+    await asyncio.to_thread(_sweep, slot.tree, tracked)
+
+
+def _prepare(slot: _Slot) -> str:
+    """Return the commit whose files the tree has exactly; empty if that is not known."""
+    state = slot.read()
     for name in ("state", "index.lock"):  # what a process left that died
         (slot.path / name).unlink(missing_ok=True)
     for left in slot.path.glob(".index.*"):
         left.unlink()
     if slot.tree.is_symlink() or not slot.tree.is_dir():
         _clear(slot)
+        return ""
     slot.tree.chmod(0o755)
+    return state.commit if state.exact and slot.index.exists() else ""
 
 
 def _clear(slot: _Slot) -> None:
@@ -248,9 +280,9 @@ def _sweep(tree: Path, tracked: set[bytes]) -> None:
                 _discard(Path(os.fsdecode(entry.path)))
 
 
-def _left(slot: _Slot, commit: str, key: str) -> None:
+def _left(slot: _Slot, commit: str, key: str, exact: bool) -> None:
     """Note what a step left in a tree."""
-    slot.write(commit, key, _size(slot.path))
+    slot.write(commit, key, _size(slot.path), exact=exact)
 
 
 def _size(folder: Path) -> int:

@@ -35,6 +35,9 @@ from workflows.stubs import WORKSPACE_QUEUE
 
 GIB = 1024**3
 
+HEARTBEATS_AT_MOST = timedelta(seconds=1)
+"""How far heartbeats are apart: two may be late before a worker that is busy is taken for dead."""
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -72,6 +75,7 @@ def workspace_worker(
             evaluations.evaluate_commit,
         ],
         max_concurrent_activities=settings.workspace_concurrency,
+        max_heartbeat_throttle_interval=HEARTBEATS_AT_MOST,
         **options(settings, Heartbeats()),
     )
 

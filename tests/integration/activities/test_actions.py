@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,6 +104,47 @@ async def test_an_action_that_was_committed_is_not_run_again(bench: Bench) -> No
     assert await bench.do(UNIQUE) == first
     assert bench.head == first.commit
     assert bench.text(first.commit, "stamp.txt") == first.observation.strip()
+
+
+async def test_an_action_is_not_run_again_when_its_refs_and_objects_were_packed(
+    bench: Bench,
+) -> None:
+    first = await bench.do(WriteFile(path="a.md", content="x"))
+    second = await bench.do(UNIQUE, first.commit, step=2)
+    in_store(bench.store, "gc", "--quiet")
+    assert not [each for each in (bench.store / "refs").rglob("*") if each.is_file()]
+
+    assert await bench.do(UNIQUE, first.commit, step=2) == second
+
+    third = await bench.do(UNIQUE, second.commit, step=3)
+    assert bench.head == third.commit != second.commit
+
+
+async def test_a_step_starts_few_processes_of_git(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes milliseconds, and a step that follows another needs no comparison first."""
+    started: list[str] = []
+    start = asyncio.create_subprocess_exec
+
+    async def counted(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        if command[0] == "git":
+            started.append(command[2])
+        return await start(*command, **options)
+
+    first = await bench.do(WriteFile(path="a.md", content="x"))
+    second = await bench.do(WriteFile(path="b.md", content="x"), first.commit, step=2)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", counted)
+
+    looked = await bench.do(RunCommand(command="ls"), second.commit, step=3)
+    looking = started.copy()
+    started.clear()
+    await bench.do(RunCommand(command="echo y > b.md"), looked.commit, step=4)
+
+    stored = ["hash-object", "update-ref"]
+    assert looking == ["ls-files", *stored]
+    committed = ["ls-files", "add", "write-tree", "commit-tree", "ls-tree", "diff-tree"]
+    assert started == [*committed, *stored, "update-ref"]
 
 
 async def test_an_action_whose_worker_died_before_the_ref_moved_is_not_run_again(
@@ -252,6 +294,23 @@ async def test_two_spellings_of_one_path_do_not_meet(bench: Bench) -> None:
     assert "symbolic link" in linked.observation
 
 
+async def test_what_was_undone_once_is_undone_again(bench: Bench) -> None:
+    command = RunCommand(command="echo x >> README.md; echo y >> setup.py; echo z >> docs.md")
+
+    first = await bench.do(command, paths=["docs.md"])
+    again = await bench.do(command, first.commit, step=2, paths=["docs.md"])
+    only = RunCommand(command="echo x >> README.md; cat README.md")
+    third = await bench.do(only, again.commit, step=3, paths=["docs.md"])
+    last = await bench.do(only, again.commit, step=4, paths=["docs.md"])
+
+    assert bench.text(again.commit, "docs.md") == "z\nz"
+    assert again.observation == first.observation
+    assert third.commit == last.commit == again.commit
+    assert third.observation == last.observation
+    assert last.observation.startswith("# Adder\n\nAdds numbers.\nx\n")
+    assert "[these changes are undone]\nREADME.md: " in last.observation
+
+
 async def test_by_default_the_configuration_of_ci_and_git_may_not_be_changed(
     bench: Bench,
 ) -> None:
@@ -297,8 +356,11 @@ async def test_a_tree_of_an_earlier_step_is_not_mixed_with_another(bench: Bench)
 async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, command: str) -> None:
     done = await bench.do(RunCommand(command=f"mkdir docs && {command}"))
 
+    next_one = await bench.do(RunCommand(command="ls -A"), step=2)
+
     assert (done.commit, done.exit_code) == (bench.base, 0)
     assert "[all changes are undone: " in done.observation
+    assert next_one.observation == ".gitignore\nREADME.md\nadder\ntests\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from activities.checks import disk
-from activities.checks.sandbox import CannotRun, Sandbox
+from activities.checks.sandbox import CannotRun, Mount, Sandbox
 from activities.checks.sandbox import Limits as SandboxLimits
 from activities.workspace import sandbox as project_sandbox
 from activities.workspace.sandbox import OUTPUT_BYTES, run_in_project
@@ -107,6 +107,38 @@ async def test_a_command_that_asks_for_input_gets_its_end(tree: Path) -> None:
 
     assert done.output.startswith("1\n")
     assert "EOFError" in done.output
+
+
+async def test_a_program_is_started_the_same_by_a_shell_and_by_python(tree: Path) -> None:
+    seen = """
+        cat /proc/self/limits /proc/self/oom_score_adj; ls /proc/self/fd; pwd; umask
+        grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|SigIgn|SigBlk)' /proc/self/status
+    """
+    argv = ["/usr/bin/env", "-i", "/bin/sh", "-c", f"{seen}\nexit 3"]
+
+    by_python, by_shell = [
+        await Sandbox().run(
+            argv,
+            b"",
+            toolchain("python").folders,
+            project_sandbox.sandbox_limits(LIMITS),
+            mounts=[Mount(tree, "/project", writable=True)],  # then its user stays the same
+            by_shell=by_shell,
+        )
+        for by_shell in (False, True)
+    ]
+
+    assert by_shell == by_python
+    assert by_shell.exit_code == 3
+    assert re.search(rb"Max processes +32 +32 ", by_shell.output)
+    assert b"\n1000\n" in by_shell.output
+
+
+async def test_what_the_shell_that_starts_a_command_writes_is_not_its_output(tree: Path) -> None:
+    assert (await run("printf ready", tree)).output == "ready"
+    assert (await run("exit 127", tree)).output == ""
+    with pytest.raises(CannotRun, match="could not be set up: bwrap: execvp /bin/sh"):
+        await Sandbox().run(["/bin/true"], b"", by_shell=True)
 
 
 async def test_there_is_no_network(tree: Path) -> None:

@@ -188,6 +188,40 @@ async def test_steps_go_on_in_the_tree_that_they_left(store: Store, trees: Trees
         assert content(second) == FILES | {"1.txt": "1"}
 
 
+async def test_what_git_ignores_does_not_stay_in_a_tree_that_is_noted(
+    store: Store, trees: Trees
+) -> None:
+    base = await store.base_commit()
+    async with trees.at(store, base, key="T/a") as tree:
+        (tree / "__pycache__").mkdir()
+        (tree / "__pycache__" / "x.pyc").write_text("x")
+        (tree / "README.md").write_text("a step\n")
+        commit = await step(store, tree, base, 1)
+        trees.note(tree, commit)
+
+    async with trees.at(store, commit, key="T/a") as again:
+        assert again == tree
+        assert content(again) == FILES | {"README.md": "a step\n"}
+
+
+async def test_a_tree_whose_step_failed_is_not_believed(store: Store, trees: Trees) -> None:
+    base = await store.base_commit()
+
+    async def fails() -> None:
+        async with trees.at(store, base, key="T/a") as tree:
+            trees.note(tree, base)
+            (tree / "README.md").write_text("changed\n")
+            raise RuntimeError("later")
+
+    with pytest.raises(RuntimeError, match="later"):
+        await fails()
+    async with trees.at(store, base, key="T/a") as again:
+        assert content(again) == FILES
+        (again / "README.md").write_text("changed\n")
+    async with trees.at(store, base, key="T/a") as last:
+        assert content(last) == FILES
+
+
 async def test_a_tree_is_used_by_one_at_a_time(store: Store, trees: Trees, tmp_path: Path) -> None:
     base = await store.base_commit()
     others = Trees(tmp_path / "trees", FAR)
