@@ -49,47 +49,59 @@ TIMELINE_LINES = 10_000
 _NAMES = ", ".join(f"'{name}'" for name in LINE)
 
 TIMELINE = f"""
--- KEYS: stream, late. ARGV, for each line: its stream id, then its field values, id first.
+-- KEYS, for each story: stream, late. ARGV, for each story: how many lines; for each of them: its
+-- stream id, then its field values, id first.
 -- A line has its own stream id, so it is there once. Where a line of another outbox has passed that
 -- id, it goes to the end instead, and the set of late ones knows it. A stream that was lost is
 -- written again, its late lines too. When the timeline is full, its oldest lines go, and a line
 -- that is older than the oldest one is not added, because it has been there.
 local most, time = {TIMELINE_LINES}, {2 * (LINE.index("timestamp") + 1)}
 local names = {{{_NAMES}}}
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.call('DEL', KEYS[2])
-end
-for first = 1, #ARGV, #names + 1 do
-  local at, id, line = ARGV[first], ARGV[first + 1], {{}}
-  for place, name in ipairs(names) do
-    line[#line + 1] = name
-    line[#line + 1] = ARGV[first + place]
+local function store(stream, late, begin, lines)
+  if redis.call('EXISTS', stream) == 0 then
+    redis.call('DEL', late)
   end
-  local there = redis.call('XRANGE', KEYS[1], at, at)
-  local gone = false
-  if redis.call('XLEN', KEYS[1]) >= most then
-    local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-    gone = ARGV[first + time / 2] < oldest[1][2][time]
-  end
-  if not gone and not (there[1] and there[1][2][2] == id) then
-    local added = redis.pcall('XADD', KEYS[1], at, unpack(line))
-    if type(added) == 'table' and added.err then
-      if not (string.find(added.err, 'equal or smaller') or string.find(added.err, '0-0')) then
-        return added
-      end
-      if redis.call('SISMEMBER', KEYS[2], id) == 0 then
-        redis.call('XADD', KEYS[1], '*', unpack(line))
-        redis.call('SADD', KEYS[2], id)
+  for first = begin, begin + (lines - 1) * (#names + 1), #names + 1 do
+    local at, id, line = ARGV[first], ARGV[first + 1], {{}}
+    for place, name in ipairs(names) do
+      line[#line + 1] = name
+      line[#line + 1] = ARGV[first + place]
+    end
+    local there = redis.call('XRANGE', stream, at, at)
+    local gone = false
+    if redis.call('XLEN', stream) >= most then
+      local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)
+      gone = ARGV[first + time / 2] < oldest[1][2][time]
+    end
+    if not gone and not (there[1] and there[1][2][2] == id) then
+      local added = redis.pcall('XADD', stream, at, unpack(line))
+      if type(added) == 'table' and added.err then
+        if not (string.find(added.err, 'equal or smaller') or string.find(added.err, '0-0')) then
+          return added
+        end
+        if redis.call('SISMEMBER', late, id) == 0 then
+          redis.call('XADD', stream, '*', unpack(line))
+          redis.call('SADD', late, id)
+        end
       end
     end
   end
-end
-local surplus = redis.call('XLEN', KEYS[1]) - most
-if surplus > 0 then
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', surplus)) do
-    redis.call('SREM', KEYS[2], entry[2][2])
+  local surplus = redis.call('XLEN', stream) - most
+  if surplus > 0 then
+    for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', surplus)) do
+      redis.call('SREM', late, entry[2][2])
+    end
+    redis.call('XTRIM', stream, 'MAXLEN', most)
   end
-  redis.call('XTRIM', KEYS[1], 'MAXLEN', most)
+end
+local begin = 1
+for first = 1, #KEYS, 2 do
+  local lines = tonumber(ARGV[begin])
+  local failed = store(KEYS[first], KEYS[first + 1], begin + 1, lines)
+  if failed then
+    return failed
+  end
+  begin = begin + 1 + lines * (#names + 1)
 end
 """
 
@@ -103,12 +115,14 @@ end
 """
 
 DROP_PACKS = """
--- KEYS: generation, packs, of one story.
-redis.call('INCR', KEYS[1])
-for _, pack in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  redis.call('DEL', pack)
+-- KEYS, for each story: generation, packs.
+for first = 1, #KEYS, 2 do
+  redis.call('INCR', KEYS[first])
+  for _, pack in ipairs(redis.call('SMEMBERS', KEYS[first + 1])) do
+    redis.call('DEL', pack)
+  end
+  redis.call('DEL', KEYS[first + 1])
 end
-redis.call('DEL', KEYS[2])
 """
 
 KEEP_PACK = """
@@ -205,27 +219,51 @@ class Cache:
         self._drop_packs = client.register_script(DROP_PACKS)
         self._keep_pack = client.register_script(KEEP_PACK)
 
-    async def store(self, lines: Iterable[TimelineRow], documents: Iterable[Document]) -> None:
-        """Append lines, in their order, and keep documents; lines already stored are skipped."""
-        by_story: dict[str, list[str]] = {}
-        for line in lines:
-            by_story.setdefault(line.story_id, []).extend((line.stream_id, *line.values))
+    async def store(
+        self,
+        lines: Iterable[TimelineRow],
+        documents: Iterable[Document],
+        changed: Iterable[str] = (),
+    ) -> None:
+        """Store what changed in one round trip, in one call of each script.
+
+        Args:
+            lines: appended in their order; lines already stored are skipped.
+            documents: kept under their keys.
+            changed: the stories whose context packs are dropped, as by `drop_packs`.
+        """
         async with self.client.pipeline(transaction=False) as pipe:
-            for story_id, values in by_story.items():
-                keys = [timeline_key(story_id), _late_key(story_id)]
-                await self._timeline(keys, values, client=pipe)
+            await self._append(lines, pipe)
             for document in documents:
                 text = json.dumps({"order": document.order} | document.content, ensure_ascii=False)
                 await self._newest([document.key], [document.order, text], client=pipe)
+            await self._drop(changed, pipe)
             await pipe.execute()
 
     async def drop_packs(self, stories: Iterable[str]) -> None:
         """Drop the stories' context packs, and those that are still being built from old data."""
-        async with self.client.pipeline(transaction=False) as pipe:
-            for story_id in sorted(set(stories)):
-                keys = [_generation_key(story_id), _packs_key(story_id)]
-                await self._drop_packs(keys, client=pipe)
-            await pipe.execute()
+        await self._drop(stories, self.client)
+
+    async def _append(self, lines: Iterable[TimelineRow], client: Redis) -> None:
+        by_story: dict[str, list[TimelineRow]] = {}
+        for line in lines:
+            by_story.setdefault(line.story_id, []).append(line)
+        keys: list[str] = []
+        values: list[str | int] = []
+        for story_id, mine in by_story.items():
+            keys += timeline_key(story_id), _late_key(story_id)
+            values.append(len(mine))
+            for line in mine:
+                values += line.stream_id, *line.values
+        if keys:
+            await self._timeline(keys, values, client=client)
+
+    async def _drop(self, stories: Iterable[str], client: Redis) -> None:
+        keys: list[str] = []
+        for story_id in sorted(set(stories)):
+            keys += _generation_key(story_id), _packs_key(story_id)
+        if keys:
+            await self._drop_packs(keys, client=client)
 
     async def forget(self, story_id: str) -> None:
         """Remove what is kept of a story, context packs included."""

@@ -70,6 +70,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, LiteralString, TypeVar
 
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
@@ -234,8 +235,8 @@ class Graph(GraphStub):
         """
         with store_errors():
             await self._write(_in_statements(changes))
-            await self._cache.store(_lines(changes), _documents(changes))
-            await self._cache.drop_packs({each.story_id for each in changes if each.story_id})
+            stories = {each.story_id for each in changes if each.story_id}
+            await self._cache.store(_lines(changes), _documents(changes), stories)
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claim]:
         """Record the ids of messages; return the claims whose id belongs to other content."""
@@ -515,8 +516,9 @@ class Graph(GraphStub):
 @unit_of_work(timeout=TRANSACTION_S)
 async def _apply(tx: AsyncManagedTransaction, found: list[Write]) -> None:
     """Run the writes in order; adjacent writes with the same statement are sent as one."""
-    for cypher, same in groupby(found, key=lambda write: write.cypher):
-        statement = f"UNWIND $rows AS row CALL (row) {{ {cypher} }}"  # built from constants only
+    for (cypher, together), same in groupby(found, key=attrgetter("cypher", "together")):
+        each_row = cypher if together else f"CALL (row) {{ {cypher} }}"
+        statement = f"UNWIND $rows AS row {each_row}"  # built from constants only
         # Results are not awaited one by one: the commit waits for all, and fails if one failed.
         await tx.run(statement, rows=[write.row for write in same])
 

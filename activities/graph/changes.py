@@ -36,10 +36,15 @@ Row = dict[str, Any]
 
 
 class Write(NamedTuple):
-    """A constant statement and the row it reads as `row`."""
+    """A constant statement and the row it reads as `row`.
+
+    together: the statement compares nothing that another row of it writes, so that the rows of a
+        batch need no subquery each.
+    """
 
     cypher: str
     row: Row
+    together: bool = False
 
 
 class Claim(NamedTuple):
@@ -108,6 +113,13 @@ def change(entry: Entry, started_ms: int, number: int, workflow: str = "") -> Ch
         raise invalid_entry(
             invalid_input(f"entry {entry.id} ({entry.kind})", error).message
         ) from None
+    return positioned(entry, body, started_ms, number, workflow)
+
+
+def positioned(
+    entry: Entry, body: EventBody, started_ms: int, number: int, workflow: str = ""
+) -> Change:
+    """Return the change of an entry whose body is validated; arguments and errors as `change`'s."""
     at = parse_timestamp(body.timestamp, f"entry {entry.id}: timestamp")
     order = order_key(at, started_ms, number)
     line = f"{started_ms}-{number}"

@@ -283,9 +283,11 @@ PLAN_STATUS = "MATCH (p:PlanVersion {case_id: row.story_id, id: row.plan_id})" +
 
 TASK_STATUS = """
 MATCH (t:Subtask {case_id: row.story_id, id: row.task_id})
-WHERE row.order > coalesce(t.status_order, '')
-SET t.status = row.status, t.last_status = row.status, t.status_order = row.order,
-    t.assignee = CASE row.assignee WHEN '' THEN t.assignee ELSE row.assignee END
+CALL (row, t) {
+  WITH row, t WHERE row.order > coalesce(t.status_order, '')
+  SET t.status = row.status, t.last_status = row.status, t.status_order = row.order,
+      t.assignee = CASE row.assignee WHEN '' THEN t.assignee ELSE row.assignee END
+}
 """
 
 DISPATCH = (
@@ -329,7 +331,7 @@ def task_dispatched(change: Change, body: TaskDispatched) -> list[Write]:
         "status": "DISPATCHED",
     }
     status = _task_status(change, body.task_id, body.agent_id, "IN_PROGRESS")
-    return [Write(DISPATCH, _id(change) | {"node": node} | status)]
+    return [Write(DISPATCH, _id(change) | {"node": node} | status, together=True)]
 
 
 @writer(TaskFinished, TaskCompleted, TaskFailed)

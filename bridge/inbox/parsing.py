@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.changes import MAX_CLOCK_SKEW, Change, change
+from activities.graph.changes import MAX_CLOCK_SKEW, Change, positioned
 from activities.graph.events import summary
 from activities.graph.values import instant
 from bridge.inbox.envelopes import InvalidMessage, Json, Sent, unwrap
@@ -209,7 +209,8 @@ def parse_event(received: Received) -> ParsedEvent:
         body=body.model_dump(mode="json", exclude_none=True),
     )
     try:
-        found = change(entry, int(received.time.timestamp() * 1000), received.sequence)
+        started_ms = int(received.time.timestamp() * 1000)
+        found = positioned(entry, body, started_ms, received.sequence)
         if isinstance(body, ContextDecisionAdded | ContextMilestoneReached):
             news(found)  # stored only if the story can accept it
     except ApplicationError as error:

@@ -53,6 +53,23 @@ async def test_lines_have_the_ids_of_their_outbox_and_are_there_once(client: Red
     }
 
 
+async def test_lines_of_several_stories_go_to_the_timeline_of_each(client: Redis) -> None:
+    one, two, cache = new_story(), new_story(), Cache(client)
+    mixed = [line(one, 1), line(two, 1), line(one, 2), line(two, 2), line(two, 3)]
+    for story in (one, two):
+        key = pack_key(story, "DEV", "BUILD")
+        assert await cache.keep_pack(story, key, "c1", "0", ContextPack(system="old"))
+
+    for _ in range(2):
+        await cache.store(mixed, [], {one, two})
+
+    assert await timeline_ids(client, one) == ["1000/1", "1000/2"]
+    assert await timeline_ids(client, two) == ["1000/1", "1000/2", "1000/3"]
+    for story in (one, two):
+        key = pack_key(story, "DEV", "BUILD")
+        assert await cache.find_pack(story, key, "c1") == (None, "2")
+
+
 async def test_a_late_timeline_line_is_appended_once(client: Redis) -> None:
     story, cache = new_story(), Cache(client)
     await cache.store([line(story, 0, started_ms=1000), line(story, 0, started_ms=2000)], [])

@@ -44,6 +44,7 @@ from workflows.models.events import (
     Entry,
     PlanApproved,
     RecordBatch,
+    TaskDispatched,
 )
 from workflows.models.gathering import GatherInput
 from workflows.models.plan import PlanQuery
@@ -81,6 +82,30 @@ async def dump(driver: neo4j.AsyncDriver, story: str) -> list[str]:
 
 
 # --- entries --------------------------------------------------------------------------------------
+
+
+async def test_of_a_tasks_dispatches_in_one_batch_the_latest_decides_who_has_it(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    await graph.record(batch(story, plan(story)))
+    [[task]] = await rows(
+        driver, "MATCH (t:Subtask {case_id: $story}) RETURN t.id ORDER BY t.id LIMIT 1", story=story
+    )
+    dispatches = [
+        TaskDispatched(
+            story_id=story, timestamp=at(second), task_id=task, agent_id=agent, role="DEV"
+        )
+        for second, agent in ((40, "latest"), (20, "first"), (30, "second"))
+    ]
+
+    await graph.record(batch(story, *dispatches))
+
+    assert await rows(
+        driver,
+        "MATCH (t:Subtask {case_id: $story, id: $task}) RETURN t.status, t.assignee",
+        story=story,
+        task=task,
+    ) == [["IN_PROGRESS", "latest"]]
 
 
 async def test_every_kind_of_entry_is_stored_and_hangs_on_its_story(
