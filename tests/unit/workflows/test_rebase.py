@@ -197,7 +197,11 @@ async def test_a_rebase_that_conflicts_names_the_files_and_changes_nothing(
 
     after = await story.state()
     assert before.branch is not None
-    assert after == before
+    assert after.branch is not None
+    # The look at the base for this gate may have ended after the base has moved.
+    look = {"base_now": after.branch.base_now, "base_commits": after.branch.base_commits}
+    branch = before.branch.model_copy(update=look)
+    assert after == before.model_copy(update={"branch": branch})
     assert repo.at(repo.store, f"story/{story.story_id}") == before.branch.head
     assert (await story.approve("qa_passed", "QA", revision=before.revision)).state == "DOCS"
 
