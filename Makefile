@@ -54,7 +54,7 @@ lint: setup ## check style, types, import rules and wording
 test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 4 tests/unit tests/replay
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line measured-integration test-chaos
+	@$(MAKE) --no-print-directory --jobs 2 measured-integration test-chaos
 	$(BIN)/pytest tests/e2e
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --fail-under=90
