@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 
 from activities.workspace.collecting import Work, collect
 from activities.workspace.store import Store
@@ -55,16 +56,25 @@ class StoreCollector(DailyJob):
         """Collect each store.
 
         Raises:
-            ApplicationError: a store is away.
+            ExceptionGroup: of an ApplicationError for each store that is away; the others are
+                collected.
             RPCError: Temporal does not answer.
         """
-        before = datetime.now(UTC) - self._keep_for
+        failed = list[ApplicationError]()
         for repository in self._repositories:
-            store = Store(self._root / f"{repository.key}.git", repository)
-            if not self._root.is_dir() or (store.path / "HEAD").exists():
-                removed = await collect(store, before, self._known)
-                COLLECTED.inc(len(removed))
-                log.info("store collected", repository=repository.key, removed=len(removed))
+            try:
+                await self._collect(repository)
+            except ApplicationError as error:
+                failed.append(error)
+        if failed:
+            raise ExceptionGroup("stores that are not collected", failed)
+
+    async def _collect(self, repository: Repository) -> None:
+        store = Store(self._root / f"{repository.key}.git", repository)
+        if not self._root.is_dir() or (store.path / "HEAD").exists():
+            removed = await collect(store, datetime.now(UTC) - self._keep_for, self._known)
+            COLLECTED.inc(len(removed))
+            log.info("store collected", repository=repository.key, removed=len(removed))
 
     async def _known(self, work: Work) -> bool:
         return (await self._temporal.count_workflows(workflows_of(work))).count > 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 
 from activities.workspace.collecting import Work, collect, works
 from activities.workspace.store import Store, Stores
@@ -104,6 +105,22 @@ async def test_old_work_that_temporal_has_forgotten_is_removed(
         "refs/heads/story/US-open",
         "refs/heads/story/no-story",
     ]
+
+
+async def test_a_store_that_cannot_be_read_does_not_keep_the_others_from_collection(
+    store: Store, project: Project, temporal_client: Client, client: Redis
+) -> None:
+    await commit(store, "US-gone", "T-gone", OLD)
+    broken = project.entry().model_copy(update={"key": "broken"})
+    (store.path.parent / "broken.git").mkdir()
+    (store.path.parent / "broken.git" / "HEAD").write_text("not git's")
+    entries = [broken, project.entry()]
+    collector = StoreCollector(temporal_client, client, store.path.parent, entries, KEEP)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(ApplicationError, match=r"broken\.git")):
+        await collector.work()
+
+    assert tasks(store) == set()
 
 
 async def test_work_that_moves_on_meanwhile_stays(store: Store) -> None:
