@@ -7,8 +7,7 @@ OUT    ?= .
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
-        dev test-integration measured-integration test-e2e test-chaos k8s-test soak bench fuzz mutants \
-        protos lock sbom audit jars
+        dev test-integration test-e2e test-chaos k8s-test soak bench fuzz mutants protos lock sbom audit jars
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -54,8 +53,8 @@ lint: setup ## check style, types, import rules and wording
 test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 4 tests/unit tests/replay
-	@$(MAKE) --no-print-directory --jobs 2 measured-integration test-chaos
-	$(BIN)/pytest tests/e2e
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile tests/integration
+	$(BIN)/pytest tests/chaos tests/e2e
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 
@@ -64,10 +63,6 @@ test-unit: setup ## run the unit tests
 
 test-integration: setup ## run the integration tests
 	$(BIN)/pytest -n 2 --dist loadfile tests/integration
-
-# Beside the chaos tests, which wait for restarts for most of their time.
-measured-integration: setup
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile tests/integration
 
 test-e2e: setup ## run the end-to-end tests, with Ray and vLLM
 	$(BIN)/pytest tests/e2e
