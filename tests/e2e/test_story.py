@@ -202,8 +202,8 @@ async def test_what_was_decided_is_in_the_context_of_the_next_agents(fleet: Flee
             event.activity_task_completed_event_attributes.result.payloads
         )
     ]
-    packs = [each for each in answers if isinstance(each, dict) and "scopes" in each]
-    pack = await kept_pack(fleet, packs[0]["kept_at"])
+    (gathered,) = [each for each in answers if isinstance(each, dict) and "pack" in each]
+    pack = await kept_pack(fleet, gathered["pack"]["kept_at"])
 
     assert decided
     titles = [" ".join(row["title"].split())[:30] for row in decided]
