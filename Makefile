@@ -5,6 +5,9 @@ LOCKS  := deploy/local/requirements
 EXTRAS := --extra agent --extra dev --extra local --extra report
 OUT    ?= .
 
+# Without bytecode, every process compiles the whole code again when it starts.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run up stop kill status logs clean lint format test test-unit \
         dev test-integration test-e2e test-chaos k8s-test soak bench fuzz mutants protos lock sbom audit jars
@@ -52,7 +55,7 @@ lint: setup ## check style, types, import rules and wording
 
 test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -n 4 tests/unit tests/replay
+	$(BIN)/coverage run -m pytest -n 3 tests/unit tests/replay
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile tests/integration
 	$(BIN)/pytest tests/chaos tests/e2e
 	@$(BIN)/coverage combine --quiet

@@ -1,4 +1,9 @@
-"""The sandbox of workflow code: strict for workflows, open for the modules that they build on."""
+"""The runner of workflow code: without the SDK's sandbox, which the tests use.
+
+The sandbox imports the modules of a workflow again for each workflow. That takes time and memory,
+and finds nothing in deployed code that the tests did not find: the unit tests and the replays of
+recorded histories run in it (tests/support/sandbox.py).
+"""
 
 from __future__ import annotations
 
@@ -10,27 +15,16 @@ from typing import Any
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation, WorkflowActivationJob
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.converter import SerializationContext, StorageDriverStoreContext
-from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker import (
+    UnsandboxedWorkflowRunner,
+    WorkflowInstance,
+    WorkflowInstanceDetails,
+)
 from temporalio.workflow import Info
 
 from workers.outliving import Outliving
 from workers.payloads import Payloads
 from workflows.models.ids import run_after_reset
-
-PASSED_THROUGH = (
-    "pydantic",
-    "pydantic_core",
-    "annotated_types",
-    "typing_extensions",
-    "workflows.current_details",
-    "workflows.models",
-    "workflows.rules",
-    "workflows.search_attributes",
-    "workflows.story_state",
-    "workflows.stubs",
-)
-"""Modules that are pure and keep no state: imported once, not again for each workflow."""
 
 
 class ResetFirst(WorkflowInstance):
@@ -104,11 +98,11 @@ class ResetFirst(WorkflowInstance):
         return self._inner.get_thread_id()
 
 
-class Runner(SandboxedWorkflowRunner):
-    """The sandbox of the SDK, with instances that handle a reset first."""
+class Runner(UnsandboxedWorkflowRunner):
+    """The runner of the SDK, with instances that handle a reset first."""
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """Create a workflow in its sandbox."""
+        """Create a workflow."""
         return ResetFirst(det, super().create_instance)
 
 
@@ -130,9 +124,3 @@ def _with_jobs(act: WorkflowActivation, jobs: list[WorkflowActivationJob]) -> Wo
     del part.jobs[:]
     part.jobs.extend(jobs)
     return part
-
-
-def workflow_runner() -> SandboxedWorkflowRunner:
-    """Return the workflow runner of every story worker, in production, in tests and in replays."""
-    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
-    return Runner(restrictions=restrictions)

@@ -17,8 +17,8 @@ from temporalio.worker import Plugin as WorkerPlugin
 from temporalio.worker import Replayer
 
 from tests.replay.record import WIRE, portable, wire
+from tests.support.sandbox import SandboxedRunner
 from workers.payload_codec import EncryptionCodec, encrypting_converter
-from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
@@ -126,7 +126,7 @@ def replayer(plugins: Sequence[WorkerPlugin] = ()) -> Replayer:
             ImplementationWorkflow,
             EvaluationWorkflow,
         ],
-        workflow_runner=workflow_runner(),
+        workflow_runner=SandboxedRunner(),
         data_converter=encrypting_converter([KEY, FORMER_KEY]),
         plugins=plugins,
     )

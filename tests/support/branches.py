@@ -14,7 +14,7 @@ from temporalio.worker import Worker
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
 from tests.unit.conftest import World, activities
-from workers.workflow_runner import workflow_runner
+from workers.workflow_runner import Runner
 from workflows.models.agents import CallUsage, Proposal
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
 from workflows.models.implementation import ImplementationInput, ImplementationResult
@@ -120,7 +120,7 @@ async def committing_councils(client: Client, world: World) -> AsyncIterator[str
         task_queue=queue,
         workflows=[StoryWorkflow, PlanWorkflow, CommittingCouncil, CommittingAuthor],
         activities=[*activities(), commit_for, revise_for],
-        workflow_runner=workflow_runner(),
+        workflow_runner=Runner(),
     ):
         yield queue
 

@@ -18,7 +18,7 @@ from workers.clients.connection import StartError
 from workers.payload_keeper import PayloadKeeper, require_kept
 from workers.processes.process import ProcessContext, RunningProcess, options
 from workers.settings import Settings
-from workers.workflow_runner import workflow_runner
+from workers.workflow_runner import Runner
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
@@ -64,7 +64,7 @@ def story_worker(client: Client, settings: Settings, valkey: Redis) -> Worker:
             EvaluationWorkflow,
         ],
         activities=[Children(client).follow, access.check_actor],
-        workflow_runner=workflow_runner(),
+        workflow_runner=Runner(),
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         **options(settings, Heartbeats()),
     )

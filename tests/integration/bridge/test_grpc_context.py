@@ -37,7 +37,7 @@ from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
 from tests.support.stories import batch, deliberation, new_story, plan, rows, spec
 from workers.processes.context import CALLS_AT_ONCE
-from workers.workflow_runner import workflow_runner
+from workers.workflow_runner import Runner
 from workflows.context_update import ContextUpdateWorkflow
 from workflows.models.context import ContextChange, ContextUpdate, ContextWrite, PackQuery
 from workflows.models.events import ContextUpdated
@@ -125,7 +125,7 @@ def storing(temporal: Client, graph: Graph) -> list[Worker]:
             temporal,
             task_queue=STORY_QUEUE,
             workflows=[ContextUpdateWorkflow, StoryWorkflow],
-            workflow_runner=workflow_runner(),
+            workflow_runner=Runner(),
         ),
         Worker(
             temporal,

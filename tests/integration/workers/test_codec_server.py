@@ -41,7 +41,7 @@ from tests.support.servers import Servers
 from workers.external_storage import data_converter, payload_key
 from workers.payload_codec import EncryptionCodec, encrypting_converter
 from workers.processes.codec import DECODED_BYTES, REQUEST_BYTES
-from workers.workflow_runner import workflow_runner
+from workers.workflow_runner import Runner
 
 KEY, OTHER = os.urandom(32), os.urandom(32)
 ORIGIN = "https://temporal.example"
@@ -322,7 +322,7 @@ async def worker(environment: Environment, client: Redis) -> AsyncIterator[tuple
         task_queue=queue,
         workflows=[Board],
         activities=[shout, refuse],
-        workflow_runner=workflow_runner(),
+        workflow_runner=Runner(),
     ):
         yield here, queue
 

@@ -29,7 +29,7 @@ from tests.support.polling import until
 from tests.support.servers import RunningServer
 from workers.external_storage import data_converter, payload_key
 from workers.payload_codec import EncryptionCodec
-from workers.workflow_runner import workflow_runner
+from workers.workflow_runner import Runner
 from workflows.models.errors import ErrorType
 
 FIRST, SECOND = os.urandom(32), os.urandom(32)
@@ -47,7 +47,7 @@ async def a_worker(client: Client, queue: str) -> AsyncIterator[None]:
         task_queue=queue,
         workflows=[Board],
         activities=[shout, refuse],
-        workflow_runner=workflow_runner(),
+        workflow_runner=Runner(),
         max_cached_workflows=0,
     ):
         yield

@@ -26,8 +26,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer
 
 from tests.support.polling import WITHIN_S, until
+from tests.support.sandbox import SandboxedRunner
 from tests.unit.conftest import StartStory, World
-from workers.workflow_runner import workflow_runner
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
 from workflows.context_update import ContextUpdateWorkflow
@@ -76,7 +76,7 @@ async def replay(handle: WorkflowHandle[Any, Any]) -> None:
     """Replay the workflow, as a worker does that no longer has it in its cache."""
     replayer = Replayer(
         workflows=WORKFLOW_CLASSES,
-        workflow_runner=workflow_runner(),
+        workflow_runner=SandboxedRunner(),
         data_converter=pydantic_data_converter,
     )
     await replayer.replay_workflow(await handle.fetch_history())

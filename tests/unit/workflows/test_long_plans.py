@@ -20,13 +20,13 @@ from tests.support.branches import committing_councils
 from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.repositories import in_store
+from tests.support.sandbox import SandboxedRunner
 from tests.support.servers import EarlyTemporal, started
 from tests.unit.conftest import StartStory, World, activities, instant_workers
 from tests.unit.workflows.test_plan import PlanHandle, start, task
 from tests.unit.workflows.test_repairs import dispatched
 from tests.unit.workflows.test_story_branch import Repo
 from workers.search_attributes import register
-from workers.workflow_runner import workflow_runner
 from workflows.batches import AT_ONCE
 from workflows.models.agents import DraftTask, PlannedTask, Proposal
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
@@ -76,7 +76,7 @@ async def patient_councils(client: Client, world: World) -> AsyncIterator[str]:
         task_queue=queue,
         workflows=[StoryWorkflow, PlanWorkflow, PatientCouncil],
         activities=[*activities(), Children(client).follow],
-        workflow_runner=workflow_runner(),
+        workflow_runner=SandboxedRunner(),
     ):
         yield queue
 
