@@ -17,7 +17,7 @@ from temporalio.worker import Plugin as WorkerPlugin
 from temporalio.worker import Replayer
 
 from tests.replay.record import WIRE, portable, wire
-from tests.support.sandbox import SandboxedRunner
+from tests.support.sandbox import sandboxed_runner
 from workers.payload_codec import EncryptionCodec, encrypting_converter
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
@@ -126,7 +126,7 @@ def replayer(plugins: Sequence[WorkerPlugin] = ()) -> Replayer:
             ImplementationWorkflow,
             EvaluationWorkflow,
         ],
-        workflow_runner=SandboxedRunner(),
+        workflow_runner=sandboxed_runner(),
         data_converter=encrypting_converter([KEY, FORMER_KEY]),
         plugins=plugins,
     )

@@ -29,11 +29,12 @@ PASSED_THROUGH = (
 class SandboxedRunner(SandboxedWorkflowRunner):
     """The sandbox of the SDK, with instances that handle a reset first."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
-        )
-
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         """Create a workflow in its sandbox."""
         return ResetFirst(det, super().create_instance)
+
+
+def sandboxed_runner() -> SandboxedRunner:
+    """Return a runner for the workers of a test, or for a replay."""
+    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
+    return SandboxedRunner(restrictions=restrictions)

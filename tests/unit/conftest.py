@@ -36,7 +36,7 @@ from activities.workspace.store import Stores
 from deploy.local.servers import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
-from tests.support.sandbox import SandboxedRunner
+from tests.support.sandbox import sandboxed_runner
 from tests.support.servers import RunningServer
 from workers.search_attributes import register
 from workflows.closure import StoryClosureWorkflow
@@ -749,7 +749,7 @@ async def instant_workers(
             task_queue=queue,
             workflows=workflows if queue == STORY_QUEUE else [],
             activities=[*activities(), Children(client).follow],
-            workflow_runner=SandboxedRunner(),
+            workflow_runner=sandboxed_runner(),
             interceptors=[Heartbeats()],
             max_cached_workflows=cached,
             graceful_shutdown_timeout=timedelta(seconds=1),

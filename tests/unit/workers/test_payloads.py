@@ -26,7 +26,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer
 
 from tests.support.polling import WITHIN_S, until
-from tests.support.sandbox import SandboxedRunner
+from tests.support.sandbox import sandboxed_runner
 from tests.unit.conftest import StartStory, World
 from workflows.closure import StoryClosureWorkflow
 from workflows.coach import CoachWorkflow
@@ -76,7 +76,7 @@ async def replay(handle: WorkflowHandle[Any, Any]) -> None:
     """Replay the workflow, as a worker does that no longer has it in its cache."""
     replayer = Replayer(
         workflows=WORKFLOW_CLASSES,
-        workflow_runner=SandboxedRunner(),
+        workflow_runner=sandboxed_runner(),
         data_converter=pydantic_data_converter,
     )
     await replayer.replay_workflow(await handle.fetch_history())

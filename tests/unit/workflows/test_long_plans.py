@@ -20,7 +20,7 @@ from tests.support.branches import committing_councils
 from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.repositories import in_store
-from tests.support.sandbox import SandboxedRunner
+from tests.support.sandbox import sandboxed_runner
 from tests.support.servers import EarlyTemporal, started
 from tests.unit.conftest import StartStory, World, activities, instant_workers
 from tests.unit.workflows.test_plan import PlanHandle, start, task
@@ -76,7 +76,7 @@ async def patient_councils(client: Client, world: World) -> AsyncIterator[str]:
         task_queue=queue,
         workflows=[StoryWorkflow, PlanWorkflow, PatientCouncil],
         activities=[*activities(), Children(client).follow],
-        workflow_runner=SandboxedRunner(),
+        workflow_runner=sandboxed_runner(),
     ):
         yield queue
 
