@@ -1,7 +1,7 @@
 """Errors of Valkey, translated for Temporal's retries and the Web UI.
 
 Replies without an error class are classified by their first word (REPLIES), all others by their
-class (TABLE). They are apart from Neo4j's, whose driver takes 126 MiB where pandas is installed.
+class (TABLE). They are apart from Neo4j's, so that the story worker does not load its driver.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import logging
 import sys
 from typing import NoReturn
 
+from workers.data_frames import leave_out_data_frames
 from workers.exit import leave
 from workers.settings import SERVICES, InvalidSettings, MockRefused, load, table
 
@@ -49,6 +50,7 @@ def main() -> NoReturn:
         print(error, file=sys.stderr)
         leave(1)
 
+    leave_out_data_frames()
     from workers.clients.connection import StartError  # the imports below are slow
     from workers.run import prepare, run
 

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from workers.data_frames import leave_out_data_frames
 from workers.exit import leave
 
 STORIES = "workers.cli.stories"
@@ -121,6 +122,7 @@ def fleet(
 
 def main() -> NoReturn:
     """Run a command, flush, leave with its exit code."""
+    leave_out_data_frames()
     try:
         app()
     except SystemExit as ended:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import uuid
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from nats.js import JetStreamContext
 from nats.js.api import StorageType, StreamConfig
+from psutil import Process
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 
@@ -200,6 +202,8 @@ async def test_all_processes_run_healthy_and_prepare_what_they_need(
         }
         warned = [line for line in log.lines if line.get("reason") == sandbox]
         assert len(warned) == 2 * bool(sandbox)  # of the processes `agents` and `workspace`
+        mapped = "\n".join(each.path for each in Process(log.process.pid).memory_maps())
+        assert not re.search("/(numpy|pandas|pyarrow)/", mapped)
         async with httpx.AsyncClient(trust_env=False) as http:
             metrics = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
             elsewhere = await http.get(f"http://127.0.0.1:{port}/elsewhere")
