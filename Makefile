@@ -57,7 +57,8 @@ test: lint ## run every test against real servers
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 3 tests/unit tests/replay
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile tests/integration
-	$(BIN)/pytest tests/chaos tests/e2e
+	$(BIN)/pytest -n 2 --dist loadfile tests/chaos
+	$(BIN)/pytest tests/e2e
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 
@@ -71,7 +72,7 @@ test-e2e: setup ## run the end-to-end tests, with Ray and vLLM
 	$(BIN)/pytest tests/e2e
 
 test-chaos: setup ## run the tests that kill processes and servers
-	$(BIN)/pytest tests/chaos
+	$(BIN)/pytest -n 2 --dist loadfile tests/chaos
 
 k8s-test: setup ## apply the Kubernetes manifests to a real API server; needs Go, builds 5 minutes
 	cd tests/k8s/apiserver && go build -buildvcs=false -o $(CURDIR)/.fleet/k8s/apiserver .

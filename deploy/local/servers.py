@@ -494,7 +494,9 @@ class Neo4j(Server):
         conf = self.home / "conf"
         write_private(
             conf / "neo4j.conf",
+            # Its network threads would stay idle twice for the quiet period before they end.
             f"""\
+internal.dbms.bolt.netty_server_shutdown_quiet_period=0
 server.default_listen_address={LOOPBACK}
 server.bolt.enabled=true
 server.bolt.listen_address={LOOPBACK}:{self.port}

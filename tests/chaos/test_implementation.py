@@ -17,6 +17,7 @@ from tests.support.polling import until
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import FINISH, ScriptedModel, replace, run, write
 from tests.support.site import SERVERS, Site, patient
+from workflows.models.ids import plan_workflow_id
 from workflows.models.implementation import ImplementationResult
 from workflows.search_attributes import STORY_STATE
 
@@ -33,6 +34,7 @@ STEPS = [
 ]
 
 STORY_ID = "US-adds"
+PLAN = plan_workflow_id(STORY_ID, f"{STORY_ID}-plan-1")
 TASK = f"{STORY_ID}-plan-1-t1"
 DEV = {"role": "DEV", "title": "Add", "description": "Let it add.", "depends_on": [], "priority": 1}
 STORY_STEPS = [
@@ -216,6 +218,7 @@ async def test_kills_in_a_story_lose_no_commit_of_its_agents_and_repeat_no_answe
         (f"implementation-{TASK}-agent-dev-2", "run_action", "workspace"),
         (f"deliberation-{TASK}", "measure_change", "workspace"),
         (f"deliberation-{TASK}", "criticise", "agents"),
+        (PLAN, "merge_change", "workspace"),
         (f"story-{STORY_ID}", "measure_change", "story"),
     ):
         await site.until_scheduled(workflow_id, activity)

@@ -99,11 +99,14 @@ class Fleet:
         return await self.temporal("workflow", "result", "--workflow-id", f"story-{story_id}")
 
     async def until(
-        self, story_id: str, holds: Callable[[dict[str, Any]], bool], within_s: float = 600
+        self, story_id: str, holds: Callable[[dict[str, Any]], bool], within_s: float = 1200
     ) -> dict[str, Any]:
-        """Poll the query `state` until `holds` returns true, and return the state."""
+        """Poll the query `state` until `holds` returns true, and return the state.
+
+        A poll starts the CLI and wakes a worker. The model needs the processor, so polls are rare.
+        """
         view: dict[str, Any] = await until(
-            lambda: self.query(story_id, "state"), holds, within_s=within_s, every_s=0.5
+            lambda: self.query(story_id, "state"), holds, within_s=within_s, every_s=5
         )
         return view
 
