@@ -19,15 +19,7 @@ from temporalio.worker import Replayer
 from tests.replay.record import WIRE, portable, wire
 from tests.support.sandbox import sandboxed_runner
 from workers.payload_codec import EncryptionCodec, encrypting_converter
-from workflows.closure import StoryClosureWorkflow
-from workflows.coach import CoachWorkflow
-from workflows.context_update import ContextUpdateWorkflow
-from workflows.deliberation import DeliberationWorkflow
-from workflows.derivation import DerivationWorkflow
-from workflows.evaluation import EvaluationWorkflow
-from workflows.implementation import ImplementationWorkflow
-from workflows.plan import PlanWorkflow
-from workflows.story import StoryWorkflow
+from workers.processes.story import WORKFLOWS
 
 HISTORIES = {
     path: path.read_text() for path in sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -115,17 +107,7 @@ def parsed(recorded: str) -> WorkflowHistory:
 
 def replayer(plugins: Sequence[WorkerPlugin] = ()) -> Replayer:
     return Replayer(
-        workflows=[
-            StoryWorkflow,
-            PlanWorkflow,
-            DeliberationWorkflow,
-            CoachWorkflow,
-            ContextUpdateWorkflow,
-            DerivationWorkflow,
-            StoryClosureWorkflow,
-            ImplementationWorkflow,
-            EvaluationWorkflow,
-        ],
+        workflows=WORKFLOWS,
         workflow_runner=sandboxed_runner(),
         data_converter=encrypting_converter([KEY, FORMER_KEY]),
         plugins=plugins,

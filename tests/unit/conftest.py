@@ -38,14 +38,8 @@ from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
 from tests.support.sandbox import sandboxed_runner
 from tests.support.servers import RunningServer
+from workers.processes.story import WORKFLOWS
 from workers.search_attributes import register
-from workflows.closure import StoryClosureWorkflow
-from workflows.coach import CoachWorkflow
-from workflows.context_update import ContextUpdateWorkflow
-from workflows.deliberation import DeliberationWorkflow
-from workflows.derivation import DerivationWorkflow
-from workflows.evaluation import EvaluationWorkflow
-from workflows.implementation import ImplementationWorkflow
 from workflows.models.acceptance import AcceptanceQuery, AcceptanceRuns, AcceptanceTest
 from workflows.models.access import ActorCheck, CheckedActor
 from workflows.models.agents import (
@@ -132,7 +126,6 @@ from workflows.models.process import Process
 from workflows.models.readiness import STORY_TEXT_BYTES, Readiness, StoryText
 from workflows.models.story import StoryResult, StoryRuns, StoryView
 from workflows.models.workspace import Change, ChangedFile, Repository
-from workflows.plan import PlanWorkflow
 from workflows.rules import rigor
 from workflows.rules.machine_file import parse_machine
 from workflows.search_attributes import ALL
@@ -732,22 +725,11 @@ async def instant_workers(
     client: Client, cached: int = 200, queues: Collection[str] = QUEUES
 ) -> AsyncIterator[None]:
     """Run the workers of the queues with instant activities."""
-    workflows = [
-        StoryWorkflow,
-        PlanWorkflow,
-        DeliberationWorkflow,
-        CoachWorkflow,
-        ContextUpdateWorkflow,
-        DerivationWorkflow,
-        StoryClosureWorkflow,
-        ImplementationWorkflow,
-        EvaluationWorkflow,
-    ]
     workers = [
         Worker(
             client,
             task_queue=queue,
-            workflows=workflows if queue == STORY_QUEUE else [],
+            workflows=WORKFLOWS if queue == STORY_QUEUE else [],
             activities=[*activities(), Children(client).follow],
             workflow_runner=sandboxed_runner(),
             interceptors=[Heartbeats()],

@@ -33,6 +33,19 @@ from workflows.stubs import STORY_QUEUE
 STICKY_TIMEOUT = timedelta(seconds=5)
 """How long a story waits for the worker that has it in its cache, before another takes it."""
 
+WORKFLOWS: list[type] = [
+    StoryWorkflow,
+    PlanWorkflow,
+    DeliberationWorkflow,
+    ContextUpdateWorkflow,
+    DerivationWorkflow,
+    StoryClosureWorkflow,
+    CoachWorkflow,
+    ImplementationWorkflow,
+    EvaluationWorkflow,
+]
+"""Every workflow of the fleet; the tests run and replay the same."""
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -52,17 +65,7 @@ def story_worker(client: Client, settings: Settings, valkey: Redis) -> Worker:
     return Worker(
         client,
         task_queue=STORY_QUEUE,
-        workflows=[
-            StoryWorkflow,
-            PlanWorkflow,
-            DeliberationWorkflow,
-            ContextUpdateWorkflow,
-            DerivationWorkflow,
-            StoryClosureWorkflow,
-            CoachWorkflow,
-            ImplementationWorkflow,
-            EvaluationWorkflow,
-        ],
+        workflows=WORKFLOWS,
         activities=[Children(client).follow, access.check_actor],
         workflow_runner=Runner(),
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,

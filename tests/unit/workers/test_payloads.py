@@ -28,15 +28,9 @@ from temporalio.worker import Replayer
 from tests.support.polling import WITHIN_S, until
 from tests.support.sandbox import sandboxed_runner
 from tests.unit.conftest import StartStory, World
-from workflows.closure import StoryClosureWorkflow
-from workflows.coach import CoachWorkflow
-from workflows.context_update import ContextUpdateWorkflow
-from workflows.deliberation import DeliberationWorkflow
-from workflows.derivation import DerivationWorkflow
+from workers.processes.story import WORKFLOWS
 from workflows.models.errors import ErrorType, invalid_input
 from workflows.models.story import TimelineEntry
-from workflows.plan import PlanWorkflow
-from workflows.story import StoryWorkflow
 
 FIELD_NAME = re.compile(r'"(\w+)": \{')
 DEEP = b"[" * 300 + b"]" * 300
@@ -61,21 +55,11 @@ UNREADABLE: dict[str, tuple[list[RawValue], str]] = {
     "string": ([raw(b'"US-1"')], "must be a JSON object"),
 }
 
-WORKFLOW_CLASSES: list[type] = [
-    StoryWorkflow,
-    PlanWorkflow,
-    DeliberationWorkflow,
-    CoachWorkflow,
-    ContextUpdateWorkflow,
-    DerivationWorkflow,
-    StoryClosureWorkflow,
-]
-
 
 async def replay(handle: WorkflowHandle[Any, Any]) -> None:
     """Replay the workflow, as a worker does that no longer has it in its cache."""
     replayer = Replayer(
-        workflows=WORKFLOW_CLASSES,
+        workflows=WORKFLOWS,
         workflow_runner=sandboxed_runner(),
         data_converter=pydantic_data_converter,
     )
@@ -91,7 +75,7 @@ async def refusal_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
     return cause
 
 
-@pytest.mark.parametrize("kind", [each.__name__ for each in WORKFLOW_CLASSES])
+@pytest.mark.parametrize("kind", [each.__name__ for each in WORKFLOWS])
 async def test_a_start_that_cannot_be_read_fails_at_once_with_its_reason(
     fleet: Client, world: World, kind: str
 ) -> None:
@@ -207,7 +191,7 @@ VALUE = "canary"
 
 RECEIVED: dict[str, TypeAdapter[Any]] = {
     f"{workflow.__name__}.{function.__name__}": TypeAdapter(get_type_hints(function)[name])
-    for workflow in WORKFLOW_CLASSES
+    for workflow in WORKFLOWS
     for function in vars(workflow).values()
     if hasattr(function, "__temporal_workflow_run") or hasattr(function, "_defn")
     for name in list(signature(function).parameters)[1:]
