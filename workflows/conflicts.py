@@ -117,6 +117,7 @@ def request(
             phase=asked.phase,
             description=f"{task.title}\n\n{task.description}",
             feedback=asked.feedback,
+            attempt=asked.attempt,
         ),
         agent=author,
         paths=work.paths,

@@ -673,6 +673,7 @@ class DeliberationWorkflow:
                 requirements=task.requirements,
                 feedback=task.feedback,
                 actor=task.actor,
+                attempt=task.attempt,
             ),
             "agent": agent,
             "pack": self.pack,

@@ -239,6 +239,7 @@ class PlanWorkflow:
                     ask_for_budget=self.input.ask_for_budget,
                     decisions=self.decisions,
                     work=self.work(),
+                    attempt=self.input.attempt,
                 ),
                 id=deliberation_workflow_id(task.task_id),
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,

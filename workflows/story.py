@@ -588,6 +588,7 @@ class StoryWorkflow:
                 if workflow.patched("usage-of-every-try"):
                     story.keep_usage()
                 story.working_on = ""
+                story.attempt += 1
                 story.work_failed = f"{story.state} failed: {cause_of(error)}"
                 self.rebasing.rests_in = visit
                 self.milestone("WORK_FAILED", story.work_failed)
@@ -673,6 +674,7 @@ class StoryWorkflow:
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,
                     work=work,
+                    attempt=story.attempt,
                 ),
                 DeliberationResult,
                 council,
@@ -739,6 +741,7 @@ class StoryWorkflow:
             description=story.text.title,
             requirements=story.text.acceptance_criteria,
             feedback=self.feedback(),
+            attempt=story.attempt,
         )
         self.asking = True
         try:
@@ -800,6 +803,7 @@ class StoryWorkflow:
                 decisions=story.told,
                 task_timeout=self.deliberation_timeout(),
                 work=story.repository_work(),
+                attempt=story.attempt,
             ),
             PlanResult,
             plan_workflow_id(story.story_id, plan.plan_id),

@@ -175,6 +175,8 @@ class Story(BaseModel):
     derivations: int = 0
     working_on: str = ""
     work_failed: str = ""
+    attempt: int = 1
+    """Which try the current work is; one more with each failure of any state's work."""
     work_done: bool = False
     """True if the current state's work is done: its gate may open."""
     decisions: list[RecordedDecision] = []

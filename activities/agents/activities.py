@@ -379,15 +379,14 @@ class VllmAgents:
                     # What was written had fewer characters per token than the form allows for.
                     schema = question.form(prompt.max_tokens // (ask + 1)).schema
                 was_cut = was_cut or is_cut
-                latest = self._again(prompt, reply.text, problem, is_text=not schema)
+                latest = (
+                    self._prompts.ask_again(prompt, reply.text, problem, ask + 1)
+                    if schema
+                    else self._prompts.ask_for_another(prompt, problem, ask + 1)
+                )
         if isinstance(question.call, ReviseInput):  # the author's proposal stands
             return {"proposal": question.call.proposal, "problem": problem}
         raise question.unanswered(progress.model, problem)
-
-    def _again(self, prompt: Prompt, answer: str, problem: str, *, is_text: bool) -> Prompt:
-        if is_text:
-            return self._prompts.ask_for_another(prompt, problem)
-        return self._prompts.ask_again(prompt, answer, problem)
 
     async def _fields(
         self,

@@ -64,6 +64,15 @@ _RESERVE = 6
 FOLLOWING_TOKENS = 64
 """Tokens of the answer to a following question: a few numbers and names."""
 
+WARMER = 0.2
+HOTTEST = 1.0
+"""A refused answer is asked for again at a temperature higher by this, up to the hottest.
+
+A model that copies or loops at a low temperature does the same again with another seed. The steps
+are those of Whisper's temperature fallback (Radford et al., Robust Speech Recognition via
+Large-Scale Weak Supervision, 2022, section 4.5, https://arxiv.org/abs/2212.04356).
+"""
+
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
 _FENCE = re.compile(r"<(?=/?data\b|\|\w+\|>)", re.IGNORECASE)
 """The start of one of our fences, or of a control token of a chat template such as `<|im_end|>`."""
@@ -252,19 +261,35 @@ class Prompts:
             max_tokens=FOLLOWING_TOKENS,
         )
 
-    def ask_for_another(self, prompt: Prompt, problem: str) -> Prompt:
+    def ask_for_another(self, prompt: Prompt, problem: str, ask: int) -> Prompt:
         """Return the prompt preceded by the problem of an unusable text.
 
         The text itself is left out: a model that loops or strays would continue it.
+
+        Args:
+            prompt: of the first ask.
+            problem: of the latest answer.
+            ask: number of the ask that the prompt is for, from 2.
         """
         system, asked = prompt.messages
         size = int(prompt.window // _RESERVE * BYTES_PER_TOKEN)
         (problem,) = self._fit(("another",), {"problem": problem}, size - len(_GAP))
         content = problem + _GAP + asked["content"]
-        return replace(prompt, messages=[system, {"role": "user", "content": content}])
+        return replace(
+            prompt,
+            messages=[system, {"role": "user", "content": content}],
+            temperature=warmer(prompt.temperature, ask),
+        )
 
-    def ask_again(self, prompt: Prompt, answer: str, problem: str) -> Prompt:
-        """Return the prompt extended by the unusable document and its problem."""
+    def ask_again(self, prompt: Prompt, answer: str, problem: str, ask: int) -> Prompt:
+        """Return the prompt extended by the unusable document and its problem.
+
+        Args:
+            prompt: of the first ask.
+            answer: the unusable document.
+            problem: of that document.
+            ask: number of the ask that the prompt is for, from 2.
+        """
         size = int(prompt.window // _RESERVE * BYTES_PER_TOKEN)
         (request,) = self._fit(("again",), {"problem": problem}, size // 2)
         more: list[Message] = [
@@ -274,7 +299,11 @@ class Prompts:
             },
             {"role": "user", "content": request},
         ]
-        return replace(prompt, messages=prompt.messages + more)
+        return replace(
+            prompt,
+            messages=prompt.messages + more,
+            temperature=warmer(prompt.temperature, ask),
+        )
 
     def _fit(self, names: Sequence[str], values: Values, size: int) -> list[str]:
         """Render the templates to at most `size` bytes; cut long values, keep short ones whole."""
@@ -301,6 +330,11 @@ class Prompts:
 
     def _render(self, names: Sequence[str], values: Values) -> list[str]:
         return [self.templates[name].render(values).strip() for name in names]
+
+
+def warmer(temperature: float, ask: int) -> float:
+    """Return the temperature of an ask, counted from 1, whose first has `temperature`."""
+    return round(max(temperature, min(temperature + WARMER * (ask - 1), HOTTEST)), 2)
 
 
 def fair_cap(lengths: Sequence[int], room: int) -> int:

@@ -119,7 +119,8 @@ class AgentRequest(Generic[AnswerT]):
     def seed(self, ask: int) -> int:
         """Return the seed of the call's `ask`th ask, counted from 1."""
         call = self.call
-        return call_seed(call.task.task_id, call.agent.agent_id, call.wave, ask)
+        task, agent_id = call.task, call.agent.agent_id
+        return call_seed(task.task_id, task.attempt, agent_id, call.wave, ask)
 
     def answer(self, fields: Mapping[str, Any], usage: CallUsage) -> AnswerT:
         """Build the activity's result from the fields that `Form.read` returned, and the costs."""
@@ -250,12 +251,13 @@ def charged(error: ApplicationError, usage: CallUsage) -> ApplicationError:
     )
 
 
-def call_seed(task_id: str, agent_id: str, wave: int, ask: int) -> int:
+def call_seed(task_id: str, attempt: int, agent_id: str, wave: int, ask: int) -> int:
     """Return a seed from 0 to 2^31 - 1.
 
-    It differs for each agent, wave and ask, and is the same when a run is repeated.
+    It differs for each attempt, agent, wave and ask, and is the same when a run is repeated.
     """
-    digest = hashlib.sha256(f"{task_id}/{agent_id}/{wave}/{ask}".encode()).digest()
+    words = f"{task_id}/{attempt}/{agent_id}/{wave}/{ask}"
+    digest = hashlib.sha256(words.encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
 
 

@@ -313,7 +313,8 @@ class AgentResponses:
                 usage=usage_of(call, response),
             )
             return settled if await self._calls.settle(found, settled) else None
-        prompt = self._prompts.ask_again(call.first_prompt, response.content or "", problem)
+        written_before = response.content or ""
+        prompt = self._prompts.ask_again(call.first_prompt, written_before, problem, call.ask + 1)
         call_id = new_call_id()
         following = call.model_copy(
             update={

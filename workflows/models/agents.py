@@ -127,6 +127,8 @@ class Task(Model):
     """Reasons of the rejections that returned the story to this state, newest last."""
     actor: str = ""
     """The caller of gRPC whose quota its tokens count for; empty: none."""
+    attempt: int = 1
+    """Counts the tries of a story's work, so that a further try is sampled with other seeds."""
 
 
 class Decision(Model):

@@ -146,6 +146,8 @@ class DeliberationInput(Request):
     """The caller of gRPC who asks, whose quota its tokens count for; empty: a story or plan."""
     work: RepositoryWork | None = None
     """None: the council deliberates in Markdown."""
+    attempt: int = Field(default=1, ge=1)
+    """Which try this is, if the work of a story's state has failed before."""
 
 
 class RecordedDecision(Model):

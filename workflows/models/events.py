@@ -674,7 +674,7 @@ class AgentCommand(Model):
     ]
     max_tokens: Annotated[int, about("How long the answer may be, in tokens", 1_638)]
     temperature: Annotated[float, about("How freely to sample", 0.8)]
-    seed: Annotated[int, about("The seed to sample with", 99_233_824)]
+    seed: Annotated[int, about("The seed to sample with", 379_963_991)]
 
 
 class AgentResponse(Model):

@@ -72,6 +72,7 @@ class PlanInput(Request):
         work: the repository that the tasks change, from the head of the story's branch; None: its
             councils deliberate in Markdown.
         max_tasks: the most tasks, if they are derived.
+        attempt: which try this is, if the work of the story's state has failed before.
         carried: set by continue-as-new only.
     """
 
@@ -87,6 +88,7 @@ class PlanInput(Request):
     roles: list[Role] = Field(default=[], max_length=60)
     work: RepositoryWork | None = None
     max_tasks: MaxTasks = MAX_TASKS
+    attempt: int = Field(default=1, ge=1)
     carried: PlanProgress | None = None
 
 

@@ -248,6 +248,7 @@ async def test_an_answer_that_cannot_be_used_is_asked_again_with_what_was_wrong(
     assert second.messages[1]["content"].endswith(asked["content"])
     assert problem in second.messages[1]["content"]
     assert second.seed != first.seed
+    assert second.temperature > first.temperature
 
 
 async def test_three_answers_that_cannot_be_used_are_the_end(

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_every_prompt_leaves_room_for_its_answer_and_for_asking_again(
 
     profile = THINKER if window > 2_048 else DEFAULT_PROFILE
     prompt = PROMPTS.render(act, shared, values, window, profile)
-    again = PROMPTS.ask_again(prompt, material, description)
+    again = PROMPTS.ask_again(prompt, material, description, 2)
     answer = ("answer " * window)[: prompt.max_tokens * 3]
     following = PROMPTS.follow(prompt, answer, "decide", {"sentences": material})
 
@@ -136,7 +137,7 @@ def test_every_prompt_leaves_room_for_its_answer_and_for_asking_again(
         sent = "".join(str(message["content"]) for message in each.messages)
         assert len(sent.encode()) / 3 + each.max_tokens <= window
         assert each.messages[: len(prompt.messages)] == prompt.messages
-    another = PROMPTS.ask_for_another(prompt, material)
+    another = PROMPTS.ask_for_another(prompt, material, 2)
     assert (
         sum(len(m["content"].encode()) for m in another.messages) / 3 <= window - prompt.max_tokens
     )
@@ -389,18 +390,36 @@ def test_what_is_read_is_what_was_written() -> None:
     assert isinstance(critique["critique"], Critique)
 
 
-def test_seeds_differ_by_task_agent_wave_and_ask_and_repeat() -> None:
+def test_seeds_differ_by_task_attempt_agent_wave_and_ask_and_repeat() -> None:
     seeds = {
-        call_seed(task, agent, wave, ask)
+        call_seed(task, attempt, agent, wave, ask)
         for task in ("t1", "t2")
+        for attempt in (1, 2)
         for agent in ("a1", "a2", "a3")
         for wave in range(4)
         for ask in range(3)
     }
 
-    assert len(seeds) == 2 * 3 * 4 * 3
+    assert len(seeds) == 2 * 2 * 3 * 4 * 3
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert call_seed("t1", "a1", 0, 1) in seeds
+    assert call_seed("t1", 1, "a1", 0, 1) in seeds
+
+
+@pytest.mark.parametrize(
+    ("first", "later"), [(0.0, (0.2, 0.4)), (0.5, (0.7, 0.9)), (0.9, (1.0, 1.0)), (1.2, (1.2, 1.2))]
+)
+def test_a_refused_answer_is_asked_for_again_at_a_higher_temperature(
+    first: float, later: tuple[float, float]
+) -> None:
+    values = dict.fromkeys(ACTS["judge"], "text")
+    rendered = PROMPTS.render("judge", shared_values(call()), values, 4_096, DEFAULT_PROFILE)
+    prompt = replace(rendered, temperature=first)
+
+    again = [PROMPTS.ask_again(prompt, "answer", "refused", ask) for ask in (2, 3)]
+    another = [PROMPTS.ask_for_another(prompt, "refused", ask) for ask in (2, 3)]
+
+    assert tuple(each.temperature for each in again) == later
+    assert tuple(each.temperature for each in another) == later
 
 
 # --- the files ------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_no_prompt_of_any_act_contains_a_secret_from_any_value(act: str, long: b
     material = {name: list(texts) if name == "contenders" else texts[-1] for name in ACTS[act]}
 
     prompt = PROMPTS.render(act, shared, material, window=2_048, profile=DEFAULT_PROFILE)
-    again = PROMPTS.ask_again(prompt, f"my answer is {SECRET}", f"not JSON: {SECRET}")
+    again = PROMPTS.ask_again(prompt, f"my answer is {SECRET}", f"not JSON: {SECRET}", 2)
 
     sent = "\n".join(str(message["content"]) for message in again.messages)
     assert SECRET[8:30] not in sent

@@ -472,11 +472,14 @@ async def test_a_failed_task_stops_only_what_depends_on_it_and_is_tried_again(
         if e.kind in ("TaskCompleted", "TaskFailed")
     }
     assert statuses == {first.task_id: "failed", second.task_id: "not_run"}
+    tries = len(world.calls)
 
     world.failing = {}
     await story.report()
     async with story.skipping_time():
         await story.until(state="TEST")
+    assert {call.task.attempt for call in world.calls[:tries]} == {1}
+    assert {call.task.attempt for call in world.calls[tries:]} == {2}
 
 
 @pytest.mark.parametrize("act", ["propose", "derive_plan"])
@@ -496,7 +499,7 @@ async def test_a_failed_council_is_tried_again_and_shown_and_counted_meanwhile(
     assert view.tokens_used == 2 * world.tokens * len(world.calls)
 
 
-async def test_a_council_that_was_barred_gets_the_findings_when_it_is_tried_again(
+async def test_a_council_that_was_barred_gets_the_findings_and_other_seeds_when_it_is_tried_again(
     start_skipping_story: StartStory, world: World
 ) -> None:
     world.blocking = {f"agent-architect-{n}" for n in range(1, 4)}
@@ -511,6 +514,8 @@ async def test_a_council_that_was_barred_gets_the_findings_when_it_is_tried_agai
         await story.until(gate="approve_design")
 
     assert not any(call.task.feedback for call in world.calls[:first])
+    assert {call.task.attempt for call in world.calls[:first]} == {1}
+    assert {call.task.attempt for call in world.calls[first:]} == {2}
     second = world.calls[first].task.feedback
     assert len(second) == 1
     assert "secret: a key" in second[0]
