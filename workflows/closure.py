@@ -16,7 +16,8 @@ class StoryClosureWorkflow:
     """The remaining outbox of a run that ended early.
 
     The run was terminated, timed out or failed, or was cancelled while an entry was stuck. Its
-    remaining entries are published first; then the open gates close and the story ends.
+    remaining entries are published first; then the open gates close, a plan that waited to be
+    started ends, and the story ends.
     """
 
     @workflow.init
@@ -30,6 +31,8 @@ class StoryClosureWorkflow:
         self.outbox.start()
         for gate in [input.gate] if input.gate else input.gates:
             self.outbox.append(gate)
+        for end in input.plan:
+            self.outbox.append(end)
         if input.cancelled:
             self.outbox.append(input.cancelled)
         await workflow.wait_condition(lambda: self.outbox.empty)

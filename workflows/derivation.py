@@ -21,7 +21,13 @@ with workflow.unsafe.imports_passed_through():
         Task,
     )
     from workflows.models.context import ContextPack
-    from workflows.models.events import EventBody, PlanDerived, TaskCreated
+    from workflows.models.events import (
+        EventBody,
+        PlanDerived,
+        PlanFinished,
+        TaskCreated,
+        TaskFailed,
+    )
     from workflows.models.ids import derivation_workflow_id, former_derivation_workflow_id
     from workflows.models.plan import (
         DerivationInput,
@@ -129,6 +135,19 @@ def tasks_created(plan: Plan) -> list[EventBody]:
             plan_id=plan.plan_id, task_id=task.task_id, role=task.role, depends_on=task.depends_on
         )
         for task in plan.tasks
+    ]
+
+
+def plan_never_ran(plan: Plan) -> list[TaskFailed | PlanFinished]:
+    """Return the events that end a plan whose workflow was never started."""
+    return [
+        *(
+            TaskFailed(
+                plan_id=plan.plan_id, task_id=task.task_id, role=task.role, status="cancelled"
+            )
+            for task in plan.tasks
+        ),
+        PlanFinished(plan_id=plan.plan_id, status="CANCELLED", done=[], failed=[]),
     ]
 
 

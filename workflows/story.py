@@ -32,6 +32,7 @@ from workflows.deliberation import (
 from workflows.derivation import (
     load_planner,
     plan_derived,
+    plan_never_ran,
     request_plan,
     require_plan,
     tasks_created,
@@ -174,6 +175,7 @@ class StoryWorkflow:
                     await self.quiet()
                     self.continue_as_new(input)
             await self.branch_work.deliver()
+            self.end_waiting(self.story.plan)
         except (asyncio.CancelledError, ActivityError) as error:
             if is_cancelled_exception(error):
                 self.cancelled()
@@ -566,6 +568,7 @@ class StoryWorkflow:
     def cancelled(self) -> None:
         self.story.cancelled = True
         self.story.working_on = ""
+        self.end_waiting(self.story.plan)
         self.close_gate(None)
         actor = workflow.cancellation_reason() or "unknown"
         self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason=""))
@@ -763,7 +766,7 @@ class StoryWorkflow:
         tasks = dag.number_tasks(plan_id, answer.tasks)
         plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
         require_plan(plan, council.roles)
-        story.plan = plan
+        story.plan, story.plan_waits = plan, True
         for event in [plan_derived(plan), *tasks_created(plan)]:
             self.emit(event)
 
@@ -790,6 +793,7 @@ class StoryWorkflow:
         self.work_on(f"{plan.plan_id}: {len(left)} tasks")
         visit = story.visit
         await self.outbox.recorded()
+        story.plan_waits = False
         result = await self.child.ended(
             PlanWorkflow.run,
             PlanInput(
@@ -962,7 +966,7 @@ class StoryWorkflow:
             self.move(transition, request.actor, reason, via)
         if not way:
             self.close_gate(None)
-            story.enter(story.state)
+            self.enter(story.state)
             self.show()
 
     def move(
@@ -972,7 +976,6 @@ class StoryWorkflow:
         reason: str = "",
         via: Via = "",
     ) -> None:
-        story = self.story
         self.close_gate(actor)
         self.emit(
             StoryTransitioned(
@@ -984,7 +987,7 @@ class StoryWorkflow:
                 via=via,
             )
         )
-        story.enter(transition.target)
+        self.enter(transition.target)
         self.milestone(
             "PHASE_ENTERED",
             f"{transition.target}, from {transition.source} by {transition.event}",
@@ -992,6 +995,20 @@ class StoryWorkflow:
             via,
         )
         self.show()
+
+    def enter(self, state: str) -> None:
+        """Start a visit of a state; a design replaces the plan."""
+        plan = self.story.plan
+        self.story.enter(state)
+        if self.story.plan is None:
+            self.end_waiting(plan)
+
+    def end_waiting(self, plan: Plan | None) -> None:
+        """Announce that a plan whose workflow was not started will never run."""
+        if plan and self.story.plan_waits and workflow.patched("plans-that-never-ran-end"):
+            for event in plan_never_ran(plan):
+                self.emit(event)
+        self.story.plan_waits = False
 
     # --- budget ---------------------------------------------------------------------------------
 

@@ -155,6 +155,8 @@ class Story(BaseModel):
     councils: dict[str, Council] = {}
     """State -> the outcome of its deliberation."""
     plan: Plan | None = None
+    plan_waits: bool = False
+    """True from the derivation of the plan until its workflow is started."""
     plan_status: str = ""
     plan_faults: list[str] = []
     done_tasks: list[str] = []

@@ -35,9 +35,11 @@ from bridge.jetstream.streams import STREAMS
 from bridge.story_list import STUCK_RUNS
 from workflows.child import STOP
 from workflows.closure import StoryClosureWorkflow
+from workflows.derivation import plan_never_ran
 from workflows.models.events import GateClosed, StoryCancelled
-from workflows.models.ids import closure_workflow_id, story_of
+from workflows.models.ids import closure_workflow_id, plan_workflow_id, story_of
 from workflows.models.outbox import OutboxState, StoryClosure
+from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView
 from workflows.outbox import OUTBOX_QUERY
 from workflows.search_attributes import PENDING_GATE, STORY_ROLE, STORY_STATE
@@ -174,6 +176,7 @@ class StorySweep:
             moves = await handle.query(
                 "transitions", result_type=list[Move], rpc_timeout=ANSWER_WITHIN
             )
+            planned = await handle.query("plan", rpc_timeout=ANSWER_WITHIN)
         except WorkflowQueryFailedError:
             self._unanswered[run.run_id] += 1
             if self._unanswered[run.run_id] < ASKED_AT_MOST:
@@ -183,7 +186,25 @@ class StorySweep:
             closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
             return closure if outbox.entries else None
         actor, reason = await _why(handle, self._temporal.data_converter)
-        return _closing(run, outbox, view.open_gates, actor, reason)
+        closure = _closing(run, outbox, view.open_gates, actor, reason)
+        plan = Plan.model_validate(planned) if planned else None
+        if plan is None or await self._was_started(plan):
+            return closure
+        assert closure.cancelled
+        when = {"story_id": closure.story_id, "timestamp": closure.cancelled.timestamp}
+        ends = [end.model_copy(update=when) for end in plan_never_ran(plan)]
+        return closure.model_copy(update={"plan": ends})
+
+    async def _was_started(self, plan: Plan) -> bool:
+        """Return whether Temporal knows a workflow of the plan."""
+        workflow_id = plan_workflow_id(plan.story_id, plan.plan_id)
+        try:
+            await self._temporal.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
 
     async def _stop_children(self, run: WorkflowExecution) -> None:
         """Stop children that outlived an earlier run of the story.

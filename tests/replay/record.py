@@ -309,6 +309,18 @@ async def cancelled(start: StartStory, world: World) -> RunningStory:
     return await _given_up(story)
 
 
+async def plans_never_ran(client: Client, world: World) -> dict[str, str]:
+    """Replace a plan that waits for its approval, and cancel the story while the next one waits."""
+    story = await StartStory(client, world)()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    await story.reject("reject_design", role="PO", reason="too large")
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    await _given_up(story)
+    return {"story": story.handle.id}
+
+
 async def auto_approved(start: StartStory, _: World) -> RunningStory:
     story = await start(approvals="auto")
     await story.until(state="BUILD")
@@ -771,6 +783,7 @@ CALLS: dict[str, Call_] = {
         context_in_order,
         context_in_order_without_story,
         context_refused,
+        plans_never_ran,
         derived,
         derived_without_story,
         closed,

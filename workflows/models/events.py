@@ -323,7 +323,7 @@ class TaskFailed(TaskFinished):
         Literal["done", "failed", "not_run", "cancelled"],
         about(
             "`failed`; `not_run`: a task that it depends on failed; `cancelled`: its plan was "
-            "stopped",
+            "stopped, or never started",
             "failed",
         ),
     ]

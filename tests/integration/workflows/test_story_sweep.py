@@ -138,6 +138,33 @@ async def test_a_story_that_timed_out_has_failed(
     assert await sweep.sweep() == 0
 
 
+async def test_a_plan_that_waited_for_its_approval_ends_with_its_story(
+    fleet: Client, sweep: StorySweep, driver: AsyncDriver, jetstream: JetStreamContext
+) -> None:
+    story = await start(fleet)
+    await gates(story, "approve_scope")
+    view = await story.query("state")
+    approval = {"gate": "approve_scope", "actor": "ana", "role": "PO"}
+    await story.execute_update("approve", approval | {"revision": view["revision"]})
+    await gates(story, "approve_design")
+    await all_is_published(story)
+
+    await story.terminate(reason="no longer wanted")
+    await closed(sweep)
+
+    *_, plan, end = await events(jetstream, story, CANCELLED)
+    assert (plan["subject"], plan["status"]) == ("planning.plan.completed", "CANCELLED")
+    assert plan["timestamp"] == end["timestamp"]
+    found = await driver.execute_query(
+        "MATCH (p:PlanVersion {case_id: $id}) "
+        "RETURN p.status AS plan, [(p)-[:HAS_SUBTASK]->(t) | t.status] AS tasks",
+        id=story.id.removeprefix("story-"),
+    )
+    (stored,) = found.records
+    assert stored["plan"] == "CANCELLED"
+    assert set(stored["tasks"]) == {"CANCELLED"}
+
+
 async def test_every_gate_that_is_open_is_closed(
     fleet: Client, sweep: StorySweep, jetstream: JetStreamContext
 ) -> None:

@@ -389,6 +389,75 @@ async def test_cancelling_stops_the_deliberation_and_is_mirrored(
     assert "orchestration.deliberation.failed" in mine
 
 
+def plan_ends(world: World) -> list[tuple[str, str]]:
+    """Return the plan or task of each end that was recorded, with its status."""
+    return [
+        (e.body.get("task_id") or e.body["plan_id"], e.body["status"])
+        for e in world.recorded
+        if e.kind in ("TaskCompleted", "TaskFailed", "PlanFinished")
+    ]
+
+
+def never_ran(plan: Plan) -> list[tuple[str, str]]:
+    return [
+        *((task.task_id, "cancelled") for task in plan.tasks),
+        (plan.plan_id, "CANCELLED"),
+    ]
+
+
+async def test_cancelling_a_story_ends_a_plan_that_waits_for_its_approval(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    plan = Plan.model_validate(await story.handle.query("plan"))
+
+    await story.handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+
+    assert plan_ends(world) == never_ran(plan)
+
+
+async def test_cancelling_a_story_whose_plan_runs_ends_each_task_once(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    plan = Plan.model_validate(await story.handle.query("plan"))
+    world.hold["propose"] = asyncio.Event()
+    began = len(world.acts)
+    await story.approve("approve_design")
+    await until(lambda: world.acts[began:])
+
+    await story.handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+
+    assert sorted(plan_ends(world)) == sorted(never_ran(plan))
+
+
+@pytest.mark.parametrize("way", ["rejected", "amended"])
+async def test_a_design_that_is_replaced_ends_its_plan(
+    start_story: StartStory, world: World, way: str
+) -> None:
+    story = await start_story()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    plan = Plan.model_validate(await story.handle.query("plan"))
+
+    if way == "rejected":
+        await story.reject("reject_design", role="PO", reason="too large")
+    else:
+        await story.update("amend", acceptance_criteria=["Given a link, then it is short"])
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+
+    await until(lambda: plan_ends(world) == never_ran(plan))
+
+
 async def test_a_story_cancelled_before_its_process_is_read_ends_cancelled(
     start_story: StartStory, world: World
 ) -> None:
