@@ -280,6 +280,11 @@ class Settings(BaseSettings):
     llm_concurrency: Annotated[int, Field(ge=1, le=10_000)] = Field(
         8, description="LLM calls and checks in flight in one worker: what the engine can run"
     )
+    cached_workflows: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        500,
+        description="open workflows that a process `story` keeps in memory, 0.26 MiB for "
+        "each that waits; others are replayed from their history when they go on",
+    )
     fleet_config: DirectoryPath = Field(
         ROOT / "deploy" / "config",
         description="folder of the process, rigor, councils, scopes, checks and prompts",

@@ -108,6 +108,7 @@ def acceptance_lines(acceptance: Acceptance | None) -> list[str]:
         lines += [f"- {code(f'AC-{criterion.number}: {criterion.text}')}: {verdict}"]
         lines += [
             f"  - {code(test.name)}: {test.before} on the base, {test.after} on the branch"
+            f"{' when run once more' if test.flaky else ''}"
             for test in criterion.tests
         ]
     lines += [f"- changes the test {code(path)}" for path in acceptance.changed_tests[:FILES_SHOWN]]

@@ -56,7 +56,9 @@ def _tests(story: str, body: CriteriaTested, criterion: Criterion) -> Iterator[W
                 "story_id": story,
                 "criterion_id": _id(story, criterion),
                 "proves": test.proves,
-                "node": test.model_dump(include={"name", "suite", "before", "after", "why"})
+                "node": test.model_dump(
+                    include={"name", "suite", "before", "after", "why", "flaky"}
+                )
                 | {
                     "story_id": story,
                     "criterion": criterion.number,

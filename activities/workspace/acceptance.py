@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,6 +32,8 @@ from workflows.rules.globs import matches
 from workflows.stubs import AcceptanceStub
 
 Runs = dict[Suite, Tested]
+Names = dict[Suite, list[str]]
+"""Names of tests, by suite."""
 
 _IDENTITY = {
     f"GIT_{who}_{what}": value
@@ -97,12 +100,25 @@ class AcceptanceTests(AcceptanceStub):
             return runs.model_copy(update={"not_run": _not_run({"the branch": after})})
         laid = await laid_over(store, query.base, query.commit, globs)
         before = await self._run(query.repository, store, laid)
+        flaky = await self._flaky(query, store, after)
+        if any(flaky.values()):
+            # What may fail without cause has to fail twice on the base.
+            once_more = await self._run(query.repository, store, laid)
+            before = _with_passed(before, _passed(once_more, flaky))
+            after = _with_passed(after, flaky)
         return runs.model_copy(
             update={
-                "tests": compared(before, after, query.criteria),
+                "tests": compared(before, after, query.criteria, flaky),
                 "not_run": _not_run({"the branch": after, "the base": before}),
             }
         )
+
+    async def _flaky(self, query: AcceptanceQuery, store: Store, first: Runs) -> Names:
+        """Return which of the criteria's tests fail on the branch, and pass in one more run."""
+        failing = _failing(first, query.criteria)
+        if not any(failing.values()):
+            return {}
+        return _passed(await self._run(query.repository, store, query.commit), failing)
 
     async def _run(self, repository: Repository, store: Store, commit: str) -> Runs:
         async with self._trees.at(store, commit, key=f"measured/{commit}") as tree:
@@ -121,16 +137,19 @@ def kept_ref(query: AcceptanceQuery) -> str:
     return f"refs/fleet-results/{ref_part(query.story_id)}/acceptance/{query.commit}-{asked}"
 
 
-def compared(before: Runs, after: Runs, criteria: int) -> list[AcceptanceTest]:
+def compared(
+    before: Runs, after: Runs, criteria: int, flaky: Mapping[Suite, list[str]]
+) -> list[AcceptanceTest]:
     """Return the tests that name a criterion, with both outcomes; of a criterion the first few.
 
     Args:
         before: of the base with the branch's tests.
         after: of the branch.
         criteria: how many there are.
+        flaky: the tests that passed on the branch only when they were run once more.
     """
     tests = [
-        test
+        test.model_copy(update={"flaky": test.name in flaky.get(suite, [])})
         for suite in SUITES
         for test in _of_suite(suite, _found(before, suite), _found(after, suite), criteria)
     ]
@@ -140,6 +159,36 @@ def compared(before: Runs, after: Runs, criteria: int) -> list[AcceptanceTest]:
         for test in listed(test for test in tests if number in test.criteria)
     }
     return list(kept.values())
+
+
+def _failing(runs: Runs, criteria: int) -> Names:
+    """Return the failed tests that name a criterion."""
+    return {
+        suite: [name for name in tested.found.names("failed") if named(name, criteria)]
+        for suite, tested in runs.items()
+        if tested.found
+    }
+
+
+def _passed(runs: Runs, names: Names) -> Names:
+    """Return the tests among `names` that passed."""
+    return {
+        suite: [
+            name for name in names.get(suite, []) if tested.found.outcomes.get(name) == "passed"
+        ]
+        for suite, tested in runs.items()
+        if tested.found
+    }
+
+
+def _with_passed(runs: Runs, names: Names) -> Runs:
+    """Return runs in which the tests among `names` count as passed."""
+    return {
+        suite: replace(
+            tested, found=tested.found and tested.found.with_passed(names.get(suite, []))
+        )
+        for suite, tested in runs.items()
+    }
 
 
 def _found(runs: Runs, suite: Suite) -> Outcomes | None:

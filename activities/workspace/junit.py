@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from xml.etree.ElementTree import Element
@@ -40,6 +40,10 @@ class Outcomes:
     def names(self, outcome: Outcome) -> list[str]:
         """Return the names of the tests with an outcome, in the report's order."""
         return [name for name, each in self.outcomes.items() if each == outcome]
+
+    def with_passed(self, names: Iterable[str]) -> Outcomes:
+        """Return these results with tests that another run has passed."""
+        return replace(self, outcomes={**self.outcomes, **dict.fromkeys(names, "passed")})
 
     def add(self, name: str, outcome: Outcome, message: str) -> None:
         """Add one test."""

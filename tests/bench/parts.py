@@ -385,10 +385,14 @@ async def plan_of_fifty(site: Site) -> list[Figure]:
 # --- memory ---------------------------------------------------------------------------------------
 
 OPEN_STORIES = 1_000
+WOKEN = 50
 
 
 async def memory(folder: Path) -> list[Figure]:
-    """Measure the memory of each process, idle and with a thousand open stories."""
+    """Measure the memory of each process with a thousand open stories, and what waking one costs.
+
+    The story worker keeps the last ones in memory, and replays the others.
+    """
     async with LlmServer() as engine, Site(folder, engine.url) as site:
         idle = {name: rss_mib(process.pid) for name, process in site.processes.items()}
         gate = asyncio.Semaphore(50)
@@ -401,6 +405,9 @@ async def memory(folder: Path) -> list[Figure]:
 
         await asyncio.gather(*(opened(number) for number in range(OPEN_STORIES)))
         full = {name: rss_mib(process.pid) for name, process in site.processes.items()}
+        worker = site.processes["story"].pid
+        kept = await woken(site, worker, range(OPEN_STORIES - WOKEN, OPEN_STORIES))
+        replayed = await woken(site, worker, range(WOKEN))
     return [
         Figure(
             f"{name} with {OPEN_STORIES:,} open stories",
@@ -409,7 +416,39 @@ async def memory(folder: Path) -> list[Figure]:
             how=f"idle {idle[name]:.0f} MiB",
         )
         for name in idle
+    ] + [
+        Figure(
+            f"waking a story that is {where}",
+            cost.seconds * 1000,
+            "ms",
+            how=f"a query; {cost.cpu_s * 1000:.1f} ms of the story worker's CPU",
+        )
+        for where, cost in (("in memory", kept), ("replayed", replayed))
     ]
+
+
+@dataclass(frozen=True)
+class Waking:
+    """The cost of a query, as the median over many stories and as the mean CPU time."""
+
+    seconds: float
+    cpu_s: float
+
+
+async def woken(site: Site, worker: int | None, stories: Sequence[int]) -> Waking:
+    """Query stories one after another."""
+    took = []
+    before = cpu_s(worker)
+    for number in stories:
+        began = time.perf_counter()
+        await site.client.get_workflow_handle(f"story-US-{number}").query("state")
+        took.append(time.perf_counter() - began)
+    return Waking(statistics.median(took), (cpu_s(worker) - before) / len(stories))
+
+
+def cpu_s(pid: int | None) -> float:
+    spent = psutil.Process(pid).cpu_times()
+    return spent.user + spent.system
 
 
 def rss_mib(pid: int | None) -> float:

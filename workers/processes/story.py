@@ -68,6 +68,7 @@ def story_worker(client: Client, settings: Settings, valkey: Redis) -> Worker:
         workflows=WORKFLOWS,
         activities=[Children(client).follow, access.check_actor],
         workflow_runner=Runner(),
+        max_cached_workflows=settings.cached_workflows,
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         **options(settings, Heartbeats()),
     )

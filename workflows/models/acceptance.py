@@ -38,6 +38,7 @@ class AcceptanceTest(Model):
     before: Status = Field(description="Its outcome on the base with the branch's tests")
     after: Status = Field(description="Its outcome on the branch")
     why: str = Field("", description="Its failure in a line; if both failed, that on the branch")
+    flaky: bool = Field(False, description="It passed on the branch only when it was run once more")
 
     @property
     def proves(self) -> bool:

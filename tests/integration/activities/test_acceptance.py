@@ -16,6 +16,7 @@ from activities.workspace.acceptance import AcceptanceTests, laid_over
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
 from tests.support.projects import Project, make_project, plain_git
+from tests.support.recovering import Recovering
 from workflows.models.acceptance import Acceptance, AcceptanceQuery, AcceptanceRuns
 from workflows.models.workspace import Limits, Repository
 from workflows.rules.acceptance import judged
@@ -141,6 +142,49 @@ async def test_a_criterion_is_proved_by_a_test_that_fails_on_the_base_and_passes
     assert await bench.judged(commit) == found, "the results are not kept"
     with pytest.raises(ApplicationError, match="nonexistent"):
         await bench.run(commit, criteria=2)
+
+
+FLAKY = """
+from pathlib import Path
+
+import calc
+
+
+def test_ac1_subtracts():
+    assert Path("service").exists()
+    assert calc.subtract(5, 3) == 2
+
+
+def test_ac2_answers():
+    assert Path("service").exists()
+
+
+def test_ac3_never():
+    assert Path("nothing").exists()
+"""
+
+
+async def test_one_more_run_decides_whether_a_failing_test_proves_its_criterion(
+    bench: Bench,
+) -> None:
+    commit = bench.branch({"calc.py": SUBTRACTS, "tests/test_calc.py": FLAKY})
+    sandbox = bench.tests._sandbox = Recovering(away=2)
+
+    found = await bench.judged(commit, 3)
+
+    shown = {
+        criterion.number: (
+            criterion.proved,
+            [(t.before, t.after, t.flaky) for t in criterion.tests],
+        )
+        for criterion in found.criteria
+    }
+    assert shown == {
+        1: (True, [("failed", "passed", True)]),
+        2: (False, [("passed", "passed", True)]),  # on the base, one more run passed it too
+        3: (False, [("failed", "failed", False)]),
+    }
+    assert sandbox.test_runs == 4
 
 
 async def test_tests_that_were_not_run_prove_nothing(bench: Bench) -> None:

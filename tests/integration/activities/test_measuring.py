@@ -5,16 +5,15 @@ import json
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from activities.checks.sandbox import CannotRun, Mount, Run, Sandbox
+from activities.checks.sandbox import CannotRun, Sandbox
 from activities.planning import load_config
 from activities.workspace.measuring import measure, measure_base
 from activities.workspace.reports import workspace_report
+from tests.support.recovering import Recovering
 from workflows.models.measurement import BaseResults, Measurement
 from workflows.models.workspace import Limits, Repository
 from workflows.rules.rigor import score_report
@@ -152,21 +151,6 @@ async def test_a_test_that_passed_on_the_base_and_fails_now_is_broken(
     assert (found.unit.ok, found.unit.passed, found.unit.failed) == (False, 1, 2)
     assert "not yet" in found.unit.tail
     assert score(found)[0] == 0
-
-
-class Recovering(Sandbox):
-    """A sandbox in which a service is away during the first run of the tests, and then back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.test_runs = 0
-
-    async def run(self, argv: Sequence[str], *args: Any, **options: Any) -> Run:
-        self.test_runs += "pytest" in argv[-1]
-        mounts: Sequence[Mount] = options["mounts"]
-        if self.test_runs > 1:
-            (mounts[0].outside / "service").write_text("up")
-        return await super().run(argv, *args, **options)
 
 
 async def test_one_more_run_decides_whether_a_test_is_flaky(
