@@ -2,11 +2,13 @@
 
 A story's work stays as long as Temporal knows the story: while it is open, and then for the
 namespace's retention. So it stays too if its id is used again. After that, it is removed when
-WORKSPACE_KEEP_DAYS have passed since its last commit.
+WORKSPACE_KEEP_DAYS have passed since its last commit. The stores of evaluations and of repositories
+that have no entry any more are collected like the others.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +22,7 @@ from temporalio.exceptions import ApplicationError
 from activities.workspace.collecting import Work, collect
 from activities.workspace.store import Store
 from workers.daily_job import DailyJob
-from workflows.models.workspace import Repository
+from workflows.models.workspace import REPOSITORY_KEY, Repository
 
 COLLECTED = Counter("fleet_store_refs_collected", "Refs of forgotten work that were removed")
 FAILURES = Counter("fleet_store_collection_failures", "Collections that failed, and are repeated")
@@ -45,7 +47,7 @@ class StoreCollector(DailyJob):
             temporal: knows which stories are open or can still be looked at.
             valkey: what the replicas share.
             root: the folder of the stores.
-            repositories: those whose stores are collected.
+            repositories: the entries of repositories.yaml; other stores are collected too.
             keep_for: how long work stays at least after its last commit.
         """
         super().__init__(valkey, f"swe:stores-collected:{temporal.namespace}", FAILURES)
@@ -61,13 +63,22 @@ class StoreCollector(DailyJob):
             RPCError: Temporal does not answer.
         """
         failed = list[ApplicationError]()
-        for repository in self._repositories:
+        for repository in [*self._repositories, *self._others()]:
             try:
                 await self._collect(repository)
             except ApplicationError as error:
                 failed.append(error)
         if failed:
             raise ExceptionGroup("stores that are not collected", failed)
+
+    def _others(self) -> list[Repository]:
+        """Return the repositories that have a store and no entry: former ones, and evaluations'."""
+        known = {repository.key for repository in self._repositories}
+        return [
+            Repository(key=path.stem, url=path.absolute().as_uri())
+            for path in sorted(self._root.glob("*.git"))
+            if path.stem not in known and re.match(REPOSITORY_KEY, path.stem)
+        ]
 
     async def _collect(self, repository: Repository) -> None:
         store = Store(self._root / f"{repository.key}.git", repository)

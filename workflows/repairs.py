@@ -80,7 +80,7 @@ async def run_repair(of: StoryWorkflow, repair: Repair) -> None:
     story = of.story
     assert story.plan is not None
     task = next(task for task in story.plan.tasks if task.task_id == repair.task_id)
-    result = await of.run_plan(story.plan, [task.model_copy(update={"depends_on": []})])
+    result = await of.state_work.run_plan(story.plan, [task.model_copy(update={"depends_on": []})])
     (outcome,) = result.outcomes
     if outcome.status == "done":
         story.end_repair(repair, "")

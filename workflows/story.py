@@ -23,26 +23,12 @@ from workflows import story_branch
 from workflows.actors import check_actor, decisions_of_people
 from workflows.branch_work import BranchWork
 from workflows.child import Child
-from workflows.deliberation import (
-    BARRED,
-    WAITING_TIMEOUT_S,
-    DeliberationWorkflow,
-    failed_deliberation,
-)
-from workflows.derivation import (
-    load_planner,
-    plan_derived,
-    plan_never_ran,
-    request_plan,
-    require_plan,
-    tasks_created,
-)
-from workflows.execution import cause_of, require_id, stopped
+from workflows.deliberation import DeliberationWorkflow
+from workflows.derivation import plan_never_ran
+from workflows.execution import require_id, stopped
 from workflows.models.errors import ErrorType, application_error
 from workflows.outbox import Outbox, supervised
-from workflows.plan import PlanWorkflow
 from workflows.rebase import Rebasing
-from workflows.repairs import measure_and_repair
 from workflows.search_attributes import (
     DOR_SCORE,
     GATE_OPENED_AT,
@@ -52,13 +38,13 @@ from workflows.search_attributes import (
     STORY_STATE,
     TITLE_MEMO,
 )
-from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
+from workflows.state_work import StateWork
+from workflows.stubs import READ_CONFIG, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
-    from workflows.call_costs import failed_call
     from workflows.current_details import story_details
     from workflows.models.access import Via, is_policy, require_person
-    from workflows.models.agents import PlannedTask, Proposal, Task, UsageLine
+    from workflows.models.agents import UsageLine
     from workflows.models.base import Request, content_hash
     from workflows.models.branches import StoryBranch
     from workflows.models.context import (
@@ -68,7 +54,7 @@ with workflow.unsafe.imports_passed_through():
         MilestoneReached,
         MilestonesAdded,
     )
-    from workflows.models.deliberation import DeliberationInput, DeliberationResult, WaveRequest
+    from workflows.models.deliberation import WaveRequest
     from workflows.models.events import (
         BODIES,
         ContextMilestoneReached,
@@ -87,12 +73,9 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.ids import (
         context_workflow_id,
-        deliberation_workflow_id,
-        numbered_plan_id,
-        plan_workflow_id,
         story_workflow_id,
     )
-    from workflows.models.plan import Plan, PlanInput, PlanResult
+    from workflows.models.plan import Plan
     from workflows.models.process import Transition
     from workflows.models.readiness import StoryText
     from workflows.models.report import WorkspaceReport
@@ -108,19 +91,12 @@ with workflow.unsafe.imports_passed_through():
         StoryView,
         TimelineEntry,
     )
-    from workflows.rules import dag
     from workflows.rules import machine as fsm
-    from workflows.rules.acceptance import numbered
     from workflows.rules.machine import BUDGET_GATE
     from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
     from workflows.timestamps import timestamp
 
 QUIET = timedelta(milliseconds=10)
-
-WORK_PAUSES = tuple(timedelta(seconds=s) for s in (15, 60, 300, 600))
-"""Pauses before a state's failed work is retried; after the last one, a person has to act."""
-
-FEEDBACK_SHOWN = 5
 
 AMENDER = "PO"
 """The role that a token needs for an amendment."""
@@ -143,6 +119,7 @@ class StoryWorkflow:
         self.child = Child(self.story)
         self.branch_work = BranchWork(self)
         self.rebasing = Rebasing(self)
+        self.state_work = StateWork(self)
         self.requests = 0
         """Number of updates received."""
         self.asking = False
@@ -501,7 +478,7 @@ class StoryWorkflow:
     async def live_in_state(self, input: StoryInput) -> None:
         """Do the state's work and wait; return when the story has moved or outgrown its run."""
         visit = self.story.visit
-        work = asyncio.create_task(self.work(visit))
+        work = asyncio.create_task(self.state_work.run(visit))
 
         def over() -> bool:
             return self.story.visit != visit or work.done()
@@ -574,264 +551,10 @@ class StoryWorkflow:
         self.emit(StoryCancelled(actor=actor, status="CANCELLED", reason=""))
         self.show()
 
-    # --- a state's work -------------------------------------------------------------------------
-
-    async def work(self, visit: int) -> None:
-        """Do the state's work; if it fails, show the cause and retry after a pause."""
-        story = self.story
-        if story.work_done:
-            return
-        for pause in (*WORK_PAUSES, None):
-            self.rebasing.rests_in = 0
-            try:
-                await self.begin_work()
-            except FailureError as error:
-                if story.visit != visit or story.cancelled:
-                    raise
-                if workflow.patched("usage-of-every-try"):
-                    story.keep_usage()
-                story.working_on = ""
-                story.attempt += 1
-                story.work_failed = f"{story.state} failed: {cause_of(error)}"
-                self.rebasing.rests_in = visit
-                self.milestone("WORK_FAILED", story.work_failed)
-                self.show()
-                if pause is None:
-                    return
-                again = f"{story.state} is tried again"
-                await workflow.sleep(pause, summary=again)
-            else:
-                story.working_on, story.work_failed, story.work_done = "", "", True
-                self.settle()
-                return
-
-    async def begin_work(self) -> None:
-        await self.rebasing.measured()
-        spec = self.story.spec
-        await self.branch_work.place()
-        match spec.work:
-            case "readiness":
-                await self.score_readiness()
-            case "design":
-                await self.design()
-            case "plan":
-                await self.build()
-            case "deliberation":
-                if self.story.state not in self.story.councils:
-                    await self.deliberate()
-                await self.branch_work.examine()
-            case "none":
-                pass
-
-    def deliberation_timeout(self) -> float | None:
-        """Return a deliberation's time limit in seconds, from the story's pinned process."""
-        return self.story.process.deliberation_timeout if self.story.process else None
-
     def require_visit(self, visit: int) -> None:
         """Cancel work that is stale: a person's move came in the same task as its answer."""
         if self.story.visit != visit:
             raise asyncio.CancelledError
-
-    async def score_readiness(self) -> None:
-        self.work_on("scoring the story")
-        visit = self.story.visit
-        readiness = await workflow.execute_activity_method(
-            PlanningStub.score_story,
-            self.story.text,
-            **(READ_CONFIG | {"summary": "score against INVEST and the acceptance criteria"}),
-        )
-        self.require_visit(visit)
-        self.story.readiness = readiness
-
-    async def design(self) -> None:
-        """Run the council's design, then derive the plan from it."""
-        if self.story.state not in self.story.councils:
-            await self.deliberate()
-        await self.derive_plan(self.story.councils[self.story.state].proposal)
-
-    async def deliberate(self) -> None:
-        """Run the state's council as a child; its decisions become the story's."""
-        story, spec = self.story, self.story.spec
-        self.work_on(f"the {spec.role} council deliberates")
-        visit = story.visit
-        await self.outbox.recorded()  # The council reads the story from the graph.
-        await self.number_after_earlier_runs()
-        task_id = f"{story.story_id}-{story.state.lower()}-{story.council_number}"
-        work = story.phase_work()
-        asked = spec.in_repository if work and spec.in_repository else spec
-        council = deliberation_workflow_id(task_id)
-        try:
-            result = await self.child.ended(
-                DeliberationWorkflow.run,
-                DeliberationInput(
-                    task_id=task_id,
-                    story_id=story.story_id,
-                    role=spec.role,
-                    description=self.council_task(asked.task),
-                    rubric=asked.rubric,
-                    requirements=story.text.acceptance_criteria,
-                    phase=story.state,
-                    feedback=self.feedback(),
-                    timeout=self.deliberation_timeout() or WAITING_TIMEOUT_S,
-                    outbox_workflow_id=workflow.info().workflow_id,
-                    ask_for_budget=story.token_budget is not None,
-                    decisions=story.told,
-                    work=work,
-                    attempt=story.attempt,
-                ),
-                DeliberationResult,
-                council,
-                f"{story.state}: {story.text.title}",
-            )
-        except FailureError as error:
-            failure = failed_deliberation(error)
-            if failure:
-                story.used(council, failure.usage)
-            raise
-        story.used(council, result.usage)
-        self.require_visit(visit)
-        if work and result.change and result.change.commit != work.base:
-            await self.branch_work.merge(work, task_id, result.change.commit)
-        story.take_council(result)
-
-    async def number_after_earlier_runs(self) -> None:
-        """Load the numbers of earlier runs once, before the first council.
-
-        This run's plans and councils then get ids that no earlier run has used
-        (docs/design/0009-story-ids-used-again.md).
-        """
-        story = self.story
-        if story.before is None and workflow.patched("numbers-after-earlier-runs"):
-            story.before = await workflow.execute_activity_method(
-                GraphStub.story_runs,
-                story.story_id,
-                **(STORE | {"summary": "what earlier runs under this id have numbered"}),
-            )
-
-    def feedback(self) -> list[str]:
-        """Return why earlier work was sent back, and why the last try of this state was barred.
-
-        A council whose proposals were all barred would otherwise write the same ones again.
-        """
-        story = self.story
-        barred = [story.work_failed] if BARRED in story.work_failed else []
-        return [*story.feedback, *barred][-FEEDBACK_SHOWN:]
-
-    def council_task(self, task: str) -> str:
-        story = self.story
-        lines = [task, f"Requirement {story.story_id}: {story.text.title}"]
-        if story.tests_criteria:
-            lines += [numbered(story.text.acceptance_criteria)]
-        if story.score is not None:
-            lines.append(
-                f"The last workspace report scores {story.score.score} "
-                f"({story.score.gating_decision}). {' '.join(story.score.reasons)}"
-            )
-        return "\n\n".join(line for line in lines if line)
-
-    async def derive_plan(self, design: Proposal) -> None:
-        story, spec = self.story, self.story.spec
-        self.work_on("deriving the plan's tasks")
-        visit = story.visit
-        await self.budget()
-        council = await load_planner(spec.role)
-        story.derivations += 1
-        task = Task(
-            task_id=f"{story.story_id}-plan",
-            story_id=story.story_id,
-            role=spec.role,
-            phase=story.state,
-            description=story.text.title,
-            requirements=story.text.acceptance_criteria,
-            feedback=self.feedback(),
-            attempt=story.attempt,
-        )
-        self.asking = True
-        try:
-            assert story.process is not None
-            most = story.process.max_tasks
-            answer = await request_plan(council, task, design, most, story.derivations)
-        except ActivityError as error:
-            story.used(f"derive-{story.derivations}", failed_call(error))
-            raise
-        finally:
-            self.asking = False
-        story.used(f"derive-{story.derivations}", [answer.usage])
-        self.require_visit(visit)
-        version = story.visited(story.state)
-        if story.designs_begun != version and workflow.patched("plans-numbered-over-all-states"):
-            version = story.designs_begun
-        version += story.before.plans if story.before else 0
-        plan_id = numbered_plan_id(story.story_id, version)
-        tasks = dag.number_tasks(plan_id, answer.tasks)
-        plan = Plan(plan_id=plan_id, story_id=story.story_id, version=version, tasks=tasks)
-        require_plan(plan, council.roles)
-        story.plan, story.plan_waits = plan, True
-        for event in [plan_derived(plan), *tasks_created(plan)]:
-            self.emit(event)
-
-    async def build(self) -> None:
-        """Run the plan's unfinished tasks as a child."""
-        story, plan = self.story, self.story.plan
-        if plan is None:  # A machine that an older release accepted and today's would reject.
-            raise application_error(
-                ErrorType.NO_PLAN, f"{story.state} runs a plan, and the story has none"
-            )
-        done = {*story.done_tasks, *(repair.task_id for repair in story.repairs)}
-        left = [
-            task.model_copy(update={"depends_on": [d for d in task.depends_on if d not in done]})
-            for task in plan.tasks
-            if task.task_id not in done
-        ]
-        if left or story.branch is None:  # else the branch is left to be measured
-            self.take_plan_result(await self.run_plan(plan, left))
-        await measure_and_repair(self)
-
-    async def run_plan(self, plan: Plan, left: list[PlannedTask]) -> PlanResult:
-        """Run tasks of the plan as a child."""
-        story = self.story
-        self.work_on(f"{plan.plan_id}: {len(left)} tasks")
-        visit = story.visit
-        await self.outbox.recorded()
-        story.plan_waits = False
-        result = await self.child.ended(
-            PlanWorkflow.run,
-            PlanInput(
-                story_id=story.story_id,
-                plan_id=plan.plan_id,
-                tasks=left,
-                phase=story.state,
-                feedback=self.feedback(),
-                outbox_workflow_id=workflow.info().workflow_id,
-                ask_for_budget=story.token_budget is not None,
-                decisions=story.told,
-                task_timeout=self.deliberation_timeout(),
-                work=story.repository_work(),
-                attempt=story.attempt,
-            ),
-            PlanResult,
-            plan_workflow_id(story.story_id, plan.plan_id),
-            f"{len(left)} tasks of {story.text.title}",
-        )
-        self.require_visit(visit)
-        story.take_outcomes(result)
-        return result
-
-    def take_plan_result(self, result: PlanResult) -> None:
-        """Take over whether the plan is done.
-
-        Raises:
-            ApplicationError: `PlanPartial`.
-        """
-        story = self.story
-        story.plan_faults = [
-            f"{o.task_id} {o.status} {o.error}".strip()
-            for o in result.outcomes
-            if o.status != "done"
-        ]
-        story.plan_status = result.status
-        if result.status == "PARTIAL":
-            raise application_error(ErrorType.PLAN_PARTIAL, "; ".join(story.plan_faults))
 
     # --- reports --------------------------------------------------------------------------------
 

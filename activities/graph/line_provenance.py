@@ -6,11 +6,19 @@ from typing import Any
 
 from neo4j import AsyncDriver
 
-from activities.graph.provenance import Checked, Objection, Passed, approved_since
+from activities.graph.provenance import (
+    CRITERIA,
+    Checked,
+    Objection,
+    Passed,
+    Proved,
+    approved_since,
+)
 from activities.graph.values import MaybeReal, Number, Row, Text, Texts, TimeText
 from workflows.models.workspace import BlamedLine
 
-PROPOSALS = """
+PROPOSALS = (
+    """
 MATCH (s:Story {id: $story_id})<-[:OF]-(p:Proposal {task_id: $task_id, agent_id: $agent_id})
 OPTIONAL MATCH (c:Change)-[:FROM]->(p)
 OPTIONAL MATCH (r:Report)-[:OF]->(c)
@@ -19,9 +27,13 @@ RETURN p {.*} AS proposal, coalesce(c {.*}, {}) AS change, coalesce(r {.*}, {}) 
   [(d:Decision)-[:FROM]->(p) | d {.*}] AS decisions,
   [(k:Critique)-[:OF]->(p) | k {.*}] AS critiques,
   [(k:Check)-[:OF]->(p) | k {.*}] AS checks,
-  [(g:GateApproval)-[:OF]->(s) | g {.*}] AS approvals
+  [(g:GateApproval)-[:OF]->(s) | g {.*}] AS approvals,
+  """
+    + CRITERIA
+    + """
 ORDER BY p.recorded_at DESC, p.id DESC
 """
+)
 
 
 class Decided(Row):
@@ -62,6 +74,7 @@ class ChangedBy(Row):
     critiques: list[Objection] = []
     checks: list[Checked] = []
     passed_by: list[Passed] = []
+    criteria: list[Proved] = []
 
 
 class LineReason(Row):
@@ -98,7 +111,7 @@ def _changed_by(row: dict[str, Any]) -> ChangedBy:
     found = ChangedBy.model_validate(
         row["proposal"]
         | {"commit": row["change"].get("commit"), "report": row["report"]}
-        | {name: row[name] for name in ("decisions", "critiques", "checks")}
+        | {name: row[name] for name in ("decisions", "critiques", "checks", "criteria")}
         | {"passed_by": row["approvals"]}
     )
     return found.model_copy(
@@ -107,5 +120,6 @@ def _changed_by(row: dict[str, Any]) -> ChangedBy:
             "critiques": sorted(found.critiques, key=lambda each: (each.round, each.critic)),
             "checks": sorted(found.checks, key=lambda each: each.name),
             "passed_by": approved_since(found.passed_by, found.recorded_at),
+            "criteria": sorted(found.criteria, key=lambda each: each.number),
         }
     )

@@ -9,17 +9,28 @@ from neo4j import AsyncDriver
 
 from activities.graph.values import MaybeReal, Number, Row, Text, Texts, TimeText, instant
 
-PROVENANCE = """
+CRITERIA = """[(criterion:Criterion)-[:OF]->(s) | criterion {.*, tests:
+    [(proof:AcceptanceTest)-[:PROVES]->(criterion) WHERE proof.commit = criterion.commit
+     | proof.name]}] AS criteria"""
+"""The criteria of a story `s`, with the tests that prove them at the commit measured last."""
+
+PROVENANCE = (
+    """
 MATCH (d:Decision {id: $decision_id}) WHERE $story_id = '' OR d.case_id = $story_id
 OPTIONAL MATCH (d)-[:FROM]->(p:Proposal)
 OPTIONAL MATCH (p)-[:BY]->(a:Agent)
+OPTIONAL MATCH (d)-[:OF]->(s:Story)
 RETURN d {.*} AS decision, coalesce(p {.*}, {}) AS proposal, coalesce(a {.*}, {}) AS agent,
   [(d)-[:AFFECTS]->(t:Subtask) | t.title] AS affects,
   [(c:Critique)-[:OF]->(p) | c {.*}] AS critiques,
   [(k:Check)-[:OF]->(p) | k {.*}] AS checks,
-  [(d)-[:OF]->(:Story)<-[:OF]-(g:GateApproval) | g {.*}] AS approvals
+  [(s)<-[:OF]-(g:GateApproval) | g {.*}] AS approvals,
+  """
+    + CRITERIA
+    + """
 ORDER BY d.case_id, elementId(d)
 """
+)
 
 
 class Objection(Row):
@@ -39,6 +50,19 @@ class Checked(Row):
     outcome: Text = ""
     score: MaybeReal = None
     findings: Texts = []
+
+
+class Proved(Row):
+    """An acceptance criterion of the story, and the tests that prove it.
+
+    Attributes:
+        why: why it is not proved; empty if it is.
+    """
+
+    number: Number = 0
+    text: Text = ""
+    why: Text = ""
+    tests: Texts = []
 
 
 class Passed(Row):
@@ -76,6 +100,7 @@ class Why(Row):
     critiques: list[Objection] = []
     checks: list[Checked] = []
     passed_by: list[Passed] = []
+    criteria: list[Proved] = []
 
 
 async def find_why(driver: AsyncDriver, decision_id: str, story_id: str = "") -> list[Why]:
@@ -111,6 +136,7 @@ def _why(row: dict[str, Any]) -> Why:
         critiques=row["critiques"],
         checks=row["checks"],
         passed_by=row["approvals"],
+        criteria=row["criteria"],
     )
     same_name = decision.get("recorded_by") == decision.get("decided_by")
     return why.model_copy(
@@ -120,6 +146,7 @@ def _why(row: dict[str, Any]) -> Why:
             "critiques": sorted(why.critiques, key=lambda each: (each.round, each.critic)),
             "checks": sorted(why.checks, key=lambda each: each.name),
             "passed_by": approved_since(why.passed_by, why.decided_at),
+            "criteria": sorted(why.criteria, key=lambda each: each.number),
         }
     )
 

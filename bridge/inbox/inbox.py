@@ -50,6 +50,7 @@ from workflows.models.context import (
     MilestoneReached,
     MilestonesAdded,
 )
+from workflows.models.errors import ErrorType
 from workflows.models.events import DeliberationCompleted, PlanApproved
 from workflows.models.ids import story_workflow_id
 from workflows.models.plan import PlanInput
@@ -77,7 +78,8 @@ LAST_DELIVERY = 6
 
 UNAPPLIED_AFTER = 50
 """Deliveries without a settlement after which a message is dead-lettered unread: it probably
-crashed the replicas that read it."""
+crashed the replicas that read it. A message that only finds the graph busy gets as many, for over
+an hour."""
 
 STORE_AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 LAG_EVERY_S = 5.0
@@ -100,12 +102,15 @@ log = structlog.stdlib.get_logger(__name__)
 class Failed(Exception):
     """Failure to apply a message.
 
-    final: it can never be applied.
+    Attributes:
+        final: it can never be applied.
+        busy: the graph's load is to blame, such as a lock that was not free in time.
     """
 
-    def __init__(self, why: str, final: bool) -> None:
+    def __init__(self, why: str, *, final: bool, busy: bool = False) -> None:
         super().__init__(why)
         self.final = final
+        self.busy = busy
 
 
 class Stopping(Exception):
@@ -295,9 +300,10 @@ class Inbox:
         It is dead-lettered if the failure is final or this was its last delivery.
         """
         deliveries = message.metadata.num_delivered or 1
+        last = UNAPPLIED_AFTER if failure.busy else LAST_DELIVERY
         if failure.final:
             await self._dead_letter(consumer, message, "it can never be applied", str(failure))
-        elif deliveries >= LAST_DELIVERY:
+        elif deliveries >= last:
             await self._dead_letter(consumer, message, f"failed {deliveries} times", str(failure))
         else:
             await message.nak(delay=NAK_AFTER_S[min(deliveries, len(NAK_AFTER_S)) - 1])
@@ -459,12 +465,13 @@ class Inbox:
                 answer = await apply()
             except ApplicationError as error:
                 if not is_unavailable(error):
-                    raise Failed(error.message, final=error.non_retryable) from None
+                    busy = error.type == ErrorType.GRAPH_BUSY
+                    raise Failed(error.message, final=error.non_retryable, busy=busy) from None
                 why = error.message
             except RPCError as error:
                 if not is_unavailable(error):
                     final = error.status == RPCStatusCode.INVALID_ARGUMENT
-                    raise Failed(f"Temporal refuses: {error.message}", final) from None
+                    raise Failed(f"Temporal refuses: {error.message}", final=final) from None
                 why = f"Temporal does not answer: {error.message}"
             except Exception as error:  # a bug must not stop the inbox
                 raise Failed(repr(error), final=False) from error

@@ -184,7 +184,10 @@ def line_reason(reason: LineReason) -> RenderableType:
     )
     if change is None:
         return Group(panel, render.text("The graph has no proposal of this commit", "yellow"))
-    return Group(panel, *render.review(change.critiques, change.checks, change.passed_by))
+    return Group(
+        panel,
+        *render.review(change.critiques, change.checks, change.passed_by, change.criteria),
+    )
 
 
 def _outcome(change: ChangedBy) -> str:

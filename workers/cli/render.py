@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Checked,
         Objection,
         Passed,
+        Proved,
         Why,
     )
     from bridge.jetstream.dead_letters import DeadLetter
@@ -515,11 +516,14 @@ def _why(found: Why) -> RenderableType:
         title_align="left",
         subtitle=text(f"story {found.story_id or 'none'}, decided {local_time(found.decided_at)}"),
     )
-    return Group(panel, *review(found.critiques, found.checks, found.passed_by))
+    return Group(panel, *review(found.critiques, found.checks, found.passed_by, found.criteria))
 
 
 def review(
-    critiques: Iterable[Objection], checks: Iterable[Checked], approvals: Iterable[Passed]
+    critiques: Iterable[Objection],
+    checks: Iterable[Checked],
+    approvals: Iterable[Passed],
+    criteria: Sequence[Proved],
 ) -> list[RenderableType]:
     """Render what followed a proposal.
 
@@ -527,7 +531,16 @@ def review(
         critiques: what critics objected to.
         checks: what was checked.
         approvals: who approved it.
+        criteria: those of the story, with what proves them.
     """
+    proofs = FittingTable(
+        "Acceptance criteria",
+        ("criterion", "text", "proved by"),
+        (
+            (f"AC-{each.number}", each.text, "\n".join(each.tests) or f"not proved: {each.why}")
+            for each in criteria
+        ),
+    )
     return [
         text("Critiques", "bold"),
         *map(_critique, critiques),
@@ -558,6 +571,7 @@ def review(
                 for each in approvals
             ),
         ),
+        *([proofs] if criteria else []),
     ]
 
 

@@ -198,6 +198,7 @@ class CriteriaTested(EventBody):
                             "before": "failed",
                             "after": "passed",
                             "why": "AttributeError: 'Notes' object has no attribute 'undo'",
+                            "flaky": False,
                         }
                     ],
                 }

@@ -14,7 +14,8 @@ from workflows.models.process import RigorLevel
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 """The id of a commit, in full."""
 
-RepositoryKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+REPOSITORY_KEY = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+RepositoryKey = Annotated[str, StringConstraints(pattern=REPOSITORY_KEY)]
 """The name of an entry in repositories.yaml."""
 
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=400)]

@@ -26,6 +26,7 @@ from bridge.mirror.source import read_source
 from tests.support.fleet import Environment, connect, running
 from tests.support.polling import until
 from tests.support.servers import RunningServer, Servers
+from workflows.models.errors import ErrorType, application_error
 
 TRANSITIONED = "planning.story.transitioned"
 APPROVED = "planning.plan.approved"
@@ -405,6 +406,40 @@ async def test_an_unexpected_error_does_not_end_the_inbox(
     for letter in letters.values():
         assert letter.deliveries == LAST_DELIVERY
         assert "nobody thought" in letter.error or "nor of this" in letter.error
+
+
+class Busy(Graph):
+    """A graph that cannot lock one particular story's node in time, again and again."""
+
+    def __init__(self, graph: Graph, story_id: str, times: int) -> None:
+        super().__init__(graph._driver, graph._cache, graph._scopes)
+        self._story_id, self._times = story_id, times
+
+    async def store(self, changes: Sequence[Change]) -> None:
+        if self._times and any(change.story_id == self._story_id for change in changes):
+            self._times -= 1
+            raise application_error(ErrorType.GRAPH_BUSY, "the lock was not free in time")
+        await super().store(changes)
+
+
+async def test_a_message_that_finds_the_graph_busy_is_not_dead_lettered_for_that(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.inbox.inbox.NAK_AFTER_S", (0.01,))
+    story = a_story()
+    await send(bus, TRANSITIONED, moved(story))
+
+    busy = Busy(graph, story, times=2 * LAST_DELIVERY)
+    async with consuming(nats_client, busy, temporal_client):
+        await settled(bus)
+
+    assert await count(driver, "PhaseTransition", story) == 1
+    assert await dead(nats_client) == []
 
 
 class Slow(Graph):

@@ -107,6 +107,18 @@ async def test_old_work_that_temporal_has_forgotten_is_removed(
     ]
 
 
+async def test_a_store_whose_repository_has_no_entry_any_more_is_collected_too(
+    store: Store, temporal_client: Client, client: Redis
+) -> None:
+    await commit(store, "US-gone", "T-gone", OLD)
+    (store.path.parent / "Not a store.git").mkdir()
+    collector = StoreCollector(temporal_client, client, store.path.parent, [], KEEP)
+
+    await collector.work()
+
+    assert tasks(store) == set()
+
+
 async def test_a_store_that_cannot_be_read_does_not_keep_the_others_from_collection(
     store: Store, project: Project, temporal_client: Client, client: Redis
 ) -> None:

@@ -67,6 +67,8 @@ async def why_of_lines(environment: Environment) -> None:
     assert [each["critic"] for each in change["critiques"]]
     assert {each["name"] for each in change["checks"]} >= {"policy"}
     assert "qa_passed" in {each["gate"] for each in change["passed_by"]}
+    proved = {each["number"]: each["tests"] for each in change["criteria"]}
+    assert [test.rpartition("::")[2] for test in proved[1]] == ["test_ac1_five_less_three_is_two"]
     for text in ("def subtract", origin["trailers"]["Agent"], "model test-model", "qa_passed"):
         assert text in shown
     assert "did not write adder/__init__.py:1" in await why("adder/__init__.py:1", *story)
