@@ -95,14 +95,17 @@ class PlanWorkflow:
                 ErrorType.INVALID_INPUT, "carried: is set by continue-as-new only; remove it"
             )
         self.outbox.start()
-        self.tasks = input.tasks if input.tasks is not None else await self.find_tasks()
-        self.refuse_faults()
-        self.show()
+        begun = False
         try:
+            self.tasks = input.tasks if input.tasks is not None else await self.find_tasks()
+            self.refuse_faults()
+            self.show()
+            begun = True
             await self.run_tasks()
         except (asyncio.CancelledError, FailureError) as error:
-            self.finish("CANCELLED" if is_cancelled_exception(error) else "FAILED")
-            await self.outbox.closed()
+            if begun or workflow.patched("plans-that-cannot-begin-end"):
+                self.finish("CANCELLED" if is_cancelled_exception(error) else "FAILED")
+                await self.outbox.closed()
             raise
         result = self.result()
         self.finish(result.status)

@@ -594,6 +594,15 @@ async def plan_of_roles(client: Client, world: World) -> dict[str, str]:
     return await _run_plan(client, world, roles=["DEV", "QA"])
 
 
+async def plan_that_cannot_begin(client: Client, world: World) -> dict[str, str]:
+    """Run a plan whose tasks cannot be derived: it ends as failed."""
+    world.stored = StoredPlan(story=StoryText(title="Shorten links", brief="They are long."))
+    world.failing = {"derive_plan": "no model"}
+    with suppress(WorkflowFailureError):
+        await _run_plan(client, world)
+    return {"plan": plan_workflow_id(f"US-{world.key}", f"p-{world.key}")}
+
+
 async def _run_plan(client: Client, world: World, **more: Any) -> dict[str, str]:
     story_id, plan_id = f"US-{world.key}", f"p-{world.key}"
     workflow_id = plan_workflow_id(story_id, plan_id)
@@ -790,6 +799,7 @@ CALLS: dict[str, Call_] = {
         plan_from_the_bus,
         plan_without_story,
         plan_of_roles,
+        plan_that_cannot_begin,
         implemented,
         pack_lost,
         implemented_within_budget,

@@ -122,6 +122,18 @@ async def test_a_decision_of_one_task_reaches_the_next(fleet: Client, world: Wor
     assert [decision.title for decision in of_b[0].late_decisions] == decided
 
 
+def ends(world: World) -> list[tuple[str, str]]:
+    """Return what each recorded end is of, without the world's key, and its status."""
+    return [
+        (
+            (e.body.get("task_id") or e.body["plan_id"]).removeprefix(f"{world.key}-"),
+            e.body["status"],
+        )
+        for e in world.recorded
+        if e.kind in ("TaskCompleted", "TaskFailed", "PlanFinished")
+    ]
+
+
 async def test_a_cycle_is_refused_by_its_ids(fleet: Client, world: World) -> None:
     handle = await start(fleet, world, [task(world, "a", "b"), task(world, "b", "a")])
 
@@ -134,6 +146,32 @@ async def test_a_cycle_is_refused_by_its_ids(fleet: Client, world: World) -> Non
     assert "tasks" in cause.message
     assert f"{world.key}-a" in cause.message
     assert world.calls == []
+    assert ends(world) == [("a", "cancelled"), ("b", "cancelled"), ("plan-1", "FAILED")]
+
+
+async def test_a_plan_whose_tasks_cannot_be_derived_has_failed(fleet: Client, world: World) -> None:
+    world.stored = StoredPlan(story=StoryText(title="Shorten links"))
+    world.failing = {"derive_plan": "no model"}
+
+    with pytest.raises(WorkflowFailureError):
+        await (await start(fleet, world, None)).result()
+
+    assert ends(world) == [("plan-1", "FAILED")]
+
+
+async def test_a_plan_that_is_cancelled_while_its_tasks_are_derived_ends_cancelled(
+    fleet: Client, world: World
+) -> None:
+    world.stored = StoredPlan(story=StoryText(title="Shorten links"))
+    world.hold["derive_plan"] = asyncio.Event()
+    handle = await start(fleet, world, None)
+    await until(lambda: world.acts)
+
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+
+    assert ends(world) == [("plan-1", "CANCELLED")]
 
 
 async def test_an_unknown_plan_ends_as_nothing_to_run(fleet: Client, world: World) -> None:
@@ -230,7 +268,7 @@ async def test_a_derived_plan_names_only_roles_that_have_a_council(
     assert isinstance(cause, ApplicationError)
     assert (cause.type, "unknown role 'PLUMBER'" in cause.message) == ("InvalidPlan", True)
     assert created(world) == []
-    assert world.recorded == []
+    assert ends(world) == ([("plan-1", "FAILED")] if kind == "plan" else [])
 
 
 async def test_a_cancelled_plan_cancels_its_deliberations(fleet: Client, world: World) -> None:
