@@ -69,6 +69,12 @@ class StoryHistory:
     """Events that children handed to the story for publishing."""
     states: list[str] = field(default_factory=list)
     """The values of StoryState in order, starting with the machine's initial state."""
+    recorded: set[str] = field(default_factory=set)
+    """Ids of the entries that `record` or `announce` has stored, in whichever run."""
+    tried: list[tuple[str, Event]] = field(default_factory=list)
+    """Events that were passed to `publish` or `announce`, with the workflow that did it."""
+    published: set[str] = field(default_factory=set)
+    """Ids of the events that one of them has published, in whichever run of its workflow."""
     deliberations: list[str] = field(default_factory=list)
     """Ids of the deliberations that completed."""
     cancelled: bool = False
@@ -107,6 +113,11 @@ async def read_histories(client: Client, story_id: str) -> StoryHistory:
             contents.deliberations.append(workflow_id)
         for history in await _runs(client, workflow_id, description.run_id):
             to_read += _read_run(contents, workflow_id, history)
+    contents.faults += [
+        f"{workflow_id}: {event.subject} {event.id} was never published"
+        for workflow_id, event in contents.tried
+        if event.id not in contents.published
+    ]
     return contents
 
 
@@ -138,10 +149,8 @@ def _read_run(
 ) -> list[str]:
     """Add one run to `contents` and return the workflow ids of its children."""
     recording: dict[int, list[str]] = {}
-    recorded: set[str] = set()
     publishing: dict[int, list[Event]] = {}
     announcing: dict[int, list[str]] = {}
-    published: set[str] = set()
     handing: dict[int, list[Event]] = {}
     children = []
     for event in history:
@@ -160,23 +169,24 @@ def _read_run(
                 publishing[event.event_id] = events
                 if name == "announce":
                     announcing[event.event_id] = [entry["id"] for entry in entries]
-                    recorded.update(announcing[event.event_id])  # by the activity, before it sends
+                    # The activity records before it sends.
+                    contents.recorded.update(announcing[event.event_id])
                 contents.faults += [
                     f"{workflow_id}: {each.subject} {each.id} announced before it was recorded"
                     for each in events
-                    if each.id not in recorded
+                    if each.id not in contents.recorded
                 ]
                 known = {each.id for each in contents.events}
                 contents.events += [each for each in events if each.id not in known]
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                 done = event.activity_task_completed_event_attributes.scheduled_event_id
-                recorded.update(recording.get(done, ()))
+                contents.recorded.update(recording.get(done, ()))
                 completed = event.activity_task_completed_event_attributes
                 sent = {each.id for each in publishing.get(done, ())}
                 if done in announcing:
                     (answer,) = _arguments(completed.result)
                     sent &= set(announcing[done][: answer["published"]])
-                published |= sent
+                contents.published |= sent
             case EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED:
                 signal = event.signal_external_workflow_execution_initiated_event_attributes
                 if signal.signal_name == "hand_on":
@@ -193,12 +203,7 @@ def _read_run(
                     state = json.loads(payload.data)
                     if contents.states[-1:] != [state]:  # the next run sets it again
                         contents.states.append(state)
-    contents.faults += [
-        f"{workflow_id}: {each.subject} {each.id} was never published"
-        for events in publishing.values()
-        for each in events
-        if each.id not in published
-    ]
+    contents.tried += [(workflow_id, each) for events in publishing.values() for each in events]
     return children
 
 

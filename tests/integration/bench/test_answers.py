@@ -14,6 +14,13 @@ from tests.bench.results import Answer
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 
+PROPOSAL = {
+    "approach": "Count the requests of each client, and refuse what is over its limit.",
+    "content": "A client has a bucket of tokens; a request takes one, and an empty bucket answers "
+    "429. Buckets are filled at a constant rate, and one that stays full is forgotten in an hour.",
+    "decisions": [{"title": "Buckets", "rationale": "They allow bursts.", "affects": []}],
+}
+
 WAYS = ["one agent", "plain", "best of three", "council"]
 
 
@@ -44,6 +51,7 @@ async def test_two_tasks_are_asked_in_every_way_and_resumed_after_an_interruptio
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("VLLM_URL", llm.url.removesuffix("/v1"))
+    llm.documents["propose"] = llm.documents["revise"] = lambda _: PROPOSAL  # no copy of the task
     first = asyncio.create_task(answers(tmp_path / "first"))
     await until(lambda: first.done() or has_lines(kept, 3))
     first.cancel()

@@ -685,7 +685,9 @@ async def test_an_agents_final_message_may_arrive_before_earlier_ones(fleet: Out
 async def test_a_silent_agents_command_goes_to_another_and_its_late_answer_is_refused(
     fleet: Outside,
 ) -> None:
-    handle = await fleet.ask(silence_s=1, attempts=2)
+    handle = await fleet.ask(
+        silence_s=5, attempts=2
+    )  # the second attempt is looked at in that time
     silent = await fleet.take()
 
     other = await fleet.take()
