@@ -439,6 +439,11 @@ class StoryWorkflow:
         return self.story.plan
 
     @workflow.query
+    def waiting_plan(self) -> Plan | None:
+        """Return the plan if its workflow was not started yet."""
+        return self.story.plan if self.story.plan_waits else None
+
+    @workflow.query
     def branch(self) -> StoryBranch | None:
         """Return the story's repository and branch; None without a repository."""
         return self.story.branch

@@ -37,7 +37,7 @@ from workflows.child import STOP
 from workflows.closure import StoryClosureWorkflow
 from workflows.derivation import plan_never_ran
 from workflows.models.events import GateClosed, StoryCancelled
-from workflows.models.ids import closure_workflow_id, plan_workflow_id, story_of
+from workflows.models.ids import closure_workflow_id, story_of
 from workflows.models.outbox import OutboxState, StoryClosure
 from workflows.models.plan import Plan
 from workflows.models.story import Move, StoryView
@@ -176,7 +176,7 @@ class StorySweep:
             moves = await handle.query(
                 "transitions", result_type=list[Move], rpc_timeout=ANSWER_WITHIN
             )
-            planned = await handle.query("plan", rpc_timeout=ANSWER_WITHIN)
+            waiting = await handle.query("waiting_plan", rpc_timeout=ANSWER_WITHIN)
         except WorkflowQueryFailedError:
             self._unanswered[run.run_id] += 1
             if self._unanswered[run.run_id] < ASKED_AT_MOST:
@@ -187,24 +187,12 @@ class StorySweep:
             return closure if outbox.entries else None
         actor, reason = await _why(handle, self._temporal.data_converter)
         closure = _closing(run, outbox, view.open_gates, actor, reason)
-        plan = Plan.model_validate(planned) if planned else None
-        if plan is None or await self._was_started(plan):
+        if not waiting:
             return closure
         assert closure.cancelled
         when = {"story_id": closure.story_id, "timestamp": closure.cancelled.timestamp}
-        ends = [end.model_copy(update=when) for end in plan_never_ran(plan)]
+        ends = [end.model_copy(update=when) for end in plan_never_ran(Plan.model_validate(waiting))]
         return closure.model_copy(update={"plan": ends})
-
-    async def _was_started(self, plan: Plan) -> bool:
-        """Return whether Temporal knows a workflow of the plan."""
-        workflow_id = plan_workflow_id(plan.story_id, plan.plan_id)
-        try:
-            await self._temporal.get_workflow_handle(workflow_id).describe()
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return False
-        return True
 
     async def _stop_children(self, run: WorkflowExecution) -> None:
         """Stop children that outlived an earlier run of the story.

@@ -429,9 +429,11 @@ async def test_cancelling_a_story_whose_plan_runs_ends_each_task_once(
     plan = Plan.model_validate(await story.handle.query("plan"))
     world.hold["propose"] = asyncio.Event()
     began = len(world.acts)
+    assert await story.handle.query("waiting_plan")
     await story.approve("approve_design")
     await until(lambda: world.acts[began:])
 
+    assert await story.handle.query("waiting_plan") is None
     await story.handle.cancel()
     with pytest.raises(WorkflowFailureError):
         await story.handle.result()
