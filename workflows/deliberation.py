@@ -93,6 +93,9 @@ REQUEST_WAVE = "request_wave"
 BARRED = "every proposal is barred"
 """The start of the cause of a deliberation without a winner."""
 
+STARTS_ANNOUNCED = "starts-announced-by-the-parent"
+"""The patch of stories and plans that announce the start of their deliberations."""
+
 Answer = TypeVar("Answer")
 
 
@@ -171,6 +174,7 @@ class DeliberationWorkflow:
         workflow.upsert_search_attributes([STORY_ROLE.value_set(input.role)])
         self.outbox.start()
         self.announce_start()
+        self.show()
         try:
             await self.deliberate()
         except (asyncio.CancelledError, FailureError) as error:
@@ -258,8 +262,8 @@ class DeliberationWorkflow:
 
     def announce_start(self) -> None:
         task = self.input
-        self.outbox.append(DeliberationStarted(task_id=task.task_id, role=task.role))
-        self.show()
+        if not task.announced:
+            self.outbox.append(DeliberationStarted(task_id=task.task_id, role=task.role))
 
     async def deliberate(self) -> None:
         council = await self.gather()
@@ -455,7 +459,7 @@ class DeliberationWorkflow:
         if council.judge is None or not self.input.judged:
             return rule
         judge = council.judge
-        self.outbox.held = False
+        self.outbox.held = self.outbox.held and self.input.announced
         await self.begin_wave("judge")
         try:
             answer = await self.within_time(

@@ -18,6 +18,7 @@ from workflows.actors import decisions_of_people
 from workflows.batches import continue_as_new, dispatchable, outgrown
 from workflows.conflicts import revised
 from workflows.deliberation import (
+    STARTS_ANNOUNCED,
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
     failed_deliberation,
@@ -41,6 +42,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.models.deliberation import DeliberationInput, DeliberationResult
     from workflows.models.events import (
+        DeliberationStarted,
         PlanFinished,
         RequestRefused,
         TaskCompleted,
@@ -226,6 +228,9 @@ class PlanWorkflow:
         self.outbox.append(
             TaskDispatched(task_id=task.task_id, agent_id=council_id(task.role), role=task.role)
         )
+        announced = workflow.patched(STARTS_ANNOUNCED)
+        if announced:
+            self.outbox.append(DeliberationStarted(task_id=task.task_id, role=task.role))
         try:
             result = await workflow.execute_child_workflow(
                 DeliberationWorkflow.run,
@@ -239,6 +244,7 @@ class PlanWorkflow:
                     plan_id=self.input.plan_id,
                     timeout=self.input.task_timeout or WAITING_TIMEOUT_S,
                     outbox_workflow_id=self.input.outbox_workflow_id,
+                    announced=announced,
                     ask_for_budget=self.input.ask_for_budget,
                     decisions=self.decisions,
                     work=self.work(),

@@ -13,6 +13,7 @@ from temporalio.exceptions import ActivityError, FailureError
 
 from workflows.deliberation import (
     BARRED,
+    STARTS_ANNOUNCED,
     WAITING_TIMEOUT_S,
     DeliberationWorkflow,
     failed_deliberation,
@@ -34,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
     from workflows.models.agents import PlannedTask, Proposal, Task
     from workflows.models.deliberation import DeliberationInput, DeliberationResult
+    from workflows.models.events import DeliberationStarted
     from workflows.models.ids import deliberation_workflow_id, numbered_plan_id, plan_workflow_id
     from workflows.models.plan import Plan, PlanInput, PlanResult
     from workflows.rules import dag
@@ -133,6 +135,9 @@ class StateWork:
         work = story.phase_work()
         asked = spec.in_repository if work and spec.in_repository else spec
         council = deliberation_workflow_id(task_id)
+        announced = workflow.patched(STARTS_ANNOUNCED)
+        if announced and not story.outlived:  # else an earlier run has announced it
+            self.of.emit(DeliberationStarted(task_id=task_id, role=spec.role))
         try:
             result = await self.of.child.ended(
                 DeliberationWorkflow.run,
@@ -147,6 +152,7 @@ class StateWork:
                     feedback=self._feedback(),
                     timeout=self._deliberation_timeout() or WAITING_TIMEOUT_S,
                     outbox_workflow_id=workflow.info().workflow_id,
+                    announced=announced,
                     ask_for_budget=story.token_budget is not None,
                     decisions=story.told,
                     work=work,

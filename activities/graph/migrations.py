@@ -37,6 +37,10 @@ class Migration(NamedTuple):
 AT_ONCE = 1_000
 """Number of nodes that a repair changes in one transaction."""
 
+DATA: LiteralString = "MATCH (n) WHERE NOT n:Migration RETURN 1 LIMIT 1"
+"""Finds a row unless the graph is empty. An empty graph needs no repair, and Neo4j takes seconds to
+plan the statements of a repair."""
+
 OTHER_KEYS: LiteralString = """
 SHOW CONSTRAINTS YIELD name, type, labelsOrTypes, properties
 WHERE type = 'UNIQUENESS' AND properties = ['id'] AND labelsOrTypes[0] IN $labels
@@ -241,7 +245,7 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
                     continue  # another worker has applied it in the meantime
                 for statement in migration.statements:
                     await _make(session, statement)
-                if migration.repair is not None:
+                if migration.repair is not None and await session.execute_read(_column, DATA):
                     await migration.repair(session)
                 await lock.commit()
             applied_here.append(migration.version)

@@ -252,7 +252,8 @@ class Temporal(Server):
                 ),
                 *("--log-level", "warn"),
             ),
-            {"TEMPORAL_VERSION_CHECK_DISABLED": "1"},
+            # GOGC: it collects garbage half as often as by default.
+            {"TEMPORAL_VERSION_CHECK_DISABLED": "1", "GOGC": "200"},
         )
 
     async def check(self) -> None:
@@ -494,9 +495,13 @@ class Neo4j(Server):
         conf = self.home / "conf"
         write_private(
             conf / "neo4j.conf",
-            # Its network threads would stay idle twice for the quiet period before they end.
+            # - Its network threads would stay idle twice for the quiet period before they end.
+            # - Planning a statement takes 0.2 to 1 s of CPU. By default Neo4j plans each one again
+            #   every 10 s while the graph grows, and once more for each size of its `rows`.
             f"""\
 internal.dbms.bolt.netty_server_shutdown_quiet_period=0
+internal.cypher.use_parameter_size=false
+dbms.cypher.min_replan_interval=10m
 server.default_listen_address={LOOPBACK}
 server.bolt.enabled=true
 server.bolt.listen_address={LOOPBACK}:{self.port}
@@ -512,6 +517,7 @@ dbms.usage_report.enabled=false
         return Command(
             (
                 *("java", "-Xms128m", f"-Xmx{self.heap_mb}m", "-XX:+UseSerialGC"),
+                "-Xmn128m",  # With less room for new objects it collects them twice as often.
                 # The optimising compiler would take the cores that the first stories need.
                 "-XX:TieredStopAtLevel=1",
                 # The JDK internals that Neo4j uses, opened to avoid its warnings.

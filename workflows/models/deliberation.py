@@ -135,6 +135,9 @@ class DeliberationInput(Request):
     plan_id: str = ""
     outbox_workflow_id: str = ""
     """The story's workflow, which publishes for its children; empty: publish from this workflow."""
+    announced: bool = False
+    """True: the workflow that starts it announces the start, so that each of its events does not
+    take a separate signal; the last round's event then comes with the result."""
     ask_for_budget: bool = False
     """True if the story has a token budget: each wave then waits until the story grants it."""
     decisions: list[DecisionAdded] = []

@@ -7,6 +7,7 @@ from typing import Any
 import neo4j
 import pytest
 
+from activities.graph import migrations
 from activities.graph.activities import Graph
 from activities.graph.changes import Claim
 from activities.graph.migrations import MIGRATIONS, Migration, migrate
@@ -49,6 +50,11 @@ def code_of(version: int) -> list[Migration]:
     return [each for each in MIGRATIONS if each.version <= version]
 
 
+async def has_data(driver: neo4j.AsyncDriver) -> None:
+    """Give the graph data that a migration repairs."""
+    await rows(driver, "MERGE (:Case {id: $id})", id=new_story())
+
+
 async def versions(driver: neo4j.AsyncDriver) -> list[int]:
     found = await rows(driver, "MATCH (m:Migration) RETURN m.version ORDER BY m.version")
     return [version for [version] in found]
@@ -84,6 +90,7 @@ async def test_one_worker_repairs_while_the_others_wait(driver: neo4j.AsyncDrive
             await (await session.run("RETURN 1")).consume()
 
     new = Migration(NEWEST + 1, "a repair", (), repair)
+    await has_data(driver)
     await asyncio.gather(*(migrate(driver, [*MIGRATIONS, new]) for _ in range(6)))
 
     assert repairs == 1
@@ -95,12 +102,24 @@ async def test_a_migration_that_failed_is_applied_by_the_next_worker(
     async def fail(session: neo4j.AsyncSession) -> None:
         raise ConnectionResetError
 
+    await has_data(driver)
     with pytest.raises(ConnectionResetError):
         await migrate(driver, [*MIGRATIONS, Migration(NEWEST + 1, "fails", (), fail)])
 
     assert NEWEST + 1 not in await versions(driver)
     again = [*MIGRATIONS, Migration(NEWEST + 1, "succeeds", ())]
     assert await migrate(driver, again) == [NEWEST + 1]
+
+
+async def test_an_empty_graph_is_not_repaired(
+    driver: neo4j.AsyncDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def repair(session: neo4j.AsyncSession) -> None:
+        raise AssertionError("there is nothing to repair")
+
+    monkeypatch.setattr(migrations, "DATA", "MATCH (n:NoSuchLabel) RETURN 1 LIMIT 1")
+    new = Migration(NEWEST + 1, "a repair", (), repair)
+    assert await migrate(driver, [*MIGRATIONS, new]) == [NEWEST + 1]
 
 
 @pytest.mark.parametrize("version", range(NEWEST))

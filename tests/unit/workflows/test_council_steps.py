@@ -66,20 +66,9 @@ async def test_if_the_check_of_all_fails_only_the_cause_is_left_out(
 COMPLETED = ["DeliberationCompleted", "ContextDecisionAdded"]
 
 
-@pytest.mark.parametrize(
-    ("second", "signals"),
-    [
-        (0.5, [["DeliberationStarted"], ["RoundCompleted", *COMPLETED]]),
-        (0.9, [["DeliberationStarted"], ["RoundCompleted"], COMPLETED]),
-    ],
-    ids=["without a judge", "before the judge is asked"],
-)
-async def test_a_round_is_announced_with_the_result_or_before_the_judge_is_asked(
-    fleet: Client,
-    world: World,
-    start_story: StartStory,
-    second: float,
-    signals: list[list[str]],
+@pytest.mark.parametrize("second", [0.5, 0.9], ids=["without a judge", "with a judge"])
+async def test_a_council_sends_its_story_one_signal_with_the_round_and_the_result(
+    fleet: Client, world: World, start_story: StartStory, second: float
 ) -> None:
     world.scores = {"agent-architect-1": 0.9, "agent-architect-2": second, "agent-architect-3": 0}
     story = await start_story()
@@ -87,7 +76,28 @@ async def test_a_round_is_announced_with_the_result_or_before_the_judge_is_asked
     await story.until(gate="approve_design")
 
     council = fleet.get_workflow_handle(f"deliberation-{story.story_id}-design-1")
-    assert await handed_on(council, fleet.data_converter) == signals
+    assert await handed_on(council, fleet.data_converter) == [["RoundCompleted", *COMPLETED]]
+
+
+async def test_each_council_is_announced_once_and_before_its_rounds(
+    world: World, start_story: StartStory
+) -> None:
+    story = await start_story()
+    await story.finish()
+
+    of_councils = [
+        (str(entry.body["task_id"]), entry.kind)
+        for entry in world.published
+        if entry.kind in ("DeliberationStarted", "RoundCompleted", "DeliberationCompleted")
+    ]
+    councils = dict.fromkeys(task_id for task_id, _ in of_councils)
+    assert len(councils) > 3  # of the states, and of the plan's tasks
+    for council in councils:
+        assert [kind for task_id, kind in of_councils if task_id == council] == [
+            "DeliberationStarted",
+            "RoundCompleted",
+            "DeliberationCompleted",
+        ]
 
 
 async def test_a_round_is_announced_with_the_failure_that_follows_it(
@@ -100,6 +110,5 @@ async def test_a_round_is_announced_with_the_failure_that_follows_it(
 
     council = fleet.get_workflow_handle(f"deliberation-{story.story_id}-design-1")
     assert await handed_on(council, fleet.data_converter) == [
-        ["DeliberationStarted"],
         ["RoundCompleted", "DeliberationFailed"],
     ]
