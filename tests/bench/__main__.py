@@ -28,12 +28,14 @@ from deploy.local.servers import ROOT
 from tests.bench import answers, bus, parts, services, upkeep
 from tests.bench import workspace as workspaces
 from tests.bench.figures import Figure
+from tests.bench.peers import comparison
 from workers.exit import leave
 
 Part = Callable[[Path], Awaitable[list[Figure]]]
 
 PARTS: dict[str, Part] = {
     "deliberation": parts.deliberation,
+    "peers": comparison.peers,
     "load": parts.load,
     "codec": parts.codec,
     "growth": parts.growth,

@@ -37,8 +37,9 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.bench import judges
 from tests.bench.acts import QUEUE, ActAnswer, ActInput, ActWorkflow
-from tests.bench.calls import Body, Recorder
+from tests.bench.calls import Recorder
 from tests.bench.figures import Figure
+from tests.bench.replay import Body
 from tests.bench.results import BEST, COUNCIL, ONE, PLAIN, Answer, figures_of, tables
 from tests.support.site import Site
 from workflows.models import agents

@@ -9,16 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from aiohttp import ClientSession, ClientTimeout, web
-from openai import AsyncOpenAI, AsyncStream
-from openai.types import CompletionUsage
+from openai import AsyncOpenAI
 
 from deploy.local.servers import LOOPBACK
+from tests.bench.replay import Body, repeat
 from tests.support.llm_server import act_of
-
-Body = dict[str, Any]
 
 WAVES = ("propose", "criticise", "revise")
 """Acts of the nine calls of a council of three, without a judge's call after the checks."""
@@ -75,7 +73,12 @@ class Recorder:
     def take(self) -> list[list[Body]]:
         """Return the bodies recorded since the last `take`, by wave."""
         bodies, self.bodies = self.bodies, []
-        return [wave for act in WAVES if (wave := [body for body in bodies if act_in(body) == act])]
+        return waves_of(bodies)
+
+
+def waves_of(bodies: Sequence[Body]) -> list[list[Body]]:
+    """Return the bodies of a council's calls by wave, without a judge's."""
+    return [wave for act in WAVES if (wave := [body for body in bodies if act_in(body) == act])]
 
 
 def act_in(body: Body) -> str:
@@ -97,23 +100,14 @@ class Answered:
 async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
     """Make the calls in plain asyncio: all calls of a wave at once, wave after wave."""
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
-
-        async def call(body: Any) -> CompletionUsage:
-            usage: Any = None
-            events: AsyncStream[Any] = await client.post(
-                "/chat/completions",
-                body=body,
-                cast_to=object,  # read events as the fleet does, at the same cost
-                stream=True,
-                stream_cls=AsyncStream[object],
-            )
-            async for event in events:
-                usage = event.get("usage") or usage
-            return CompletionUsage.model_validate(usage)
-
         began = time.perf_counter()
-        used = [usage for wave in waves for usage in await asyncio.gather(*(call(b) for b in wave))]
+        replies = [
+            reply
+            for wave in waves
+            for reply in await asyncio.gather(*(repeat(client, body) for body in wave))
+        ]
         seconds = time.perf_counter() - began
+    used = [reply.usage for reply in replies]
     details = [usage.prompt_tokens_details for usage in used]
     return Answered(
         seconds,
@@ -121,15 +115,6 @@ async def ask(url: str, waves: Sequence[Sequence[Body]]) -> Answered:
         sum(usage.completion_tokens for usage in used),
         sum((each.cached_tokens or 0) if each else 0 for each in details),
     )
-
-
-def reworded(waves: Sequence[Sequence[Body]], old: str, new: str) -> list[list[Body]]:
-    """Return the same calls about another topic of the same length, which no cache holds."""
-    assert len(old) == len(new)
-    text = json.dumps(list(map(list, waves)))
-    assert old in text
-    renamed: list[list[Body]] = json.loads(text.replace(old, new))
-    return renamed
 
 
 def apart(wave: Sequence[Body], names: Sequence[str]) -> list[Body]:

@@ -23,8 +23,9 @@ from deploy.local.servers import Command, Temporal
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.bench.bare import BareStory, Shape, noop
-from tests.bench.calls import WAVES, Answered, Body, Recorder, apart, ask, reworded
+from tests.bench.calls import WAVES, Answered, Recorder, apart, ask
 from tests.bench.figures import Figure, at_least, at_most
+from tests.bench.replay import Body, reworded
 from tests.support.checker import paid_twice
 from tests.support.llm_server import LlmServer
 from tests.support.site import WORKERS, Site
@@ -51,18 +52,24 @@ class Durable:
 
 async def deliberate(client: Client, recorder: Recorder) -> Durable:
     topic = uuid.uuid4().hex
-    task_id = f"bench-{topic[:12]}"
     recorder.take()
     began = time.perf_counter()
-    handle = await client.start_workflow(
+    handle = await started(client, topic)
+    await handle.result()
+    seconds = time.perf_counter() - began
+    return Durable(seconds, await calls_span(handle), recorder.take(), topic)
+
+
+async def started(client: Client, topic: str) -> WorkflowHandle[Any, Any]:
+    """Start a deliberation about a client, who is named as the topic."""
+    task_id = f"bench-{topic[:12]}"
+    handle: WorkflowHandle[Any, Any] = await client.start_workflow(
         "DeliberationWorkflow",
         {"task_id": task_id, "role": "DEV", "description": f"Limit requests of client {topic}"},
         id=f"deliberation-{task_id}",
         task_queue="story",
     )
-    await handle.result()
-    seconds = time.perf_counter() - began
-    return Durable(seconds, await calls_span(handle), recorder.take(), topic)
+    return handle
 
 
 async def calls_span(handle: WorkflowHandle[Any, Any]) -> float:

@@ -1,6 +1,6 @@
 """The loop of mini-swe-agent against a scripted endpoint, timed: `python peer.py URL TREE`.
 
-It runs in the environment of the extra `bench-peer`, which tests/bench/workspace.py makes. It
+It runs in the environment of the extra `bench-peer`, which tests/bench/environments.py makes. It
 prints the seconds of a second run, so that the first calls of its libraries do not count.
 """
 

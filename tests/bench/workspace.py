@@ -9,7 +9,6 @@ import shutil
 import statistics
 import subprocess
 import time
-import tomllib
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,10 +20,11 @@ from temporalio.client import WorkflowHandle
 
 from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
-from deploy.local.servers import ROOT
-from tests.bench.calls import Body, Recorder, act_in, ask
+from tests.bench.calls import Recorder, act_in, ask
+from tests.bench.environments import python_with
 from tests.bench.figures import Figure, at_least, at_most
 from tests.bench.peer_endpoint import PeerEndpoint
+from tests.bench.replay import Body
 from tests.support.llm_server import LlmServer
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import STEP, ScriptedModel, run
@@ -35,8 +35,6 @@ from workflows.models.workspace import Repository
 STEPS = 30
 ROUNDS = 3
 WORKERS = ("story", "agents", "context", "workspace")
-UV = ROOT / ".fleet" / "setup" / "uv" / "bin" / "uv"
-PEER = ROOT / ".fleet" / "bench" / "peer"
 EXTRA = "bench-peer"
 
 
@@ -84,7 +82,7 @@ CHANGING = [f"echo line {number} >> NEWS.md" for number in range(STEPS)]
 
 async def steps(site: Site, engine: LlmServer, folder: Path) -> list[Figure]:
     """Measure a step beyond model and command, in turns with the peer's."""
-    peer = await asyncio.to_thread(peer_python)
+    peer = await asyncio.to_thread(python_with, EXTRA)
     figures = []
     await durable(site, engine, LOOKING[:3])  # opens connections, loads code
     for name, commands in (("looks", LOOKING), ("changes a file, with its commit", CHANGING)):
@@ -130,25 +128,6 @@ async def plain(python: Path, commands: Sequence[str], tree: Path) -> float:
     assert process.returncode == 0, errors.decode()[-2_000:]
     seconds: float = json.loads(out.splitlines()[-1])["seconds"]
     return seconds * 1000 / (len(commands) + 1)
-
-
-def peer_python() -> Path | None:
-    """Return the Python of an environment with mini-swe-agent, made once; None if it cannot be."""
-    python = PEER / "bin" / "python"
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = settings["project"]["optional-dependencies"][EXTRA]
-    marker = PEER / "installed"
-    if marker.exists() and marker.read_text() == repr(wanted):
-        return python
-    making = [str(UV), "venv", "--quiet", "--clear", str(PEER)]
-    installing = [str(UV), "pip", "install", "--quiet", "--python", str(python), *wanted]
-    for command in (making, installing):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            print(f"  {done.stderr.strip()[-500:]}")
-            return None
-    marker.write_text(repr(wanted))
-    return python
 
 
 async def history(site: Site) -> Figure:

@@ -1,9 +1,10 @@
 """An OpenAI-compatible HTTP server for tests: real HTTP and SSE, deterministic answers.
 
-It serves `/v1/models` and `/v1/chat/completions` (streamed) as vLLM does: it writes a document that
-is valid for the given `json_schema`, or else the Markdown that the prompt asks for, and always the
-same one for the same model, messages and seed. It can be made to misbehave for the next calls, and
-records each call and whether the client aborted it. As a separate process:
+It serves `/v1/models` and `/v1/chat/completions` as vLLM does: it writes a document that is valid
+for the given `json_schema`, or else the Markdown that the prompt asks for, and always the same one
+for the same model, messages and seed. An answer is streamed if the call asks for it; faults in
+mid-stream are for streams only. It can be made to misbehave for the next calls, and records each
+call and whether the client aborted it. As a separate process:
 `python -m tests.support.llm_server --port 8000`.
 """
 
@@ -234,6 +235,10 @@ class LlmServer:
         tokens = tokens[: call.max_tokens]
         if kind in ("half", "stall", "drop", "ends", "error"):
             tokens = tokens[: len(tokens) // 2]
+        if not call.body.get("stream"):
+            call.tokens = len(tokens)
+            usage = self._usage(call, prompt_tokens)
+            return web.json_response(_completion(call, "".join(tokens), finish, usage))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         token_ms = fault.ms if fault and kind == "slow" else self.token_ms
@@ -254,18 +259,21 @@ class LlmServer:
                 error = {"message": "the engine died", "type": "InternalServerError", "code": 500}
                 await response.write(_event({"error": error}))
                 return response
-        cached = max((_shared_prefix(old, call.prompt) for old in self._prompts), default=0)
-        self._prompts.append(call.prompt)
-        usage = {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": len(tokens),
-            "total_tokens": prompt_tokens + len(tokens),
-            "prompt_tokens_details": {"cached_tokens": cached // BYTES_PER_TOKEN},
-        }
+        usage = self._usage(call, prompt_tokens)
         await response.write(_event(_chunk(call, {}, finish)))
         await response.write(_event({**_chunk(call, {}, None), "choices": [], "usage": usage}))
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _usage(self, call: Call, prompt_tokens: int) -> dict[str, Any]:
+        cached = max((_shared_prefix(old, call.prompt) for old in self._prompts), default=0)
+        self._prompts.append(call.prompt)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": call.tokens,
+            "total_tokens": prompt_tokens + call.tokens,
+            "prompt_tokens_details": {"cached_tokens": cached // BYTES_PER_TOKEN},
+        }
 
     async def _stream(
         self, response: web.StreamResponse, call: Call, tokens: list[str], token_ms: float
@@ -299,6 +307,18 @@ def _chunk(call: Call, delta: dict[str, str], finish: str | None) -> dict[str, A
         "created": 0,
         "model": call.model,
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+
+
+def _completion(call: Call, text: str, finish: str, usage: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": f"chatcmpl-{call.seed}",
+        "object": "chat.completion",
+        "created": 0,
+        "model": call.model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": usage,
     }
 
 
