@@ -184,11 +184,16 @@ class _Unreadable(EncodingPayloadConverter):
         raise error
 
 
+_CONVERTERS = (*PydanticPayloadConverter().converters.values(), _Unreadable())
+"""Shared by all instances. The SDK makes an instance for each activity and each workflow, whose own
+cache of pydantic's type adapters would be empty each time."""
+
+
 class FleetPayloadConverter(CompositePayloadConverter):
     """Pydantic models as JSON; a payload that the codec has not decrypted raises why."""
 
     def __init__(self) -> None:
-        super().__init__(*PydanticPayloadConverter().converters.values(), _Unreadable())
+        super().__init__(*_CONVERTERS)
 
 
 class FleetFailureConverter(DefaultFailureConverter):
