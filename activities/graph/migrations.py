@@ -245,11 +245,16 @@ async def migrate(driver: AsyncDriver, migrations: Sequence[Migration] = MIGRATI
                     continue  # another worker has applied it in the meantime
                 for statement in migration.statements:
                     await _make(session, statement)
-                if migration.repair is not None and await session.execute_read(_column, DATA):
+                if migration.repair is not None and await _has_data(session):
                     await migration.repair(session)
                 await lock.commit()
             applied_here.append(migration.version)
     return applied_here
+
+
+async def _has_data(session: AsyncSession) -> bool:
+    found: list[Any] = await session.execute_read(_column, DATA)
+    return bool(found)
 
 
 async def _applied(tx: AsyncManagedTransaction) -> set[int]:
