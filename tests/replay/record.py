@@ -294,6 +294,11 @@ async def near_tie(start: StartStory, world: World) -> RunningStory:
     return await approved(start, world)
 
 
+async def starts_announced(start: StartStory, world: World) -> RunningStory:
+    """Let the story and its plan announce the councils, each of which asks a judge."""
+    return await near_tie(start, world)
+
+
 async def unchecked(start: StartStory, world: World) -> RunningStory:
     """Rank a proposal whose code was not run after one whose checks passed."""
     world.unchecked = {"agent-architect-1"}
@@ -469,6 +474,7 @@ PATHS: dict[str, Path_] = {
         waves_in_order,
         budget_gate,
         near_tie,
+        starts_announced,
         unchecked,
         cancelled,
         auto_approved,
