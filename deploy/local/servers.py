@@ -231,6 +231,9 @@ class Temporal(Server):
             # Poll task queues without a pause: an activity's round trip takes 9 ms, not 49.
             "history.transferProcessorMaxPollRPS": 2000,
             "history.timerProcessorMaxPollRPS": 2000,
+            # One process needs no partitions of a task queue; tasks would be passed between them.
+            "matching.numTaskqueueReadPartitions": 1,
+            "matching.numTaskqueueWritePartitions": 1,
             # No `Host` is served: web pages could send requests to the HTTP API.
             "frontend.httpAllowedHosts": [],
             **DYNAMIC_CONFIG,
