@@ -1,4 +1,4 @@
-"""StoryClosureWorkflow: publishes what a story's workflow left unpublished when it ended early."""
+"""StoryClosureWorkflow: publishes what a workflow left unpublished when it ended early."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class StoryClosureWorkflow:
     """The remaining outbox of a run that ended early.
 
     The run was terminated, timed out or failed, or was cancelled while an entry was stuck. Its
-    remaining entries are published first; then the open gates close, a plan that waited to be
-    started ends, and the story ends.
+    remaining entries are published first; then the open gates close, a plan or a deliberation that
+    had not ended does, and so does the story.
     """
 
     @workflow.init
@@ -33,6 +33,8 @@ class StoryClosureWorkflow:
             self.outbox.append(gate)
         for end in input.plan:
             self.outbox.append(end)
+        if input.deliberation:
+            self.outbox.append(input.deliberation)
         if input.cancelled:
             self.outbox.append(input.cancelled)
         await workflow.wait_condition(lambda: self.outbox.empty)

@@ -37,6 +37,7 @@ from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
     from workflows.current_details import deliberation_details
+    from workflows.early_ends import EARLY_END
     from workflows.models.agents import (
         Agent,
         CallUsage,
@@ -257,6 +258,14 @@ class DeliberationWorkflow:
     def result(self) -> DeliberationResult | None:
         """Return the result; None while the deliberation runs."""
         return self.outcome
+
+    @workflow.query(name=EARLY_END)
+    def early_end(self) -> list[DeliberationFailed]:
+        """Return the event that ends the deliberation if its workflow was terminated."""
+        if self.status in ("complete", "failed"):
+            return []
+        end = self.failed_by("", "")
+        return [end.model_copy(update={"story_id": self.input.story_id or ""})]
 
     # --- the steps, in order --------------------------------------------------------------------
 
@@ -537,18 +546,19 @@ class DeliberationWorkflow:
     async def announce_failure(self, cause: str, error_type: str) -> None:
         self.status = "failed"
         self.name_wave(cause[:200])
-        self.outbox.append(
-            DeliberationFailed(
-                task_id=self.input.task_id,
-                role=self.input.role,
-                error=cause,
-                error_type=error_type,
-                failed_agents=self.failed,
-                duration_ms=self.duration_ms(),
-            )
-        )
+        self.outbox.append(self.failed_by(cause, error_type))
         self.outbox.held = False
         await self.outbox.closed()
+
+    def failed_by(self, cause: str, error_type: str) -> DeliberationFailed:
+        return DeliberationFailed(
+            task_id=self.input.task_id,
+            role=self.input.role,
+            error=cause,
+            error_type=error_type,
+            failed_agents=self.failed,
+            duration_ms=self.duration_ms(),
+        )
 
     # --- a wave ---------------------------------------------------------------------------------
 

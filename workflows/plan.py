@@ -32,6 +32,7 @@ from workflows.stubs import STORE, GraphStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.current_details import plan_details
+    from workflows.early_ends import EARLY_END, cut_off
     from workflows.models.agents import CallUsage, PlannedTask
     from workflows.models.branches import MergedChange
     from workflows.models.context import (
@@ -87,6 +88,7 @@ class PlanWorkflow:
         self.revised: dict[str, list[CallUsage]] = {}
         """Task -> the calls of its author's revision after a conflict."""
         self.outlives = carried.outlives
+        self.finished = False
 
     @workflow.run
     async def run(self, input: PlanInput) -> PlanResult:
@@ -159,6 +161,12 @@ class PlanWorkflow:
     def progress(self) -> dict[str, str]:
         """Return for each task id: done, failed, not_run, running or waiting."""
         return {task.task_id: self.status(task.task_id) for task in self.tasks}
+
+    @workflow.query(name=EARLY_END)
+    def early_end(self) -> list[TaskFailed | PlanFinished]:
+        """Return the events that end the plan if its workflow was terminated."""
+        ends = [] if self.finished else [*self.unfinished(), self.end("CANCELLED")]
+        return [end.model_copy(update={"story_id": self.input.story_id}) for end in ends]
 
     # --- the steps, in order --------------------------------------------------------------------
 
@@ -257,6 +265,8 @@ class PlanWorkflow:
         except FailureError as error:
             if self.stopping:
                 raise
+            if announced and (end := cut_off(error, task.task_id, task.role)):
+                self.outbox.append(end)
             self.settle(task, failed_outcome(task, error))
             return
         if problem := await self.merge(task, result):
@@ -348,16 +358,31 @@ class PlanWorkflow:
 
     def finish(self, status: str) -> None:
         """Publish the plan's end; if it was stopped, first the end of each unfinished task."""
-        for task in self.tasks:
-            if task.task_id not in self.outcomes and status in ("CANCELLED", "FAILED"):
-                self.announce_end(task, "cancelled", "", "")
-        self.outbox.append(
-            PlanFinished(
+        self.finished = True
+        if status in ("CANCELLED", "FAILED"):
+            for end in self.unfinished():
+                self.outbox.append(end)
+        self.outbox.append(self.end(status))
+
+    def unfinished(self) -> list[TaskFailed]:
+        """Return the ends of the tasks that have none."""
+        return [
+            TaskFailed(
                 plan_id=self.input.plan_id,
-                status=status,
-                done=self.with_status("done"),
-                failed=self.with_status("failed"),
+                task_id=task.task_id,
+                role=task.role,
+                status="cancelled",
             )
+            for task in self.tasks
+            if task.task_id not in self.outcomes
+        ]
+
+    def end(self, status: str) -> PlanFinished:
+        return PlanFinished(
+            plan_id=self.input.plan_id,
+            status=status,
+            done=self.with_status("done"),
+            failed=self.with_status("failed"),
         )
 
     async def share(self, decisions: list[DecisionAdded], task_ids: list[str]) -> None:

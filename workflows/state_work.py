@@ -33,6 +33,7 @@ from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
+    from workflows.early_ends import cut_off
     from workflows.models.agents import PlannedTask, Proposal, Task
     from workflows.models.deliberation import DeliberationInput, DeliberationResult
     from workflows.models.events import DeliberationStarted
@@ -166,6 +167,8 @@ class StateWork:
             failure = failed_deliberation(error)
             if failure:
                 story.used(council, failure.usage)
+            if announced and (end := cut_off(error, task_id, spec.role)):
+                self.of.emit(end)
             raise
         story.used(council, result.usage)
         self.of.require_visit(visit)

@@ -2,6 +2,7 @@
 
 A workflow that is terminated, times out or fails cannot publish its end itself. Any number of
 sweeps can run at the same time: the closure of a run has one workflow id, and one workflow.
+Workflows without a parent that are no story, but publish, are closed too (bridge/mirror/alone.py).
 """
 
 from __future__ import annotations
@@ -9,29 +10,28 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 
 import structlog
 from prometheus_client import Counter as Count
 from prometheus_client import Gauge
-from temporalio.api.enums.v1 import EventType
 from temporalio.client import (
     Client,
     WorkflowExecution,
     WorkflowExecutionStatus,
     WorkflowHandle,
-    WorkflowHistoryEventFilterType,
     WorkflowQueryFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.converter import DataConverter
-from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.activities import Graph
 from bridge.jetstream.streams import STREAMS
+from bridge.mirror.alone import ALONE_ENDED_EARLY, ANSWER_WITHIN, closure_alone, why_ended
 from bridge.story_list import STUCK_RUNS
 from workflows.child import STOP
 from workflows.closure import StoryClosureWorkflow
@@ -53,9 +53,6 @@ RECEIVED_FOR = 2 * max(stream.max_age for stream in STREAMS)
 """How long the identity of a message is kept. Its stream holds the message for the maximum age at
 most, and its dead letter may be replayed for that time again. After that it cannot return."""
 
-ANSWER_WITHIN = timedelta(seconds=60)
-"""How long a query may take. A worker replays the whole history for it, thousands of events."""
-
 ASKED_AT_MOST = 5
 """Number of sweeps that query a story whose history the workers cannot replay. A release that can
 replay it may be deployed meanwhile. After that, visibility's data is used to close the story."""
@@ -63,11 +60,16 @@ replay it may be deployed meanwhile. After that, visibility's data is used to cl
 NOT_REPLAYED = "its history cannot be replayed, so what it had not recorded is lost"
 JITTER = 0.2
 
-CLOSED = Count("fleet_stories_closed", "Stories that ended early, and whose end was announced")
+CLOSED = Count("fleet_stories_closed", "Stories, plans and councils whose early end was announced")
 STUCK = Gauge("fleet_outbox_stuck", "Workflows whose outbox has an entry that is refused for good")
 FAILURES = Count("fleet_story_sweep_failures", "Stories, or whole sweeps, left to the next sweep")
 
 log = structlog.stdlib.get_logger(__name__)
+
+ClosureOf = Callable[
+    [WorkflowExecution, WorkflowHandle[object, object]], Awaitable[StoryClosure | None]
+]
+"""Returns what a run that ended early has not published; None: nothing."""
 
 
 class StorySweep:
@@ -121,32 +123,40 @@ class StorySweep:
             ApplicationError: the graph does not answer.
         """
         STUCK.set((await self._temporal.count_workflows(STUCK_RUNS)).count)
-        ended = [run async for run in self._temporal.list_workflows(ENDED_EARLY)]
-        self._settled &= {run.run_id for run in ended}
-        fresh = [run for run in ended if run.run_id not in self._settled]
+        stories = [run async for run in self._temporal.list_workflows(ENDED_EARLY)]
+        alone = [run async for run in self._temporal.list_workflows(ALONE_ENDED_EARLY)]
+        self._settled &= {run.run_id for run in (*stories, *alone)}
+        fresh = self._fresh(stories)
         live = await self._graph.live_stories(sorted({story_of(run.id) for run in fresh}))
+        of_stories = [run for run in fresh if story_of(run.id) in live]
+        started = await self._close_each(of_stories, self._closure)
+        return started + await self._close_each(self._fresh(alone), self._closure_alone)
+
+    def _fresh(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:
+        return [run for run in runs if run.run_id not in self._settled]
+
+    async def _close_each(self, runs: list[WorkflowExecution], closure_of: ClosureOf) -> int:
+        """Close the runs; return how many closures were started."""
         started = 0
-        for run in fresh:
+        for run in runs:
             if self._stopping.is_set():
                 break
-            if story_of(run.id) not in live:
-                continue
             try:
-                started += await self._close(run)
-            except Exception as error:  # the other stories are closed all the same  # noqa: BLE001
+                started += await self._close(run, closure_of)
+            except Exception as error:  # the others are closed all the same  # noqa: BLE001
                 FAILURES.inc()
-                log.warning("story not closed yet", workflow_id=run.id, error=repr(error))
+                log.warning("workflow not closed yet", workflow_id=run.id, error=repr(error))
             else:
                 self._settled.add(run.run_id)
         return started
 
-    async def _close(self, run: WorkflowExecution) -> bool:
+    async def _close(self, run: WorkflowExecution, closure_of: ClosureOf) -> bool:
         """Start the closure that records and publishes the end; return whether it was started."""
         latest = await self._temporal.get_workflow_handle(run.id).describe()
         if latest.run_id != run.run_id:
             return False
         handle = self._temporal.get_workflow_handle(run.id, run_id=run.run_id)
-        closure = await self._closure(run, handle)
+        closure = await closure_of(run, handle)
         if closure is None:
             return False
         try:
@@ -156,12 +166,17 @@ class StorySweep:
                 id=closure_workflow_id(closure.story_id, run.run_id),
                 task_queue=STORY_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                static_summary=f"the end of {closure.story_id}, which ended early",
+                static_summary=f"the end of {run.id}, which ended early"[:200],
             )
         except WorkflowAlreadyStartedError:
             return False
         CLOSED.inc()
         return True
+
+    async def _closure_alone(
+        self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
+    ) -> StoryClosure | None:
+        return await closure_alone(run, handle, self._temporal.data_converter)
 
     async def _closure(
         self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
@@ -185,7 +200,7 @@ class StorySweep:
         if view.cancelled or not moves:
             closure = StoryClosure(story_id=view.story_id, run_id=run.run_id, outbox=outbox)
             return closure if outbox.entries else None
-        actor, reason = await _why(handle, self._temporal.data_converter)
+        actor, reason = await why_ended(handle, self._temporal.data_converter)
         closure = _closing(run, outbox, view.open_gates, actor, reason)
         if not waiting:
             return closure
@@ -220,7 +235,7 @@ async def _closure_by_visibility(
     if not known.get(STORY_STATE):
         return None
     gate, role = known.get(PENDING_GATE), known.get(STORY_ROLE)
-    actor, reason = await _why(handle, converter)
+    actor, reason = await why_ended(handle, converter)
     open_gates = {gate: role or ""} if gate else {}
     return _closing(run, OutboxState(), open_gates, actor, f"{reason}; {NOT_REPLAYED}")
 
@@ -255,22 +270,3 @@ def _closing(
             timestamp=at,
         ),
     )
-
-
-async def _why(handle: WorkflowHandle[object, object], converter: DataConverter) -> tuple[str, str]:
-    """Return who ended the run, and why."""
-    closing = handle.fetch_history_events(
-        event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
-    )
-    async for event in closing:
-        match event.event_type:
-            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
-                ended = event.workflow_execution_terminated_event_attributes
-                reason = f"terminated: {ended.reason}" if ended.reason else "terminated"
-                return ended.identity or "unknown", reason[:2_000]
-            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
-                failure = event.workflow_execution_failed_event_attributes.failure
-                error = await converter.decode_failure(failure)
-                message = error.message if isinstance(error, FailureError) else error
-                return "temporal", f"failed: {message}"[:2_000]
-    return "temporal", "timed out"

@@ -440,8 +440,8 @@ class DeliberationFailed(EventBody):
     error_type: Annotated[
         str,
         about(
-            "What it failed of: `QuorumLost`, `DeliberationTimeout`, `AllBarred`, `Cancelled` or "
-            "the type of the error",
+            "What it failed of: `QuorumLost`, `DeliberationTimeout`, `AllBarred`, `Cancelled`, "
+            "`Terminated`, `TimedOut` or the type of the error",
             "QuorumLost",
         ),
     ] = ""

@@ -8,7 +8,14 @@ from pydantic import BaseModel, Field
 
 from workflows.models.access import Proof
 from workflows.models.base import Actor, Model, Request
-from workflows.models.events import Entry, GateClosed, PlanFinished, StoryCancelled, TaskFailed
+from workflows.models.events import (
+    DeliberationFailed,
+    Entry,
+    GateClosed,
+    PlanFinished,
+    StoryCancelled,
+    TaskFailed,
+)
 
 
 class OutboxState(BaseModel):
@@ -60,7 +67,8 @@ class StoryClosure(BaseModel):
         outbox: the outbox as the story's last run left it.
         owner: the workflow whose outbox it is; empty: the story's.
         gates: the open gates.
-        plan: the ends of the tasks of a plan that had not been started, and its own.
+        plan: the ends of the unfinished tasks of a plan, and its own.
+        deliberation: the end of a deliberation.
         gate: the open gate of a closure that an earlier version has started.
         cancelled: None if the story had ended and only its outbox had not.
     """
@@ -72,4 +80,5 @@ class StoryClosure(BaseModel):
     gate: GateClosed | None = None
     gates: list[GateClosed] = []
     plan: list[TaskFailed | PlanFinished] = []
+    deliberation: DeliberationFailed | None = None
     cancelled: StoryCancelled | None = None

@@ -35,6 +35,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
 from tests.support.site import SAMPLE_STORY
+from workflows.models.agents import PlannedTask
 
 SAMPLE = json.loads(SAMPLE_STORY.read_text())
 
@@ -327,3 +328,81 @@ async def fail(client: Client, message: str) -> None:
             ],
         )
     )
+
+
+async def failed_councils(jetstream: JetStreamContext, count: int) -> list[dict[str, Any]]:
+    subscription = await jetstream.subscribe(
+        "orchestration.deliberation.failed", ordered_consumer=True
+    )
+    found = [json.loads((await subscription.next_msg(WITHIN_S)).data) for _ in range(count)]
+    await subscription.unsubscribe()
+    return found
+
+
+async def test_a_council_of_its_own_that_is_terminated_has_failed(
+    fleet: Client,
+    sweep: StorySweep,
+    llm: LlmServer,
+    jetstream: JetStreamContext,
+    driver: AsyncDriver,
+) -> None:
+    llm.answering.clear()
+    task_id = f"alone-{uuid.uuid4().hex[:10]}"
+    council = await fleet.start_workflow(
+        "DeliberationWorkflow",
+        {"task_id": task_id, "role": "DEV", "description": "Limit requests"},
+        id=f"deliberation-{task_id}",
+        task_queue="story",
+    )
+    await until(lambda: len(llm.calls) >= 3)
+
+    await council.terminate(reason="asked twice")
+    await closed(sweep)
+
+    (failed,) = await failed_councils(jetstream, 1)
+    assert (failed["task_id"], failed["error_type"]) == (task_id, "Terminated")
+    assert failed["error"] == "terminated: asked twice"
+    found = await driver.execute_query(
+        "MATCH (d:Deliberation {task_id: $task_id}) RETURN d.status AS status", task_id=task_id
+    )
+    assert [record["status"] for record in found.records] == ["FAILED"]
+    assert await sweep.sweep() == 0
+
+
+async def test_a_plan_from_the_bus_that_is_terminated_is_cancelled_with_its_tasks(
+    fleet: Client, sweep: StorySweep, llm: LlmServer, driver: AsyncDriver
+) -> None:
+    llm.answering.clear()
+    story_id = f"US-{uuid.uuid4().hex[:10]}"
+    first, second = (
+        PlannedTask(task_id=f"{story_id}-t{n}", role="DEV", title="A task", description="Do it")
+        for n in (1, 2)
+    )
+    tasks = [first, second.model_copy(update={"depends_on": [first.task_id]})]
+    plan = await fleet.start_workflow(
+        "PlanWorkflow",
+        {
+            "story_id": story_id,
+            "plan_id": f"{story_id}-p",
+            "tasks": [task.model_dump() for task in tasks],
+        },
+        id=f"plan-{story_id}-{story_id}-p",
+        task_queue="story",
+    )
+    await until(lambda: len(llm.calls) >= 3)
+
+    await plan.terminate(reason="not wanted")
+    await closed(sweep)
+
+    async def ended() -> bool:
+        found = await driver.execute_query(
+            "MATCH (p:PlanVersion {case_id: $id}) RETURN p.status AS status", id=story_id
+        )
+        return [row["status"] for row in found.records] == ["CANCELLED"]
+
+    await until(ended)
+    found = await driver.execute_query(
+        "MATCH (t:Subtask {case_id: $id}) RETURN t.id AS id, t.status AS status ORDER BY id",
+        id=story_id,
+    )
+    assert [row["status"] for row in found.records] == ["CANCELLED"] * 2
