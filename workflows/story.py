@@ -372,9 +372,9 @@ class StoryWorkflow:
         if workflow.patched("news-in-lists"):
             self.story.take_decisions([decision], bool(self.story.child))
             return
-        if any(known.decision_id == decision.decision_id for known in self.story.outside_decisions):
+        if any(known.decision_id == decision.decision_id for known in self.story.told):
             return
-        self.story.outside_decisions.append(decision)
+        self.story.told.append(decision)
         if not self.story.child:
             return
         child = workflow.get_external_workflow_handle(self.story.child)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from workflows.models.acceptance import Acceptance
 from workflows.models.access import CheckedActor, request_content
@@ -182,11 +182,8 @@ class Story(BaseModel):
     work_done: bool = False
     """True if the current state's work is done: its gate may open."""
     decisions: list[RecordedDecision] = []
-    outside_decisions: list[DecisionAdded] = Field(default=[], alias="told")
-    """The newest decisions from outside, for the next deliberations; the graph has all of them.
-
-    A carried state has them under the alias, as every release reads them.
-    """
+    told: list[DecisionAdded] = []
+    """The newest decisions from outside, for the next deliberations; the graph has all of them."""
     heard: list[str] = []
     """Ids of the newest milestones from outside."""
     unsent_decisions: list[DecisionAdded] = []
@@ -718,14 +715,14 @@ class Story(BaseModel):
 
     def take_decisions(self, decisions: Iterable[DecisionAdded], child_runs: bool) -> None:
         """Add new decisions, corrections and withdrawals for the running child and later ones."""
-        known = {decision.decision_id: decision for decision in self.outside_decisions}
+        known = {decision.decision_id: decision for decision in self.told}
         news = [each for each in decisions if each != known.get(each.decision_id)]
-        self.outside_decisions = decisions_with(self.outside_decisions, news)
+        self.told = decisions_with(self.told, news)
         if child_runs:
             changed = {decision.decision_id for decision in news}
-            complete = [each for each in self.outside_decisions if each.decision_id in changed]
+            complete = [each for each in self.told if each.decision_id in changed]
             self.unsent_decisions = decisions_with(self.unsent_decisions, complete)
-        self.outside_decisions = holding(self.outside_decisions)
+        self.told = holding(self.told)
 
     @property
     def has_unsent(self) -> bool:

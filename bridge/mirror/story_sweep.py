@@ -2,7 +2,7 @@
 
 A workflow that is terminated, times out or fails cannot publish its end itself. Any number of
 sweeps can run at the same time: the closure of a run has one workflow id, and one workflow.
-Workflows without a parent that are no story, but publish, are closed too (bridge/mirror/alone.py).
+Other workflows without a parent that publish are closed too (bridge/mirror/alone.py).
 """
 
 from __future__ import annotations

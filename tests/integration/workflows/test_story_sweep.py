@@ -339,7 +339,7 @@ async def failed_councils(jetstream: JetStreamContext, count: int) -> list[dict[
     return found
 
 
-async def test_a_council_of_its_own_that_is_terminated_has_failed(
+async def test_a_council_without_a_story_that_is_terminated_has_failed(
     fleet: Client,
     sweep: StorySweep,
     llm: LlmServer,
