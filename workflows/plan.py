@@ -165,7 +165,9 @@ class PlanWorkflow:
     @workflow.query(name=EARLY_END)
     def early_end(self) -> list[TaskFailed | PlanFinished]:
         """Return the events that end the plan if its workflow was terminated."""
-        ends = [] if self.finished else [*self.unfinished(), self.end("CANCELLED")]
+        ends: list[TaskFailed | PlanFinished] = []
+        if not self.finished:
+            ends = [*self.unfinished(), self.end("CANCELLED")]
         return [end.model_copy(update={"story_id": self.input.story_id}) for end in ends]
 
     # --- the steps, in order --------------------------------------------------------------------
