@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from prometheus_client import Counter as Count
@@ -130,7 +131,8 @@ class StorySweep:
         live = await self._graph.live_stories(sorted({story_of(run.id) for run in fresh}))
         of_stories = [run for run in fresh if story_of(run.id) in live]
         started = await self._close_each(of_stories, self._closure)
-        return started + await self._close_each(self._fresh(alone), self._closure_alone)
+        of_alone = partial(closure_alone, converter=self._temporal.data_converter)
+        return started + await self._close_each(self._fresh(alone), of_alone)
 
     def _fresh(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:
         return [run for run in runs if run.run_id not in self._settled]
@@ -172,11 +174,6 @@ class StorySweep:
             return False
         CLOSED.inc()
         return True
-
-    async def _closure_alone(
-        self, run: WorkflowExecution, handle: WorkflowHandle[object, object]
-    ) -> StoryClosure | None:
-        return await closure_alone(run, handle, self._temporal.data_converter)
 
     async def _closure(
         self, run: WorkflowExecution, handle: WorkflowHandle[object, object]

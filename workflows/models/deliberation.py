@@ -136,8 +136,8 @@ class DeliberationInput(Request):
     outbox_workflow_id: str = ""
     """The story's workflow, which publishes for its children; empty: publish from this workflow."""
     announced: bool = False
-    """True: the workflow that starts it announces the start, so that each of its events does not
-    take a separate signal; the last round's event then comes with the result."""
+    """True: the workflow that starts it announces the start, and the event of the last round comes
+    with the result, also if a judge is asked before."""
     ask_for_budget: bool = False
     """True if the story has a token budget: each wave then waits until the story grants it."""
     decisions: list[DecisionAdded] = []

@@ -64,7 +64,7 @@ class StoryClosure(BaseModel):
     """The input of StoryClosureWorkflow.
 
     Attributes:
-        outbox: the outbox as the story's last run left it.
+        outbox: the outbox as the run left it.
         owner: the workflow whose outbox it is; empty: the story's.
         gates: the open gates.
         plan: the ends of the unfinished tasks of a plan, and its own.
