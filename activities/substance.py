@@ -45,8 +45,10 @@ COMPRESSED_FROM = 600
 """Texts of at least so many bytes that zlib compresses below this share repeat themselves."""
 
 TASK_WORDS = 2
+ENOUGH_TASK_WORDS = 6
 WORD_STEM = 5
-"""Words of the task that a text must contain, compared by their first characters."""
+"""Words of the task that a text must contain, and with how many it is wholly about the task. Words
+are compared by their first characters."""
 
 _WORD = re.compile(r"[^\W_]+")
 _CODE = re.compile(r"^ {0,3}```.*?(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE)
@@ -111,12 +113,29 @@ def task_words(task: str) -> set[str]:
     }
 
 
-def is_about(text: str, task: str) -> bool:
-    """Return whether a text contains enough of a task's words; True if the task has too few."""
+def shares_words(text: str, task: str) -> bool:
+    """Return whether a text contains any of a task's words."""
+    return bool(_shared(text, task_words(task)))
+
+
+def relevance(text: str, task: str) -> float:
+    """Return how much a text is about a task, 0 to 1, by the words of the task that it contains.
+
+    0: it has fewer than TASK_WORDS of them. 1: it has ENOUGH_TASK_WORDS, or two thirds of a task
+    with few words. It is 1 too if a task has so few that they say nothing about a text.
+    """
     wanted = task_words(task)
     if len(wanted) < TASK_WORDS:
-        return True
-    return len(wanted & {word[:WORD_STEM] for word in words_of(text)}) >= TASK_WORDS
+        return 1.0
+    shared = len(_shared(text, wanted))
+    if shared < TASK_WORDS:
+        return 0.0
+    enough = min(ENOUGH_TASK_WORDS, max(TASK_WORDS, len(wanted) * 2 // 3))
+    return round(min(1.0, shared / enough), 2)
+
+
+def _shared(text: str, stems: set[str]) -> set[str]:
+    return stems & {word[:WORD_STEM] for word in words_of(text)}
 
 
 def without_contained(texts: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from workflows.implementation import ImplementationWorkflow, summary
 from workflows.stubs import READ_CONFIG, PlanningStub, WorkspaceStub, measuring
 
 with workflow.unsafe.imports_passed_through():
-    from workflows.models.agents import CallUsage, Decision, Task
+    from workflows.models.agents import CallUsage, Decision
     from workflows.models.changes import MeasuredChange, MeasureInput
     from workflows.models.context import (
         DecisionAdded,
@@ -143,12 +143,11 @@ class CouncilChanges:
     ) -> ImplementationInput:
         """Return the input of an agent's work."""
         council, work = self.council, self.work
-        task: Task = council.call_fields(seat.agent)["task"]
         return ImplementationInput(
             repository=work.repository,
             base=work.base,
             head=before.commit if before else work.base,
-            task=task.model_copy(update={"story_id": work.story_id}),
+            task=council.task.model_copy(update={"story_id": work.story_id}),
             agent=seat.agent,
             paths=work.paths,
             limits=WorkLimits(steps=work.steps, seconds=self.seconds()),

@@ -36,7 +36,11 @@ class CouncilChecks:
         try:
             report = await workflow.execute_activity_method(
                 CheckStub.check_council,
-                CouncilCheckInput(proposals=proposals, task=council.input.description),
+                CouncilCheckInput(
+                    proposals=proposals,
+                    task=council.task.description,
+                    about=council.task.about,
+                ),
                 **(CHECK_TOGETHER | {"summary": summary, "priority": council.priority()}),
             )
         except ActivityError as error:
@@ -52,9 +56,14 @@ class CouncilChecks:
             ActivityError: the check fails for good.
         """
         council, agent_id = self.council, seat.agent.agent_id
-        task = council.input.description
+        task = council.task
         return await workflow.execute_activity_method(
             CheckStub.check_proposal,
-            CheckInput(agent_id=agent_id, proposal=seat.proposal, task=task),
+            CheckInput(
+                agent_id=agent_id,
+                proposal=seat.proposal,
+                task=task.description,
+                about=task.about,
+            ),
             **(CHECK | {"summary": f"check {agent_id}", "priority": council.priority()}),
         )

@@ -674,21 +674,27 @@ class DeliberationWorkflow:
         request = request.model_copy(update={"pack": self.pack})
         return await workflow.execute_activity_method(act, request, **options)
 
-    def call_fields(self, agent: Agent) -> dict[str, Any]:
+    @property
+    def task(self) -> Task:
+        """The task as the agents get it."""
         task = self.input
+        return Task(
+            task_id=task.task_id,
+            story_id=task.story_id or "",
+            role=task.role,
+            phase=task.phase,
+            description=task.description,
+            subject=task.subject,
+            rubric=task.rubric,
+            requirements=task.requirements,
+            feedback=task.feedback,
+            actor=task.actor,
+            attempt=task.attempt,
+        )
+
+    def call_fields(self, agent: Agent) -> dict[str, Any]:
         return {
-            "task": Task(
-                task_id=task.task_id,
-                story_id=task.story_id or "",
-                role=task.role,
-                phase=task.phase,
-                description=task.description,
-                rubric=task.rubric,
-                requirements=task.requirements,
-                feedback=task.feedback,
-                actor=task.actor,
-                attempt=task.attempt,
-            ),
+            "task": self.task,
             "agent": agent,
             "pack": self.pack,
             "wave": self.wave,

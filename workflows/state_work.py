@@ -147,6 +147,7 @@ class StateWork:
                     story_id=story.story_id,
                     role=spec.role,
                     description=self._council_task(asked.task),
+                    subject=story.text.title,
                     rubric=asked.rubric,
                     requirements=story.text.acceptance_criteria,
                     phase=story.state,

@@ -25,7 +25,7 @@ from activities.agents import requests
 from activities.agents.answer_cache import ANSWER_TTL, answer_key, kept_answer
 from activities.agents.kept_packs import KeptPacks
 from activities.agents.llm_errors import CallFailed
-from activities.agents.markdown_answers import complete_part
+from activities.agents.markdown_answers import Asked, complete_part
 from activities.agents.non_answers import given_to, non_answer
 from activities.agents.openai_client import (
     BYTES_PER_TOKEN,
@@ -406,7 +406,8 @@ class VllmAgents:
         text = without_thoughts(reply.text)
         if reply.finish_reason in (*CUT_OFF, LOOP) and not wanted.is_whole(text):
             text = complete_part(text) or text
-        draft = wanted.draft(text, given_to(question, asked))
+        about = question.call.task.about
+        draft = wanted.draft(text, Asked(given_to(question, asked), about))
         if draft.missing is None:
             return draft.fields
         missing = draft.missing

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from activities.checks.fences import code_blocks
-from activities.substance import MAX_COPIED_OF_ALL, copied
+from activities.substance import MAX_COPIED_OF_ALL, copied, shares_words
 from workflows.models.agents import Critique, CritiquePoint, Decision, Proposal
 
 LONGEST_TITLE = 300
@@ -103,6 +103,22 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What an answer is for.
+
+    Attributes:
+        given: what the agent was given, whose sentences are not its own.
+        about: what the answer has to be about.
+    """
+
+    given: str = ""
+    about: str = ""
+
+
+UNKNOWN = Asked()
+
+
+@dataclass(frozen=True)
 class _Section:
     title: str
     heading: str
@@ -112,12 +128,13 @@ class _Section:
 # --- proposals ------------------------------------------------------------------------------------
 
 
-def proposal_draft(text: str, given: str = "") -> Draft:
+def proposal_draft(text: str, asked: Asked = UNKNOWN) -> Draft:
     """Read a proposal: its idea, its content, and its decisions if it has a list of them.
 
     Args:
         text: the answer.
-        given: what the agent was given, whose sentences are not decisions of the agent.
+        asked: what it is for. Sentences that are about something else are decisions only if no
+            sentence is about it.
 
     Raises:
         ValueError: the text is empty.
@@ -141,11 +158,14 @@ def proposal_draft(text: str, given: str = "") -> Draft:
     )
     if not proposal.content:
         raise ValueError("it has no text")
-    sentences = [
-        statement
-        for statement in ([] if decisions else _statements(f"{approach}\n\n{content}"))
-        if copied(statement[0], [given]) <= MAX_COPIED_OF_ALL
-    ][:SENTENCES]
+    statements = {} if decisions else dict(_statements(f"{approach}\n\n{content}"))
+    own = [
+        (sentence, rest)
+        for sentence, rest in statements.items()
+        if copied(sentence, [asked.given]) <= MAX_COPIED_OF_ALL
+    ]
+    about = [statement for statement in own if shares_words(statement[0], asked.about)]
+    sentences = (about or own)[:SENTENCES]
     return Draft({"proposal": proposal}, _choice(proposal, sentences) if sentences else None)
 
 
@@ -215,12 +235,12 @@ def _statements(markdown: str) -> Iterator[tuple[str, str]]:
 # --- critiques ------------------------------------------------------------------------------------
 
 
-def critique_draft(text: str, given: str = "") -> Draft:
+def critique_draft(text: str, asked: Asked = UNKNOWN) -> Draft:
     """Read a critique: its points with their severities, the suggestion, and the verdict.
 
     Args:
         text: the answer.
-        given: what the agent was given.
+        asked: what it is for.
 
     Raises:
         ValueError: the text has no points, or its verdict contradicts them.

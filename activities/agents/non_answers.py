@@ -53,7 +53,7 @@ def non_answer(
     if substance.copied(text, [*given, instructions]) > substance.MAX_COPIED_OF_ALL:
         return "it repeats what you were given; write your own answer"
     is_solution = request.act in SOLUTIONS and not is_document
-    if is_solution and not substance.is_about(text, request.call.task.description):
+    if is_solution and not substance.relevance(text, request.call.task.about):
         return "it is about something else; write about the task"
     if is_solution and talks_about_answer(text):
         return "it talks about a solution; write the solution itself"
@@ -62,7 +62,8 @@ def non_answer(
 
 def given_to(request: AgentRequest[Any], prompt: Prompt) -> str:
     """Return what an agent knows, and its task."""
-    return f"{prompt.messages[0]['content']}\n\n{request.call.task.description}"
+    task = request.call.task
+    return f"{prompt.messages[0]['content']}\n\n{task.description}\n\n{task.about}"
 
 
 def texts_in(value: Any) -> Iterator[str]:

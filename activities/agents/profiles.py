@@ -30,8 +30,8 @@ class ModelProfile(Section):
         thinking_tokens: what it may think, in tokens, in addition to its answer.
         window: tokens that a prompt and its answer share; None: what the endpoint states.
         max_tokens: of an answer, by act; other acts have those of their prompt file.
-        examples: whether prompts show an example of a good answer and say how it is written.
-        persona: whether prompts contain the agent's questions.
+        brief: whether prompts have the task and its requirements only. A small model copies or
+            answers what else there is: examples, rules, a rubric, the agent's questions.
     """
 
     models: Annotated[list[str], Field(min_length=1)]
@@ -45,8 +45,7 @@ class ModelProfile(Section):
     thinking_tokens: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=512)] | None = None
     max_tokens: dict[str, Annotated[int, Field(ge=64)]] = {}
-    examples: bool = True
-    persona: bool = True
+    brief: bool = False
 
     @field_validator("temperature", "max_tokens")
     @classmethod

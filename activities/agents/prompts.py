@@ -31,7 +31,7 @@ Values = Mapping[str, str | Sequence[str]]
 """A template's variables: texts, which are cut if the prompt would not fit otherwise."""
 
 SHARED = {
-    "system": {"role", "system"},
+    "system": {"role", "rules", "system"},
     "context": {
         *("context", "tools", "description", "rubric"),
         *("requirements", "feedback", "late_decisions", "late_milestones"),
@@ -204,8 +204,8 @@ class Prompts:
 
         Args:
             act: the act.
-            shared: what all agents of the deliberation get.
-            material: the variables of the act's file, without those that follow from the profile.
+            shared: what all agents of the deliberation get, without what follows from the profile.
+            material: the variables of the act's file, likewise.
             window: of the model, in tokens.
             profile: of the model.
             bytes_per_token: the least bytes of a token.
@@ -215,7 +215,8 @@ class Prompts:
         """
         sizes = self._sizes(act, window, profile)
         shared_bytes = int(sizes.shared * bytes_per_token)
-        system = _GAP.join(self._fit(tuple(SHARED), shared, shared_bytes))
+        rules = {"rules": "" if profile.brief else "shown"}
+        system = _GAP.join(self._fit(tuple(SHARED), {**shared, **rules}, shared_bytes)).strip()
         left = int(sizes.prompt * bytes_per_token) - len((system + _GAP).encode())
         (task,) = self._fit((act,), self._with_profile(act, material, profile), left)
         return Prompt(
@@ -234,8 +235,8 @@ class Prompts:
         """Add the variables of an act's file that depend on the model."""
         values = {
             **material,
-            "examples": "shown" if profile.examples else "",
-            "persona": material["persona"] if profile.persona else "",
+            "examples": "" if profile.brief else "shown",
+            "persona": "" if profile.brief else material["persona"],
         }
         return {name: value for name, value in values.items() if name in ACTS[act]}
 

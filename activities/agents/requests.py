@@ -106,14 +106,27 @@ class AgentRequest(Generic[AnswerT]):
         Raises:
             ApplicationError: as in `Prompts.render`.
         """
-        call = self.call
-        material = {
-            **self.material,
-            "persona": call.agent.persona,
-            "topic": topic(call.task.description),
-        }
+        return self._rendered(prompts, self.material, window, profile, bytes_per_token)
+
+    def _rendered(
+        self,
+        prompts: Prompts,
+        material: Values,
+        window: int,
+        profile: ModelProfile,
+        bytes_per_token: float,
+    ) -> Prompt:
+        call, task = self.call, self.call.task
+        last = topic(task.description)
+        if profile.brief and task.requirements:
+            last += f"\n{_bullets(task.requirements)}"
         return prompts.render(
-            self.act, shared_values(call), material, window, profile, bytes_per_token
+            self.act,
+            shared_values(call, brief=profile.brief),
+            {**material, "persona": call.agent.persona, "topic": last},
+            window,
+            profile,
+            bytes_per_token,
         )
 
     def seed(self, ask: int) -> int:
@@ -149,7 +162,6 @@ class ActionRequest(AgentRequest[NextActionAnswer]):
         bytes_per_token: float = BYTES_PER_TOKEN,
     ) -> Prompt:
         """Render the prompt, as `AgentRequest.prompt`."""
-        call = self.call
         room = prompts.own_bytes(self.act, window, profile, bytes_per_token)
         outline = int(room * OUTLINE_SHARE)
         steps = transcript.render(self.request.steps, int(room * TRANSCRIPT_SHARE))
@@ -158,12 +170,8 @@ class ActionRequest(AgentRequest[NextActionAnswer]):
             "outline": cut(self.request.outline.text, outline),
             "files": cut(files_text(self.request), outline),
             "transcript": steps or "none",
-            "persona": call.agent.persona,
-            "topic": topic(call.task.description),
         }
-        return prompts.render(
-            self.act, shared_values(call), material, window, profile, bytes_per_token
-        )
+        return self._rendered(prompts, material, window, profile, bytes_per_token)
 
 
 def propose(request: ProposeInput) -> AgentRequest[ProposalAnswer]:
@@ -264,21 +272,26 @@ def call_seed(task_id: str, attempt: int, agent_id: str, wave: int, ask: int) ->
 # --- prompt values ------------------------------------------------------------------------------
 
 
-def shared_values(call: AgentCall) -> dict[str, str]:
+def shared_values(call: AgentCall, *, brief: bool = False) -> dict[str, str]:
     """Return the prompt values that all agents of a deliberation get in every act.
 
     A short task is not among them: a prompt ends with it, and a small model that reads it twice
     writes about the task instead of doing it.
+
+    Args:
+        call: of one of the agents.
+        brief: whether prompts have no more than they need, and end with the requirements.
     """
     task, pack = call.task, call.pack
+    is_short = topic(task.description) == task.description
     return {
         "role": task.role,
         "system": pack.system,
         "context": pack.context,
-        "tools": pack.tools,
-        "description": "" if topic(task.description) == task.description else task.description,
-        "rubric": task.rubric,
-        "requirements": _bullets(task.requirements),
+        "tools": "" if brief else pack.tools,
+        "description": "" if brief or is_short else task.description,
+        "rubric": "" if brief else task.rubric,
+        "requirements": "" if brief else _bullets(task.requirements),
         "feedback": _bullets(task.feedback),
         "late_decisions": _bullets(
             f"WITHDRAWN, it holds no longer: {decision.title}"

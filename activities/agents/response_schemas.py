@@ -29,6 +29,8 @@ from activities.agents.markdown_answers import (
     LONGEST_LINE,
     LONGEST_TEXT,
     LONGEST_TITLE,
+    UNKNOWN,
+    Asked,
     Draft,
     critique_draft,
     proposal_draft,
@@ -77,19 +79,19 @@ class ResponseSchema:
         document: reads JSON alone, whose end can be seen in the text.
         draft: None if the answer is JSON; otherwise it is Markdown, a document that obeys the
             schema is also read, and the draft may lack what another question completes. Its second
-            argument is what the agent was given.
+            argument is what it is for.
     """
 
     schema: dict[str, Any]
     document: Callable[[str], Mapping[str, Any]]
-    draft: Callable[[str, str], Draft] | None = None
+    draft: Callable[[str, Asked], Draft] | None = None
     lacking: str = ""
     """What a draft may lack, for a message."""
 
     def read(self, text: str) -> Mapping[str, Any]:
         if self.draft is None:
             return self.document(text)
-        found = self.draft(text, "")
+        found = self.draft(text, UNKNOWN)
         if found.missing:
             raise ValueError(f"it has no {self.lacking}, as the prompt asks for")
         return found.fields
@@ -257,7 +259,7 @@ def _form(written: type[Section], field: str, wire: type[Model]) -> ResponseSche
 
 
 def _text_form(
-    form: ResponseSchema, of_markdown: Callable[[str, str], Draft], lacking: str
+    form: ResponseSchema, of_markdown: Callable[[str, Asked], Draft], lacking: str
 ) -> ResponseSchema:
     """Return the form of an answer that is Markdown, or a document of the older form.
 
@@ -267,7 +269,7 @@ def _text_form(
         lacking: what an incomplete draft lacks.
     """
 
-    def draft(text: str, given: str) -> Draft:
+    def draft(text: str, asked: Asked) -> Draft:
         answer = cleaned(without_thoughts(text))
         if "{" in answer:
             try:
@@ -275,7 +277,7 @@ def _text_form(
             except ValueError:
                 if answer.startswith(("{", "```json")):
                     raise
-        return of_markdown(answer, given)
+        return of_markdown(answer, asked)
 
     return ResponseSchema(form.schema, form.document, draft, lacking)
 

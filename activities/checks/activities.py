@@ -6,7 +6,6 @@ Nothing passes unchecked, and code runs in a sandbox or not at all (docs/design/
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +58,8 @@ class Checks(CheckStub):
         """Check a proposal; the same proposal gets the same report on the same machine."""
         async with heartbeats():
             return CheckReport(
-                checks=await self._made(request.proposal, request.task), weights=dict(self._weights)
+                checks=await self._made(request.proposal, request.task, request.about),
+                weights=dict(self._weights),
             )
 
     @activity.defn
@@ -67,26 +67,27 @@ class Checks(CheckStub):
         """Check the proposals of a council at once; each gets the report that it gets alone."""
         async with heartbeats():
             return CouncilCheckReport(
-                checks=await self._made_at_once(request.proposals, request.task),
+                checks=await self._made_at_once(request),
                 weights=dict(self._weights),
             )
 
-    async def _made(self, proposal: Proposal, task: str) -> list[Check]:
+    async def _made(self, proposal: Proposal, task: str, about: str) -> list[Check]:
         if why := _too_large(proposal):
             return [check.not_checked(why) for check in self._checks]
-        parsed = await _parsed(proposal, task)
+        parsed = await _parsed(proposal, task, about)
         return [await check.run(parsed) for check in self._checks]
 
-    async def _made_at_once(
-        self, proposals: Mapping[str, Proposal], task: str
-    ) -> dict[str, list[Check]]:
+    async def _made_at_once(self, request: CouncilCheckInput) -> dict[str, list[Check]]:
+        proposals = request.proposals
         made = {
             agent_id: [check.not_checked(why) for check in self._checks]
             for agent_id, proposal in proposals.items()
             if (why := _too_large(proposal))
         }
         read = [agent_id for agent_id in proposals if agent_id not in made]
-        parsed = await asyncio.gather(*(_parsed(proposals[agent_id], task) for agent_id in read))
+        parsed = await asyncio.gather(
+            *(_parsed(proposals[agent_id], request.task, request.about) for agent_id in read)
+        )
         by_check = await asyncio.gather(*(check.run_all(parsed) for check in self._checks))
         made |= {
             agent_id: [results[number] for results in by_check]
@@ -102,8 +103,8 @@ def _too_large(proposal: Proposal) -> str:
     return f"the proposal has {size} characters; at most {MAX_CHARACTERS} are read"
 
 
-async def _parsed(proposal: Proposal, task: str) -> ParsedProposal:
-    return await asyncio.to_thread(ParsedProposal.parse, texts_of(proposal), task)
+async def _parsed(proposal: Proposal, task: str, about: str) -> ParsedProposal:
+    return await asyncio.to_thread(ParsedProposal.parse, texts_of(proposal), task, about)
 
 
 def _load_weights(file: Path, checks: list[str]) -> dict[str, float]:

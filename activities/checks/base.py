@@ -40,15 +40,24 @@ class ParsedProposal:
 
     Attributes:
         task: what the proposal is for; empty: not known.
+        about: what it has to be about; empty: not known.
     """
 
     texts: Sequence[Text]
     task: str = ""
+    about: str = ""
 
     @classmethod
-    def parse(cls, texts: Mapping[str, str], task: str = "") -> ParsedProposal:
-        """Find the code blocks of texts by their places; long texts take seconds."""
-        return cls([Text(place, text, code_blocks(text)) for place, text in texts.items()], task)
+    def parse(cls, texts: Mapping[str, str], task: str = "", about: str = "") -> ParsedProposal:
+        """Find the code blocks of texts by their places; long texts take seconds.
+
+        Args:
+            texts: of a proposal, by their places.
+            task: what the proposal is for.
+            about: what it has to be about; empty: `task`.
+        """
+        found = [Text(place, text, code_blocks(text)) for place, text in texts.items()]
+        return cls(found, task, about or task)
 
     @property
     def blocks(self) -> Sequence[Block]:

@@ -12,7 +12,10 @@ NO_TASK = "what the proposal is for is not known"
 
 
 class SubstanceCheck(ProposalCheck):
-    """The measures of `activities.substance`. A proposal that says nothing is barred."""
+    """The measures of `activities.substance`. A proposal that says nothing is barred.
+
+    The score of one that says something is its relevance.
+    """
 
     name = "substance"
 
@@ -25,9 +28,10 @@ class SubstanceCheck(ProposalCheck):
             return self._failed(problem, blocking=True)
         if not proposal.task:
             return self.not_checked(NO_TASK)
-        if not substance.is_about(text, proposal.task):
+        score = substance.relevance(text, proposal.about)
+        if not score:
             return self._failed("has none of the task's words: it is about something else")
-        return Check(name=self.name, outcome="passed", score=1.0)
+        return Check(name=self.name, outcome="passed", score=score)
 
     def _failed(self, problem: str, *, blocking: bool = False) -> Check:
         return Check(

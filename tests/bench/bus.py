@@ -62,7 +62,7 @@ async def inbox(folder: Path) -> list[Figure]:
     async with LlmServer() as engine, Site(folder, engine.url) as site:
         await site.stop("inbox")
         async with site.clients() as (nats, driver):
-            await drained(site, nats, DISPATCHED, 2_000, replicas=1)  # plans the statements
+            await drained(site, nats, DISPATCHED, EVENTS // 2, replicas=1)  # warms the servers
             alone = await bare(nats, driver)
             one, _ = await drained(site, nats, DISPATCHED, EVENTS, replicas=1)
             alone = (alone + await bare(nats, driver)) / 2
@@ -88,6 +88,8 @@ async def drained(
 ) -> tuple[float, float]:
     """Return the seconds from first delivery to last ack of `count` messages, and the peak MiB."""
     jetstream = nats.jetstream()
+    for stream, _ in CONSUMERS[subject]:
+        await jetstream.purge_stream(stream)  # of the bare script's messages, for one
     await fill(jetstream, subject, count)
     processes = [
         ServerProcess(

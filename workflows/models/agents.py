@@ -121,6 +121,8 @@ class Task(Model):
     role: str
     phase: str = ""
     description: str
+    subject: str = ""
+    """What it is about, if `description` also says how to work; empty: `description` itself."""
     rubric: str = ""
     requirements: list[str] = []
     feedback: list[str] = []
@@ -129,6 +131,11 @@ class Task(Model):
     """The caller of gRPC whose quota its tokens count for; empty: none."""
     attempt: int = 1
     """Counts the tries of a story's work, so that a further try is sampled with other seeds."""
+
+    @property
+    def about(self) -> str:
+        """What an answer has to be about: the subject and the requirements."""
+        return "\n".join([self.subject or self.description, *self.requirements])
 
 
 class Decision(Model):

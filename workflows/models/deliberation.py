@@ -20,11 +20,13 @@ class CheckInput(Model):
 
     Attributes:
         task: what the proposal is for; empty: not known.
+        about: what it has to be about; empty: `task`.
     """
 
     agent_id: str
     proposal: Proposal
     task: str = ""
+    about: str = ""
 
 
 class Check(Model):
@@ -58,10 +60,12 @@ class CouncilCheckInput(Model):
     Attributes:
         proposals: by the agent that wrote each.
         task: what they are for; empty: not known.
+        about: what they have to be about; empty: `task`.
     """
 
     proposals: dict[str, Proposal]
     task: str = ""
+    about: str = ""
 
 
 class CouncilCheckReport(Model):
@@ -117,6 +121,8 @@ class DeliberationInput(Request):
     """The input of DeliberationWorkflow.
 
     Attributes:
+        subject: what the task is about, if `description` also says how to work; empty:
+            `description` itself.
         timeout: in seconds.
         agents: None for all agents of the council.
     """
@@ -125,6 +131,7 @@ class DeliberationInput(Request):
     story_id: Id | None = None
     role: Role
     description: str = Field(min_length=1)
+    subject: str = ""
     rubric: str = ""
     requirements: list[str] = []
     rounds: int = Field(default=1, ge=0, le=MAX_ROUNDS)

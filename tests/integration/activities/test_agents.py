@@ -386,8 +386,7 @@ async def test_the_profile_of_a_model_decides_how_it_is_asked(
         min_p=0.05,
         thinking=False,
         max_tokens={"propose": 300},
-        examples=False,
-        persona=False,
+        brief=True,
     )
     llms = VllmAgents(client, store, llm.model, PROMPTS, Profiles([profile]))
 

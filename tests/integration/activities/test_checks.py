@@ -68,9 +68,10 @@ async def report_on(
     checks: Checks | None = None,
     decisions: list[Decision] | None = None,
     task: str = "",
+    about: str = "",
 ) -> CheckReport:
     proposal = Proposal(approach="as asked", content=content, decisions=decisions or [])
-    request = CheckInput(agent_id="dev-1", proposal=proposal, task=task)
+    request = CheckInput(agent_id="dev-1", proposal=proposal, task=task, about=about)
     return await environment.run((checks or Checks()).check_proposal, request)
 
 
@@ -131,6 +132,28 @@ async def test_the_substance_of_a_proposal_is_checked(
     assert check.outcome == outcome
     assert finding in " ".join(check.findings)
     assert check.score == {"passed": 1.0, "failed": 0.0}.get(outcome)
+
+
+@pytest.mark.parametrize(
+    ("about", "outcome", "score"),
+    [
+        ("", "passed", 1.0),
+        ("Publish the events of a story.", "passed", 1.0),
+        (
+            "Jobs paint sheds, fences, gates, doors, walls and roofs, and publish prices.",
+            "passed",
+            0.33,
+        ),
+        ("Paint the shed.", "failed", 0.0),
+    ],
+)
+async def test_a_proposal_is_as_good_as_it_is_about_its_subject(
+    environment: ActivityEnvironment, about: str, outcome: str, score: float
+) -> None:
+    report = await report_on(environment, ABOUT_IT, task=TASK, about=about)
+
+    check = named(report, "substance")
+    assert (check.outcome, check.score) == (outcome, score)
 
 
 @pytest.mark.parametrize("content", ["", TASK, ABOUT_IT + " It goes on and on." * 60])

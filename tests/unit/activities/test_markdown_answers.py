@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from activities.agents.markdown_answers import (
     MAX_DECISIONS,
+    Asked,
     Draft,
     complete_part,
     critique_draft,
@@ -127,10 +128,31 @@ def test_neither_chatter_nor_sentences_of_the_task_are_offered_as_decisions() ->
     task = "Design a health endpoint that reports whether the queue is reachable."
     text = f"Sure, here is the solution for you. {task} It answers with the status 503 if not."
 
-    missing = proposal_draft(text, task).missing
+    missing = proposal_draft(text, Asked(given=task)).missing
 
     assert missing is not None
     assert missing.material["sentences"] == "1. It answers with the status 503 if not."
+
+
+@pytest.mark.parametrize(
+    ("about", "offered"),
+    [
+        ("Limit the requests of each client.", ["1. Each client has a bucket of tokens."]),
+        (
+            "Paint the garden shed.",
+            ["1. My name is Alex, an engineer.", "2. Each client has a bucket of tokens."],
+        ),
+    ],
+)
+def test_sentences_about_something_else_are_decisions_only_if_there_are_no_others(
+    about: str, offered: list[str]
+) -> None:
+    text = "My name is Alex, an engineer. Each client has a bucket of tokens."
+
+    missing = proposal_draft(f"{text}\n\n{text}", Asked(about=about)).missing
+
+    assert missing is not None
+    assert missing.material["sentences"].splitlines() == offered
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
 from activities.agents.prompts import ACTS, InvalidPrompt, Prompt, Prompts, Values, cut, fair_cap
-from activities.agents.requests import SHORT_TASK, call_seed, proposal_text, shared_values, topic
+from activities.agents.requests import (
+    SHORT_TASK,
+    call_seed,
+    proposal_text,
+    propose,
+    shared_values,
+    topic,
+)
 from activities.agents.response_schemas import (
     CHARACTERS_PER_TOKEN,
     ResponseSchema,
@@ -67,7 +74,13 @@ def call(
     persona: str = "You think of failures first.", description: str = "Store every event."
 ) -> ProposeInput:
     return ProposeInput(
-        task=Task(task_id="t1", role="DEV", description=description, requirements=["idempotent"]),
+        task=Task(
+            task_id="t1",
+            role="DEV",
+            description=description,
+            requirements=["idempotent"],
+            rubric="speed",
+        ),
         agent=Agent(agent_id="dev-1", role="DEV", persona=persona),
         pack=ContextPack(system="Story US-1.", context="Decided: JetStream.", tools="ruff"),
         wave=1,
@@ -110,6 +123,22 @@ def test_every_act_begins_with_the_same_shared_context(description: str) -> None
     for text in ("idempotent", "Decided: JetStream.", "Use Valkey", "ruff"):
         assert text in head
     assert len(head) > 1_000 or len(description) < 1_000
+
+
+@pytest.mark.parametrize("description", ["Store every event.", "Store every event. " * 30])
+def test_a_brief_prompt_has_the_task_and_its_requirements_only(description: str) -> None:
+    request = call(description=description)
+    question = propose(request)
+
+    prompt = question.prompt(PROMPTS, 2_048, ModelProfile(models=["*"], brief=True))
+
+    system, asked = (message["content"] for message in prompt.messages)
+    assert asked == f"{topic(description)}\n- idempotent"
+    for text in ("Decided: JetStream.", "Use Valkey", "DEV"):
+        assert text in system
+    for text in (description, "idempotent", "ruff", "<data> and </data>", "measured"):
+        assert text not in system
+    assert "failures first" not in asked
 
 
 @given(

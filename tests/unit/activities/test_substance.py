@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.substance import copied, is_about, loops, repeats_itself
+from activities.substance import copied, loops, relevance, repeats_itself, shares_words
 
 PROSE = """\
 The outbox is a table in the same database as the story. A change of state appends a row in the
@@ -86,17 +86,32 @@ def test_the_share_of_copied_word_sequences(text: str, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "about"),
+    ("text", "score"),
     [
-        (PROSE, True),
-        ("Events of a story are stored.", True),
-        ("The history of the Roman empire begins with a wolf.", False),
-        ("Ordered lists are nice.", False),
+        (PROSE, 1.0),
+        ("Events are stored in order.", 1.0),
+        ("Events of a story are stored.", 1.0),
+        ("The history of the Roman empire begins with a wolf.", 0.0),
+        ("Ordered lists are nice.", 0.0),
     ],
 )
-def test_a_text_about_its_task_has_two_of_its_words(text: str, about: bool) -> None:
-    assert is_about(text, "Store every event in the order of its story's changes.") is about
+def test_a_text_about_its_task_has_two_of_its_words(text: str, score: float) -> None:
+    assert relevance(text, "Store every event in the order of its story's changes.") == score
+
+
+def test_a_text_with_more_of_the_tasks_words_is_more_about_it() -> None:
+    task = "Sign in by password: issue, refresh and revoke access tokens; expired tokens get 401."
+    texts = ["A password is issued.", "A password is issued, then revoked.", task]
+
+    assert [relevance(text, task) for text in texts] == [0.4, 0.6, 1.0]
 
 
 def test_a_task_of_few_words_says_nothing_about_a_text() -> None:
-    assert is_about("The history of the Roman empire.", "Undo.")
+    assert relevance("The history of the Roman empire.", "Undo.") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shares"), [("Undo is a stack.", True), ("My name is Alex.", False)]
+)
+def test_a_sentence_shares_words_with_its_task(sentence: str, shares: bool) -> None:
+    assert shares_words(sentence, "Undo the last change.") is shares
