@@ -140,7 +140,7 @@ async def test_the_substance_of_a_proposal_is_checked(
         ("", "passed", 1.0),
         ("Publish the events of a story.", "passed", 1.0),
         (
-            "Jobs paint sheds, fences, gates, doors, walls and roofs, and publish prices.",
+            "Order paint for sheds, fences, gates, doors, walls and roofs, and publish it.",
             "passed",
             0.33,
         ),
