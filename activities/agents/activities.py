@@ -26,7 +26,7 @@ from activities.agents.answer_cache import ANSWER_TTL, answer_key, kept_answer
 from activities.agents.kept_packs import KeptPacks
 from activities.agents.llm_errors import CallFailed
 from activities.agents.markdown_answers import Asked, complete_part
-from activities.agents.non_answers import given_to, non_answer
+from activities.agents.non_answers import given_to, non_answer, relevance
 from activities.agents.openai_client import (
     BYTES_PER_TOKEN,
     LOOP,
@@ -351,10 +351,15 @@ class VllmAgents:
     async def _ask(
         self, question: AgentRequest[Any], prompt: Prompt, progress: CallProgress
     ) -> Mapping[str, Any]:
-        """Ask until an answer is complete, valid and says something, at most MAX_ATTEMPTS times."""
+        """Ask until an answer is complete, valid and says something, at most MAX_ATTEMPTS times.
+
+        If none does, the check bars what says nothing, so the answer that is most about its task
+        is returned. A revision that says nothing does not replace the proposal.
+        """
         wanted = question.form(prompt.max_tokens)
         schema = None if wanted.draft else wanted.schema
         latest, was_cut = prompt, False
+        best: tuple[float, Mapping[str, Any]] | None = None
         for ask in range(1, MAX_ATTEMPTS + 1):
             progress.seed = question.seed(ask)
             reply = await self._reply(question, latest, schema, wanted.is_whole, progress)
@@ -370,8 +375,11 @@ class VllmAgents:
                 problem = non_answer(
                     question, prompt, instructions, fields, is_document=is_document
                 )
-                if not problem or is_last:  # a proposal that still says nothing is barred
-                    return {**fields, "problem": problem} if question.act == "revise" else fields
+                if not problem:
+                    return fields
+                found = relevance(fields, question.call.task)
+                if best is None or found >= best[0]:
+                    best = found, fields
                 raise ValueError(problem)
             except ValueError as error:
                 problem = problem or str(error)
@@ -384,8 +392,10 @@ class VllmAgents:
                     if schema
                     else self._prompts.ask_for_another(prompt, problem, ask + 1)
                 )
-        if isinstance(question.call, ReviseInput):  # the author's proposal stands
+        if isinstance(question.call, ReviseInput):
             return {"proposal": question.call.proposal, "problem": problem}
+        if best:
+            return best[1]
         raise question.unanswered(progress.model, problem)
 
     async def _fields(

@@ -11,6 +11,7 @@ from activities import substance
 from activities.agents.markdown_answers import talks_about_answer
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest
+from workflows.models.agents import ReviseInput, Task
 
 SOLUTIONS = ("propose", "revise")
 """Acts whose answer is about the task."""
@@ -52,12 +53,21 @@ def non_answer(
     given = [given_to(request, prompt), *_criticised(request)]
     if substance.copied(text, [*given, instructions]) > substance.MAX_COPIED_OF_ALL:
         return "it repeats what you were given; write your own answer"
-    is_solution = request.act in SOLUTIONS and not is_document
-    if is_solution and not substance.relevance(text, request.call.task.about):
+    if request.act not in SOLUTIONS or is_document:
+        return ""
+    found = relevance(fields, call.task)
+    if not found:
         return "it is about something else; write about the task"
-    if is_solution and talks_about_answer(text):
+    if talks_about_answer(text):
         return "it talks about a solution; write the solution itself"
+    if isinstance(call, ReviseInput) and found < relevance({"proposal": call.proposal}, call.task):
+        return "it is less about the task than your proposal; write about the task"
     return ""
+
+
+def relevance(fields: Mapping[str, Any], task: Task) -> float:
+    """Return how much an answer is about its task, 0 to 1."""
+    return substance.relevance("\n".join(texts_in(list(fields.values()))), task.about)
 
 
 def given_to(request: AgentRequest[Any], prompt: Prompt) -> str:

@@ -45,8 +45,8 @@ class Fault(BaseModel):
     empty: an answer without text. half: one that ends in the middle, as if finished. long: an
     answer cut off at max_tokens. wrong: JSON that does not match the schema. loops: a text that
     repeats itself without end. bare: a text without decisions, severities or verdict. copy: the
-    prompt's own words. status: an HTTP error
-    with `retry_after`. html: an HTML page with status 200. hang: no byte of an answer. stall:
+    prompt's own words. text: `text`. status: an HTTP error with
+    `retry_after`. html: an HTML page with status 200. hang: no byte of an answer. stall:
     silence in mid-stream. drop: the connection breaks in mid-stream. ends: the stream ends
     gracefully, but too early. error: an error event in mid-stream. slow: `ms` before each token.
     """
@@ -54,13 +54,13 @@ class Fault(BaseModel):
     # fmt: off
     kind: Literal[
         "empty", "half", "long", "wrong", "status", "html", "hang", "stall", "drop", "ends",
-        "error", "slow", "loops", "drones", "bare", "copy",
+        "error", "slow", "loops", "drones", "bare", "copy", "text",
     ]
     # fmt: on
     times: int = 1
     status: int = 500
     text: str = ""
-    """The body for `status`, as plain text; if empty, an OpenAI error as JSON."""
+    """The answer of `text`. The body for `status`, as plain text; if empty, an OpenAI error."""
     retry_after: str = ""
     ms: float = 20
 
@@ -230,6 +230,8 @@ class LlmServer:
         await self.answering.wait()
         document = self.documents.get(call.act)
         text = json.dumps(document(call)) if document else _written(call, schema, kind)
+        if fault and kind == "text":
+            text = fault.text
         tokens = [] if kind == "empty" else list(_tokens(text))
         finish = "stop" if len(tokens) <= call.max_tokens else "length"
         tokens = tokens[: call.max_tokens]
@@ -395,13 +397,19 @@ def markdown_of(act: str, asked: str, choose: random.Random, *, bare: bool = Fal
         ]
         parts = ["\n".join(f"- {point}" for point in points), f"Suggestion: {_sentence(choose)}"]
         return "\n\n".join(parts if bare else [*parts, f"Verdict: {verdict}"])
-    task = " ".join(asked.rpartition("\n\n")[2].split()[:30])
-    parts = [f"{_sentence(choose)} This is for: {task}.", _sentence(choose), CODE]
+    words = asked.rpartition("\n\n")[2].split()[:30] + _required(asked).split()[:30]
+    parts = [f"{_sentence(choose)} This is for: {' '.join(words)}.", _sentence(choose), CODE]
     decisions = [
         f"- **{_sentence(choose)[:40].rstrip(' .')}**: {_sentence(choose)} (affects {word})"
         for word in choose.sample(_WORDS, choose.randint(1, 3))
     ]
     return "\n\n".join(parts if bare else [*parts, "## Decisions", "\n".join(decisions)])
+
+
+def _required(asked: str) -> str:
+    """Return the requirements of a prompt, which have no paragraphs."""
+    _, found, after = asked.partition("# Requirements\n<data>\n")
+    return after.partition("</data>")[0] if found else ""
 
 
 def _sentence(choose: random.Random) -> str:

@@ -291,6 +291,39 @@ async def test_a_revision_that_says_nothing_three_times_says_why(
     assert answer.usage.asks == 3
 
 
+SHED = Task(task_id="t1", role="DEV", description="Paint the garden shed with green colour.")
+OFF_TOPIC = """\
+An outbox keeps events in their order, and a job publishes each one after it is stored.
+
+## Decisions
+- **Outbox**: it survives a crash
+"""
+
+
+async def test_of_answers_that_say_nothing_the_one_that_is_most_about_its_task_is_used(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    llm.fail("text", text="The garden shed is green.\n\n## Decisions\n- **Paint**: it lasts")
+    llm.fail("text", times=2, text=OFF_TOPIC)
+
+    answer = await environment.run(agents.propose, ProposeInput(**call_fields() | {"task": SHED}))
+
+    assert "garden shed" in answer.proposal.content
+
+
+async def test_a_revision_that_is_less_about_its_task_does_not_replace_the_proposal(
+    agents: Agents, llm: LlmServer, environment: ActivityEnvironment
+) -> None:
+    proposal = Proposal(approach="paint", content="Paint the garden shed in green, a nice colour.")
+    llm.fail("text", times=3, text=f"Paint the shed.\n\n{OFF_TOPIC}")
+    request = ReviseInput(**call_fields() | {"task": SHED}, proposal=proposal, critiques=[])
+
+    answer = await environment.run(agents.revise, request)
+
+    assert answer.proposal == proposal
+    assert answer.problem == "it is less about the task than your proposal; write about the task"
+
+
 async def test_of_a_revision_that_cannot_be_read_the_proposal_is_returned(
     agents: Agents, llm: LlmServer, environment: ActivityEnvironment
 ) -> None:
