@@ -94,7 +94,7 @@ class Prompt:
     """The request of one call. `max_tokens`: of the answer; `window`: of the model, in tokens.
 
     `thinking_tokens`: what the model may write before its answer. `sampling`: further fields of the
-    request.
+    request. `brief`: see ModelProfile.
     """
 
     messages: list[Message]
@@ -103,6 +103,7 @@ class Prompt:
     window: int
     thinking_tokens: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    brief: bool = False
 
     @property
     def hash(self) -> str:
@@ -229,6 +230,7 @@ class Prompts:
             window=sizes.window,
             thinking_tokens=sizes.thoughts,
             sampling=profile.sampling,
+            brief=profile.brief,
         )
 
     def _with_profile(self, act: str, material: Values, profile: ModelProfile) -> Values:
@@ -263,15 +265,19 @@ class Prompts:
         )
 
     def ask_for_another(self, prompt: Prompt, problem: str, ask: int) -> Prompt:
-        """Return the prompt preceded by the problem of an unusable text.
+        """Return the prompt preceded by the problem of an unusable text, unless it is brief.
 
-        The text itself is left out: a model that loops or strays would continue it.
+        The text itself is left out: a model that loops or strays would continue it. A small model
+        writes about the problem, so it is only asked for another sample.
 
         Args:
             prompt: of the first ask.
             problem: of the latest answer.
             ask: number of the ask that the prompt is for, from 2.
         """
+        temperature = warmer(prompt.temperature, ask)
+        if prompt.brief:
+            return replace(prompt, temperature=temperature)
         system, asked = prompt.messages
         size = int(prompt.window // _RESERVE * BYTES_PER_TOKEN)
         (problem,) = self._fit(("another",), {"problem": problem}, size - len(_GAP))
@@ -279,7 +285,7 @@ class Prompts:
         return replace(
             prompt,
             messages=[system, {"role": "user", "content": content}],
-            temperature=warmer(prompt.temperature, ask),
+            temperature=temperature,
         )
 
     def ask_again(self, prompt: Prompt, answer: str, problem: str, ask: int) -> Prompt:

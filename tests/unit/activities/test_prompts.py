@@ -20,6 +20,7 @@ from activities.agents.requests import (
     call_seed,
     proposal_text,
     propose,
+    revise,
     shared_values,
     topic,
 )
@@ -39,6 +40,7 @@ from workflows.models.agents import (
     Critique,
     Proposal,
     ProposeInput,
+    ReviseInput,
     Task,
     Verdict,
 )
@@ -139,6 +141,22 @@ def test_a_brief_prompt_has_the_task_and_its_requirements_only(description: str)
     for text in (description, "idempotent", "ruff", "<data> and </data>", "measured"):
         assert text not in system
     assert "failures first" not in asked
+    another = PROMPTS.ask_for_another(prompt, "it is too short", 2)
+    assert (another.messages, another.temperature > prompt.temperature) == (prompt.messages, True)
+
+
+def test_a_brief_prompt_for_a_revision_ends_with_the_task() -> None:
+    request = ReviseInput(
+        **dict(call()), proposal=Proposal(approach="an outbox", content="Append."), critiques=[]
+    )
+    profile = ModelProfile(models=["*"], brief=True)
+
+    briefly, fully = (
+        revise(request).prompt(PROMPTS, 2_048, each) for each in (profile, DEFAULT_PROFILE)
+    )
+
+    assert flat(briefly).endswith("</data>\n\nStore every event.\n- idempotent")
+    assert flat(fully).endswith('What is your improved solution for the task "Store every event."?')
 
 
 @given(
