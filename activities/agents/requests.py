@@ -286,7 +286,7 @@ def shared_values(call: AgentCall, *, brief: bool = False) -> dict[str, str]:
     is_short = topic(task.description) == task.description
     return {
         "role": task.role,
-        "system": pack.system,
+        "system": "" if brief else pack.system,
         "context": pack.context,
         "tools": "" if brief else pack.tools,
         "description": "" if brief or is_short else task.description,

@@ -138,7 +138,14 @@ def test_a_brief_prompt_has_the_task_and_its_requirements_only(description: str)
     assert asked == f"{topic(description)}\n- idempotent"
     for text in ("Decided: JetStream.", "Use Valkey", "DEV"):
         assert text in system
-    for text in (description, "idempotent", "ruff", "<data> and </data>", "measured"):
+    for text in (
+        description,
+        "idempotent",
+        "ruff",
+        "Story US-1.",
+        "<data> and </data>",
+        "measured",
+    ):
         assert text not in system
     assert "failures first" not in asked
     another = PROMPTS.ask_for_another(prompt, "it is too short", 2)
