@@ -168,10 +168,11 @@ def deliberation_details(task: DeliberationInput, progress: Progress) -> str:
 
 def implementation_details(task: Task, progress: ImplementationProgress) -> str:
     """Render the step, the last action and its exit code, the changed files, and the tokens."""
+    step = f" · step {progress.step} of {progress.steps}" if progress.steps else ""
     lines = [
         f"**{code(task.role)}** implements · {progress.status}"
         + (f" by {progress.ended_by}" if progress.ended_by else "")
-        + f" · step {progress.step} of {progress.steps} · {progress.tokens} tokens",
+        + f"{step} · {progress.tokens} tokens",
         fenced(task.description, 400),
     ]
     if progress.last:

@@ -406,7 +406,8 @@ def _step(work: AgentWork) -> str:
     progress = work.progress
     exit_code = f" exit {ended(progress)}" if ended(progress) else ""
     last = f": {cut(progress.last)}{exit_code}" if progress.last else ""
-    return f"{work.agent} step {progress.step}/{progress.steps} {progress.status}{last}"
+    step = f" step {progress.step}/{progress.steps}" if progress.steps else ""
+    return f"{work.agent}{step} {progress.status}{last}"
 
 
 def _seats(council: Council) -> int:

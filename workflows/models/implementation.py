@@ -246,6 +246,7 @@ class ImplementationProgress(Model):
     """The answer to the query `progress`.
 
     Attributes:
+        steps: how many it may take; 0 until the repository is known.
         last: the last action in a line.
         refused: the last signals that could not be read, with the reason.
     """

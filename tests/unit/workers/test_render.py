@@ -231,7 +231,7 @@ def test_a_snapshot_on_one_line_shows_the_step_under_way() -> None:
         return shown.split("  |  ")[2]
 
     assert line(tests) == ("US-1-plan-1-t1-agent-dev-1 step 3/40 asking: run: pytest -q exit 1")
-    assert line(first) == "US-1-plan-1-t1-agent-dev-1 step 0/0 starting"
+    assert line(first) == "US-1-plan-1-t1-agent-dev-1 starting"
     assert line(stopped).endswith("run: pytest -q exit stopped")
 
 

@@ -358,5 +358,9 @@ def test_the_current_details_show_step_command_files_and_tokens() -> None:
     text = implementation_details(Task(task_id="t", role="DEV", description="Add"), progress)
 
     assert "acting · step 3 of 40 · 60 tokens" in text
+    first = ImplementationProgress(status="starting", step=1)
+    assert "starting · 0 tokens" in implementation_details(
+        Task(task_id="t", role="DEV", description="Add"), first
+    )
     assert "`pytest -q 'x'` · exit 1" in text
     assert "- `README.md` modified +2 -1" in text
