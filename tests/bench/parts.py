@@ -326,14 +326,11 @@ async def growth(folder: Path) -> list[Figure]:
     compressed and encrypted.
     """
     async with LlmServer() as engine, patient_site(folder, engine.url) as site:
+        await amended_often(await site.begin("US-0", approvals="human"), 300)  # warms the servers
         handle = await site.begin("US-1", approvals="human")
         figures, medians = [], []
         for length in LENGTHS:
-            while await events_of(handle) < length:
-                for _ in range(20):
-                    await handle.signal("amend", {"brief": uuid.uuid4().hex})
-                await asyncio.sleep(0.5)
-            await asyncio.sleep(2)  # until the work of the last amendments is done
+            await amended_often(handle, length)
             took = [await amend(handle) for _ in range(TAKEN)]
             how = f"median of {TAKEN} updates"
             each = statistics.median(took) * 1000
@@ -357,7 +354,18 @@ async def patient_site(folder: Path, url: str) -> AsyncIterator[Site]:
         yield site
 
 
+async def amended_often(handle: WorkflowHandle[Any, Any], length: int) -> None:
+    """Amend a story until its history has so many events."""
+    while await events_of(handle) < length:
+        for _ in range(20):
+            await handle.signal("amend", {"brief": uuid.uuid4().hex})
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(2)  # until the work of the last amendments is done
+
+
 async def amend(handle: WorkflowHandle[Any, Any]) -> float:
+    """Amend a story on an idle stack, and return the seconds."""
+    await asyncio.sleep(0.5)
     began = time.perf_counter()
     await handle.execute_update("amend", {"brief": uuid.uuid4().hex}, result_type=dict)
     return time.perf_counter() - began
