@@ -89,6 +89,7 @@ async def test_tests_bear_the_numbers_of_criteria_and_the_gate_shows_which_are_p
     assert "AC-1: 2 and 3 are 5\nAC-2: 0 and 0 are 0" in asked.description
     assert "test_ac1_" in asked.description
     assert "weakened" in asked.rubric
+    assert asked.subject == view.title
     assert view.branch is not None
     assert view.acceptance is not None
     assert (view.acceptance.base, view.acceptance.commit) == (repo.base, view.branch.head)
