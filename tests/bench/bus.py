@@ -103,9 +103,8 @@ async def drained(
     paused = [await pause(jetstream, *consumer) for consumer in CONSUMERS[subject]]
     await asyncio.gather(*(process.start() for process in processes))
     await asyncio.gather(*(resume() for resume in paused))
-    while not await delivering(
-        jetstream, subject
-    ):  # the next request for messages comes within 5 s
+    # The replicas get messages with their next request, within 5 s.
+    while not await delivering(jetstream, subject):
         await asyncio.sleep(0.02)
     began, peak = time.perf_counter(), 0.0
     while await left(jetstream, subject):

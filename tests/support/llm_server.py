@@ -229,9 +229,10 @@ class LlmServer:
         await asyncio.sleep(self.delay_ms / 1000)
         await self.answering.wait()
         document = self.documents.get(call.act)
-        text = json.dumps(document(call)) if document else _written(call, schema, kind)
         if fault and kind == "text":
             text = fault.text
+        else:
+            text = json.dumps(document(call)) if document else _written(call, schema, kind)
         tokens = [] if kind == "empty" else list(_tokens(text))
         finish = "stop" if len(tokens) <= call.max_tokens else "length"
         tokens = tokens[: call.max_tokens]
