@@ -172,7 +172,9 @@ async def lint_together(
     try:
         argv, visible = _parsers([block for blocks in known for block in blocks])
         command = [*argv, _RUFF, *_RUFF_ARGUMENTS]
-        sources = marshal.dumps([_texts(blocks) for blocks in known])
+        sources = marshal.dumps(
+            [[(*each, json.dumps(each[1])) for each in _texts(blocks)] for blocks in known]
+        )
         run = await sandbox.run(command, sources, [*visible, _RUFF], limits)
     except CannotRun:
         return None
@@ -285,7 +287,7 @@ def _problems(blocks: Sequence[Block], answers: Sequence[Any]) -> dict[Block, li
 async def _ruff(
     blocks: Sequence[Block], sandbox: Sandbox, limits: Limits
 ) -> dict[Block, list[Problem]]:
-    notebook = json.dumps(parsers.notebook([block.text for block in blocks])).encode()
+    notebook = parsers.notebook([json.dumps(block.text) for block in blocks]).encode()
     command = [_RUFF, *_RUFF_ARGUMENTS, "--stdin-filename", "proposal.ipynb", "-"]
     run = await sandbox.run(command, notebook, [_RUFF], limits)
     if run.ended == "output":  # more findings than are read: the text does not pass

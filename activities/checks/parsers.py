@@ -5,12 +5,14 @@ each, as soon as it is parsed: a list of [line from 1, message], empty if the so
 first argument is the path of bash, which parses without running anything; the second is a folder of
 installed packages, or nothing if no language needs one.
 
-With the command of ruff as further arguments, the input is a list of such lists: the blocks of
-several proposals. After the lines of all blocks, ruff writes its findings in the Python that
-parses: a notebook for each proposal, in the working directory. A text that is too much for a parser
-ends the program, because the proposals after it would not get what they get alone.
+With the command of ruff as further arguments, the input is a list of lists of (language, source,
+source in JSON): the blocks of several proposals. After the lines of all blocks, ruff writes its
+findings in the Python that parses: a notebook for each proposal, in the working directory. A text
+that is too much for a parser ends the program, because the proposals after it would not get what
+they get alone.
 
-Each parser imports its packages when they are needed, because most of the run time is start-up.
+Each parser imports its packages when they are needed, because most of the run time is start-up;
+for the same reason, the worker makes the JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     Problem = tuple[int, str]
 
@@ -160,38 +162,30 @@ def answer(found: list[Problem]) -> str:
     return json.dumps(found)
 
 
-def notebook(cells: Sequence[str]) -> dict[str, Any]:
-    """Return code cells as a Jupyter notebook."""
-    cell: dict[str, Any] = {
-        "cell_type": "code",
-        "metadata": {},
-        "outputs": [],
-        "execution_count": None,
-    }
-    return {
-        "cells": [cell | {"source": source} for source in cells],
-        "metadata": {},
-        "nbformat": 4,
-        "nbformat_minor": 4,
-    }
+def notebook(sources: Sequence[str]) -> str:
+    """Return code cells as a Jupyter notebook. `sources`: each in JSON."""
+    cells = ", ".join(
+        f'{{"cell_type": "code", "metadata": {{}}, "outputs": [], "execution_count": null, '
+        f'"source": {source}}}'
+        for source in sources
+    )
+    return f'{{"cells": [{cells}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 4}}'
 
 
-def check_together(proposals: list[list[tuple[str, str]]], ruff: list[str]) -> None:
+def check_together(proposals: list[list[tuple[str, str, str]]], ruff: list[str]) -> None:
     """Parse the blocks of all proposals, then become ruff, if any of them has Python."""
-    import json
-
     files = []
     for number, blocks in enumerate(proposals):
-        cells = []
-        for language, source in blocks:
+        sources = []
+        for language, source, in_json in blocks:
             found = problems(language, source, alone=False)
             print(answer(found), flush=True)
             if language == "python" and not found:
-                cells.append(source)
-        if cells:
+                sources.append(in_json)
+        if sources:
             files.append(f"{number}.ipynb")
             with open(files[-1], "w", encoding="utf-8") as file:  # noqa: PTH123  slow to import
-                json.dump(notebook(cells), file)
+                file.write(notebook(sources))
     if files:
         os.execv(ruff[0], [*ruff, *files])  # noqa: S606  no shell
 

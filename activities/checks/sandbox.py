@@ -16,6 +16,7 @@ does not apply to root, nor to users that a namespace maps to root.
 from __future__ import annotations
 
 import asyncio
+import marshal
 import os
 import random
 import resource
@@ -26,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +54,8 @@ WATCHED_EVERY_S = 0.1
 """How often the use of the whole sandbox is measured."""
 
 _ENTRY = Path(entry.__file__).read_text(encoding="utf-8")
+_ALONE = ("-s", "-S", "-P", "-u")
+"""Options of Python: the standard library only, and output that is written at once."""
 
 
 class CannotRun(Exception):
@@ -133,8 +137,17 @@ def exceeded(run: Run, limits: Limits) -> str:
 
 
 def python_program(source: Path) -> list[str]:
-    """Return the command that runs a Python file in the sandbox, with the standard library only."""
-    return [_PYTHON, "-s", "-S", "-P", "-u", "-c", source.read_text(encoding="utf-8")]
+    """Return the command that runs a Python file in the sandbox, with the standard library only.
+
+    It is a command for `Sandbox.run` alone: entry.py runs the code itself.
+    """
+    return [entry.HERE, _compiled(source)]
+
+
+@cache
+def _compiled(source: Path) -> str:
+    code = compile(source.read_text(encoding="utf-8"), "<string>", "exec", dont_inherit=True)
+    return marshal.dumps(code).hex()
 
 
 class Sandbox:
@@ -167,7 +180,7 @@ class Sandbox:
         """Run a program in the sandbox.
 
         Args:
-            argv: the program's absolute path and its arguments.
+            argv: the program's absolute path and its arguments, or a `python_program` and its own.
             stdin: its input.
             visible: additional files and folders that it can read.
             limits: other limits than the sandbox's.
@@ -237,6 +250,7 @@ class Sandbox:
             *(() if network else ("--unshare-net",)),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
+            *("--unsetenv", "PATH", "--setenv", "PYTHONHASHSEED", "0"),
             *view,
             "--",
         ]
@@ -300,7 +314,7 @@ async def _run_by_python(
     try:
         uid = "" if program.uid is None else str(program.uid)
         arguments = [str(entered), uid, words, *program.argv]
-        command = [*prefix, _PYTHON, "-I", "-S", "-c", _ENTRY, *arguments]
+        command = [*prefix, _PYTHON, *_ALONE, "-c", _ENTRY, *arguments]
         async with _contained(command, (filter_fd, entered), limits, groups) as (process, group):
             run = _within(group, await _watched(process, program, limits, growth))
         os.set_blocking(ready, False)
