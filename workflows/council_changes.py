@@ -96,7 +96,7 @@ class CouncilChanges:
         waits_for_budget = council.input.ask_for_budget
         await council.all_at_once(act, ask, timed=not waits_for_budget)
         if waits_for_budget:
-            council.spent += timedelta(seconds=max(self.seconds_of_wave))
+            council.time.spent += timedelta(seconds=max(self.seconds_of_wave))
 
     async def propose(self, seat: Participant) -> None:
         """Let an agent work from the base."""
@@ -164,7 +164,7 @@ class CouncilChanges:
 
     def seconds(self) -> float:
         """Return the time that a wave of implementations gets; it ends with the diffs so far."""
-        return max(self.council.time_left().total_seconds() * SHARE_OF_TIME, LEAST_SECONDS)
+        return max(self.council.time.left.total_seconds() * SHARE_OF_TIME, LEAST_SECONDS)
 
     async def child_result(
         self, request: ImplementationInput, workflow_id: str

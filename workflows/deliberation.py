@@ -33,6 +33,7 @@ from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox
 from workflows.search_attributes import STORY_ROLE
 from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
+from workflows.time_limit import TimeLimit
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
@@ -94,6 +95,9 @@ REQUEST_WAVE = "request_wave"
 BARRED = "every proposal is barred"
 """The start of the cause of a deliberation without a winner."""
 
+FEWER_EVENTS = "council-with-one-timer"
+"""The patch of deliberations with one timer, and those of no story with one announcement."""
+
 STARTS_ANNOUNCED = "starts-announced-by-the-parent"
 """The patch of stories and plans that announce the start of their deliberations."""
 
@@ -151,13 +155,14 @@ class DeliberationWorkflow:
         self.decisions: list[DecisionAdded] = list(input.decisions)
         self.milestones: list[MilestoneReached] = []
         self.granted: set[str] = set()
+        self.fewer_events = False
         self.pack = ContextPack()
         self.wave = 0
         self.wave_name = "gathering"
         self.round = 0
         self.answered: list[str] = []
         self.status = "generating"
-        self.spent = timedelta()
+        self.time = TimeLimit(timedelta(seconds=input.timeout))
         self.outcome: DeliberationResult | None = None
         self.checks = CouncilChecks(self)
         self.changes = CouncilChanges(self, input.work) if input.work else None
@@ -173,6 +178,8 @@ class DeliberationWorkflow:
             deliberation_workflow_id(input.task_id), called_deliberation_workflow_id(input.task_id)
         )
         workflow.upsert_search_attributes([STORY_ROLE.value_set(input.role)])
+        self.fewer_events = self.time.one_timer = workflow.patched(FEWER_EVENTS)
+        self.outbox.at_once = self.fewer_events
         self.outbox.start()
         self.announce_start()
         self.show()
@@ -292,7 +299,7 @@ class DeliberationWorkflow:
         """Load the council and the context pack from the graph."""
         task = self.input
         query = CouncilQuery(role=task.role, size=task.agents)
-        found = await gather(query, self.pack_query())
+        found = await gather(query, self.pack_query(), at_once=self.fewer_events)
         council, self.pack = found.council, found.pack
         if self.changes:
             await self.changes.load_level()
@@ -391,9 +398,13 @@ class DeliberationWorkflow:
         self.outbox.append(RoundCompleted(task_id=task.task_id, role=task.role, round=self.round))
 
     def hold_events(self) -> None:
-        """Hand the last round's event on with the result, unless that takes long."""
-        if self.outbox.publish_via and not self.changes:
-            self.outbox.held = workflow.patched(FEWER_STEPS)
+        """Announce the last round with the result, unless that takes long."""
+        if self.changes:
+            return
+        if self.fewer_events:
+            self.outbox.paused = True
+        elif self.outbox.publish_via:
+            self.outbox.paused = workflow.patched(FEWER_STEPS)
 
     async def check(self) -> None:
         """Run policy, lint and dry run on every proposal at once; of changes, policy and tests."""
@@ -452,7 +463,10 @@ class DeliberationWorkflow:
             change=winner.change,
             measurement=winner.measurement,
         )
-        await self.record(outcome)
+        if self.fewer_events and not self.outbox.publish_via:
+            self.outbox.state.deliberation = self.record_of(outcome)
+        else:
+            await self.record(outcome)
         self.announce_result(outcome)
         self.outcome = outcome
         self.status = "complete"
@@ -468,7 +482,8 @@ class DeliberationWorkflow:
         if council.judge is None or not self.input.judged:
             return rule
         judge = council.judge
-        self.outbox.held = self.outbox.held and self.input.announced
+        if not self.fewer_events and not self.input.announced:
+            self.outbox.paused = False
         await self.begin_wave("judge")
         try:
             answer = await self.within_time(
@@ -503,22 +518,25 @@ class DeliberationWorkflow:
         """Record the outcome before it is published: the next agent starts from these decisions."""
         await workflow.execute_activity_method(
             GraphStub.record_deliberation,
-            DeliberationRecord(
-                story_id=outcome.story_id,
-                plan_id=self.input.plan_id,
-                task_id=outcome.task_id,
-                deliberation_id=outcome.deliberation_id,
-                run_id=workflow.info().run_id,
-                role=outcome.role,
-                phase=self.input.phase,
-                ranked=outcome.ranked,
-                winner_id=outcome.winner_id,
-                judged=outcome.judged,
-                failed_agents=outcome.failed_agents,
-                decisions=outcome.decisions,
-                timestamp=timestamp(),
-            ),
+            self.record_of(outcome),
             **(STORE | {"summary": "record proposals, critiques, checks, decisions"}),
+        )
+
+    def record_of(self, outcome: DeliberationResult) -> DeliberationRecord:
+        return DeliberationRecord(
+            story_id=outcome.story_id,
+            plan_id=self.input.plan_id,
+            task_id=outcome.task_id,
+            deliberation_id=outcome.deliberation_id,
+            run_id=workflow.info().run_id,
+            role=outcome.role,
+            phase=self.input.phase,
+            ranked=outcome.ranked,
+            winner_id=outcome.winner_id,
+            judged=outcome.judged,
+            failed_agents=outcome.failed_agents,
+            decisions=outcome.decisions,
+            timestamp=timestamp(),
         )
 
     def announce_result(self, outcome: DeliberationResult) -> None:
@@ -541,13 +559,13 @@ class DeliberationWorkflow:
                     decided_by=outcome.winner_id,
                 )
             )
-        self.outbox.held = False
+        self.outbox.paused = False
 
     async def announce_failure(self, cause: str, error_type: str) -> None:
         self.status = "failed"
         self.name_wave(cause[:200])
         self.outbox.append(self.failed_by(cause, error_type))
-        self.outbox.held = False
+        self.outbox.paused = False
         await self.outbox.closed()
 
     def failed_by(self, cause: str, error_type: str) -> DeliberationFailed:
@@ -631,30 +649,21 @@ class DeliberationWorkflow:
 
     async def within_time(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Limit the total time of all waves to `timeout`; waiting for a person does not count."""
-        began = workflow.now()
-        left = self.time_left()
         task = asyncio.create_task(work)
+        named = "the deliberation" if self.time.one_timer else self.wave_name
         try:
-            await workflow.wait_condition(
-                task.done,
-                timeout=max(left, timedelta(milliseconds=1)),
-                timeout_summary=f"{self.wave_name} is given up then",
-            )
-        except (TimeoutError, asyncio.CancelledError) as error:
-            self.spent += workflow.now() - began
+            await self.time.wait(task, f"{named} is given up then")
+        except asyncio.CancelledError:
             await stopped(task)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            raise
+        except TimeoutError:
+            await stopped(task)
             waiting = ", ".join(self.progress().waiting)
             cause = f"not done after {self.input.timeout:g} s, in {self.wave_name}: {waiting}"
             raise application_error(
                 ErrorType.DELIBERATION_TIMEOUT, cause, self.failure(cause)
             ) from None
-        self.spent += workflow.now() - began
         return task.result()
-
-    def time_left(self) -> timedelta:
-        return timedelta(seconds=self.input.timeout) - self.spent
 
     async def call(
         self,

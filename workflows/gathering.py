@@ -18,14 +18,19 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.gathering import Gathered, GatherInput
 
 
-async def gather(council: CouncilQuery, pack: PackQuery) -> Gathered:
+async def gather(council: CouncilQuery, pack: PackQuery, at_once: bool) -> Gathered:
     """Load a council, and let Valkey keep its context pack.
+
+    Args:
+        council: the council.
+        pack: the context pack.
+        at_once: whether one activity does both; else it depends on a patch.
 
     Raises:
         ActivityError: `UnknownCouncil`, `CouncilTooSmall`, `InvalidAgent`, `MockAgent` or
             `GraphLost`.
     """
-    if workflow.patched(FEWER_STEPS):
+    if at_once or workflow.patched(FEWER_STEPS):
         return await workflow.execute_activity_method(
             GraphStub.gather,
             GatherInput(council=council, pack=pack),

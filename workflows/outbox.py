@@ -107,6 +107,10 @@ class Outbox:
         workflow.set_update_handler(SKIP_ENTRY, self._skip, validator=self._may_skip)
         self.held = False
         """True: entries are recorded, but neither published nor passed on."""
+        self.paused = False
+        """True: entries wait, to be recorded and published, or passed on, with later ones."""
+        self.at_once = False
+        """True: a batch is recorded and published by one activity; else it depends on a patch."""
         self.stuck: dict[str, OutboxStuck] = {}
         """Stuck entries by id: at most one for each cursor."""
         self.details = ""
@@ -204,9 +208,7 @@ class Outbox:
         state = self.state
         one_by_one = 0
         while True:
-            await workflow.wait_condition(
-                lambda: state.recorded < state.end and not (self.held and self.publish_via)
-            )
+            await workflow.wait_condition(lambda: state.recorded < state.end and not self._waits())
             first = state.recorded
             start = first - state.published
             size = 1 if first < one_by_one else BATCH
@@ -214,6 +216,7 @@ class Outbox:
             if self.publish_via:
                 await self._forward_events(batch)
                 continue
+            deliberation = state.deliberation
             try:
                 published = await self._stored(batch)
             except ActivityError as error:
@@ -223,8 +226,13 @@ class Outbox:
                     state.entries[first - state.published] = skipped  # Recorded in its place.
             else:
                 self._settled(batch)
+                if state.deliberation is deliberation:
+                    state.deliberation = None
                 state.recorded += len(batch)
                 self._settle(published)
+
+    def _waits(self) -> bool:
+        return self.paused or (self.held and bool(self.publish_via))
 
     async def _stored(self, batch: list[Entry]) -> int:
         """Record the next entries, and publish them if all before them are.
@@ -241,14 +249,15 @@ class Outbox:
             owner_started_ms=state.started_ms,
             first=state.recorded,
             entries=batch,
+            deliberation=state.deliberation,
         )
         all_published = state.published == state.recorded and not self.held
-        if all_published and workflow.patched("recorded-and-published-at-once"):
+        if all_published and (self.at_once or workflow.patched("recorded-and-published-at-once")):
             try:
                 answer = await workflow.execute_activity_method(
                     AnnounceStub.announce,
                     request,
-                    **(ANNOUNCE | {"summary": f"record and publish {_kinds(batch)}"}),
+                    **(ANNOUNCE | {"summary": f"record and publish {_contents(request)}"}),
                 )
             except ActivityError as error:
                 if not _was_not_taken(error):
@@ -256,7 +265,7 @@ class Outbox:
             else:
                 return answer.published
         await workflow.execute_activity_method(
-            GraphStub.record, request, **(STORE | {"summary": f"record {_kinds(batch)}"})
+            GraphStub.record, request, **(STORE | {"summary": f"record {_contents(request)}"})
         )
         return 0
 
@@ -424,6 +433,10 @@ def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry, via: Via) -> 
         time=at,
         body=body.model_dump(mode="json"),
     )
+
+
+def _contents(request: RecordBatch) -> str:
+    return f"{'proposals, ' if request.deliberation else ''}{_kinds(request.entries)}"
 
 
 def _kinds(batch: list[Entry]) -> str:

@@ -225,7 +225,8 @@ class Graph(GraphStub):
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
         """Store a batch: the graph in one transaction, then the cache."""
-        await self.store(changes(batch))
+        known, made = changes(batch), batch.deliberation
+        await self._store(known, deliberation_writes(made) if made else [])
 
     async def store(self, changes: Sequence[Change]) -> None:
         """Store parsed changes: the graph in one transaction, then the cache.
@@ -233,8 +234,11 @@ class Graph(GraphStub):
         Raises:
             ApplicationError: as in every method; it is safe to store the same changes again.
         """
+        await self._store(changes, [])
+
+    async def _store(self, changes: Sequence[Change], before: list[Write]) -> None:
         with store_errors():
-            await self._write(_in_statements(changes))
+            await self._write([*before, *_in_statements(changes)])
             stories = {each.story_id for each in changes if each.story_id}
             await self._cache.store(_lines(changes), _documents(changes), stories)
 

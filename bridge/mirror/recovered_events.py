@@ -158,6 +158,7 @@ def run_events(
                 owner_started_ms=owner_started_ms,
                 first=state.recorded,
                 entries=state.entries[start:],
+                deliberation=state.deliberation,
             )
         ]
         # Recorded already, and not yet passed to `publish`.

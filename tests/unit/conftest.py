@@ -532,6 +532,8 @@ class InstantGraph(InWorld, GraphStub):
                 raise ApplicationError(cause, type="InvalidEntry", non_retryable=True)
         known = {entry.id for entry in self.world.recorded}
         self.world.recorded += [entry for entry in batch.entries if entry.id not in known]
+        if batch.deliberation:
+            self.world.deliberations.append(batch.deliberation)
 
     @activity.defn
     async def record_deliberation(self, record: DeliberationRecord) -> None:

@@ -18,7 +18,7 @@ from workflows.models.acceptance import Criterion
 from workflows.models.access import Via as HowKnown
 from workflows.models.agents import PlannedTask
 from workflows.models.base import Model
-from workflows.models.deliberation import FailedAgent, RecordedDecision
+from workflows.models.deliberation import DeliberationRecord, FailedAgent, RecordedDecision
 
 
 def about(description: str, *examples: Any) -> Any:
@@ -732,12 +732,14 @@ class RecordBatch(Model):
 
     `owner` and `first` number the entries in their outbox. With the owner's start time they form
     the ids of the timeline's stream, so that a batch stored twice adds each line once.
+    `deliberation` is stored with them, in the same transaction.
     """
 
     owner: str
     owner_started_ms: int
     first: int
     entries: list[Entry]
+    deliberation: DeliberationRecord | None = None
 
 
 class Announced(Model):

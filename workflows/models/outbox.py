@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from workflows.models.access import Proof
 from workflows.models.base import Actor, Model, Request
+from workflows.models.deliberation import DeliberationRecord
 from workflows.models.events import (
     DeliberationFailed,
     Entry,
@@ -22,12 +23,14 @@ class OutboxState(BaseModel):
     """The part of an outbox that continue-as-new carries: unfinished entries and two cursors.
 
     Positions count entries from 0 over all runs; `entries[0]` has position `published`.
+    `deliberation` is recorded with the next entries.
     """
 
     started_ms: int = 0
     entries: list[Entry] = []
     recorded: int = 0
     published: int = 0
+    deliberation: DeliberationRecord | None = None
 
     @property
     def end(self) -> int:

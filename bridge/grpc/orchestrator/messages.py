@@ -14,6 +14,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.models.deliberation import Check, DeliberationResult, RankedProposal
+from workflows.models.events import DeliberationCompleted
 
 VERSION = version("swe-ai-fleet")
 
@@ -32,6 +33,10 @@ STATUS = {
     "record_deliberation": "scoring",
 }
 """The activity of a wave -> the status in its updates."""
+
+OUTBOX = ("announce", "record")
+RESULT = DeliberationCompleted.__name__
+"""An activity of OUTBOX whose summary names RESULT also records a deliberation of no story."""
 
 TOGETHER = "check_council"
 """The activity that works for all agents; if it fails, each proposal is checked by its own."""
@@ -248,6 +253,8 @@ class Updates:
 
     def _schedule(self, event: HistoryEvent, summary: str) -> Iterator[pb.DeliberationUpdate]:
         act = event.activity_task_scheduled_event_attributes.activity_type.name
+        if act in OUTBOX and RESULT in summary:
+            act = "record_deliberation"
         if act not in STATUS:
             return
         wave = WAVES.get(act, act)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter
 
 from tests.support.polling import until
 from tests.unit.conftest import StartStory, World
 from tests.unit.workflows.test_deliberation import start
+from workflows.models.deliberation import Progress
 from workflows.models.events import Entry
 from workflows.outbox import FORWARD_EVENTS
+
+CALLS = [*["propose"] * 3, *["criticise"] * 3, *["revise"] * 3]
+COMPLETED = ["DeliberationCompleted", "ContextDecisionAdded"]
 
 
 async def activities_of(handle: WorkflowHandle[Any, Any]) -> list[str]:
@@ -43,8 +48,84 @@ async def test_council_context_and_checks_take_one_activity_each(
     await handle.result()
 
     acts = [name for name in await activities_of(handle) if name != "announce"]
-    calls = [*["propose"] * 3, *["criticise"] * 3, *["revise"] * 3]
-    assert acts == ["gather", *calls, "check_council", "record_deliberation"]
+    assert acts == ["gather", *CALLS, "check_council"]
+
+
+async def test_a_council_of_no_story_is_recorded_with_its_result(
+    fleet: Client, world: World
+) -> None:
+    """One activity for the start, and one for the round, the proposals and the result."""
+    handle = await start(fleet, world)
+    result = await handle.result()
+
+    announced = [name for name in await activities_of(handle) if name == "announce"]
+    assert len(announced) == 2
+    assert [record.winner_id for record in world.deliberations] == [result.winner_id]
+    assert [entry.kind for entry in world.published] == [
+        "DeliberationStarted",
+        "RoundCompleted",
+        *COMPLETED,
+    ]
+
+
+async def test_a_council_of_a_story_is_recorded_before_its_story_gets_the_result(
+    fleet: Client, world: World, start_story: StartStory
+) -> None:
+    story = await start_story()
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+
+    council = fleet.get_workflow_handle(f"deliberation-{story.story_id}-design-1")
+    assert (await activities_of(council))[-1] == "record_deliberation"
+    assert council.id in {record.deliberation_id for record in world.deliberations}
+
+
+async def test_a_result_is_recorded_although_an_earlier_batch_is_under_way(
+    fleet: Client, world: World
+) -> None:
+    world.graph_open.clear()
+    handle = await start(fleet, world)
+    await until(
+        lambda: handle.query("progress", result_type=Progress),
+        lambda progress: progress.status == "complete",
+    )
+
+    world.graph_open.set()
+    result = await handle.result()
+
+    assert [record.winner_id for record in world.deliberations] == [result.winner_id]
+
+
+async def timers_of(handle: WorkflowHandle[Any, Any]) -> list[str]:
+    """Return what happened to the workflow's timers."""
+    kinds = [EventType.Name(event.event_type) for event in (await handle.fetch_history()).events]
+    return [
+        kind.removeprefix("EVENT_TYPE_TIMER_")
+        for kind in kinds
+        if kind.startswith("EVENT_TYPE_TIM")
+    ]
+
+
+async def test_all_waves_of_a_council_share_a_timer(fleet: Client, world: World) -> None:
+    handle = await start(fleet, world)
+    await handle.result()
+
+    assert await timers_of(handle) == ["STARTED"]
+
+
+async def test_the_shared_timer_does_not_count_the_time_until_a_wave_is_granted(
+    fleet: Client, world: World, start_story: StartStory
+) -> None:
+    story = await start_story(token_budget=50)
+    await story.until(gate="approve_scope")
+    asking = {"story_id": story.story_id, "outbox_workflow_id": story.handle.id}
+    handle = await start(fleet, world, ask_for_budget=True, timeout=2, **asking)
+    await story.until(gate="budget")
+    await until(lambda: timers_of(handle), lambda timers: timers[-2:] == ["FIRED", "STARTED"])
+
+    await story.update("raise_budget", tokens=10_000, actor="ana", role="PO")
+
+    assert (await handle.result()).status == "completed"
 
 
 async def test_if_the_check_of_all_fails_only_the_cause_is_left_out(
@@ -61,9 +142,6 @@ async def test_if_the_check_of_all_fails_only_the_cause_is_left_out(
     assert {ranked.agent_id for ranked in result.ranked} == {"agent-dev-1", "agent-dev-3"}
     checks = [name for name in await activities_of(handle) if name.startswith("check")]
     assert checks == ["check_council", *["check_proposal"] * 3]
-
-
-COMPLETED = ["DeliberationCompleted", "ContextDecisionAdded"]
 
 
 @pytest.mark.parametrize("second", [0.5, 0.9], ids=["without a judge", "with a judge"])
