@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from temporalio.exceptions import ApplicationError
 
 from activities.cache import Cache, draft_key, spec_key, timeline_key
 from activities.graph.activities import Graph, seed_councils
@@ -208,6 +209,34 @@ async def test_a_batch_stored_again_changes_nothing(
     assert await dump(driver, story) == before
     assert await client.xrange(timeline_key(story)) == timeline
     assert await client.xlen(timeline_key(story)) == len(life)
+
+
+async def test_a_batch_with_a_deliberation_stores_what_both_store_apart(
+    graph: Graph, driver: neo4j.AsyncDriver
+) -> None:
+    apart, together = new_story(), new_story()
+    await graph.record_deliberation(deliberation(apart))
+    await graph.record(batch(apart, *one_of_each(apart)))
+    both = batch(together, *one_of_each(together)).model_copy(
+        update={"deliberation": deliberation(together)}
+    )
+
+    await graph.record(both)
+    await graph.record(both)
+
+    assert await dump(driver, together) == await dump(driver, apart)
+
+
+async def test_nothing_of_a_batch_is_stored_if_its_deliberation_is_refused(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    record = deliberation(story).model_copy(update={"timestamp": "noon"})
+    refused = batch(story, *one_of_each(story)).model_copy(update={"deliberation": record})
+
+    with pytest.raises(ApplicationError, match="timestamp"):
+        await graph.record(refused)
+
+    assert await rows(driver, "MATCH (s:Story {id: $story}) RETURN s", story=story) == []
 
 
 @settings(max_examples=5, **AGAINST_A_SERVER)
