@@ -13,7 +13,7 @@ from temporalio.exceptions import FailureError
 
 from workflows.council_changes import SHARE_OF_TIME, calls_of
 from workflows.deliberation import WAITING_TIMEOUT_S
-from workflows.implementation import ImplementationWorkflow, summary
+from workflows.implementation import TASK_TIMEOUT, ImplementationWorkflow, summary
 from workflows.models.errors import ErrorType, application_error
 from workflows.stubs import (
     READ_CONFIG,
@@ -141,6 +141,7 @@ async def implemented(plan: PlanWorkflow, asked: ImplementationInput) -> Impleme
             asked,
             id=implementation_workflow_id(task_id, asked.agent.agent_id),
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            task_timeout=TASK_TIMEOUT,
             static_summary=summary(asked),
         )
     except FailureError as error:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError, FailureError
 
-from workflows.implementation import ImplementationWorkflow, summary
+from workflows.implementation import TASK_TIMEOUT, ImplementationWorkflow, summary
 from workflows.stubs import READ_CONFIG, PlanningStub, WorkspaceStub, measuring
 
 with workflow.unsafe.imports_passed_through():
@@ -175,6 +175,7 @@ class CouncilChanges:
             request,
             id=workflow_id,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            task_timeout=TASK_TIMEOUT,
             static_summary=summary(request),
         )
         news = asyncio.create_task(self.pass_on_news(handle, request))

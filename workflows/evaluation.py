@@ -14,7 +14,7 @@ from temporalio.exceptions import ChildWorkflowError
 from workflows.council_changes import calls_of
 from workflows.deliberation import DeliberationWorkflow, failed_deliberation
 from workflows.execution import cause_of, require_id, type_of
-from workflows.implementation import ImplementationWorkflow
+from workflows.implementation import TASK_TIMEOUT, ImplementationWorkflow
 from workflows.implementation import summary as implementation_summary
 from workflows.models.errors import ErrorType
 from workflows.stubs import STORE, EvaluationStub, GraphStub, evaluating
@@ -102,6 +102,7 @@ class EvaluationWorkflow:
             request,
             id=implementation_workflow_id(request.task.task_id, agent.agent_id),
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            task_timeout=TASK_TIMEOUT,
             static_summary=implementation_summary(request),
         )
         self.note(commit=done.commit, usage=done.usage, ended_by=done.ended_by, error=done.error)

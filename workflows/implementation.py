@@ -72,6 +72,13 @@ with workflow.unsafe.imports_passed_through():
 
 REQUEST_WAVE = "request_wave"
 
+TASK_TIMEOUT = timedelta(seconds=5)
+"""Temporal's time limit of a workflow task, half of the default.
+
+A worker that is killed in the middle of one holds the workflow up for that long. Replaying the
+steps of a run takes a fraction of it.
+"""
+
 STEPS_OF_A_RUN = 100
 """The workflow continues as new after this many steps."""
 

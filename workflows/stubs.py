@@ -80,15 +80,15 @@ LLM_CALL = ActivityConfig(
     start_to_close_timeout=timedelta(minutes=10),
     heartbeat_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(
-        initial_interval=timedelta(seconds=1),
+        initial_interval=timedelta(milliseconds=500),
         maximum_interval=timedelta(seconds=15),
-        maximum_attempts=15,
+        maximum_attempts=16,
     ),
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """Options of an LLM call. Heartbeats report received tokens; a dead worker is noticed in 5 s.
 
-15 attempts take about 3 minutes, in which a restarted engine becomes available again. The workflow
+16 attempts take about 3 minutes, in which a restarted engine becomes available again. The workflow
 continues after a cancelled call only when the call has stopped in the engine.
 """
 

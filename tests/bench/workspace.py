@@ -29,6 +29,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import STEP, ScriptedModel, run
 from tests.support.site import Site, patient
+from workflows.implementation import TASK_TIMEOUT
 from workflows.models.implementation import ImplementationResult
 from workflows.models.workspace import Repository
 
@@ -70,6 +71,7 @@ async def start(site: Site) -> WorkflowHandle[Any, ImplementationResult]:
         },
         id=f"implementation-{task_id}-agent-dev-1",
         task_queue="story",
+        task_timeout=TASK_TIMEOUT,
         result_type=ImplementationResult,
     )
 

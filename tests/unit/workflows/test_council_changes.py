@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.unit.conftest import StartStory, World
 from tests.unit.workflows.test_deliberation import Deliberation, failure, start
 from workflows.models.agents import CriticiseInput, JudgeInput
 from workflows.models.deliberation import Progress
-from workflows.models.ids import story_workflow_id
+from workflows.models.ids import implementation_workflow_id, story_workflow_id
 from workflows.models.implementation import NextActionInput, RunCommand, WriteFile
 
 BASE = "0" * 40
@@ -67,6 +68,22 @@ async def test_the_measured_change_wins_and_the_others_are_barred(
         "agent-dev-1": ["breaks what passed on the base: core.py"],
         "agent-dev-2": ["changes nothing"],
     }
+
+
+async def test_a_killed_worker_holds_its_implementations_up_for_five_seconds(
+    fleet: Client, world: World
+) -> None:
+    """At most for the time limit of the workflow task that it had begun."""
+    world.actions_of = {f"agent-dev-{n}": written(f"f{n}.md") for n in (1, 2, 3)}
+
+    result = await (await started(fleet, world)).result()
+
+    for ranked in result.ranked:
+        child = fleet.get_workflow_handle(
+            implementation_workflow_id(result.task_id, ranked.agent_id)
+        )
+        begun = (await child.fetch_history()).events[0].workflow_execution_started_event_attributes
+        assert begun.workflow_task_timeout.ToTimedelta() == timedelta(seconds=5)
 
 
 async def test_critics_read_the_diff_and_what_was_measured(fleet: Client, world: World) -> None:
