@@ -41,6 +41,7 @@ from tests.support.servers import READY_WITHIN
 from tests.support.site import Site
 from workers.settings import ROOT
 from workflows.models.context import PackQuery
+from workflows.models.ids import called_deliberation_workflow_id
 from workflows.search_attributes import PENDING_GATE
 
 PAIRS = 300
@@ -174,7 +175,7 @@ async def deliberations(site: Site) -> Figure:
                 metadata=bearer(),
             )
             handle = site.client.get_workflow_handle(
-                f"deliberation-{answer.metadata.tags['task_id']}"
+                called_deliberation_workflow_id(answer.metadata.tags["task_id"])
             )
             whole = time.perf_counter() - began
             description = await handle.describe()

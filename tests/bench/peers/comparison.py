@@ -73,20 +73,27 @@ async def peers(folder: Path) -> list[Figure]:
     extra = await asyncio.to_thread(python_with, EXTRA)
     if not extra:
         print(f"  some peers are missing: {EXTRA} of pyproject.toml cannot be installed")
-    own, calls, sent = await fleet(folder / "fleet")
+    own, calls, sent, spent = await fleet(folder / "fleet")
     speeds = {FLEET: own}
     for peer in PEERS:
         python = extra if peer.in_extra else Path(sys.executable)
         if python:
             speeds[peer.name] = await run(peer, python, calls, folder)
-    return figures_of(speeds, calls.count, sent)
+    figures = figures_of(speeds, calls.count, sent)
+    how = f"of {sum(spent.values()) * 1000:.0f} ms, {AT_ONCE} deliberations at once"
+    by_process = sorted(spent.items(), key=lambda each: -each[1])
+    return figures + [
+        Figure(f"CPU of a deliberation of {FLEET} in {name}", cpu * 1000, "ms", how=how)
+        for name, cpu in by_process
+    ]
 
 
-async def fleet(home: Path) -> tuple[Speed, Calls, float]:
+async def fleet(home: Path) -> tuple[Speed, Calls, float, dict[str, float]]:
     """Measure the fleet.
 
     Returns:
-        Its speed, the calls of its first deliberation, and how many each one after it sent.
+        Its speed, the calls of its first deliberation, how many each one after it sent, and the CPU
+        seconds of one by process.
     """
     async with LlmServer() as engine, Site(home, engine.url) as site:
         topic = uuid.uuid4().hex
@@ -96,7 +103,10 @@ async def fleet(home: Path) -> tuple[Speed, Calls, float]:
         engine.calls.clear()
         measured = await speed(lambda: deliberate(site.client, uuid.uuid4().hex), AT_ONCE)
         sent = len(engine.calls) / (AT_ONCE * (1 + ROUNDS) + ALONE)
-    return measured, calls, sent
+        before = parts.cpu_of(site)
+        await asyncio.gather(*(deliberate(site.client, uuid.uuid4().hex) for _ in range(AT_ONCE)))
+        spent = {name: cpu / AT_ONCE for name, cpu in parts.since(before, site).items()}
+    return measured, calls, sent, spent
 
 
 async def deliberate(client: Client, topic: str) -> None:
