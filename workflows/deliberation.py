@@ -8,7 +8,7 @@ repository, the proposals are commits, which the fleet measures (workflows/counc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from temporalio.exceptions import (
 from workflows.actors import decisions_of_people
 from workflows.council_changes import CouncilChanges
 from workflows.council_checks import CouncilChecks
+from workflows.council_results import CouncilResults
 from workflows.execution import cause_of, require_id, stopped, type_of
 from workflows.gathering import FEWER_STEPS, gather
 from workflows.kept_packs import is_pack_missing, kept_pack
@@ -66,17 +67,12 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.deliberation import (
         Check,
         DeliberationInput,
-        DeliberationRecord,
         DeliberationResult,
         FailedAgent,
         Progress,
-        RankedProposal,
-        RecordedDecision,
         WaveRequest,
     )
     from workflows.models.events import (
-        ContextDecisionAdded,
-        DeliberationCompleted,
         DeliberationFailed,
         DeliberationStarted,
         RequestRefused,
@@ -88,7 +84,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.rules import changes, ranking
     from workflows.rules.news import decisions_with, milestones_with
-    from workflows.timestamps import timestamp
 
 REQUEST_WAVE = "request_wave"
 
@@ -165,6 +160,7 @@ class DeliberationWorkflow:
         self.time = TimeLimit(timedelta(seconds=input.timeout))
         self.outcome: DeliberationResult | None = None
         self.checks = CouncilChecks(self)
+        self.results = CouncilResults(self)
         self.changes = CouncilChanges(self, input.work) if input.work else None
 
     @workflow.run
@@ -271,7 +267,7 @@ class DeliberationWorkflow:
         """Return the event that ends the deliberation if its workflow was terminated."""
         if self.status in ("complete", "failed"):
             return []
-        end = self.failed_by("", "")
+        end = self.results.failed_event("", "")
         return [end.model_copy(update={"story_id": self.input.story_id or ""})]
 
     # --- the steps, in order --------------------------------------------------------------------
@@ -436,35 +432,16 @@ class DeliberationWorkflow:
         candidates = [seat.candidate for seat in self.seats if seat.candidate]
         tied = changes.tied(candidates) if self.changes else ranking.near_tie(candidates)
         if not tied:
-            reason = f"{BARRED}: {self.findings()}"
-            raise application_error(ErrorType.ALL_BARRED, reason, self.failure(reason))
+            reason = f"{BARRED}: {self.results.findings()}"
+            raise application_error(ErrorType.ALL_BARRED, reason, self.results.failed(reason))
         judged, winner_id = "", tied[0]
         if len(tied) > 1:
             verdict = await self.judge(council, tied)
             winner_id, judged = verdict.winner_id, verdict.reason
         rank = changes.rank if self.changes else ranking.rank
-        ranked = self.ranked(rank(candidates, winner_id))
-        winner = ranked[0]
-        outcome = DeliberationResult(
-            task_id=self.input.task_id,
-            deliberation_id=workflow.info().workflow_id,
-            story_id=self.input.story_id or "",
-            role=self.input.role,
-            status="completed",
-            winner_id=winner_id,
-            score=winner.score,
-            winner=winner.proposal,
-            judged=judged,
-            decisions=self.recorded_decisions(winner.proposal),
-            ranked=ranked,
-            failed_agents=self.failed,
-            usage=self.usage,
-            duration_ms=self.duration_ms(),
-            change=winner.change,
-            measurement=winner.measurement,
-        )
+        outcome = self.results.completed(rank(candidates, winner_id), judged)
         if self.fewer_events and not self.outbox.publish_via:
-            self.outbox.state.deliberation = self.record_of(outcome)
+            self.outbox.state.deliberation = self.results.record_of(outcome)
         else:
             await self.record(outcome)
         self.announce_result(outcome)
@@ -482,7 +459,9 @@ class DeliberationWorkflow:
         if council.judge is None or not self.input.judged:
             return rule
         judge = council.judge
-        if not self.fewer_events and not self.input.announced:
+        if self.fewer_events:
+            self.outbox.paused = not self.input.ask_for_budget
+        elif not self.input.announced:
             self.outbox.paused = False
         await self.begin_wave("judge")
         try:
@@ -518,65 +497,21 @@ class DeliberationWorkflow:
         """Record the outcome before it is published: the next agent starts from these decisions."""
         await workflow.execute_activity_method(
             GraphStub.record_deliberation,
-            self.record_of(outcome),
+            self.results.record_of(outcome),
             **(STORE | {"summary": "record proposals, critiques, checks, decisions"}),
         )
 
-    def record_of(self, outcome: DeliberationResult) -> DeliberationRecord:
-        return DeliberationRecord(
-            story_id=outcome.story_id,
-            plan_id=self.input.plan_id,
-            task_id=outcome.task_id,
-            deliberation_id=outcome.deliberation_id,
-            run_id=workflow.info().run_id,
-            role=outcome.role,
-            phase=self.input.phase,
-            ranked=outcome.ranked,
-            winner_id=outcome.winner_id,
-            judged=outcome.judged,
-            failed_agents=outcome.failed_agents,
-            decisions=outcome.decisions,
-            timestamp=timestamp(),
-        )
-
     def announce_result(self, outcome: DeliberationResult) -> None:
-        self.outbox.append(
-            DeliberationCompleted(
-                task_id=outcome.task_id,
-                role=outcome.role,
-                winner_id=outcome.winner_id,
-                score=outcome.score,
-                decisions=outcome.decisions,
-                duration_ms=outcome.duration_ms,
-            )
-        )
-        for decision in outcome.decisions:
-            self.outbox.append(
-                ContextDecisionAdded(
-                    decision_id=decision.id,
-                    title=decision.title,
-                    rationale=decision.rationale,
-                    decided_by=outcome.winner_id,
-                )
-            )
+        for event in self.results.events_of(outcome):
+            self.outbox.append(event)
         self.outbox.paused = False
 
     async def announce_failure(self, cause: str, error_type: str) -> None:
         self.status = "failed"
         self.name_wave(cause[:200])
-        self.outbox.append(self.failed_by(cause, error_type))
+        self.outbox.append(self.results.failed_event(cause, error_type))
         self.outbox.paused = False
         await self.outbox.closed()
-
-    def failed_by(self, cause: str, error_type: str) -> DeliberationFailed:
-        return DeliberationFailed(
-            task_id=self.input.task_id,
-            role=self.input.role,
-            error=cause,
-            error_type=error_type,
-            failed_agents=self.failed,
-            duration_ms=self.duration_ms(),
-        )
 
     # --- a wave ---------------------------------------------------------------------------------
 
@@ -644,7 +579,7 @@ class DeliberationWorkflow:
             raise application_error(
                 ErrorType.QUORUM_LOST,
                 f"{len(staying)} of {self.size} agents left, a quorum is more than half. {causes}",
-                self.failure(causes),
+                self.results.failed(causes),
             )
 
     async def within_time(self, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -661,7 +596,7 @@ class DeliberationWorkflow:
             waiting = ", ".join(self.progress().waiting)
             cause = f"not done after {self.input.timeout:g} s, in {self.wave_name}: {waiting}"
             raise application_error(
-                ErrorType.DELIBERATION_TIMEOUT, cause, self.failure(cause)
+                ErrorType.DELIBERATION_TIMEOUT, cause, self.results.failed(cause)
             ) from None
         return task.result()
 
@@ -719,69 +654,7 @@ class DeliberationWorkflow:
         of = self.input.actor or self.input.story_id or self.input.task_id
         return Priority(fairness_key=of[:64])
 
-    # --- shapes ---------------------------------------------------------------------------------
-
-    def ranked(self, order: Sequence[ranking.Candidate]) -> list[RankedProposal]:
-        seats = {seat.agent.agent_id: seat for seat in self.seats}
-        info = workflow.info()
-        found = [
-            RankedProposal(
-                proposal_id=f"{info.workflow_id}-{self.outbox.run[-8:]}-{candidate.agent_id}",
-                agent_id=candidate.agent_id,
-                role=self.input.role,
-                proposal=seats[candidate.agent_id].proposal,
-                drafts=seats[candidate.agent_id].drafts,
-                critiques=seats[candidate.agent_id].critiques,
-                critics=seats[candidate.agent_id].critics,
-                checks=seats[candidate.agent_id].checks,
-                score=candidate.score,
-                rank=place,
-                barred=candidate.barred,
-                prompt_hash=seats[candidate.agent_id].usage.prompt_hash,
-                model=seats[candidate.agent_id].usage.model,
-                created_at_ms=seats[candidate.agent_id].created_at_ms,
-            )
-            for place, candidate in enumerate(order, start=1)
-        ]
-        return self.changes.with_changes(found) if self.changes else found
-
-    def recorded_decisions(self, winner: Proposal) -> list[RecordedDecision]:
-        task, run = self.input, self.outbox.run[-8:]
-        return [
-            RecordedDecision(
-                id=f"{task.task_id}-{run}-d{number}",
-                type=task.phase,
-                title=decision.title,
-                rationale=decision.rationale,
-                affected_subtask=task.task_id if task.plan_id else "",
-                affects=decision.affects,
-            )
-            for number, decision in enumerate(winner.decisions, start=1)
-        ]
-
-    def failure(self, error: str) -> DeliberationResult:
-        return DeliberationResult(
-            task_id=self.input.task_id,
-            deliberation_id=workflow.info().workflow_id,
-            story_id=self.input.story_id or "",
-            role=self.input.role,
-            status="failed",
-            failed_agents=self.failed,
-            error=error[:4000],
-            usage=self.all_usage(),
-            duration_ms=self.duration_ms(),
-        )
-
-    def findings(self) -> str:
-        return "; ".join(
-            f"{seat.agent.agent_id}: {', '.join(check.findings)}"
-            for seat in self.seats
-            for check in seat.checks
-            if check.blocking
-        )[:1500]
-
-    def duration_ms(self) -> int:
-        return int((workflow.now() - workflow.info().start_time).total_seconds() * 1000)
+    # --- what people see ------------------------------------------------------------------------
 
     def name_wave(self, name: str) -> None:
         self.wave_name = name

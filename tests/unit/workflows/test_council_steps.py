@@ -128,6 +128,20 @@ async def test_the_shared_timer_does_not_count_the_time_until_a_wave_is_granted(
     assert (await handle.result()).status == "completed"
 
 
+async def test_a_round_is_announced_while_its_judge_waits_for_a_budget(
+    world: World, start_story: StartStory
+) -> None:
+    story = await start_story(token_budget=150)  # three waves of three calls take 180
+    await story.to("DESIGN")
+    await story.until(gate="budget")
+
+    await until(lambda: "RoundCompleted" in [entry.kind for entry in world.published])
+    assert "DeliberationCompleted" not in [entry.kind for entry in world.published]
+
+    await story.update("raise_budget", tokens=10_000, actor="ana", role="PO")
+    await story.until(gate="approve_design")
+
+
 async def test_if_the_check_of_all_fails_only_the_cause_is_left_out(
     fleet: Client, world: World
 ) -> None:
