@@ -31,9 +31,9 @@ from workflows.gathering import FEWER_STEPS, gather
 from workflows.kept_packs import is_pack_missing, kept_pack
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
-from workflows.outbox import Outbox
+from workflows.outbox import Outbox, record_deliberation
 from workflows.search_attributes import STORY_ROLE
-from workflows.stubs import STORE, AgentStub, GraphStub, agent_call
+from workflows.stubs import AgentStub, agent_call
 from workflows.time_limit import TimeLimit
 
 with workflow.unsafe.imports_passed_through():
@@ -443,7 +443,8 @@ class DeliberationWorkflow:
         if self.fewer_events and not self.outbox.publish_via:
             self.outbox.state.deliberation = self.results.record_of(outcome)
         else:
-            await self.record(outcome)
+            # Recorded before it is published: the next agent starts from these decisions.
+            await record_deliberation(self.results.record_of(outcome))
         self.announce_result(outcome)
         self.outcome = outcome
         self.status = "complete"
@@ -491,14 +492,6 @@ class DeliberationWorkflow:
             return rule
         return answer.verdict.model_copy(
             update={"reason": f"{judge.agent_id}: {answer.verdict.reason}"}
-        )
-
-    async def record(self, outcome: DeliberationResult) -> None:
-        """Record the outcome before it is published: the next agent starts from these decisions."""
-        await workflow.execute_activity_method(
-            GraphStub.record_deliberation,
-            self.results.record_of(outcome),
-            **(STORE | {"summary": "record proposals, critiques, checks, decisions"}),
         )
 
     def announce_result(self, outcome: DeliberationResult) -> None:

@@ -21,13 +21,16 @@ from temporalio.exceptions import TimeoutError as TimedOut
 from workflows.actors import check_actor
 from workflows.current_details import stuck_details
 from workflows.models.access import Via, require_person
+from workflows.models.deliberation import DeliberationRecord
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.events import (
     LATER_PUBLISHED,
     SKIPPED,
+    Announced,
     Entry,
     EntrySkipped,
     EventBody,
+    OutcomeBatch,
     PublishBatch,
     RecordBatch,
 )
@@ -249,25 +252,36 @@ class Outbox:
             owner_started_ms=state.started_ms,
             first=state.recorded,
             entries=batch,
-            deliberation=state.deliberation,
         )
         all_published = state.published == state.recorded and not self.held
         if all_published and (self.at_once or workflow.patched("recorded-and-published-at-once")):
             try:
-                answer = await workflow.execute_activity_method(
-                    AnnounceStub.announce,
-                    request,
-                    **(ANNOUNCE | {"summary": f"record and publish {_contents(request)}"}),
-                )
+                answer = await self._announced(request)
             except ActivityError as error:
                 if not _was_not_taken(error):
                     raise
             else:
                 return answer.published
+        if state.deliberation:
+            await record_deliberation(state.deliberation)
         await workflow.execute_activity_method(
-            GraphStub.record, request, **(STORE | {"summary": f"record {_contents(request)}"})
+            GraphStub.record, request, **(STORE | {"summary": f"record {_kinds(batch)}"})
         )
         return 0
+
+    async def _announced(self, batch: RecordBatch) -> Announced:
+        """Record a batch and publish it.
+
+        That with a deliberation is another activity, because a worker of an earlier version would
+        ignore the deliberation.
+        """
+        options = ANNOUNCE | {"summary": f"record and publish {_kinds(batch.entries)}"}
+        deliberation = self.state.deliberation
+        if deliberation is None:
+            return await workflow.execute_activity_method(AnnounceStub.announce, batch, **options)
+        return await workflow.execute_activity_method(
+            AnnounceStub.announce_outcome, OutcomeBatch.of(batch, deliberation), **options
+        )
 
     async def _forward_events(self, batch: list[Entry]) -> None:
         story = workflow.get_external_workflow_handle(self.publish_via)
@@ -393,6 +407,15 @@ def _was_not_taken(error: ActivityError) -> bool:
     return isinstance(cause, TimedOut) and cause.type == TimeoutType.SCHEDULE_TO_START
 
 
+async def record_deliberation(record: DeliberationRecord) -> None:
+    """Record a deliberation by itself."""
+    await workflow.execute_activity_method(
+        GraphStub.record_deliberation,
+        record,
+        **(STORE | {"summary": "record proposals, critiques, checks, decisions"}),
+    )
+
+
 async def supervised(name: str, work: Awaitable[None]) -> None:
     """Do a background task's work; an unexpected error fails the workflow task.
 
@@ -433,10 +456,6 @@ def _skipped(entry: Entry, stuck: OutboxStuck, request: SkipEntry, via: Via) -> 
         time=at,
         body=body.model_dump(mode="json"),
     )
-
-
-def _contents(request: RecordBatch) -> str:
-    return f"{'proposals, ' if request.deliberation else ''}{_kinds(request.entries)}"
 
 
 def _kinds(batch: list[Entry]) -> str:

@@ -53,7 +53,7 @@ from workflows.models.deliberation import (
     DeliberationRecord,
 )
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
-from workflows.models.events import Announced, PublishBatch, RecordBatch
+from workflows.models.events import Announced, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.implementation import (
     ActionResult,
@@ -479,6 +479,10 @@ class AnnounceStub:
 
     @activity.defn
     async def announce(self, batch: RecordBatch) -> Announced:
+        raise NotImplementedError
+
+    @activity.defn
+    async def announce_outcome(self, batch: OutcomeBatch) -> Announced:
         raise NotImplementedError
 
 

@@ -118,7 +118,7 @@ from workflows.models.base import content_hash
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import DeliberationRecord
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import PlanDerived, RecordBatch, StorySpec
+from workflows.models.events import OutcomeBatch, PlanDerived, RecordBatch, StorySpec
 from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.readiness import StoryText
@@ -225,8 +225,11 @@ class Graph(GraphStub):
     @activity.defn
     async def record(self, batch: RecordBatch) -> None:
         """Store a batch: the graph in one transaction, then the cache."""
-        known, made = changes(batch), batch.deliberation
-        await self._store(known, deliberation_writes(made) if made else [])
+        await self.store(changes(batch))
+
+    async def record_outcome(self, batch: OutcomeBatch) -> None:
+        """Store a batch and its deliberation: the graph in one transaction, then the cache."""
+        await self._store(changes(batch), deliberation_writes(batch.deliberation))
 
     async def store(self, changes: Sequence[Change]) -> None:
         """Store parsed changes: the graph in one transaction, then the cache.

@@ -7,7 +7,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
 from bridge.mirror.publisher import Mirror
-from workflows.models.events import Announced, Entry, RecordBatch
+from workflows.models.events import Announced, Entry, OutcomeBatch, RecordBatch
 from workflows.stubs import AnnounceStub
 
 
@@ -27,6 +27,12 @@ class Announcer(AnnounceStub):
             ApplicationError: the batch cannot be recorded; none of it is published.
         """
         await self._graph.record(batch)
+        return Announced(published=await self._published(batch.entries))
+
+    @activity.defn
+    async def announce_outcome(self, batch: OutcomeBatch) -> Announced:
+        """Do as `announce` does with a batch that has a deliberation."""
+        await self._graph.record_outcome(batch)
         return Announced(published=await self._published(batch.entries))
 
     async def _published(self, entries: list[Entry]) -> int:

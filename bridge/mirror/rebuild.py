@@ -12,7 +12,7 @@ from activities.graph.activities import Graph
 from bridge.mirror.histories import StoryRuns, read
 from bridge.mirror.recovered_events import GraphWrite, graph_writes
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.events import RecordBatch
+from workflows.models.events import OutcomeBatch, RecordBatch
 
 
 @dataclass
@@ -57,6 +57,8 @@ async def rebuild(
 
 async def _apply(graph: Graph, write: GraphWrite) -> None:
     match write:
+        case OutcomeBatch():
+            await graph.record_outcome(write)
         case RecordBatch():
             await graph.record(write)
         case DeliberationRecord():

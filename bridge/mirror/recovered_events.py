@@ -13,7 +13,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from workflows.models.context import ContextWrite
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.events import SKIPPED, Entry, EntrySkipped, RecordBatch
+from workflows.models.events import SKIPPED, Entry, EntrySkipped, OutcomeBatch, RecordBatch
 from workflows.models.outbox import OutboxState
 from workflows.outbox import FORWARD_EVENTS
 
@@ -22,6 +22,7 @@ GraphWrite = RecordBatch | DeliberationRecord | ContextWrite
 
 WRITES: dict[str, type[GraphWrite]] = {
     "announce": RecordBatch,
+    "announce_outcome": OutcomeBatch,
     "record": RecordBatch,
     "record_deliberation": DeliberationRecord,
     "update_context": ContextWrite,
@@ -152,15 +153,13 @@ def run_events(
     if state is not None:
         start = state.recorded - state.published
         owner_started_ms, end = state.started_ms or owner_started_ms, state.end
-        batches = [
-            RecordBatch(
-                owner=run.workflow_id,
-                owner_started_ms=owner_started_ms,
-                first=state.recorded,
-                entries=state.entries[start:],
-                deliberation=state.deliberation,
-            )
-        ]
+        left = RecordBatch(
+            owner=run.workflow_id,
+            owner_started_ms=owner_started_ms,
+            first=state.recorded,
+            entries=state.entries[start:],
+        )
+        batches = [OutcomeBatch.of(left, state.deliberation) if state.deliberation else left]
         # Recorded already, and not yet passed to `publish`.
         at = recorded[-1][0] if recorded else started
         recorded += [(at, entry) for entry in state.entries[:start]]

@@ -22,6 +22,9 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecutionStatus
 
+ANNOUNCING = ("announce", "announce_outcome")
+"""The activities that record entries and then publish them."""
+
 STREAMS = ("PLANNING_EVENTS", "ORCHESTRATOR_EVENTS", "CONTEXT")
 
 NODES = {
@@ -158,7 +161,7 @@ def _read_run(
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
                 scheduled = event.activity_task_scheduled_event_attributes
                 name = scheduled.activity_type.name
-                if name not in ("record", "publish", "announce"):
+                if name not in ("record", "publish", *ANNOUNCING):
                     continue
                 entries = _arguments(scheduled.input)[0]["entries"]
                 if name != "publish":
@@ -167,7 +170,7 @@ def _read_run(
                     continue
                 events = _events(entries)
                 publishing[event.event_id] = events
-                if name == "announce":
+                if name in ANNOUNCING:
                     announcing[event.event_id] = [entry["id"] for entry in entries]
                     # The activity records before it sends.
                     contents.recorded.update(announcing[event.event_id])

@@ -98,7 +98,7 @@ from workflows.models.deliberation import (
 )
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput, SuiteCount
-from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
+from workflows.models.events import Announced, Entry, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import (
@@ -532,8 +532,6 @@ class InstantGraph(InWorld, GraphStub):
                 raise ApplicationError(cause, type="InvalidEntry", non_retryable=True)
         known = {entry.id for entry in self.world.recorded}
         self.world.recorded += [entry for entry in batch.entries if entry.id not in known]
-        if batch.deliberation:
-            self.world.deliberations.append(batch.deliberation)
 
     @activity.defn
     async def record_deliberation(self, record: DeliberationRecord) -> None:
@@ -634,6 +632,12 @@ class InstantAccess(InWorld, AccessStub):
 
 class InstantMirror(InWorld, MirrorStub, AnnounceStub):
     @activity.defn
+    async def announce_outcome(self, batch: OutcomeBatch) -> Announced:
+        answer = await self.announce(batch)
+        self.world.deliberations.append(batch.deliberation)
+        return answer
+
+    @activity.defn
     async def announce(self, batch: RecordBatch) -> Announced:
         await InstantGraph().record(batch)
         if not self.world.bus_open.is_set():
@@ -718,6 +722,7 @@ def activities() -> list[Any]:
         planning.load_process,
         planning.score_story,
         mirror.announce,
+        mirror.announce_outcome,
         mirror.publish,
     ]
 

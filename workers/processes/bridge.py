@@ -34,10 +34,11 @@ def bridge_worker(
 ) -> Worker:
     """Return the worker that records and publishes events."""
     mirror = Mirror(nats, source)
+    announcer = Announcer(graph, mirror)
     return Worker(
         client,
         task_queue=BRIDGE_QUEUE,
-        activities=[Announcer(graph, mirror).announce, mirror.publish],
+        activities=[announcer.announce, announcer.announce_outcome, mirror.publish],
         **options(settings, OutboxMetrics(), Heartbeats()),
     )
 

@@ -732,14 +732,23 @@ class RecordBatch(Model):
 
     `owner` and `first` number the entries in their outbox. With the owner's start time they form
     the ids of the timeline's stream, so that a batch stored twice adds each line once.
-    `deliberation` is stored with them, in the same transaction.
     """
 
     owner: str
     owner_started_ms: int
     first: int
     entries: list[Entry]
-    deliberation: DeliberationRecord | None = None
+
+
+class OutcomeBatch(RecordBatch):
+    """The last entries of a deliberation of no story, stored in one transaction with the rest."""
+
+    deliberation: DeliberationRecord
+
+    @classmethod
+    def of(cls, batch: RecordBatch, deliberation: DeliberationRecord) -> OutcomeBatch:
+        """Return the batch with a deliberation."""
+        return cls(**dict(batch), deliberation=deliberation)
 
 
 class Announced(Model):

@@ -14,7 +14,6 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.models.deliberation import Check, DeliberationResult, RankedProposal
-from workflows.models.events import DeliberationCompleted
 
 VERSION = version("swe-ai-fleet")
 
@@ -30,18 +29,20 @@ STATUS = {
     "check_council": "scoring",
     "check_proposal": "scoring",
     "judge": "scoring",
+    "announce_outcome": "scoring",
     "record_deliberation": "scoring",
 }
 """The activity of a wave -> the status in its updates."""
 
-OUTBOX = ("announce", "record")
-RESULT = DeliberationCompleted.__name__
-"""An activity of OUTBOX whose summary names RESULT also records a deliberation of no story."""
-
 TOGETHER = "check_council"
 """The activity that works for all agents; if it fails, each proposal is checked by its own."""
 
-WAVES = {TOGETHER: "check", "check_proposal": "check", "record_deliberation": "record"}
+WAVES = {
+    TOGETHER: "check",
+    "check_proposal": "check",
+    "announce_outcome": "record",
+    "record_deliberation": "record",
+}
 """Activities whose names differ from those of their waves."""
 
 LAST_WAVES = 3
@@ -253,8 +254,6 @@ class Updates:
 
     def _schedule(self, event: HistoryEvent, summary: str) -> Iterator[pb.DeliberationUpdate]:
         act = event.activity_task_scheduled_event_attributes.activity_type.name
-        if act in OUTBOX and RESULT in summary:
-            act = "record_deliberation"
         if act not in STATUS:
             return
         wave = WAVES.get(act, act)

@@ -43,6 +43,7 @@ from workflows.models.events import (
     CriteriaTested,
     DeliberationStarted,
     Entry,
+    OutcomeBatch,
     PlanApproved,
     RecordBatch,
     TaskDispatched,
@@ -217,12 +218,10 @@ async def test_a_batch_with_a_deliberation_stores_what_both_store_apart(
     apart, together = new_story(), new_story()
     await graph.record_deliberation(deliberation(apart))
     await graph.record(batch(apart, *one_of_each(apart)))
-    both = batch(together, *one_of_each(together)).model_copy(
-        update={"deliberation": deliberation(together)}
-    )
+    both = OutcomeBatch.of(batch(together, *one_of_each(together)), deliberation(together))
 
-    await graph.record(both)
-    await graph.record(both)
+    await graph.record_outcome(both)
+    await graph.record_outcome(both)
 
     assert await dump(driver, together) == await dump(driver, apart)
 
@@ -231,10 +230,10 @@ async def test_nothing_of_a_batch_is_stored_if_its_deliberation_is_refused(
     graph: Graph, driver: neo4j.AsyncDriver, story: str
 ) -> None:
     record = deliberation(story).model_copy(update={"timestamp": "noon"})
-    refused = batch(story, *one_of_each(story)).model_copy(update={"deliberation": record})
+    refused = OutcomeBatch.of(batch(story, *one_of_each(story)), record)
 
     with pytest.raises(ApplicationError, match="timestamp"):
-        await graph.record(refused)
+        await graph.record_outcome(refused)
 
     assert await rows(driver, "MATCH (s:Story {id: $story}) RETURN s", story=story) == []
 

@@ -118,7 +118,7 @@ async def test_a_deliberation_is_one_trace_from_its_call_to_the_llm_the_graph_an
     agents = {each.attributes["gen_ai.agent.id"] for each in named(spans, "RunActivity:propose")}
     assert answer.winner.proposal.author_id in agents
     stored = [chain(each, spans) for each in named(spans, "neo4j")]
-    for activity in ("gather", "announce"):
+    for activity in ("gather", "announce", "announce_outcome"):
         assert [*called, f"StartActivity:{activity}", f"RunActivity:{activity}", "neo4j"] in stored
     sent = named(spans, "publish orchestration.deliberation.completed")
     assert [(each.kind, chain(each, spans)[:-2]) for each in sent] == [

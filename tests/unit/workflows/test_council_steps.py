@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter
+from temporalio.worker import Worker
 
 from tests.support.polling import until
-from tests.unit.conftest import StartStory, World
+from tests.unit.conftest import QUEUES, InstantMirror, StartStory, World, instant_workers
 from tests.unit.workflows.test_deliberation import start
 from workflows.models.deliberation import Progress
 from workflows.models.events import Entry
@@ -47,7 +49,7 @@ async def test_council_context_and_checks_take_one_activity_each(
     handle = await start(fleet, world)
     await handle.result()
 
-    acts = [name for name in await activities_of(handle) if name != "announce"]
+    acts = [name for name in await activities_of(handle) if not name.startswith("announce")]
     assert acts == ["gather", *CALLS, "check_council"]
 
 
@@ -58,8 +60,8 @@ async def test_a_council_of_no_story_is_recorded_with_its_result(
     handle = await start(fleet, world)
     result = await handle.result()
 
-    announced = [name for name in await activities_of(handle) if name == "announce"]
-    assert len(announced) == 2
+    announced = [name for name in await activities_of(handle) if name.startswith("announce")]
+    assert announced == ["announce", "announce_outcome"]
     assert [record.winner_id for record in world.deliberations] == [result.winner_id]
     assert [entry.kind for entry in world.published] == [
         "DeliberationStarted",
@@ -94,6 +96,43 @@ async def test_a_result_is_recorded_although_an_earlier_batch_is_under_way(
     result = await handle.result()
 
     assert [record.winner_id for record in world.deliberations] == [result.winner_id]
+
+
+async def test_while_nats_is_away_a_result_is_recorded_and_its_events_follow(
+    fleet: Client, world: World
+) -> None:
+    world.bus_open.clear()
+    handle = await start(fleet, world)
+    await until(lambda: "DeliberationCompleted" in [entry.kind for entry in world.recorded])
+    assert [record.deliberation_id for record in world.deliberations] == [handle.id]
+    assert world.published == []
+
+    world.bus_open.set()
+    await handle.result()
+
+    assert [entry.kind for entry in world.published][-2:] == COMPLETED
+
+
+async def test_a_bridge_of_an_earlier_version_loses_no_proposals(
+    fleet_without_workers: Client, world: World
+) -> None:
+    """It fails for the activity, which a newer one takes."""
+    client, earlier = fleet_without_workers, InstantMirror()
+    known: list[Callable[..., Any]] = [earlier.announce, earlier.publish]
+    async with instant_workers(client, queues=[queue for queue in QUEUES if queue != "bridge"]):
+        async with Worker(client, task_queue="bridge", activities=known):
+            handle = await start(client, world)
+            await until(lambda: tries_of(handle, "announce_outcome"), lambda tries: tries > 1)
+        async with instant_workers(client, queues=["bridge"]):
+            result = await handle.result()
+
+    assert [record.winner_id for record in world.deliberations] == [result.winner_id]
+
+
+async def tries_of(handle: WorkflowHandle[Any, Any], activity: str) -> int:
+    """Return the number of the current try of a pending activity."""
+    pending = (await handle.describe()).raw_description.pending_activities
+    return max((each.attempt for each in pending if each.activity_type.name == activity), default=0)
 
 
 async def timers_of(handle: WorkflowHandle[Any, Any]) -> list[str]:
