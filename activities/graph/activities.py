@@ -108,7 +108,7 @@ from activities.graph.proposals import deliberation_writes
 from activities.graph.pruning import ended_before, prune, prune_without_story
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
 from activities.graph.sessions import Session, read_session, redacted
-from activities.graph.stories import adopt
+from activities.graph.stories import adopt, adopt_all, not_adopted
 from activities.graph.tracing import open_session
 from activities.graph.values import Number, Row, Text, Texts, text
 from activities.redaction import Redaction, load_redaction
@@ -475,14 +475,21 @@ class Graph(GraphStub):
             kept, generation = await self._cache.find_pack(query.story_id, key, config)
             if kept is not None:
                 return kept, True
-            await adopt(self._driver, [query.story_id])
-            async with open_session(self._driver) as session:
-                sections, known = await session.execute_read(_read_sections, self._scopes, query)
+            sections, known = await self._sections(query)
             sections = with_summary(sections, summary)
             pack = assemble(self._scopes, query, budget, sections, self._redact)
             if known and lasting:
                 await self._cache.keep_pack(query.story_id, key, config, generation, pack)
         return pack, known
+
+    async def _sections(self, query: PackQuery) -> tuple[list[ScopeSection], bool]:
+        """Read a pack's sections, and whether its story is known; adopt what others wrote first."""
+        async with open_session(self._driver) as session:
+            found = await session.execute_read(_read_adopted, self._scopes, query)
+            if found is None:
+                await session.execute_write(adopt_all, [query.story_id])
+                found = await session.execute_read(_read_sections, self._scopes, query)
+        return found
 
     async def _require_begun(self, story_id: str) -> None:
         if not await self._read(HAS_BEGUN, story_id=story_id):
@@ -535,6 +542,16 @@ async def _rows(
     tx: AsyncManagedTransaction, cypher: LiteralString, parameters: dict[str, Any]
 ) -> list[dict[str, Any]]:
     return await (await tx.run(cypher, parameters)).data()
+
+
+@unit_of_work(timeout=TRANSACTION_S)
+async def _read_adopted(
+    tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
+) -> tuple[list[ScopeSection], bool] | None:
+    """Read the sections in the same transaction; None if others wrote something for the story."""
+    if await not_adopted(tx, [query.story_id]):
+        return None
+    return await _read_sections(tx, scopes, query)
 
 
 @unit_of_work(timeout=TRANSACTION_S)

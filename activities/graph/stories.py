@@ -177,9 +177,14 @@ ADOPT: tuple[str, ...] = (
 async def adopt(driver: AsyncDriver, story_ids: Collection[str]) -> None:
     """Adopt what others wrote for these stories; write nothing if nothing is new."""
     async with open_session(driver) as session:
-        unadopted = await session.execute_read(_ids, UNADOPTED, {"ids": list(story_ids)})
-        if unadopted:
+        if unadopted := await session.execute_read(not_adopted, story_ids):
             await session.execute_write(adopt_all, unadopted)
+
+
+@unit_of_work(timeout=ADOPTION_S)
+async def not_adopted(tx: AsyncManagedTransaction, story_ids: Collection[str]) -> list[str]:
+    """Return those of the stories for which others wrote something."""
+    return await _ids(tx, UNADOPTED, {"ids": list(story_ids)})
 
 
 @unit_of_work(timeout=ADOPTION_S)
@@ -189,7 +194,6 @@ async def adopt_all(tx: AsyncManagedTransaction, story_ids: Collection[str]) -> 
         await (await tx.run(statement, ids=sorted(story_ids))).consume()
 
 
-@unit_of_work(timeout=ADOPTION_S)
 async def _ids(
     tx: AsyncManagedTransaction, cypher: LiteralString, parameters: dict[str, Any]
 ) -> list[str]:

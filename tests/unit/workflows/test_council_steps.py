@@ -16,6 +16,7 @@ from tests.unit.conftest import QUEUES, InstantMirror, StartStory, World, instan
 from tests.unit.workflows.test_deliberation import start
 from workflows.models.deliberation import Progress
 from workflows.models.events import Entry
+from workflows.models.outbox import OutboxState, StoryClosure
 from workflows.outbox import FORWARD_EVENTS
 
 CALLS = [*["propose"] * 3, *["criticise"] * 3, *["revise"] * 3]
@@ -111,6 +112,28 @@ async def test_while_nats_is_away_a_result_is_recorded_and_its_events_follow(
     await handle.result()
 
     assert [entry.kind for entry in world.published][-2:] == COMPLETED
+
+
+async def test_the_proposals_that_a_terminated_council_has_not_recorded_are_recorded_by_its_closure(
+    fleet: Client, world: World
+) -> None:
+    world.graph_open.clear()
+    handle = await start(fleet, world)
+    await until(
+        lambda: handle.query("progress", result_type=Progress),
+        lambda progress: progress.status == "complete",
+    )
+    await handle.terminate()
+    outbox = await handle.query("outbox", result_type=OutboxState)
+
+    world.graph_open.set()
+    closure = StoryClosure(story_id="", run_id="1", outbox=outbox, owner=handle.id)
+    await fleet.execute_workflow(
+        "StoryClosureWorkflow", closure, id=f"closure-{world.key}", task_queue="story"
+    )
+
+    assert [record.deliberation_id for record in world.deliberations] == [handle.id]
+    assert "DeliberationCompleted" in [entry.kind for entry in world.published]
 
 
 async def test_a_bridge_of_an_earlier_version_loses_no_proposals(
