@@ -122,7 +122,7 @@ async def test_a_deliberation_is_one_trace_from_its_call_to_the_llm_the_graph_an
         assert [*called, f"StartActivity:{activity}", f"RunActivity:{activity}", "neo4j"] in stored
     sent = named(spans, "publish orchestration.deliberation.completed")
     assert [(each.kind, chain(each, spans)[:-2]) for each in sent] == [
-        (PRODUCER, [*called, "StartActivity:announce"])
+        (PRODUCER, [*called, "StartActivity:announce_outcome"])
     ]
     assert (first.headers or {})["traceparent"].split("-")[1] == trace
     assert canary.encode() not in collector.received
