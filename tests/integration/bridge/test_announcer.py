@@ -17,10 +17,10 @@ from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
 from tests.integration.conftest import nats_settings
 from tests.support.servers import RunningServer
-from tests.support.stories import at, batch, new_story, spec
+from tests.support.stories import at, batch, deliberation, new_story, spec
 from workers.clients.nats import open_nats
 from workers.settings import Settings
-from workflows.models.events import EventBody, GateOpened, StoryCreated
+from workflows.models.events import EventBody, GateOpened, OutcomeBatch, StoryCreated
 
 
 @pytest.fixture
@@ -60,6 +60,39 @@ async def test_a_batch_is_recorded_and_its_events_are_published(
     assert answer.published == again.published == 3
     assert await is_stored(driver, story)
     assert await messages(jetstream) == before + 2
+
+
+async def test_an_outcome_is_recorded_with_its_proposals_before_its_events_are_published(
+    announcer: Announcer, jetstream: JetStreamContext, driver: AsyncDriver
+) -> None:
+    story, before = new_story(), await messages(jetstream)
+    outcome = OutcomeBatch.of(batch(story, *changes(story)), deliberation(story))
+
+    answer = await announcer.announce_outcome(outcome)
+    again = await announcer.announce_outcome(outcome)
+
+    assert answer.published == again.published == 3
+    assert await proposals(driver, story) == 2
+    assert await messages(jetstream) == before + 2
+
+
+async def test_nothing_of_an_outcome_that_cannot_be_recorded_is_published(
+    announcer: Announcer, jetstream: JetStreamContext, driver: AsyncDriver
+) -> None:
+    story, before = new_story(), await messages(jetstream)
+    wrong = batch(story, *changes(story))
+    wrong.entries[2].body["timestamp"] = "yesterday"
+
+    with pytest.raises(ApplicationError):
+        await announcer.announce_outcome(OutcomeBatch.of(wrong, deliberation(story)))
+
+    assert await proposals(driver, story) == 0
+    assert await messages(jetstream) == before
+
+
+async def proposals(driver: AsyncDriver, story: str) -> int:
+    found = await driver.execute_query("MATCH (p:Proposal {story_id: $id}) RETURN p", id=story)
+    return len(found.records)
 
 
 async def test_a_batch_is_recorded_while_nats_is_away(
