@@ -51,8 +51,8 @@ def main() -> CodeType:
         code: CodeType = marshal.loads(bytes.fromhex(argv[1]))  # noqa: S302  the worker's
         return code
     try:
-        # Sets and dicts iterate in the same order in every run, so the output is the same.
-        os.execve(argv[0], argv, {"PYTHONHASHSEED": "0"})  # noqa: S606
+        # It gets no other variable.
+        os.execve(argv[0], argv, {"PYTHONHASHSEED": os.environ["PYTHONHASHSEED"]})  # noqa: S606
     except OSError as error:
         os.write(ready, f": {error}".encode())
         raise

@@ -250,6 +250,7 @@ class Sandbox:
             *(() if network else ("--unshare-net",)),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session"),
             *("--seccomp", str(filter_fd)),
+            # Sets and dicts iterate in the same order in every run, so the output is the same.
             *("--unsetenv", "PATH", "--setenv", "PYTHONHASHSEED", "0"),
             *view,
             "--",

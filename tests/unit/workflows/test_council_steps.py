@@ -13,7 +13,7 @@ from temporalio.worker import Worker
 
 from tests.support.polling import until
 from tests.unit.conftest import QUEUES, InstantMirror, StartStory, World, instant_workers
-from tests.unit.workflows.test_deliberation import start
+from tests.unit.workflows.test_deliberation import Deliberation, start
 from workflows.models.deliberation import Progress
 from workflows.models.events import Entry
 from workflows.models.outbox import OutboxState, StoryClosure
@@ -83,15 +83,21 @@ async def test_a_council_of_a_story_is_recorded_before_its_story_gets_the_result
     assert council.id in {record.deliberation_id for record in world.deliberations}
 
 
-async def test_a_result_is_recorded_although_an_earlier_batch_is_under_way(
-    fleet: Client, world: World
-) -> None:
+async def complete_without_graph(fleet: Client, world: World) -> Deliberation:
+    """Return a council that has its result, while nothing can be recorded."""
     world.graph_open.clear()
     handle = await start(fleet, world)
     await until(
         lambda: handle.query("progress", result_type=Progress),
         lambda progress: progress.status == "complete",
     )
+    return handle
+
+
+async def test_a_result_is_recorded_although_an_earlier_batch_is_under_way(
+    fleet: Client, world: World
+) -> None:
+    handle = await complete_without_graph(fleet, world)
 
     world.graph_open.set()
     result = await handle.result()
@@ -117,12 +123,7 @@ async def test_while_nats_is_away_a_result_is_recorded_and_its_events_follow(
 async def test_the_proposals_that_a_terminated_council_has_not_recorded_are_recorded_by_its_closure(
     fleet: Client, world: World
 ) -> None:
-    world.graph_open.clear()
-    handle = await start(fleet, world)
-    await until(
-        lambda: handle.query("progress", result_type=Progress),
-        lambda progress: progress.status == "complete",
-    )
+    handle = await complete_without_graph(fleet, world)
     await handle.terminate()
     outbox = await handle.query("outbox", result_type=OutboxState)
 
