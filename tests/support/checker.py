@@ -25,6 +25,14 @@ from temporalio.client import Client, WorkflowExecutionStatus
 ANNOUNCING = ("announce", "announce_outcome")
 """The activities that record entries and then publish them."""
 
+ENDED = (
+    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED,
+    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED,
+    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
+    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
+)
+"""The last events of runs that neither completed nor were continued as new."""
+
 STREAMS = ("PLANNING_EVENTS", "ORCHESTRATOR_EVENTS", "CONTEXT")
 
 NODES = {
@@ -78,8 +86,8 @@ class StoryHistory:
     """Events that were passed to `publish` or `announce`, with the workflow that did it."""
     published: set[str] = field(default_factory=set)
     """Ids of the events that one of them has published, in whichever run of its workflow."""
-    deliberations: list[str] = field(default_factory=list)
-    """Ids of the deliberations that completed."""
+    deliberations: list[tuple[str, str]] = field(default_factory=list)
+    """The deliberations that completed, as (id, run id): a task can be tried again."""
     cancelled: bool = False
     faults: list[str] = field(default_factory=list)
 
@@ -98,43 +106,38 @@ class Published:
 
 
 async def read_histories(client: Client, story_id: str) -> StoryHistory:
-    """Read every run of the story's workflow and of every child it started."""
+    """Read every run of the story's workflow, and every run of every child it started."""
     contents = StoryHistory(story_id)
-    to_read, read = [f"story-{story_id}"], set[str]()
+    story = f"story-{story_id}"
+    latest = await client.get_workflow_handle(story).describe()
+    contents.cancelled = latest.status is WorkflowExecutionStatus.CANCELED
+    first = latest.raw_description.workflow_execution_info.first_run_id
+    to_read, read = [(story, first)], set[tuple[str, str]]()
     while to_read:
-        workflow_id = to_read.pop(0)
-        if workflow_id in read:
+        workflow_id, run_id = to_read.pop(0)
+        if (workflow_id, run_id) in read:
             continue
-        read.add(workflow_id)
-        description = await client.get_workflow_handle(workflow_id).describe()
-        if description.status is WorkflowExecutionStatus.RUNNING:
-            contents.faults.append(f"{workflow_id} still runs")
-        if workflow_id == f"story-{story_id}":
-            contents.cancelled = description.status is WorkflowExecutionStatus.CANCELED
-        completed = description.status is WorkflowExecutionStatus.COMPLETED
-        if completed and workflow_id.startswith("deliberation-"):
-            contents.deliberations.append(workflow_id)
-        for history in await _runs(client, workflow_id, description.run_id):
-            to_read += _read_run(contents, workflow_id, history)
+        read.add((workflow_id, run_id))
+        handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+        history = [event async for event in handle.fetch_history_events()]
+        for event in history:
+            await _decrypt(client, event)
+        to_read += _read_run(contents, workflow_id, history)
+        match history[-1].event_type:
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
+                ended = history[-1].workflow_execution_continued_as_new_event_attributes
+                to_read.insert(0, (workflow_id, ended.new_execution_run_id))
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
+                if workflow_id.startswith("deliberation-"):
+                    contents.deliberations.append((workflow_id, run_id))
+            case ended_by if ended_by not in ENDED:
+                contents.faults.append(f"{workflow_id} still runs")
     contents.faults += [
         f"{workflow_id}: {event.subject} {event.id} was never published"
         for workflow_id, event in contents.tried
         if event.id not in contents.published
     ]
     return contents
-
-
-async def _runs(client: Client, workflow_id: str, run_id: str) -> list[list[HistoryEvent]]:
-    """Fetch the histories of a workflow's chain of continue-as-new runs, oldest first."""
-    runs: list[list[HistoryEvent]] = []
-    while run_id:
-        history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
-        for event in history.events:
-            await _decrypt(client, event)
-        runs.insert(0, list(history.events))
-        started = history.events[0].workflow_execution_started_event_attributes
-        run_id = started.continued_execution_run_id
-    return runs
 
 
 async def _decrypt(client: Client, event: HistoryEvent) -> None:
@@ -149,8 +152,8 @@ async def _decrypt(client: Client, event: HistoryEvent) -> None:
 
 def _read_run(
     contents: StoryHistory, workflow_id: str, history: Iterable[HistoryEvent]
-) -> list[str]:
-    """Add one run to `contents` and return the workflow ids of its children."""
+) -> list[tuple[str, str]]:
+    """Add one run to `contents` and return the workflow and run ids of its children."""
     recording: dict[int, list[str]] = {}
     publishing: dict[int, list[Event]] = {}
     announcing: dict[int, list[str]] = {}
@@ -199,7 +202,8 @@ def _read_run(
                 contents.handed_on += handing.get(signaled.initiated_event_id, ())
             case EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
                 started = event.child_workflow_execution_started_event_attributes
-                children.append(started.workflow_execution.workflow_id)
+                child = started.workflow_execution
+                children.append((child.workflow_id, child.run_id))
             case EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
                 upsert = event.upsert_workflow_search_attributes_event_attributes
                 if payload := upsert.search_attributes.indexed_fields.get("StoryState"):
@@ -268,8 +272,8 @@ class Graph:
     tasks: dict[str, str]
     plans: dict[str, str]
     """Plan id -> status."""
-    deliberations: dict[str, int]
-    """Deliberation id -> number of its proposals with rank 1."""
+    deliberations: dict[tuple[str, str], int]
+    """Id and run id of a deliberation -> number of its proposals with rank 1."""
     lost_decisions: list[str]
     """Ids of decisions without a link to a proposal."""
 
@@ -295,7 +299,8 @@ async def read_graph(driver: neo4j.AsyncDriver, story_id: str) -> Graph:
         "MATCH (:Story {id: $story})-[:HAS_PLAN]->(p:PlanVersion) RETURN p.id, p.status"
     )
     winners = await ask(
-        "MATCH (p:Proposal {story_id: $story, rank: 1}) RETURN p.deliberation_id, count(p)"
+        "MATCH (p:Proposal {story_id: $story, rank: 1}) "
+        "RETURN p.deliberation_id, p.run_id, count(p)"
     )
     lost = await ask(
         "MATCH (d:Decision {case_id: $story}) WHERE NOT (d)-[:FROM]->(:Proposal)-[:BY]->(:Agent) "
@@ -307,7 +312,7 @@ async def read_graph(driver: neo4j.AsyncDriver, story_id: str) -> Graph:
         status=status[0][0] if status else "",
         tasks=dict(tasks),
         plans=dict(plans),
-        deliberations=dict(winners),
+        deliberations={(each, run_id): count for each, run_id, count in winners},
         lost_decisions=[decision for (decision,) in lost],
     )
 
@@ -376,10 +381,10 @@ def _graph_differs(contents: StoryHistory, graph: Graph) -> Iterable[str]:
     status = "CANCELLED" if contents.cancelled else (contents.states or [graph.status])[-1]
     if graph.status != status:
         yield f"the graph says {graph.status}, the history {status}"
-    for deliberation in contents.deliberations:
-        winners = graph.deliberations.get(deliberation, 0)
+    for deliberation, run_id in contents.deliberations:
+        winners = graph.deliberations.get((deliberation, run_id), 0)
         if winners != 1:
-            yield f"the graph has {winners} winners of {deliberation}"
+            yield f"the graph has {winners} winners of run {run_id} of {deliberation}"
     for decision in graph.lost_decisions:
         yield f"decision {decision} comes from no proposal"
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from nats.aio.client import Client as Nats
+from neo4j import AsyncDriver
+from temporalio.client import Client, WorkflowHandle
+
 from tests.integration.workflows.test_council_changes import ADDER, NEW_TEST, SUBTRACTS
 from tests.integration.workflows.test_story_branch import CRITERIA_TESTS, STORY
+from tests.support.checker import check
 from tests.support.fleet import new_environment, whole_fleet
 from tests.support.llm_server import Call, LlmServer
 from tests.support.repositories import PROJECT, config_with, in_store, make_repository
@@ -47,44 +54,70 @@ TASKS = [
 ]
 
 
-def next_action(call: Call) -> dict[str, Any]:
-    """Follow the script of the task, which a prompt names after its context."""
-    if "conflicts with the branch" in call.prompt:
-        asked = "conflicts with the branch"
-    else:
-        asked = max(SCRIPTS, key=call.prompt.rfind)
-    return ScriptedModel(SCRIPTS[asked])(call)
+CARELESS = SCRIPTS | {
+    "WRITE-SUBTRACT": [replace("adder/__init__.py", ADDER, ADDER + SUBTRACTS)],
+    "WRITE-DOUBLE": [replace("adder/__init__.py", ADDER, ADDER + DOUBLES)],
+    "conflicts with the branch": [],
+}
+"""Both tasks insert at one place, and their authors leave the conflict as it is."""
 
 
-async def test_tasks_that_conflict_are_revised_and_a_branch_that_fails_is_repaired(
-    servers: Servers, tmp_path: Path
-) -> None:
-    origin = tmp_path / "adder"
-    url = make_repository(origin, PROJECT | {"adder/__init__.py": ADDER})
+def following(scripts: dict[str, list[dict[str, Any]]]) -> Callable[[Call], dict[str, Any]]:
+    """Return a model that follows the script of the task, which a prompt names last."""
+
+    def next_action(call: Call) -> dict[str, Any]:
+        if "conflicts with the branch" in call.prompt:
+            asked = "conflicts with the branch"
+        else:
+            asked = max(scripts, key=call.prompt.rfind)
+        return ScriptedModel(scripts[asked])(call)
+
+    return next_action
+
+
+@asynccontextmanager
+async def fleet_with_conflicts(
+    servers: Servers, folder: Path, scripts: dict[str, list[dict[str, Any]]]
+) -> AsyncIterator[Client]:
+    """Run a fleet whose repository is `adder` and whose plan has two tasks that conflict."""
+    url = make_repository(folder / "adder", PROJECT | {"adder/__init__.py": ADDER})
     entry = {"url": url, "limits": {"seconds": 120, "steps": 4}}
-    config = config_with(tmp_path / "config", adder=entry)
+    config = config_with(folder / "config", adder=entry)
     async with LlmServer(window=32_768) as llm:
-        llm.documents["next_action"] = next_action
+        llm.documents["next_action"] = following(scripts)
         llm.documents["derive_plan"] = lambda _: {"tasks": TASKS}
         environment = await new_environment(
             servers,
             llm,
             FLEET_CONFIG=str(config),
-            FLEET_HOME=str(tmp_path),
-            WORKSPACE_STORE=str(tmp_path / "store"),
+            FLEET_HOME=str(folder),
+            WORKSPACE_STORE=str(folder / "store"),
         )
         async with whole_fleet(environment) as client:
-            story = await client.start_workflow(
-                "StoryWorkflow",
-                STORY | {"story_id": "US-repairs"},
-                id=story_workflow_id("US-repairs"),
-                task_queue="story",
-                result_type=StoryResult,
-                execution_timeout=timedelta(minutes=9),
-            )
-            result = await story.result()
-            plan = await story.query("plan", result_type=Plan)
+            yield client
 
+
+async def start(client: Client, story_id: str) -> WorkflowHandle[Any, StoryResult]:
+    return await client.start_workflow(
+        "StoryWorkflow",
+        STORY | {"story_id": story_id},
+        id=story_workflow_id(story_id),
+        task_queue="story",
+        result_type=StoryResult,
+        execution_timeout=timedelta(minutes=9),
+    )
+
+
+async def test_tasks_that_conflict_are_revised_and_a_branch_that_fails_is_repaired(
+    servers: Servers, driver: AsyncDriver, nats_client: Nats, tmp_path: Path
+) -> None:
+    async with fleet_with_conflicts(servers, tmp_path, SCRIPTS) as client:
+        story = await start(client, "US-repairs")
+        result = await story.result()
+        plan = await story.query("plan", result_type=Plan)
+        faults = await check(client, nats_client, driver, ["US-repairs"])
+
+    assert faults == []
     assert result.branch is not None
     head, store = result.branch.head, tmp_path / "store" / "adder.git"
     whole = in_store(store, "show", f"{head}:adder/__init__.py")
@@ -95,3 +128,28 @@ async def test_tasks_that_conflict_are_revised_and_a_branch_that_fails_is_repair
     assert "test_it_subtracts" in repair.description
     log = in_store(store, "log", "--format=%s", head)
     assert "but for its conflicts" in log
+
+
+async def test_a_task_that_conflicts_twice_is_tried_again_and_each_of_its_councils_has_one_winner(
+    servers: Servers, driver: AsyncDriver, nats_client: Nats, tmp_path: Path
+) -> None:
+    async with fleet_with_conflicts(servers, tmp_path, CARELESS) as client:
+        story = await start(client, "US-twice")
+        result = await story.result()
+        faults = await check(client, nats_client, driver, ["US-twice"])
+
+    assert faults == []
+    assert result.branch is not None
+    store = tmp_path / "store" / "adder.git"
+    whole = in_store(store, "show", f"{result.branch.head}:adder/__init__.py")
+    assert SUBTRACTS.strip() in whole
+    assert DOUBLES.strip() in whole
+    found, _, _ = await driver.execute_query(
+        "MATCH (p:Proposal {story_id: 'US-twice', rank: 1}) WHERE p.phase = 'BUILD' "
+        "RETURN p.task_id AS task, count(DISTINCT p.run_id) AS runs, count(*) AS winners"
+    )
+    counted = {row["task"]: (row["runs"], row["winners"]) for row in found}
+    assert sorted(counted[task] for task in ("US-twice-plan-1-t1", "US-twice-plan-1-t2")) == [
+        (1, 1),
+        (2, 2),
+    ]
