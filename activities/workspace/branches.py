@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError
 from activities.workspace.conflicts import merged_base
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
+from activities.workspace.refs import Move
 from activities.workspace.repositories import find_repository
 from activities.workspace.store import Store, Stores
 from workflows.models.branches import (
@@ -171,9 +172,7 @@ async def place(store: Store, story_id: str, commit: str) -> None:
             await store.start_branch(story_id, commit)
             continue
         left = f"refs/fleet-left/{ref_part(story_id)}/{now}"
-        with store_errors(what=branch):
-            await git("update-ref", left, now, git_dir=store.path)
-            await git("update-ref", f"refs/heads/{branch}", commit, now, git_dir=store.path)
+        await store.refs.move(Move(left, now), Move(f"refs/heads/{branch}", commit, now))
 
 
 async def is_merge_of(store: Store, commit: str, head: str, change: str) -> bool:

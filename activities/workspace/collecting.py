@@ -10,25 +10,25 @@ import asyncio
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-
-from temporalio.exceptions import ApplicationError
 
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
+from activities.workspace.refs import ABSENT, BEGINNING, Move, time_of
 from activities.workspace.store import Store
-from workflows.models.errors import ErrorType
 
 BASES = "refs/fleet-bases/"
-KINDS = ("refs/fleet/", "refs/fleet-old/", "refs/fleet-results/", "refs/fleet-left/")
+KINDS = (
+    "refs/fleet/",
+    "refs/fleet-old/",
+    "refs/fleet-results/",
+    "refs/fleet-merged/",
+    "refs/fleet-left/",
+)
 
-BEGINNING = datetime.fromtimestamp(0, UTC)
-"""The time of work that has no commit."""
-
-_FORMAT = "%(refname) %(objectname) %(committerdate:unix)"
 _UNFINISHED_SECONDS = 24 * 3_600
 _GC_SECONDS = 3_600
 
@@ -81,7 +81,7 @@ async def collect(
 async def works(store: Store) -> list[Work]:
     """Return all work that the store has, by story and task."""
     found: dict[tuple[str, str], Work] = {}
-    for ref, value, at in await _refs(store, KINDS):
+    for ref, value, at in await store.refs.below(*KINDS):
         kind, story, task = (*ref.split("/")[1:4],)
         key = (story, "" if kind == "fleet-left" else task)
         work = found.setdefault(key, Work(*key))
@@ -96,9 +96,9 @@ async def _old_bases(store: Store, before: datetime) -> dict[str, str]:
     They are a cache: a base that is needed again is measured again.
     """
     bases: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for ref, value, _ in await _refs(store, [BASES]):
+    for ref, value, _ in await store.refs.below(BASES):
         bases[ref.removeprefix(BASES).partition("/")[0]][ref] = value
-    current = {value for _, value, _ in await _refs(store, ["refs/base/"])}
+    current = {value for _, value, _ in await store.refs.below("refs/base/")}
     old: dict[str, str] = {}
     for commit in bases.keys() - current:
         if await _committed_at(store, commit) < before:
@@ -109,38 +109,15 @@ async def _old_bases(store: Store, before: datetime) -> dict[str, str]:
 async def _committed_at(store: Store, commit: str) -> datetime:
     words = ("rev-list", "--max-count=1", "--no-commit-header", "--format=%ct", commit, "--")
     with store_errors():
-        return _time(await git(*words, git_dir=store.path))
-
-
-async def _refs(store: Store, prefixes: Iterable[str]) -> list[tuple[str, str, datetime]]:
-    """Return the refs below prefixes, with value and time of the commit."""
-    with store_errors():
-        words = ("for-each-ref", f"--format={_FORMAT}", *prefixes)
-        lines = (await git(*words, git_dir=store.path)).decode().splitlines()
-    parts = [line.split(" ") for line in lines]
-    return [(ref, value, _time(at.encode())) for ref, value, at in parts]
-
-
-def _time(seconds: bytes) -> datetime:
-    """Return a time; BEGINNING for a ref that names no commit."""
-    if not seconds.strip():
-        return BEGINNING
-    return datetime.fromtimestamp(int(seconds), UTC)
+        return time_of((await git(*words, git_dir=store.path)).decode())
 
 
 async def _removed(store: Store, refs: dict[str, str]) -> list[str]:
     """Remove refs that have these values, all of them or none; return those that are removed."""
     if not refs:
         return []
-    orders = "".join(f"delete {ref} {value}\n" for ref, value in refs.items())
-    try:
-        with store_errors():
-            await git("update-ref", "--stdin", git_dir=store.path, stdin=orders.encode())
-    except ApplicationError as error:
-        if error.type != ErrorType.REF_MOVED:
-            raise
-        return []  # it is worked on
-    return list(refs)
+    done = await store.refs.move(*(Move(ref, ABSENT, value) for ref, value in refs.items()))
+    return list(refs) if done else []  # else it is worked on
 
 
 def _remove_unfinished(store: Path) -> None:

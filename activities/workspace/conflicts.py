@@ -10,8 +10,10 @@ from tempfile import TemporaryDirectory
 from activities.workspace.errors import store_errors
 from activities.workspace.git import GitFailed, git
 from activities.workspace.git_output import shown
+from activities.workspace.refs import Move
 from activities.workspace.store import Store
 from workflows.models.branches import MergedBase, MergeRequest
+from workflows.models.ids import ref_part
 
 SHOWN_BYTES = 8 * 1024
 """Of each side's diff that the author reads."""
@@ -23,7 +25,7 @@ async def merged_base(store: Store, request: MergeRequest) -> MergedBase:
     """Return the branch with all of a change that does not conflict, as a commit of both.
 
     A file that conflicts is there as the branch has it. The commit is a pure function of the
-    request, and no ref names it until its author's next step.
+    request, and has a ref of its own: its author's next step may be days later.
     """
     head, commit = request.head, request.commit
     with store_errors(what=request.task_id):
@@ -37,6 +39,8 @@ async def merged_base(store: Store, request: MergeRequest) -> MergedBase:
             {"Story": request.story_id, "Task": request.task_id},
             at=request.at,
         )
+    work = f"{ref_part(request.story_id)}/{ref_part(request.task_id)}"
+    await store.refs.move(Move(f"refs/fleet-merged/{work}/{made}", made))
     names = [shown(file) for file in sorted(files)]
     paths = [os.fsdecode(file) for file in files]
     logged = await store.log(began, commit)

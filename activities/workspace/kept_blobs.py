@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from activities.workspace.errors import store_errors
-from activities.workspace.git import GitFailed, git
+from activities.workspace.git import git
+from activities.workspace.refs import Move
 from activities.workspace.store import Store
 from workflows.models.base import Model
 
@@ -24,13 +25,11 @@ class KeptBlob(Generic[ModelT]):
 
     async def read(self) -> ModelT | None:
         """Return the model; None if there is none, or it is in another version's form."""
+        blob = await self._store.refs.value(self.ref)
+        if blob is None:
+            return None
         with store_errors():
-            try:
-                data = await self._git("cat-file", "blob", self.ref)
-            except GitFailed as failure:
-                if failure.code != 128:
-                    raise
-                return None
+            data = await self._git("cat-file", "blob", blob)
         try:
             return self._model.model_validate_json(data)
         except ValidationError:
@@ -41,7 +40,7 @@ class KeptBlob(Generic[ModelT]):
         with store_errors():
             data = value.model_dump_json().encode()
             blob = (await self._git("hash-object", "-w", "--stdin", stdin=data)).decode().strip()
-            await self._git("update-ref", self.ref, blob)
+        await self._store.refs.move(Move(self.ref, blob))
 
     async def _git(self, *args: str, stdin: bytes = b"") -> bytes:
         return await git(*args, git_dir=self._store.path, stdin=stdin)

@@ -1,27 +1,31 @@
 """Results of agents' actions, kept in the store, so that no action runs twice.
 
-The result of an agent's last action is a blob under a ref beside the agent's own. It is kept before
-the agent's ref moves to the commit, so an attempt after a crash finds it. An attempt that was given
-up, and ends after the next one, finds that one's.
+The result of an agent's last action is the message of a tag of its commit, under a ref beside the
+agent's own. It is kept before the agent's ref moves to the commit, so an attempt after a crash
+finds it, with the commit. An attempt that was given up, and ends after the next one, finds that
+one's.
 """
 
 from __future__ import annotations
 
-import asyncio
-
-from temporalio.exceptions import ApplicationError
-
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
+from activities.workspace.refs import ABSENT, Move
 from activities.workspace.store import Store
 from workflows.models.base import Model, content_hash
-from workflows.models.errors import ErrorType
+from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import agent_ref
 from workflows.models.implementation import ActionResult, RunActionInput
 from workflows.models.workspace import Trailers
 
-ABSENT = "0" * 40
-"""The old value of a ref that must not exist."""
+_TAG = """\
+object {commit}
+type commit
+tag result
+tagger SWE AI Fleet <fleet@fleet.invalid> 0 +0000
+
+{message}
+"""
 
 
 class KeptResult(Model):
@@ -43,21 +47,17 @@ class KeptResults:
         self._store = store
         ref = agent_ref(agent.story, agent.task, agent.agent)
         self._ref = ref.replace("refs/fleet/", "refs/fleet-results/", 1)
-        self._blob = ABSENT
+        self._kept = ABSENT
 
     async def read(self) -> KeptResult | None:
         """Return the result of the last action; None if there is none."""
-        blob = await asyncio.to_thread(self._store.loose, self._ref)
-        if blob and (known := self._store.remembered.get((blob,))):
-            self._blob = blob
-            return KeptResult.model_validate_json(known)
-        with store_errors():
-            found = await self._git("cat-file", "--batch", stdin=f"{self._ref}\n".encode())
-        about, _, data = found.partition(b"\n")
-        if about.endswith(b" missing"):
-            self._blob = ABSENT
+        refs = self._store.refs
+        kept = refs.noted(self._ref) or await refs.value(self._ref)
+        self._kept = kept or ABSENT
+        if kept is None:
             return None
-        self._blob = about.split()[0].decode()
+        with store_errors():
+            data = await self._store.remembered.of((kept,), self._message)
         return KeptResult.model_validate_json(data)
 
     async def keep(self, made: KeptResult) -> KeptResult:
@@ -68,21 +68,27 @@ class KeptResults:
         Raises:
             ApplicationError: `RefMoved`: the work went on without this attempt.
         """
-        try:
-            with store_errors():
-                data = made.model_dump_json().encode()
-                words = ("hash-object", "-w", "--stdin")
-                blob = (await self._git(*words, stdin=data)).decode().strip()
-                await self._git("update-ref", self._ref, blob, self._blob)
-                self._store.remembered.add((blob,), data)
-        except ApplicationError as error:
-            if error.type != ErrorType.REF_MOVED:
-                raise
-            other = await self.read()
-            if other is None or other.asked != made.asked:
-                raise
-            return other
-        return made
+        message = made.model_dump_json()
+        tag = _TAG.format(commit=made.result.commit, message=message)
+        with store_errors():
+            words = ("hash-object", "-w", "-t", "tag", "--stdin")
+            kept = (await self._git(*words, stdin=tag.encode())).decode().strip()
+        if await self._store.refs.move(Move(self._ref, kept, self._kept)):
+            self._store.remembered.add((kept,), message.encode())
+            return made
+        other = await self.read()
+        if other is None or other.asked != made.asked:
+            raise application_error(
+                ErrorType.REF_MOVED,
+                f"{self._ref}: the ref has moved: the work went on without this attempt",
+            )
+        return other
+
+    async def _message(self, kept: str) -> bytes:
+        found = await self._git("cat-file", "--batch", stdin=f"{kept}\n".encode())
+        about, _, data = found.partition(b"\n")
+        # A store that an earlier version wrote has the result as a blob.
+        return data.partition(b"\n\n")[2] if about.split()[1] == b"tag" else data
 
     async def _git(self, *args: str, stdin: bytes = b"") -> bytes:
         return await git(*args, git_dir=self._store.path, stdin=stdin)

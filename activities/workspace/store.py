@@ -10,13 +10,10 @@ commit.
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
-import time
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from activities.workspace.commits import check_files, clean, message_text, one_l
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
 from activities.workspace.metrics import count_store_error
+from activities.workspace.refs import ABSENT, COMMIT, FolderRefs, Move, Refs
 from activities.workspace.remembered import Remembered
 from activities.workspace.transports import transport
 from workflows.models.errors import ErrorType, application_error
@@ -68,17 +66,11 @@ node_modules/
 """
 
 _LISTING = ("ls-tree", "-r", "-z", "--full-tree")
-_ABSENT = "0" * 40
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DOMAIN = "fleet.invalid"
 _NO_BRACKETS = str.maketrans("", "", "<>")
 
 _SYNCED_ONE_BY_ONE = 50
 """Up to so many files it is cheaper to sync each than the whole file system once."""
-
-_LOCKED = re.compile(r"Unable to create '(.+\.lock)': File exists")
-_LOCK_SECONDS = 300
-"""git holds the lock of a ref for milliseconds."""
 
 
 class Stores:
@@ -179,6 +171,7 @@ class Store:
             remembered: what is known of its objects; None: nothing.
         """
         self.path = path
+        self.refs: Refs = FolderRefs(path)
         self.remembered = remembered or Remembered()
         self._repository = repository
         self._credentials = credentials
@@ -224,34 +217,17 @@ class Store:
     async def start_branch(self, story_id: str, commit: str) -> str:
         """Create a story's branch at a commit and return its head; one that exists stays."""
         ref = f"refs/heads/{story_branch(story_id)}"
-        with store_errors():
-            try:
-                await self._update(ref, checked(commit), _ABSENT)
-            except GitFailed:
-                if await self._value(ref) is None:
-                    raise
+        await self.refs.move(Move(ref, checked(commit), ABSENT))
         return await self._required(ref, f"the branch of story {story_id}")
 
     async def head(self, story_id: str) -> str | None:
         """Return the head of a story's branch; None if it has none."""
-        with store_errors():
-            return await self._value(f"refs/heads/{story_branch(story_id)}")
+        return await self.refs.value(f"refs/heads/{story_branch(story_id)}")
 
     async def agent_head(self, story_id: str, task_id: str, agent_id: str) -> str | None:
         """Return the last commit of an agent's work on a task; None if it has none."""
         ref = agent_ref(story_id, task_id, agent_id)
-        with store_errors():
-            return await asyncio.to_thread(self.loose, ref) or await self._value(ref)
-
-    def loose(self, ref: str) -> str | None:
-        """Return the value of a ref that has a separate file, as one has that was moved lately.
-
-        None: it has no such file; git knows its value, if it exists.
-        """
-        with suppress(OSError):
-            value = (self.path / ref).read_text(encoding="ascii", errors="replace").rstrip("\n")
-            return value if _COMMIT.fullmatch(value) else None
-        return None
+        return self.refs.noted(ref) or await self.refs.value(ref)
 
     async def place(self, story_id: str, task_id: str, agent_id: str, commit: str) -> None:
         """Let an agent's work go on from a commit: that of a reset history, or a merged base.
@@ -259,13 +235,11 @@ class Store:
         What the ref named before stays in the store until the story's refs are collected.
         """
         ref = agent_ref(story_id, task_id, agent_id)
-        with store_errors():
-            while (old := await self._value(ref)) != checked(commit):
-                if old:
-                    kept = ref.replace("refs/fleet/", "refs/fleet-old/", 1)
-                    await self._update(f"{kept}/{old}", old)
-                if await self._swap(ref, commit, old):
-                    return
+        kept = ref.replace("refs/fleet/", "refs/fleet-old/", 1)
+        while (old := await self.refs.value(ref)) != checked(commit):
+            keeping = [Move(f"{kept}/{old}", old)] if old else []
+            if await self.refs.move(*keeping, Move(ref, commit, old or ABSENT)):
+                return
 
     # --- commits ---
 
@@ -332,14 +306,26 @@ class Store:
         return commit
 
     async def advance(self, trailers: Trailers, parent: str, commit: str) -> None:
-        """Move the ref of an agent's work from a step's parent to its commit.
+        """Move the ref of an agent's work from a step's parent, or from nothing, to its commit.
 
         Raises:
             ApplicationError: RefMoved, as by `commit`.
         """
-        with store_errors():
-            ref = agent_ref(trailers.story, trailers.task, trailers.agent)
-            await self._advance(ref, parent, commit)
+        ref = agent_ref(trailers.story, trailers.task, trailers.agent)
+        if await self.refs.move(Move(ref, commit, parent)):
+            return
+        while True:
+            old = await self.refs.value(ref)
+            if old not in (None, parent):
+                if await self.contains(old, commit):
+                    return
+                raise application_error(
+                    ErrorType.REF_MOVED,
+                    f"{ref}: is at {old} and not at {parent}, where this step began; another "
+                    "attempt went on, or the history was reset: place the ref first",
+                )
+            if await self.refs.move(Move(ref, commit, old or ABSENT)):
+                return
 
     async def _written(self, tree: Path, parent: str, brought: bool) -> str | None:
         """Write the tree's files into the store; return its id, None if it is the parent's."""
@@ -398,23 +384,6 @@ class Store:
             "commit-tree", tree, *from_parents, "-F", "-", stdin=message.encode(), env=env
         )
         return output.decode().strip()
-
-    async def _advance(self, ref: str, parent: str, commit: str) -> None:
-        """Move a ref from `parent`, or from nothing, to `commit`."""
-        if await self._swap(ref, commit, parent):
-            return
-        while True:
-            old = await self._value(ref)
-            if old not in (None, parent):
-                if await self.contains(old, commit):
-                    return
-                raise application_error(
-                    ErrorType.REF_MOVED,
-                    f"{ref}: is at {old} and not at {parent}, where this step began; another "
-                    "attempt went on, or the history was reset: place the ref first",
-                )
-            if await self._swap(ref, commit, old):
-                return
 
     # --- reading ---
 
@@ -547,7 +516,7 @@ class Store:
                         return tree
                     of = {"Story": story_id}
                     merged = await self.commit_merge(tree, [head, commit], message, of, at)
-                if await self._swap(ref, merged, head):
+                if await self.refs.move(Move(ref, merged, head)):
                     return Merged(commit=merged)
 
     async def commit_merge(
@@ -661,42 +630,12 @@ class Store:
         """Run a command whose answer never changes: it names objects by their ids, and no ref."""
         return await self.remembered.of(args, self._git)
 
-    async def _value(self, ref: str) -> str | None:
-        try:
-            output = await self._git("rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}")
-        except GitFailed as failure:
-            if failure.code != 1:
-                raise
-            return None
-        return output.decode().strip()
-
     async def _required(self, ref: str, what: str) -> str:
-        with store_errors():
-            value = await self._value(ref)
+        value = await self.refs.value(ref)
         if value is None:
             message = f"not found: the store has not {what}; was it collected or lost?"
             raise application_error(ErrorType.NOT_FOUND, message)
         return value
-
-    async def _swap(self, ref: str, new: str, old: str | None) -> bool:
-        """Move a ref; False if it was not at `old`, so that the caller looks again."""
-        try:
-            await self._update(ref, new, old or _ABSENT)
-        except GitFailed:
-            if await self._value(ref) == old:
-                raise
-            return False
-        return True
-
-    async def _update(self, *words: str) -> None:
-        """Run `update-ref`; remove a lock that a machine left which died while it held it."""
-        try:
-            await self._git("update-ref", *words)
-        except GitFailed as failure:
-            lock = _LOCKED.search(failure.reason)
-            if not lock or not await asyncio.to_thread(_remove_old, Path(lock[1])):
-                raise
-            await self._git("update-ref", *words)
 
 
 def checked(commit: str) -> str:
@@ -705,7 +644,7 @@ def checked(commit: str) -> str:
     Raises:
         ApplicationError: it is not one.
     """
-    if not _COMMIT.fullmatch(commit):
+    if not COMMIT.fullmatch(commit):
         message = f"commit: {commit[:100]!r} is not the full id of a commit; give 40 hex digits"
         raise application_error(ErrorType.INVALID_INPUT, message)
     return commit
@@ -713,14 +652,3 @@ def checked(commit: str) -> str:
 
 def _asked_for_tree(commit: str) -> tuple[str, str]:
     return ("rev-parse", f"{commit}^{{tree}}")
-
-
-def _remove_old(lock: Path) -> bool:
-    """Remove a lock that no process can still hold; False if one may."""
-    try:
-        if time.time() - lock.stat().st_mtime < _LOCK_SECONDS:
-            return False
-        lock.unlink()
-    except FileNotFoundError:
-        pass  # it was released, or another worker removed it
-    return True

@@ -93,13 +93,14 @@ async def test_old_work_that_temporal_has_forgotten_is_removed(
         made = await commit(store, story, task, at)
         await store.start_branch(story, made)
     plain_git("update-ref", f"refs/fleet-left/US-gone/{made}", made, cwd=store.path)
+    plain_git("update-ref", f"refs/fleet-merged/US-gone/T-gone/{made}", made, cwd=store.path)
     collector = StoreCollector(temporal_client, client, store.path.parent, [project.entry()], KEEP)
 
     await collector.work()
     await collector.work()
 
     assert tasks(store) == {"T-open", "T-recent", "T-alone", "T-council"}
-    assert refs(store, "refs/fleet-left") == []
+    assert refs(store, "refs/fleet-left", "refs/fleet-merged") == []
     assert refs(store, "refs/heads") == [
         "refs/heads/story/US-gone",
         "refs/heads/story/US-open",

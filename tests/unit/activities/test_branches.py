@@ -166,6 +166,18 @@ async def test_the_base_of_a_revision_has_all_of_the_change_but_the_conflicts(
     assert await branch.merge(one, base.commit) == base.commit
 
 
+async def test_the_commit_but_for_its_conflicts_outlives_the_collection_of_garbage(
+    branch: Branch,
+) -> None:
+    branch.world.edits = {"one": {"README.md": "# One\n"}, "two": {"README.md": "# Two\n"}}
+    one = await branch.merge(branch.base, await branch.commit("one"))
+    base = await branch.merged_base(one, await branch.commit("two"))
+
+    in_store(branch.store, "gc", "--quiet", "--prune=now")
+
+    assert in_store(branch.store, "cat-file", "-t", base.commit) == "commit"
+
+
 async def test_a_file_that_the_branch_has_removed_stays_removed(branch: Branch) -> None:
     branch.world.edits = {"one": {}, "two": {"README.md": "# Two\n", "two.txt": "2\n"}}
     one = in_store(
