@@ -46,6 +46,7 @@ from workflows.models.agents import (
     is_mock,
 )
 from workflows.models.readiness import STORY_TEXT_BYTES
+from workflows.rules.repository_urls import is_url, url_problem
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,6 +102,18 @@ DeliberationSeconds = Annotated[
     timedelta, Field(gt=timedelta(), le=timedelta(days=1)), BeforeValidator(_seconds)
 ]
 """A timeout of a deliberation, with the limits of DeliberationInput."""
+
+
+def _store_place(place: Any) -> Any:
+    """Refuse a URL that git does not use; anything else is the path of a folder."""
+    text = str(place)
+    if is_url(text) and (problem := url_problem(text)):
+        raise ValueError(problem)
+    return text
+
+
+StorePlace = Annotated[str, BeforeValidator(_store_place)]
+"""A folder, or the URL of a git server."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 HostPort = Annotated[
@@ -294,10 +307,11 @@ class Settings(BaseSettings):
         description="seconds that a deliberation gets where who asks for it names none; unset: "
         "300 by gRPC, 3,600 in a story or plan",
     )
-    workspace_store: Path | None = Field(
+    workspace_store: StorePlace | None = Field(
         None,
-        description="folder of the repositories' stores, which all processes `workspace` share; "
-        "unset: `data/store` in FLEET_HOME",
+        description="where the repositories' stores are, for all processes `workspace`: a folder "
+        "that they share, or the URL of a git server, below which each project has an empty "
+        "repository `KEY.git`; unset: `data/store` in FLEET_HOME",
     )
     workspace_trees: Path | None = Field(
         None,
@@ -306,8 +320,9 @@ class Settings(BaseSettings):
     )
     repository_credentials: DirectoryPath | None = Field(
         None,
-        description="folder with the credentials of repositories.yaml: `KEY.token`, `KEY.key`, "
-        "`known_hosts`; only the process `workspace` reads it",
+        description="folder with the credentials of repositories.yaml, `KEY.token`, `KEY.key`, "
+        "`known_hosts`, and of a git server in WORKSPACE_STORE, `STORE.token`, `STORE.key`; "
+        "only the process `workspace` and the CLI read it",
     )
     workspace_disk_gib: Annotated[float, Field(gt=0)] = Field(
         10, description="GiB that the working trees may use before the oldest are removed"
@@ -439,8 +454,16 @@ class Settings(BaseSettings):
 
     @property
     def store_folder(self) -> Path:
-        """WORKSPACE_STORE, or its place in the local stack."""
-        return self.workspace_store or home() / "data" / "store"
+        """The folder of the stores, or of this machine's mirrors of a git server's."""
+        if self.store_server:
+            return self.trees_folder / "mirrors"
+        return Path(self.workspace_store) if self.workspace_store else home() / "data" / "store"
+
+    @property
+    def store_server(self) -> str:
+        """The URL of WORKSPACE_STORE; empty if it is a folder."""
+        place = self.workspace_store or ""
+        return place if is_url(place) else ""
 
     @property
     def trees_folder(self) -> Path:

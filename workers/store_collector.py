@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import structlog
 from prometheus_client import Counter
@@ -20,7 +19,7 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.collecting import Work, collect
-from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from workers.daily_job import DailyJob
 from workflows.models.workspace import REPOSITORY_KEY, Repository
 
@@ -37,7 +36,7 @@ class StoreCollector(DailyJob):
         self,
         temporal: Client,
         valkey: Redis,
-        root: Path,
+        stores: Stores,
         repositories: Iterable[Repository],
         keep_for: timedelta,
     ) -> None:
@@ -46,12 +45,12 @@ class StoreCollector(DailyJob):
         Args:
             temporal: knows which stories are open or can still be looked at.
             valkey: what the replicas share.
-            root: the folder of the stores.
+            stores: the stores.
             repositories: the entries of repositories.yaml; other stores are collected too.
             keep_for: how long work stays at least after its last commit.
         """
         super().__init__(valkey, f"swe:stores-collected:{temporal.namespace}", FAILURES)
-        self._temporal, self._root, self._keep_for = temporal, root, keep_for
+        self._temporal, self._stores, self._keep_for = temporal, stores, keep_for
         self._repositories = list(repositories)
 
     async def work(self) -> None:
@@ -75,14 +74,14 @@ class StoreCollector(DailyJob):
         """Return the repositories that have a store and no entry: former ones, and evaluations'."""
         known = {repository.key for repository in self._repositories}
         return [
-            Repository(key=path.stem, url=path.absolute().as_uri())
-            for path in sorted(self._root.glob("*.git"))
-            if path.stem not in known and re.match(REPOSITORY_KEY, path.stem)
+            Repository(key=key, url=self._stores.imported_url(key))
+            for key in self._stores.known()
+            if key not in known and re.match(REPOSITORY_KEY, key)
         ]
 
     async def _collect(self, repository: Repository) -> None:
-        store = Store(self._root / f"{repository.key}.git", repository)
-        if not self._root.is_dir() or (store.path / "HEAD").exists():
+        store = await self._stores.existing(repository)
+        if store is not None:
             removed = await collect(store, datetime.now(UTC) - self._keep_for, self._known)
             COLLECTED.inc(len(removed))
             log.info("store collected", repository=repository.key, removed=len(removed))

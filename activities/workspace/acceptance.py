@@ -20,7 +20,8 @@ from activities.workspace.kept_blobs import KeptBlob
 from activities.workspace.measuring import SUITES, Suite, Tested, run_suites
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.repositories import find_repository
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from workflows.models.acceptance import AcceptanceQuery, AcceptanceRuns, AcceptanceTest
 from workflows.models.base import content_hash
@@ -77,7 +78,7 @@ class AcceptanceTests(AcceptanceStub):
         entry = find_repository(self._repositories, query.repository.key)
         entry = query.repository.model_copy(update={"url": entry.url})
         query = query.model_copy(update={"repository": entry})
-        store = await self._stores.of(entry)
+        store = await self._stores.of(entry, query.base, query.commit)
         kept = KeptBlob(store, kept_ref(query), AcceptanceRuns)
         found = await kept.read()
         if found is None:

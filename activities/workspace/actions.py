@@ -25,7 +25,8 @@ from activities.workspace.kept_results import KeptResult, KeptResults, move_agen
 from activities.workspace.metrics import count_action
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.sandbox import run_in_project
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from activities.workspace.toolchains import toolchain
 from activities.workspace.trees import Trees
 from workflows.models.base import Model
@@ -79,7 +80,7 @@ class Actions:
             ApplicationError: the errors of the store; `PreparationFailed`, not retryable.
             CannotRun, MissingToolchain: commands cannot be run on this worker.
         """
-        store = await self._stores.of(request.repository)
+        store = await self._stores.of(request.repository, request.base, request.parent)
         results, asked = KeptResults(store, request.trailers), request_hash(request)
         kept = await results.read()
         if kept is None or kept.asked != asked:

@@ -13,7 +13,8 @@ from activities.workspace.actions import Actions
 from activities.workspace.changes import Changes
 from activities.workspace.outline import outline_of
 from activities.workspace.repositories import find_repository, is_imported
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from activities.workspace.toolchains import MissingToolchain
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.errors import ErrorType, application_error
@@ -53,7 +54,7 @@ class Workspaces(WorkspaceStub):
     @activity.defn
     async def begin_work(self, query: WorkQuery) -> WorkStart:
         repository = self._entry(query.repository)
-        store = await self._stores.of(repository)
+        store = await self._stores.of(repository, *filter(None, (query.base, query.head)))
         base = await known_commit(store, query.base)
         head = await known_commit(store, query.head or base)
         return WorkStart(
@@ -73,7 +74,7 @@ class Workspaces(WorkspaceStub):
     @activity.defn
     async def measure_change(self, request: MeasureInput) -> MeasuredChange:
         entry = self._entry(request.repository)
-        store = await self._stores.of(entry)
+        store = await self._stores.of(entry, *filter(None, [request.base]))
         base = await known_commit(store, request.base)
         with sandbox_errors():
             return await self._changes.measured(

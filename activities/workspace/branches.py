@@ -13,7 +13,8 @@ from activities.workspace.errors import store_errors
 from activities.workspace.git import git
 from activities.workspace.refs import Move
 from activities.workspace.repositories import find_repository
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from workflows.models.branches import (
     BaseNow,
     BaseQuery,
@@ -73,7 +74,8 @@ class Branches(BranchStub):
 
     @activity.defn
     async def place_branch(self, point: BranchPoint) -> None:
-        await place(await self._store(point), point.story_id, point.commit)
+        store = await self._store(point, point.commit)
+        await place(store, point.story_id, point.commit)
 
     @activity.defn
     async def branch_head(self, query: BranchQuery) -> str:
@@ -82,7 +84,8 @@ class Branches(BranchStub):
 
     @activity.defn
     async def merge_change(self, request: MergeRequest) -> MergeAnswer:
-        store, story_id = await self._store(request), request.story_id
+        story_id = request.story_id
+        store = await self._store(request, request.head, request.commit)
         now = await store.head(story_id)
         if now and await is_merge_of(store, now, request.head, request.commit):
             return MergeAnswer(head=now)  # an attempt before this one made it
@@ -95,7 +98,7 @@ class Branches(BranchStub):
 
     @activity.defn
     async def base_now(self, query: BaseQuery) -> BaseNow:
-        store = await self._store(query)
+        store = await self._store(query, query.base)
         commit = await store.base_commit()
         with store_errors():
             words = ("rev-list", "--count", f"{query.base}..{commit}", "--")
@@ -104,11 +107,12 @@ class Branches(BranchStub):
 
     @activity.defn
     async def merged_base(self, request: MergeRequest) -> MergedBase:
-        return await merged_base(await self._store(request), request)
+        store = await self._store(request, request.head, request.commit)
+        return await merged_base(store, request)
 
     @activity.defn
     async def branch_size(self, span: BranchSpan) -> BranchSize:
-        store = await self._store(span)
+        store = await self._store(span, span.base, span.commit)
         files = await store.changed(span.base, span.commit)
         return BranchSize(
             files_changed=len(files),
@@ -121,8 +125,8 @@ class Branches(BranchStub):
         store = await self._store(point)
         await store.push(point.story_id, point.commit)
 
-    async def _store(self, query: BranchQuery) -> Store:
-        return await self._stores.of(self._entry(query))
+    async def _store(self, query: BranchQuery, *commits: str) -> Store:
+        return await self._stores.of(self._entry(query), *commits)
 
     def _entry(self, query: BranchQuery) -> Repository:
         """Return the pinned entry, at the URL that the fleet has for its key."""

@@ -13,7 +13,8 @@ from activities.workspace.changed_tests import notes_on_tests
 from activities.workspace.measuring import measure, measure_base, not_measured
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.reports import workspace_report
-from activities.workspace.store import CUT, DIFF_BYTES, Store, Stores
+from activities.workspace.store import CUT, DIFF_BYTES, Store
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.deliberation import Check
@@ -56,7 +57,7 @@ class Changes:
                 base's own dependencies cannot be prepared.
             CannotRun, MissingToolchain: commands cannot be run on this worker.
         """
-        store = await self._stores.of(request.repository)
+        store = await self._stores.of(request.repository, request.base, request.commit)
         base, commit = request.base, request.commit
         files = await store.changed(base, commit)
         if files:

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from temporalio.exceptions import ApplicationError
+
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
 from activities.workspace.refs import ABSENT, BEGINNING, Move, time_of
 from activities.workspace.store import Store
+from workflows.models.errors import ErrorType
 
 BASES = "refs/fleet-bases/"
 KINDS = (
@@ -100,6 +103,7 @@ async def _old_bases(store: Store, before: datetime) -> dict[str, str]:
         bases[ref.removeprefix(BASES).partition("/")[0]][ref] = value
     current = {value for _, value, _ in await store.refs.below("refs/base/")}
     old: dict[str, str] = {}
+    await store.refs.hold(*(bases.keys() - current))
     for commit in bases.keys() - current:
         if await _committed_at(store, commit) < before:
             old |= bases[commit]
@@ -108,8 +112,13 @@ async def _old_bases(store: Store, before: datetime) -> dict[str, str]:
 
 async def _committed_at(store: Store, commit: str) -> datetime:
     words = ("rev-list", "--max-count=1", "--no-commit-header", "--format=%ct", commit, "--")
-    with store_errors():
-        return time_of((await git(*words, git_dir=store.path)).decode())
+    try:
+        with store_errors():
+            return time_of((await git(*words, git_dir=store.path)).decode())
+    except ApplicationError as error:
+        if error.type != ErrorType.NOT_FOUND:
+            raise
+        return BEGINNING
 
 
 async def _removed(store: Store, refs: dict[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Errors of git, translated for Temporal's retries and the Web UI.
 
-git reports errors as text. The first row of STORE or REMOTE with one of whose texts the reason
-matches gives the type.
+git reports errors as text. The first row of STORE, REMOTE or SERVER with one of whose texts the
+reason matches gives the type.
 """
 
 from __future__ import annotations
@@ -71,6 +71,26 @@ REMOTE: _Table = (
     ("", ErrorType.REPOSITORY_AWAY, "the repository does not answer; check its `url`"),
 )
 
+SERVER: _Table = (
+    (
+        r"Authentication failed|Permission denied|could not read (Username|Password)|403|401"
+        r"|Host key verification failed",
+        ErrorType.GIT_STORE_AWAY,
+        "the store's git server refuses the credentials; see STORE in REPOSITORY_CREDENTIALS",
+    ),
+    (
+        r"not found|does not appear to be a git repository",
+        ErrorType.GIT_STORE_AWAY,
+        "the store's git server has no such repository; create an empty one of that name there",
+    ),
+    (
+        r"\[remote rejected\]",
+        ErrorType.GIT_STORE_AWAY,
+        "the store's git server refuses a ref; let it accept forced pushes to all refs",
+    ),
+    ("", ErrorType.GIT_STORE_AWAY, "the store's git server does not answer; check WORKSPACE_STORE"),
+)
+
 
 @contextmanager
 def store_errors(table: _Table = STORE, what: str = "") -> Iterator[None]:
@@ -89,10 +109,11 @@ def store_errors(table: _Table = STORE, what: str = "") -> Iterator[None]:
     except GitFailed as error:
         raise git_error(error, table, what) from None
     except OSError as error:
-        if table is REMOTE:
+        if table in (REMOTE, SERVER):
+            kind = ErrorType.REPOSITORY_AWAY if table is REMOTE else ErrorType.GIT_STORE_AWAY
             message = f"{what}: its credentials cannot be read; check REPOSITORY_CREDENTIALS"
-            count_store_error(ErrorType.REPOSITORY_AWAY)
-            raise application_error(ErrorType.REPOSITORY_AWAY, f"{message} ({error})") from None
+            count_store_error(kind)
+            raise application_error(kind, f"{message} ({error})") from None
         message = f"the store cannot be used now; check its disk or mount ({error})"
         count_store_error(ErrorType.GIT_STORE_AWAY)
         raise application_error(ErrorType.GIT_STORE_AWAY, message) from None

@@ -24,7 +24,8 @@ from activities.workspace.junit import NAME_CHARACTERS, Outcomes
 from activities.workspace.measuring import PYTHON, Tested, run_unit_tests
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.python_project import InvalidProject, command_of_tests, prepare_settings
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput, SuiteCount
@@ -85,7 +86,7 @@ class Evaluations(EvaluationStub):
             ApplicationError: the errors of the store; `InvalidInput`: the test patch does not
                 apply; `PreparationFailed`, not retryable.
         """
-        store = await self._stores.of(request.repository)
+        store = await self._stores.of(request.repository, request.base, request.commit)
         await known_commit(store, request.base)
         changed = await store.changed(request.base, request.commit)
         with sandbox_errors():

@@ -77,6 +77,10 @@ class Refs(Protocol):
         """Let all workers have refs that were fetched from the project's repository."""
         ...
 
+    async def answers(self) -> None:
+        """Check that the store can be used."""
+        ...
+
     async def hold(self, *commits: str) -> None:
         """Have commits that other workers may have made; one that no one has is left out."""
         ...
@@ -124,10 +128,13 @@ class FolderRefs:
         return [NamedObject(ref, value, time_of(at)) for ref, value, at in parts]
 
     async def share(self, *refs: str) -> None:
-        """All workers have what was fetched into the folder."""
+        """Do nothing: all workers have what was fetched into the folder."""
+
+    async def answers(self) -> None:
+        """Do nothing: a folder that is missing shows by itself."""
 
     async def hold(self, *commits: str) -> None:
-        """All workers make their commits in the folder."""
+        """Do nothing: all workers make their commits in the folder."""
 
     async def _update(self, orders: bytes) -> None:
         """Run `update-ref`; remove a lock that a machine left which died while it held it."""

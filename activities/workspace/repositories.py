@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import structlog
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -15,28 +14,23 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from activities.config import InvalidConfig, read_config
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import git
-from activities.workspace.transports import protocol_of, transport
+from activities.workspace.transports import transport
 from workflows.models.base import Section
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.workspace import Command, Glob, Limits, Repository, RepositoryKey
 from workflows.rules.paths import glob_problem
+from workflows.rules.repository_urls import url_problem
 
 log = structlog.stdlib.get_logger(__name__)
 
 IMPORTED = "local-"
 """The start of the keys of repositories that `fleet eval` imports into the store from a folder."""
 
-TRANSPORTS = ("https", "ssh", "file")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 """A variable in a URL."""
 
 _SIZE = re.compile(r"([0-9]+) ?(KiB|MiB|GiB|TiB)?")
 _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
-
-_SCP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^:].*")
-"""`user@host:path`, which git takes for ssh."""
 
 _BRANCH = re.compile(
     r"(?!-)(?!.*(\.\.|//|@\{|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\./][^\x00-\x20\x7f~^:?*\[\\]*"
@@ -144,40 +138,6 @@ def is_imported(key: str) -> bool:
     return key.startswith(IMPORTED)
 
 
-def url_problem(url: str) -> str:
-    """Return the rule that a repository's URL breaks and the remedy; empty if none."""
-    if url.startswith("-") or re.search(r"[\x00-\x20\x7f]", url):
-        return "a URL has no leading '-' and no spaces or control characters; correct it"
-    if "://" not in url:
-        if _SCP.fullmatch(url):
-            return ""
-        shown = url.partition("::")[0] if "::" in url else "a path"
-        return f"{shown} is not a transport that is used; write file:///..., https:// or ssh://"
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port
-    except ValueError as error:
-        return f"is not a URL ({error}); correct it"
-    scheme = parts.scheme.lower()
-    if "::" in parts.scheme or scheme not in (*TRANSPORTS, "http"):
-        return f"{scheme} is not a transport that is used; use {', '.join(TRANSPORTS)}"
-    if parts.password is not None or (parts.username and scheme != "ssh"):
-        return (
-            "a URL has no credentials: histories hold it. Remove them; put a token or a key into "
-            "the folder that REPOSITORY_CREDENTIALS names"
-        )
-    if parts.query or parts.fragment:
-        return "a URL has no query and no fragment: they may be credentials; remove them"
-    if scheme == "http" and host not in _LOOPBACK:
-        return f"http to {host} is plain text; use https"
-    if scheme == "file" and (host not in ("", "localhost") or not parts.path.strip("/")):
-        return "a file URL is absolute and without a host; write file:///..."
-    if scheme != "file" and (not host or host.startswith("-")):
-        return "a URL names a host; correct it"
-    return ""
-
-
 def load_repositories(
     file: Path, variables: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Repository]:
@@ -241,7 +201,7 @@ async def verify(repository: Repository, credentials: Path | None = None) -> Non
     """
     what = f"repository {repository.key}"
     with store_errors(REMOTE, what):
-        way = transport(repository, credentials)
+        way = transport(repository.url, repository.key, credentials)
         found = await git(
             "ls-remote",
             "--quiet",
@@ -251,7 +211,7 @@ async def verify(repository: Repository, credentials: Path | None = None) -> Non
             f"refs/heads/{repository.base}",
             env=way.env,
             config=way.config,
-            protocol=protocol_of(repository.url),
+            protocol=way.protocol,
             seconds=60,
         )
     if not found:

@@ -1,10 +1,10 @@
 """The store: one bare repository for each project, which holds all that stories make.
 
 `refs/heads/story/...` are the stories' branches, `refs/fleet/...` the agents' work, `refs/base/...`
-the project's base as it was last fetched. Workers share the store's folder: refs move by
-compare-and-swap, so none of them loses what another one made. A commit is a pure function of its
-parent, its tree, its message and its time, which the workflow gives: a retried step makes no second
-commit.
+the project's base as it was last fetched. Workers share the store, in a folder or on a git server:
+refs move by compare-and-swap, so none of them loses what another one made (refs.py). A commit is a
+pure function of its parent, its tree, its message and its time, which the workflow gives: a retried
+step makes no second commit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import uuid
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,10 +20,9 @@ from activities.workspace import git_output
 from activities.workspace.commits import check_files, clean, message_text, one_line
 from activities.workspace.errors import REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
-from activities.workspace.metrics import count_store_error
 from activities.workspace.refs import ABSENT, COMMIT, FolderRefs, Move, Refs
 from activities.workspace.remembered import Remembered
-from activities.workspace.transports import transport
+from activities.workspace.transports import Transport, transport
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.ids import agent_ref, ref_part, story_branch
 from workflows.models.workspace import (
@@ -44,108 +42,12 @@ DIFF_BYTES = 2 * 1024**2
 CUT = "[the diff is longer than"
 """The start of the last line of a diff that is cut; no line of a diff begins so."""
 
-ATTRIBUTES = (
-    "* !text !eol !crlf !ident !filter !working-tree-encoding !diff !merge !export-ignore"
-    " !export-subst\n"
-)
-"""No file's attributes count: bytes stay as they are, and no program is selected by them."""
-
-EXCLUDED = """\
-# What tools leave behind; it is stored only where the project already does.
-__pycache__/
-*.py[cod]
-.coverage
-.hypothesis/
-.mypy_cache/
-.nox/
-.pytest_cache/
-.ruff_cache/
-.tox/
-.venv/
-node_modules/
-"""
-
 _LISTING = ("ls-tree", "-r", "-z", "--full-tree")
 _DOMAIN = "fleet.invalid"
 _NO_BRACKETS = str.maketrans("", "", "<>")
 
 _SYNCED_ONE_BY_ONE = 50
 """Up to so many files it is cheaper to sync each than the whole file system once."""
-
-
-class Stores:
-    """The stores of all projects, in one folder that every workspace worker reaches."""
-
-    def __init__(self, root: Path, credentials: Path | None = None) -> None:
-        """Use the stores in a folder.
-
-        Args:
-            root: the folder, which exists: one that is missing is a mount that is away.
-            credentials: the folder of the repositories' credentials; see transports.py.
-        """
-        self._root = root
-        self._credentials = credentials
-        self._remembered: defaultdict[str, Remembered] = defaultdict(Remembered)
-
-    async def of(self, repository: Repository) -> Store:
-        """Return the store of a repository, made by fetching its base if it is missing.
-
-        Raises:
-            ApplicationError: GitStoreAway or RepositoryAway, which are retried; BaseMissing.
-        """
-        remembered = self._remembered[repository.key]
-        path = self._root / f"{repository.key}.git"
-        store = Store(path, repository, self._credentials, remembered)
-        with store_errors():
-            if not self._root.is_dir():
-                message = f"the store {self._root} is missing; mount it, or create the folder"
-                count_store_error(ErrorType.GIT_STORE_AWAY)
-                raise application_error(ErrorType.GIT_STORE_AWAY, message)
-            if not (store.path / "HEAD").exists():
-                await self._make(store, repository)
-        return store
-
-    def imported_url(self, key: str) -> str:
-        """Return the URL of a repository that was imported: its store is all that there is."""
-        return (self._root / f"{key}.git").resolve().as_uri()
-
-    async def import_commits(self, repository: Repository, commits: Collection[str]) -> Store:
-        """Return a store with commits of a repository on this machine, and what they contain.
-
-        Args:
-            repository: its URL is the repository's folder.
-            commits: in full.
-
-        Raises:
-            ApplicationError: GitStoreAway; RepositoryAway: a commit is missing.
-        """
-        store = Store(self._root / f"{repository.key}.git", repository)
-        with store_errors():
-            if not (store.path / "HEAD").exists():
-                await self._make(store, repository, commits)
-            else:
-                await store.fetch_commits(commits)
-        return store
-
-    async def _make(
-        self, store: Store, repository: Repository, commits: Collection[str] = ()
-    ) -> None:
-        """Make a store beside its place and rename it: other workers see all of it, or nothing."""
-        path = self._root / f".{repository.key}.{uuid.uuid4().hex}"
-        try:
-            await git("init", "--quiet", "--bare", "--template=", str(path))
-            (path / "info").mkdir(exist_ok=True)
-            (path / "info" / "attributes").write_text(ATTRIBUTES)
-            (path / "info" / "exclude").write_text(EXCLUDED)
-            made = Store(path, repository, self._credentials)
-            await (made.fetch_commits(commits) if commits else made.base_commit())
-            try:
-                path.rename(store.path)
-            except OSError:
-                if not (store.path / "HEAD").exists():
-                    raise
-        finally:
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
 
 class Store:
@@ -161,17 +63,19 @@ class Store:
         repository: Repository,
         credentials: Path | None = None,
         remembered: Remembered | None = None,
+        refs: Refs | None = None,
     ) -> None:
-        """Use the store in a folder.
+        """Use the store in a folder, or a mirror of it.
 
         Args:
             path: the bare repository.
             repository: the entry of the project.
             credentials: the folder of the repositories' credentials; see transports.py.
             remembered: what is known of its objects; None: nothing.
+            refs: its refs; None: those of the folder.
         """
         self.path = path
-        self.refs: Refs = FolderRefs(path)
+        self.refs: Refs = refs or FolderRefs(path)
         self.remembered = remembered or Remembered()
         self._repository = repository
         self._credentials = credentials
@@ -187,6 +91,7 @@ class Store:
         base = self._repository.base
         ref = f"refs/base/{base}"
         await self._fetch(f"+refs/heads/{base}:{ref}")
+        await self.refs.share(ref)
         return await self._required(ref, f"the base {base!r}")
 
     async def fetch_commits(self, commits: Collection[str]) -> None:
@@ -195,11 +100,13 @@ class Store:
         Raises:
             ApplicationError: RepositoryAway, which is retried, also if one is missing.
         """
-        await self._fetch(*(f"+{checked(commit)}:refs/base/{commit}" for commit in commits))
+        refs = {f"refs/base/{checked(commit)}": commit for commit in commits}
+        await self._fetch(*(f"+{commit}:{ref}" for ref, commit in refs.items()))
+        await self.refs.share(*refs)
 
     async def _fetch(self, *refs: str) -> None:
         with store_errors(), store_errors(REMOTE, self._what):
-            way = transport(self._repository, self._credentials)
+            way = self._transport()
             await git(
                 "fetch",
                 "--quiet",
@@ -568,7 +475,7 @@ class Store:
         if problem:
             raise application_error(ErrorType.PUSH_REFUSED, problem)
         with store_errors(REMOTE, self._what):
-            way = transport(entry, self._credentials)
+            way = self._transport()
             await git(
                 "push",
                 "--quiet",
@@ -598,6 +505,10 @@ class Store:
         return head
 
     # --- git ---
+
+    def _transport(self) -> Transport:
+        """Return how git reaches the project's repository."""
+        return transport(self._repository.url, self._repository.key, self._credentials)
 
     @property
     def _what(self) -> str:

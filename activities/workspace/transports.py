@@ -2,7 +2,8 @@
 
 Credentials are files in the folder that REPOSITORY_CREDENTIALS names: `KEY.token` (https; a user
 name may precede it, as in `user:token`), `KEY.key` (ssh, a private key without a passphrase), and
-`known_hosts` with the hosts' keys.
+`known_hosts` with the hosts' keys. KEY is the key of the entry, and `STORE` for the git server that
+has the stores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from activities.workspace.git import SSH
-from workflows.models.workspace import Repository
 
 _LOCAL = "git -c 'safe.directory=*' -c core.hooksPath=/dev/null -c core.alternateRefsCommand="
 """git at the other end of a file URL, which runs here and does not get our configuration."""
@@ -32,27 +32,32 @@ class Transport:
     config: Mapping[str, str] = field(default_factory=dict)
 
 
-def transport(repository: Repository, credentials: Path | None) -> Transport:
+def transport(url: str, key: str, credentials: Path | None) -> Transport:
     """Return how git reaches a repository.
+
+    Args:
+        url: of the repository.
+        key: names its credentials.
+        credentials: the folder of all credentials; None: there are none.
 
     Raises:
         OSError: a credential cannot be read.
     """
-    protocol = protocol_of(repository.url)
+    protocol = protocol_of(url)
     if protocol == "file":
         fetch, push = f"{_LOCAL} upload-pack", f"{_LOCAL} receive-pack"
         return Transport(protocol, (f"--upload-pack={fetch}",), (f"--receive-pack={push}",))
     if credentials is None:
         return Transport(protocol)
     if protocol == "ssh":
-        return Transport(protocol, env={"GIT_SSH_COMMAND": _ssh(repository.key, credentials)})
-    token = credentials / f"{repository.key}.token"
+        return Transport(protocol, env={"GIT_SSH_COMMAND": _ssh(key, credentials)})
+    token = credentials / f"{key}.token"
     if not token.exists():
         return Transport(protocol)
     pair = token.read_text().strip()
     pair = pair if ":" in pair else f"git:{pair}"
     header = f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}"
-    return Transport(protocol, config={f"http.{repository.url}.extraHeader": header})
+    return Transport(protocol, config={f"http.{url}.extraHeader": header})
 
 
 def protocol_of(url: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from temporalio.client import WorkflowHandle
 
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.bench.calls import Recorder, act_in, ask
 from tests.bench.environments import python_with

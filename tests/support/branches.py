@@ -11,7 +11,7 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.unit.conftest import World, activities
 from workers.workflow_runner import Runner

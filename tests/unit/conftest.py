@@ -32,7 +32,7 @@ from activities.children import Children
 from activities.heartbeats import Heartbeats
 from activities.workspace.branches import Branches
 from activities.workspace.reports import workspace_report
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from deploy.local.servers import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until

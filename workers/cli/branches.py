@@ -28,6 +28,7 @@ from workers.cli.session import (
 )
 from workers.cli.snapshot import QUERY_WITHIN, Story
 from workers.cli.stories import update
+from workers.clients.stores import stores_of
 from workers.settings import load
 from workflows.models.branches import MergedChange, StoryBranch
 from workflows.models.story import Rebase, StoryView
@@ -138,16 +139,17 @@ async def opened(story_id: str) -> AsyncIterator[tuple[StoryBranch, Store, str]]
                 f"Story {story_id} has no branch yet: it is created when the scope is approved. "
                 f"`fleet show {shown}` shows the gate"
             )
-        folder = load().store_folder / f"{branch.repository.key}.git"
-        if not folder.is_dir():
+        settings, key = load(), branch.repository.key
+        where = settings.store_server or settings.store_folder
+        store = await stores_of(settings).existing(branch.repository)
+        if store is None:
             raise CommandError(
-                f"{folder} is missing: set WORKSPACE_STORE to the folder that the processes "
-                "`workspace` use"
+                f"The store {where} has no {key}.git: set WORKSPACE_STORE to the folder or git "
+                "server that the processes `workspace` use"
             )
-        store = Store(folder, branch.repository)
         head = await store.head(story_id)
         if head is None:
-            raise CommandError(f"The store {folder} has no branch {branch.branch}; was it lost?")
+            raise CommandError(f"{key}.git in {where} has no branch {branch.branch}; was it lost?")
         yield branch, store, head
 
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.repositories import IMPORTED
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from workers.cli.session import CommandError
 from workflows.models.base import Model, content_hash
 from workflows.models.errors import invalid_input

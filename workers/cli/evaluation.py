@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from activities.workspace.repositories import load_repositories
-from activities.workspace.store import Stores
 from workers.cli import eval_report, render
 from workers.cli.eval_runs import FAILED, evaluate_all
 from workers.cli.eval_tasks import (
@@ -19,6 +18,7 @@ from workers.cli.eval_tasks import (
     read_tasks,
 )
 from workers.cli.session import CommandError, err, out, progress_bar, run, temporal
+from workers.clients.stores import stores_of
 from workers.settings import load
 from workflows.models.evaluation import (
     RUN_CHARACTERS,
@@ -95,7 +95,7 @@ def evaluate(
             for configuration in configurations
             for each in tasks
         ]
-        await import_repositories(tasks, repositories, Stores(settings.store_folder))
+        await import_repositories(tasks, repositories, stores_of(settings))
         err.print(render.text(f"run {name}: {len(inputs)} evaluations"), soft_wrap=True)
         async with temporal(settings) as client:
             with progress_bar() as progress:

@@ -24,9 +24,9 @@ from activities.workspace.branches import Branches
 from activities.workspace.changes import Changes
 from activities.workspace.evaluations import Evaluations
 from activities.workspace.repositories import load_repositories, verify
-from activities.workspace.store import Stores
 from activities.workspace.trees import Trees
 from workers.clients.connection import StartError
+from workers.clients.stores import stores_of
 from workers.processes.process import ProcessContext, RunningProcess, options, valid_config
 from workers.settings import Settings, variables
 from workers.store_collector import StoreCollector
@@ -45,7 +45,7 @@ def workspace_worker(
     client: Client, settings: Settings, repositories: Mapping[str, Repository], sandbox: Sandbox
 ) -> Worker:
     """Return the worker of the queue `workspace`."""
-    stores = Stores(settings.store_folder, settings.repository_credentials)
+    stores = stores_of(settings)
     trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
     prepared = settings.trees_folder / "prepared"
     actions = Actions(stores, trees, prepared, sandbox)
@@ -88,6 +88,11 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         repositories = load_repositories(settings.fleet_config / "repositories.yaml", variables())
     await verify_all(repositories, settings)
     make_folders(settings)
+    stores = stores_of(settings)
+    try:
+        await stores.answer(repositories.values())
+    except ApplicationError as error:
+        raise StartError(f"WORKSPACE_STORE: {error.message}") from error
     sandbox = Sandbox()
     if no_sandbox := await sandbox.problem():
         log.warning("commands of repositories are not run", reason=no_sandbox)
@@ -99,12 +104,12 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
             "stores": StoreCollector(
                 base.temporal,
                 base.valkey,
-                settings.store_folder,
+                stores,
                 repositories.values(),
                 timedelta(days=settings.workspace_keep_days),
             ),
         },
-        {"store": partial(store_answers, settings)},
+        {"store": partial(stores.answer, list(repositories.values())[:1])},
     )
 
 
@@ -139,9 +144,3 @@ def make_folders(settings: Settings) -> None:
                 f"{setting} {folder} cannot be made ({error.strerror}): name a folder that this "
                 "process may write"
             ) from error
-
-
-async def store_answers(settings: Settings) -> None:
-    """Check that the folder of the store is there."""
-    if not settings.store_folder.is_dir():
-        raise FileNotFoundError(f"WORKSPACE_STORE {settings.store_folder} is not there")

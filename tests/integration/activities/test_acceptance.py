@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.checks.sandbox import Sandbox
 from activities.workspace.acceptance import AcceptanceTests, laid_over
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.support.projects import Project, make_project, plain_git
 from tests.support.recovering import Recovering

@@ -17,7 +17,7 @@ from activities.checks.sandbox import Sandbox
 from activities.workspace import actions as module
 from activities.workspace.actions import Actions
 from activities.workspace.kept_results import KeptResult, KeptResults
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.support.repositories import in_store, make_repository
 from workflows.models.implementation import (

@@ -15,7 +15,8 @@ from activities.config import CONFIG
 from activities.workspace.added_lines import ChangeChecks
 from activities.workspace.base_results import BaseResultsOf
 from activities.workspace.changes import SHOWN_BYTES, Changes
-from activities.workspace.store import DIFF_BYTES, Stores
+from activities.workspace.store import DIFF_BYTES
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.support.repositories import PROJECT, make_repository
 from workflows.models.changes import MeasuredChange, MeasureInput

@@ -133,7 +133,7 @@ async def test_ssh_uses_only_the_key_and_the_hosts_of_the_folder(tmp_path: Path)
     (folder / "sample.key").write_text("key")
     entry = Repository(key="sample", url="git@127.0.0.1:x.git")
 
-    command = transport(entry, folder).env["GIT_SSH_COMMAND"]
+    command = transport(entry.url, entry.key, folder).env["GIT_SSH_COMMAND"]
 
     assert f"-i '{folder}/sample.key'" in command
     assert f"-oUserKnownHostsFile='{folder}/known_hosts'" in command

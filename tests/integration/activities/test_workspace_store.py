@@ -15,7 +15,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace import commits as limits
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from tests.support.projects import Project, copy_project, make_project, plain_git
 from workers.settings import ROOT
 from workflows.models.errors import ErrorType

@@ -15,7 +15,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace import trees as module
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.support.polling import until
 from tests.support.projects import FILES, Project, copy_project, make_project, plain_git

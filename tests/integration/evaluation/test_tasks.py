@@ -14,7 +14,8 @@ from temporalio.exceptions import ApplicationError
 
 from activities.checks.sandbox import Sandbox
 from activities.workspace.evaluations import Evaluations
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.evaluation.make import REPOSITORY, Seeded, make, seeded
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput

@@ -12,7 +12,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.collecting import Work, collect, works
-from activities.workspace.store import Store, Stores
+from activities.workspace.store import Store
+from activities.workspace.stores import Stores
 from tests.support.fleet import connect
 from tests.support.polling import until
 from tests.support.projects import Project, make_project, plain_git
@@ -94,7 +95,9 @@ async def test_old_work_that_temporal_has_forgotten_is_removed(
         await store.start_branch(story, made)
     plain_git("update-ref", f"refs/fleet-left/US-gone/{made}", made, cwd=store.path)
     plain_git("update-ref", f"refs/fleet-merged/US-gone/T-gone/{made}", made, cwd=store.path)
-    collector = StoreCollector(temporal_client, client, store.path.parent, [project.entry()], KEEP)
+    collector = StoreCollector(
+        temporal_client, client, Stores(store.path.parent), [project.entry()], KEEP
+    )
 
     await collector.work()
     await collector.work()
@@ -113,7 +116,7 @@ async def test_a_store_whose_repository_has_no_entry_any_more_is_collected_too(
 ) -> None:
     await commit(store, "US-gone", "T-gone", OLD)
     (store.path.parent / "Not a store.git").mkdir()
-    collector = StoreCollector(temporal_client, client, store.path.parent, [], KEEP)
+    collector = StoreCollector(temporal_client, client, Stores(store.path.parent), [], KEEP)
 
     await collector.work()
 
@@ -128,7 +131,7 @@ async def test_a_store_that_cannot_be_read_does_not_keep_the_others_from_collect
     (store.path.parent / "broken.git").mkdir()
     (store.path.parent / "broken.git" / "HEAD").write_text("not git's")
     entries = [broken, project.entry()]
-    collector = StoreCollector(temporal_client, client, store.path.parent, entries, KEEP)
+    collector = StoreCollector(temporal_client, client, Stores(store.path.parent), entries, KEEP)
 
     with pytest.RaisesGroup(pytest.RaisesExc(ApplicationError, match=r"broken\.git")):
         await collector.work()

@@ -9,7 +9,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace.branches import Branches, globs_of
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from tests.support.branches import FIX, README, commit
 from tests.support.projects import plain_git
 from tests.support.repositories import in_store, make_repository

@@ -10,7 +10,7 @@ from activities.workspace.evaluations import counted, reported_name
 from activities.workspace.junit import Outcomes
 from activities.workspace.measuring import Tested as SuiteRun
 from activities.workspace.repositories import load_repositories
-from activities.workspace.store import Stores
+from activities.workspace.stores import Stores
 from workflows.models.measurement import Step
 from workflows.models.workspace import Repository
 

@@ -10,9 +10,10 @@ import yaml
 from temporalio.exceptions import ApplicationError
 
 from activities.config import CONFIG
-from activities.workspace.repositories import find_repository, load_repositories, url_problem
+from activities.workspace.repositories import find_repository, load_repositories
 from workflows.models.errors import ErrorType
 from workflows.models.workspace import Limits, Repository
+from workflows.rules.repository_urls import url_problem
 
 URL = "https://git.example.org/team/sample.git"
 
