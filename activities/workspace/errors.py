@@ -18,6 +18,11 @@ from workflows.models.errors import ErrorType, application_error
 
 _Table = tuple[tuple[str, ErrorType, str], ...]
 
+_REFUSED = (
+    r"Authentication failed|Permission denied|could not read (Username|Password)"
+    r"|returned error: 40[13]|Host key verification failed"
+)
+
 STORE: _Table = (
     # what the reason contains, type, meaning and remedy; the first match counts
     (
@@ -43,8 +48,7 @@ STORE: _Table = (
 
 REMOTE: _Table = (
     (
-        r"Authentication failed|Permission denied|could not read (Username|Password)|403|401"
-        r"|Host key verification failed",
+        _REFUSED,
         ErrorType.REPOSITORY_AWAY,
         "the repository refuses the credentials; see the folder in REPOSITORY_CREDENTIALS",
     ),
@@ -73,8 +77,7 @@ REMOTE: _Table = (
 
 SERVER: _Table = (
     (
-        r"Authentication failed|Permission denied|could not read (Username|Password)|403|401"
-        r"|Host key verification failed",
+        _REFUSED,
         ErrorType.GIT_STORE_AWAY,
         "the store's git server refuses the credentials; see STORE in REPOSITORY_CREDENTIALS",
     ),

@@ -1,9 +1,10 @@
 """How git reaches the repositories that repositories.yaml names, with which credentials.
 
 Credentials are files in the folder that REPOSITORY_CREDENTIALS names: `KEY.token` (https; a user
-name may precede it, as in `user:token`), `KEY.key` (ssh, a private key without a passphrase), and
-`known_hosts` with the hosts' keys. KEY is the key of the entry, and `STORE` for the git server that
-has the stores.
+name may precede it, as in `user:token`), `KEY.key` (ssh, a private key without a passphrase),
+`known_hosts` with the hosts' keys (ssh), and `ca.crt` with the authorities of the servers'
+certificates (https; without it, those of the system). KEY is the key of the entry, and `STORE` for
+the git server that has the stores.
 """
 
 from __future__ import annotations
@@ -51,13 +52,16 @@ def transport(url: str, key: str, credentials: Path | None) -> Transport:
         return Transport(protocol)
     if protocol == "ssh":
         return Transport(protocol, env={"GIT_SSH_COMMAND": _ssh(key, credentials)})
-    token = credentials / f"{key}.token"
-    if not token.exists():
-        return Transport(protocol)
-    pair = token.read_text().strip()
-    pair = pair if ":" in pair else f"git:{pair}"
-    header = f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}"
-    return Transport(protocol, config={f"http.{url}.extraHeader": header})
+    config: dict[str, str] = {}
+    authority, token = credentials / "ca.crt", credentials / f"{key}.token"
+    if authority.exists():
+        config["http.sslCAInfo"] = str(authority)
+    if token.exists():
+        pair = token.read_text().strip()
+        pair = pair if ":" in pair else f"git:{pair}"
+        header = f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}"
+        config[f"http.{url}.extraHeader"] = header
+    return Transport(protocol, config=config)
 
 
 def protocol_of(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -26,7 +27,13 @@ class GitServer:
         version_2: whether it speaks version 2 of git's protocol; version 1 gives no commit by id.
     """
 
-    def __init__(self, root: Path, port: int = 0) -> None:
+    def __init__(self, root: Path, certificate: Path | None = None) -> None:
+        """Take a free port.
+
+        Args:
+            root: the folder.
+            certificate: a folder with `tls.crt` and `tls.key`: the server speaks TLS.
+        """
         self.root = root
         self.away = False
         self.version_2 = True
@@ -83,9 +90,14 @@ class GitServer:
                 self.end_headers()
                 self.wfile.write(content)
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        scheme = "http"
+        if certificate:
+            scheme, context = "https", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self._http.server_port}"
 
     def backend(self, request: BaseHTTPRequestHandler, body: bytes) -> bytes:
         """Run git's HTTP backend for a request, as a CGI program; return what it writes."""

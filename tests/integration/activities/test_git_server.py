@@ -17,6 +17,7 @@ from activities.workspace.kept_results import KeptResult, KeptResults
 from activities.workspace.refs import ABSENT, Move
 from activities.workspace.store import Store
 from activities.workspace.stores import Stores
+from tests.support.certificates import write_certificate
 from tests.support.git_server import GitServer, credentials
 from tests.support.projects import Project, make_project, plain_git
 from tests.support.repositories import in_store
@@ -202,6 +203,21 @@ async def test_a_commit_that_is_there_is_not_asked_for_again(site: Site) -> None
     assert site.server.requests == before
 
 
+async def test_a_commit_that_comes_late_is_asked_for_again(site: Site) -> None:
+    one, two = await site.store("one"), await site.store("two")
+    base = await one.base_commit()
+    tree = site.folder / "tree"
+    tree.mkdir()
+    (tree / "new.txt").write_text("new\n")
+    made = await one.make_commit(tree, parent=base, message="Step", trailers=trailers(), at=AT)
+    await two.refs.hold(made)
+
+    await one.advance(trailers(), base, made)
+    await two.refs.hold(made)
+
+    assert await two.read(made, "new.txt") == b"new\n"
+
+
 async def test_a_server_that_is_away_is_waited_for(site: Site) -> None:
     store = await site.store("one")
     base = await store.base_commit()
@@ -233,6 +249,21 @@ async def test_refused_credentials_and_a_missing_repository_are_named(site: Site
             await stores.answer([entry])
     with pytest.raises(ApplicationError, match="no such repository; create an empty one"):
         await site.stores("one").answer([entry.model_copy(update={"key": "other"})])
+
+
+async def test_the_server_of_an_authority_of_its_own_is_trusted_by_ca_crt(
+    site: Site, tmp_path: Path
+) -> None:
+    write_certificate(tmp_path / "tls")
+    server = GitServer(site.server.root, tmp_path / "tls")
+    stores = Stores(tmp_path / "one", site.credentials, server.url)
+    with server.serving():
+        with pytest.raises(ApplicationError, match="certificate"):
+            await stores.answer([site.project.entry()])
+
+        shutil.copy(tmp_path / "tls" / "ca.crt", site.credentials)
+
+        await stores.answer([site.project.entry()])
 
 
 async def test_a_ref_that_the_server_refuses_is_named(site: Site) -> None:

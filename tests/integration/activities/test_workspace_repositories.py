@@ -88,7 +88,7 @@ async def test_a_repository_that_does_not_answer_is_another_error(project: Proje
     entry = Repository(key="sample", url=f"{project.url}.gone")
 
     assert "does not answer; check its `url`" in await refused(ErrorType.REPOSITORY_AWAY, entry)
-    entry = Repository(key="sample", url="http://127.0.0.1:1/x")
+    entry = Repository(key="sample", url="http://127.0.0.1:1/issue-403")
     assert "does not answer; check its `url`" in await refused(ErrorType.REPOSITORY_AWAY, entry)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nats.aio.client import Client as Nats
 from neo4j import AsyncDriver
 from temporalio.client import Client, WorkflowHandle
@@ -16,6 +17,7 @@ from tests.integration.workflows.test_council_changes import ADDER, NEW_TEST, SU
 from tests.integration.workflows.test_story_branch import CRITERIA_TESTS, STORY
 from tests.support.checker import check
 from tests.support.fleet import new_environment, whole_fleet
+from tests.support.git_server import GitServer, credentials
 from tests.support.llm_server import Call, LlmServer
 from tests.support.repositories import PROJECT, config_with, in_store, make_repository
 from tests.support.scripted_model import ScriptedModel, replace, write
@@ -77,7 +79,10 @@ def following(scripts: dict[str, list[dict[str, Any]]]) -> Callable[[Call], dict
 
 @asynccontextmanager
 async def fleet_with_conflicts(
-    servers: Servers, folder: Path, scripts: dict[str, list[dict[str, Any]]]
+    servers: Servers,
+    folder: Path,
+    scripts: dict[str, list[dict[str, Any]]],
+    store: Mapping[str, str],
 ) -> AsyncIterator[Client]:
     """Run a fleet whose repository is `adder` and whose plan has two tasks that conflict."""
     url = make_repository(folder / "adder", PROJECT | {"adder/__init__.py": ADDER})
@@ -91,10 +96,31 @@ async def fleet_with_conflicts(
             llm,
             FLEET_CONFIG=str(config),
             FLEET_HOME=str(folder),
-            WORKSPACE_STORE=str(folder / "store"),
+            **store,
         )
         async with whole_fleet(environment) as client:
             yield client
+
+
+@contextmanager
+def store_on(place: str, folder: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Yield where the store of `adder` is in the end, and the settings that say so."""
+    (folder / "store").mkdir()
+    path = folder / "store" / "adder.git"
+    if place == "folder":
+        yield path, {"WORKSPACE_STORE": str(folder / "store")}
+        return
+    server = GitServer(folder / "store")
+    server.make("adder")
+    with server.serving():
+        yield (
+            path,
+            {
+                "WORKSPACE_STORE": server.url,
+                "WORKSPACE_TREES": str(folder / "trees"),
+                "REPOSITORY_CREDENTIALS": str(credentials(folder / "credentials")),
+            },
+        )
 
 
 async def start(client: Client, story_id: str) -> WorkflowHandle[Any, StoryResult]:
@@ -108,18 +134,21 @@ async def start(client: Client, story_id: str) -> WorkflowHandle[Any, StoryResul
     )
 
 
+@pytest.mark.parametrize("place", ["folder", "git server"])
 async def test_tasks_that_conflict_are_revised_and_a_branch_that_fails_is_repaired(
-    servers: Servers, driver: AsyncDriver, nats_client: Nats, tmp_path: Path
+    place: str, servers: Servers, driver: AsyncDriver, nats_client: Nats, tmp_path: Path
 ) -> None:
-    async with fleet_with_conflicts(servers, tmp_path, SCRIPTS) as client:
-        story = await start(client, "US-repairs")
-        result = await story.result()
-        plan = await story.query("plan", result_type=Plan)
-        faults = await check(client, nats_client, driver, ["US-repairs"])
+    story_id = f"US-repairs-{place.replace(' ', '-')}"
+    with store_on(place, tmp_path) as (store, settings):
+        async with fleet_with_conflicts(servers, tmp_path, SCRIPTS, settings) as client:
+            story = await start(client, story_id)
+            result = await story.result()
+            plan = await story.query("plan", result_type=Plan)
+            faults = await check(client, nats_client, driver, [story_id])
 
     assert faults == []
     assert result.branch is not None
-    head, store = result.branch.head, tmp_path / "store" / "adder.git"
+    head = result.branch.head
     whole = in_store(store, "show", f"{head}:adder/__init__.py")
     assert whole == (ADDER + SUBTRACTS + DOUBLES).strip()
     assert in_store(store, "show", f"{head}:tests/test_subtract.py") == NEW_TEST.strip()
@@ -133,14 +162,14 @@ async def test_tasks_that_conflict_are_revised_and_a_branch_that_fails_is_repair
 async def test_a_task_that_conflicts_twice_is_tried_again_and_each_of_its_councils_has_one_winner(
     servers: Servers, driver: AsyncDriver, nats_client: Nats, tmp_path: Path
 ) -> None:
-    async with fleet_with_conflicts(servers, tmp_path, CARELESS) as client:
-        story = await start(client, "US-twice")
-        result = await story.result()
-        faults = await check(client, nats_client, driver, ["US-twice"])
+    with store_on("folder", tmp_path) as (store, settings):
+        async with fleet_with_conflicts(servers, tmp_path, CARELESS, settings) as client:
+            story = await start(client, "US-twice")
+            result = await story.result()
+            faults = await check(client, nats_client, driver, ["US-twice"])
 
     assert faults == []
     assert result.branch is not None
-    store = tmp_path / "store" / "adder.git"
     whole = in_store(store, "show", f"{result.branch.head}:adder/__init__.py")
     assert SUBTRACTS.strip() in whole
     assert DOUBLES.strip() in whole

@@ -11,6 +11,7 @@ from temporalio.client import Client
 from tests.support.branches import README, committing_councils
 from tests.support.fleet import Environment
 from tests.support.fleet_cli import done, refused
+from tests.support.git_server import GitServer, credentials
 from tests.support.projects import plain_git
 from tests.support.repositories import in_store
 from tests.support.servers import RunningServer
@@ -143,6 +144,37 @@ async def test_a_store_elsewhere_is_named(
     elsewhere = shell | {"WORKSPACE_STORE": str(tmp_path / "other")}
 
     assert "set WORKSPACE_STORE" in await refused(elsewhere, "log", story.story_id)
+
+
+async def test_a_branch_on_a_git_server_is_shown_too(
+    story: RunningStory, shell: Environment, repo: Repo, tmp_path: Path
+) -> None:
+    with GitServer(repo.store.parent).serving() as server:
+        elsewhere = shell | {
+            "WORKSPACE_STORE": server.url,
+            "REPOSITORY_CREDENTIALS": str(credentials(tmp_path / "credentials")),
+            "WORKSPACE_TREES": str(tmp_path / "trees"),
+        }
+        change = (await done(elsewhere, "diff", story.story_id, "--json")).json
+        commits = (await done(elsewhere, "log", story.story_id, "--json")).json
+        await done(elsewhere, "checkout", story.story_id, str(tmp_path / "there"))
+
+        server.away = True
+        why = await refused(elsewhere, "log", story.story_id)
+
+    assert change["commit"] == await head_of(story)
+    assert commits
+    assert (tmp_path / "there" / "README.md").exists()
+    assert "the store's git server does not answer; check WORKSPACE_STORE" in why
+
+
+async def test_a_place_of_the_store_with_a_password_in_it_is_refused(shell: Environment) -> None:
+    with_password = shell | {"WORKSPACE_STORE": "https://ana:secret@git.example.org/fleet"}
+
+    why = await refused(with_password, "log", "US-1")
+
+    assert "WORKSPACE_STORE" in why
+    assert "a URL has no credentials" in why
 
 
 async def test_a_story_without_a_repository_has_no_diff(
