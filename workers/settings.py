@@ -321,8 +321,8 @@ class Settings(BaseSettings):
     repository_credentials: DirectoryPath | None = Field(
         None,
         description="folder with the credentials of repositories.yaml, `KEY.token`, `KEY.key`, "
-        "`known_hosts`, and of a git server in WORKSPACE_STORE, `STORE.token`, `STORE.key`; "
-        "only the process `workspace` and the CLI read it",
+        "`known_hosts`, `ca.crt`, and of a git server in WORKSPACE_STORE, `STORE.token`, "
+        "`STORE.key`; only the process `workspace` and the CLI read it",
     )
     workspace_disk_gib: Annotated[float, Field(gt=0)] = Field(
         10, description="GiB that the working trees may use before the oldest are removed"

@@ -21,7 +21,13 @@ from activities.workspace import edits
 from activities.workspace.errors import store_errors
 from activities.workspace.git import git
 from activities.workspace.git_output import shown
-from activities.workspace.kept_results import KeptResult, KeptResults, move_agent, request_hash
+from activities.workspace.kept_results import (
+    KeptResult,
+    KeptResults,
+    move_agent,
+    next_step,
+    request_hash,
+)
 from activities.workspace.metrics import count_action
 from activities.workspace.preparing import PreparationFailed, prepare
 from activities.workspace.sandbox import run_in_project
@@ -82,12 +88,14 @@ class Actions:
         """
         store = await self._stores.of(request.repository, request.base, request.parent)
         results, asked = KeptResults(store, request.trailers), request_hash(request)
-        kept = await results.read()
+        kept, stepped = await results.read(), False
         if kept is None or kept.asked != asked:
             result = await self._acted(request, store)
             count_action(request.action.action, result)
-            kept = await results.keep(KeptResult(asked=asked, result=result))
-        await move_agent(store, request.trailers, request.parent, kept.result.commit)
+            made = KeptResult(asked=asked, result=result)
+            kept, stepped = await results.keep(made, next_step(request, result.commit))
+        if not stepped:
+            await move_agent(store, request.trailers, request.parent, kept.result.commit)
         return kept.result
 
     async def _acted(self, request: RunActionInput, store: Store) -> ActionResult:

@@ -25,7 +25,7 @@ async def merged_base(store: Store, request: MergeRequest) -> MergedBase:
     """Return the branch with all of a change that does not conflict, as a commit of both.
 
     A file that conflicts is there as the branch has it. The commit is a pure function of the
-    request, and has a ref of its own: its author's next step may be days later.
+    request, and has a separate ref: its author's next step may be days later.
     """
     head, commit = request.head, request.commit
     with store_errors(what=request.task_id):

@@ -60,10 +60,16 @@ class KeptResults:
             data = await self._store.remembered.of((kept,), self._message)
         return KeptResult.model_validate_json(data)
 
-    async def keep(self, made: KeptResult) -> KeptResult:
-        """Keep the result of an action and return it.
+    async def keep(self, made: KeptResult, step: Move | None = None) -> tuple[KeptResult, bool]:
+        """Keep the result of an action, with the move of the agent's ref if that can be made.
 
-        If another attempt has kept one for the same request since `read`, that one is returned.
+        Args:
+            made: the result.
+            step: the move to the result's commit; None: the action changed nothing.
+
+        Returns:
+            The result, or that of another attempt at the same request since `read`; and whether
+            the agent's ref was moved.
 
         Raises:
             ApplicationError: `RefMoved`: the work went on without this attempt.
@@ -73,16 +79,18 @@ class KeptResults:
         with store_errors():
             words = ("hash-object", "-w", "-t", "tag", "--stdin")
             kept = (await self._git(*words, stdin=tag.encode())).decode().strip()
-        if await self._store.refs.move(Move(self._ref, kept, self._kept)):
+        move, refs = Move(self._ref, kept, self._kept), self._store.refs
+        stepped = step is not None and await refs.move(move, step)
+        if stepped or await refs.move(move):
             self._store.remembered.add((kept,), message.encode())
-            return made
+            return made, stepped
         other = await self.read()
         if other is None or other.asked != made.asked:
             raise application_error(
                 ErrorType.REF_MOVED,
                 f"{self._ref}: the ref has moved: the work went on without this attempt",
             )
-        return other
+        return other, False
 
     async def _message(self, kept: str) -> bytes:
         found = await self._git("cat-file", "--batch", stdin=f"{kept}\n".encode())
@@ -92,6 +100,15 @@ class KeptResults:
 
     async def _git(self, *args: str, stdin: bytes = b"") -> bytes:
         return await git(*args, git_dir=self._store.path, stdin=stdin)
+
+
+def next_step(request: RunActionInput, commit: str) -> Move | None:
+    """Return the usual move of the agent's ref; None if the action changed nothing."""
+    if commit == request.parent:
+        return None
+    agent = request.trailers
+    ref = agent_ref(agent.story, agent.task, agent.agent)
+    return Move(ref, commit, ABSENT if request.parent == request.base else request.parent)
 
 
 async def move_agent(store: Store, agent: Trailers, parent: str, commit: str) -> None:

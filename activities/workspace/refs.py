@@ -18,7 +18,7 @@ ABSENT = "0" * 40
 """The value of a ref that does not exist."""
 
 BEGINNING = datetime.fromtimestamp(0, UTC)
-"""The time of what is no commit."""
+"""The time of an object that is not a commit."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -44,7 +44,7 @@ class Move(NamedTuple):
 
 
 class NamedObject(NamedTuple):
-    """A ref with its object. `at`: the time of the commit; BEGINNING if it is none."""
+    """A ref with its object. `at`: the time of the commit; BEGINNING if it is not one."""
 
     ref: str
     value: str

@@ -25,6 +25,7 @@ from tests.bench.environments import python_with
 from tests.bench.figures import Figure, at_least, at_most
 from tests.bench.peer_endpoint import PeerEndpoint
 from tests.bench.replay import Body
+from tests.support.git_server import GitServer, credentials
 from tests.support.llm_server import LlmServer
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import STEP, ScriptedModel, run
@@ -46,15 +47,16 @@ async def workspace(folder: Path) -> list[Figure]:
         async with workshop(folder / "site", recorder.url) as site:
             figures += await steps(site, engine, folder)
             figures += await kills(site, engine)
+            figures += await with_a_git_server(site, engine, recorder.url, folder / "served")
         figures += await prefix_cache(recorder)
     return figures
 
 
 @asynccontextmanager
-async def workshop(home: Path, url: str) -> AsyncIterator[Site]:
-    """Run a fleet that works in a repository of a few files."""
+async def workshop(home: Path, url: str, **store: str) -> AsyncIterator[Site]:
+    """Run a fleet that works in a repository of a few files; its store is in a folder."""
     config = config_with(home / "config", adder={"url": make_repository(home / "adder")})
-    variables = {"FLEET_CONFIG": str(config), "WORKSPACE_STORE": str(home / "store")}
+    variables = {"FLEET_CONFIG": str(config), "WORKSPACE_STORE": str(home / "store")} | store
     async with Site(home, url, workers=WORKERS, more=variables) as site:
         yield site
 
@@ -106,6 +108,36 @@ async def steps(site: Site, engine: LlmServer, folder: Path) -> list[Figure]:
     if not peer:
         print(f"  mini-swe-agent is not compared: {EXTRA} of pyproject.toml cannot be installed")
     return [*figures, await history(site)]
+
+
+async def with_a_git_server(site: Site, engine: LlmServer, url: str, folder: Path) -> list[Figure]:
+    """Compare a step whose store is on a git server, on this machine, with one in a folder."""
+    (folder / "server").mkdir(parents=True)
+    server = GitServer(folder / "server")
+    server.make("adder")
+    store = {
+        "WORKSPACE_STORE": server.url,
+        "WORKSPACE_TREES": str(folder / "trees"),
+        "REPOSITORY_CREDENTIALS": str(credentials(folder / "credentials")),
+    }
+    served, in_folder = [], []
+    with server.serving():
+        async with workshop(folder / "site", url, **store) as other:
+            await durable(other, engine, LOOKING[:3])
+            for _ in range(ROUNDS):
+                served.append(await durable(other, engine, CHANGING))
+                in_folder.append(await durable(site, engine, CHANGING))
+    how = f"median of {ROUNDS} runs of {STEPS} steps; git's HTTP backend on this machine"
+    ratio = statistics.median(a / b for a, b in zip(served, in_folder, strict=True))
+    return [
+        Figure(
+            "a step with its commit, store on a git server",
+            statistics.median(served),
+            "ms",
+            how=how,
+        ),
+        Figure("the same / store in a folder", ratio, "x", how=how),
+    ]
 
 
 async def durable(site: Site, engine: LlmServer, commands: Sequence[str]) -> float:

@@ -22,8 +22,10 @@ from activities.workspace.activities import Workspaces
 from activities.workspace.added_lines import ChangeChecks
 from activities.workspace.branches import Branches
 from activities.workspace.changes import Changes
+from activities.workspace.commits import one_line
 from activities.workspace.evaluations import Evaluations
 from activities.workspace.repositories import load_repositories, verify
+from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from workers.clients.connection import StartError
 from workers.clients.stores import stores_of
@@ -42,10 +44,13 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def workspace_worker(
-    client: Client, settings: Settings, repositories: Mapping[str, Repository], sandbox: Sandbox
+    client: Client,
+    settings: Settings,
+    repositories: Mapping[str, Repository],
+    stores: Stores,
+    sandbox: Sandbox,
 ) -> Worker:
     """Return the worker of the queue `workspace`."""
-    stores = stores_of(settings)
     trees = Trees(settings.trees_folder / "trees", int(settings.workspace_disk_gib * GIB))
     prepared = settings.trees_folder / "prepared"
     actions = Actions(stores, trees, prepared, sandbox)
@@ -92,7 +97,7 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
     try:
         await stores.answer(repositories.values())
     except ApplicationError as error:
-        raise StartError(f"WORKSPACE_STORE: {error.message}") from error
+        raise StartError(f"WORKSPACE_STORE: {one_line(error.message)}") from error
     sandbox = Sandbox()
     if no_sandbox := await sandbox.problem():
         log.warning("commands of repositories are not run", reason=no_sandbox)
@@ -100,7 +105,9 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         log.warning("the kernel does not limit the whole sandbox", reason=sandbox.no_groups)
     yield RunningProcess(
         {
-            WORKSPACE_QUEUE: workspace_worker(base.temporal, settings, repositories, sandbox),
+            WORKSPACE_QUEUE: workspace_worker(
+                base.temporal, settings, repositories, stores, sandbox
+            ),
             "stores": StoreCollector(
                 base.temporal,
                 base.valkey,
@@ -123,7 +130,7 @@ async def verify_all(repositories: Mapping[str, Repository], settings: Settings)
         try:
             await verify(repository, settings.repository_credentials)
         except ApplicationError as error:
-            why = " ".join(error.message.split())
+            why = one_line(error.message)
             raise StartError(f"{why}. Correct repositories.yaml in FLEET_CONFIG") from error
 
 

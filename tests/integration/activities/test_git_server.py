@@ -251,7 +251,7 @@ async def test_refused_credentials_and_a_missing_repository_are_named(site: Site
         await site.stores("one").answer([entry.model_copy(update={"key": "other"})])
 
 
-async def test_the_server_of_an_authority_of_its_own_is_trusted_by_ca_crt(
+async def test_a_server_of_a_private_authority_is_trusted_by_ca_crt(
     site: Site, tmp_path: Path
 ) -> None:
     write_certificate(tmp_path / "tls")

@@ -23,8 +23,10 @@ from bridge.jetstream.streams import STREAMS
 from deploy.local.ports import free_ports
 from deploy.local.servers import Nats as NatsServer
 from tests.support.fleet import Environment, connect, launch, running
+from tests.support.git_server import GitServer, credentials
 from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
+from tests.support.repositories import config_with, make_repository
 from tests.support.server_process import ServerProcess
 from tests.support.servers import RunningServer, Servers
 from workers.__main__ import NAMES
@@ -168,6 +170,26 @@ async def test_an_inconsistent_configuration_is_refused(
 
     assert words in line
     assert "FLEET_CONFIG" in line
+
+
+async def test_a_git_server_that_lacks_a_store_is_refused_with_what_to_create(
+    environment: Environment, tmp_path: Path
+) -> None:
+    entry = {"url": make_repository(tmp_path / "adder")}
+    (tmp_path / "server").mkdir()
+    with GitServer(tmp_path / "server").serving() as server:
+        line = await refusal(
+            "workspace",
+            environment
+            | {
+                "FLEET_CONFIG": str(config_with(tmp_path / "config", adder=entry)),
+                "WORKSPACE_STORE": server.url,
+                "REPOSITORY_CREDENTIALS": str(credentials(tmp_path / "credentials")),
+            },
+        )
+
+    assert f"WORKSPACE_STORE: {server.url}/adder.git: the store's git server has no such" in line
+    assert "create an empty one of that name there" in line
 
 
 # --- running --------------------------------------------------------------------------------------

@@ -18,7 +18,15 @@ from deploy.local.nats_users import PERMISSIONS
 from tests.k8s.schemas import FOLDER as SCHEMAS
 from tests.k8s.schemas import KUBERNETES
 from tests.support.certificates import write_certificate
-from tests.support.manifests import K8S, OVERLAYS, Manifest, Manifests, kustomize, rendered
+from tests.support.manifests import (
+    K8S,
+    OVERLAYS,
+    Manifest,
+    Manifests,
+    copy_with_secrets,
+    kustomize,
+    rendered,
+)
 from workers.processes.grpc import WITH_GRAPH
 from workers.processes.process import IF_ENCRYPTED, PROCESSES
 from workers.settings import ALIASES, SERVICES, Settings, slips
@@ -219,12 +227,36 @@ def test_every_reference_names_something_that_exists(manifests: Manifests) -> No
     for name, pod in manifests.pods():
         manifests.environment(pod)
         for volume in pod["spec"]["volumes"]:
-            if "secret" in volume:
+            if "secret" in volume and not volume["secret"].get("optional"):
                 assert volume["secret"]["secretName"] in secrets, name
             if "configMap" in volume:
                 assert volume["configMap"]["name"] in maps, name
         if account := pod["spec"].get("serviceAccountName"):
             assert account in accounts
+
+
+def test_the_stores_may_be_on_a_git_server_instead_of_a_volume(tmp_path: Path) -> None:
+    overlay = copy_with_secrets(tmp_path) / "overlays" / PRODUCTION
+    kustomization = overlay / "kustomization.yaml"
+    read = yaml.safe_load(kustomization.read_text())
+    read["components"].append("../../components/git-server")
+    literals = ["url=https://git.example.com/fleet"]
+    generated = {"name": "git-server", "namespace": "swe-ai-fleet", "literals": literals}
+    kustomization.write_text(yaml.safe_dump(read | {"configMapGenerator": [generated]}))
+
+    text = kustomize(overlay)
+
+    manifests = Manifests(text, tuple(yaml.safe_load_all(text)))
+    pod = manifests.fleet_pods()["worker-workspace"]
+    environment = manifests.environment(pod)
+    assert environment["WORKSPACE_STORE"] == "https://git.example.com/fleet"
+    assert "workspace-store" not in manifests.of_kind("PersistentVolumeClaim")
+    mounts = {
+        each["name"]: each["mountPath"] for each in pod["spec"]["containers"][0]["volumeMounts"]
+    }
+    assert mounts.keys() == {each["name"] for each in pod["spec"]["volumes"]}
+    assert "store" not in mounts
+    assert mounts["repositories"] == environment["REPOSITORY_CREDENTIALS"]
 
 
 def test_certificates_have_the_names_that_clients_connect_to(manifests: Manifests) -> None:
