@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -160,6 +160,18 @@ def load_repositories(
     return {key: entry.repository(key) for key, entry in used.items() if entry}
 
 
+def repository_keys(file: Path) -> frozenset[str]:
+    """Return the keys of all entries in repositories.yaml, whether they are in use or not.
+
+    Raises:
+        ApplicationError: `InvalidConfig` with the file, the field and the rule.
+    """
+    try:
+        return frozenset(read_config(file, ConfiguredRepositories).repositories)
+    except InvalidConfig as error:
+        raise error.final() from error
+
+
 def _in_use(
     file: Path, key: str, entry: ConfiguredRepository, variables: Mapping[str, str]
 ) -> ConfiguredRepository | None:
@@ -180,13 +192,22 @@ def find_repository(repositories: Mapping[str, Repository], key: str) -> Reposit
     Raises:
         ApplicationError: `UnknownRepository`, with the keys that exist.
     """
-    if key in repositories:
-        return repositories[key]
-    known = ", ".join(sorted(repositories)) or "none; add one"
-    raise application_error(
-        ErrorType.UNKNOWN_REPOSITORY,
-        f"repository: not found: repositories.yaml has no {key!r}; it has: {known}",
-    )
+    require_known(repositories, key)
+    return repositories[key]
+
+
+def require_known(keys: Collection[str], key: str) -> None:
+    """Refuse a repository that has no entry.
+
+    Raises:
+        ApplicationError: `UnknownRepository`, with the keys that exist.
+    """
+    if key not in keys:
+        known = ", ".join(sorted(keys)) or "none; add one"
+        raise application_error(
+            ErrorType.UNKNOWN_REPOSITORY,
+            f"repository: not found: repositories.yaml has no {key!r}; it has: {known}",
+        )
 
 
 async def verify(repository: Repository, credentials: Path | None = None) -> None:

@@ -20,7 +20,10 @@ ANSWERED_WITHIN_S = 10.0
 REQUEST_ID = "x-request-id"
 """Metadata: requests with the same id from the same caller are carried out once."""
 
-IN_WORDS = ("x-reason", "x-comment")
+OF_STORY = {"repository": "x-repository", "paths": "x-paths", "steps": "x-steps"}
+"""Field of a story -> metadata of CreateStory that has it; it is a part of the request."""
+
+IN_WORDS = ("x-reason", "x-comment", "x-paths")
 """Metadata that people write; text that is not ASCII is sent in UTF-8 under the key with `-bin`."""
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -1,8 +1,9 @@
 """The Planning service (fleet.planning.v1), in which each story is a workflow.
 
 Metadata carries what the contract has no field for: `x-request-id` (CreateStory: the same id from
-the same caller is the same story), `x-reason` (of a rejection), `x-comment` and `x-revision` (of an
-approval), `x-state`, `x-waiting`, `x-role`, `x-page-size` and `x-page-token` (ListStories).
+the same caller is the same story), `x-repository`, `x-paths` and `x-steps` (of CreateStory),
+`x-reason` (of a rejection), `x-comment` and `x-revision` (of an approval), `x-state`, `x-waiting`,
+`x-role`, `x-page-size` and `x-page-token` (of ListStories).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Annotated
 
@@ -29,9 +30,11 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from activities.graph.deliberations import find_plan
+from activities.workspace.repositories import require_known
 from bridge.executions import summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
+    OF_STORY,
     REQUEST_ID,
     Context,
     call_metadata,
@@ -51,6 +54,7 @@ from workflows.models.errors import ErrorType, InvalidInput
 from workflows.models.ids import Id, story_of, story_workflow_id
 from workflows.models.readiness import STORY_TEXT_BYTES, StoryText
 from workflows.models.story import Move, StoryInput, StoryView
+from workflows.rules.paths import glob_problem
 from workflows.search_attributes import (
     DOR_SCORE,
     STORY_STATE,
@@ -115,7 +119,11 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     """
 
     def __init__(
-        self, temporal: Client, driver: AsyncDriver, text_bytes: int = STORY_TEXT_BYTES
+        self,
+        temporal: Client,
+        driver: AsyncDriver,
+        text_bytes: int = STORY_TEXT_BYTES,
+        repositories: Collection[str] = (),
     ) -> None:
         """Serve from Temporal.
 
@@ -123,7 +131,9 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
             temporal: The client that starts and follows stories.
             driver: Neo4j's, for the plans of stories that have ended.
             text_bytes: The setting STORY_TEXT_BYTES.
+            repositories: The keys of repositories.yaml, which stories may name.
         """
+        self._repositories = repositories
         self._text_bytes = text_bytes
         self._temporal = temporal
         self._driver = driver
@@ -137,23 +147,30 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         the caller has used the request id before, the answer is that request's story in its current
         state.
 
+        Metadata: `x-repository` (a key of repositories.yaml), `x-paths` (globs that the story may
+        change, with commas between them), `x-steps` (of each agent's work on a task).
+
         Raises:
             InvalidInput: names each wrong field.
+            ApplicationError: `UnknownRepository`.
+            WorkflowFailureError: the repository cannot be used, and the story has failed.
         """
+        metadata = call_metadata(context)
         story = parse_request(
             StoryInput,
             "CreateStoryRequest",
             {
-                "story_id": new_story_id(
-                    caller().actor, call_metadata(context).get(REQUEST_ID, "")
-                ),
+                "story_id": new_story_id(caller().actor, metadata.get(REQUEST_ID, "")),
                 "title": request.title,
                 "brief": request.brief,
                 "acceptance_criteria": list(request.ac),
                 "created_by": caller().actor,
+                **repository_fields(metadata),
             },
-            {"acceptance_criteria": "ac"},
+            {"acceptance_criteria": "ac", **OF_STORY},
         )
+        if story.repository:
+            require_known(self._repositories, story.repository)
         text = StoryText(
             title=story.title, brief=story.brief, acceptance_criteria=story.acceptance_criteria
         )
@@ -312,21 +329,55 @@ def new_story_id(actor: str, request_id: str) -> str:
     return f"US-{derived_id(actor, request_id) if request_id else secrets.token_hex(8)}"
 
 
+def repository_fields(metadata: Mapping[str, str]) -> dict[str, str | list[str]]:
+    """Return the fields of a story that say in which repository it works, and how.
+
+    Raises:
+        InvalidInput: a glob in `x-paths` is not valid.
+    """
+    fields: dict[str, str | list[str]] = {
+        field: metadata[key] for field, key in OF_STORY.items() if metadata.get(key)
+    }
+    if "paths" in fields:
+        globs = [each.strip() for each in metadata[OF_STORY["paths"]].split(",")]
+        problems = {each: glob_problem(each) if each else "is empty" for each in globs}
+        found = [f"{each!r}: {problem}" for each, problem in problems.items() if problem]
+        if found:
+            raise InvalidInput("CreateStoryRequest", [("x-paths", "; ".join(found))])
+        fields["paths"] = globs
+    return fields
+
+
 async def first_score(story: Story, within_s: float) -> StoryView | None:
     """Return the story when it is scored or waits at a gate, or its last state after `within_s`.
 
     Returns:
         The story; None if no worker has answered by then.
+
+    Raises:
+        WorkflowFailureError: why the story has failed.
     """
     now = None
     try:
         async with asyncio.timeout(max(within_s, 0)):
             while now is None or not (now.dor_score or now.findings or now.pending_gate):
                 now = await story.query(StoryWorkflow.state)
+                if not now.state:
+                    await require_no_failure(story)
                 await asyncio.sleep(SCORED_EVERY_S)
     except (TimeoutError, RPCError, WorkflowQueryFailedError):
         return now  # The story is started, as requested.
     return now
+
+
+async def require_no_failure(story: Story) -> None:
+    """Check that a story has not failed at its start, as one whose repository has no base does.
+
+    Raises:
+        WorkflowFailureError: why it has failed.
+    """
+    if (await story.describe()).status is WorkflowExecutionStatus.FAILED:
+        await story.result()
 
 
 def next_json(now: StoryView, moves: list[Move]) -> str:

@@ -7,7 +7,7 @@ repeated, its service gives it the same answer; the id with any other request is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from google.protobuf.message import Message
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from temporalio.exceptions import ApplicationError
 
 from activities.cache_errors import cache_errors
-from bridge.grpc.calls import REQUEST_ID, derived_id
+from bridge.grpc.calls import OF_STORY, REQUEST_ID, derived_id
 from bridge.grpc.errors import STATUS
 from workflows.models.errors import ErrorType, application_error
 
@@ -62,7 +62,10 @@ class Requests:
         if not isinstance(given, str) or not given or name.startswith(READS):
             yield
             return
-        key, content = f"swe:request:{derived_id(actor, given)}", content_of(name, request)
+        key, content = (
+            f"swe:request:{derived_id(actor, given)}",
+            content_of(name, request, dict(metadata)),
+        )
         with cache_errors():
             before = await self._valkey.set(key, content, nx=True, get=True, ex=REMEMBERED_S)
         if before is not None and before != content.encode():
@@ -80,8 +83,12 @@ class Requests:
             raise
 
 
-def content_of(name: str, request: Message) -> str:
-    """Return the hash of a method's request."""
+def content_of(name: str, request: Message, metadata: Mapping[str, str | bytes]) -> str:
+    """Return the hash of a method's request, with the metadata that is a part of it."""
     digest = hashlib.sha256(f"{SAME.get(name, name)}\n".encode())
     digest.update(request.SerializeToString(deterministic=True))
+    for key in OF_STORY.values():
+        for given in (key, f"{key}-bin"):
+            if value := metadata.get(given):
+                digest.update(f"\n{given}: {value!r}".encode())
     return digest.hexdigest()

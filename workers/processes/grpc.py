@@ -19,6 +19,7 @@ from activities.planning import load_config
 from activities.quota import TokenQuota
 from activities.redaction import load_redaction
 from activities.revoked import RevokedTokens
+from activities.workspace.repositories import repository_keys
 from bridge.grpc.auth import Access
 from bridge.grpc.context.servicer import ContextServicer
 from bridge.grpc.limits import Limits
@@ -115,6 +116,18 @@ def limits(base: ProcessContext) -> Limits:
     )
 
 
+def planning(base: ProcessContext, stores: Stores) -> PlanningServicer:
+    """Return the Planning service.
+
+    Raises:
+        StartError: repositories.yaml is not valid.
+    """
+    settings = base.settings
+    with valid_config(InvalidConfig):
+        known = repository_keys(settings.fleet_config / "repositories.yaml")
+    return PlanningServicer(base.temporal, stores.driver, settings.story_text_bytes, known)
+
+
 def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
     """Return the service of that name.
 
@@ -148,7 +161,7 @@ def served(name: str, base: ProcessContext, stores: Stores | None) -> Served:
             assert stores
             return Served(
                 "fleet.planning.v1.PlanningService",
-                PlanningServicer(base.temporal, stores.driver, base.settings.story_text_bytes),
+                planning(base, stores),
                 planning_pb2_grpc.add_PlanningServiceServicer_to_server,
             )
         case "storycoach":

@@ -234,6 +234,7 @@ def invalid_input(what: str, error: ValidationError) -> InvalidInput:
         field = ".".join(str(part) for part in problem["loc"]) or "(the whole)"
         # Only our own texts are templates: pydantic's messages contain what was sent.
         remedy = _REMEDIES.get(problem["type"])
-        rule = remedy.format(**problem.get("ctx", {})) if remedy else problem["msg"]
+        said = problem["msg"].removeprefix("Value error, ")
+        rule = remedy.format(**problem.get("ctx", {})) if remedy else said
         problems.append((field, rule))
     return InvalidInput(what, problems)

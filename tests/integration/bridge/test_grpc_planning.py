@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +31,8 @@ from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
 from tests.support.polling import until
+from tests.support.projects import plain_git
+from tests.support.repositories import config_with, make_repository
 from tests.support.servers import Servers
 from tests.support.stories import rows
 from workflows.models.story import StoryInput
@@ -54,9 +57,13 @@ Stub: Any = planning_pb2_grpc.PlanningServiceStub
 
 
 def served(client: Client, driver: AsyncDriver) -> Served:
+    return planning_of(PlanningServicer(client, driver))
+
+
+def planning_of(servicer: PlanningServicer) -> Served:
     return Served(
         "fleet.planning.v1.PlanningService",
-        PlanningServicer(client, driver),
+        servicer,
         planning_pb2_grpc.add_PlanningServiceServicer_to_server,
     )
 
@@ -160,6 +167,81 @@ async def test_a_created_story_runs_and_is_scored(planning: Any, stories: Client
     assert await described.static_summary() == READY["title"]
     timeline = await handle.query(StoryWorkflow.timeline)
     assert any(line.actor == "ana" for line in timeline)
+
+
+async def test_a_story_may_name_a_repository_and_what_it_may_change(
+    servers: Servers, driver: AsyncDriver, client: Redis, tmp_path: Path
+) -> None:
+    config = config_with(tmp_path / "config", adder={"url": make_repository(tmp_path / "adder")})
+    async with LlmServer() as llm:
+        environment = await new_environment(
+            servers, llm, FLEET_CONFIG=str(config), FLEET_HOME=str(tmp_path)
+        )
+        async with whole_fleet(environment) as fleet:
+            servicer = PlanningServicer(fleet, driver, repositories=["adder"])
+            async with serving(planning_of(servicer), requests=Requests(client)) as channel:
+                stub = Stub(channel)
+                where = (("x-repository", "adder"), ("x-paths", "adder/**, README.md"))
+                once = (("x-request-id", uuid.uuid4().hex),)
+                story = await stub.CreateStory(
+                    pb.CreateStoryRequest(**READY), metadata=ANA + where + once
+                )
+                handle = fleet.get_workflow_handle(f"story-{story.story_id}")
+                branch = await handle.query(StoryWorkflow.branch)
+                elsewhere = (("x-repository", "adder"), ("x-paths", "docs/**"))
+                reused = await refusal(
+                    stub.CreateStory(
+                        pb.CreateStoryRequest(**READY), metadata=ANA + elsewhere + once
+                    )
+                )
+                plain_git("branch", "-m", "main", "trunk", cwd=tmp_path / "adder")
+                gone = await refusal(
+                    stub.CreateStory(pb.CreateStoryRequest(**READY), metadata=ANA + where)
+                )
+
+    assert story.state == "DRAFT"
+    assert branch is not None
+    assert (branch.repository.key, branch.paths) == ("adder", ["adder/**", "README.md"])
+    assert reused.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert "base: the repository has no such branch" in str(gone.details())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "code", "words"),
+    [
+        ({"x-repository": "nope"}, grpc.StatusCode.NOT_FOUND, "has no 'nope'; it has: none"),
+        ({"x-repository": "No Key"}, grpc.StatusCode.INVALID_ARGUMENT, "x-repository"),
+        ({"x-paths": "src/**"}, grpc.StatusCode.INVALID_ARGUMENT, "x-paths: is for stories with a"),
+        (
+            {"x-repository": "a", "x-paths": "/etc/**"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "x-paths: '/etc/**': a pattern neither begins nor ends with '/'",
+        ),
+        (
+            {"x-repository": "a", "x-paths": "a,,b"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "x-paths: '': is empty",
+        ),
+        (
+            {"x-repository": "a", "x-steps": "0"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "x-steps",
+        ),
+    ],
+)
+async def test_a_wrong_repository_is_refused_and_starts_nothing(
+    planning: Any, metadata: dict[str, str], code: grpc.StatusCode, words: str
+) -> None:
+    before, _ = await listed(planning, page_size="1000")
+
+    refused = await refusal(
+        planning.CreateStory(pb.CreateStoryRequest(**READY), metadata=ANA + tuple(metadata.items()))
+    )
+
+    assert refused.code() == code
+    assert words in str(refused.details())
+    after, _ = await listed(planning, page_size="1000")
+    assert set(after) == set(before)
 
 
 async def test_a_request_id_makes_one_story_however_often_it_is_sent(planning: Any) -> None:
