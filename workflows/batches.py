@@ -15,6 +15,8 @@ from workflows.child import OUTLIVE
 with workflow.unsafe.imports_passed_through():
     from workflows.models.agents import PlannedTask
     from workflows.models.plan import PlanInput, PlanProgress
+    from workflows.models.workspace import RepositoryWork
+    from workflows.rules.paths import one_file
 
 if TYPE_CHECKING:
     from workflows.plan import PlanWorkflow
@@ -32,8 +34,17 @@ def outgrown() -> bool:
     return suggested and workflow.patched("plans-continue-as-new")
 
 
-def dispatchable(ready: list[PlannedTask], running: int) -> list[PlannedTask]:
-    """Return the tasks for which there is room beside those that run."""
+def dispatchable(
+    ready: list[PlannedTask], running: int, work: RepositoryWork | None
+) -> list[PlannedTask]:
+    """Return the tasks for which there is room beside those that run.
+
+    If the story may change one file only, tasks at once would conflict: there they take turns.
+    """
+    if work and one_file(work.paths):
+        if len(ready) + running > 1 and workflow.patched("tasks-of-one-file-take-turns"):
+            return ready[: max(0, 1 - running)]
+        return ready
     room = AT_ONCE - running
     if len(ready) > room and workflow.patched("plans-limit-tasks-at-once"):
         return ready[:room]

@@ -212,7 +212,7 @@ class PlanWorkflow:
         while True:
             ready = dag.ready(self.tasks, self.with_status("done"), [*runs, *self.outcomes])
             ends = bool(ready) and outgrown()
-            for task in [] if ends else dispatchable(ready, len(runs)):
+            for task in [] if ends else dispatchable(ready, len(runs), self.input.work):
                 runs[task.task_id] = asyncio.create_task(self.run_task(task))
             self.running = sorted(runs)
             self.show()

@@ -37,7 +37,7 @@ from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
 from tests.replay import record_councils, record_evaluation
 from tests.replay.acceptance import criteria_tested
-from tests.replay.record_branches import conflict_revised, rebased, repaired
+from tests.replay.record_branches import conflict_revised, rebased, repaired, tasks_in_turn
 from tests.replay.record_plans import continued_between_batches
 from tests.support.branches import FIX, README, committing_councils
 from tests.support.fleet import TOKEN_KEY, connect
@@ -816,6 +816,7 @@ CALLS: dict[str, Call_] = {
         criteria_tested,
         repaired,
         conflict_revised,
+        tasks_in_turn,
         rebased,
         *record_councils.CALLS,
         *record_evaluation.CALLS,

@@ -63,6 +63,18 @@ async def conflict_revised(client: Client, world: World) -> dict[str, str]:
         return await kept(story)
 
 
+async def tasks_in_turn(client: Client, world: World) -> dict[str, str]:
+    """Let a story that may change one file have two tasks, which take turns."""
+    world.drafts = [
+        DraftTask(role="DEV", title=title, description="Do it.") for title in ("One", "Two")
+    ]
+    world.edits = {title: {"README.md": f"# {title}\n"} for title in ("One", "Two")}
+    async with repository(client, world) as (start, _):
+        story = await start(repository=ENTRY, paths=["README.md"])
+        await story.finish()
+        return await kept(story)
+
+
 async def rebased(client: Client, world: World) -> dict[str, str]:
     """Let the base move before a gate that shows a measured commit, and merge it."""
     async with repository(client, world) as (start, origin):

@@ -179,6 +179,11 @@ def allowed(path: str, paths: Sequence[str], open_paths: Sequence[str] = ()) -> 
     return not paths or any(matches(pattern, path) for pattern in paths)
 
 
+def one_file(paths: Sequence[str]) -> bool:
+    """Return whether a story's patterns allow a change of one file at most."""
+    return len(paths) == 1 and not any(sign in paths[0] for sign in "*?")
+
+
 def spellings(existing: Iterable[str]) -> dict[str, str]:
     """Return, by its folded form, each path of a commit and each folder above one."""
     found: dict[str, str] = {}

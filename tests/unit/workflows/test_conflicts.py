@@ -74,6 +74,25 @@ async def test_a_task_that_conflicts_once_is_revised_and_merged(
     assert [line.tokens_in for line in used if line.model == "m"] == [7]
 
 
+async def test_tasks_of_a_story_that_may_change_one_file_take_turns(
+    start: StartStory, repo: Repo, world: World
+) -> None:
+    titles = ["Build it", "Test it", "Say it"]
+    world.drafts = [DraftTask(role="DEV", title=title, description="Do it.") for title in titles]
+    world.edits = {title: {"README.md": f"# {title}\n"} for title in titles}
+    story = await start(repository="sample", paths=["README.md"])
+    await to_build(story)
+    await story.until(state="TEST")
+
+    merged = (await branch_of(story)).merged
+    assert world.revisions == []
+    assert len(merged) == 3
+    assert [change.base for change in merged[1:]] == [change.commit for change in merged[:-1]]
+    assert in_store(repo.store, "show", f"{merged[-1].commit}:README.md") in (
+        f"# {title}" for title in titles
+    )
+
+
 async def test_tasks_that_conflict_twice_fail_and_name_the_files(
     start: StartStory, repo: Repo, world: World
 ) -> None:

@@ -17,6 +17,7 @@ from workflows.rules.paths import (
     glob_problem,
     matches,
     name_problem,
+    one_file,
     path_problem,
     spellings,
 )
@@ -240,3 +241,13 @@ def test_folding_again_changes_nothing(path: str) -> None:
 def test_more_patterns_never_allow_less(path: str, patterns: list[str]) -> None:
     if patterns and allowed(path, patterns[:1]):
         assert allowed(path, patterns)
+
+
+@given(PATHS, PATHS, st.sampled_from(["docs/**", "*.md", "a?", "**"]))
+def test_only_a_single_path_without_a_wildcard_is_one_file(
+    path: str, other: str, pattern: str
+) -> None:
+    assert one_file([path]) == (set(path).isdisjoint("*?"))
+    assert not one_file([])
+    assert not one_file([path, other])
+    assert not one_file([pattern])
