@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.models.story import Approve
     from workflows.models.workspace import RepositoryWork
     from workflows.rules.acceptance import not_tested
+    from workflows.story_requests import require_approve
 
 if TYPE_CHECKING:
     from workflows.story import StoryWorkflow
@@ -136,7 +137,7 @@ class BranchWork:
         story, visit = self.of.story, self.of.story.visit
         if story.branch is None or not story.shows_commit:
             return
-        story.require_approve(request)
+        require_approve(story, request)
         try:
             head = await story_branch.head_now(story.story_id, story.branch)
         except ActivityError as error:

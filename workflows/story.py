@@ -42,6 +42,7 @@ from workflows.state_work import StateWork
 from workflows.stubs import READ_CONFIG, PlanningStub
 
 with workflow.unsafe.imports_passed_through():
+    from workflows.child_entries import is_of_child
     from workflows.current_details import story_details
     from workflows.models.access import Via, is_policy, require_person
     from workflows.models.agents import UsageLine
@@ -93,7 +94,16 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.rules import machine as fsm
     from workflows.rules.machine import BUDGET_GATE
-    from workflows.story_state import BUDGET_ROLE, POLICY_ACTOR, Story
+    from workflows.story_requests import (
+        BUDGET_ROLE,
+        require_amend,
+        require_approve,
+        require_new_report,
+        require_raise_budget,
+        require_reject,
+        require_report,
+    )
+    from workflows.story_state import POLICY_ACTOR, Story
     from workflows.timestamps import timestamp
 
 QUIET = timedelta(milliseconds=10)
@@ -178,7 +188,7 @@ class StoryWorkflow:
         via = await self.check_actor(request, request.actor, request.role)
         await self.branch_work.require_shown_commit(request)
         await self.rebasing.require_no_merge()
-        transition = self.story.require_approve(request)
+        transition = require_approve(self.story, request)
         self.pass_gate(transition, request, via)
         return self.story.view()
 
@@ -186,7 +196,7 @@ class StoryWorkflow:
     def may_approve(self, request: Approve) -> None:
         require_person(request.actor)
         if self.story.process:
-            self.story.require_approve(request)
+            require_approve(self.story, request)
 
     @workflow.signal(name="approve")
     async def approve_signal(self, request: Any = None) -> None:
@@ -197,7 +207,7 @@ class StoryWorkflow:
         """Take a rejection; pass its reason to the next deliberation."""
         await self.ready()
         via = await self.check_actor(request, request.actor, request.role)
-        transition = self.story.require_reject(request)
+        transition = require_reject(self.story, request)
         self.send_back(transition, request, via)
         return self.story.view()
 
@@ -205,7 +215,7 @@ class StoryWorkflow:
     def may_reject(self, request: Reject) -> None:
         require_person(request.actor)
         if self.story.process:
-            self.story.require_reject(request)
+            require_reject(self.story, request)
 
     @workflow.signal(name="reject")
     async def reject_signal(self, request: Any = None) -> None:
@@ -216,9 +226,9 @@ class StoryWorkflow:
         """Store a workspace report and score it by the story's rigor."""
         await self.ready()
         via = await self.check_actor(report, report.actor or "unknown")
-        self.story.require_report()
+        require_report(self.story)
         if via:
-            self.story.require_new_report(report)
+            require_new_report(self.story, report)
         self.take_report(report, via)
         self.settle()
         return self.story.view()
@@ -226,9 +236,9 @@ class StoryWorkflow:
     @report.validator
     def may_report(self, report: WorkspaceReport) -> None:
         require_person(report.actor)
-        self.story.require_new_report(report)
+        require_new_report(self.story, report)
         if self.story.process:
-            self.story.require_report()
+            require_report(self.story)
 
     @workflow.signal(name="report")
     async def report_signal(self, request: Any = None) -> None:
@@ -239,7 +249,7 @@ class StoryWorkflow:
         """Change the story's text; approvals of the old text have to be given again."""
         await self.ready()
         via = await self.check_actor(request, request.actor, AMENDER)
-        way = self.story.require_amend(request)
+        way = require_amend(self.story, request)
         changed = self.story.amended(request)
         if changed:
             through_update = workflow.patched("amendment-announced-by-an-update")
@@ -252,7 +262,7 @@ class StoryWorkflow:
     def may_amend(self, request: Amend) -> None:
         require_person(request.actor)
         if self.story.process:
-            self.story.require_amend(request)
+            require_amend(self.story, request)
 
     @workflow.signal(name="amend")
     async def amend_signal(self, request: Any = None) -> None:
@@ -282,7 +292,7 @@ class StoryWorkflow:
         await self.ready()
         story = self.story
         via = await self.check_actor(request, request.actor, request.role)
-        story.require_raise_budget(request)
+        require_raise_budget(story, request)
         assert story.token_budget is not None
         story.token_budget += request.tokens
         words = f"by {request.tokens} tokens, by {request.actor}"
@@ -296,7 +306,7 @@ class StoryWorkflow:
     @raise_budget.validator
     def may_raise_budget(self, request: RaiseBudget) -> None:
         require_person(request.actor)
-        self.story.require_raise_budget(request)
+        require_raise_budget(self.story, request)
 
     @workflow.signal(name="raise_budget")
     async def raise_budget_signal(self, request: Any = None) -> None:
@@ -336,9 +346,9 @@ class StoryWorkflow:
     @workflow.signal(name="hand_on")
     def forward_events(self, entries: list[Entry]) -> None:
         """Publish a child's events through the story's outbox, in a single order."""
-        foreign = [entry for entry in entries if not self.story.is_of_child(entry)]
+        foreign = [entry for entry in entries if not is_of_child(self.story, entry)]
         if foreign and workflow.patched("foreign-entries-refused"):
-            entries = [entry for entry in entries if self.story.is_of_child(entry)]
+            entries = [entry for entry in entries if is_of_child(self.story, entry)]
             what = f"{foreign[0].kind} of {foreign[0].source}"
             reason = f"entries: {len(foreign)} are not those of a child of this story: {what[:300]}"
             self.emit(RequestRefused(request="hand_on", reason=reason))

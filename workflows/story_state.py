@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from workflows.models.acceptance import Acceptance
 from workflows.models.access import CheckedActor, request_content
@@ -19,26 +19,9 @@ from workflows.models.branches import BaseLook, BranchView, MergedChange, StoryB
 from workflows.models.context import DecisionAdded, MilestoneReached
 from workflows.models.deliberation import DeliberationResult, RecordedDecision, WaveRequest
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import (
-    BODIES,
-    CriteriaTested,
-    Entry,
-    EntrySkipped,
-    GateApproved,
-    GateClosed,
-    GateOpened,
-    PlanApproved,
-    StoryCancelled,
-    StoryCreated,
-    StoryDelivered,
-    StorySpec,
-    StoryTransitioned,
-)
 from workflows.models.ids import (
-    context_workflow_id,
     deliberation_workflow_id,
     implementation_workflow_id,
-    plan_workflow_id,
 )
 from workflows.models.outbox import OutboxState
 from workflows.models.plan import Plan, PlanResult, Repair
@@ -47,10 +30,7 @@ from workflows.models.readiness import Readiness, StoryText
 from workflows.models.report import ReportScore, WorkspaceReport
 from workflows.models.story import (
     Amend,
-    Approve,
     Move,
-    RaiseBudget,
-    Reject,
     StoryInput,
     StoryRuns,
     StoryView,
@@ -61,32 +41,14 @@ from workflows.rules import machine as fsm
 from workflows.rules import rigor
 from workflows.rules.machine import BUDGET_GATE
 from workflows.rules.news import MILESTONES_KNOWN, decisions_with, holding, milestones_with
+from workflows.story_requests import BUDGET_ROLE, new_text
+from workflows.usage_lines import merged, summed
 
-BUDGET_ROLE = "PO"
 POLICY_ACTOR = "policy:auto"
 
 PROOF_SPARE = 60.0
 """Seconds that an expired proof is remembered, for clocks that differ."""
 
-
-def _is_readable(entry: Entry) -> bool:
-    """Return whether the body is one of its kind; a newer worker's kind is not known here."""
-    kind = BODIES.get(entry.kind)
-    try:
-        return kind is None or bool(kind.model_validate(entry.body))
-    except ValidationError:
-        return False
-
-
-OF_STORIES_ALONE = frozenset(
-    kind.__name__
-    for kind in (
-        *(StoryCreated, StorySpec, StoryTransitioned, StoryCancelled),
-        *(GateOpened, GateClosed, GateApproved, PlanApproved, EntrySkipped, StoryDelivered),
-        CriteriaTested,
-    )
-)
-"""Kinds of entries that no child of a story sends."""
 
 LINES_KEPT = 500
 """Maximum number of timeline lines: what `fleet show` shows, and what a query and a continue-as-new
@@ -368,7 +330,7 @@ class Story(BaseModel):
             case "design":
                 plan = self.plan.model_dump() if self.plan else None
                 return {"design": proposal, "plan": plan}
-            case "deliberation" | "plan" if self._reads_report(gate):
+            case "deliberation" | "plan" if self.reads_report(gate):
                 tested = {"acceptance": self.acceptance.model_dump()} if self.acceptance else {}
                 return {"report": _shown_report(self.report), "findings": proposal, **tested}
             case "deliberation":
@@ -376,7 +338,7 @@ class Story(BaseModel):
             case _:
                 return self.text.model_dump()
 
-    def _reads_report(self, transition: Transition) -> bool:
+    def reads_report(self, transition: Transition) -> bool:
         return bool({"builds_passing", "tests_passing"} & set(transition.guards))
 
     @property
@@ -401,112 +363,6 @@ class Story(BaseModel):
             return "this gate never showed it"
         return "since then " + "; ".join(shown.change for shown in self.shown[at[-1] + 1 :])
 
-    # --- requests: each raises ApplicationError if it is not allowed now ------------------------
-
-    def require_approve(self, request: Approve) -> Transition:
-        if request.gate == BUDGET_GATE:
-            raise application_error(
-                ErrorType.GATE_NOT_OPEN, "gate: 'budget' is opened by the update raise_budget"
-            )
-        transition = fsm.gate_transition(self.machine, request.gate)
-        if transition is None:
-            gates = ", ".join(self.machine.gates)
-            raise application_error(
-                ErrorType.UNKNOWN_GATE,
-                f"gate: {request.gate!r} is unknown; gates are {gates}; {self.legal()}",
-            )
-        if transition.source != self.state:
-            raise application_error(
-                ErrorType.GATE_NOT_OPEN,
-                f"gate: {request.gate!r} opens in {transition.source}; {self.legal()}",
-            )
-        roles = fsm.gate_roles(self.machine, request.gate)
-        if request.role not in roles:
-            raise application_error(
-                ErrorType.GATE_ROLE,
-                f"role: {request.gate!r} is opened by {' or '.join(roles)}, not {request.role!r}",
-            )
-        if self.gate != request.gate:
-            blocked = next((m.blocked_by for m in self.moves() if m.event == request.gate), [])
-            computed = [reason for reason in blocked if reason.split(":")[0] in self.guards]
-            raise application_error(
-                ErrorType.GUARD_BLOCKED,
-                f"gate: {request.gate!r} is not open yet: "
-                f"{'; '.join(computed) or self.working_on or self.held or 'the fleet is at work'}",
-            )
-        if request.revision is not None and request.revision != self.revision:
-            raise application_error(
-                ErrorType.STALE_REVISION,
-                f"revision: {request.revision!r} is stale: {self.since(request.revision)}; "
-                f"the gate shows {self.revision!r}; look at it and approve that",
-            )
-        return transition
-
-    def require_reject(self, request: Reject) -> Transition:
-        transition = fsm.rejection(self.machine, self.state, request.event)
-        if transition is None:
-            raise application_error(
-                ErrorType.ILLEGAL_MOVE,
-                f"event: {request.event!r} is not a rejection here; {self.legal()}",
-            )
-        if request.role not in transition.roles:
-            raise application_error(
-                ErrorType.GATE_ROLE,
-                f"role: {request.event!r} is for {' or '.join(transition.roles)}, "
-                f"not {request.role!r}",
-            )
-        return transition
-
-    def require_report(self) -> None:
-        exits = [t for t in self.machine.transitions if t.source == self.state]
-        if not self.rebased and not any(self._reads_report(transition) for transition in exits):
-            raise application_error(
-                ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {self.legal()}"
-            )
-
-    def require_new_report(self, report: WorkspaceReport) -> None:
-        """Refuse a report without an actor or a commit, or one that was sent before."""
-        for name in ("actor", "commit"):
-            if not getattr(report, name).strip():
-                raise application_error(
-                    ErrorType.INVALID_INPUT, f"WorkspaceReport refused. {name}: required; add it"
-                )
-        if report.measured_by:
-            raise application_error(
-                ErrorType.INVALID_INPUT,
-                "WorkspaceReport refused. measured_by: only the fleet itself sets it; leave it out",
-            )
-        known = self.reported.get(report.job_id)
-        current = self.report is not None and self.report.job_id == report.job_id
-        if known and not (current and known == request_content(report)):
-            raise application_error(
-                ErrorType.ILLEGAL_MOVE,
-                f"job_id: {report.job_id!r} was reported before; measure again, under a new job_id",
-            )
-
-    def require_amend(self, request: Amend) -> list[Transition]:
-        """Return the rejections that lead back to the state that approved the text; [] if there."""
-        assert self.process is not None
-        if self.process.text_bytes is not None:
-            self.text.model_copy(update=_new_text(request)).require_fits(
-                "Amend", self.process.text_bytes
-            )
-        if self.done:
-            raise application_error(
-                ErrorType.ILLEGAL_MOVE, f"amend: the story has ended; {self.legal()}"
-            )
-        home = next((s.name for s in self.machine.states if s.work == "readiness"), self.state)
-        if self.state == home or self.visited(home) == 0:
-            return []
-        way = fsm.rejection_path(self.machine, self.state, home)
-        if way is None:
-            raise application_error(
-                ErrorType.ILLEGAL_MOVE,
-                f"amend: no rejections lead from {self.state} back to {home}, where the text is "
-                f"approved; {self.legal()}",
-            )
-        return way
-
     def visited(self, state: str) -> int:
         return self.attempts.get(state, 0)
 
@@ -521,17 +377,6 @@ class Story(BaseModel):
         """Number of times that a state that makes a plan was entered; it numbers the plans."""
         return sum(self.visited(s.name) for s in self.machine.states if s.work == "design")
 
-    def require_raise_budget(self, request: RaiseBudget) -> None:
-        if self.token_budget is None:
-            raise application_error(
-                ErrorType.NO_BUDGET, "tokens: this story has no token budget; nothing to raise"
-            )
-        if request.role != BUDGET_ROLE:
-            raise application_error(
-                ErrorType.GATE_ROLE,
-                f"role: the budget is raised by {BUDGET_ROLE}, not {request.role!r}",
-            )
-
     def use_proof(self, checked: CheckedActor, now: float) -> None:
         """Note that a proof was used; refuse it if it was used before.
 
@@ -545,26 +390,6 @@ class Story(BaseModel):
         self.proofs = {proof: end for proof, end in self.proofs.items() if end > now - PROOF_SPARE}
         if checked.proof_id:
             self.proofs[checked.proof_id] = checked.expires
-
-    def is_of_child(self, entry: Entry) -> bool:
-        """Return whether a child of the story may have sent the entry.
-
-        Only the story itself says that it was created, moved, amended or approved, what a person
-        left out, and how an actor is known.
-        """
-        children = (
-            deliberation_workflow_id(f"{self.story_id}-"),
-            plan_workflow_id(self.story_id, ""),
-            context_workflow_id(self.story_id, ""),
-        )
-        return (
-            entry.story_id == self.story_id
-            and entry.source.startswith(children)
-            and entry.id.startswith(f"{entry.source}/")
-            and entry.kind not in OF_STORIES_ALONE
-            and not entry.body.get("via")
-            and _is_readable(entry)
-        )
 
     # --- changes --------------------------------------------------------------------------------
 
@@ -592,7 +417,7 @@ class Story(BaseModel):
 
     def amended(self, request: Amend) -> list[str]:
         """Store the new text; return the names of the fields that differ from before."""
-        new = _new_text(request)
+        new = new_text(request)
         changed = [field for field, value in new.items() if getattr(self.text, field) != value]
         self.text = self.text.model_copy(update=new)
         if changed:
@@ -827,42 +652,6 @@ class Story(BaseModel):
         return next((role for role in roles if role not in passed), roles[0])
 
 
-def summed(phase: str, calls: Iterable[CallUsage]) -> list[UsageLine]:
-    return merged(
-        UsageLine(
-            phase=phase,
-            role=call.role,
-            model=call.model,
-            calls=call.calls,
-            tokens_in=call.tokens_in,
-            tokens_out=call.tokens_out,
-            cached_tokens=call.cached_tokens,
-            seconds=call.latency_ms / 1000,
-            estimated=call.estimated,
-        )
-        for call in calls
-    )
-
-
-def merged(lines: Iterable[UsageLine]) -> list[UsageLine]:
-    """Return one line for each phase, role and model."""
-    by_kind: dict[tuple[str, str, str], UsageLine] = {}
-    for line in lines:
-        kind = (line.phase, line.role, line.model)
-        by_kind[kind] = added(by_kind[kind], line) if kind in by_kind else line
-    return [by_kind[kind] for kind in sorted(by_kind)]
-
-
-def added(one: UsageLine, other: UsageLine) -> UsageLine:
-    return one.model_copy(
-        update={
-            field: round(getattr(one, field) + getattr(other, field), 3)
-            for field in ("calls", "tokens_in", "tokens_out", "cached_tokens", "seconds")
-        }
-        | {"estimated": one.estimated or other.estimated}
-    )
-
-
 def _shown_report(report: WorkspaceReport | None) -> dict[str, Any] | None:
     """Return what a gate shows of a report; later fields change no revision while empty."""
     if report is None:
@@ -880,7 +669,3 @@ def _base_seen(seen: BaseLook | None) -> dict[str, Any]:
         "base_commits": seen.commits,
         "base_unknown": seen.unknown,
     }
-
-
-def _new_text(request: Amend) -> dict[str, Any]:
-    return request.model_dump(include={*StoryText.model_fields}, exclude_none=True)
