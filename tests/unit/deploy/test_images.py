@@ -164,6 +164,23 @@ def test_no_password_has_a_default() -> None:
     assert not re.search(r"\$\{\w*(PASSWORD|KEYS?)(:?-|\})", text)
 
 
+def in_container(value: str, folder: Path) -> str:
+    """Return what a process gets: the default, or a value that is given; paths are in `folder`."""
+    value = re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+    value = re.sub(r"\$\{.*\}", "a1" * 32, value)
+    return re.sub("^(/certificate|/etc/fleet/repositories)", str(folder), value)
+
+
+def test_credentials_of_repositories_are_mounted_for_their_process_alone() -> None:
+    services = compose()["services"]
+    mounted = {name for name, each in services.items() if "credentials" in str(each.get("volumes"))}
+
+    assert mounted == {"workspace"}
+    assert (DOCKER / "repository-credentials").is_dir()
+    for file in DOCKER.glob("*.dockerignore"):
+        assert file.read_text().splitlines()[-1] == "deploy/docker/repository-credentials"
+
+
 def test_each_process_gets_settings_that_it_accepts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +191,7 @@ def test_each_process_gets_settings_that_it_accepts(
     ports = []
     for name in PROCESSES | IF_ENCRYPTED:
         variables = {
-            key: re.sub(r"\$\{.*\}", "a1" * 32, str(value)).replace("/certificate", str(tmp_path))
+            key: in_container(str(value), tmp_path)
             for key, value in services[name]["environment"].items()
         }
         assert slips(list(variables)) == {}
