@@ -190,7 +190,9 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
                     memo={TITLE_MEMO: story.title},
                 )
         patience = min(SCORED_WITHIN_S, seconds_left(context) - ANSWER_TAKES_S)
-        now = await first_score(self._story(story.story_id), patience)
+        now = await first_score(
+            self._story(story.story_id), patience, may_fail=story.repository is not None
+        )
         return pb.CreateStoryResponse(
             story_id=story.story_id,
             state=(now.state if now else "") or NOT_BEGUN,
@@ -348,8 +350,13 @@ def repository_fields(metadata: Mapping[str, str]) -> dict[str, str | list[str]]
     return fields
 
 
-async def first_score(story: Story, within_s: float) -> StoryView | None:
+async def first_score(story: Story, within_s: float, *, may_fail: bool = False) -> StoryView | None:
     """Return the story when it is scored or waits at a gate, or its last state after `within_s`.
+
+    Args:
+        story: The story, which was started.
+        within_s: How long to wait, in seconds.
+        may_fail: Whether its start may fail, as that of a story in a repository.
 
     Returns:
         The story; None if no worker has answered by then.
@@ -362,7 +369,7 @@ async def first_score(story: Story, within_s: float) -> StoryView | None:
         async with asyncio.timeout(max(within_s, 0)):
             while now is None or not (now.dor_score or now.findings or now.pending_gate):
                 now = await story.query(StoryWorkflow.state)
-                if not now.state:
+                if may_fail and not now.state:
                     await require_no_failure(story)
                 await asyncio.sleep(SCORED_EVERY_S)
     except (TimeoutError, RPCError, WorkflowQueryFailedError):
