@@ -192,7 +192,8 @@ ORDER BY t.id <> $subtask, t.status IN $done, coalesce(t.priority, 1),
 """
 
 _DECISIONS: LiteralString = """
-MATCH (d:Decision {case_id: $story}) WHERE coalesce(d.status, '') <> 'DELETED'
+MATCH (d:Decision {case_id: $story})
+WHERE NOT coalesce(d.status, '') IN ['DELETED', 'SUPERSEDED']
 """
 
 DECIDED_AT: LiteralString = "coalesce(d.decided_at, d.created_at_ms, d.created_at)"
@@ -442,7 +443,8 @@ READS: dict[Scope, ScopeQuery] = {
         "How decisions depend on each other",
         _DECISIONS
         + """
-        MATCH (d)-[:DEPENDS_ON]->(o:Decision) WHERE coalesce(o.status, '') <> 'DELETED'
+        MATCH (d)-[:DEPENDS_ON]->(o:Decision)
+        WHERE NOT coalesce(o.status, '') IN ['DELETED', 'SUPERSEDED']
         """
         + _DECISION_FIELDS
         + ", coalesce(o.title, o.id) AS on, o.id AS on_id",

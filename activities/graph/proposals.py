@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import LiteralString
 
 from activities.graph.changes import OF_STORY, Write, key, order_key, parse_timestamp
 from activities.graph.decisions import decision_links, decision_write
 from activities.graph.plans import plan_write
 from workflows.models.deliberation import DeliberationRecord, RankedProposal
+from workflows.models.ids import deliberation_workflow_id
 from workflows.timestamps import format_timestamp
 
 DIMENSIONS = ("build", "unit", "e2e", "coverage", "lint", "static")
@@ -48,6 +50,30 @@ MATCH (c:Change {id: row.change_id})
 MERGE (n:Report {id: row.id}) ON CREATE SET n += row.node
 MERGE (n)-[:OF]->(c)
 """
+
+_SUPERSEDED: LiteralString = """
+WITH p ORDER BY p.recorded_at DESC, p.run_id
+WITH collect(p)[1..] AS earlier UNWIND earlier AS p
+MATCH (d:Decision {status: 'ACCEPTED'})-[:FROM]->(p) WHERE d.recorded_by IS NULL
+SET d.status = 'SUPERSEDED'
+"""
+
+SUPERSEDED_OF_TASK = (
+    """
+MATCH (p:Proposal {deliberation_id: row.deliberation_id, story_id: row.story_id, rank: 1})
+"""
+    + _SUPERSEDED
+)
+"""Of a task that was tried again, only the last council's decisions count."""
+
+SUPERSEDED_OF_STATE = (
+    """
+MATCH (p:Proposal {story_id: row.story_id, phase: row.phase, rank: 1})
+WHERE p.deliberation_id STARTS WITH row.prefix
+"""
+    + _SUPERSEDED
+)
+"""Of a state that was entered again, only the last council's decisions count."""
 
 DECISION_FROM = """
 MATCH (d:Decision {case_id: row.story_id, id: row.id})
@@ -93,7 +119,21 @@ def deliberation_writes(record: DeliberationRecord) -> list[Write]:
         found.append(Write(DECISION_FROM, row | {"proposal_id": winner}))
         if plan_id:
             found.append(Write(PLAN_DECISION, row | {"plan_id": plan_id}))
+    if story:
+        found.append(_superseded(record))
     return found + decision_links(story, record.decisions)
+
+
+def _superseded(record: DeliberationRecord) -> Write:
+    """Return the write that lets a deliberation's decisions replace those of the ones before it."""
+    row = {
+        "story_id": record.story_id,
+        "deliberation_id": record.deliberation_id,
+        "phase": record.phase,
+        "prefix": deliberation_workflow_id(f"{record.story_id}-{record.phase.lower()}-"),
+    }
+    of_state = not record.plan_id and record.deliberation_id.startswith(row["prefix"])
+    return Write(SUPERSEDED_OF_STATE if of_state else SUPERSEDED_OF_TASK, row)
 
 
 def _proposal(record: DeliberationRecord, ranked: RankedProposal) -> Write:

@@ -37,6 +37,7 @@ from tests.support.stories import (
 from workflows.models.acceptance import AcceptanceTest, Criterion
 from workflows.models.agents import CouncilQuery
 from workflows.models.context import PackQuery
+from workflows.models.deliberation import DeliberationRecord
 from workflows.models.events import (
     BODIES,
     ContextDecisionAdded,
@@ -613,6 +614,91 @@ async def test_decisions_of_two_deliberations_are_linked_whichever_came_first(
         story=story,
     )
     assert links == [["An index", "One table"]]
+
+
+def council(story: str, task: str, number: int, **changes: Any) -> DeliberationRecord:
+    """Return the record of a run of a task's council, with one decision."""
+    record = deliberation(story)
+    ranked = [
+        each.model_copy(update={"proposal_id": f"{task}-{number}-p{each.rank}"})
+        for each in record.ranked
+    ]
+    decision = record.decisions[0].model_copy(
+        update={"id": f"{task}-{number}-d1", "title": f"{task} {number}", "affects": []}
+    )
+    return record.model_copy(
+        update={
+            "task_id": task,
+            "deliberation_id": f"deliberation-{task}",
+            "run_id": f"run-{number}",
+            "ranked": ranked,
+            "decisions": [decision],
+            "timestamp": at(10 + number),
+        }
+        | changes
+    )
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0], [0, 1, 0]])
+async def test_decisions_of_a_council_that_was_tried_again_are_superseded(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str, order: list[int]
+) -> None:
+    design = {"phase": "DESIGN", "plan_id": ""}
+    tries = [
+        [council(story, f"{story}-plan-1-t1", n, plan_id="plan-1") for n in (1, 2)],
+        [council(story, f"{story}-design-{n}", n, **design) for n in (1, 2)],
+    ]
+    others = [
+        council(story, f"{story}-plan-1-t10", 1, plan_id="plan-1"),
+        council(story, f"{story}-docs-1", 1, phase="DOCS", plan_id=""),
+        council(story, f"{story}-asked", 1, **design),
+    ]
+    for record in others:
+        await graph.record_deliberation(record)
+    for number in order:
+        for records in tries:
+            await graph.record_deliberation(records[number])
+
+    found = await rows(
+        driver, "MATCH (d:Decision {case_id: $story}) RETURN d.title, d.status", story=story
+    )
+    statuses = {title.removeprefix(f"{story}-"): status for title, status in found}
+    assert statuses == {
+        "plan-1-t1 1": "SUPERSEDED",
+        "plan-1-t1 2": "ACCEPTED",
+        "design-1 1": "SUPERSEDED",
+        "design-2 2": "ACCEPTED",
+        "plan-1-t10 1": "ACCEPTED",
+        "docs-1 1": "ACCEPTED",
+        "asked 1": "ACCEPTED",
+    }
+    await graph.record(batch(story, spec(story)))
+    query = PackQuery(story_id=story, role="ARCHITECT", phase="DOCS", subtask_id="")
+    pack = str(await graph.build_pack(query))
+    assert "design-2 2" in pack
+    assert "design-1 1" not in pack
+    assert "plan-1-t1 1" not in pack
+
+
+async def test_a_decision_that_a_person_has_taken_over_is_not_superseded(
+    graph: Graph, driver: neo4j.AsyncDriver, story: str
+) -> None:
+    first, second = (
+        council(story, f"{story}-design-{n}", n, phase="DESIGN", plan_id="") for n in (1, 2)
+    )
+    await graph.record_deliberation(first)
+    await rows(
+        driver,
+        "MATCH (d:Decision {case_id: $story}) SET d.recorded_by = 'ana' RETURN d.id",
+        story=story,
+    )
+
+    await graph.record_deliberation(second)
+
+    found = await rows(
+        driver, "MATCH (d:Decision {case_id: $story}) RETURN DISTINCT d.status", story=story
+    )
+    assert found == [["ACCEPTED"]]
 
 
 async def test_a_deliberation_without_a_story_keeps_its_decisions(
