@@ -18,6 +18,7 @@ Everything that belongs to a story is one step away from it::
     (PlanVersion)-[:CONTAINS_DECISION]->(Decision)
     (:Decision {id, case_id, title, rationale, type, status, role, decided_by, recorded_by,
                 decided_at, affects[]})-[:OF]->(Story)
+           status: ACCEPTED; SUPERSEDED: its council has decided again
            recorded_by: owner of the update's token, next to the name in its payload; events too
     (Decision)-[:AFFECTS]->(Subtask), (Decision)-[:DEPENDS_ON]->(Decision): by the ids and titles
            that `affects` names, ignoring case, whichever of the two came first
