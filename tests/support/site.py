@@ -132,6 +132,7 @@ class Site:
             "REDIS_PORT": str(self.valkey.port),
             "REDIS_PASSWORD": self.valkey.password,
             "VLLM_URL": self.llm_url,
+            "VLLM_MODEL": "",
             "DRAIN_SECONDS": "5",
             "GRPC_TOKEN_KEY": TOKEN_KEY,
             **({"PAYLOAD_KEYS": self.payload_keys[0].hex()} if self.payload_keys else {}),
