@@ -247,6 +247,7 @@ def test_the_stores_may_be_on_a_git_server_instead_of_a_volume(tmp_path: Path) -
     text = kustomize(overlay)
 
     manifests = Manifests(text, tuple(yaml.safe_load_all(text)))
+    assert list(violations(manifests.objects)) == []
     pod = manifests.fleet_pods()["worker-workspace"]
     environment = manifests.environment(pod)
     assert environment["WORKSPACE_STORE"] == "https://git.example.com/fleet"
