@@ -147,6 +147,7 @@ async def test_no_decision_is_sent_by_a_policy(
     story = await start_story()
     await story.to("DESIGN")
     view = await until(story.state, lambda view: view.child)
+    await until(lambda: world.calls)  # the council is at work, so it has begun
     handle: WorkflowHandle[Any, Any] = story.handle
     if running == "deliberation":
         handle = fleet.get_workflow_handle(view.child)

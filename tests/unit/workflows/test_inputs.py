@@ -94,8 +94,10 @@ async def test_no_message_stops_a_plan(
     await story.to("DESIGN")
     await story.until(gate="approve_design")
     world.hold["propose"] = asyncio.Event()
+    before = len(world.calls)
     await story.approve("approve_design")
     view = await until(story.state, lambda view: view.child.startswith("plan-"))
+    await until(lambda: len(world.calls) > before)  # the plan's council is at work, so it has begun
 
     await attacked(fleet.get_workflow_handle(view.child), PlanWorkflow, story.story_id)
 
