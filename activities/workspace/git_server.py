@@ -54,8 +54,8 @@ class ServerRefs:
                 return None
         return await self._mirror.value(ref)
 
-    def noted(self, ref: str) -> None:
-        """Another worker may have moved it."""
+    async def noted(self, ref: str) -> None:
+        """Return nothing: another worker may have moved the ref."""
 
     async def move(self, *moves: Move) -> bool:
         leases = [

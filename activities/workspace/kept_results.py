@@ -52,7 +52,7 @@ class KeptResults:
     async def read(self) -> KeptResult | None:
         """Return the result of the last action; None if there is none."""
         refs = self._store.refs
-        kept = refs.noted(self._ref) or await refs.value(self._ref)
+        kept = await refs.noted(self._ref) or await refs.value(self._ref)
         self._kept = kept or ABSENT
         if kept is None:
             return None

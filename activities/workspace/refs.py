@@ -61,7 +61,7 @@ class Refs(Protocol):
         """Return the id of the object that a ref names, and have that object; None: no such ref."""
         ...
 
-    def noted(self, ref: str) -> str | None:
+    async def noted(self, ref: str) -> str | None:
         """Return the value of a ref if that needs no process; None: ask `value`."""
         ...
 
@@ -103,12 +103,9 @@ class FolderRefs:
                 return None
         return output.decode().strip()
 
-    def noted(self, ref: str) -> str | None:
+    async def noted(self, ref: str) -> str | None:
         """Return the value of a ref that has a separate file, as one has that was moved lately."""
-        with suppress(OSError):
-            value = (self._path / ref).read_text(encoding="ascii", errors="replace").rstrip("\n")
-            return value if COMMIT.fullmatch(value) else None
-        return None
+        return await asyncio.to_thread(_loose, self._path / ref)
 
     async def move(self, *moves: Move) -> bool:
         lines = [" ".join(["update", *filter(None, move)]) for move in moves]
@@ -156,6 +153,14 @@ async def moved(refs: Refs, moves: Sequence[Move]) -> bool:
         if move.old is not None and (await refs.value(move.ref) or ABSENT) != move.old:
             return True
     return False
+
+
+def _loose(file: Path) -> str | None:
+    """Read the file of a ref, which may be on a mount that is slow; None if there is none."""
+    with suppress(OSError):
+        value = file.read_text(encoding="ascii", errors="replace").rstrip("\n")
+        return value if COMMIT.fullmatch(value) else None
+    return None
 
 
 def time_of(seconds: str) -> datetime:

@@ -134,7 +134,7 @@ class Store:
     async def agent_head(self, story_id: str, task_id: str, agent_id: str) -> str | None:
         """Return the last commit of an agent's work on a task; None if it has none."""
         ref = agent_ref(story_id, task_id, agent_id)
-        return self.refs.noted(ref) or await self.refs.value(ref)
+        return await self.refs.noted(ref) or await self.refs.value(ref)
 
     async def place(self, story_id: str, task_id: str, agent_id: str, commit: str) -> None:
         """Let an agent's work go on from a commit: that of a reset history, or a merged base.

@@ -140,9 +140,11 @@ class Stores:
         store = self.at(repository)
         with store_errors():
             self._require_root()
-            if not (store.path / "HEAD").exists():
+            existed = (store.path / "HEAD").exists()
+            if not existed:
                 await self._make(store, repository, commits)
-            await store.fetch_commits(commits)
+            if existed or self._server:
+                await store.fetch_commits(commits)
         return store
 
     async def _make(

@@ -62,10 +62,8 @@ class Requests:
         if not isinstance(given, str) or not given or name.startswith(READS):
             yield
             return
-        key, content = (
-            f"swe:request:{derived_id(actor, given)}",
-            content_of(name, request, dict(metadata)),
-        )
+        key = f"swe:request:{derived_id(actor, given)}"
+        content = content_of(name, request, dict(metadata))
         with cache_errors():
             before = await self._valkey.set(key, content, nx=True, get=True, ex=REMEMBERED_S)
         if before is not None and before != content.encode():

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.chaos.test_implementation import ID, STEPS, last_failure, start, until_in_progress
+from tests.chaos.test_implementation import STEPS, last_failure, start, until_in_progress
 from tests.support.checker import paid_twice
 from tests.support.git_server import GitServer, credentials
 from tests.support.llm_server import LlmServer
@@ -84,4 +84,3 @@ async def test_a_machine_that_is_lost_in_any_step_and_a_server_that_is_away_chan
     assert result.transcript_digest == undisturbed.transcript_digest
     assert paid_twice(call.model_dump() for call in engine.calls) == []
     assert in_store(store, "rev-parse", REF) == result.commit
-    assert handle.id == ID

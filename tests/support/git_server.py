@@ -24,6 +24,7 @@ class GitServer:
     Attributes:
         url: the URL below which they are.
         away: whether it answers every request with an error.
+        requests: how many it has received.
         version_2: whether it speaks version 2 of git's protocol; version 1 gives no commit by id.
     """
 
