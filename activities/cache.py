@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from activities.kept_text import NOT_ENCRYPTED, TextCipher
+from workflows.models.base import content_hash
 from workflows.models.context import ContextPack
 from workflows.models.ids import encode_id
 
@@ -158,6 +159,22 @@ class Document(NamedTuple):
     content: dict[str, Any]
 
 
+class KeptPack(NamedTuple):
+    """A story's pack as it is stored, and what a new one depends on.
+
+    Attributes:
+        pack: None if none is stored, or it was built with another configuration or summary.
+        generation: grows with every change of the story.
+        config: the hash of the configuration and the summary.
+        summary: the story so far, written by other systems; its writer drops no packs.
+    """
+
+    pack: ContextPack | None
+    generation: str
+    config: str
+    summary: str
+
+
 def spec_key(story_id: str) -> str:
     """Return the key of the story's text."""
     return f"swe:case:{encode_id(story_id)}:spec"
@@ -272,23 +289,23 @@ class Cache:
         others = (_late_key(story_id), summary_key(story_id), _generation_key(story_id))
         await self.client.delete(*names, *others)
 
-    async def find_pack(
-        self, story_id: str, key: str, config: str
-    ) -> tuple[ContextPack | None, str]:
-        """Return the pack, if one with this config is stored, and the story's generation."""
-        text, generation = await self.client.mget(key, _generation_key(story_id))
-        number = str(int(generation or 0))
-        if text is None or json.loads(text).get("config") != config:
-            return None, number
-        return ContextPack.model_validate_json(text), number
+    async def find_pack(self, story_id: str, key: str, config: str) -> KeptPack:
+        """Return the pack, if one with this config is stored, and what a new one depends on."""
+        keys = key, _generation_key(story_id), summary_key(story_id)
+        text, generation, given = await self.client.mget(keys)
+        summary = _text(given)
+        kept = KeptPack(None, str(int(generation or 0)), content_hash([config, summary]), summary)
+        if text is None or json.loads(text).get("config") != kept.config:
+            return kept
+        return kept._replace(pack=ContextPack.model_validate_json(text))
 
     async def keep_pack(
-        self, story_id: str, key: str, config: str, generation: str, pack: ContextPack
+        self, story_id: str, key: str, built_from: KeptPack, pack: ContextPack
     ) -> bool:
-        """Keep a pack and return True, unless the story has changed since `generation`."""
-        text = json.dumps(pack.model_dump() | {"config": config}, ensure_ascii=False)
+        """Keep a pack and return True, unless the story has changed since `find_pack`."""
+        text = json.dumps(pack.model_dump() | {"config": built_from.config}, ensure_ascii=False)
         keys = [_generation_key(story_id), _packs_key(story_id), key]
-        return bool(await self._keep_pack(keys, [generation, text, self._pack_ttl_s]))
+        return bool(await self._keep_pack(keys, [built_from.generation, text, self._pack_ttl_s]))
 
     async def keep_blocks(self, story_id: str, pack: ContextPack) -> str:
         """Keep a pack for the calls of a deliberation, under its content; return the key."""
@@ -300,13 +317,17 @@ class Cache:
 
     async def find_summary(self, story_id: str) -> str:
         """Return the story's last summary; empty if there is none, or it is not a text."""
-        # GET would fail on a value of another type.
-        found: Any = await self.client.mget(summary_key(story_id))
-        return (found[0] or b"").decode(errors="replace").strip()
+        (found,) = await self.client.mget(summary_key(story_id))
+        return _text(found)
 
     async def keep(self, key: str, text: str, seconds: int) -> None:
         """Keep a text under `key` for `seconds`."""
         await self.client.set(key, text, ex=seconds)
+
+
+def _text(value: Any) -> str:
+    """Decode what MGET returns for a key: bytes, or None, also for a value that is not a text."""
+    return (value or b"").decode(errors="replace").strip()
 
 
 def _late_key(story_id: str) -> str:

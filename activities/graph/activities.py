@@ -89,16 +89,7 @@ from activities.cache import (
     spec_key,
 )
 from activities.graph.changes import CLAIM, FORGET, Change, Claim, Write, changes
-from activities.graph.context_packs import (
-    READS,
-    Scopes,
-    ScopeSection,
-    assemble,
-    has_scopes,
-    read_sections,
-    scopes_for,
-    with_summary,
-)
+from activities.graph.context_packs import assemble, with_summary
 from activities.graph.context_update.payloads import NOT_LIVE
 from activities.graph.context_update.transaction import judge_update, unknown_story
 from activities.graph.councils import choose_council, read_councils, seed_councils
@@ -108,8 +99,10 @@ from activities.graph.events import summary, writes
 from activities.graph.proposals import deliberation_writes
 from activities.graph.pruning import ended_before, prune, prune_without_story
 from activities.graph.relationships import Neighbourhood, read_neighbourhood
+from activities.graph.scope_reads import Reading, read_sections
+from activities.graph.scopes import Scopes, has_scopes
 from activities.graph.sessions import Session, read_session, redacted
-from activities.graph.stories import adopt, adopt_all, not_adopted
+from activities.graph.stories import adopt, adopt_all
 from activities.graph.tracing import open_session
 from activities.graph.values import Number, Row, Text, Texts, text
 from activities.redaction import Redaction, load_redaction
@@ -468,28 +461,25 @@ class Graph(GraphStub):
         variant = pack_variant(query.subtask_id, query.token_budget)
         key = pack_key(query.story_id, role, query.phase, variant)
         lasting = has_scopes(self._scopes, query.role, query.phase)
-        config, summary = self._pack_config, ""
         with store_errors():
-            if "SUMMARY_LAST" in scopes_for(self._scopes, query.role, query.phase):
-                summary = await self._cache.find_summary(query.story_id)
-                config = content_hash([config, summary])  # the summary's writer drops no packs
-            kept, generation = await self._cache.find_pack(query.story_id, key, config)
-            if kept is not None:
-                return kept, True
-            sections, known = await self._sections(query)
-            sections = with_summary(sections, summary)
+            kept = await self._cache.find_pack(query.story_id, key, self._pack_config)
+            if kept.pack is not None:
+                return kept.pack, True
+            found = await self._sections(query)
+            sections = with_summary(found.sections, kept.summary)
             pack = assemble(self._scopes, query, budget, sections, self._redact)
-            if known and lasting:
-                await self._cache.keep_pack(query.story_id, key, config, generation, pack)
-        return pack, known
+            if found.known and lasting:
+                await self._cache.keep_pack(query.story_id, key, kept, pack)
+        return pack, found.known
 
-    async def _sections(self, query: PackQuery) -> tuple[list[ScopeSection], bool]:
-        """Read a pack's sections, and whether its story is known; adopt what others wrote first."""
+    async def _sections(self, query: PackQuery) -> Reading:
+        """Read a pack's sections; adopt first what others wrote."""
+        read = unit_of_work(timeout=TRANSACTION_S)(read_sections)
         async with open_session(self._driver) as session:
-            found = await session.execute_read(_read_adopted, self._scopes, query)
-            if found is None:
+            found = await session.execute_read(read, self._scopes, query)
+            if not found.adopted:
                 await session.execute_write(adopt_all, [query.story_id])
-                found = await session.execute_read(_read_sections, self._scopes, query)
+                found = await session.execute_read(read, self._scopes, query)
         return found
 
     async def _require_begun(self, story_id: str) -> None:
@@ -543,29 +533,6 @@ async def _rows(
     tx: AsyncManagedTransaction, cypher: LiteralString, parameters: dict[str, Any]
 ) -> list[dict[str, Any]]:
     return await (await tx.run(cypher, parameters)).data()
-
-
-@unit_of_work(timeout=TRANSACTION_S)
-async def _read_adopted(
-    tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
-) -> tuple[list[ScopeSection], bool] | None:
-    """Read the sections in the same transaction; None if others wrote something for the story."""
-    if await not_adopted(tx, [query.story_id]):
-        return None
-    return await _read_sections(tx, scopes, query)
-
-
-@unit_of_work(timeout=TRANSACTION_S)
-async def _read_sections(
-    tx: AsyncManagedTransaction, scopes: Scopes, query: PackQuery
-) -> tuple[list[ScopeSection], bool]:
-    """Read the sections, and whether the story is known: a story with a header is."""
-    sections = await read_sections(tx, scopes, query)
-    nothing = [READS["CASE_HEADER"].none]
-    if any(section.scope == "CASE_HEADER" and section.lines != nothing for section in sections):
-        return sections, True
-    status = await (await tx.run(STORY_STATUS, story_id=query.story_id)).single()
-    return sections, status is not None and status["status"] not in NOT_LIVE
 
 
 @unit_of_work(timeout=TRANSACTION_S)

@@ -9,8 +9,9 @@ from typing import Any, LiteralString, NamedTuple
 from neo4j import AsyncDriver, AsyncManagedTransaction, unit_of_work
 from pydantic import ValidationError
 
-from activities.graph.context_packs import DONE, NOISE, READS, Scope
 from activities.graph.errors import store_errors
+from activities.graph.scope_reads import DONE, NOISE, READS
+from activities.graph.scopes import Scope
 from activities.graph.stories import adopt
 from activities.graph.tracing import open_session
 from activities.graph.values import (
@@ -189,7 +190,7 @@ async def history(
             noise=NOISE,
             done=DONE,
         )
-        rows = read.rows(found)
+        rows = read.rows([each["row"] for each in found])
         if scope == "MILESTONES":
             rows = rows[:most_events]
         if lines := [line for row in rows for line in read.lines(row)]:

@@ -10,16 +10,16 @@ from typing import Any, LiteralString, NamedTuple
 
 from neo4j import AsyncManagedTransaction
 
-from activities.graph.context_packs import (
+from activities.graph.scope_reads import (
     DECIDED_AT,
     DECIDED_BY,
     DONE,
     NOISE,
     READS,
     MilestoneRow,
-    Scopes,
     newest,
 )
+from activities.graph.scopes import Scopes
 from activities.graph.values import Number, Row, Text, Texts, TimeText, instant
 
 Fields = dict[str, Any]
@@ -183,11 +183,11 @@ async def read_session(
     if events:
         read = READS["MILESTONES"]
         result = await tx.run(read.cypher, story=story_id, noise=NOISE)
-        milestones = [_milestone(row) for row in read.rows(await result.data())[:events]]
+        milestones = [_milestone(row) for row in read.rows(await result.value())[:events]]
     last = []
     if summary:
         read = READS["SUMMARY_LAST"]
-        last = read.rows(await (await tx.run(read.cypher, story=story_id)).data())
+        last = read.rows(await (await tx.run(read.cypher, story=story_id)).value())
     if plan is not None:
         planned = [task["status"] for task, row in zip(tasks, rows, strict=True) if row["planned"]]
         done = sum(status in DONE for status in planned)

@@ -134,9 +134,8 @@ READERS: tuple[LiteralString, ...] = (
 )
 """Adds properties that other systems read to nodes that were written without them."""
 
-UNADOPTED: LiteralString = """
-UNWIND $ids AS id
-WITH id WHERE EXISTS { MATCH (n:Case {id: id}) WHERE NOT n:Story }
+HAS_UNADOPTED: LiteralString = """(
+  EXISTS { MATCH (n:Case {id: id}) WHERE NOT n:Story }
   OR EXISTS { MATCH (n:Story {id: id}) WHERE NOT n:Case }
   OR EXISTS { MATCH (n:Case {case_id: id}) WHERE n.id IS NULL }
   OR EXISTS { MATCH (n:Story {case_id: id}) WHERE n.id IS NULL }
@@ -147,6 +146,12 @@ WITH id WHERE EXISTS { MATCH (n:Case {id: id}) WHERE NOT n:Story }
   OR EXISTS {
     MATCH (:Case {id: id})--(:PlanVersion)--(n:Subtask|Decision|Event) WHERE n.case_id IS NULL
   }
+)"""
+"""Whether others wrote something for the story `id` that the fleet cannot read yet."""
+
+UNADOPTED: LiteralString = f"""
+UNWIND $ids AS id
+WITH id WHERE {HAS_UNADOPTED}
 RETURN collect(id) AS ids
 """
 

@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from activities.cache import Cache
 from activities.graph.activities import Graph
-from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import migrate
+from activities.graph.scopes import load_scopes
 from bridge.jetstream.streams import STREAMS
 from tests.support.fleet import Environment, a_namespace, variables
 from tests.support.llm_server import LlmServer

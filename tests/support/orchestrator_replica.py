@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from activities.cache import Cache
 from activities.graph.activities import Graph
-from activities.graph.context_packs import load_scopes
+from activities.graph.scopes import load_scopes
 from bridge.grpc.auth import Access
 from bridge.grpc.orchestrator.servicer import OrchestratorServicer
 from bridge.grpc.server import GrpcServer, Served

@@ -186,7 +186,7 @@ async def open_graph(settings: Settings) -> AsyncIterator[Graph]:
     # The driver is slow to import, and rarely needed.
     from activities.cache import Cache
     from activities.graph.activities import Graph
-    from activities.graph.context_packs import load_scopes
+    from activities.graph.scopes import load_scopes
     from workers.clients.neo4j import open_neo4j
 
     valkey = valkey_client(settings)

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from activities.cache import Cache
 from activities.graph.activities import Graph
-from activities.graph.context_packs import load_scopes
+from activities.graph.scopes import load_scopes
 from activities.redaction import load_redaction
 from workers.payload_codec import text_cipher
 from workers.settings import Settings

@@ -13,8 +13,8 @@ from neo4j import AsyncDriver
 from activities.cache import Cache
 from activities.config import InvalidConfig
 from activities.graph.activities import Graph
-from activities.graph.context_packs import load_scopes
 from activities.graph.migrations import migrate
+from activities.graph.scopes import load_scopes
 from activities.planning import load_config
 from activities.quota import TokenQuota
 from activities.redaction import load_redaction

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from activities.graph.context_packs import SCOPES, Scopes
+from activities.graph.scopes import SCOPES, Scopes
 from activities.graph.sessions import RoleShare, Session, known_role, known_roles, share_of
 from bridge.grpc.context.requests import PhaseFields
 from bridge.grpc.server import LARGEST_MESSAGE

@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToJson
 from temporalio.client import Client
 
 from activities.graph.activities import Graph
-from activities.graph.context_packs import check_scopes
+from activities.graph.scopes import check_scopes
 from bridge.executions import find_execution
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (

@@ -26,8 +26,8 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from activities.graph.activities import Graph
-from activities.graph.context_packs import scopes_for
 from activities.graph.deliberations import find_ended, history
+from activities.graph.scopes import scopes_for
 from bridge.executions import find_execution, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import REQUEST_ID, Context, call_metadata, derived_id, seconds_left

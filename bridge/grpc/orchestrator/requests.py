@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from activities.graph.context_packs import Scope
+from activities.graph.scopes import Scope
 from bridge.grpc.calls import parse_request
 from bridge.grpc.wire import orchestrator_pb2 as pb
 from workflows.models.agents import MAX_AGENTS, MAX_ROUNDS, refuse_mock

@@ -53,12 +53,16 @@ async def test_lines_have_the_ids_of_their_outbox_and_are_there_once(client: Red
     }
 
 
+async def keep(cache: Cache, story: str, key: str, pack: ContextPack) -> bool:
+    return await cache.keep_pack(story, key, await cache.find_pack(story, key, "c1"), pack)
+
+
 async def test_lines_of_several_stories_go_to_the_timeline_of_each(client: Redis) -> None:
     one, two, cache = new_story(), new_story(), Cache(client)
     mixed = [line(one, 1), line(two, 1), line(one, 2), line(two, 2), line(two, 3)]
     for story in (one, two):
         key = pack_key(story, "DEV", "BUILD")
-        assert await cache.keep_pack(story, key, "c1", "0", ContextPack(system="old"))
+        assert await keep(cache, story, key, ContextPack(system="old"))
 
     for _ in range(2):
         await cache.store(mixed, [], {one, two})
@@ -67,7 +71,8 @@ async def test_lines_of_several_stories_go_to_the_timeline_of_each(client: Redis
     assert await timeline_ids(client, two) == ["1000/1", "1000/2", "1000/3"]
     for story in (one, two):
         key = pack_key(story, "DEV", "BUILD")
-        assert await cache.find_pack(story, key, "c1") == (None, "2")
+        left = await cache.find_pack(story, key, "c1")
+        assert (left.pack, left.generation) == (None, "2")
 
 
 async def test_a_late_timeline_line_is_appended_once(client: Redis) -> None:
@@ -162,12 +167,13 @@ async def test_the_newest_document_stays_in_whatever_order_they_come(
 async def test_a_pack_begun_before_a_change_is_not_kept(client: Redis) -> None:
     story, cache = new_story(), Cache(client)
     key = pack_key(story, "DEV", "BUILD")
-    _, generation = await cache.find_pack(story, key, "c1")
+    begun = await cache.find_pack(story, key, "c1")
 
     await cache.drop_packs([story])
 
-    assert not await cache.keep_pack(story, key, "c1", generation, ContextPack(system="old"))
-    assert await cache.find_pack(story, key, "c1") == (None, "1")
+    assert not await cache.keep_pack(story, key, begun, ContextPack(system="old"))
+    left = await cache.find_pack(story, key, "c1")
+    assert (left.pack, left.generation) == (None, "1")
 
 
 async def test_a_change_drops_every_pack_of_its_story_and_of_no_other(client: Redis) -> None:
@@ -175,14 +181,15 @@ async def test_a_change_drops_every_pack_of_its_story_and_of_no_other(client: Re
     pack = ContextPack(system="s", scopes=["CASE_HEADER"], token_count=1, version="v")
     mine = [pack_key(story, "DEV", "BUILD"), pack_key(story, "QA", "TEST", pack_variant("t1", 9))]
     for key in mine:
-        assert await cache.keep_pack(story, key, "c1", "0", pack)
+        assert await keep(cache, story, key, pack)
     theirs = pack_key(other, "DEV", "BUILD")
-    assert await cache.keep_pack(other, theirs, "c1", "0", pack)
+    assert await keep(cache, other, theirs, pack)
 
     await cache.drop_packs([story, story])
 
     assert await client.exists(*mine) == 0
-    assert await cache.find_pack(other, theirs, "c1") == (pack, "0")
+    left = await cache.find_pack(other, theirs, "c1")
+    assert (left.pack, left.generation) == (pack, "0")
 
 
 async def test_a_pack_lives_an_hour_and_only_for_the_configuration_it_was_built_with(
@@ -191,12 +198,12 @@ async def test_a_pack_lives_an_hour_and_only_for_the_configuration_it_was_built_
     story, cache = new_story(), Cache(client)
     key = pack_key(story, "DEV", "BUILD")
 
-    await cache.keep_pack(story, key, "c1", "0", ContextPack(system="s"))
+    await keep(cache, story, key, ContextPack(system="s"))
 
     assert 3590 < await client.ttl(key) <= 3600
     assert key == f"context:{story}:DEV:BUILD"
-    assert (await cache.find_pack(story, key, "c1"))[0] == ContextPack(system="s")
-    assert await cache.find_pack(story, key, "c2") == (None, "0")
+    assert (await cache.find_pack(story, key, "c1")).pack == ContextPack(system="s")
+    assert (await cache.find_pack(story, key, "c2")).pack is None
 
 
 async def test_builders_and_changes_at_once_leave_no_stale_pack(client: Redis) -> None:
@@ -212,14 +219,14 @@ async def test_builders_and_changes_at_once_leave_no_stale_pack(client: Redis) -
 
     async def build() -> None:
         for _ in range(30):
-            _, generation = await cache.find_pack(story, key, "c")
+            begun = await cache.find_pack(story, key, "c")
             seen = ContextPack(system=str(graph["version"]))
             await asyncio.sleep(0)
-            await cache.keep_pack(story, key, "c", generation, seen)
+            await cache.keep_pack(story, key, begun, seen)
 
     await asyncio.gather(change(), *(build() for _ in range(4)))
 
-    pack, _ = await cache.find_pack(story, key, "c")
+    pack = (await cache.find_pack(story, key, "c")).pack
     assert pack is None or pack.system == str(graph["version"])
 
 
@@ -236,6 +243,6 @@ async def test_a_pack_is_kept_as_long_as_the_setting_requires(client: Redis) -> 
     story, cache = new_story(), Cache(client, pack_ttl_s=90)
     key = pack_key(story, "DEV", "BUILD")
 
-    assert await cache.keep_pack(story, key, "config", "0", ContextPack(context="x"))
+    assert await keep(cache, story, key, ContextPack(context="x"))
 
     assert 80 < await client.ttl(key) <= 90

@@ -19,7 +19,7 @@ from temporalio.exceptions import ApplicationError
 from activities.cache import Cache, draft_key, spec_key, timeline_key
 from activities.graph.activities import Graph, seed_councils
 from activities.graph.changes import Claim
-from activities.graph.context_packs import load_scopes
+from activities.graph.scopes import load_scopes
 from bridge.mirror.story_sweep import RECEIVED_FOR
 from tests.support.servers import RunningServer
 from tests.support.stories import (

@@ -14,8 +14,8 @@ from activities.agents.profiles import Profiles
 from activities.agents.prompts import InvalidPrompt, Prompts
 from activities.checks.activities import Checks
 from activities.config import CONFIG, InvalidConfig, read_yaml
-from activities.graph.context_packs import load_scopes
 from activities.graph.councils import load_councils
+from activities.graph.scopes import load_scopes
 from activities.planning import load_config
 from activities.workspace.repositories import load_repositories
 

@@ -12,7 +12,6 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.changes import LAST_VERSION
 from activities.graph.changes import change as entry_change
-from activities.graph.context_packs import Scopes, has_scopes, load_scopes
 from activities.graph.context_update import rules
 from activities.graph.context_update.payloads import (
     ENTITY_TYPES,
@@ -33,6 +32,7 @@ from activities.graph.context_update.rules import (
 )
 from activities.graph.events import CONTEXT_VERSION
 from activities.graph.events import writes as entry_writes
+from activities.graph.scopes import Scopes, has_scopes, load_scopes
 from activities.graph.sessions import Decided, RoleShare, Session, share_of
 from activities.graph.values import number
 from bridge.grpc.context import messages

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from activities.agents.profiles import DEFAULT_PROFILE
 from activities.agents.prompts import ACTS, SHARED, Prompts
-from activities.graph.context_packs import ScopeSection, assemble, load_scopes
+from activities.graph.context_packs import assemble
+from activities.graph.scope_reads import ScopeSection
+from activities.graph.scopes import load_scopes
 from activities.graph.sessions import Decided, Session, redacted
 from activities.redaction import REDACTED, load_redaction
 from tests.unit.activities.test_policy import KEY, RULES, SECRETS

@@ -12,17 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from activities.graph.context_packs import (
-    SCOPES,
-    Scopes,
-    ScopeSection,
-    assemble,
-    check_scopes,
-    count_tokens,
-    load_scopes,
-    scopes_for,
-)
+from activities.graph.context_packs import assemble, count_tokens
 from activities.graph.errors import TABLE, store_error
+from activities.graph.scope_reads import ScopeSection
+from activities.graph.scopes import SCOPES, Scopes, check_scopes, load_scopes, scopes_for
 from workflows.models.context import ContextPack, PackQuery
 from workflows.models.errors import RETRYABLE
 
