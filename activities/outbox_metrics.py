@@ -18,7 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from workflows.models.events import Announced, Entry, PublishBatch, RecordBatch
+from workflows.models.entries import Announced, Entry, PublishBatch, RecordBatch
 
 FORGOTTEN_AFTER_S = 150.0
 """Two and a half times the longest pause between two attempts (workflows.stubs.MIRROR)."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from workflows.models.entries import Entry
 from workflows.models.events import (
     BODIES,
     CriteriaTested,
-    Entry,
     EntrySkipped,
     GateApproved,
     GateClosed,

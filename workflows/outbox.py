@@ -22,18 +22,9 @@ from workflows.actors import check_actor
 from workflows.current_details import stuck_details
 from workflows.models.access import Via, require_person
 from workflows.models.deliberation import DeliberationRecord
+from workflows.models.entries import Announced, Entry, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import (
-    LATER_PUBLISHED,
-    SKIPPED,
-    Announced,
-    Entry,
-    EntrySkipped,
-    EventBody,
-    OutcomeBatch,
-    PublishBatch,
-    RecordBatch,
-)
+from workflows.models.events import LATER_PUBLISHED, SKIPPED, EntrySkipped, EventBody
 from workflows.models.ids import closure_workflow_id, event_id, run_after_reset
 from workflows.models.outbox import OutboxState, OutboxStuck, SkipEntry, StoryClosure
 from workflows.search_attributes import OUTBOX_STUCK

@@ -56,11 +56,11 @@ with workflow.unsafe.imports_passed_through():
         MilestonesAdded,
     )
     from workflows.models.deliberation import WaveRequest
+    from workflows.models.entries import Entry
     from workflows.models.events import (
         BODIES,
         ContextMilestoneReached,
         ContextUpdated,
-        Entry,
         EventBody,
         GateApproved,
         GateClosed,

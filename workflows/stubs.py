@@ -52,8 +52,8 @@ from workflows.models.deliberation import (
     CouncilCheckReport,
     DeliberationRecord,
 )
+from workflows.models.entries import Announced, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput
-from workflows.models.events import Announced, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.implementation import (
     ActionResult,

@@ -111,8 +111,9 @@ from workflows.models.agents import Council, CouncilQuery, PlannedTask
 from workflows.models.base import content_hash
 from workflows.models.context import ContextAnswer, ContextPack, ContextWrite, PackQuery
 from workflows.models.deliberation import DeliberationRecord
+from workflows.models.entries import OutcomeBatch, RecordBatch
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import OutcomeBatch, PlanDerived, RecordBatch, StorySpec
+from workflows.models.events import PlanDerived, StorySpec
 from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.plan import PlanQuery, StoredPlan
 from workflows.models.readiness import StoryText

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.stories import STORY
+from workflows.models.entries import Entry, RecordBatch
 from workflows.models.errors import ErrorType, application_error, invalid_input
-from workflows.models.events import BODIES, Entry, EventBody, RecordBatch
+from workflows.models.events import BODIES, EventBody
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 """How far a sender's clock may be ahead of ours; limited because the latest time wins."""

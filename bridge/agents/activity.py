@@ -29,10 +29,10 @@ from bridge.agents.calls import CALL_TTL, AgentCalls, OpenCall, encoded, new_cal
 from bridge.mirror.publisher import ACK_WITHIN_S, PUBLISH_FAILURES, publish_error
 from bridge.mirror.source import Source
 from bridge.tracing import send_span
+from workflows.models.agent_messages import AgentCommand
 from workflows.models.agents import TOKENS_PER_HOUR
 from workflows.models.base import Model
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import AgentCommand
 from workflows.models.ids import ROLE_PATTERN
 from workflows.stubs import ANSWERED_WITHIN, MAX_SILENCE
 from workflows.timestamps import format_timestamp

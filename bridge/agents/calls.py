@@ -21,9 +21,9 @@ from activities.agents.answer_cache import ANSWER_TTL
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest, question
 from activities.kept_text import TextCipher
+from workflows.models.agent_messages import AgentCommand
 from workflows.models.agents import CallUsage
 from workflows.models.base import Model
-from workflows.models.events import AgentCommand
 
 CALL_TTL = timedelta(hours=1)
 """Time after the activity's start-to-close: how long AGENT_RESPONSES keeps a message."""

@@ -46,9 +46,9 @@ from bridge.jetstream.consumers import AGENTS_RESPONSES, ConsumerError
 from bridge.jetstream.dead_letters import DeadLetters
 from bridge.jetstream.streams import StreamError
 from bridge.outages import is_unavailable
+from workflows.models.agent_messages import AgentResponse
 from workflows.models.agents import CallUsage
 from workflows.models.errors import ErrorType, invalid_input
-from workflows.models.events import AgentResponse
 from workflows.models.ids import encode_id
 
 SUBJECT = "agent.response."

@@ -18,7 +18,8 @@ from bridge.jetstream.consumers import CONSUMERS
 from bridge.jetstream.dead_letters import ORIGINAL, PREFIX
 from bridge.jetstream.streams import Stream, stream_of
 from bridge.mirror.source import SOURCE_PREFIX
-from workflows.models.events import PUBLISHED, AgentCommand, AgentResponse, EventBody, example
+from workflows.models.agent_messages import AgentCommand, AgentResponse
+from workflows.models.events import PUBLISHED, EventBody, example
 
 Json = dict[str, Any]
 

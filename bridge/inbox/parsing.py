@@ -23,6 +23,7 @@ from bridge.jetstream.dead_letters import place
 from workflows.models.access import is_policy
 from workflows.models.base import content_hash
 from workflows.models.context import DecisionAdded, MilestoneReached
+from workflows.models.entries import Entry
 from workflows.models.errors import invalid_input
 from workflows.models.events import (
     ACTOR_FIELDS,
@@ -31,7 +32,6 @@ from workflows.models.events import (
     ContextMilestoneReached,
     ContextUpdated,
     DeliberationCompleted,
-    Entry,
     EventBody,
     PlanApproved,
     StoryTransitioned,

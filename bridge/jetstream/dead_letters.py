@@ -17,7 +17,8 @@ from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bridge.inbox.envelopes import in_lower_case, stated_identity
-from workflows.models.events import Entry, EntrySkipped
+from workflows.models.entries import Entry
+from workflows.models.events import EntrySkipped
 
 STREAM = "DEAD_LETTERS"
 PREFIX = "deadletter."

@@ -7,7 +7,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
 from bridge.mirror.publisher import Mirror
-from workflows.models.events import Announced, Entry, OutcomeBatch, RecordBatch
+from workflows.models.entries import Announced, Entry, OutcomeBatch, RecordBatch
 from workflows.stubs import AnnounceStub
 
 

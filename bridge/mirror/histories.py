@@ -29,7 +29,7 @@ from bridge.mirror.recovered_events import (
     related,
     run_events,
 )
-from workflows.models.events import Entry, PublishBatch
+from workflows.models.entries import Entry, PublishBatch
 from workflows.models.ids import (
     closure_workflow_id,
     context_workflow_id,

@@ -19,8 +19,9 @@ from bridge.jetstream.dead_letters import DeadLetters
 from bridge.jetstream.streams import stream_of
 from bridge.mirror.source import Source
 from bridge.tracing import send_span
+from workflows.models.entries import Entry, PublishBatch
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.events import Entry, EntrySkipped, PublishBatch
+from workflows.models.events import EntrySkipped
 from workflows.stubs import MirrorStub
 
 ACK_WITHIN_S = 5.0

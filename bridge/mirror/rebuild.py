@@ -12,7 +12,7 @@ from activities.graph.activities import Graph
 from bridge.mirror.histories import StoryRuns, read
 from bridge.mirror.recovered_events import GraphWrite, graph_writes
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.events import OutcomeBatch, RecordBatch
+from workflows.models.entries import OutcomeBatch, RecordBatch
 
 
 @dataclass

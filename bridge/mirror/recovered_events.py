@@ -13,7 +13,8 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from workflows.models.context import ContextWrite
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.events import SKIPPED, Entry, EntrySkipped, OutcomeBatch, RecordBatch
+from workflows.models.entries import Entry, OutcomeBatch, RecordBatch
+from workflows.models.events import SKIPPED, EntrySkipped
 from workflows.models.outbox import OutboxState
 from workflows.outbox import FORWARD_EVENTS
 

@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from bridge.jetstream.streams import Stream, stream_of
 from bridge.mirror.publisher import Mirror
-from workflows.models.events import Entry
+from workflows.models.entries import Entry
 
 CLOCKS_APART = timedelta(hours=1)
 """How long before an event the search for its message begins: the servers' clocks may differ."""

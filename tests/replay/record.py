@@ -60,7 +60,8 @@ from workflows.models.agents import Agent, Task
 from workflows.models.coach import CoachInput
 from workflows.models.context import ContextChange, ContextUpdate
 from workflows.models.deliberation import DeliberationInput
-from workflows.models.events import Entry, GateClosed, StoryCancelled, StoryCreated
+from workflows.models.entries import Entry
+from workflows.models.events import GateClosed, StoryCancelled, StoryCreated
 from workflows.models.ids import (
     closure_workflow_id,
     coach_workflow_id,

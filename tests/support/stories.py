@@ -17,6 +17,7 @@ from workflows.models.deliberation import (
     RankedProposal,
     RecordedDecision,
 )
+from workflows.models.entries import Entry, RecordBatch
 from workflows.models.events import (
     ContextDecisionAdded,
     ContextMilestoneReached,
@@ -25,7 +26,6 @@ from workflows.models.events import (
     DeliberationCompleted,
     DeliberationFailed,
     DeliberationStarted,
-    Entry,
     EntrySkipped,
     EventBody,
     GateApproved,
@@ -34,7 +34,6 @@ from workflows.models.events import (
     PlanApproved,
     PlanDerived,
     PlanFinished,
-    RecordBatch,
     RequestRefused,
     RoundCompleted,
     StoryCancelled,

@@ -96,9 +96,9 @@ from workflows.models.deliberation import (
     CouncilCheckReport,
     DeliberationRecord,
 )
+from workflows.models.entries import Announced, Entry, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.evaluation import EvaluatedCommit, EvaluateInput, SuiteCount
-from workflows.models.events import Announced, Entry, OutcomeBatch, PublishBatch, RecordBatch
 from workflows.models.gathering import Gathered, GatherInput
 from workflows.models.ids import story_workflow_id
 from workflows.models.implementation import (

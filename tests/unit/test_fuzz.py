@@ -36,8 +36,9 @@ from bridge.inbox.parsing import READING, Received, parse_event
 from tests.support.inputs import SENT
 from tests.support.mutations import YAML, damaged, encoded, filled, mutated
 from workers.payloads import Payloads
+from workflows.models.agent_messages import AgentResponse
 from workflows.models.errors import ErrorType
-from workflows.models.events import AgentResponse, example
+from workflows.models.events import example
 from workflows.rules.machine_file import InvalidMachine, parse_machine
 
 SEED = int(os.environ.get("SEED", "12"))

@@ -38,7 +38,7 @@ from workers.clients.connection import redact_url
 from workers.clients.nats import open_nats
 from workers.settings import Settings, load
 from workflows.models.base import Model
-from workflows.models.events import Entry
+from workflows.models.entries import Entry
 
 app = typer.Typer(
     help="Publish events again that the streams have lost.",

@@ -18,7 +18,7 @@ from workflows.models.acceptance import Criterion
 from workflows.models.access import Via as HowKnown
 from workflows.models.agents import PlannedTask
 from workflows.models.base import Model
-from workflows.models.deliberation import DeliberationRecord, FailedAgent, RecordedDecision
+from workflows.models.deliberation import FailedAgent, RecordedDecision
 
 
 def about(description: str, *examples: Any) -> Any:
@@ -56,8 +56,6 @@ Rigor = Annotated[str, about("The story's rigor level: L0 to L3", "L1")]
 Creator = Annotated[str, about("Who handed the story in", "ana")]
 Timestamp = Annotated[str, about("When it happened: ISO 8601, UTC", "2026-03-01T10:00:00.000Z")]
 DurationMs = Annotated[int, about("How long it took, in milliseconds", 41_250)]
-
-CALL_ID = "6f1d2c9a3b5e4d708192a3b4c5d6e7f8"
 
 
 class EventBody(Model):
@@ -625,88 +623,6 @@ def _because(what: str, why: str) -> str:
     return f"{what}: {why}" if why else what
 
 
-class Entry(Model):
-    """One entry of an outbox.
-
-    `id` is the CloudEvents id. `kind` is the body's class name; `subject` is empty if the entry is
-    recorded and not published. `story_id` orders the bus: one story's entries stay in order.
-    """
-
-    id: str
-    kind: str
-    subject: str = ""
-    source: str
-    """Id of the workflow where the change happened: the path of the CloudEvents source."""
-    story_id: str = ""
-    time: str
-    body: dict[str, Any]
-
-
-# --- external agents ----------------------------------------------------------------------------
-
-
-class AgentCommand(Model):
-    """A call to an external agent, on `agent.cmd.{role}`.
-
-    `call_id` is this one attempt's: an answer bears it. `prompt` is the whole prompt as text. The
-    answer's content has the `answer_format`: Markdown as the prompt asks for, or a JSON document of
-    `answer_schema`, which is accepted for every act.
-    """
-
-    task_id: WorkId
-    story_id: Annotated[str, about("The story", "US-101")] = ""
-    agent_id: Annotated[str, about("The agent that is asked", "agent-architect-1")]
-    act: Annotated[str, about("What it is asked to do", "propose")]
-    prompt: Annotated[
-        str,
-        about(
-            "The whole prompt, as text", "You work in the ARCHITECT council of a software team. …"
-        ),
-    ]
-    timestamp: Timestamp
-    call_id: Annotated[str, about("This one attempt: the answer bears it", CALL_ID)]
-    answer_format: Annotated[
-        Literal["markdown", "json"],
-        about("How the answer is best written; a JSON document is accepted too", "markdown"),
-    ] = "json"
-    answer_schema: Annotated[
-        dict[str, Any],
-        about("The JSON schema of an answer that is a JSON document", {"type": "object"}),
-    ]
-    max_tokens: Annotated[int, about("How long the answer may be, in tokens", 1_638)]
-    temperature: Annotated[float, about("How freely to sample", 0.8)]
-    seed: Annotated[int, about("The seed to sample with", 379_963_991)]
-
-
-class AgentResponse(Model):
-    """An external agent's word on `agent.response.{task_id}`.
-
-    `working` says that it is alive and at it; `done` has `content`, `failed` has `error`.
-    """
-
-    task_id: WorkId
-    agent_id: Annotated[str, about("The agent that answers", "agent-architect-1")]
-    call_id: Annotated[str, about("The command's `call_id`", CALL_ID)]
-    status: Annotated[
-        Literal["working", "done", "failed"],
-        about("`working`: alive and at it; `done`: has content; `failed`: has error", "done"),
-    ]
-    content: Annotated[
-        str | None,
-        about("The answer: Markdown, or a JSON document of the command's `answer_schema`", "{}"),
-    ] = None
-    error: Annotated[str | None, about("Why the agent failed")] = None
-    duration_ms: Annotated[
-        int, about("How long the agent took, in milliseconds", 41_250), Field(ge=0)
-    ] = 0
-    timestamp: Annotated[
-        str, about("When it was published: ISO 8601", "2026-03-01T10:00:41.250Z")
-    ] = ""
-    model: Annotated[str, about("The model that answered", "SmolLM2-135M-Instruct")] = ""
-    tokens_in: Annotated[int, about("How long the prompt was, in tokens", 1_830), Field(ge=0)] = 0
-    tokens_out: Annotated[int, about("How long the answer was, in tokens", 412), Field(ge=0)] = 0
-
-
 def _bodies(base: type[EventBody]) -> Iterator[type[EventBody]]:
     for body in base.__subclasses__():
         yield body
@@ -725,39 +641,3 @@ LATER_PUBLISHED = frozenset(
     body.SUBJECT for body in (TaskCompleted, TaskFailed, PlanFinished, GateApproved)
 )
 """Subjects that the first release only recorded: its histories do not publish them."""
-
-
-class RecordBatch(Model):
-    """Entries to store in the graph and the cache, in order.
-
-    `owner` and `first` number the entries in their outbox. With the owner's start time they form
-    the ids of the timeline's stream, so that a batch stored twice adds each line once.
-    """
-
-    owner: str
-    owner_started_ms: int
-    first: int
-    entries: list[Entry]
-
-
-class OutcomeBatch(RecordBatch):
-    """The last entries of a deliberation of no story, stored in one transaction with the rest."""
-
-    deliberation: DeliberationRecord
-
-    @classmethod
-    def of(cls, batch: RecordBatch, deliberation: DeliberationRecord) -> OutcomeBatch:
-        """Return the batch with a deliberation."""
-        return cls(**dict(batch), deliberation=deliberation)
-
-
-class Announced(Model):
-    """How many entries of a batch, from its start, are published; all of them are recorded."""
-
-    published: int
-
-
-class PublishBatch(Model):
-    """Entries to publish to JetStream, in order; all of them have a subject."""
-
-    entries: list[Entry]

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from workflows.models.access import Proof
 from workflows.models.base import Actor, Model, Request
 from workflows.models.deliberation import DeliberationRecord
+from workflows.models.entries import Entry
 from workflows.models.events import (
     DeliberationFailed,
-    Entry,
     GateClosed,
     PlanFinished,
     StoryCancelled,

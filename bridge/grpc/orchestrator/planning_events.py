@@ -38,8 +38,9 @@ from bridge.story_moves import Position, Remarks, move
 from workflows.derivation import DerivationWorkflow
 from workflows.models.agents import PlannedTask
 from workflows.models.context import PhaseChange
+from workflows.models.entries import Entry
 from workflows.models.errors import ErrorType, InvalidInput, application_error
-from workflows.models.events import Entry, PlanApproved
+from workflows.models.events import PlanApproved
 from workflows.models.ids import (
     derivation_workflow_id,
     numbered_plan_id,

@@ -38,15 +38,13 @@ from workflows.models.acceptance import AcceptanceTest, Criterion
 from workflows.models.agents import CouncilQuery
 from workflows.models.context import PackQuery
 from workflows.models.deliberation import DeliberationRecord
+from workflows.models.entries import Entry, OutcomeBatch, RecordBatch
 from workflows.models.events import (
     BODIES,
     ContextDecisionAdded,
     CriteriaTested,
     DeliberationStarted,
-    Entry,
-    OutcomeBatch,
     PlanApproved,
-    RecordBatch,
     TaskDispatched,
 )
 from workflows.models.gathering import GatherInput

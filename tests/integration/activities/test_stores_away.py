@@ -24,8 +24,8 @@ from tests.support.server_process import ServerProcess
 from tests.support.servers import READY_WITHIN, RunningServer
 from tests.support.stories import batch, new_story, one_of_each, refused
 from workflows.models.context import PackQuery
+from workflows.models.entries import RecordBatch
 from workflows.models.errors import UNAVAILABLE
-from workflows.models.events import RecordBatch
 
 FINAL = {
     "a division by zero": ("UNWIND [0] AS x RETURN 1 / x", "GraphValue"),

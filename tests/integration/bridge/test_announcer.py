@@ -20,7 +20,8 @@ from tests.support.servers import RunningServer
 from tests.support.stories import at, batch, deliberation, new_story, spec
 from workers.clients.nats import open_nats
 from workers.settings import Settings
-from workflows.models.events import EventBody, GateOpened, OutcomeBatch, StoryCreated
+from workflows.models.entries import OutcomeBatch
+from workflows.models.events import EventBody, GateOpened, StoryCreated
 
 
 @pytest.fixture

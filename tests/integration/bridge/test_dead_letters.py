@@ -16,7 +16,8 @@ from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
 from tests.support.servers import RunningServer
 from workers.cli import app as cli
-from workflows.models.events import Entry, EntrySkipped
+from workflows.models.entries import Entry
+from workflows.models.events import EntrySkipped
 
 SUBJECT = "planning.plan.approved"
 CONSUMER = "context-planning-plan-approved"

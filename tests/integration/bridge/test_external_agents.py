@@ -46,10 +46,10 @@ from tests.support.servers import RunningServer
 from workers.external_storage import data_converter
 from workers.run import ready, run_until
 from workers.settings import ROOT, Settings
+from workflows.models.agent_messages import AgentCommand
 from workflows.models.agents import Agent, CallUsage, ProposalAnswer, ProposeInput, Task
 from workflows.models.context import ContextPack
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
-from workflows.models.events import AgentCommand
 from workflows.models.ids import deliberation_workflow_id
 
 QUEUE = "asking"

@@ -22,7 +22,7 @@ from bridge.mirror.publisher import PUBLISH_FAILURES, REFUSALS, Mirror, entry_er
 from bridge.mirror.source import Source
 from tests.support.polling import until
 from tests.support.servers import RunningServer
-from workflows.models.events import Entry, PublishBatch
+from workflows.models.entries import Entry, PublishBatch
 
 RUNS = itertools.count()
 

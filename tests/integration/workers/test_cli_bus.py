@@ -25,7 +25,7 @@ from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
 from workers.cli import app as cli
 from workers.settings import ROOT
-from workflows.models.events import Entry, PublishBatch
+from workflows.models.entries import Entry, PublishBatch
 
 NUMBERS = itertools.count()
 

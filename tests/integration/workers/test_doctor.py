@@ -33,7 +33,8 @@ from tests.support.polling import until
 from tests.support.servers import Servers
 from tests.support.stories import batch, new_story, spec
 from workers.cli import app as cli
-from workflows.models.events import ContextMilestoneReached, Entry, StoryCreated, TaskCreated
+from workflows.models.entries import Entry
+from workflows.models.events import ContextMilestoneReached, StoryCreated, TaskCreated
 from workflows.models.ids import story_workflow_id
 
 TEXT = {

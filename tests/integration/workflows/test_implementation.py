@@ -28,7 +28,7 @@ from tests.support.polling import until
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import ScriptedModel, replace, run, write
 from tests.support.servers import Servers
-from workflows.models.events import AgentCommand
+from workflows.models.agent_messages import AgentCommand
 from workflows.models.ids import encode_id
 from workflows.models.implementation import ImplementationResult, StepRecord
 

@@ -23,7 +23,8 @@ from workers.processes.story import story_worker
 from workers.search_attributes import register
 from workers.settings import Settings
 from workflows.models.context import PackQuery
-from workflows.models.events import Entry, TaskCreated
+from workflows.models.entries import Entry
+from workflows.models.events import TaskCreated
 from workflows.models.ids import closure_workflow_id, story_workflow_id
 from workflows.models.outbox import OutboxStuck, SkipEntry
 from workflows.models.story import Approve, StoryInput

@@ -41,7 +41,8 @@ from bridge.grpc.server import LARGEST_MESSAGE
 from bridge.grpc.wire import context_pb2
 from tests.unit.conftest import CONFIG
 from workflows.models.context import ContextChange, ContextUpdate, ContextWrite
-from workflows.models.events import ContextUpdated, Entry
+from workflows.models.entries import Entry
+from workflows.models.events import ContextUpdated
 
 STORY = "US-1"
 

@@ -25,7 +25,7 @@ from bridge.mirror.recovered_events import (
 from bridge.mirror.recovered_events import outbox_calls as given_in
 from workflows.models.context import ContextUpdate, ContextWrite
 from workflows.models.deliberation import DeliberationRecord
-from workflows.models.events import Entry, RecordBatch
+from workflows.models.entries import Entry, RecordBatch
 from workflows.models.outbox import OutboxState
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC)

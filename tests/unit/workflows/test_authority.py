@@ -19,10 +19,10 @@ from tests.support.fleet import TOKEN_KEY
 from tests.support.polling import until
 from tests.unit.conftest import GOOD_REPORT, RunningStory, StartStory, World
 from workflows.models.access import request_content
+from workflows.models.entries import Entry
 from workflows.models.events import (
     ContextMilestoneReached,
     DeliberationFailed,
-    Entry,
     EntrySkipped,
     EventBody,
     GateApproved,

@@ -17,7 +17,7 @@ from tests.unit.conftest import StartStory, World
 from workflows.context_update import ContextUpdateWorkflow, request_hash
 from workflows.models.base import content_hash
 from workflows.models.context import ContextAnswer, ContextUpdate, PhaseChange
-from workflows.models.events import Entry
+from workflows.models.entries import Entry
 from workflows.models.ids import context_workflow_id
 from workflows.models.story import TimelineEntry as Line
 

@@ -15,7 +15,7 @@ from tests.support.polling import until
 from tests.unit.conftest import QUEUES, InstantMirror, StartStory, World, instant_workers
 from tests.unit.workflows.test_deliberation import Deliberation, start
 from workflows.models.deliberation import Progress
-from workflows.models.events import Entry
+from workflows.models.entries import Entry
 from workflows.models.outbox import OutboxState, StoryClosure
 from workflows.outbox import FORWARD_EVENTS
 

@@ -18,17 +18,11 @@ from activities.graph.events import WRITERS
 from bridge.agents.activity import command
 from bridge.agents.calls import new_call_id
 from workers.cli.event_line import headline
+from workflows.models.agent_messages import AgentCommand, AgentResponse
 from workflows.models.agents import Agent, ProposeInput, Task
 from workflows.models.context import ContextPack
-from workflows.models.events import (
-    BODIES,
-    PUBLISHED,
-    AgentCommand,
-    AgentResponse,
-    Entry,
-    EventBody,
-    example,
-)
+from workflows.models.entries import Entry
+from workflows.models.events import BODIES, PUBLISHED, EventBody, example
 from workflows.story import timeline_entry
 
 ROOT = Path(__file__).parents[3]

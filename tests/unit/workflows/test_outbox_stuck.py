@@ -22,7 +22,8 @@ from tests.support.polling import WITHIN_S, until
 from tests.unit.conftest import RunningStory, StartStory, World
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.deliberation import DeliberationInput
-from workflows.models.events import Entry, StoryCreated
+from workflows.models.entries import Entry
+from workflows.models.events import StoryCreated
 from workflows.models.ids import closure_workflow_id, deliberation_workflow_id
 from workflows.models.outbox import OutboxState, OutboxStuck
 from workflows.models.story import TimelineEntry
