@@ -16,7 +16,7 @@ from rich.table import Table
 
 try:
     from deploy.local.parts import Part
-    from deploy.local.servers import NotInstalled, ServerNotReady
+    from deploy.local.server import NotInstalled, ServerNotReady
     from deploy.local.settings import InvalidStackSettings, StackSettings
     from deploy.local.stack import PartStatus, PortsTaken, Stack, Stage, StillRunning
     from deploy.local.supervisor import SupervisorFailed

@@ -27,7 +27,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from deploy.local.servers import ROOT
+from deploy.local.server import ROOT
 from deploy.local.settings import StackSettings
 from workers.cli import render
 from workers.cli.snapshot import Snapshot, follow, is_open

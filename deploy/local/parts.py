@@ -11,19 +11,8 @@ from temporalio.converter import DataConverter
 
 from activities.tokens import Caller, create_token
 from deploy.local.sample import REPOSITORY
-from deploy.local.servers import (
-    LOOPBACK,
-    Nats,
-    Neo4j,
-    Prometheus,
-    RayServe,
-    Server,
-    Temporal,
-    Valkey,
-    WebUi,
-    Workers,
-    credential,
-)
+from deploy.local.server import LOOPBACK, Server, credential
+from deploy.local.servers import Nats, Neo4j, Prometheus, RayServe, Temporal, Valkey, WebUi, Workers
 from deploy.local.settings import StackSettings, given_settings
 from deploy.local.web_ui import CODEC_PATH
 from workers.clients.connection import redact_url

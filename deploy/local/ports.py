@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from deploy.local.servers import LOOPBACK
+from deploy.local.server import LOOPBACK
 
 
 @dataclass(frozen=True)

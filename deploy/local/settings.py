@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import DEFAULT_MODEL, ROOT
+from deploy.local.server import ROOT
+from deploy.local.servers import DEFAULT_MODEL
 from workers.settings import (
     ALIASES,
     SERVICES,

@@ -22,15 +22,8 @@ from typing import Literal
 
 from deploy.local.parts import Part, Parts, parts
 from deploy.local.ports import TakenPort, who_takes
-from deploy.local.servers import (
-    RayServe,
-    ServerNotReady,
-    Temporal,
-    leave_short_folder,
-    until_ready,
-    why_not_ready,
-    write_private,
-)
+from deploy.local.server import ServerNotReady, until_ready, why_not_ready, write_private
+from deploy.local.servers import RayServe, Temporal, leave_short_folder
 from deploy.local.settings import StackSettings
 from deploy.local.supervisor import ProcessState, Supervisor
 from workers.clients.connection import ANSWER_WITHIN_S

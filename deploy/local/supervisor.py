@@ -18,7 +18,8 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from deploy.local.parts import Part
-from deploy.local.servers import ROOT, Server, leave_short_folder, short_folder, write_private
+from deploy.local.server import ROOT, Server, write_private
+from deploy.local.servers import leave_short_folder, short_folder
 
 MARK = "FLEET_STACK"
 """The variable with the stack's home in the environment of its processes, to find them again."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deploy.local.servers import ROOT
+from deploy.local.server import ROOT
 from tests.bench import answers, bus, parts, services, upkeep
 from tests.bench import workspace as workspaces
 from tests.bench.figures import Figure

@@ -32,7 +32,7 @@ from temporalio.worker import Worker
 
 from activities.checks.sandbox import Sandbox
 from activities.graph.councils import Councils, load_councils
-from deploy.local.servers import ROOT
+from deploy.local.server import ROOT
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.bench import judges

@@ -14,7 +14,7 @@ from typing import Self
 from aiohttp import ClientSession, ClientTimeout, web
 from openai import AsyncOpenAI
 
-from deploy.local.servers import LOOPBACK
+from deploy.local.server import LOOPBACK
 from tests.bench.replay import Body, repeat
 from tests.support.llm_server import act_of
 

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from deploy.local.servers import ROOT
+from deploy.local.server import ROOT
 
 UV = ROOT / ".fleet" / "setup" / "uv" / "bin" / "uv"
 MADE = ROOT / ".fleet" / "bench"

@@ -19,7 +19,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from deploy.local.servers import Command, Temporal
+from deploy.local.server import Command
+from deploy.local.servers import Temporal
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.bench.bare import A_STORY, BareStory, Shape, noop

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from deploy.local.servers import LOOPBACK
+from deploy.local.server import LOOPBACK
 
 SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 

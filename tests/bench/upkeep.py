@@ -15,7 +15,8 @@ from pathlib import Path
 from temporalio.client import WorkflowFailureError
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import Command, Workers
+from deploy.local.server import Command
+from deploy.local.servers import Workers
 from tests.bench.figures import Figure, at_most
 from tests.bench.parts import rss_mib
 from tests.support.llm_server import LlmServer

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import script
+from deploy.local.server import script
 from tests.k8s.schemas import MODULES, source_files
 from tests.support.manifests import OVERLAYS, Manifest, copy_with_secrets, rendered
 from tests.support.polling import until

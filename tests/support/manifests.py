@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deploy.local.servers import script
+from deploy.local.server import script
 from workers.settings import ROOT
 
 K8S = ROOT / "deploy" / "k8s"

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from deploy.local.servers import Server, ServerNotReady, until_ready
+from deploy.local.server import Server, ServerNotReady, until_ready
 
 STOP_WITHIN = timedelta(seconds=30)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from deploy.local.servers import Command, Server, Temporal
+from deploy.local.server import Command, Server
+from deploy.local.servers import Temporal
 from tests.support.server_process import ServerProcess
 
 READY_WITHIN = timedelta(seconds=300)

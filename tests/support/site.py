@@ -24,17 +24,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import (
-    Command,
-    Nats,
-    Neo4j,
-    Server,
-    ServerNotReady,
-    Temporal,
-    Valkey,
-    Workers,
-    write_private,
-)
+from deploy.local.server import Command, Server, ServerNotReady, write_private
+from deploy.local.servers import Nats, Neo4j, Temporal, Valkey, Workers
 from deploy.local.settings import GRPC_PORTS
 from tests.support.checker import check
 from tests.support.fleet import TOKEN_KEY, connect

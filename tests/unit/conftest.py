@@ -33,7 +33,7 @@ from activities.heartbeats import Heartbeats
 from activities.workspace.branches import Branches
 from activities.workspace.reports import workspace_report
 from activities.workspace.stores import Stores
-from deploy.local.servers import script
+from deploy.local.server import script
 from tests.support.fleet import TOKEN_KEY, connect
 from tests.support.polling import until
 from tests.support.sandbox import sandboxed_runner

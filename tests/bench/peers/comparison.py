@@ -25,7 +25,7 @@ from pathlib import Path
 from temporalio.client import Client
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import ROOT
+from deploy.local.server import ROOT
 from tests.bench import parts
 from tests.bench.calls import waves_of
 from tests.bench.environments import python_with

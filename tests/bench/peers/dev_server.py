@@ -10,7 +10,7 @@ from typing import ClassVar
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from deploy.local.servers import LOOPBACK, Command, Server, script
+from deploy.local.server import LOOPBACK, Command, Server, script
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from bridge.jetstream.streams import (
     stream_of,
 )
 from deploy.local.ports import free_ports
-from deploy.local.servers import Command, Nats
+from deploy.local.server import Command
+from deploy.local.servers import Nats
 from tests.support.servers import started
 from workflows.models.events import PUBLISHED
 

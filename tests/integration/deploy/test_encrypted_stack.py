@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 
-from deploy.local.servers import script
+from deploy.local.server import script
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.support import llm_server

@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 
 from bridge.jetstream.streams import STREAMS, reconcile
 from deploy.local.ports import free_ports
-from deploy.local.servers import _valkey_program, script
+from deploy.local.server import script
+from deploy.local.servers import _valkey_program
 from tests.support.certificates import write_certificate
 from tests.support.manifests import SECRETS, Manifests, rendered
 from tests.support.polling import until

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy.local.servers import Temporal, WebUi, write_private
+from deploy.local.server import write_private
+from deploy.local.servers import Temporal, WebUi
 from tests.support.listeners import addresses_of
 from tests.support.servers import RunningServer, started
 

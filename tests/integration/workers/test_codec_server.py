@@ -24,7 +24,7 @@ from temporalio.worker import Worker
 from activities.revoked import RevokedTokens
 from activities.tokens import Caller, create_token, read_token
 from deploy.local.ports import free_ports
-from deploy.local.servers import script
+from deploy.local.server import script
 from tests.support.authority import Authority
 from tests.support.board import Board, refuse, shout
 from tests.support.fleet import (

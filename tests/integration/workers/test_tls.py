@@ -14,7 +14,8 @@ import pytest
 from redis.asyncio import Redis
 
 from deploy.local.ports import free_ports
-from deploy.local.servers import Command, Nats
+from deploy.local.server import Command
+from deploy.local.servers import Nats
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from tests.support import nats_keys

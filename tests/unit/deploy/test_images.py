@@ -12,7 +12,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from deploy.local.servers import DYNAMIC_CONFIG, script
+from deploy.local.server import script
+from deploy.local.servers import DYNAMIC_CONFIG
 from tests.support.manifests import Manifests, rendered
 from workers import health
 from workers.processes.process import IF_ENCRYPTED, PROCESSES

@@ -16,14 +16,8 @@ from dotenv import dotenv_values
 
 from deploy.local.parts import Elsewhere, parts
 from deploy.local.ports import who_takes
-from deploy.local.servers import (
-    Command,
-    Server,
-    ServerNotReady,
-    credential,
-    short_folder,
-    until_ready,
-)
+from deploy.local.server import Command, Server, ServerNotReady, credential, until_ready
+from deploy.local.servers import short_folder
 from deploy.local.settings import InvalidStackSettings, StackSettings
 from deploy.local.stack import PortsTaken, Stack, StillRunning, _as_lines
 from deploy.local.supervisor import MARK, Supervisor
