@@ -129,6 +129,7 @@ def request(
         ask_for_budget=asked.ask_for_budget,
         first_step=base.steps + 1,
         began=workflow.now(),
+        goal=work.goal,
     )
 
 

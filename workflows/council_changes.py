@@ -160,6 +160,7 @@ class CouncilChanges:
             ask_for_budget=council.input.ask_for_budget,
             first_step=before.steps + 1 if before else 1,
             began=workflow.info().start_time,
+            goal=work.goal,
         )
 
     def seconds(self) -> float:

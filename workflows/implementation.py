@@ -297,6 +297,7 @@ class ImplementationWorkflow:
 
     async def next_action(self, work: StartedWork, pack: ContextPack) -> NextActionAnswer:
         request, task = self.input, self.input.task
+        only_edits = self.most_steps() == 1
         return await workflow.execute_activity_method(
             AgentStub.next_action,
             NextActionInput(
@@ -310,8 +311,10 @@ class ImplementationWorkflow:
                 paths=request.paths,
                 editable=editable(work),
                 steps=work.steps,
-                allowed=list(EDITS if self.most_steps() == 1 else ALL_ACTIONS),
+                allowed=list(EDITS if only_edits else ALL_ACTIONS),
                 steps_left=self.steps_left() + 1,
+                goal=request.goal if only_edits else [],
+                changed=work.changed if only_edits else [],
             ),
             **self.within_time(
                 agent_call(request.agent), f"step {self.step}: {request.agent.agent_id} decides"

@@ -445,6 +445,7 @@ class Story(BaseModel):
             steps=self.input.steps,
             rigor=self.input.rigor,
             level=self.process.rigor if self.process else None,
+            goal=[self.text.title, *self.text.acceptance_criteria],
         )
 
     @property

@@ -356,7 +356,7 @@ class VllmAgents:
         If none does, the check bars what says nothing, so the answer that is most about its task
         is returned. A revision that says nothing does not replace the proposal.
         """
-        wanted = question.form(prompt.max_tokens)
+        wanted = question.form_of(prompt)
         schema = None if wanted.draft else wanted.schema
         latest, was_cut = prompt, False
         best: tuple[float, Mapping[str, Any]] | None = None
@@ -377,7 +377,7 @@ class VllmAgents:
                 )
                 if not problem:
                     return fields
-                found = relevance(fields, question.call.task)
+                found = relevance(fields, question.about)
                 if best is None or found >= best[0]:
                     best = found, fields
                 raise ValueError(problem)
@@ -416,8 +416,7 @@ class VllmAgents:
         text = without_thoughts(reply.text)
         if reply.finish_reason in (*CUT_OFF, LOOP) and not wanted.is_whole(text):
             text = complete_part(text) or text
-        about = question.call.task.about
-        draft = wanted.draft(text, Asked(given_to(question, asked), about))
+        draft = wanted.draft(text, Asked(given_to(question, asked), question.about))
         if draft.missing is None:
             return draft.fields
         missing = draft.missing

@@ -11,10 +11,11 @@ from activities import substance
 from activities.agents.markdown_answers import talks_about_answer
 from activities.agents.prompts import Prompt
 from activities.agents.requests import AgentRequest
-from workflows.models.agents import ReviseInput, Task
+from workflows.models.agents import ReviseInput
+from workflows.models.implementation import ReplaceText
 
-SOLUTIONS = ("propose", "revise")
-"""Acts whose answer is about the task."""
+SOLUTIONS = ("propose", "revise", "next_action")
+"""Acts whose answer, as text, is about the task."""
 
 SHORTEST = {
     **dict.fromkeys(SOLUTIONS, substance.MIN_SOLUTION_CHARACTERS),
@@ -55,25 +56,26 @@ def non_answer(
         return "it repeats what you were given; write your own answer"
     if request.act not in SOLUTIONS or is_document:
         return ""
-    found = relevance(fields, call.task)
+    found = relevance(fields, request.about)
     if not found:
         return "it is about something else; write about the task"
     if talks_about_answer(text):
         return "it talks about a solution; write the solution itself"
-    if isinstance(call, ReviseInput) and found < relevance({"proposal": call.proposal}, call.task):
+    proposed = {"proposal": call.proposal} if isinstance(call, ReviseInput) else {}
+    if found < relevance(proposed, request.about):
         return "it is less about the task than your proposal; write about the task"
     return ""
 
 
-def relevance(fields: Mapping[str, Any], task: Task) -> float:
-    """Return how much an answer is about its task, 0 to 1."""
-    return substance.relevance("\n".join(texts_in(list(fields.values()))), task.about)
+def relevance(fields: Mapping[str, Any], about: str) -> float:
+    """Return how much an answer is about a text, 0 to 1."""
+    return substance.relevance("\n".join(texts_in(list(fields.values()))), about)
 
 
 def given_to(request: AgentRequest[Any], prompt: Prompt) -> str:
-    """Return what an agent knows, and its task."""
-    task = request.call.task
-    return f"{prompt.messages[0]['content']}\n\n{task.description}\n\n{task.about}"
+    """Return what an agent knows, its task, and the critiques of its proposal."""
+    known, critiques = prompt.messages[0]["content"], request.material.get("critiques", "")
+    return f"{known}\n\n{request.call.task.description}\n\n{request.about}\n\n{critiques}"
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -81,6 +83,8 @@ def texts_in(value: Any) -> Iterator[str]:
     match value:
         case str():
             yield value
+        case ReplaceText():
+            yield value.new.removeprefix(value.old)
         case BaseModel():
             for name in type(value).model_fields:
                 yield from texts_in(getattr(value, name))

@@ -46,7 +46,7 @@ ACTS = {
     "write_story": {"examples", "goal", "story", "findings", "persona"},
     "next_action": {
         *("commands", "finishing", "paths", "outline", "files", "transcript", "steps_left"),
-        *("persona", "topic"),
+        *("addition", "persona", "topic"),
     },
 }
 FOLLOWING = {
@@ -129,7 +129,7 @@ class Prompts:
     settings: dict[str, WritingSettings]
     redact: Redact
     instructions: dict[str, str]
-    """Act -> the fixed words of its prompt."""
+    """Act -> the fixed words of its prompt, with and without what is optional."""
 
     @classmethod
     def load(cls, folder: Path, redact: Redact | None = None) -> Prompts:
@@ -158,7 +158,9 @@ class Prompts:
                 if used != variables:
                     raise InvalidPrompt(_misuse(used, variables))
                 templates[name] = environment.from_string(text)
-                instructions[name] = templates[name].render(dict.fromkeys(variables, "x"))
+                instructions[name] = "\n".join(
+                    templates[name].render(dict.fromkeys(variables, value)) for value in ("x", "")
+                )
             except InvalidConfig as error:
                 raise InvalidPrompt(str(error)) from error
             except (TemplateError, ValueError, TypeError) as error:

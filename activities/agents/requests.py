@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from temporalio.exceptions import ApplicationError
 
+from activities.agents.additions import addition_to
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import BYTES_PER_TOKEN
 from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
@@ -20,6 +21,7 @@ from activities.agents.prompts import Prompt, Prompts, Values, cut
 from activities.agents.response_schemas import (
     ResponseSchema,
     action_form,
+    addition_form,
     critique_form,
     plan_form,
     proposal_form,
@@ -129,6 +131,15 @@ class AgentRequest(Generic[AnswerT]):
             bytes_per_token,
         )
 
+    def form_of(self, prompt: Prompt) -> ResponseSchema:
+        """Return how the answer to a prompt is written and parsed."""
+        return self.form(prompt.max_tokens)
+
+    @property
+    def about(self) -> str:
+        """What an answer has to be about."""
+        return self.call.task.about
+
     def seed(self, ask: int) -> int:
         """Return the seed of the call's `ask`th ask, counted from 1."""
         call = self.call
@@ -154,6 +165,11 @@ class ActionRequest(AgentRequest[NextActionAnswer]):
 
     request: NextActionInput
 
+    @property
+    def about(self) -> str:
+        """The goal of the story, if the agent gets it, or its task."""
+        return "\n".join(self.request.goal) or super().about
+
     def prompt(
         self,
         prompts: Prompts,
@@ -161,7 +177,17 @@ class ActionRequest(AgentRequest[NextActionAnswer]):
         profile: ModelProfile = DEFAULT_PROFILE,
         bytes_per_token: float = BYTES_PER_TOKEN,
     ) -> Prompt:
-        """Render the prompt, as `AgentRequest.prompt`."""
+        """Render the prompt, as `AgentRequest.prompt`; for an addition, with the goal only."""
+        if profile.brief and (addition := addition_to(self.request)):
+            title, *criteria = self.about.split("\n")
+            paragraph = {
+                **dict.fromkeys([*self.material, "outline", "files", "transcript"], ""),
+                "addition": addition.path,
+                "persona": "",
+                "topic": "\n".join(filter(None, (title, _bullets(criteria)))),
+            }
+            role = {**dict.fromkeys(shared_values(self.call), ""), "role": self.call.task.role}
+            return prompts.render(self.act, role, paragraph, window, profile, bytes_per_token)
         room = prompts.own_bytes(self.act, window, profile, bytes_per_token)
         outline = int(room * OUTLINE_SHARE)
         steps = transcript.render(self.request.steps, int(room * TRANSCRIPT_SHARE))
@@ -170,8 +196,15 @@ class ActionRequest(AgentRequest[NextActionAnswer]):
             "outline": cut(self.request.outline.text, outline),
             "files": cut(files_text(self.request), outline),
             "transcript": steps or "none",
+            "addition": "",
         }
         return self._rendered(prompts, material, window, profile, bytes_per_token)
+
+    def form_of(self, prompt: Prompt) -> ResponseSchema:
+        """Return the form of a paragraph, if the prompt asks for one, or of an action."""
+        wanted = super().form_of(prompt)
+        addition = addition_to(self.request) if prompt.brief else None
+        return addition_form(wanted, addition) if addition else wanted
 
 
 def propose(request: ProposeInput) -> AgentRequest[ProposalAnswer]:

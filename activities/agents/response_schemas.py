@@ -25,6 +25,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, create_model
 
 from activities.agents.action_schema import action_schema
+from activities.agents.additions import Addition
 from activities.agents.markdown_answers import (
     LONGEST_LINE,
     LONGEST_TEXT,
@@ -240,6 +241,15 @@ def action_form(request: NextActionInput) -> Callable[[int], ResponseSchema]:
         return ResponseSchema(schema, lambda text: read_document(text, action_of))
 
     return form
+
+
+def addition_form(action: ResponseSchema, addition: Addition) -> ResponseSchema:
+    """Return the form of a paragraph that is added to a file, or of the action as JSON."""
+
+    def added(text: str, _: Asked) -> Draft:
+        return Draft({"action": addition.action(text)})
+
+    return _text_form(action, added, "paragraph")
 
 
 class _WrittenTask(DraftTask):

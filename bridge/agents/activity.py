@@ -185,7 +185,7 @@ def command(
     question: AgentRequest[AnswerT], prompt: Prompt, call_id: str, ask: int = 1
 ) -> AgentCommand:
     """Build the command that the agent receives."""
-    call, form = question.call, question.form(prompt.max_tokens)
+    call, form = question.call, question.form_of(prompt)
     return AgentCommand(
         task_id=call.task.task_id,
         story_id=call.task.story_id,

@@ -284,7 +284,7 @@ class AgentResponses:
             return settled if await self._calls.settle(found, settled) else None
         question = call.question
         try:
-            form, text = question.form(call.first_prompt.max_tokens), written(response)
+            form, text = question.form_of(call.first_prompt), written(response)
             fields = form.read(text)
             instructions, is_document = self._prompts.instructions[call.act], form.is_whole(text)
             problem = non_answer(

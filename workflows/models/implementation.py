@@ -189,6 +189,7 @@ class ImplementationInput(Request):
         ask_for_budget: True if the story has a token budget: each step waits until it is granted.
         first_step: more than 1 for work that continues `head`, so that its commits are counted on.
         began: commits are dated from then on, a second a step; None: the start of the workflow.
+        goal: the title and criteria of the story; empty: the task says it all.
         carried: what the run before this one has done.
     """
 
@@ -208,6 +209,7 @@ class ImplementationInput(Request):
     ask_for_budget: bool = False
     first_step: int = Field(default=1, ge=1, le=100_000)
     began: AwareDatetime | None = None
+    goal: list[str] = []
     carried: StartedWork | None = None
 
     @field_validator("task")
@@ -325,6 +327,8 @@ class NextActionInput(AgentCall):
         steps: the transcript so far.
         allowed: the actions to choose from.
         steps_left: with this one.
+        goal: as in ImplementationInput, if the agent has one step.
+        changed: what the agent has changed already, if it has one step.
     """
 
     outline: Outline
@@ -333,6 +337,8 @@ class NextActionInput(AgentCall):
     steps: list[StepRecord] = []
     allowed: list[ActionName] = list(ALL_ACTIONS)
     steps_left: int = 1
+    goal: list[str] = []
+    changed: list[ChangedFile] = []
 
 
 class NextActionAnswer(Model):

@@ -115,6 +115,7 @@ class RepositoryWork(Model):
         steps: of each agent; None for those of the repository.
         rigor: the level by which measurements are scored.
         level: its thresholds and weights, pinned; None: those that rigor.yaml has now.
+        goal: the story's title, then its acceptance criteria.
     """
 
     repository: Repository
@@ -124,6 +125,7 @@ class RepositoryWork(Model):
     steps: int | None = Field(default=None, ge=1, le=1_000)
     rigor: Rigor = "L1"
     level: RigorLevel | None = None
+    goal: list[str] = []
 
 
 class TreeFile(Model):

@@ -45,6 +45,13 @@ from workflows.models.agents import (
 )
 from workflows.models.context import ContextPack
 from workflows.models.deliberation import CheckInput
+from workflows.models.implementation import (
+    EDITS,
+    FileText,
+    NextActionInput,
+    Outline,
+    ReplaceText,
+)
 from workflows.rules.ranking import barred
 
 PROMPTS = Prompts.load(Path(__file__).parents[3] / "deploy" / "config" / "prompts")
@@ -431,6 +438,36 @@ async def test_the_profile_of_a_model_decides_how_it_is_asked(
     assert call.body["chat_template_kwargs"] == {"enable_thinking": False}
     assert "You are dev-1." not in call.prompt
     assert "<example>" not in call.prompt
+
+
+async def test_a_small_model_with_one_file_writes_text_that_is_added_to_it(
+    client: httpx.AsyncClient, llm: LlmServer, environment: ActivityEnvironment, store: Redis
+) -> None:
+    profile = ModelProfile(models=["test-*"], brief=True)
+    llms = VllmAgents(client, store, llm.model, PROMPTS, Profiles([profile]))
+    readme = FileText(path="README.md", text="# Events\n\nEvents are stored.\n")
+    request = NextActionInput(
+        **call_fields(),
+        outline=Outline(text="README.md", editable=["README.md"], files=[readme]),
+        paths=["README.md"],
+        editable=["README.md"],
+        allowed=[*EDITS],
+        goal=["Say in the README how every event is stored"],
+    )
+    said = (
+        "Every event is stored in the order of its story's changes, and published after that, so "
+        "that what a subscriber reads in the README of events is already in the store."
+    )
+    llm.fail("text", text="1128")
+    llm.fail("text", text=said)
+
+    agents = Agents({"RAY_VLLM": llms}, KeptPacks(store))
+    answer = await environment.run(agents.next_action, request)
+
+    end = "Events are stored."
+    assert answer.action == ReplaceText(path="README.md", old=end, new=f"{end}\n\n{said}")
+    assert answer.usage.asks == 2
+    assert "response_format" not in llm.calls[0].body
 
 
 # --- errors ---------------------------------------------------------------------------------------

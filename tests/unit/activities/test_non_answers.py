@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from activities.agents.non_answers import non_answer
+from activities.agents.markdown_answers import Asked, proposal_draft
+from activities.agents.non_answers import given_to, non_answer
 from activities.agents.prompts import Prompts
-from activities.agents.requests import criticise, propose
+from activities.agents.requests import criticise, propose, revise
 from activities.config import CONFIG
 from activities.substance import without_contained
 from workflows.models.agents import (
@@ -17,6 +18,7 @@ from workflows.models.agents import (
     Decision,
     Proposal,
     ProposeInput,
+    ReviseInput,
     Task,
 )
 from workflows.models.context import ContextPack
@@ -94,6 +96,19 @@ def test_a_critique_that_is_the_proposal_is_refused() -> None:
     )
 
     assert "what you were given" in problem
+
+
+def test_a_revision_that_is_its_critique_is_refused_and_decides_nothing_of_it() -> None:
+    critique = Critique(verdict="revise", points=[CritiquePoint(severity="high", text=GOOD)])
+    proposal = Proposal(approach="", content="Count the requests of a client in the API.")
+    question = revise(ReviseInput(**CALL, proposal=proposal, critiques=[critique]))
+    prompt = question.prompt(PROMPTS, 8_192)
+
+    draft = proposal_draft(f"high: {GOOD}", Asked(given_to(question, prompt), question.about))
+    problem = non_answer(question, prompt, PROMPTS.instructions["revise"], draft.fields)
+
+    assert "what you were given" in problem
+    assert draft.missing is None
 
 
 def test_of_texts_the_longest_are_kept() -> None:

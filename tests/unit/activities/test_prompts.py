@@ -65,6 +65,7 @@ MATERIAL: dict[str, Values] = {
         "files": "src/undo.py:\npass",
         "transcript": "## Step 1\nrun: ls",
         "steps_left": "3",
+        "addition": "",
     },
 }
 
