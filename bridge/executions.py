@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from temporalio.client import Client, WorkflowExecutionDescription
+from typing import Any
+
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 SUMMARY_BYTES = 200
@@ -20,6 +27,19 @@ async def find_execution(temporal: Client, workflow_id: str) -> WorkflowExecutio
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
         return None
+
+
+async def require_no_failure(workflow: WorkflowHandle[Any, Any]) -> WorkflowExecutionDescription:
+    """Return the workflow's execution, which has not failed.
+
+    Raises:
+        WorkflowFailureError: it has failed; its cause says why.
+        RPCError: Temporal does not answer, or knows no such workflow.
+    """
+    found = await workflow.describe()
+    if found.status is WorkflowExecutionStatus.FAILED:
+        await workflow.result()
+    return found
 
 
 def summary(text: str) -> str:

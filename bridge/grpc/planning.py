@@ -31,7 +31,7 @@ from temporalio.service import RPCError
 
 from activities.graph.deliberations import find_plan
 from activities.workspace.repositories import require_known
-from bridge.executions import summary
+from bridge.executions import require_no_failure, summary
 from bridge.grpc.auth import caller
 from bridge.grpc.calls import (
     OF_STORY,
@@ -375,16 +375,6 @@ async def first_score(story: Story, within_s: float, *, may_fail: bool = False) 
     except (TimeoutError, RPCError, WorkflowQueryFailedError):
         return now  # The story is started, as requested.
     return now
-
-
-async def require_no_failure(story: Story) -> None:
-    """Check that a story has not failed at its start, as one whose repository has no base does.
-
-    Raises:
-        WorkflowFailureError: why it has failed.
-    """
-    if (await story.describe()).status is WorkflowExecutionStatus.FAILED:
-        await story.result()
 
 
 def next_json(now: StoryView, moves: list[Move]) -> str:

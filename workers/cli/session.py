@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from temporalio.client import (
     Client,
+    WorkflowFailureError,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
@@ -31,6 +32,7 @@ from workers.external_storage import PayloadDamaged, PayloadMissing, data_conver
 from workers.payload_codec import PayloadAltered
 from workers.settings import InvalidSettings, MockRefused, Settings, load
 from workers.telemetry import traced
+from workflows.execution import cause_of
 from workflows.models.base import Request
 from workflows.models.ids import ID_RULE, Id, story_of, story_workflow_id
 from workflows.story import StoryWorkflow
@@ -187,6 +189,11 @@ async def command_errors(story_id: str, client: Client) -> AsyncIterator[None]:
         raise CommandError(
             cause.message if isinstance(cause, ApplicationError) else str(cause)
         ) from None
+    except WorkflowFailureError as error:
+        raise CommandError(
+            f"Story {story_id} has failed: {cause_of(error)}. Start it again with `fleet start` "
+            "when that is corrected"
+        ) from None
     except WorkflowAlreadyStartedError:
         raise CommandError(
             f"Story {story_id} runs already: look at it with `fleet show {quoted}`, change "
@@ -204,13 +211,18 @@ async def command_errors(story_id: str, client: Client) -> AsyncIterator[None]:
         raise CommandError(_rpc_reason(story_id, client, error)) from None
 
 
+def ended(story_id: str) -> str:
+    """Return why a story that has ended cannot be changed."""
+    shown = shlex.quote(story_id)
+    return f"Story {story_id} has ended: nothing can change it any more. `fleet show {shown}`"
+
+
 def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
     where = client.service_client.config.target_host
     if error.status == RPCStatusCode.NOT_FOUND and "workflow execution already completed" in (
         error.message
     ):
-        shown = shlex.quote(story_id)
-        return f"Story {story_id} has ended: nothing can change it any more. `fleet show {shown}`"
+        return ended(story_id)
     if error.status == RPCStatusCode.NOT_FOUND:
         return (
             f"There is no story {story_id} in namespace {client.namespace} at {where}. "

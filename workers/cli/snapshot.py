@@ -7,6 +7,7 @@ from datetime import timedelta
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.executions import require_no_failure
 from workers.clients.queries import NO_ANSWER
 from workflows.deliberation import DeliberationWorkflow
 from workflows.implementation import ImplementationWorkflow
@@ -53,8 +54,13 @@ class Snapshot(Model):
 
 
 async def look(client: Client, story: Story) -> Snapshot:
-    """Return the story's state, and the progress of all that works for it."""
-    description = await story.describe()
+    """Return the story's state, and the progress of all that works for it.
+
+    Raises:
+        WorkflowFailureError: the story has failed.
+        RPCError: Temporal does not answer, or knows no such story.
+    """
+    description = await require_no_failure(story)
     view = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
     status = description.status or WorkflowExecutionStatus.RUNNING
     found = Snapshot(status=status.name, story=view)
@@ -103,6 +109,7 @@ async def follow(client: Client, story_id: str) -> AsyncIterator[Snapshot | str]
     """Yield a snapshot each second until the story is closed; a line while there is no answer.
 
     Raises:
+        WorkflowFailureError: the story has failed.
         RPCError: the story does not exist, or access is denied.
     """
     story = client.get_workflow_handle(story_workflow_id(story_id))

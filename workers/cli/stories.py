@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,9 @@ import typer
 from pydantic import ValidationError
 from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from temporalio.client import WorkflowExecution
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus, WorkflowHandle
 
-from bridge.executions import summary
+from bridge.executions import require_no_failure, summary
 from bridge.story_list import WORD, stories_query
 from workers.cli import render
 from workers.cli.session import (
@@ -33,6 +34,7 @@ from workers.cli.session import (
     checked,
     command_errors,
     emit,
+    ended,
     err,
     handle,
     out,
@@ -47,7 +49,15 @@ from workflows.models.errors import invalid_input
 from workflows.models.events import GateOpened, example
 from workflows.models.ids import story_of, story_workflow_id
 from workflows.models.readiness import StoryText
-from workflows.models.story import Amend, Approve, RaiseBudget, Reject, StoryInput, StoryView
+from workflows.models.story import (
+    Amend,
+    Approve,
+    RaiseBudget,
+    Reject,
+    StoryInput,
+    StoryResult,
+    StoryView,
+)
 from workflows.search_attributes import (
     DOR_SCORE,
     OUTBOX_STUCK,
@@ -60,6 +70,9 @@ from workflows.story import StoryWorkflow
 from workflows.stubs import STORY_QUEUE
 
 app = typer.Typer(add_completion=False)
+
+BEGUN_WITHIN_S, BEGUN_EVERY_S = 10.0, 0.1
+"""How long `start` waits for the first state of a story, and how often it looks, in seconds."""
 
 
 # --- steering -------------------------------------------------------------------------------------
@@ -92,6 +105,7 @@ def start(
                 task_queue=STORY_QUEUE,
                 static_summary=summary(story.title),
             )
+            has_begun = await begun(handle)
         started = {
             "story_id": story.story_id,
             "workflow_id": handle.id,
@@ -99,14 +113,31 @@ def start(
         }
         if as_json:
             print(json.dumps(started))
-        else:
-            out.print(
-                render.text(
-                    f"Started {handle.id}.  Follow it: fleet watch {shlex.quote(story.story_id)}"
-                )
+            return
+        out.print(
+            render.text(
+                f"Started {handle.id}.  Follow it: fleet watch {shlex.quote(story.story_id)}"
+                if has_begun
+                else f"{handle.id} waits for a story worker: `make status` shows what runs"
             )
+        )
 
     run(work())
+
+
+async def begun(story: WorkflowHandle[StoryWorkflow, StoryResult]) -> bool:
+    """Wait until a story is in its first state; return whether it is, after BEGUN_WITHIN_S.
+
+    Raises:
+        WorkflowFailureError: it cannot begin, for example because its repository is not known.
+    """
+    until = time.monotonic() + BEGUN_WITHIN_S
+    while time.monotonic() < until:
+        found = await require_no_failure(story)
+        if found.typed_search_attributes.get(STORY_STATE):
+            return True
+        await asyncio.sleep(BEGUN_EVERY_S)
+    return False
 
 
 @app.command(
@@ -217,6 +248,13 @@ def report(
     """Build, test and measure a project, and send the report to its story."""
     from workers.cli.workspace_report import CannotMeasure, measure
 
+    async def require_open() -> None:
+        async with handle(story_id) as story:
+            found = await require_no_failure(story)
+        if found.status is not WorkflowExecutionStatus.RUNNING:
+            raise CommandError(ended(story_id))
+
+    run(require_open())
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -299,6 +337,8 @@ def show(story_id: StoryId, as_json: Json = False, wide: Wide = False) -> None:
         async with handle(story_id) as story:
             # First, so that the answers below are never older than the state that they explain.
             state = await story.query(StoryWorkflow.state, rpc_timeout=QUERY_WITHIN)
+            if not state.state:
+                await require_no_failure(story)
             moves, plan, timeline, usage = await asyncio.gather(
                 story.query(StoryWorkflow.transitions, rpc_timeout=QUERY_WITHIN),
                 story.query(StoryWorkflow.plan, rpc_timeout=QUERY_WITHIN),

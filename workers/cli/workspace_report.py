@@ -142,8 +142,17 @@ def _require_measured(found: Measurement) -> None:
 def _copy(directory: Path, tree: Path) -> None:
     if not directory.is_dir():
         raise CannotMeasure(f"{directory}: no such directory; name the project's own")
+    if tree.is_relative_to(directory):
+        raise CannotMeasure(
+            f"{directory}: has the folder for temporary files in it ({tree.parent.parent}); name "
+            "the project's own directory, or set TMPDIR to a folder outside it"
+        )
     try:
         shutil.copytree(directory, tree, symlinks=True, ignore=_left_out(directory))
+    except shutil.Error as error:
+        first, *others = error.args[0]
+        more = f", and {len(others)} more files" if others else ""
+        raise CannotMeasure(f"{directory}: cannot be copied: {first[-1][:300]}{more}") from error
     except OSError as error:
         raise CannotMeasure(f"{directory}: cannot be copied: {error}") from error
 

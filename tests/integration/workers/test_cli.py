@@ -121,6 +121,24 @@ async def test_a_file_that_is_not_there_is_refused(fleet: Environment) -> None:
     assert "No such file" in await refused(fleet, "start", "/nowhere/story.json")
 
 
+async def test_a_story_that_cannot_begin_is_refused_with_the_reason(fleet: Environment) -> None:
+    story = a_story(repository="nowhere")
+    story_id = story["story_id"]
+
+    reasons = [
+        await refused(fleet, "start", "-", stdin=json.dumps(story)),
+        await refused(fleet, "show", story_id),
+        await refused(fleet, "watch", story_id),
+        await refused(fleet, "report", story_id, str(ROOT / "deploy/examples/ratelimit")),
+    ]
+    again = await command(fleet, "start", "-", stdin=json.dumps(story | {"repository": None}))
+
+    for reason in reasons:
+        assert f"Story {story_id} has failed: " in reason
+        assert "'nowhere'" in reason.replace("\n", " ")
+    assert again.code == 0, again.err
+
+
 # --- control --------------------------------------------------------------------------------------
 
 
@@ -403,6 +421,9 @@ async def test_a_story_that_is_not_there_is_named(fleet: Environment) -> None:
     assert "There is no story US-nowhere" in await refused(fleet, "show", "US-nowhere")
     assert "There is no story US-nowhere" in await refused(fleet, "watch", "US-nowhere")
     assert "There is no story US-nowhere" in await refused(
+        fleet, "report", "US-nowhere", str(ROOT / "deploy/examples/ratelimit")
+    )
+    assert "There is no story US-nowhere" in await refused(
         fleet, "approve", "US-nowhere", "approve_scope", "--role", "PO"
     )
 
@@ -422,12 +443,17 @@ async def test_without_a_story_worker_a_command_reports_it(
 ) -> None:
     monkeypatch.setattr(stories, "QUERY_WITHIN", timedelta(seconds=1))
     monkeypatch.setattr(stories, "UPDATE_WITHIN_S", 1)
+    monkeypatch.setattr(stories, "BEGUN_WITHIN_S", 0.3)
     elsewhere = fleet | {"TEMPORAL_NAMESPACE": await a_namespace(servers)}
-    story_id = await started(elsewhere)
+    story = a_story()
+    story_id = story["story_id"]
+    start = await command(elsewhere, "start", "-", stdin=json.dumps(story))
 
     shown = await refused(elsewhere, "show", story_id)
     approved = await refused(elsewhere, "approve", story_id, "approve_scope", "--role", "PO")
 
+    assert start.code == 0
+    assert f"story-{story_id} waits for a story worker" in start.out
     assert "or from a story worker" in shown
     assert "Is a story worker running? `python -m workers story` starts one" in approved
     assert "may still be carried out" in approved.replace("\n", " ")

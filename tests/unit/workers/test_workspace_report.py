@@ -441,3 +441,36 @@ def test_tests_that_hang_are_ended_with_what_they_started(
 
     running = psutil.process_iter(["cmdline"])
     assert not [process for process in running if seconds in (process.info["cmdline"] or [])]
+
+
+def test_a_folder_with_the_temporary_files_in_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of it would contain itself, without an end."""
+    within = tmp_path / "tmp"
+    within.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(within))
+
+    with pytest.raises(CannotMeasure, match="has the folder for temporary files in it"):
+        measure(tmp_path, quietly)
+
+    assert list(within.iterdir()) == []
+
+
+def test_of_files_that_cannot_be_copied_the_first_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        folder = os.open(tmp_path, os.O_RDONLY)
+        for name in (f"{number}", *["x" * 250] * 17):  # one at a time: a whole path has a limit
+            os.mkdir(name, dir_fd=folder)
+            inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        os.close(folder)
+
+    with pytest.raises(CannotMeasure) as raised:
+        measure(tmp_path, quietly)
+
+    subprocess.run(["rm", "-r", *(f"{tmp_path}/{number}" for number in range(3))], check=True)
+    assert "cannot be copied: " in str(raised.value)
+    assert "and 2 more files" in str(raised.value)
+    assert len(str(raised.value)) < 1_000
