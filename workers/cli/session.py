@@ -32,7 +32,6 @@ from workers.external_storage import PayloadDamaged, PayloadMissing, data_conver
 from workers.payload_codec import PayloadAltered
 from workers.settings import InvalidSettings, MockRefused, Settings, load
 from workers.telemetry import traced
-from workflows.execution import cause_of
 from workflows.models.base import Request
 from workflows.models.ids import ID_RULE, Id, story_of, story_workflow_id
 from workflows.story import StoryWorkflow
@@ -191,7 +190,7 @@ async def command_errors(story_id: str, client: Client) -> AsyncIterator[None]:
         ) from None
     except WorkflowFailureError as error:
         raise CommandError(
-            f"Story {story_id} has failed: {cause_of(error)}. Start it again with `fleet start` "
+            f"Story {story_id} has failed: {_root_cause(error)}. Start it again with `fleet start` "
             "when that is corrected"
         ) from None
     except WorkflowAlreadyStartedError:
@@ -209,6 +208,12 @@ async def command_errors(story_id: str, client: Client) -> AsyncIterator[None]:
         raise CommandError(f"Story {story_id} cannot answer: {error}") from None
     except RPCError as error:
         raise CommandError(_rpc_reason(story_id, client, error)) from None
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error.message if isinstance(error, ApplicationError) else str(error)
 
 
 def ended(story_id: str) -> str:

@@ -134,8 +134,7 @@ async def test_a_story_that_cannot_begin_is_refused_with_the_reason(fleet: Envir
     again = await command(fleet, "start", "-", stdin=json.dumps(story | {"repository": None}))
 
     for reason in reasons:
-        assert f"Story {story_id} has failed: " in reason
-        assert "'nowhere'" in reason.replace("\n", " ")
+        assert f"Story {story_id} has failed: repository: not found: " in reason
     assert again.code == 0, again.err
 
 
