@@ -12,8 +12,9 @@ import sys
 from typing import NoReturn
 
 from workers.data_frames import leave_out_data_frames
+from workers.environment import SERVICES, InvalidSettings
 from workers.exit import leave
-from workers.settings import SERVICES, InvalidSettings, MockRefused, load, table
+from workers.settings import MockRefused, load, table
 
 NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "workspace", "codec", "all")
 

@@ -30,12 +30,34 @@ from pydantic import (
 from pydantic_core import PydanticUndefined
 from pydantic_settings import (
     BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from workers.environment import (
+    ALIASES,
+    FOREIGN,
+    OF_OTHER_PROCESSES,
+    ROOT,
+    Environment,
+    EnvironmentFile,
+    InvalidSettings,
+    home,
+)
+from workers.setting_values import (
+    NKEY_SEED,
+    ORIGINS,
+    ApiUrl,
+    DeliberationSeconds,
+    HostPort,
+    HttpUrl,
+    Port,
+    PositiveSeconds,
+    Seconds,
+    StorePlace,
+    read_secret,
+    require_keys,
+)
 from workflows.models.agents import (
     LARGEST_PLAN,
     MAX_AGENTS,
@@ -46,159 +68,12 @@ from workflows.models.agents import (
     is_mock,
 )
 from workflows.models.readiness import STORY_TEXT_BYTES
-from workflows.rules.repository_urls import is_url, url_problem
-
-ROOT = Path(__file__).resolve().parents[1]
+from workflows.rules.repository_urls import is_url
 
 PAYLOAD_DAYS = 120
 
-SERVICES = ("orchestrator", "context", "planning", "storycoach", "workspace")
-"""The gRPC services; the setting `grpc_{name}_port` is the port of each."""
-
-ALIASES = {f"grpc_port_{name}": f"grpc_{name}_port" for name in SERVICES}
-"""The predecessor's name of each setting, and the name here."""
-
-OF_OTHER_PROCESSES = frozenset(
-    {
-        # deploy.local: the stack on one machine, and its setup
-        *("fleet_home", "fleet_serve", "temporal_port", "temporal_ui_port", "nats_port"),
-        *("valkey_port", "neo4j_port", "observe", "prometheus_port"),
-        # workers.serve: the LLM
-        *("vllm_model_source", "vllm_device", "vllm_max_model_len", "vllm_max_num_seqs"),
-        *("vllm_kv_cache_gib", "vllm_threads", "vllm_gpu_memory_utilization"),
-        *("vllm_tensor_parallel_size", "vllm_min_replicas", "vllm_max_replicas"),
-        *("serve_host", "serve_port", "ray_temp_dir"),
-    }
-)
-"""Settings that other parts of the fleet read."""
-
-FOREIGN = re.compile(
-    # configuration of the Temporal CLI and client, OpenTelemetry, Ray and gRPC
-    r"(temporal_(cli|codec|grpc_meta)|otel|ray|nats_box|nats_context|grpc_(trace|verbosity|dns))_.*"
-    r"|temporal_tls_(client_(cert|key)|server_ca_cert)_data|temporal_tls_server_name|nats_box"
-    # variables that Kubernetes sets for each Service
-    r"|.*_service_(host|port)(_.*)?|.*_port_\d+_(tcp|udp)(_.*)?"
-)
-"""Variables that belong to other software, however similar their names are."""
-
 ALIKE = 0.81
 """How similar (difflib's ratio) an unknown name must be to count as a misspelled setting."""
-
-
-def _seconds(value: Any) -> timedelta:
-    try:
-        duration = value if isinstance(value, timedelta) else timedelta(seconds=float(value))
-    except (ValueError, OverflowError):
-        duration = timedelta(-1)
-    if duration < timedelta():
-        raise ValueError("must be a number of seconds, 0 or more")
-    return duration
-
-
-Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
-"""A duration, written as a number of seconds."""
-
-DeliberationSeconds = Annotated[
-    timedelta, Field(gt=timedelta(), le=timedelta(days=1)), BeforeValidator(_seconds)
-]
-"""A timeout of a deliberation, with the limits of DeliberationInput."""
-
-
-def _store_place(place: Any) -> Any:
-    """Refuse a URL that git does not use; anything else is the path of a folder."""
-    text = str(place)
-    if is_url(text) and (problem := url_problem(text)):
-        raise ValueError(problem)
-    return text
-
-
-StorePlace = Annotated[str, BeforeValidator(_store_place)]
-"""A folder, or the URL of a git server."""
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-HostPort = Annotated[
-    str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
-]
-HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
-
-
-def api_url(url: Any) -> Any:
-    """Return the base URL of an OpenAI-compatible API, with `/v1` if its path has no version."""
-    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        return url  # the pattern rejects it
-    base = url.rstrip("/")
-    return base if re.search(r"/v\d", urlsplit(base).path) else f"{base}/v1"
-
-
-ORIGINS = r"^https?://[^\s,/]+(,https?://[^\s,/]+)*$"
-
-ApiUrl = Annotated[HttpUrl, BeforeValidator(api_url)]
-
-
-def _require_keys(text: str | None) -> None:
-    if text is not None and not re.fullmatch(
-        r"\s*[0-9a-fA-F]{64}([\s,]+[0-9a-fA-F]{64})*\s*", text
-    ):
-        raise ValueError(
-            "must be keys of 64 hexadecimal digits, separated by commas or lines; "
-            "`openssl rand -hex 32` makes one"
-        )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-NKEY_SEED = r"SU[A-Z2-7]{56}"
-"""The seed of an nkey of a user."""
-
-
-def home() -> Path:
-    """Return the folder of the local stack: FLEET_HOME, or `.fleet` beside the code."""
-    return Path(os.environ.get("FLEET_HOME") or ROOT / ".fleet")
-
-
-class InvalidSettings(Exception):
-    """One line for each wrong setting: its name, the rule, the remedy."""
-
-
-class _Renamed(EnvSettingsSource):
-    """A source that returns variables under the names of their settings."""
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return own_names(super()._load_env_vars())
-
-
-class Environment(_Renamed):
-    """The environment, with aliases."""
-
-
-class EnvironmentFile(_Renamed, DotEnvSettingsSource):
-    """A file of variables, with aliases."""
-
-
-def own_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the variables, each alias under the name of its setting.
-
-    Raises:
-        InvalidSettings: an alias and its setting differ.
-    """
-    renamed = {name: value for name, value in variables.items() if name not in ALIASES}
-    problems = []
-    for alias, name in ALIASES.items():
-        if not (value := variables.get(alias)):
-            continue
-        if renamed.get(name) not in (None, "", value):
-            problems.append(
-                f"{alias.upper()} and {name.upper()} are the same setting and differ; unset one"
-            )
-        renamed[name] = value
-    if problems:
-        raise InvalidSettings("\n".join(problems))
-    return renamed
 
 
 class Settings(BaseSettings):
@@ -379,12 +254,10 @@ class Settings(BaseSettings):
         timedelta(seconds=30),
         description="seconds that running activities get to finish after SIGTERM",
     )
-    story_sweep_seconds: Annotated[timedelta, Field(gt=timedelta()), BeforeValidator(_seconds)] = (
-        Field(
-            timedelta(seconds=60),
-            description="seconds between two looks of the inbox for stories that ended early "
-            "(terminated, timed out or failed)",
-        )
+    story_sweep_seconds: PositiveSeconds = Field(
+        timedelta(seconds=60),
+        description="seconds between two looks of the inbox for stories that ended early "
+        "(terminated, timed out or failed)",
     )
     worker_build_id: str | None = Field(
         None, description="build id; set, it switches Temporal's worker versioning on"
@@ -505,7 +378,7 @@ class Settings(BaseSettings):
     @field_validator("payload_keys")
     @classmethod
     def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
-        _require_keys(value.get_secret_value() if value else None)
+        require_keys(value.get_secret_value() if value else None)
         return value
 
     @field_validator("payload_keys_file")
@@ -513,7 +386,7 @@ class Settings(BaseSettings):
     def _has_keys(cls, value: Path | None, given: ValidationInfo) -> Path | None:
         if value and given.data.get("payload_keys"):
             raise ValueError("must not be set together with PAYLOAD_KEYS")
-        _require_keys(_read(value) if value else None)
+        require_keys(read_secret(value) if value else None)
         return value
 
     @field_validator("nats_creds_file")
@@ -522,7 +395,7 @@ class Settings(BaseSettings):
         if value and given.data.get("nats_user"):
             raise ValueError("must not be set together with NATS_USER")
         seed = rf"(?s)BEGIN NATS USER JWT-+\r?\n\S+.*BEGIN USER NKEY SEED-+\r?\n{NKEY_SEED}\b"
-        if value and not re.search(seed, _read(value)):
+        if value and not re.search(seed, read_secret(value)):
             raise ValueError("must be credentials with a user's JWT and seed, as `nsc` writes them")
         return value
 
@@ -531,7 +404,7 @@ class Settings(BaseSettings):
     def _has_a_seed(cls, value: Path | None, given: ValidationInfo) -> Path | None:
         if value and (given.data.get("nats_user") or given.data.get("nats_creds_file")):
             raise ValueError("must not be set together with NATS_USER or NATS_CREDS_FILE")
-        if value and not re.fullmatch(rf"\s*{NKEY_SEED}\s*", _read(value)):
+        if value and not re.fullmatch(rf"\s*{NKEY_SEED}\s*", read_secret(value)):
             raise ValueError("must have the seed of a user's nkey and nothing else: SU...")
         return value
 

@@ -14,7 +14,8 @@ import yaml
 from pydantic import SecretStr
 
 from deploy.local.nats_users import PERMISSIONS
-from workers.settings import ALIASES, ROOT, SERVICES, Settings
+from workers.environment import ALIASES, ROOT, SERVICES
+from workers.settings import Settings
 
 BASE = ROOT / "deploy" / "k8s" / "base"
 MONITORING = ROOT / "deploy" / "k8s" / "components" / "monitoring"

@@ -11,15 +11,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from deploy.local.ports import free_ports
 from deploy.local.server import ROOT
 from deploy.local.servers import DEFAULT_MODEL
-from workers.settings import (
-    ALIASES,
-    SERVICES,
-    Environment,
-    InvalidSettings,
-    Settings,
-    api_url,
-    only,
-)
+from workers.environment import ALIASES, SERVICES, Environment, InvalidSettings
+from workers.setting_values import api_url
+from workers.settings import Settings, only
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 

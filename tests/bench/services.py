@@ -40,7 +40,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.server_process import ServerProcess
 from tests.support.servers import READY_WITHIN
 from tests.support.site import Site
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.ids import called_deliberation_workflow_id
 from workflows.search_attributes import PENDING_GATE
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.site import SERVERS, WORKERS, Site
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.search_attributes import STORY_STATE
 
 pytestmark = pytest.mark.timeout(290)

@@ -21,7 +21,7 @@ from tests.support.contract import described, everything, faults
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.site import GOOD_REPORT, Site, patient
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.story import Approve, StoryView
 from workflows.search_attributes import PENDING_GATE, STORY_STATE
 

@@ -21,7 +21,8 @@ from tests.support.llm_server import LlmServer
 from tests.support.servers import RunningServer, Servers
 from tests.support.stories import batch, deliberation, new_story, one_of_each
 from workers.clients.nats import open_nats
-from workers.settings import ROOT, Settings
+from workers.environment import ROOT
+from workers.settings import Settings
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -22,7 +22,7 @@ from deploy.local.server import script
 from tests.k8s.schemas import MODULES, source_files
 from tests.support.manifests import OVERLAYS, Manifest, copy_with_secrets, rendered
 from tests.support.polling import until
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 BINARY = ROOT / ".fleet" / "k8s" / "apiserver"
 TOKEN = "of-the-test"

@@ -29,7 +29,8 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.servers import RunningServer, Servers
 from workers.clients.queries import RepeatedQueries
-from workers.settings import ALIASES, ROOT, Settings
+from workers.environment import ALIASES, ROOT
+from workers.settings import Settings
 
 Environment = dict[str, str]
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from deploy.local.server import script
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("dev", "production")

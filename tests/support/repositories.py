@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 PROJECT = {
     "README.md": "# Adder\n\nAdds numbers.\n",

@@ -28,9 +28,10 @@ from workers.cli.snapshot import AWAY, Story
 from workers.clients.connection import StartError, secret_value
 from workers.clients.temporal import open_temporal
 from workers.clients.valkey import valkey_client
+from workers.environment import InvalidSettings
 from workers.external_storage import PayloadDamaged, PayloadMissing, data_converter
 from workers.payload_codec import PayloadAltered
-from workers.settings import InvalidSettings, MockRefused, Settings, load
+from workers.settings import MockRefused, Settings, load
 from workers.telemetry import traced
 from workflows.models.base import Request
 from workflows.models.ids import ID_RULE, Id, story_of, story_workflow_id

@@ -39,6 +39,7 @@ from bridge.grpc.workspace import WorkspaceServicer
 from workers.clients.connection import StartError
 from workers.clients.engine import DefaultModel
 from workers.clients.neo4j import open_neo4j, schema_errors
+from workers.environment import SERVICES
 from workers.health import Check
 from workers.processes.process import (
     ProcessContext,
@@ -47,7 +48,7 @@ from workers.processes.process import (
     token_keys,
     valid_config,
 )
-from workers.settings import SERVICES, Settings
+from workers.settings import Settings
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from activities.workspace import commits as limits
 from activities.workspace.store import Store
 from activities.workspace.stores import Stores
 from tests.support.projects import Project, copy_project, make_project, plain_git
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.errors import ErrorType
 from workflows.models.ids import agent_ref, ref_part, story_branch
 from workflows.models.workspace import Conflict, Merged, Trailers

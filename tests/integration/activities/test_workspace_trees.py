@@ -20,7 +20,7 @@ from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from tests.support.polling import until
 from tests.support.projects import FILES, Project, copy_project, make_project, plain_git
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.errors import ErrorType
 from workflows.models.workspace import Trailers
 

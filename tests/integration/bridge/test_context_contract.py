@@ -26,10 +26,11 @@ from tests.support.grpc_service import bearer, serving
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
 from tests.support.stories import new_story, rows
+from workers.environment import ROOT
 from workers.processes.context import context_worker
 from workers.processes.story import story_worker
 from workers.search_attributes import register
-from workers.settings import ROOT, Settings
+from workers.settings import Settings
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import Amend, StoryInput
 from workflows.story import StoryWorkflow

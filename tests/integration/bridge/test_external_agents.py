@@ -43,9 +43,10 @@ from tests.support.fleet import Environment, connect, running
 from tests.support.llm_server import LlmServer, document_of, markdown_of
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
+from workers.environment import ROOT
 from workers.external_storage import data_converter
 from workers.run import ready, run_until
-from workers.settings import ROOT, Settings
+from workers.settings import Settings
 from workflows.models.agent_messages import AgentCommand
 from workflows.models.agents import Agent, CallUsage, ProposalAnswer, ProposeInput, Task
 from workflows.models.context import ContextPack

@@ -27,7 +27,7 @@ from deploy.local.settings import GRPC_PORTS
 from tests.support.fleet import Environment, launch, running
 from tests.support.grpc_service import bearer, problem
 from tests.support.grpc_wire import Wire, agreed, breaks, wire_of
-from workers.settings import ROOT, SERVICES
+from workers.environment import ROOT, SERVICES
 
 # The generated stubs are typed for synchronous channels only.
 Health: Any = health_pb2_grpc.HealthStub

@@ -49,8 +49,9 @@ from tests.support.site import SAMPLE_STORY
 from tests.support.stories import batch, new_story, one_of_each, rows, spec
 from tests.support.stories import plan as a_plan
 from workers.clients.engine import DefaultModel
+from workers.environment import ROOT
 from workers.external_storage import data_converter
-from workers.settings import ROOT, Settings
+from workers.settings import Settings
 from workflows.models.deliberation import DeliberationInput, DeliberationResult
 from workflows.models.ids import called_deliberation_workflow_id, task_of
 

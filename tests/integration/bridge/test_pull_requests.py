@@ -20,7 +20,7 @@ from deploy.local.servers import Nats
 from tests.support.forge import Forge
 from tests.support.polling import until
 from tests.support.servers import RunningServer
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.events import StoryDelivered
 
 SUBJECT = StoryDelivered.SUBJECT

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.local import setup
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 DOCKERFILE = ROOT / "deploy" / "docker" / "fleet.Dockerfile"
 

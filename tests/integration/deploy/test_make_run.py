@@ -18,7 +18,7 @@ from tests.support.fleet_cli import done
 from tests.support.llm_server import LlmServer
 from tests.support.repositories import in_store
 from tests.support.servers import Servers
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 STORY = "deploy/examples/stories/retry-after.json"
 

@@ -21,7 +21,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.server_process import ServerProcess
 from tests.support.servers import Servers
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 ALERTS = [
     rule["alert"]

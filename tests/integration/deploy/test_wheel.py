@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import setup
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 UV = str(setup.INSTALLED / "uv" / "bin" / "uv")
 LOCK = ROOT / "deploy" / "local" / "requirements" / "none.lock"

@@ -23,7 +23,7 @@ from tests.support.polling import until
 from tests.support.repositories import config_with
 from tests.support.servers import Servers
 from tests.support.solver import Solver
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 SOLVED = ("stockroom-1", "stockroom-3")
 

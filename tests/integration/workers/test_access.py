@@ -20,7 +20,7 @@ from tests.support.fleet import Environment, running, whole_fleet
 from tests.support.fleet_cli import command, done, refused, temporal, token
 from tests.support.grpc_service import problem
 from tests.support.polling import until
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.ids import plan_workflow_id, story_workflow_id
 from workflows.models.story import StoryView, TimelineEntry
 

@@ -27,7 +27,8 @@ from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
 from workers.cli import stories
 from workers.cli.session import complete_story
-from workers.settings import ROOT, Settings
+from workers.environment import ROOT
+from workers.settings import Settings
 from workflows.models.ids import story_workflow_id
 
 

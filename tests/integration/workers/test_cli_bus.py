@@ -24,7 +24,7 @@ from tests.support.fleet import Environment
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
 from workers.cli import app as cli
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.entries import Entry, PublishBatch
 
 NUMBERS = itertools.count()

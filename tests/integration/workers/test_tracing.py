@@ -19,7 +19,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.servers import Servers
 from tests.support.site import GOOD_REPORT, SAMPLE_STORY
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.ids import story_workflow_id
 from workflows.models.story import StoryInput
 from workflows.story import StoryWorkflow

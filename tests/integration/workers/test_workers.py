@@ -32,11 +32,12 @@ from tests.support.servers import RunningServer, Servers
 from workers.__main__ import NAMES
 from workers.clients.connection import StartError
 from workers.clients.valkey import valkey_client
+from workers.environment import ROOT
 from workers.processes.process import IF_ENCRYPTED, PROCESSES
 from workers.processes.story import story_worker
 from workers.run import ALL as ALL_PROCESSES
 from workers.run import ready, run_until
-from workers.settings import ROOT, Settings
+from workers.settings import Settings
 from workflows.deliberation import DeliberationWorkflow
 from workflows.models.deliberation import DeliberationInput
 from workflows.models.ids import deliberation_workflow_id

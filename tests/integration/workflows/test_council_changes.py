@@ -14,7 +14,7 @@ from tests.support.llm_server import Call, LlmServer
 from tests.support.repositories import PROJECT, config_with, in_store, make_repository
 from tests.support.scripted_model import ScriptedModel, replace, run, write
 from tests.support.servers import Servers
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.deliberation import DeliberationResult, RankedProposal
 
 ADDER = "def add(left: int, right: int) -> int:\n    return left + right\n"

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 CODE = ROOT / "bridge" / "grpc" / "wire"
 

@@ -16,7 +16,7 @@ from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.grpc.errors import STATUS, code_of, status_of
-from workers.settings import ROOT
+from workers.environment import ROOT
 from workflows.models.errors import ErrorType, application_error, invalid_input
 from workflows.models.story import StoryInput
 

@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from bridge.grpc.orchestrator.requests import FLAGS
 from bridge.grpc.planning import Listing
-from workers.settings import ROOT, SERVICES
+from workers.environment import ROOT, SERVICES
 
 GRPC = ROOT / "bridge" / "grpc"
 SOURCES = [*GRPC.glob("*.py"), *GRPC.glob("context/*.py"), *GRPC.glob("orchestrator/*.py")]

@@ -23,7 +23,7 @@ from bridge.grpc.wire import (
     workspace_pb2_grpc,
 )
 from tests.support.grpc_service import bearer, serving
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 SERVICES = {
     "planning": (planning_pb2, planning_pb2_grpc, "PlanningService"),

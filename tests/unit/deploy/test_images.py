@@ -16,8 +16,9 @@ from deploy.local.server import script
 from deploy.local.servers import DYNAMIC_CONFIG
 from tests.support.manifests import Manifests, rendered
 from workers import health
+from workers.environment import ALIASES, ROOT
 from workers.processes.process import IF_ENCRYPTED, PROCESSES
-from workers.settings import ALIASES, ROOT, Settings, slips
+from workers.settings import Settings, slips
 
 DOCKER = ROOT / "deploy" / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))

@@ -27,9 +27,10 @@ from tests.support.manifests import (
     kustomize,
     rendered,
 )
+from workers.environment import ALIASES, SERVICES
 from workers.processes.grpc import WITH_GRAPH
 from workers.processes.process import IF_ENCRYPTED, PROCESSES
-from workers.settings import ALIASES, SERVICES, Settings, slips
+from workers.settings import Settings, slips
 from workflows import stubs
 
 PORTS = {

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deploy.observability.__main__ import HERE, PANELS, dashboard, files
-from workers.settings import ROOT
+from workers.environment import ROOT
 
 RULES = [
     rule

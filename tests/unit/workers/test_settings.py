@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.local.settings import StackSettings
-from workers.settings import (
-    ALIASES,
-    OF_OTHER_PROCESSES,
-    ROOT,
-    InvalidSettings,
-    MockRefused,
-    Settings,
-    load,
-    slips,
-    table,
-)
+from workers.environment import ALIASES, OF_OTHER_PROCESSES, ROOT, InvalidSettings
+from workers.settings import MockRefused, Settings, load, slips, table
 
 SECRETS = ("temporal_api_key", "nats_password", "neo4j_password", "redis_password", "vllm_api_key")
 
