@@ -518,3 +518,10 @@ def test_a_missing_prompt_file_is_named(files: Path) -> None:
 
     with pytest.raises(InvalidPrompt, match=r"judge\.md"):
         Prompts.load(files)
+
+
+def test_the_fixed_words_of_an_act_include_those_of_all_its_forms() -> None:
+    words = PROMPTS.instructions["next_action"]
+
+    assert "Write a paragraph of" in words
+    assert "Answer with one JSON document" in words
