@@ -234,12 +234,15 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
 
         Raises:
             ApplicationError: `NotFound`, `StoryUnreadable`; `InvalidInput`: no id.
+            WorkflowFailureError: the story could not begin.
         """
         parsed = parse_request(Named, "GetStoryRequest", {"story_id": request.story_id})
         story = self._story(parsed.story_id)
         async with in_time(context), known(parsed.story_id):
             # The state comes first, so that text and moves are never older than it.
             now = await story.query(StoryWorkflow.state)
+            if not now.state:
+                await require_no_failure(story)
             text, moves = await asyncio.gather(
                 story.query(StoryWorkflow.text), story.query(StoryWorkflow.transitions)
             )

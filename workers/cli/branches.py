@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from activities.workspace.store import Store
+from bridge.executions import require_no_failure
 from workers.cli import render
 from workers.cli.session import (
     Actor,
@@ -130,6 +131,7 @@ async def opened(story_id: str) -> AsyncIterator[tuple[StoryBranch, Store, str]]
         branch = await story.query(StoryWorkflow.branch, rpc_timeout=QUERY_WITHIN)
         shown = shlex.quote(story_id)
         if branch is None:
+            await require_no_failure(story)
             raise CommandError(
                 f"Story {story_id} has no repository: its councils write Markdown. "
                 f"`fleet show {shown}` shows what they decided"

@@ -35,6 +35,7 @@ from tests.support.projects import plain_git
 from tests.support.repositories import config_with, make_repository
 from tests.support.servers import Servers
 from tests.support.stories import rows
+from workflows.models.ids import story_of
 from workflows.models.story import StoryInput
 from workflows.story import StoryWorkflow
 
@@ -199,11 +200,21 @@ async def test_a_story_may_name_a_repository_and_what_it_may_change(
                     stub.CreateStory(pb.CreateStoryRequest(**READY), metadata=ANA + where)
                 )
 
+                async def failed() -> list[str]:
+                    found = fleet.list_workflows("ExecutionStatus = 'Failed'")
+                    return [story_of(each.id) async for each in found]
+
+                (name,) = await until(failed)
+                looked = await refusal(
+                    stub.GetStory(pb.GetStoryRequest(story_id=name), metadata=ANA)
+                )
+
     assert story.state == "DRAFT"
     assert branch is not None
     assert (branch.repository.key, branch.paths) == ("adder", ["adder/**", "README.md"])
     assert reused.code() == grpc.StatusCode.ALREADY_EXISTS
     assert "base: the repository has no such branch" in str(gone.details())
+    assert (looked.code(), looked.details()) == (gone.code(), gone.details())
 
 
 @pytest.mark.parametrize(

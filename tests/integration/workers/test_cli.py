@@ -130,6 +130,7 @@ async def test_a_story_that_cannot_begin_is_refused_with_the_reason(fleet: Envir
         await refused(fleet, "start", "-", stdin=json.dumps(story)),
         await refused(fleet, "show", story_id),
         await refused(fleet, "watch", story_id),
+        await refused(fleet, "diff", story_id),
         await refused(fleet, "report", story_id, str(ROOT / "deploy/examples/ratelimit")),
     ]
     again = await command(fleet, "start", "-", stdin=json.dumps(story | {"repository": None}))
