@@ -17,7 +17,7 @@ from activities.agents.additions import addition_to
 from activities.agents.llm_errors import LONGEST_MESSAGE
 from activities.agents.openai_client import BYTES_PER_TOKEN
 from activities.agents.profiles import DEFAULT_PROFILE, ModelProfile
-from activities.agents.prompts import Prompt, Prompts, Values, cut
+from activities.agents.prompts import SHARED, Prompt, Prompts, Values, cut
 from activities.agents.response_schemas import (
     ResponseSchema,
     action_form,
@@ -186,8 +186,9 @@ class ActionRequest(AgentRequest[NextActionAnswer]):
                 "persona": "",
                 "topic": "\n".join(filter(None, (title, _bullets(criteria)))),
             }
-            role = {**dict.fromkeys(shared_values(self.call), ""), "role": self.call.task.role}
-            return prompts.render(self.act, role, paragraph, window, profile, bytes_per_token)
+            role = {"role": self.call.task.role}
+            shared = dict.fromkeys(SHARED["system"] | SHARED["context"], "") | role
+            return prompts.render(self.act, shared, paragraph, window, profile, bytes_per_token)
         room = prompts.own_bytes(self.act, window, profile, bytes_per_token)
         outline = int(room * OUTLINE_SHARE)
         steps = transcript.render(self.request.steps, int(room * TRANSCRIPT_SHARE))
