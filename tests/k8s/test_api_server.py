@@ -214,8 +214,8 @@ def test_only_the_sandbox_is_more_than_restricted(kubectl: Kubectl, tmp_path: Pa
 
     found = refused(kubectl, "production")
 
-    assert found.keys() == {"worker-agents"}
-    assert "procMount" in found["worker-agents"]
+    assert found.keys() == {"worker-agents", "worker-workspace"}
+    assert all("procMount" in reason for reason in found.values())
 
 
 def test_the_server_refuses_what_it_does_not_know(kubectl: Kubectl) -> None:
