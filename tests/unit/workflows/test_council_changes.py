@@ -108,11 +108,13 @@ async def test_a_revision_continues_the_commit_with_the_critique(
 ) -> None:
     world.actions_of = {f"agent-dev-{n}": written("a.md", "b.md") for n in (1, 2, 3)}
 
-    result = await (await started(fleet, world, work={"steps": 1}, role="DEV")).result()
+    work = {"steps": 1, "goal": ["Say it", "It is said."]}
+    result = await (await started(fleet, world, work=work, role="DEV")).result()
 
     mine = [call for call in prompts(world) if call.agent.agent_id == "agent-dev-1"]
     assert [call.wave for call in mine] == [1, 2]
     assert mine[1].task.feedback == ["low: of agent-dev-1"]
+    assert [call.goal for call in mine] == [work["goal"]] * 2
     first, second = (ran for ran in world.ran if ran.trailers.agent == "agent-dev-1")
     assert second.parent.endswith("01")
     assert second.at > first.at

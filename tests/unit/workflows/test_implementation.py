@@ -133,9 +133,11 @@ async def test_a_revision_continues_its_commit_and_its_steps(fleet: Client, worl
 async def test_a_single_step_can_only_edit(fleet: Client, world: World) -> None:
     world.actions = [written()]
 
-    result = await implemented(fleet, world, limits={"steps": 1})
+    result = await implemented(fleet, world, limits={"steps": 1}, goal=["Say it"])
 
-    assert [call.allowed for call in calls(world)] == [["write", "replace"]]
+    (call,) = calls(world)
+    assert call.allowed == ["write", "replace"]
+    assert call.goal == ["Say it"]
     assert (result.ended_by, result.commit) == ("steps", f"{1:040x}")
 
 

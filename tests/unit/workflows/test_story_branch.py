@@ -17,6 +17,7 @@ from tests.unit.conftest import RunningStory, StartStory, World
 from tests.unit.workflows.test_story import refused
 from workflows.models.agents import DraftTask
 from workflows.models.branches import BranchView, StoryBranch
+from workflows.models.plan import PlanInput
 from workflows.models.story import StoryResult, TimelineEntry
 from workflows.models.workspace import Repository
 
@@ -143,13 +144,18 @@ async def test_the_branch_is_created_when_the_scope_is_approved(
 
 
 async def test_each_task_begins_at_the_merged_changes_before_it(
-    start: StartStory, repo: Repo
+    fleet: Client, start: StartStory, repo: Repo
 ) -> None:
     story = await start(repository="sample")
     await to_gate(story, "qa_passed")
 
     branch = await branch_of(story)
 
+    plan = fleet.get_workflow_handle(f"plan-{story.story_id}-{story.story_id}-plan-1")
+    history = await plan.fetch_history()
+    began = history.events[0].workflow_execution_started_event_attributes
+    (asked,) = await fleet.data_converter.decode(began.input.payloads, [PlanInput])
+    assert asked.work.goal == ["Shorten links"]
     first, second = branch.merged
     assert (first.base, second.base, second.commit) == (repo.base, first.commit, branch.head)
     parents = in_store(repo.store, "rev-list", "--parents", branch.head).splitlines()
