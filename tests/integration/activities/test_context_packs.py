@@ -278,3 +278,19 @@ async def test_a_pack_is_kept_for_the_calls_that_refer_to_it(
     assert ContextPack.model_validate_json(text) == built.model_copy(
         update={"context": f"{built.context}\n\nBefore that: X."}
     )
+
+
+async def test_a_pack_has_what_others_wrote_for_a_story_with_their_own_keys(
+    graph: Graph, driver: AsyncDriver, story: str
+) -> None:
+    await rows(
+        driver,
+        "CREATE (c:Case {case_id: $story, title: 'Written by others', status: 'DRAFT'}) "
+        "CREATE (c)-[:HAS_DECISION]->(:Decision {decision_id: 'd1', title: 'Keep their keys'})",
+        story=story,
+    )
+
+    pack = await graph.known_pack(query(story, "ARCHITECT", "DESIGN"))
+
+    assert "Written by others" in pack.context
+    assert "Keep their keys" in pack.context
