@@ -1,8 +1,8 @@
 """A process's health over HTTP: `/health`, `/live` and `/metrics`.
 
 `/health` answers 200 only while every worker runs and every server it needs answers, otherwise 503;
-its JSON names what is wrong. A warning is in the JSON too, and leaves the answer at 200. A separate
-thread serves it, so that it also reports a process whose event loop is stuck.
+its JSON names the process and what is wrong. A warning is in the JSON too, and leaves the answer at
+200. A separate thread serves it, so that it also reports a process whose event loop is stuck.
 
 `/live` answers 503 only for such a process. A restart helps it, and does not bring back a server.
 """
@@ -54,13 +54,14 @@ async def _word(check: Check) -> str:
 
 @contextmanager
 def serve(
-    host: str, port: int, checks: Mapping[str, Check], more_metrics: str = ""
+    host: str, port: int, process: str, checks: Mapping[str, Check], more_metrics: str = ""
 ) -> Iterator[str]:
     """Serve until the block ends.
 
     Args:
         host: The address to listen on.
         port: The port to listen on; 0: any free one.
+        process: The name that `/health` answers with.
         checks: The checks that `/health` runs, by name.
         more_metrics: The address of metrics that `/metrics` includes; empty: none.
 
@@ -70,7 +71,7 @@ def serve(
     Raises:
         StartError: the port is in use, or the address does not belong to this machine.
     """
-    app = _App(asyncio.get_running_loop(), checks, more_metrics)
+    app = _App(asyncio.get_running_loop(), process, checks, more_metrics)
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
@@ -100,9 +101,14 @@ class _Quiet(WSGIRequestHandler):
 
 class _App:
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, checks: Mapping[str, Check], more_metrics: str
+        self,
+        loop: asyncio.AbstractEventLoop,
+        process: str,
+        checks: Mapping[str, Check],
+        more_metrics: str,
     ) -> None:
         self._loop = loop
+        self._process = process
         self._checks = checks
         self._more_metrics = more_metrics
 
@@ -134,7 +140,8 @@ class _App:
         failing = [word for word in found.values() if word != OK and not word.startswith(WARNING)]
         status = HTTPStatus.SERVICE_UNAVAILABLE if failing else HTTPStatus.OK
         well = OK if all(word == OK for word in found.values()) else "warning"
-        return _answer(start, status, {"status": "failing" if failing else well, "checks": found})
+        word = "failing" if failing else well
+        return _answer(start, status, {"process": self._process, "status": word, "checks": found})
 
 
 def _answer(start: StartResponse, status: HTTPStatus, body: object) -> Iterable[bytes]:

@@ -103,6 +103,7 @@ async def run(name: str, settings: Settings, service: str = "") -> None:
                 health.serve(
                     settings.health_host,
                     settings.health_port,
+                    name,
                     process.checks,
                     telemetry.sdk_metrics(settings),
                 )

@@ -1,6 +1,5 @@
 """Which ports are in use, and by whom."""
 
-import contextlib
 import random
 import socket
 from dataclasses import dataclass
@@ -45,21 +44,52 @@ def who_takes(port: int) -> TakenPort | None:
     return TakenPort(port, None, "")
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on.
+PORTS = range(20_000, 32_000)
+"""Above the ports of Ray's workers, below those that the kernel gives to outgoing connections."""
 
-    They are below the range that the kernel gives to outgoing connections.
+BLOCK = 50
+
+_blocks: list[socket.socket] = []
+"""The first port of each block that this process has taken, bound."""
+
+_unused: list[int] = []
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on, and that no other call returns.
+
+    A process takes them from blocks of ports that belong to it until it ends, so that stacks that
+    start at the same time never plan to use the same port.
+
+    Raises:
+        RuntimeError: Other processes have taken all blocks.
     """
     picked: list[int] = []
-    held: list[socket.socket] = []
+    while len(picked) < count:
+        if not _unused:
+            _unused.extend(_take_block())
+        port = _unused.pop()
+        if free := _bound(port):
+            free.close()
+            picked.append(port)
+    return picked
+
+
+def _take_block() -> range:
+    for first in random.sample(PORTS[::BLOCK], len(PORTS) // BLOCK):
+        if block := _bound(first):
+            _blocks.append(block)
+            return range(first + 1, first + BLOCK)
+    raise RuntimeError(
+        f"other processes have taken the ports from {PORTS[0]} to {PORTS[-1]}: end some of them"
+    )
+
+
+def _bound(port: int) -> socket.socket | None:
+    candidate = socket.socket()
     try:
-        while len(picked) < count:
-            port = random.randint(15000, 32000)
-            held.append(socket.socket())
-            with contextlib.suppress(OSError):
-                held[-1].bind((LOOPBACK, port))
-                picked.append(port)
-        return picked
-    finally:
-        for one in held:
-            one.close()
+        candidate.bind((LOOPBACK, port))
+    except OSError:
+        candidate.close()
+        return None
+    return candidate

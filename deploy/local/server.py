@@ -104,11 +104,13 @@ async def until_ready(
     while True:
         try:
             await asyncio.wait_for(server.check(), PROBE_LIMIT_S)
-            return time.monotonic() - began
+            why = ""
         except Exception as error:  # clients report "not yet" in different ways  # noqa: BLE001
             why = why_not_ready(error)
-        if not alive():
+        if not alive():  # what answered is another process on the same port
             raise ServerNotReady(server.name, "its process ended", log)
+        if not why:
+            return time.monotonic() - began
         if time.monotonic() - began > deadline.total_seconds():
             waited = f"no healthy answer in {deadline.total_seconds():.0f} s"
             raise ServerNotReady(server.name, f"{waited}, the last one was {why}", log)

@@ -570,4 +570,6 @@ class Workers(Server):
         """Check that the workers report that they are ready: connected, registered, polling."""
         async with httpx.AsyncClient(trust_env=False) as http:
             answer = await http.get(f"http://{LOOPBACK}:{self.health_port}/health")
-            answer.raise_for_status()
+        process = answer.raise_for_status().json()["process"]
+        if process != self.process:
+            raise ConnectionError(f"the workers on port {self.health_port} are those of {process}")

@@ -102,7 +102,7 @@ async def test_the_health_check_of_the_image_asks_the_process() -> None:
     )
 
     async def code(check: health.Check) -> int:
-        with health.serve("127.0.0.1", 0, {"server": check}) as url:
+        with health.serve("127.0.0.1", 0, "story", {"server": check}) as url:
             environment = {"HEALTH_PORT": url.rpartition(":")[2]}
             asked = await asyncio.create_subprocess_exec(
                 sys.executable, *command[1:], env=environment, stderr=asyncio.subprocess.DEVNULL

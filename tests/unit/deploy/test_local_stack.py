@@ -7,22 +7,27 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
 import pytest
 from dotenv import dotenv_values
 
+from deploy.local import ports
 from deploy.local.parts import Elsewhere, parts
-from deploy.local.ports import who_takes
-from deploy.local.server import Command, Server, ServerNotReady, credential, until_ready
-from deploy.local.servers import short_folder
+from deploy.local.ports import free_ports, who_takes
+from deploy.local.server import ROOT, Command, Server, ServerNotReady, credential, until_ready
+from deploy.local.servers import Workers, short_folder
 from deploy.local.settings import InvalidStackSettings, StackSettings
 from deploy.local.stack import PortsTaken, Stack, StillRunning, _as_lines
 from deploy.local.supervisor import MARK, Supervisor
 from tests.support import nats_keys
 from tests.support.authority import Authority
+from workers import health
 from workers.settings import Settings, load
 
 
@@ -247,6 +252,66 @@ async def test_a_server_that_is_not_ready_in_time_names_its_log(tmp_path: Path) 
 async def test_a_server_whose_process_ended_is_not_waited_for() -> None:
     with pytest.raises(ServerNotReady, match="its process ended"):
         await until_ready(Never(), deadline=timedelta(hours=1), alive=lambda: False)
+
+
+class Answered(Never):
+    async def check(self) -> None:
+        """Succeed, as if something else answered on the same port."""
+
+
+async def test_an_answer_does_not_count_if_the_process_has_ended() -> None:
+    with pytest.raises(ServerNotReady, match="its process ended"):
+        await until_ready(Answered(), deadline=timedelta(hours=1), alive=lambda: False)
+
+
+async def test_workers_are_not_ready_when_something_else_answers_on_their_port(
+    tmp_path: Path,
+) -> None:
+    with health.serve("127.0.0.1", 0, "context", {}) as url:
+        port = httpx.URL(url).port or 0
+
+        await Workers(tmp_path, port, "context").check()
+        with pytest.raises(ConnectionError, match=f"on port {port} are those of context"):
+            await Workers(tmp_path, port, "story").check()
+
+
+def test_no_two_calls_return_the_same_port() -> None:
+    picked = [free_ports(300), free_ports(300), free_ports(300)]
+
+    assert len(set(chain.from_iterable(picked))) == 900
+
+
+def test_no_two_processes_return_the_same_port() -> None:
+    """The ports of the first process are still unused when the second takes its own."""
+    pick = "from deploy.local.ports import free_ports; print(*free_ports(500), flush=True); "
+    picked: list[set[int]] = []
+    with ExitStack() as running:
+        for _ in range(3):
+            process = running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", f"{pick} input()"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    cwd=ROOT,
+                )
+            )
+            assert process.stdout
+            picked.append({int(port) for port in process.stdout.readline().split()})
+            running.callback(process.kill)
+
+    assert [len(each) for each in picked] == [500] * 3
+    assert len(set().union(*picked)) == 1_500
+
+
+def test_a_process_that_finds_no_block_of_ports_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "PORTS", ports.PORTS[: ports.BLOCK])
+    monkeypatch.setattr(ports, "_unused", [])
+    monkeypatch.setattr(ports, "_blocks", [])
+    with suppress(RuntimeError):  # another test run may hold it already
+        free_ports(1)
+
+    with pytest.raises(RuntimeError, match=r"have taken the ports from 20000 to 20049"):
+        free_ports(ports.BLOCK)
 
 
 def test_the_supervisors_configuration_is_private_and_marks_what_it_starts(

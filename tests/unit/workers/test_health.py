@@ -28,11 +28,15 @@ async def get(url: str) -> httpx.Response:
 
 
 async def test_it_is_healthy_while_all_servers_answer() -> None:
-    with health.serve("127.0.0.1", 0, {"nats": well, "neo4j": well}) as url:
+    with health.serve("127.0.0.1", 0, "story", {"nats": well, "neo4j": well}) as url:
         answer = await get(f"{url}/health")
 
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ok", "checks": {"nats": "ok", "neo4j": "ok"}}
+    assert answer.json() == {
+        "process": "story",
+        "status": "ok",
+        "checks": {"nats": "ok", "neo4j": "ok"},
+    }
 
 
 async def short() -> str:
@@ -40,13 +44,14 @@ async def short() -> str:
 
 
 async def test_a_warning_is_shown_and_takes_no_process_out_of_service() -> None:
-    with health.serve("127.0.0.1", 0, {"nats": well, "valkey": short}) as url:
+    with health.serve("127.0.0.1", 0, "story", {"nats": well, "valkey": short}) as url:
         answer = await get(f"{url}/health")
-    with health.serve("127.0.0.1", 0, {"nats": away, "valkey": short}) as url:
+    with health.serve("127.0.0.1", 0, "story", {"nats": away, "valkey": short}) as url:
         failing = await get(f"{url}/health")
 
     assert answer.status_code == 200
     assert answer.json() == {
+        "process": "story",
         "status": "warning",
         "checks": {"nats": "ok", "valkey": "warning: 1 MiB of 1 MiB are used: raise maxmemory"},
     }
@@ -58,11 +63,12 @@ async def test_it_reports_unreachable_and_silent_servers(
 ) -> None:
     monkeypatch.setattr(health, "CHECK_WITHIN_S", 0.05)
 
-    with health.serve("127.0.0.1", 0, {"nats": away, "neo4j": well, "llm": silent}) as url:
+    with health.serve("127.0.0.1", 0, "story", {"nats": away, "neo4j": well, "llm": silent}) as url:
         answer = await get(f"{url}/health")
 
     assert answer.status_code == 503
     assert answer.json() == {
+        "process": "story",
         "status": "failing",
         "checks": {
             "nats": "ConnectionError: connection refused",
@@ -77,7 +83,7 @@ async def test_a_process_whose_event_loop_is_stuck_reports_it(
 ) -> None:
     monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
 
-    with health.serve("127.0.0.1", 0, {"nats": well}) as url:
+    with health.serve("127.0.0.1", 0, "story", {"nats": well}) as url:
         # This call blocks the event loop on which the checks would run.
         answer = httpx.Client(trust_env=False, timeout=30).get(f"{url}/health")
 
@@ -90,7 +96,7 @@ async def test_a_process_whose_servers_are_away_is_live_and_a_stuck_one_is_not(
 ) -> None:
     monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
 
-    with health.serve("127.0.0.1", 0, {"nats": away}) as url:
+    with health.serve("127.0.0.1", 0, "story", {"nats": away}) as url:
         well_enough = await get(f"{url}/live")
         # This call blocks the event loop.
         stuck = httpx.Client(trust_env=False, timeout=30).get(f"{url}/live")
@@ -99,7 +105,7 @@ async def test_a_process_whose_servers_are_away_is_live_and_a_stuck_one_is_not(
 
 
 async def test_it_serves_metrics_and_names_its_paths() -> None:
-    with health.serve("127.0.0.1", 0, {}) as url:
+    with health.serve("127.0.0.1", 0, "story", {}) as url:
         metrics = await get(f"{url}/metrics")
         elsewhere = await get(f"{url}/")
 
@@ -109,10 +115,10 @@ async def test_it_serves_metrics_and_names_its_paths() -> None:
 
 
 async def test_it_includes_the_metrics_of_the_sdk() -> None:
-    with health.serve("127.0.0.1", 0, {}) as sdk:
-        with health.serve("127.0.0.1", 0, {}, f"{sdk}/metrics") as url:
+    with health.serve("127.0.0.1", 0, "story", {}) as sdk:
+        with health.serve("127.0.0.1", 0, "story", {}, f"{sdk}/metrics") as url:
             metrics = await get(f"{url}/metrics")
-        with health.serve("127.0.0.1", 0, {}, f"{sdk}/elsewhere") as url:
+        with health.serve("127.0.0.1", 0, "story", {}, f"{sdk}/elsewhere") as url:
             failed = await get(f"{url}/metrics")
 
     assert metrics.text.count("# TYPE python_info gauge") == 2
@@ -123,10 +129,10 @@ async def test_a_port_that_is_taken_is_refused_and_one_that_was_left_is_not() ->
     (port,) = free_ports(1)
 
     with (
-        health.serve("127.0.0.1", port, {}),
+        health.serve("127.0.0.1", port, "story", {}),
         pytest.raises(StartError, match=f"127.0.0.1:{port}: the port is taken. Set HEALTH_PORT"),
-        health.serve("127.0.0.1", port, {}),
+        health.serve("127.0.0.1", port, "story", {}),
     ):
         pass
-    with health.serve("127.0.0.1", port, {}) as url:
+    with health.serve("127.0.0.1", port, "story", {}) as url:
         assert (await get(f"{url}/health")).status_code == 200
