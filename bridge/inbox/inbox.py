@@ -201,6 +201,7 @@ class Inbox:
     # --- fetching and settling ----------------------------------------------------------------
 
     async def _consume(self, consumer: Consumer) -> None:
+        away = False
         while not self._stopping.is_set():
             try:
                 shared = await self._jetstream.pull_subscribe_bind(
@@ -212,6 +213,7 @@ class Inbox:
                             await self._settle(consumer, messages)
                         else:  # raises if the consumer was removed: no messages come then either
                             await self._jetstream.consumer_info(consumer.stream, consumer.name)
+                        away = False
                 finally:
                     await shared.unsubscribe()
             except Stopping:
@@ -221,7 +223,9 @@ class Inbox:
                 await consumers.reconcile(self._jetstream)
             except (nats_errors.Error, OSError) as error:
                 # Messages that were fetched are not acknowledged, and are delivered again.
-                log.warning("NATS does not answer", consumer=consumer.name, error=repr(error))
+                if not away:  # logged once; the connection logs each attempt to connect
+                    log.warning("NATS does not answer", consumer=consumer.name, error=repr(error))
+                away = True
                 await self._wait(STORE_AGAIN_S[1])
 
     async def _fetched(self, shared: JetStreamContext.PullSubscription) -> list[Msg]:

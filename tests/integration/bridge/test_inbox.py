@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,15 +11,17 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from neo4j import AsyncDriver
 from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.activities import Graph
 from activities.graph.changes import Change
-from bridge.inbox.inbox import LAST_DELIVERY, Inbox
+from bridge.inbox.inbox import AT_ONCE, LAST_DELIVERY, Inbox
 from bridge.jetstream import consumers, streams
 from bridge.jetstream.consumers import CONSUMERS
 from bridge.jetstream.dead_letters import DeadLetter, DeadLetters
@@ -501,6 +504,44 @@ async def test_a_removed_consumer_is_created_again(
 
         await until(both_stored)
         await until(all_there)
+
+
+async def test_an_outage_of_nats_is_logged_once_for_each_consumer(
+    bus: JetStreamContext,
+    nats_client: Nats,
+    nats_server: RunningServer,
+    graph: Graph,
+    driver: AsyncDriver,
+    temporal_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fetched, failures = Inbox._fetched, 0
+
+    async def counted(self: Inbox, shared: JetStreamContext.PullSubscription) -> list[Msg]:
+        nonlocal failures
+        try:
+            return await fetched(self, shared)
+        except Exception:
+            failures += 1
+            raise
+
+    monkeypatch.setattr(Inbox, "_fetched", counted)
+    monkeypatch.setattr("bridge.inbox.inbox.STORE_AGAIN_S", (0.05, 0.05))
+    monkeypatch.setattr("bridge.inbox.inbox.FETCH_WITHIN_S", 0.5)
+    story = a_story()
+    with capture_logs() as logs:
+        async with consuming(nats_client, graph, temporal_client):
+            await nats_server.kill()
+            await until(lambda: failures >= 5 * AT_ONCE * len(CONSUMERS))
+            await nats_server.start()
+            await until(lambda: nats_client.is_connected)
+            await send(bus, TRANSITIONED, moved(story))
+            await settled(bus)
+
+    said = Counter(each["consumer"] for each in logs if each["event"] == "NATS does not answer")
+    assert said.keys() == {consumer.name for consumer in CONSUMERS}
+    assert max(said.values()) <= AT_ONCE
+    assert await count(driver, "PhaseTransition", story) == 1
 
 
 async def test_the_lag_of_a_consumer_is_a_metric(
