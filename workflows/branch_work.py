@@ -39,17 +39,20 @@ class BranchWork:
     async def place(self) -> None:
         """Create the branch once the scope is approved.
 
-        Before a plan runs, it is put back to where the last one that ended has left it.
+        Before a plan runs, and after work was stopped that may have merged changes, it is put back
+        to where the last work that ended has left it.
         """
         story = self.of.story
-        if story.branch is None or story.spec.work not in WORKS_IN_REPOSITORY or story.outlived:
+        if story.branch is None or story.outlived:
             return
-        if story.branch.head and story.spec.work != "plan":
+        strays = story.strays and workflow.patched("stray-merges-undone")
+        works = story.spec.work in WORKS_IN_REPOSITORY
+        if not strays and (not works or (story.branch.head and story.spec.work != "plan")):
             return
         visit = story.visit
         branch = await story_branch.placed(story.story_id, story.branch)
         self.of.require_visit(visit)
-        story.branch = branch
+        story.branch, story.strays = branch, False
         self.of.show()
 
     async def measure(self, branch: StoryBranch) -> MeasuredChange | None:

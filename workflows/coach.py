@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from temporalio import workflow
-from temporalio.common import Priority
 
 from workflows.search_attributes import STORY_ROLE
-from workflows.stubs import READ_CONFIG, STORE, AgentStub, GraphStub, PlanningStub, agent_call
+from workflows.stubs import (
+    READ_CONFIG,
+    STORE,
+    AgentStub,
+    GraphStub,
+    PlanningStub,
+    agent_call,
+    fair_priority,
+)
 
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import cancelled_as_such
@@ -101,9 +108,7 @@ class CoachWorkflow:
                     agent_call(agent)
                     | {
                         "summary": f"{agent.agent_id} writes the story",
-                        "priority": Priority(
-                            fairness_key=(self.input.actor or workflow.info().workflow_id)[:64]
-                        ),
+                        "priority": fair_priority(self.input.actor or workflow.info().workflow_id),
                     }
                 ),
             )

@@ -33,7 +33,7 @@ from workflows.models.errors import ErrorType, application_error
 from workflows.models.outbox import OutboxState
 from workflows.outbox import Outbox, record_deliberation
 from workflows.search_attributes import STORY_ROLE
-from workflows.stubs import AgentStub, agent_call
+from workflows.stubs import AgentStub, agent_call, fair_priority
 from workflows.time_limit import TimeLimit
 
 with workflow.unsafe.imports_passed_through():
@@ -521,7 +521,13 @@ class DeliberationWorkflow:
         story = workflow.get_external_workflow_handle(self.input.outbox_workflow_id)
         await story.signal(
             REQUEST_WAVE,
-            WaveRequest(workflow_id=workflow.info().workflow_id, wave=wave, usage=self.all_usage()),
+            WaveRequest(
+                workflow_id=workflow.info().workflow_id,
+                wave=wave,
+                usage=self.all_usage(),
+                visit=self.input.visit,
+                phase=self.input.phase,
+            ),
         )
         await workflow.wait_condition(lambda: wave in self.granted)
 
@@ -640,12 +646,12 @@ class DeliberationWorkflow:
         }
 
     def priority(self) -> Priority:
-        """Return a priority by which many calls of one story or caller do not delay the others'.
+        """Return the priority of the calls of this story or caller.
 
         A caller of gRPC may name any story that has no workflow, so it counts as itself.
         """
         of = self.input.actor or self.input.story_id or self.input.task_id
-        return Priority(fairness_key=of[:64])
+        return fair_priority(of)
 
     # --- what people see ------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from workflows.stubs import (
     AgentStub,
     WorkspaceStub,
     agent_call,
+    fair_priority,
     workspace_call,
 )
 
@@ -427,7 +428,7 @@ class ImplementationWorkflow:
 
     def priority(self) -> Priority:
         task = self.input.task
-        return Priority(fairness_key=(task.actor or task.story_id or task.task_id)[:64])
+        return fair_priority(task.actor or task.story_id or task.task_id)
 
     # --- state ----------------------------------------------------------------------------------
 

@@ -259,6 +259,7 @@ class PlanWorkflow:
                     decisions=self.decisions,
                     work=self.work(),
                     attempt=self.input.attempt,
+                    visit=self.input.visit,
                 ),
                 id=deliberation_workflow_id(task.task_id),
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,

@@ -34,7 +34,7 @@ from workflows.stubs import READ_CONFIG, STORE, GraphStub, PlanningStub
 with workflow.unsafe.imports_passed_through():
     from workflows.call_costs import failed_call
     from workflows.early_ends import cut_off
-    from workflows.models.agents import PlannedTask, Proposal, Task
+    from workflows.models.agents import CallUsage, PlannedTask, Proposal, Task
     from workflows.models.deliberation import DeliberationInput, DeliberationResult
     from workflows.models.events import DeliberationStarted
     from workflows.models.ids import deliberation_workflow_id, numbered_plan_id, plan_workflow_id
@@ -67,7 +67,7 @@ class StateWork:
             try:
                 await self._begin()
             except FailureError as error:
-                if story.visit != visit or story.cancelled:
+                if story.visit != visit or story.cancelling:
                     raise
                 if workflow.patched("usage-of-every-try"):
                     story.keep_usage()
@@ -129,7 +129,7 @@ class StateWork:
         """Run the state's council as a child; its decisions become the story's."""
         story, spec = self.of.story, self.of.story.spec
         self.of.work_on(f"the {spec.role} council deliberates")
-        visit = story.visit
+        visit, phase = story.visit, story.state
         await self.of.outbox.recorded()  # The council reads the story from the graph.
         await self._number_after_earlier_runs()
         task_id = f"{story.story_id}-{story.state.lower()}-{story.council_number}"
@@ -159,6 +159,7 @@ class StateWork:
                     decisions=story.told,
                     work=work,
                     attempt=story.attempt,
+                    visit=visit,
                 ),
                 DeliberationResult,
                 council,
@@ -167,15 +168,23 @@ class StateWork:
         except FailureError as error:
             failure = failed_deliberation(error)
             if failure:
-                story.used(council, failure.usage)
+                self._used(council, failure.usage, visit, phase)
             if announced and (end := cut_off(error, task_id, spec.role)):
                 self.of.emit(end)
             raise
-        story.used(council, result.usage)
+        self._used(council, result.usage, visit, phase)
         self.of.require_visit(visit)
         if work and result.change and result.change.commit != work.base:
             await self.of.branch_work.merge(work, task_id, result.change.commit)
         story.take_council(result)
+
+    def _used(self, council: str, calls: list[CallUsage], visit: int, phase: str) -> None:
+        """Store a council's usage under the visit that it worked for, also if that is over."""
+        story = self.of.story
+        if story.visit == visit or not workflow.patched("usage-counts-for-its-visit"):
+            story.used(council, calls)
+        else:
+            story.used(council, calls, visit, phase)
 
     async def _number_after_earlier_runs(self) -> None:
         """Load the numbers of earlier runs once, before the first council.
@@ -291,6 +300,7 @@ class StateWork:
                 task_timeout=self._deliberation_timeout(),
                 work=story.repository_work(),
                 attempt=story.attempt,
+                visit=visit,
             ),
             PlanResult,
             plan_workflow_id(story.story_id, plan.plan_id),

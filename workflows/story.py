@@ -98,7 +98,9 @@ with workflow.unsafe.imports_passed_through():
         BUDGET_ROLE,
         require_amend,
         require_approve,
+        require_new_approval,
         require_new_report,
+        require_open,
         require_raise_budget,
         require_reject,
         require_report,
@@ -170,6 +172,9 @@ class StoryWorkflow:
             raise
         await self.outbox.drained()
         await workflow.wait_condition(workflow.all_handlers_finished)
+        while not self.outbox.empty and workflow.patched("late-entries-published"):
+            await self.outbox.drained()
+            await workflow.wait_condition(workflow.all_handlers_finished)
         return StoryResult(
             story_id=self.story.story_id,
             state=self.story.state,
@@ -188,15 +193,20 @@ class StoryWorkflow:
         via = await self.check_actor(request, request.actor, request.role)
         await self.branch_work.require_shown_commit(request)
         await self.rebasing.require_no_merge()
+        self.require_open("approve")
         transition = require_approve(self.story, request)
+        if self.story.approved_as(request.role) and workflow.patched("roles-approve-once"):
+            require_new_approval(self.story, request)
         self.pass_gate(transition, request, via)
         return self.story.view()
 
     @approve.validator
     def may_approve(self, request: Approve) -> None:
         require_person(request.actor)
+        require_open(self.story, "approve")
         if self.story.process:
             require_approve(self.story, request)
+            require_new_approval(self.story, request)
 
     @workflow.signal(name="approve")
     async def approve_signal(self, request: Any = None) -> None:
@@ -207,6 +217,7 @@ class StoryWorkflow:
         """Take a rejection; pass its reason to the next deliberation."""
         await self.ready()
         via = await self.check_actor(request, request.actor, request.role)
+        self.require_open("reject")
         transition = require_reject(self.story, request)
         self.send_back(transition, request, via)
         return self.story.view()
@@ -214,6 +225,7 @@ class StoryWorkflow:
     @reject.validator
     def may_reject(self, request: Reject) -> None:
         require_person(request.actor)
+        require_open(self.story, "reject")
         if self.story.process:
             require_reject(self.story, request)
 
@@ -226,6 +238,7 @@ class StoryWorkflow:
         """Store a workspace report and score it by the story's rigor."""
         await self.ready()
         via = await self.check_actor(report, report.actor or "unknown")
+        self.require_open("report")
         require_report(self.story)
         if via:
             require_new_report(self.story, report)
@@ -236,6 +249,7 @@ class StoryWorkflow:
     @report.validator
     def may_report(self, report: WorkspaceReport) -> None:
         require_person(report.actor)
+        require_open(self.story, "report")
         require_new_report(self.story, report)
         if self.story.process:
             require_report(self.story)
@@ -249,6 +263,7 @@ class StoryWorkflow:
         """Change the story's text; approvals of the old text have to be given again."""
         await self.ready()
         via = await self.check_actor(request, request.actor, AMENDER)
+        self.require_open("amend")
         way = require_amend(self.story, request)
         changed = self.story.amended(request)
         if changed:
@@ -261,6 +276,7 @@ class StoryWorkflow:
     @amend.validator
     def may_amend(self, request: Amend) -> None:
         require_person(request.actor)
+        require_open(self.story, "amend")
         if self.story.process:
             require_amend(self.story, request)
 
@@ -273,12 +289,14 @@ class StoryWorkflow:
         """Merge the base branch into the story's branch; an approval of the old head is stale."""
         await self.ready()
         via = await self.check_actor(request, request.actor, request.role)
+        self.require_open("rebase")
         await self.rebasing.rebase(request, via)
         return self.story.view()
 
     @rebase.validator
     def may_rebase(self, request: Rebase) -> None:
         require_person(request.actor)
+        require_open(self.story, "rebase")
         if self.story.process:
             self.rebasing.require(request)
 
@@ -292,6 +310,7 @@ class StoryWorkflow:
         await self.ready()
         story = self.story
         via = await self.check_actor(request, request.actor, request.role)
+        self.require_open("raise_budget")
         require_raise_budget(story, request)
         assert story.token_budget is not None
         story.token_budget += request.tokens
@@ -306,6 +325,7 @@ class StoryWorkflow:
     @raise_budget.validator
     def may_raise_budget(self, request: RaiseBudget) -> None:
         require_person(request.actor)
+        require_open(self.story, "raise_budget")
         require_raise_budget(self.story, request)
 
     @workflow.signal(name="raise_budget")
@@ -328,6 +348,15 @@ class StoryWorkflow:
             return
         await self.ready()
         self.emit(RequestRefused(request=name, reason=reason))
+
+    def require_open(self, request: str) -> None:
+        """Refuse a request to a story that ended while the request was checked.
+
+        Raises:
+            ApplicationError: `IllegalMove`.
+        """
+        if self.story.ends and workflow.patched("requests-refused-at-the-end"):
+            require_open(self.story, request)
 
     async def check_actor(self, request: Request, actor: str, *roles: str) -> Via:
         """Return how a request's actor is known; empty in histories of older releases.
@@ -363,7 +392,9 @@ class StoryWorkflow:
     @workflow.signal(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
     async def request_wave(self, request: WaveRequest) -> None:
         """Grant a wave to a deliberation; wait while the budget is used up."""
-        self.story.used(request.workflow_id, request.usage)
+        self.story.used(request.workflow_id, request.usage, request.visit, request.phase)
+        if request.visit and request.visit != self.story.visit:
+            return  # The child is being stopped.
         if workflow.patched("waves-outlive-a-run"):
             self.story.waves.append(request)
             return
@@ -507,10 +538,12 @@ class StoryWorkflow:
                 work.result()
             await workflow.wait_condition(lambda: self.story.visit != visit or self.outgrown())
         except asyncio.CancelledError:
-            self.story.cancelled = True
+            self.story.cancelling = True
             await stopped(work)
+            await self.child.end_left()
             raise
         await stopped(work)
+        await self.child.end_left()
 
     def outgrown(self) -> bool:
         """Return whether to continue as new.
@@ -558,7 +591,10 @@ class StoryWorkflow:
         workflow.continue_as_new(input.model_copy(update={"brief": "", "carried": carried}))
 
     def cancelled(self) -> None:
-        self.story.cancelled = True
+        if self.story.process and self.story.done and workflow.patched("done-stays-done"):
+            self.milestone("NOT_DELIVERED", "the delivery was cancelled")
+            return
+        self.story.cancelling = self.story.cancelled = True
         self.story.working_on = ""
         self.end_waiting(self.story.plan)
         self.close_gate(None)
@@ -594,6 +630,8 @@ class StoryWorkflow:
         Call it after every change.
         """
         story = self.story
+        if story.cancelling and workflow.patched("requests-refused-at-the-end"):
+            return
         if story.work_done and not story.done and not self.rebasing.merging:
             automatic = fsm.automatic_transition(story.machine, story.state, story.facts)
             if automatic:
@@ -750,28 +788,48 @@ class StoryWorkflow:
 
     # --- budget ---------------------------------------------------------------------------------
 
-    async def budget(self) -> None:
-        """Wait until the story is within its token budget; the budget gate is open meanwhile."""
+    async def budget(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Wait until the story is within its token budget; the budget gate is open meanwhile.
+
+        A move closes the gate, so it opens again for what waits in the new state.
+
+        Args:
+            wanted: returns whether anything waits for the budget; if not, this returns too.
+        """
         story = self.story
-        if not story.within_budget and not story.budget_gate:
-            story.budget_gate = True
-            self.emit(GateOpened(gate=BUDGET_GATE, role=BUDGET_ROLE))
-            self.show()
-        await workflow.wait_condition(lambda: story.within_budget)
+
+        def enough() -> bool:
+            return story.within_budget or not wanted()
+
+        while True:
+            if not enough() and not story.budget_gate:
+                story.budget_gate = True
+                self.emit(GateOpened(gate=BUDGET_GATE, role=BUDGET_ROLE))
+                self.show()
+            await workflow.wait_condition(
+                lambda: enough() or not (story.budget_gate or story.cancelling)
+            )
+            if enough():
+                return
+            if not workflow.patched("budget-gate-opens-again"):
+                await workflow.wait_condition(enough)
+                return
 
     async def grant_waves(self) -> None:
         """Grant the waiting waves in order, whenever the budget allows."""
         story = self.story
         while True:
             await workflow.wait_condition(lambda: bool(story.waves))
-            await self.budget()
+            await self.budget(wanted=lambda: bool(story.waves))
+            if not story.waves:
+                continue
             request = story.waves[0]
             deliberation = workflow.get_external_workflow_handle(request.workflow_id)
             with suppress(FailureError):  # It was stopped while it waited.
                 await deliberation.signal(DeliberationWorkflow.grant_wave, request.wave)
             # Only now: the server drops a signal whose run continues as new in the same workflow
             # task, and then the next run has to send it.
-            story.waves.pop(0)
+            story.waves = [wave for wave in story.waves if wave is not request]
 
     # --- notifications --------------------------------------------------------------------------
 

@@ -63,6 +63,26 @@ def require_approve(story: Story, request: Approve) -> Transition:
     return transition
 
 
+def require_new_approval(story: Story, request: Approve) -> None:
+    """Refuse an approval in a role that has approved what the gate shows."""
+    if by := story.approved_as(request.role):
+        raise application_error(
+            ErrorType.GATE_ROLE,
+            f"role: {by} has approved {request.gate!r} as {request.role}; it waits for "
+            f"{story.next_role(request.gate)}",
+        )
+
+
+def require_open(story: Story, request: str) -> None:
+    """Refuse a request to a story that has ended or is being cancelled."""
+    if story.ends:
+        raise application_error(
+            ErrorType.ILLEGAL_MOVE,
+            f"{request}: the story {'is cancelled' if story.cancelling else 'has ended'}; start it "
+            "again under its id, or start another one",
+        )
+
+
 def require_reject(story: Story, request: Reject) -> Transition:
     """Return the rejection that the request takes."""
     transition = fsm.rejection(story.machine, story.state, request.event)

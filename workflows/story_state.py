@@ -100,6 +100,8 @@ class Story(BaseModel):
     """True if this visit has merged the base into a head that was measured."""
     remeasure: bool = False
     """True until the fleet has measured the head of a rebase."""
+    strays: bool = False
+    """True if work was stopped that may have merged changes, until the branch is put back."""
     visit: int = 0
     """A counter of transitions and amendments: work started before the last one is stale."""
     attempts: dict[str, int] = {}
@@ -156,6 +158,8 @@ class Story(BaseModel):
     token_budget: int | None = None
     budget_gate: bool = False
     context_version: int = 0
+    cancelling: bool = False
+    """True from a cancellation on; `cancelled`: its event is in the outbox."""
     cancelled: bool = False
     timeline: list[TimelineEntry] = []
     outbox: OutboxState = OutboxState()
@@ -184,6 +188,11 @@ class Story(BaseModel):
     @property
     def done(self) -> bool:
         return self.state == self.machine.final
+
+    @property
+    def ends(self) -> bool:
+        """Whether the story takes no requests: it is done, or is being cancelled."""
+        return self.cancelling or (self.process is not None and self.done)
 
     @property
     def spec(self) -> StateSpec:
@@ -395,6 +404,8 @@ class Story(BaseModel):
 
     def enter(self, state: str) -> None:
         """Start a visit of a state; drop the results that its work will replace."""
+        self.strays = self.strays or (not self.work_done and bool(self.branch and self.branch.head))
+        self.waves = [wave for wave in self.waves if not wave.visit]  # else of the visit that ends
         self.state = state
         self.visit += 1
         self.attempts[state] = self.visited(state) + 1
@@ -554,11 +565,10 @@ class Story(BaseModel):
     def has_unsent(self) -> bool:
         return bool(self.unsent_decisions or self.unsent_milestones)
 
-    def taken_unsent(self) -> tuple[list[DecisionAdded], list[MilestoneReached]]:
-        """Return and clear the decisions and milestones that the child has not been sent yet."""
-        unsent = self.unsent_decisions, self.unsent_milestones
-        self.unsent_decisions, self.unsent_milestones = [], []
-        return unsent
+    def sent(self, decisions: list[DecisionAdded], milestones: list[MilestoneReached]) -> None:
+        """Note what the child has been sent; versions that came meanwhile are still unsent."""
+        self.unsent_decisions = [each for each in self.unsent_decisions if each not in decisions]
+        self.unsent_milestones = [each for each in self.unsent_milestones if each not in milestones]
 
     def take_milestones(
         self, milestones: Iterable[MilestoneReached], at: str, child_runs: bool
@@ -587,9 +597,16 @@ class Story(BaseModel):
     def within_budget(self) -> bool:
         return self.token_budget is None or self.tokens_used < self.token_budget
 
-    def used(self, run: str, calls: Iterable[CallUsage]) -> None:
-        """Store what one run of a deliberation has used so far; a later call replaces it."""
-        self.usage[f"{self.visit}/{run}"] = summed(self.state, calls)
+    def used(self, run: str, calls: Iterable[CallUsage], visit: int = 0, phase: str = "") -> None:
+        """Store what one run of a deliberation has used so far; a later call replaces it.
+
+        Args:
+            run: the deliberation.
+            calls: all of its calls so far.
+            visit: the visit that it worked for; 0: the current one.
+            phase: the state of that visit; empty: the current one.
+        """
+        self.usage[f"{visit or self.visit}/{run}"] = summed(phase or self.state, calls)
 
     def keep_usage(self) -> None:
         """Keep the usage of a failed try: the next try stores its own under the same names."""
@@ -645,6 +662,10 @@ class Story(BaseModel):
         """
         budget = {BUDGET_GATE: BUDGET_ROLE} if self.budget_gate else {}
         return budget | ({self.gate: self.next_role(self.gate)} if self.gate else {})
+
+    def approved_as(self, role: str) -> str:
+        """Return who has approved what the gate shows in this role; empty if nobody has."""
+        return next((each.actor for each in self.approvals if each.role == role), "")
 
     def next_role(self, gate: str) -> str:
         """Return the role whose guard of the gate has not been passed yet."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import activity
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
 
 from workflows.models.acceptance import AcceptanceQuery, AcceptanceRuns
@@ -30,6 +30,7 @@ from workflows.models.agents import (
     WriteStoryAnswer,
     WriteStoryInput,
 )
+from workflows.models.base import content_hash
 from workflows.models.branches import (
     BaseNow,
     BaseQuery,
@@ -107,6 +108,15 @@ NATS_CALL = ActivityConfig(
 External agents are not notified of a cancellation, so the workflow does not wait for it: the call
 is given up at the agent's next message, and its answer is rejected.
 """
+
+FAIRNESS_KEY_BYTES = 64
+"""The longest key that Temporal accepts."""
+
+
+def fair_priority(of: str) -> Priority:
+    """Return a priority by which many calls of one story or caller do not delay the others'."""
+    return Priority(fairness_key=of if len(of.encode()) <= FAIRNESS_KEY_BYTES else content_hash(of))
+
 
 CHECK = ActivityConfig(
     task_queue=AGENTS_QUEUE,

@@ -75,5 +75,7 @@ class TimeLimit:
         left = max(self.left, SHORTEST)
         while left > timedelta():
             await workflow.sleep(left, summary=summary)
+            if self._began is None and workflow.patched("time-limits-rest-between-tasks"):
+                await workflow.wait_condition(lambda: self._began is not None)
             running = workflow.now() - self._began if self._began else timedelta()
             left = self.left - running

@@ -158,6 +158,8 @@ class DeliberationInput(Request):
     """None: the council deliberates in Markdown."""
     attempt: int = Field(default=1, ge=1)
     """Which try this is, if the work of a story's state has failed before."""
+    visit: int = Field(default=0, ge=0)
+    """The story's visit of the state that it works for; 0: it works for no story."""
 
 
 class RecordedDecision(Model):
@@ -227,11 +229,19 @@ class DeliberationRecord(Model):
 
 
 class WaveRequest(Model):
-    """A child's request to its story to grant a wave. `usage`: all of the child's calls so far."""
+    """A child's request to its story to grant a wave.
+
+    Attributes:
+        usage: all of the child's calls so far.
+        visit: the story's visit that the child works for; 0: the current one.
+        phase: the state of that visit.
+    """
 
     workflow_id: WorkflowId
     wave: str
     usage: list[CallUsage]
+    visit: int = 0
+    phase: str = ""
 
 
 class ChildRun(Model):

@@ -73,6 +73,7 @@ class PlanInput(Request):
             councils deliberate in Markdown.
         max_tasks: the most tasks, if they are derived.
         attempt: which try this is, if the work of the story's state has failed before.
+        visit: the story's visit of the state that runs the plan; 0: it runs without a story.
         carried: set by continue-as-new only.
     """
 
@@ -89,6 +90,7 @@ class PlanInput(Request):
     work: RepositoryWork | None = None
     max_tasks: MaxTasks = MAX_TASKS
     attempt: int = Field(default=1, ge=1)
+    visit: int = Field(default=0, ge=0)
     carried: PlanProgress | None = None
 
 

@@ -46,7 +46,7 @@ def test_a_story_forgets_what_was_withdrawn_and_passes_it_on() -> None:
     )
 
     assert story.told == []
-    decisions, _ = story.taken_unsent()
+    decisions = story.unsent_decisions
     assert [(each.title, each.withdrawn) for each in decisions] == [("No SMS", True)]
     assert holding(decisions) == []
 
@@ -59,7 +59,7 @@ def test_milestones_are_taken_once_and_the_newest_are_kept() -> None:
         story.take_milestones(many, "2026-01-01T00:00:00Z", child_runs=True)
 
     assert len(story.timeline) == 150
-    assert story.taken_unsent()[1] == milestones_with([], many) == many[-KEPT:]
+    assert story.unsent_milestones == milestones_with([], many) == many[-KEPT:]
 
 
 async def test_a_flood_of_decisions_goes_to_the_child_in_few_signals(
