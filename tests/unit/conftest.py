@@ -477,6 +477,8 @@ class InstantBranches(InWorld, BranchStub):
 
     @activity.defn
     async def push_branch(self, point: BranchPoint) -> None:
+        if held := self.world.hold.get("push_branch"):
+            await held.wait()
         await self.branches.push_branch(point)
 
 

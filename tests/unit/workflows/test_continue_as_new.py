@@ -173,6 +173,35 @@ async def test_a_child_that_goes_on_is_stopped_when_its_story_moves(
     await story.finish()
 
 
+@pytest.mark.parametrize("way", ["cancelled", "amended"])
+async def test_a_child_that_goes_on_is_stopped_though_the_graph_is_away(
+    impatient: Client, world: World, way: str
+) -> None:
+    """The next run waits until its events are stored before it waits for the child."""
+    story, child = await held_in(impatient, world, "DESIGN")
+    world.graph_open.clear()
+    await story.handle.signal("approve", None)  # refused, which is an event
+    await flooded(impatient, story)
+
+    if way == "cancelled":
+        await story.handle.cancel()
+    else:
+        await story.update("amend", brief="Another one.")
+
+    await until(
+        impatient.get_workflow_handle(child).describe,
+        lambda described: described.status == WorkflowExecutionStatus.CANCELED,
+    )
+    world.graph_open.set()
+    world.hold["propose"].set()
+    if way == "amended":
+        await story.finish()
+        return
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+    assert world.subjects()[-1] == "planning.story.cancelled"
+
+
 async def test_a_wave_that_waits_for_the_budget_begins_in_a_later_run(
     impatient: Client, world: World
 ) -> None:

@@ -169,6 +169,16 @@ async def timers_of(handle: WorkflowHandle[Any, Any]) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("actor", ["a" * 200, "я" * 33, "中" * 200])
+async def test_a_council_answers_a_caller_whatever_its_name(
+    fleet: Client, world: World, actor: str
+) -> None:
+    """Temporal takes keys of fairness of up to 64 bytes."""
+    handle = await start(fleet, world, actor=actor)
+
+    assert (await handle.result()).status == "completed"
+
+
 async def test_all_waves_of_a_council_share_a_timer(fleet: Client, world: World) -> None:
     handle = await start(fleet, world)
     await handle.result()

@@ -51,6 +51,21 @@ def test_a_story_forgets_what_was_withdrawn_and_passes_it_on() -> None:
     assert holding(decisions) == []
 
 
+def test_news_that_come_while_earlier_ones_are_sent_stay_unsent() -> None:
+    """The earlier ones stay too until they are sent: a story may continue as new meanwhile."""
+    story = Story.begin(StoryInput(story_id="US-1", title="Shorten links"))
+    first = DecisionAdded(decision_id="d1", title="No SMS")
+    later = DecisionAdded(decision_id="d1", title="No SMS and no mail")
+    story.take_decisions([first, DecisionAdded(decision_id="d2", title="No fax")], child_runs=True)
+    sending = story.unsent_decisions
+
+    assert story.has_unsent
+    story.take_decisions([later], child_runs=True)
+    story.sent(sending, [])
+
+    assert story.unsent_decisions == [later]
+
+
 def test_milestones_are_taken_once_and_the_newest_are_kept() -> None:
     many = [MilestoneReached(milestone_id=f"m{n}", event_type="DEMO") for n in range(150)]
     story = Story.begin(StoryInput(story_id="US-1", title="Shorten links"))

@@ -337,6 +337,12 @@ async def test_a_signal_does_what_the_update_does(start_story: StartStory) -> No
     await story.until(state="DESIGN")
 
 
+async def refusals(story: RunningStory) -> list[str]:
+    """Return the refusals of signals in the timeline."""
+    lines = [TimelineEntry.model_validate(x) for x in await story.handle.query("timeline")]
+    return [line.text for line in lines if line.event == "RequestRefused"]
+
+
 @pytest.mark.parametrize(
     "payload",
     [{"gate": "docs_ready", "actor": "ana", "role": "PO"}, {"gate": "x"}, "nonsense", None],
@@ -349,11 +355,7 @@ async def test_a_refused_signal_is_recorded_with_its_reason(
 
     await story.handle.signal("approve", payload)
 
-    async def refusals() -> list[str]:
-        lines = [TimelineEntry.model_validate(x) for x in await story.handle.query("timeline")]
-        return [line.text for line in lines if line.event == "RequestRefused"]
-
-    assert (await until(refusals))[0].startswith("Approve refused: ")
+    assert (await until(lambda: refusals(story)))[0].startswith("Approve refused: ")
     assert await story.state() == before
 
 
@@ -515,6 +517,101 @@ async def test_a_spent_budget_opens_its_gate_and_a_po_raises_it(
     assert (await story.state()).tokens_used == 200 * len(world.calls)
 
 
+async def test_a_budget_gate_that_a_move_closes_opens_again_for_the_next_council(
+    start_story: StartStory, world: World
+) -> None:
+    world.tokens = 100
+    story = await start_story(token_budget=500)
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    await story.until(gate="budget")
+
+    view = await story.update("amend", brief="Another one.")
+    assert "budget" not in view.open_gates
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+
+    await story.until(state="DESIGN", gate="budget")
+    await story.update("raise_budget", tokens=100_000, actor="ana", role="PO")
+    await story.until(gate="approve_design")
+    gates = [e.body["gate"] for e in world.recorded if e.kind == "GateOpened"]
+    assert gates == ["approve_scope", "budget"] * 2 + ["approve_design"]
+
+
+async def test_usage_that_comes_after_a_move_counts_once_and_for_its_own_phase(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story(token_budget=1_000_000)
+    await story.to("DESIGN")
+    await story.until(gate="approve_design")
+    usage = {"act": "propose", "agent_id": "a", "role": "QA", "model": "m", "tokens_in": 7}
+    visit_of_design = 3
+    wave = {
+        "workflow_id": "deliberation-of-a-test",
+        "wave": "run/1",
+        "usage": [usage],
+        "visit": visit_of_design,
+        "phase": "DESIGN",
+    }
+
+    async def lines() -> list[tuple[str, int]]:
+        found = [UsageLine.model_validate(x) for x in await story.handle.query("usage")]
+        return [(line.phase, line.tokens_in) for line in found if line.role == "QA"]
+
+    await story.handle.signal("request_wave", wave)
+    await until(lines, lambda found: found == [("DESIGN", 7)])
+    await story.update("amend", brief="Another one.")
+    more = {**wave, "usage": [usage | {"tokens_in": 9}]}
+    await story.handle.signal("request_wave", more)
+
+    await until(lines, lambda found: found != [("DESIGN", 7)])
+    assert await lines() == [("DESIGN", 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("approve", {"gate": "qa_passed", "actor": "ana", "role": "QA"}),
+        ("reject", {"event": "reject_quality", "actor": "ana", "role": "QA", "reason": "no"}),
+        ("report", GOOD_REPORT | {"job_id": "late"}),
+        ("amend", {"brief": "Another one.", "actor": "ana"}),
+        ("raise_budget", {"tokens": 5, "actor": "ana", "role": "PO"}),
+    ],
+)
+async def test_a_story_takes_no_requests_while_it_is_being_cancelled(
+    start_story: StartStory, world: World, name: str, request_: dict[str, Any]
+) -> None:
+    story = await start_story(token_budget=1_000_000)
+    await story.to("TEST")
+    await story.until(gate="qa_passed")
+    world.bus_open.clear()  # so that its events are waited for
+
+    await story.handle.cancel()
+    await story.until(cancelled=True)
+    with refused("IllegalMove", f"{name}: the story is cancelled"):
+        await story.update(name, **request_)
+    await story.handle.signal(name, request_)
+    assert (await until(lambda: refusals(story)))[0].endswith("or start another one")
+
+    world.bus_open.set()
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+    assert world.subjects(story.story_id)[-1] == "planning.story.cancelled"
+
+
+async def test_the_budget_of_a_story_that_is_done_cannot_be_raised(
+    start_story: StartStory, world: World
+) -> None:
+    story = await start_story(token_budget=1_000_000)
+    await story.to("DOCS")
+    await story.until(gate="docs_ready")
+    world.bus_open.clear()
+    await story.approve("docs_ready")
+
+    with refused("IllegalMove", "raise_budget: the story has ended"):
+        await story.update("raise_budget", tokens=5, actor="ana", role="PO")
+
+
 async def test_raising_the_budget_of_a_story_without_one_is_refused(
     start_story: StartStory,
 ) -> None:
@@ -617,6 +714,8 @@ async def test_each_approval_has_its_own_id_also_when_a_role_approves_again(
     await story.approve("qa_passed", "QA")
     await story.report(job_id="another")
     await story.approve("qa_passed", "QA")
+    with refused("GateRole", "ana has approved 'qa_passed' as QA; it waits for SECURITY"):
+        await story.update("approve", gate="qa_passed", actor="ben", role="QA")
     await story.approve("qa_passed", "SECURITY")
     await story.finish()
     await story.handle.result()

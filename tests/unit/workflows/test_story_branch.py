@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,49 @@ async def test_tasks_that_run_at_once_are_merged(
     assert len(in_store(repo.store, "rev-list", "--parents", "-1", head).split()) == 3
     assert in_store(repo.store, "show", f"{head}:README.md") == README["README.md"].strip()
     assert "left + right" in in_store(repo.store, "show", f"{head}:adder/__init__.py")
+
+
+@pytest.mark.parametrize("way", ["rejected", "amended"])
+async def test_what_a_stopped_plan_has_merged_leaves_the_branch_again(
+    start: StartStory, repo: Repo, world: World, way: str
+) -> None:
+    world.hold["Test it"] = asyncio.Event()
+    story = await start(repository="sample")
+    await to_gate(story, "approve_design")
+    await story.approve("approve_design")
+    name = f"story/{story.story_id}"
+    await until(lambda: repo.at(repo.store, name) != repo.base)
+
+    if way == "rejected":
+        await story.reject("reject_build")
+    else:
+        await story.update("amend", brief="Another one.")
+        await story.until(gate="approve_scope")
+        await story.approve("approve_scope")
+    world.hold["Test it"].set()
+    await story.until(gate="approve_design")
+
+    assert repo.at(repo.store, name) == (await view_of(story)).head == repo.base
+    assert (await story.approve("approve_design")).state == "BUILD"
+
+
+async def test_a_story_whose_delivery_is_cancelled_stays_done(
+    start: StartStory, repo: Repo, world: World
+) -> None:
+    world.repositories["sample"] = repo.entry.model_copy(update={"push": True})
+    world.hold["push_branch"] = asyncio.Event()
+    story = await start(repository="sample")
+    await to_gate(story, "docs_ready")
+    await story.approve("docs_ready")
+
+    await story.handle.cancel()
+    await until(lambda: lines(story, "NOT_DELIVERED"))
+    world.hold["push_branch"].set()
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+
+    assert world.transitions()[-1] == ("DOCS", "docs_ready", "DONE")
+    assert "planning.story.cancelled" not in world.subjects()
 
 
 async def test_an_id_that_is_used_again_begins_a_new_branch(
