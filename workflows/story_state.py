@@ -664,7 +664,7 @@ class Story(BaseModel):
         return budget | ({self.gate: self.next_role(self.gate)} if self.gate else {})
 
     def approved_as(self, role: str) -> str:
-        """Return who has approved what the gate shows in this role; empty if nobody has."""
+        """Return who has approved what the gate shows in this role; empty if no one has."""
         return next((each.actor for each in self.approvals if each.role == role), "")
 
     def next_role(self, gate: str) -> str:

@@ -192,12 +192,20 @@ FOLLOW = ActivityConfig(
 )
 """Options for waiting for a workflow's end: renewed every hour and retried without limit."""
 
-CHECK_ACTOR = LocalActivityConfig(
+CHECK_ACTOR = ActivityConfig(
+    task_queue=STORY_QUEUE,
     start_to_close_timeout=timedelta(seconds=6),
     schedule_to_close_timeout=timedelta(seconds=20),
     retry_policy=RetryPolicy(maximum_attempts=3),
 )
-"""Options of the check of an actor: the story's own worker makes it, and the caller waits."""
+"""Options of the check of an actor, for which the caller waits."""
+
+CHECK_ACTOR_LOCALLY = LocalActivityConfig(
+    start_to_close_timeout=timedelta(seconds=6),
+    schedule_to_close_timeout=timedelta(seconds=20),
+    retry_policy=RetryPolicy(maximum_attempts=3),
+)
+"""Options of the same in histories of older releases."""
 
 MIRROR = ActivityConfig(
     task_queue=BRIDGE_QUEUE,

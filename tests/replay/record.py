@@ -160,6 +160,11 @@ async def signed(start: StartStory, _: World) -> RunningStory:
     return await story.finish()
 
 
+async def checked_by_activities(start: StartStory, world: World) -> RunningStory:
+    """Check the actors of signed requests in activities, not in local ones."""
+    return await signed(start, world)
+
+
 async def stale_approval(start: StartStory, world: World) -> RunningStory:
     """Send a stale approval by signal.
 
@@ -288,6 +293,39 @@ async def budget_gate(start: StartStory, world: World) -> RunningStory:
     await story.until(gate="budget")
     await story.update("raise_budget", tokens=1_000_000, actor="ana", role="PO")
     return await story.finish()
+
+
+async def budget_gate_again(start: StartStory, world: World) -> RunningStory:
+    """Amend the story while its council waits for the budget; the next council waits again."""
+    world.tokens = 100
+    story = await start(token_budget=500)
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    await story.until(gate="budget")
+    await story.update("amend", brief="Another one.")
+    await story.until(gate="approve_scope")
+    await story.approve("approve_scope")
+    await story.until(state="DESIGN", gate="budget")
+    await story.update("raise_budget", tokens=1_000_000, actor="ana", role="PO")
+    return await story.finish()
+
+
+async def amended_while_cancelled(client: Client, world: World) -> dict[str, str]:
+    """Cancel a story while NATS is away; an amendment by signal is refused meanwhile."""
+    story = await StartStory(client, world)()
+    await story.until(gate="approve_scope")
+    world.bus_open.clear()
+    await story.handle.cancel()
+    await story.until(cancelled=True)
+    await story.handle.signal("amend", {"brief": "Another one.", "actor": "ana"})
+    await until(
+        lambda: story.handle.query("timeline"),
+        lambda lines: lines[-1]["event"] == "RequestRefused",
+    )
+    world.bus_open.set()
+    with suppress(WorkflowFailureError):
+        await story.handle.result()
+    return {"story": story.handle.id}
 
 
 async def near_tie(start: StartStory, world: World) -> RunningStory:
@@ -463,6 +501,7 @@ PATHS: dict[str, Path_] = {
         rejected_test,
         rejected_docs,
         amended,
+        checked_by_activities,
         stale_approval,
         failed_quorum,
         paid_failures,
@@ -474,6 +513,7 @@ PATHS: dict[str, Path_] = {
         earlier_runs,
         waves_in_order,
         budget_gate,
+        budget_gate_again,
         near_tie,
         starts_announced,
         unchecked,
@@ -729,6 +769,28 @@ async def delivered(client: Client, world: World) -> dict[str, str]:
     return {"story": story.handle.id, "plan": plan_workflow_id(story.story_id, plan)}
 
 
+async def merges_undone(client: Client, world: World) -> dict[str, str]:
+    """Reject the build of a story in a repository when its plan has merged the first change."""
+    world.hold["Test it"] = asyncio.Event()
+    with TemporaryDirectory(prefix="fleet-") as folder:
+        world.folder = Path(folder)
+        origin = world.folder / "origin"
+        origin.mkdir()
+        entry = Repository(key="sample", url=make_repository(origin))
+        world.repositories = {entry.key: entry}
+        world.edits = {"Build it": FIX, "Test it": README}
+        async with committing_councils(client, world) as queue:
+            story = await StartStory(client, world, queue)(repository=entry.key)
+            for gate in ("approve_scope", "approve_design"):
+                await story.until(gate=gate)
+                await story.approve(gate)
+            await until(lambda: "TaskCompleted" in [entry.kind for entry in world.recorded])
+            await story.reject("reject_build")
+            world.hold["Test it"].set()
+            await story.finish()
+    return {"story": story.handle.id}
+
+
 async def council_of_changes(client: Client, world: World) -> dict[str, str]:
     """Let three agents change a repository within a budget: one breaks a test, one does nothing."""
     story = await StartStory(client, world)(token_budget=50)
@@ -813,6 +875,8 @@ CALLS: dict[str, Call_] = {
         implementation_failed,
         implementation_cancelled,
         delivered,
+        merges_undone,
+        amended_while_cancelled,
         council_of_changes,
         criteria_tested,
         repaired,
