@@ -18,7 +18,14 @@ try:
     from deploy.local.parts import Part
     from deploy.local.server import NotInstalled, ServerNotReady
     from deploy.local.settings import InvalidStackSettings, StackSettings
-    from deploy.local.stack import PartStatus, PortsTaken, Stack, Stage, StillRunning
+    from deploy.local.stack import (
+        OtherSettings,
+        PartStatus,
+        PortsTaken,
+        Stack,
+        Stage,
+        StillRunning,
+    )
     from deploy.local.supervisor import SupervisorFailed
 except ModuleNotFoundError as missing:
     raise SystemExit(
@@ -243,7 +250,13 @@ def _answering_errors() -> None:
         )
     except ServerNotReady as error:
         _fail(f"{error}{_end_of(error.log)}\nwhat runs is left running: correct it, then try again")
-    except (InvalidStackSettings, NotInstalled, StillRunning, SupervisorFailed) as error:
+    except (
+        InvalidStackSettings,
+        NotInstalled,
+        OtherSettings,
+        StillRunning,
+        SupervisorFailed,
+    ) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{type(error).__name__}: {error}")
