@@ -109,7 +109,9 @@ def status(
 
 @app.command()
 def logs(
-    parts: Annotated[list[str] | None, typer.Argument(help="Whose logs; all without.")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Parts whose logs are shown; all if none is named.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of each log.")] = 20,
 ) -> None:
@@ -245,8 +247,9 @@ def _answering_errors() -> None:
         app()
     except PortsTaken as error:
         _fail(
-            f"{error}\nend it, or give the part another port (see deploy/local/settings.py), or "
-            "start this stack with --free-ports, or use the server that runs there by its address"
+            f"{error}\nend it, or give the part another port (docs/settings.md names the "
+            "variables), or start this stack with --free-ports, or use the server that runs there "
+            "by its address"
         )
     except ServerNotReady as error:
         _fail(f"{error}{_end_of(error.log)}\nwhat runs is left running: correct it, then try again")
