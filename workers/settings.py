@@ -171,7 +171,7 @@ class Settings(BaseSettings):
     )
     cached_workflows: Annotated[int, Field(ge=1, le=100_000)] = Field(
         500,
-        description="open workflows that a process `story` keeps in memory, 0.26 MiB for "
+        description="open workflows that a process `story` keeps in memory, 0.25 MiB for "
         "each that waits; others are replayed from their history when they go on",
     )
     fleet_config: DirectoryPath = Field(
