@@ -44,7 +44,7 @@ class ServeSettings(BaseSettings):
     vllm_tensor_parallel_size: int = Field(
         1, ge=1, description="GPUs that share one copy of the model"
     )
-    vllm_min_replicas: int = Field(1, ge=1, description="least copies of the model")
+    vllm_min_replicas: int = Field(1, ge=1, description="fewest copies of the model")
     vllm_max_replicas: int = Field(
         1, ge=1, description="most copies of the model; Ray adds one where all have much to do"
     )
