@@ -30,7 +30,7 @@ class Children:
 
         Raises:
             ApplicationError: not retryable: the child's own error; of type ChildEnded if it was
-                cancelled, terminated or timed out, or if Temporal no longer has it.
+                cancelled, terminated or timed out, or if Temporal does not have it.
             ApplicationError: retryable: of type WorkerDrains, if this worker stops.
             RPCError: Temporal does not answer.
         """
@@ -54,7 +54,7 @@ class Children:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            raise _ended(child, "Temporal no longer has it") from error
+            raise _ended(child, "Temporal does not have it") from error
         finally:
             result.cancel()
             draining.cancel()

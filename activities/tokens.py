@@ -167,7 +167,7 @@ def read_proof(keys: Sequence[str], proof: str, workflow_id: str, content: str) 
         claims, token = _signed_by_token(keys, proof, signed, workflow_id)
     except (jwt.InvalidTokenError, TypeError) as error:
         raise application_error(
-            ErrorType.UNAUTHENTICATED, f"proof: does not hold: {error}; {SIGN}"
+            ErrorType.UNAUTHENTICATED, f"proof: is not valid: {error}; {SIGN}"
         ) from None
     if claims["req"] != content:
         raise application_error(ErrorType.UNAUTHENTICATED, f"proof: is for another request; {SIGN}")

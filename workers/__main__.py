@@ -1,7 +1,7 @@
 """`python -m workers story|agents|context|bridge|inbox|grpc|workspace|codec|all`.
 
 It runs until a signal. `python -m workers grpc SERVICE` serves one of the five services alone.
-`python -m workers settings` prints every setting as a Markdown table. With `--prepare`, a process
+`python -m workers settings` prints every setting as Markdown tables. With `--prepare`, a process
 updates what it owns (schema, councils, streams, consumers, search attributes) and exits.
 """
 
@@ -14,6 +14,7 @@ from typing import NoReturn
 from workers.data_frames import leave_out_data_frames
 from workers.environment import SERVICES, InvalidSettings
 from workers.exit import leave
+from workers.serve_settings import ServeSettings
 from workers.settings import MockRefused, load, table
 
 NAMES = ("story", "agents", "context", "bridge", "inbox", "grpc", "workspace", "codec", "all")
@@ -44,6 +45,8 @@ def main() -> NoReturn:
         parser.error(f"{arguments.service}: only `grpc` takes a service")
     if name == "settings":
         print(table())
+        print("\n`python -m workers.serve`, which serves the LLM, reads only the environment:\n")
+        print(table(ServeSettings))
         leave(0)
     try:
         settings = load()

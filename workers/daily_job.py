@@ -57,7 +57,7 @@ class DailyJob(ABC):
             self._running = False
 
     async def shutdown(self) -> None:
-        """Start no more work."""
+        """Start no further work."""
         self._stopping.set()
 
     async def _work_or_free(self) -> None:

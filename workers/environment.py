@@ -20,7 +20,7 @@ OF_OTHER_PROCESSES = frozenset(
         # deploy.local: the stack on one machine, and its setup
         *("fleet_home", "fleet_serve", "temporal_port", "temporal_ui_port", "nats_port"),
         *("valkey_port", "neo4j_port", "observe", "prometheus_port"),
-        # workers.serve: the LLM
+        # workers.serve_settings: the LLM
         *("vllm_model_source", "vllm_device", "vllm_max_model_len", "vllm_max_num_seqs"),
         *("vllm_kv_cache_gib", "vllm_threads", "vllm_gpu_memory_utilization"),
         *("vllm_tensor_parallel_size", "vllm_min_replicas", "vllm_max_replicas"),

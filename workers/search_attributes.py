@@ -38,7 +38,7 @@ async def register(client: Client) -> list[str]:
             await _add(client, missing)
     except RPCError as error:
         raise StartError(
-            f"Temporal does not let us see to its search attributes: {error.message}. "
+            f"Temporal refuses access to its search attributes: {error.message}. "
             f"{_by_hand(client, ALL)}"
         ) from error
     try:

@@ -10,10 +10,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
-
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Any, NoReturn
 
 # Nothing is reported to anyone, and prompts, which contain people's stories, stay out of the logs.
 # Set before Ray and vLLM are imported, because they read these on import, as do the processes they
@@ -29,7 +26,6 @@ os.environ |= {
 }
 
 import ray
-import torch
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from ray import serve
@@ -39,6 +35,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from workers.same_site import SameSite, own_hosts
+from workers.serve_settings import ServeSettings
 
 APP = "agents"
 STOPS_WITHIN_S = 10
@@ -47,66 +44,6 @@ GiB = 1024**3
 
 CPU_MAX_MODEL_LEN = 2048
 """Tokens. Agents size their answers by the context window: a longer one takes only more time."""
-
-
-class ServeSettings(BaseSettings):
-    """The model that is served, and how much of the machine it may use."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
-
-    vllm_model: str = Field(
-        "smollm2-135m-instruct", min_length=1, description="the model's name in the API"
-    )
-    vllm_model_source: str | None = Field(
-        None, description="the model's folder, or its name on a hub; unset: its name in the API"
-    )
-    vllm_device: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="`gpu` where CUDA answers, else `cpu`"
-    )
-    vllm_max_model_len: int | None = Field(
-        None,
-        ge=512,
-        description="longest prompt with its answer, in tokens; unset: 2,048 on the CPU, the "
-        "model's own on a GPU",
-    )
-    vllm_max_num_seqs: int = Field(
-        8, ge=1, description="answers that the engine writes at the same time"
-    )
-    vllm_kv_cache_gib: float = Field(
-        1.0, gt=0, description="memory of the prefix cache without a GPU, in GiB"
-    )
-    vllm_threads: int | None = Field(
-        None, ge=1, description="threads of the engine without a GPU; unset: all cores but one"
-    )
-    vllm_gpu_memory_utilization: float = Field(
-        0.85, gt=0, le=1, description="share of the GPU's memory that vLLM takes"
-    )
-    vllm_tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs that share one copy of the model"
-    )
-    vllm_min_replicas: int = Field(1, ge=1, description="least copies of the model")
-    vllm_max_replicas: int = Field(
-        1, ge=1, description="most copies of the model; Ray adds one where all have much to do"
-    )
-    serve_host: str = Field("127.0.0.1", description="where the API listens")
-    serve_port: int = Field(8000, ge=1, le=65535, description="port of the API")
-    ray_address: str | None = Field(
-        None, description="a Ray cluster that runs elsewhere; unset: one is started here"
-    )
-    ray_temp_dir: str | None = Field(None, description="folder of Ray's own sockets and logs")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.vllm_min_replicas > self.vllm_max_replicas:
-            raise ValueError("VLLM_MIN_REPLICAS must be at most VLLM_MAX_REPLICAS")
-        return self
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the engine runs on CUDA."""
-        if self.vllm_device == "auto":
-            return bool(torch.cuda.is_available())
-        return self.vllm_device == "gpu"
 
 
 class NoDownload(CallbackBase):  # type: ignore[misc]  # Ray ships no types

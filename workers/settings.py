@@ -1,6 +1,6 @@
 """Every setting of the fleet's processes: environment variables, or lines of `.fleet/env`.
 
-The environment overrides the file. `python -m workers settings` prints the table in
+The environment overrides the file. `python -m workers settings` prints the tables in
 docs/settings.md. `ALIASES` are the names that the predecessor uses for the same settings.
 """
 
@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     )
     agent_type: Literal["RAY_VLLM", "VLLM", "NATS"] = Field(
         "RAY_VLLM",
-        description="type of the agents that councils.yaml gives none: `RAY_VLLM`, `VLLM` (any "
+        description="type of agents for which councils.yaml names none: `RAY_VLLM`, `VLLM` (any "
         "OpenAI-compatible vLLM) or `NATS` (external agents)",
     )
     external_window: Annotated[int, Field(ge=1_024)] = Field(
@@ -155,7 +155,8 @@ class Settings(BaseSettings):
         description="the LLM's OpenAI-compatible API, with or without `/v1`",
     )
     vllm_model: str | None = Field(
-        None, description="model of agents that name none; else the one that is served"
+        None,
+        description="model of agents for which none is named; unset: the one that is served",
     )
     vllm_api_key: SecretStr | None = Field(None, description="key for the LLM's API")
     vllm_ca_file: FilePath | None = Field(
@@ -170,7 +171,7 @@ class Settings(BaseSettings):
     )
     cached_workflows: Annotated[int, Field(ge=1, le=100_000)] = Field(
         500,
-        description="open workflows that a process `story` keeps in memory, 0.26 MiB for "
+        description="open workflows that a process `story` keeps in memory, 0.25 MiB for "
         "each that waits; others are replayed from their history when they go on",
     )
     fleet_config: DirectoryPath = Field(
@@ -179,8 +180,8 @@ class Settings(BaseSettings):
     )
     deliberation_timeout: DeliberationSeconds | None = Field(
         None,
-        description="seconds that a deliberation gets where who asks for it names none; unset: "
-        "300 by gRPC, 3,600 in a story or plan",
+        description="time limit of a deliberation, in seconds, where its request names none; "
+        "unset: 300 by gRPC, 3,600 in a story or plan",
     )
     workspace_store: StorePlace | None = Field(
         None,
@@ -567,10 +568,10 @@ def _line(problem: Any) -> str:
     )
 
 
-def table() -> str:
+def table(settings: type[BaseSettings] = Settings) -> str:
     """Return every setting as a Markdown table: variable, default, meaning."""
     rows = ["| variable | default | what it is |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name, field in settings.model_fields.items():
         names = [name, *(alias for alias, own in ALIASES.items() if own == name)]
         variable = " or ".join(f"`{each.upper()}`" for each in names)
         rows.append(f"| {variable} | {_default(field.default)} | {field.description} |")

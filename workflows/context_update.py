@@ -155,7 +155,7 @@ class ContextUpdateWorkflow:
         try:
             await handle.signal(ContextUpdateWorkflow.precede)
         except FailureError:
-            return  # It asks again each minute, and no longer waits for this one.
+            return  # It asks again each minute, and does not wait for this one.
 
     async def store(self) -> ContextAnswer:
         write = ContextWrite(

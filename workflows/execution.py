@@ -29,8 +29,8 @@ def require_id(expected: str, *others: str) -> None:
 async def stopped(work: asyncio.Task[Any]) -> None:
     """Cancel the task, and return when its children and calls have ended.
 
-    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, which can
-    then no longer wait.
+    Do not call it in a `finally`: a worker that drops a workflow closes its coroutines, and
+    these cannot wait.
     """
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)

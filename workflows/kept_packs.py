@@ -27,6 +27,6 @@ async def kept_pack(query: PackQuery) -> ContextPack:
 
 
 def is_pack_missing(error: ActivityError) -> bool:
-    """Return whether a call failed because Valkey no longer has its context pack."""
+    """Return whether a call failed because Valkey does not have its context pack."""
     cause = error.cause
     return isinstance(cause, ApplicationError) and cause.type == ErrorType.PACK_MISSING

@@ -191,7 +191,7 @@ class Rebasing:
         except asyncio.CancelledError:
             if story.visit == visit:
                 raise
-            return  # the story has moved, and no longer needs it
+            return  # the story has moved, and does not need it
         if story.visit == visit:
             story.remeasure, story.working_on = False, ""
             self.of.settle()

@@ -91,7 +91,7 @@ async def head_now(story_id: str, branch: StoryBranch) -> str:
 
 
 def moved(branch: StoryBranch, head: str, revision: str) -> ApplicationError:
-    """Return why an approval is refused if the branch is no longer at the commit it showed."""
+    """Return why an approval is refused if the branch is not at the commit it showed."""
     return application_error(
         ErrorType.STALE_REVISION,
         f"revision: is stale: {branch.branch} was at {branch.head} when the gate was shown and is "

@@ -328,7 +328,7 @@ def shared_values(call: AgentCall, *, brief: bool = False) -> dict[str, str]:
         "requirements": "" if brief else _bullets(task.requirements),
         "feedback": _bullets(task.feedback),
         "late_decisions": _bullets(
-            f"WITHDRAWN, it holds no longer: {decision.title}"
+            f"WITHDRAWN, it is void: {decision.title}"
             if decision.withdrawn
             else f"{decision.title}: {decision.rationale} ({decision.decided_by})"
             for decision in call.late_decisions

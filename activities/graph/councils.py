@@ -54,7 +54,10 @@ class Councils(Section):
         ids = [seat.agent_id for seats in self.councils.values() for seat in seats]
         twice = sorted({agent_id for agent_id in ids if ids.count(agent_id) > 1})
         if twice:
-            raise ValueError(f"an agent sits in one council, once; not so {', '.join(twice)}")
+            raise ValueError(
+                "an agent may be listed once, in one council; listed more than once: "
+                + ", ".join(twice)
+            )
         return self
 
 
@@ -407,7 +410,7 @@ async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> 
     elif len(council["agents"]) >= MAX_AGENTS:
         raise application_error(
             ErrorType.INVALID_AGENT,
-            f"the {role} council has {MAX_AGENTS} agents, and no more may be; unregister one",
+            f"the {role} council has {MAX_AGENTS} agents, the most it may have; unregister one",
         )
     else:
         seat = _new(agent)

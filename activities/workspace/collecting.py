@@ -1,4 +1,4 @@
-"""Collection of a store: what agents left there is removed when it is needed no more.
+"""Collection of a store: what agents left there is removed when nothing needs it.
 
 Agents' work on a task is the refs of the task, with what they named before and the results of
 actions. Stories' branches stay: they are what the stories were for.

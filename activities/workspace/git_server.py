@@ -96,7 +96,7 @@ class ServerRefs:
             await self._remote("ls-remote", "--quiet", words=["HEAD"], seconds=60)
 
     async def _tidy_daily(self) -> None:
-        """Remove what the server has no more from the mirror, once a day."""
+        """Remove from the mirror what the server has removed, once a day."""
         stamp = self._path / "tidied"
         if not stamp.exists():
             stamp.touch()
@@ -127,7 +127,7 @@ class ServerRefs:
         return {words[0] for words in lines if words[1] == "missing"}
 
     async def _fetch_by_id(self, commits: Collection[str]) -> None:
-        """Fetch commits; all of the store, if the server gives none by id or has one no more."""
+        """Fetch commits; all of the store, if the server gives none by id or does not have one."""
         try:
             await self._fetch(*commits)
         except GitFailed as failure:

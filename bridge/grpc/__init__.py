@@ -1,4 +1,4 @@
-"""The five gRPC services of shared/contracts, on workflows, graph, cache and agents.
+"""The five gRPC services of bridge/grpc/protos, on workflows, graph, cache and agents.
 
 `protos/` holds the contracts, unchanged, because other systems use them; `wire/` is the code that
 `make protos` generates from them. A servicer has no state: it converts proto -> model -> Temporal

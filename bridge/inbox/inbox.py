@@ -74,7 +74,7 @@ NAK_AFTER_S = (1.0, 5.0, 30.0, 120.0)
 """Delay before a failed message is delivered again, by the number of its deliveries so far."""
 
 LAST_DELIVERY = 6
-"""Delivery at which a failure dead-letters the message: some three minutes after the first."""
+"""Delivery at which a failure dead-letters the message: at the earliest 276 s after the first."""
 
 UNAPPLIED_AFTER = 50
 """Deliveries without a settlement after which a message is dead-lettered unread: it probably

@@ -18,7 +18,14 @@ try:
     from deploy.local.parts import Part
     from deploy.local.server import NotInstalled, ServerNotReady
     from deploy.local.settings import InvalidStackSettings, StackSettings
-    from deploy.local.stack import PartStatus, PortsTaken, Stack, Stage, StillRunning
+    from deploy.local.stack import (
+        OtherSettings,
+        PartStatus,
+        PortsTaken,
+        Stack,
+        Stage,
+        StillRunning,
+    )
     from deploy.local.supervisor import SupervisorFailed
 except ModuleNotFoundError as missing:
     raise SystemExit(
@@ -102,7 +109,9 @@ def status(
 
 @app.command()
 def logs(
-    parts: Annotated[list[str] | None, typer.Argument(help="Whose logs; all without.")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Parts whose logs are shown; all if none is named.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of each log.")] = 20,
 ) -> None:
@@ -238,12 +247,19 @@ def _answering_errors() -> None:
         app()
     except PortsTaken as error:
         _fail(
-            f"{error}\nend it, or give the part another port (see deploy/local/settings.py), or "
-            "start this stack with --free-ports, or use the server that runs there by its address"
+            f"{error}\nend it, or give the part another port (docs/settings.md names the "
+            "variables), or start this stack with --free-ports, or use the server that runs there "
+            "by its address"
         )
     except ServerNotReady as error:
         _fail(f"{error}{_end_of(error.log)}\nwhat runs is left running: correct it, then try again")
-    except (InvalidStackSettings, NotInstalled, StillRunning, SupervisorFailed) as error:
+    except (
+        InvalidStackSettings,
+        NotInstalled,
+        OtherSettings,
+        StillRunning,
+        SupervisorFailed,
+    ) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{type(error).__name__}: {error}")

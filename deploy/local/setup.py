@@ -349,8 +349,8 @@ def require_hashes(folder: Path, hashes: Path) -> None:
     )
     if different:
         raise SetupFailed(
-            f"{', '.join(different[:3])} and {len(different)} files in all are not those of "
-            f"{hashes.name}",
+            f"files that differ from {hashes.name}: {len(different)}, among them "
+            f"{', '.join(different[:3])}",
             "do not use them: find out who changed them. After a change of pom.xml: `make jars`",
         )
 

@@ -20,6 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from dotenv import dotenv_values
+
 from deploy.local.parts import Part, Parts, parts
 from deploy.local.ports import TakenPort, who_takes
 from deploy.local.server import ServerNotReady, until_ready, why_not_ready, write_private
@@ -32,6 +34,8 @@ GOING = ("STARTING", "RUNNING")
 PROBE_WITHIN = timedelta(seconds=ANSWER_WITHIN_S + 2)
 """Longer than the workers' clients wait, whose errors name a setting."""
 PORTS_FREE_WITHIN = timedelta(seconds=10)
+MADE_AT_EACH_START = {"FLEET_TOKEN", "TEMPORAL_CODEC_AUTH"}
+"""The lines of the `env` file with the developer's token."""
 
 Stage = Literal["starting", "ready", "failed", "stopping", "stopped"]
 ReportStage = Callable[[Part, Stage, float], None]
@@ -40,6 +44,10 @@ ReportStage = Callable[[Part, Stage, float], None]
 
 class PortsTaken(RuntimeError):
     """Ports that the stack needs are in use."""
+
+
+class OtherSettings(RuntimeError):
+    """The stack runs with other settings than those it is to be started with."""
 
 
 class StillRunning(RuntimeError):
@@ -99,16 +107,18 @@ class Stack:
             False if everything was ready already.
 
         Raises:
+            OtherSettings: the parts that run would ignore settings that have changed.
             PortsTaken: before anything is started.
             ServerNotReady: a part does not become ready; the others are left running, so that a
                 second try is quick.
         """
         states = self.supervisor.states()
         going = {name for name, process in states.items() if process.state in GOING}
-        if all(part.name in going for part in self.wanted if part.ours):
-            status = await self.status()
-            if all(part.healthy for part in status):
-                return False
+        all_run = all(part.name in going for part in self.wanted if part.ours)
+        if all_run or self.parts.workers.name in going:
+            self._require_same_settings()
+        if all_run and all(part.healthy for part in await self.status()):
+            return False
         if not self.supervisor.running():
             await asyncio.to_thread(self.supervisor.end_strays)  # left by an earlier run
         await self._require_free_ports(going)
@@ -123,6 +133,22 @@ class Stack:
 
     def _wanted_servers(self) -> list[Part]:
         return [part for part in self.wanted if part is not self.parts.workers]
+
+    def _require_same_settings(self) -> None:
+        """Raise OtherSettings if a start would write other settings to the `env` file."""
+        if not self.env_file.exists():
+            return
+        written = dotenv_values(self.env_file, interpolate=False)
+        wanted = self.parts.env
+        different = {
+            name for name in written.keys() | wanted.keys() if written.get(name) != wanted.get(name)
+        }
+        if different := different - MADE_AT_EACH_START:
+            raise OtherSettings(
+                f"the stack runs with other settings: {', '.join(sorted(different))} would differ "
+                f"from {self.env_file}; stop it first (make stop), or give the settings that it "
+                "was started with"
+            )
 
     async def _require_free_ports(self, going: set[str]) -> None:
         """Raise PortsTaken, unless the ports become free in time.

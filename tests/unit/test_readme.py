@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
 
-from workers.settings import table
+from workers.serve_settings import ServeSettings
+from workers.settings import Settings, table
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("activities", "bridge", "deploy", "docs", "tests", "workers", "workflows")
@@ -15,8 +17,11 @@ FILES = [f"/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/README.md")]
 
 
-def test_the_table_of_settings_is_the_one_that_the_workers_print() -> None:
-    assert table().strip() in (ROOT / "docs" / "settings.md").read_text()
+@pytest.mark.parametrize("settings", [Settings, ServeSettings])
+def test_the_tables_of_settings_are_those_that_the_workers_print(
+    settings: type[BaseSettings],
+) -> None:
+    assert table(settings).strip() in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_the_readme_is_short() -> None:

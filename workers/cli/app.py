@@ -27,7 +27,7 @@ COMMANDS = {
     "list": (STORIES, "List stories, newest first."),
     "approve": (STORIES, "Open a gate."),
     "reject": (STORIES, "Send a story back, with a reason that the next council is given."),
-    "amend": (STORIES, "Change a story's text; approvals of the old text no longer count."),
+    "amend": (STORIES, "Change a story's text; approvals of the old text become invalid."),
     "raise-budget": (STORIES, "Give a story more tokens."),
     "report": (STORIES, "Build, test and measure a project, and send the report to its story."),
     "diff": (BRANCHES, "Show what a story changes in its repository, as a diff."),

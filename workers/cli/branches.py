@@ -109,7 +109,7 @@ def checkout(
 def rebase(story_id: StoryId, actor: Actor, role: Role, as_json: Json = False) -> None:
     """Merge the project's base branch into a story's branch.
 
-    The fleet measures the result, and an approval of the old commit no longer counts.
+    The fleet measures the result, and approvals of the old commit become invalid.
     """
 
     async def decide(story: Story) -> StoryView:

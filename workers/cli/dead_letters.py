@@ -74,7 +74,7 @@ def show(
 
 @app.command(epilog="Examples:  fleet dead-letters replay 7 9  ·  fleet dead-letters replay --all")
 def replay(numbers: Numbers = None, every: All = False, as_json: Json = False) -> None:
-    """Put originals back on their subjects, with their identity; they are dead letters no more."""
+    """Publish dead letters again on their subjects, with their identity, and remove them."""
     _each(numbers, every, as_json, "replayed", DeadLetters.replay)
 
 
@@ -129,7 +129,7 @@ async def opened() -> AsyncIterator[DeadLetters]:
                 "NATS has no stream DEAD_LETTERS: `python -m workers inbox` makes it"
             ) from None
         except NatsError as error:
-            raise CommandError(f"NATS does not do it: {error!r}. Try again") from None
+            raise CommandError(f"NATS refused the request: {error!r}. Try again") from None
 
 
 def _fields(letter: DeadLetter) -> dict[str, Any]:

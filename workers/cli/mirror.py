@@ -89,14 +89,14 @@ def replay(
     story_id: StoryId,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Publish what the streams hold already, too: same ids."),
+        typer.Option("--all", help="Also publish events that the streams have, with the same ids."),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Publish a story's events again from its histories, with the same ids.
 
-    Streams that are gone are made. What a stream holds already is left alone. What a terminated
-    story had not yet recorded is recorded first.
+    Missing streams are created. Events that a stream has are not published again. What a
+    terminated story had not yet recorded is recorded first.
     """
 
     async def work() -> Replayed:

@@ -89,8 +89,8 @@ def start(
 ) -> None:
     """Start a story from a JSON file.
 
-    Its fields are story_id, title, brief, acceptance_criteria, rigor, created_by, token_budget;
-    for one in a repository also repository, paths, steps.
+    Its fields are story_id, title, brief, acceptance_criteria, rigor (L0 to L3; L1), created_by,
+    approvals (human or auto), token_budget; for one in a repository also repository, paths, steps.
     """
 
     async def work() -> None:
@@ -156,7 +156,10 @@ def approve(
     comment: Annotated[str, typer.Option("--comment", "-c", help="Kept with the approval.")] = "",
     revision: Annotated[
         str | None,
-        typer.Option(help="The revision you looked at: a newer one is then refused."),
+        typer.Option(
+            help="The revision that you looked at; the approval is refused if the gate shows "
+            "another one."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -201,7 +204,7 @@ def amend(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Change a story's text; approvals of the old text no longer count."""
+    """Change a story's text; approvals of the old text become invalid."""
 
     async def decide(story: Story) -> StoryView:
         request = Amend(
@@ -311,9 +314,11 @@ def list_stories(
     waiting: Annotated[
         bool, typer.Option("--waiting", help="Only those that wait for a person.")
     ] = False,
-    role: Annotated[str | None, typer.Option("--role", "-r", help="… of this role.")] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", "-r", help="Only those that wait for this role.")
+    ] = None,
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
-    closed: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
+    closed: Annotated[bool, typer.Option("--all", help="Include those that have ended.")] = False,
     as_json: Json = False,
     wide: Wide = False,
 ) -> None:

@@ -51,7 +51,7 @@ UPDATES: dict[str, type[Request]] = {
 def create(
     actor: Annotated[str, typer.Option("--actor", "-a", help="Whose it is: a person, a service.")],
     roles: Annotated[
-        str, typer.Option(help="What it may act as, by commas: PO, QA, OPERATOR, ….")
+        str, typer.Option(help="The roles it has, separated by commas: PO, QA, OPERATOR.")
     ] = "",
     days: Annotated[
         float, typer.Option(help="How long it is valid.", min=0.001, max=DAYS_AT_MOST)

@@ -237,7 +237,7 @@ class CodecServer:
         await self._server.serve(sockets=[self._socket])
 
     async def shutdown(self) -> None:
-        """Answer the requests in progress, take no more."""
+        """Answer the requests in progress, take no further ones."""
         self._server.should_exit = True
 
 

@@ -68,7 +68,7 @@ class Job(Protocol):
         """Run until `shutdown`; raise the error that ends it earlier."""
 
     async def shutdown(self) -> None:
-        """Shut down: finish the work in progress, take no more."""
+        """Shut down: finish the work in progress, take no further tasks."""
 
 
 @dataclass(frozen=True)

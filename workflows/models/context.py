@@ -19,7 +19,7 @@ class DecisionAdded(Request):
     rationale: str = ""
     decided_by: str = "unknown"
     withdrawn: bool = False
-    """True if it was deleted: agents that know of it are notified that it no longer holds."""
+    """True if it was deleted: agents that know of it are notified that it is void."""
 
 
 class MilestoneReached(Request):

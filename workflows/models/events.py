@@ -224,7 +224,7 @@ class GateOpened(EventBody):
 
 
 class GateClosed(EventBody):
-    """A gate was passed, or closed because what it showed no longer holds."""
+    """A gate was passed, or closed because what it showed has changed."""
 
     SUBJECT: ClassVar[str] = "planning.gate.closed"
     gate: Gate

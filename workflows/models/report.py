@@ -74,7 +74,7 @@ class Timings(Section):
 
 
 class WorkspaceReport(Request):
-    """The measurements of a workspace: shared/contracts/workspace.proto as JSON.
+    """The measurements of a workspace: bridge/grpc/protos/workspace.proto as JSON.
 
     Attributes:
         commit: what was measured; a story requires it.

@@ -205,7 +205,7 @@ def token(task_id: str) -> str:
 
 
 def expired(message: Msg) -> bool:
-    """Return whether the fleet no longer waits for an answer to this command."""
+    """Return whether the fleet has stopped waiting for an answer to this command."""
     until = (message.headers or {}).get("ce-expirytime")
     return until is not None and datetime.fromisoformat(until) < datetime.now(UTC)
 

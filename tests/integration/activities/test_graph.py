@@ -893,7 +893,7 @@ async def test_an_agent_of_two_councils_a_wrong_role_and_no_file_are_refused(
     agent = {"agent_id": "a", "persona": "p"}
 
     for councils, message in [
-        ({"DEV": [agent], "QA": [agent]}, "an agent sits in one council"),
+        ({"DEV": [agent], "QA": [agent]}, "an agent may be listed once"),
         ({"dev": [agent]}, "must match"),
     ]:
         file.write_text(yaml.safe_dump({"councils": councils}))

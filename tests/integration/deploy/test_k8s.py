@@ -25,6 +25,7 @@ from tests.support.certificates import write_certificate
 from tests.support.manifests import SECRETS, Manifests, rendered
 from tests.support.polling import until
 from workers import serve
+from workers.serve_settings import ServeSettings
 
 NATS_PASSWORDS = SECRETS["nats"]
 
@@ -196,7 +197,7 @@ def test_the_engines_accept_the_settings_of_their_pods(
         assert "RAY_ADDRESS" not in variables, "Ray itself reads it"
         for variable, value in variables.items():
             monkeypatch.setenv(variable, value)
-        settings = serve.ServeSettings.model_validate({})
+        settings = ServeSettings.model_validate({})
         assert settings.vllm_model == variables["VLLM_MODEL"]
         assert settings.on_gpu
         assert settings.vllm_max_replicas == 4

@@ -16,7 +16,7 @@ from neo4j import AsyncDriver, AsyncGraphDatabase
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
 from deploy.local.settings import StackSettings
-from deploy.local.stack import Stack
+from deploy.local.stack import OtherSettings, Stack
 from tests.support.fleet import connect
 from tests.support.listeners import addresses_of, is_loopback
 from tests.support.polling import until
@@ -107,6 +107,22 @@ async def test_every_part_is_healthy_and_a_second_up_starts_nothing(stack: Stack
     assert started is False
     assert {part.name: stack.pid(part.name) for part in stack.wanted} == before
     assert all(one.healthy for one in await stack.status())
+
+
+async def test_an_up_with_other_settings_is_refused_while_everything_runs(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stack.env_file.read_text()
+    monkeypatch.setenv("VLLM_URL", "http://llm.example:8000/v1")
+    monkeypatch.setenv("VLLM_MODEL", "our-model")
+    other = Stack(StackSettings.load(home=stack.home), without=("ray", "workers"))
+
+    with pytest.raises(
+        OtherSettings, match=r"VLLM_MODEL, VLLM_URL would differ from .*env; stop it first"
+    ):
+        await other.up()
+
+    assert stack.env_file.read_text() == before
 
 
 async def test_closed_workflows_are_kept_for_months(stack: Stack) -> None:

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.request_router import PrefixCacheAffinityRouter
 
-from workers.serve import ServeSettings, llm_config
+from workers.serve import llm_config
+from workers.serve_settings import ServeSettings
 
 
 def engine(**settings: Any) -> LLMConfig:
