@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from nats.js.api import Header
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import paid_twice, read_streams
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.site import SERVERS, WORKERS, Site
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = TIME_LIMIT
 
 WAVES = ("gather", "propose", "criticise", "revise", "check_council", "record_deliberation")
 

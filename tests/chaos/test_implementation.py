@@ -11,17 +11,18 @@ import psutil
 import pytest
 from temporalio.client import WorkflowHandle
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import paid_twice
 from tests.support.llm_server import Call, LlmServer
 from tests.support.polling import until
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import FINISH, ScriptedModel, replace, run, write
-from tests.support.site import SERVERS, Site, patient
+from tests.support.site import SERVERS, Site
 from workflows.models.ids import plan_workflow_id
 from workflows.models.implementation import ImplementationResult
 from workflows.search_attributes import STORY_STATE
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = TIME_LIMIT
 
 WORKERS = ("story", "agents", "context", "bridge", "workspace")
 ID = "implementation-T-1-agent-dev-1"
@@ -71,7 +72,7 @@ async def site(engine: LlmServer, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @pytest.fixture(scope="module")
 async def undisturbed(site: Site) -> ImplementationResult:
-    result: ImplementationResult = await (await start(site)).result()
+    result: ImplementationResult = await site.patient((await start(site)).result)
     assert result.ended_by == "finish"
     return result
 
@@ -104,7 +105,7 @@ async def until_in_progress(site: Site, activity: str, count: int) -> None:
                 break
         return found
 
-    assert await patient(follow) == count
+    assert await site.patient(follow) == count
 
 
 def store_of(site: Site) -> Path:
@@ -120,7 +121,7 @@ async def test_a_worker_killed_in_any_step_changes_no_commit_and_pays_for_no_ans
     for step, kind in enumerate(["workspace", "agents", "workspace", "story", "workspace"], 1):
         await until_in_progress(site, "next_action" if kind == "agents" else "run_action", step)
         await site.kill_and_start(kind)
-    result: ImplementationResult = await patient(handle.result)
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert result.commit == undisturbed.commit
     assert result.transcript_digest == undisturbed.transcript_digest
@@ -147,7 +148,7 @@ async def test_servers_that_restart_and_a_store_that_is_away_change_no_commit(
     for step, server in enumerate(SERVERS, 2):
         await until_in_progress(site, "run_action", step)
         await site.kill_and_start(server)
-    result: ImplementationResult = await patient(handle.result)
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert result.commit == undisturbed.commit
     assert result.transcript_digest == undisturbed.transcript_digest
@@ -167,7 +168,7 @@ async def test_a_worker_that_drains_ends_its_command_or_hands_it_over(
         await site.stop("workspace")
         assert not sleeping(seconds)
         await site.start("workspace")
-    result: ImplementationResult = await handle.result()
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert [file.path for file in result.changed] == ["LONG", "SHORT"]
     assert await attempts(handle, "run_action") == [1, 2]
@@ -196,7 +197,7 @@ async def attempts(handle: WorkflowHandle[Any, Any], activity: str) -> list[int]
 
 async def last_failure(site: Site) -> str:
     """Return why the activity that is retried has failed last."""
-    description = await patient(site.client.get_workflow_handle(ID).describe)
+    description = await site.patient(site.client.get_workflow_handle(ID).describe)
     pending = description.raw_description.pending_activities
     return " ".join(each.last_failure.message for each in pending)
 

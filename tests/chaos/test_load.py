@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
-
+from tests.chaos.conftest import TIME_LIMIT
 from tests.chaos.load import run_load
 from tests.support.llm_server import LlmServer
 from tests.support.site import Site
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = TIME_LIMIT
 
 STORIES = 30
 BLOWS = 12

@@ -16,16 +16,17 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import Published, read_graph, read_streams
 from tests.support.contract import described, everything, faults
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
-from tests.support.site import GOOD_REPORT, Site, patient
+from tests.support.site import GOOD_REPORT, Site
 from workers.environment import ROOT
 from workflows.models.story import Approve, StoryView
 from workflows.search_attributes import PENDING_GATE, STORY_STATE
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = TIME_LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
     # All its work is done; it keeps running because its outbox is not empty.
     assert description.status is WorkflowExecutionStatus.RUNNING
     await site.start("nats")
-    result = await patient(handle.result)
+    result = await site.patient(handle.result)
 
     assert result["state"] == "DONE"
     assert await site.differences("US-away") == []
