@@ -20,7 +20,7 @@ from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import Published, read_graph, read_streams
 from tests.support.contract import described, everything, faults
 from tests.support.llm_server import LlmServer
-from tests.support.polling import until
+from tests.support.polling import WITHIN_S, until
 from tests.support.site import GOOD_REPORT, Site
 from workers.environment import ROOT
 from workflows.models.story import Approve, StoryView
@@ -45,7 +45,7 @@ async def fleet(site: Site, *arguments: str) -> tuple[int, str, str]:
         env=site.env | {"FLEET_HOME": str(site.home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 120)
+    out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
     return process.returncode or 0, out.decode(), err.decode()
 
 
@@ -441,7 +441,10 @@ async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_on
         "amend", {"title": "Undo any deletion", "actor": "ana"}, result_type=StoryView
     )
     await story_at(site, "US-flight", gate="approve_scope")
-    await asyncio.sleep(2)
+    await until(
+        lambda: first.query("outbox"),
+        lambda outbox: len(outbox["entries"]) == outbox["recorded"] - outbox["published"] > 0,
+    )
 
     second = await reset(site, first, (await tasks_of(first))[-1])
     await site.start("nats")

@@ -34,7 +34,7 @@ SHARED = "You are on a council that reviews how a service limits requests. " * 4
 @pytest.fixture
 async def llm(fleet: Fleet) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
-        base_url=fleet.env["VLLM_URL"], api_key="none", max_retries=0, timeout=240
+        base_url=fleet.env["VLLM_URL"], api_key="none", max_retries=0, timeout=900
     ) as client:
         yield client
 
