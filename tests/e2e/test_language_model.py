@@ -14,6 +14,8 @@ from tests.e2e.conftest import Fleet
 from tests.support.listeners import addresses_of, is_loopback
 from tests.support.polling import until
 
+pytestmark = pytest.mark.timeout(5400)
+
 SCHEMA = {
     "type": "object",
     "properties": {
