@@ -137,6 +137,7 @@ def fleet(whole: Fleet) -> Iterator[Fleet]:
     yield whole
     whole.llm.delay_ms = whole.llm.token_ms = 0
     whole.llm.faults.clear()
+    whole.llm.answering.set()
 
 
 @pytest.fixture
@@ -484,7 +485,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     ask = pb.GetDeliberationResultRequest(task_id=task_id)
     with fails(StatusCode.NOT_FOUND, task_id):
         await stub.GetDeliberationResult(ask, metadata=ANA)
-    fleet.llm.delay_ms = 300
+    fleet.llm.answering.clear()
     fleet.llm.fail("status", status=400, text="no such thing")
     asking = asyncio.ensure_future(
         stub.Orchestrate(
@@ -505,6 +506,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
             return None
 
     meanwhile = await until(begun)
+    fleet.llm.answering.set()
     answered = await asking
     first = await stub.GetDeliberationResult(ask, metadata=ANA)
     await forget(fleet, task_id)
@@ -577,10 +579,12 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
         lost = one.StreamDeliberation(request, metadata=mine)
         first = [await lost.read() for _ in range(3)]
         task_id = dict(await lost.initial_metadata())["x-task-id"]
+        fleet.llm.answering.clear()  # so that the stream does not end before the kill
         process.kill()
         with fails(StatusCode.UNAVAILABLE):
             for _ in range(40):  # what arrived before the kill can still be read
                 await lost.read()
+        fleet.llm.answering.set()
         again = [each async for each in other.StreamDeliberation(request, metadata=mine)]
         answer = await other.Deliberate(request, metadata=mine)
 
@@ -875,7 +879,7 @@ async def test_a_council_must_follow_the_rules(stub: Any) -> None:
 
 
 async def test_a_council_is_busy_while_it_deliberates(fleet: Fleet, stub: Any) -> None:
-    fleet.llm.delay_ms = 20_000
+    fleet.llm.answering.clear()
     ask = pb.ListCouncilsRequest(role_filter="QA", include_agents=True)
     call = stub.Deliberate(
         pb.DeliberateRequest(task_description=TASK, role="QA", num_agents=2), metadata=ANA
