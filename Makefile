@@ -85,8 +85,9 @@ bench: setup ## measure against plain asyncio and bare Temporal (PART="deliberat
 	$(BIN)/python -m tests.bench $(PARTS) $(PART)
 
 fuzz: export SEED := $(or $(SEED),12)
-fuzz: setup ## send 100,000 random messages to every edge (FUZZ=100000 CALLS=200 SEED=12)
+fuzz: setup ## send 100,000 random messages to every edge, and try random examples (FUZZ=100000 CALLS=200 SEED=12)
 	FUZZ=$(or $(FUZZ),100000) $(BIN)/pytest -n 2 tests/unit/test_fuzz.py
+	$(BIN)/pytest -m hypothesis --hypothesis-profile random tests/unit tests/integration
 	CALLS=$(or $(CALLS),200) $(BIN)/pytest tests/integration/bridge/test_grpc_fuzz.py
 
 mutants: setup ## run mutation tests and list surviving mutants

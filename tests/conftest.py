@@ -10,16 +10,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from deploy.local.ports import free_ports
 from deploy.local.servers import Nats, Neo4j, Temporal, Valkey
 from tests.support.llm_server import LlmServer
 from tests.support.servers import RunningServer, Servers, started
 
-# No deadline for examples: a busy machine is slow, which is not a failure.
-settings.register_profile("fleet", deadline=None)
-settings.register_profile("dev", deadline=None, max_examples=10)  # --hypothesis-profile dev
+# No limits of time for examples: a busy machine is slow, which is not a failure. `fleet` tries the
+# same examples in each run, because a run of CI must not fail for an input that no change caused;
+# `make fuzz` looks for such inputs with `random`.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fleet", settings.get_profile("random"), derandomize=True, database=None)
+settings.register_profile("dev", settings.get_profile("fleet"), max_examples=10)
 settings.load_profile("fleet")
 
 STARTS_A_SERVER = {"temporal", "nats_server", "neo4j_server", "valkey", "skipping_fleet"}

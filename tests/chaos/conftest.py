@@ -9,6 +9,9 @@ import pytest
 from tests.support.llm_server import LlmServer
 from tests.support.site import Site
 
+TIME_LIMIT = pytest.mark.timeout(1800)
+"""Long enough for a machine that is five times slower for a while; only what hangs needs it all."""
+
 
 @pytest.fixture(scope="module")
 async def engine() -> AsyncIterator[LlmServer]:

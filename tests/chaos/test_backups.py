@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.site import SERVERS, WORKERS, Site
 from workers.environment import ROOT
 from workflows.search_attributes import STORY_STATE
 
-pytestmark = pytest.mark.timeout(290)
+pytestmark = TIME_LIMIT
 
 
 @pytest.fixture(scope="module")

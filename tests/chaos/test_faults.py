@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from nats.js.api import Header
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import paid_twice, read_streams
+from tests.support.kept import forget_calls, kill_and_start
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.site import SERVERS, WORKERS, Site
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = TIME_LIMIT
 
 WAVES = ("gather", "propose", "criticise", "revise", "check_council", "record_deliberation")
 
@@ -26,12 +29,12 @@ async def test_a_worker_killed_in_each_wave_of_a_deliberation_loses_nothing(
     site: Site, engine: LlmServer, kind: str
 ) -> None:
     story_id = f"US-{kind}"
-    engine.calls.clear()
+    await forget_calls(site, engine)
     await site.begin(story_id)
 
     for wave in WAVES:
         await site.until_scheduled(f"deliberation-{story_id}-design-1", wave)
-        await site.kill_and_start(kind)
+        await kill_and_start(site, engine, kind)
     state = await site.finish(story_id)
 
     assert state == "DONE"
@@ -133,19 +136,23 @@ async def test_each_server_may_be_away_for_longer_than_every_pause(tmp_path: Pat
     """Three fleets side by side, each without one server in the middle of a deliberation."""
 
     async def without(server: str) -> tuple[str, list[str]]:
-        async with (
-            LlmServer(delay_ms=300) as engine,
-            Site(tmp_path / server, engine.url) as site,
-        ):
-            await site.begin("US-1")
-            await site.until_scheduled("deliberation-US-1-design-1", "propose")
-            await site.kill(server)
-            await asyncio.sleep(AWAY_S)
-            await site.start(server)
-            state = await site.finish("US-1")
-            doubled = paid_twice(call.model_dump() for call in engine.calls)
-            return state, [*await site.differences("US-1"), *doubled]
+        engine, site = fleets[server]
+        await site.begin("US-1")
+        await site.until_scheduled("deliberation-US-1-design-1", "propose")
+        await site.kill(server)
+        await asyncio.sleep(AWAY_S)
+        await site.start(server)
+        state = await site.finish("US-1")
+        doubled = paid_twice(call.model_dump() for call in engine.calls)
+        return state, [*await site.differences("US-1"), *doubled]
 
-    nats, neo4j, valkey = await asyncio.gather(without("nats"), without("neo4j"), without("valkey"))
+    fleets: dict[str, tuple[LlmServer, Site]] = {}
+    async with AsyncExitStack() as stack:
+        # One after another: a worker that starts has 8 s to connect.
+        for server in ("nats", "neo4j", "valkey"):
+            engine = await stack.enter_async_context(LlmServer(delay_ms=300))
+            site = await stack.enter_async_context(Site(tmp_path / server, engine.url))
+            fleets[server] = engine, site
+        outcomes = await asyncio.gather(*map(without, fleets))
 
-    assert (nats, neo4j, valkey) == (("DONE", []), ("DONE", []), ("DONE", []))
+    assert outcomes == [("DONE", [])] * 3

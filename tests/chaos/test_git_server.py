@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.chaos.test_implementation import STEPS, last_failure, start, until_in_progress
 from tests.support.checker import paid_twice
 from tests.support.git_server import GitServer, credentials
@@ -14,10 +15,10 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import ScriptedModel
-from tests.support.site import Site, patient
+from tests.support.site import Site
 from workflows.models.implementation import ImplementationResult
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = TIME_LIMIT
 
 REF = "refs/fleet/no-story/T-1/agent-dev-1"
 
@@ -63,7 +64,7 @@ async def lose_machine(site: Site) -> None:
 async def test_a_machine_that_is_lost_in_any_step_and_a_server_that_is_away_change_no_commit(
     site: Site, server: GitServer, engine: LlmServer
 ) -> None:
-    undisturbed: ImplementationResult = await (await start(site)).result()
+    undisturbed: ImplementationResult = await site.patient((await start(site)).result)
     assert undisturbed.ended_by == "finish"
     store = server.root / "adder.git"
     in_store(store, "update-ref", "-d", REF)
@@ -78,7 +79,7 @@ async def test_a_machine_that_is_lost_in_any_step_and_a_server_that_is_away_chan
     server.away = False
     await until_in_progress(site, "run_action", 5)
     await lose_machine(site)
-    result: ImplementationResult = await patient(handle.result)
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert result.commit == undisturbed.commit
     assert result.transcript_digest == undisturbed.transcript_digest

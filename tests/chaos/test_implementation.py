@@ -11,17 +11,19 @@ import psutil
 import pytest
 from temporalio.client import WorkflowHandle
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import paid_twice
+from tests.support.kept import forget_calls, kill_and_start
 from tests.support.llm_server import Call, LlmServer
 from tests.support.polling import until
 from tests.support.repositories import config_with, in_store, make_repository
 from tests.support.scripted_model import FINISH, ScriptedModel, replace, run, write
-from tests.support.site import SERVERS, Site, patient
+from tests.support.site import SERVERS, Site
 from workflows.models.ids import plan_workflow_id
 from workflows.models.implementation import ImplementationResult
 from workflows.search_attributes import STORY_STATE
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = TIME_LIMIT
 
 WORKERS = ("story", "agents", "context", "bridge", "workspace")
 ID = "implementation-T-1-agent-dev-1"
@@ -64,14 +66,18 @@ async def site(engine: LlmServer, tmp_path_factory: pytest.TempPathFactory) -> A
     home = tmp_path_factory.mktemp("site")
     entry = {"url": make_repository(home / "adder"), "limits": {"steps": 8, "seconds": 120}}
     config = config_with(home / "config", adder=entry)
-    variables = {"FLEET_CONFIG": str(config), "WORKSPACE_STORE": str(home / "store")}
+    variables = {
+        "FLEET_CONFIG": str(config),
+        "WORKSPACE_STORE": str(home / "store"),
+        "DRAIN_SECONDS": "12",
+    }
     async with Site(home, engine.url, workers=WORKERS, more=variables) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
 async def undisturbed(site: Site) -> ImplementationResult:
-    result: ImplementationResult = await (await start(site)).result()
+    result: ImplementationResult = await site.patient((await start(site)).result)
     assert result.ended_by == "finish"
     return result
 
@@ -104,7 +110,7 @@ async def until_in_progress(site: Site, activity: str, count: int) -> None:
                 break
         return found
 
-    assert await patient(follow) == count
+    assert await site.patient(follow) == count
 
 
 def store_of(site: Site) -> Path:
@@ -114,13 +120,13 @@ def store_of(site: Site) -> Path:
 async def test_a_worker_killed_in_any_step_changes_no_commit_and_pays_for_no_answer_twice(
     site: Site, engine: LlmServer, undisturbed: ImplementationResult
 ) -> None:
-    engine.calls.clear()
+    await forget_calls(site, engine)
 
     handle = await start(site)
     for step, kind in enumerate(["workspace", "agents", "workspace", "story", "workspace"], 1):
         await until_in_progress(site, "next_action" if kind == "agents" else "run_action", step)
-        await site.kill_and_start(kind)
-    result: ImplementationResult = await patient(handle.result)
+        await kill_and_start(site, engine, kind)
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert result.commit == undisturbed.commit
     assert result.transcript_digest == undisturbed.transcript_digest
@@ -147,7 +153,7 @@ async def test_servers_that_restart_and_a_store_that_is_away_change_no_commit(
     for step, server in enumerate(SERVERS, 2):
         await until_in_progress(site, "run_action", step)
         await site.kill_and_start(server)
-    result: ImplementationResult = await patient(handle.result)
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert result.commit == undisturbed.commit
     assert result.transcript_digest == undisturbed.transcript_digest
@@ -157,17 +163,17 @@ async def test_servers_that_restart_and_a_store_that_is_away_change_no_commit(
 async def test_a_worker_that_drains_ends_its_command_or_hands_it_over(
     site: Site, engine: LlmServer
 ) -> None:
-    """DRAIN_SECONDS is 5 here: the first command ends within them, the second does not."""
-    steps = [run("sleep 2.125 && echo short > SHORT"), run("sleep 8.125 && echo long > LONG")]
+    """DRAIN_SECONDS is 12 here: the first command ends within them, the second does not."""
+    steps = [run("sleep 2.125 && echo short > SHORT"), run("sleep 25.125 && echo long > LONG")]
     engine.documents["next_action"] = ScriptedModel(steps)
 
     handle = await start(site)
-    for seconds in ("2.125", "8.125"):
+    for seconds in ("2.125", "25.125"):
         await until(partial(sleeping, seconds))
         await site.stop("workspace")
         assert not sleeping(seconds)
         await site.start("workspace")
-    result: ImplementationResult = await handle.result()
+    result: ImplementationResult = await site.patient(handle.result)
 
     assert [file.path for file in result.changed] == ["LONG", "SHORT"]
     assert await attempts(handle, "run_action") == [1, 2]
@@ -196,7 +202,7 @@ async def attempts(handle: WorkflowHandle[Any, Any], activity: str) -> list[int]
 
 async def last_failure(site: Site) -> str:
     """Return why the activity that is retried has failed last."""
-    description = await patient(site.client.get_workflow_handle(ID).describe)
+    description = await site.patient(site.client.get_workflow_handle(ID).describe)
     pending = description.raw_description.pending_activities
     return " ".join(each.last_failure.message for each in pending)
 
@@ -205,7 +211,7 @@ async def test_kills_in_a_story_lose_no_commit_of_its_agents_and_repeat_no_answe
     site: Site, engine: LlmServer
 ) -> None:
     engine.documents["next_action"] = story_action
-    engine.calls.clear()
+    await forget_calls(site, engine)
     kept: dict[str, set[str]] = {}
     await site.begin(
         STORY_ID,
@@ -224,7 +230,7 @@ async def test_kills_in_a_story_lose_no_commit_of_its_agents_and_repeat_no_answe
         await site.until_scheduled(workflow_id, activity)
         for ref, commit in agents_refs(site).items():
             kept.setdefault(ref, set()).add(commit)
-        await site.kill_and_start(kind)
+        await kill_and_start(site, engine, kind)
     await until(
         lambda: site.attribute(STORY_ID, STORY_STATE), lambda state: state in ("TEST", "DOCS")
     )

@@ -16,16 +16,17 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 
+from tests.chaos.conftest import TIME_LIMIT
 from tests.support.checker import Published, read_graph, read_streams
 from tests.support.contract import described, everything, faults
 from tests.support.llm_server import LlmServer
-from tests.support.polling import until
-from tests.support.site import GOOD_REPORT, Site, patient
+from tests.support.polling import WITHIN_S, until
+from tests.support.site import GOOD_REPORT, Site
 from workers.environment import ROOT
 from workflows.models.story import Approve, StoryView
 from workflows.search_attributes import PENDING_GATE, STORY_STATE
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = TIME_LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ async def fleet(site: Site, *arguments: str) -> tuple[int, str, str]:
         env=site.env | {"FLEET_HOME": str(site.home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 120)
+    out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
     return process.returncode or 0, out.decode(), err.decode()
 
 
@@ -108,7 +109,7 @@ async def test_nats_may_be_away_for_a_whole_story(site: Site) -> None:
     # All its work is done; it keeps running because its outbox is not empty.
     assert description.status is WorkflowExecutionStatus.RUNNING
     await site.start("nats")
-    result = await patient(handle.result)
+    result = await site.patient(handle.result)
 
     assert result["state"] == "DONE"
     assert await site.differences("US-away") == []
@@ -440,7 +441,10 @@ async def test_what_was_not_published_yet_when_a_story_was_reset_is_published_on
         "amend", {"title": "Undo any deletion", "actor": "ana"}, result_type=StoryView
     )
     await story_at(site, "US-flight", gate="approve_scope")
-    await asyncio.sleep(2)
+    await until(
+        lambda: first.query("outbox"),
+        lambda outbox: len(outbox["entries"]) == outbox["recorded"] - outbox["published"] > 0,
+    )
 
     second = await reset(site, first, (await tasks_of(first))[-1])
     await site.start("nats")

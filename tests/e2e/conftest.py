@@ -42,6 +42,10 @@ class Ended:
         return self.out + self.err
 
 
+def answer_of(query: Ended) -> Any:
+    return json.loads(query.out)["queryResult"][0]
+
+
 @dataclass(frozen=True)
 class Fleet:
     """The stack under test, controlled through its commands as subprocesses."""
@@ -62,7 +66,7 @@ class Fleet:
             stderr=asyncio.subprocess.PIPE,
             env=os.environ | self.env | {"FLEET_HOME": str(self.stack.home)},
         )
-        out, err = await asyncio.wait_for(process.communicate(), 240)
+        out, err = await asyncio.wait_for(process.communicate(), 900)
         return Ended(process.returncode or 0, out.decode(), err.decode())
 
     async def temporal(self, *arguments: str) -> Ended:
@@ -87,13 +91,16 @@ class Fleet:
             "--name", name, "--input", json.dumps(request),
         )  # fmt: skip
 
-    async def query(self, story_id: str, name: str) -> Any:
-        ended = await self.temporal(
+    async def ask(self, story_id: str, name: str) -> Ended:
+        return await self.temporal(
             "workflow", "query", "--workflow-id", f"story-{story_id}", "--type", name,
             "--output", "json",
         )  # fmt: skip
+
+    async def query(self, story_id: str, name: str) -> Any:
+        ended = await self.ask(story_id, name)
         assert ended.code == 0, ended.output
-        return json.loads(ended.out)["queryResult"][0]
+        return answer_of(ended)
 
     async def result(self, story_id: str) -> Ended:
         return await self.temporal("workflow", "result", "--workflow-id", f"story-{story_id}")
@@ -103,11 +110,15 @@ class Fleet:
     ) -> dict[str, Any]:
         """Poll the query `state` until `holds` returns true, and return the state.
 
-        A poll starts the CLI and wakes a worker. The model needs the processor, so polls are rare.
+        A poll starts the CLI and wakes a worker. The model needs the processor, so polls are rare,
+        and one may fail: `holds` then gets a dict with `failed` alone.
         """
-        view: dict[str, Any] = await until(
-            lambda: self.query(story_id, "state"), holds, within_s=within_s, every_s=5
-        )
+
+        async def state() -> Any:
+            ended = await self.ask(story_id, "state")
+            return answer_of(ended) if ended.code == 0 else {"failed": ended.output}
+
+        view: dict[str, Any] = await until(state, holds, within_s=within_s, every_s=5)
         return view
 
     async def writing(self, deliberation_id: str) -> None:
@@ -127,7 +138,7 @@ class Fleet:
             ]
             return max((beat["tokens"] for beat in beats), default=0)
 
-        await until(tokens, lambda written: written > 20, within_s=300, every_s=0.5)
+        await until(tokens, lambda written: written > 20, within_s=1200, every_s=0.5)
 
     def processes(self, name: str, argument: str = "") -> list[int]:
         """Return the ids of the stack's processes with that name prefix and command line text."""
@@ -156,7 +167,7 @@ class Fleet:
                 await bus.close()
 
     async def gate(self, story_id: str, gate: str) -> dict[str, Any]:
-        return await self.until(story_id, lambda view: view["pending_gate"] == gate)
+        return await self.until(story_id, lambda view: view.get("pending_gate") == gate)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from tests.e2e.conftest import Fleet
 from tests.support.listeners import addresses_of, is_loopback
 from tests.support.polling import until
 
+pytestmark = pytest.mark.timeout(5400)
+
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -34,7 +36,7 @@ SHARED = "You are on a council that reviews how a service limits requests. " * 4
 @pytest.fixture
 async def llm(fleet: Fleet) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
-        base_url=fleet.env["VLLM_URL"], api_key="none", max_retries=0, timeout=240
+        base_url=fleet.env["VLLM_URL"], api_key="none", max_retries=0, timeout=900
     ) as client:
         yield client
 

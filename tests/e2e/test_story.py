@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 SAMPLE = EXAMPLES / "ratelimit"
 README_STORY = EXAMPLES / "stories" / "readme.json"
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(5400)
 
 RECORDED = {
     "planning.story.created": "MATCH (n:Story {id: $story_id}) RETURN count(n) AS n",
@@ -331,7 +331,7 @@ async def test_everything_dies_while_an_agent_answers_and_goes_on_when_it_is_up_
     fleet.stack.kill()
     await fleet.stack.up()
 
-    await fleet.until("US-4", lambda view: view["state"] == "BUILD", within_s=900)
+    await fleet.until("US-4", lambda view: view.get("state") == "BUILD")
     for story_id in ("US-4", "US-2"):
         cancelled = await fleet.temporal("workflow", "cancel", "-w", f"story-{story_id}")
         assert cancelled.code == 0, cancelled.output

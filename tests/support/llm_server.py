@@ -18,7 +18,6 @@ import random
 import re
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -68,8 +67,7 @@ class Fault(BaseModel):
 class Call(BaseModel):
     """A chat call that the server received.
 
-    `end` is how it ended, or `open`; `ended_at` is when it ended, by `time.monotonic`. `body`: the
-    whole request.
+    `end` is how it ended, or `open`. `body`: the whole request.
     """
 
     act: str
@@ -80,7 +78,6 @@ class Call(BaseModel):
     max_tokens: int
     tokens: int = 0
     end: Literal["open", "answered", "aborted", "refused"] = "open"
-    ended_at: float = 0
     body: dict[str, Any] = Field({}, exclude=True)
 
     @property
@@ -191,8 +188,6 @@ class LlmServer:
         except (asyncio.CancelledError, ConnectionError):
             call.end = "aborted"
             raise
-        finally:
-            call.ended_at = time.monotonic()
         if call.end == "open":
             call.end = "answered"
         return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
@@ -56,6 +57,11 @@ async def until(
             raise
         words = f"not within {within_s:.0f} s: {_name(read)}; last result: {found!r:.2000}"
         raise AssertionError(words) from None
+
+
+async def until_early_in_the_hour() -> None:
+    """Wait while the hour ends: what is counted per hour would begin again during the test."""
+    await until(lambda: time.time() % 3_600 < 3_600 - 120, every_s=1)
 
 
 def _name(read: Callable[[], Any]) -> str:

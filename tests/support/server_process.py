@@ -23,6 +23,7 @@ class ServerProcess:
         self.log = log
         self._ready_within = ready_within
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ending = False
 
     @property
     def pid(self) -> int | None:
@@ -33,6 +34,11 @@ class ServerProcess:
     def running(self) -> bool:
         """Whether the process exists; not whether it is healthy."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether the process has ended, and neither `stop` nor `kill` ended it."""
+        return self._process is not None and not self.running and not self._is_ending
 
     async def start(self) -> float:
         """Start and wait until healthy; do nothing if it already runs.
@@ -46,6 +52,7 @@ class ServerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = _spawn(command.argv, dict(command.env), log)
+        self._is_ending = False
         try:
             return await until_ready(
                 self.server,
@@ -69,6 +76,7 @@ class ServerProcess:
         process = self._process
         if process is None:
             return
+        self._is_ending = True
         for attempt in (how, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -211,6 +211,32 @@ class Site:
         async with self.valkey_client() as valkey:
             return [key async for key in valkey.scan_iter(f"swe:answer:{workflow_id}:*")]
 
+    async def patient(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Repeat the call while servers are unavailable and return its answer.
+
+        There is no limit on the retries: the test's timeout ends them.
+
+        Raises:
+            AssertionError: a process of the site has ended, and the test did not end it.
+        """
+        answer = asyncio.create_task(patient(call))
+        try:
+            while not answer.done():
+                self.check_processes()
+                await asyncio.wait({answer}, timeout=0.5)
+            return answer.result()
+        finally:
+            answer.cancel()
+
+    def check_processes(self) -> None:
+        """Raise an error with the log's end if a process has ended that the test did not end."""
+        for name, process in self.processes.items():
+            if process.ended_by_itself:
+                end_of_log = process.log.read_text(errors="replace")[-4_000:]
+                raise AssertionError(
+                    f"{name} has ended by itself. The end of its log:\n{end_of_log}"
+                )
+
     # --- stories ----------------------------------------------------------------------------------
 
     async def begin(self, story_id: str, **fields: Any) -> WorkflowHandle[Any, Any]:
@@ -229,18 +255,18 @@ class Site:
         handle = self.client.get_workflow_handle(f"story-{story_id}")
         while await self.attribute(story_id, STORY_STATE) not in ("BUILD", "TEST", "DOCS", "DONE"):
             await asyncio.sleep(0.5)
-        await patient(
+        await self.patient(
             lambda: handle.execute_update(
                 "report", GOOD_REPORT, id=f"report-{story_id}", result_type=StoryView
             )
         )
-        result = await patient(handle.result)
+        result = await self.patient(handle.result)
         return str(result["state"])
 
     async def attribute(self, story_id: str, key: SearchAttributeKey[str]) -> str | None:
         """Return a search attribute's value; unlike a query, this does not load the workflow."""
         handle = self.client.get_workflow_handle(f"story-{story_id}")
-        description: WorkflowExecutionDescription = await patient(handle.describe)
+        description: WorkflowExecutionDescription = await self.patient(handle.describe)
         return description.typed_search_attributes.get(key)
 
     async def until_scheduled(self, workflow_id: str, activity: str) -> None:
@@ -257,7 +283,7 @@ class Site:
                         return ""
             return last
 
-        last = await patient(follow)
+        last = await self.patient(follow)
         assert not last, f"{workflow_id} ended without {activity}: {last[:2_000]}"
 
     async def differences(self, *story_ids: str) -> list[str]:
@@ -286,11 +312,8 @@ PASSING = (
 )
 
 
-async def patient(call: Any) -> Any:
-    """Repeat the call while servers are unavailable and return its answer.
-
-    There is no limit on the retries: the test's timeout ends them.
-    """
+async def patient(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Repeat the call while servers are unavailable and return its answer."""
     while True:
         try:
             return await call()

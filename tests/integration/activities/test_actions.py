@@ -328,7 +328,7 @@ async def test_by_default_the_configuration_of_ci_and_git_may_not_be_changed(
 
 
 async def test_a_command_that_is_stopped_changes_nothing(bench: Bench) -> None:
-    bench.repository = bench.repository.model_copy(update={"limits": Limits(seconds=1)})
+    bench.repository = bench.repository.model_copy(update={"limits": Limits(seconds=10)})
 
     done = await bench.do(RunCommand(command="echo x > README.md; echo begun; sleep 99"))
 

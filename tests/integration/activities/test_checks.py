@@ -212,8 +212,8 @@ async def test_python_that_fails_fails_the_dry_run(environment: ActivityEnvironm
 @pytest.mark.parametrize(
     ("code", "limits", "finding"),
     [
-        ("while True: pass", Limits(cpu_s=1), "used up its CPU time"),
-        ("import time; time.sleep(99)", Limits(wall_s=1), "ran for more than 1 s"),
+        ("while True: pass", Limits(cpu_s=1, wall_s=60), "used up its CPU time"),
+        ("import time; time.sleep(99)", Limits(wall_s=10), "ran for more than 10 s"),
         ("while True: print('x' * 9999)", Limits(), "wrote more than 1048576 bytes"),
         ("import sys; sys.exit(3)", Limits(), "exit code 3: "),
     ],

@@ -9,6 +9,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from bridge.jetstream import streams
 from bridge.jetstream.consumers import CONSUMERS, ConsumerError, drift, reconcile
 from bridge.jetstream.streams import STREAMS
+from tests.support.polling import WITHIN_S
 from workflows.models.events import PUBLISHED
 
 FIRST = CONSUMERS[0]
@@ -49,7 +50,7 @@ async def test_a_drifted_consumer_is_updated_and_keeps_its_place(
     await reconcile(jetstream)
     await jetstream.publish(FIRST.subject, b"{}")
     shared = await jetstream.pull_subscribe_bind(consumer=FIRST.name, stream=FIRST.stream)
-    (message,) = await shared.fetch(1)
+    (message,) = await shared.fetch(1, WITHIN_S)
     await message.ack_sync()
     found = await config(jetstream, FIRST.name, FIRST.stream)
     await jetstream.add_consumer(

@@ -14,6 +14,7 @@ from bridge.jetstream import streams
 from bridge.jetstream.dead_letters import DeadLetters, NoSuchLetter
 from bridge.mirror.publisher import Mirror
 from bridge.mirror.source import Source
+from tests.support.polling import WITHIN_S
 from tests.support.servers import RunningServer
 from workers.cli import app as cli
 from workflows.models.entries import Entry
@@ -38,7 +39,7 @@ async def received(jetstream: JetStreamContext, body: bytes, **headers: str) -> 
 async def newest(jetstream: JetStreamContext) -> Msg:
     state = (await jetstream.stream_info("PLANNING_EVENTS")).state
     reader = await jetstream.pull_subscribe(SUBJECT, stream="PLANNING_EVENTS")
-    messages = await reader.fetch(state.messages)
+    messages = await reader.fetch(state.messages, WITHIN_S)
     return messages[-1]
 
 

@@ -27,6 +27,7 @@ from deploy.local.settings import GRPC_PORTS
 from tests.support.fleet import Environment, launch, running
 from tests.support.grpc_service import bearer, problem
 from tests.support.grpc_wire import Wire, agreed, breaks, wire_of
+from tests.support.polling import WITHIN_S
 from workers.environment import ROOT, SERVICES
 
 # The generated stubs are typed for synchronous channels only.
@@ -148,7 +149,7 @@ def at(environment: Environment, service: str) -> str:
 async def test_without_a_key_for_its_tokens_nothing_is_served(environment: Environment) -> None:
     process = await launch("grpc", environment | {"GRPC_TOKEN_KEY": ""})
 
-    _, output = await asyncio.wait_for(process.communicate(), 60)
+    _, output = await asyncio.wait_for(process.communicate(), WITHIN_S)
 
     assert process.returncode == 1
     assert b"GRPC_TOKEN_KEY" in output
@@ -158,7 +159,7 @@ async def test_without_a_key_for_its_tokens_nothing_is_served(environment: Envir
 async def test_tokens_do_not_go_over_a_network_in_the_clear(environment: Environment) -> None:
     process = await launch("grpc", environment | {"GRPC_HOST": "0.0.0.0"})
 
-    _, output = await asyncio.wait_for(process.communicate(), 60)
+    _, output = await asyncio.wait_for(process.communicate(), WITHIN_S)
 
     assert process.returncode == 1
     assert b"set GRPC_TLS_CERT and GRPC_TLS_KEY" in output
@@ -227,7 +228,7 @@ async def test_an_invalid_certificate_or_key_is_refused(
     other = {"GRPC_TLS_KEY": str(tmp_path / key)} if key else {}
     process = await launch("grpc", environment | half | other)
 
-    _, output = await asyncio.wait_for(process.communicate(), 60)
+    _, output = await asyncio.wait_for(process.communicate(), WITHIN_S)
 
     assert process.returncode == 1
     assert words in output

@@ -43,7 +43,7 @@ from tests.support.fleet import (
 )
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
-from tests.support.polling import WITHIN_S, until
+from tests.support.polling import WITHIN_S, until, until_early_in_the_hour
 from tests.support.servers import Servers
 from tests.support.site import SAMPLE_STORY
 from tests.support.stories import batch, new_story, one_of_each, rows, spec
@@ -137,6 +137,7 @@ def fleet(whole: Fleet) -> Iterator[Fleet]:
     yield whole
     whole.llm.delay_ms = whole.llm.token_ms = 0
     whole.llm.faults.clear()
+    whole.llm.answering.set()
 
 
 @pytest.fixture
@@ -432,7 +433,7 @@ async def test_why_a_deliberation_failed_is_known_after_temporal_has_forgotten_i
 async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
     fleet: Fleet, stub: Any
 ) -> None:
-    fleet.llm.token_ms = 100
+    fleet.llm.token_ms = 1_000
     task_id = a_task()
 
     with fails(StatusCode.DEADLINE_EXCEEDED):
@@ -441,7 +442,7 @@ async def test_a_deliberation_that_timed_out_counts_the_calls_that_it_stopped(
                 task_id=task_id,
                 task_description=TASK,
                 role="DEV",
-                constraints=pb.TaskConstraints(timeout_seconds=3),
+                constraints=pb.TaskConstraints(timeout_seconds=15),
             ),
             metadata=ANA,
             timeout=WITHIN_S,
@@ -484,7 +485,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
     ask = pb.GetDeliberationResultRequest(task_id=task_id)
     with fails(StatusCode.NOT_FOUND, task_id):
         await stub.GetDeliberationResult(ask, metadata=ANA)
-    fleet.llm.delay_ms = 300
+    fleet.llm.answering.clear()
     fleet.llm.fail("status", status=400, text="no such thing")
     asking = asyncio.ensure_future(
         stub.Orchestrate(
@@ -505,6 +506,7 @@ async def test_a_result_is_there_while_temporal_knows_it_and_after_that_in_the_g
             return None
 
     meanwhile = await until(begun)
+    fleet.llm.answering.set()
     answered = await asking
     first = await stub.GetDeliberationResult(ask, metadata=ANA)
     await forget(fleet, task_id)
@@ -577,10 +579,12 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
         lost = one.StreamDeliberation(request, metadata=mine)
         first = [await lost.read() for _ in range(3)]
         task_id = dict(await lost.initial_metadata())["x-task-id"]
+        fleet.llm.answering.clear()  # so that the stream does not end before the kill
         process.kill()
         with fails(StatusCode.UNAVAILABLE):
             for _ in range(40):  # what arrived before the kill can still be read
                 await lost.read()
+        fleet.llm.answering.set()
         again = [each async for each in other.StreamDeliberation(request, metadata=mine)]
         answer = await other.Deliberate(request, metadata=mine)
 
@@ -600,7 +604,7 @@ async def test_a_client_that_loses_a_replica_in_mid_stream_goes_on_with_the_othe
 async def test_a_cancelled_call_cancels_work_that_no_other_call_waits_for(
     fleet: Fleet, stub: Any
 ) -> None:
-    fleet.llm.delay_ms = 20_000
+    fleet.llm.answering.clear()
     task = f"{TASK} {uuid.uuid4().hex}"
     request = pb.DeliberateRequest(task_description=task, role="DEV")
     shared = pb.OrchestrateRequest(task_id=a_task(), task_description=task, role="QA")
@@ -640,11 +644,11 @@ async def test_a_cancelled_call_cancels_work_that_no_other_call_waits_for(
 
 
 async def test_a_deadline_reaches_the_workflow(fleet: Fleet, stub: Any) -> None:
-    fleet.llm.delay_ms = 20_000
+    fleet.llm.delay_ms = 120_000
     request = pb.OrchestrateRequest(task_id=a_task(), task_description=TASK, role="DEV")
 
     with fails(StatusCode.DEADLINE_EXCEEDED):
-        await stub.Orchestrate(request, metadata=ANA, timeout=1.5)
+        await stub.Orchestrate(request, metadata=ANA, timeout=10)
 
     async def ended() -> bool:
         return await fleet.status(request.task_id) is not WorkflowExecutionStatus.RUNNING
@@ -875,7 +879,7 @@ async def test_a_council_must_follow_the_rules(stub: Any) -> None:
 
 
 async def test_a_council_is_busy_while_it_deliberates(fleet: Fleet, stub: Any) -> None:
-    fleet.llm.delay_ms = 20_000
+    fleet.llm.answering.clear()
     ask = pb.ListCouncilsRequest(role_filter="QA", include_agents=True)
     call = stub.Deliberate(
         pb.DeliberateRequest(task_description=TASK, role="QA", num_agents=2), metadata=ANA
@@ -967,6 +971,7 @@ async def limited(fleet: Fleet, client: Redis) -> AsyncIterator[Any]:
 async def test_an_actor_who_has_used_the_tokens_of_the_hour_starts_nothing_more(
     fleet: Fleet, limited: Any
 ) -> None:
+    await until_early_in_the_hour()
     eve = bearer(f"eve-{uuid.uuid4().hex}", "DEV")
     mine = (*eve, ("x-request-id", uuid.uuid4().hex))
     request = pb.DeliberateRequest(task_description=TASK, role="QA")

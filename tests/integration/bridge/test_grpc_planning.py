@@ -291,7 +291,7 @@ async def test_a_story_is_started_though_no_worker_runs(
     alone = await connect(servers.temporal.address, await a_namespace(servers))
     async with serving(served(alone, driver)) as channel:
         story = await Stub(channel).CreateStory(
-            pb.CreateStoryRequest(**READY), metadata=ANA, timeout=5
+            pb.CreateStoryRequest(**READY), metadata=ANA, timeout=60
         )
         request = pb.GetStoryRequest(story_id=story.story_id)
         unanswered = await refusal(Stub(channel).GetStory(request, metadata=ANA, timeout=2))

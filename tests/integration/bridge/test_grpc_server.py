@@ -181,9 +181,10 @@ async def test_a_deadline_that_passes_cancels_what_the_call_does(
 ) -> None:
     service.stays.clear()
 
-    error = await failure(
-        stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer(), timeout=0.3)
-    )
+    call = stub(channel).GetStatus(orchestrator.GetStatusRequest(), metadata=bearer(), timeout=5)
+    async with asyncio.timeout(WITHIN_S):
+        await service.began.wait()
+    error = await failure(call)
 
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     async with asyncio.timeout(WITHIN_S):

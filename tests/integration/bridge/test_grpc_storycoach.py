@@ -22,7 +22,7 @@ from tests.support.fleet import new_environment, whole_fleet
 from tests.support.grpc_service import bearer, problem, serving
 from tests.support.llm_server import LlmServer
 from tests.support.messages import messages
-from tests.support.polling import until
+from tests.support.polling import until, until_early_in_the_hour
 from tests.support.servers import Servers
 from workflows.models.readiness import StoryText
 from workflows.rules.readiness import score_story
@@ -168,6 +168,7 @@ async def test_an_empty_story_cannot_be_refined(fleet: Fleet) -> None:
 
 
 async def test_an_actor_without_tokens_is_not_coached(fleet: Fleet, client: Redis) -> None:
+    await until_early_in_the_hour()
     eve = bearer(f"eve-{uuid.uuid4().hex}", "DEV")
     mine = (*eve, ("x-request-id", uuid.uuid4().hex))
     goal = pb.SuggestStoryRequest(goal=f"Undo {uuid.uuid4().hex}")
@@ -224,7 +225,7 @@ async def test_a_suggestion_needs_a_goal(fleet: Fleet) -> None:
 async def test_a_call_that_ends_cancels_its_workflow(fleet: Fleet, ends_by: str) -> None:
     fleet.llm.fail("hang")
     before = set(await fleet.status())
-    timeout = 3 if ends_by == "deadline" else None
+    timeout = 15 if ends_by == "deadline" else None
 
     call = fleet.coach.SuggestStory(
         pb.SuggestStoryRequest(goal="Undo"), metadata=ANA, timeout=timeout

@@ -446,10 +446,10 @@ async def test_a_message_that_finds_the_graph_busy_is_not_dead_lettered_for_that
 
 
 class Slow(Graph):
-    """A graph in which every transaction takes 3 s."""
+    """A graph in which every transaction takes 10 s."""
 
     async def store(self, changes: Sequence[Change]) -> None:
-        await asyncio.sleep(3)
+        await asyncio.sleep(10)
         await super().store(changes)
 
 
@@ -461,7 +461,7 @@ async def test_work_slower_than_the_ack_wait_is_reported_as_in_progress_and_done
     temporal_client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    soon = [each.model_copy(update={"ack_wait": timedelta(seconds=1)}) for each in CONSUMERS]
+    soon = [each.model_copy(update={"ack_wait": timedelta(seconds=4)}) for each in CONSUMERS]
     await consumers.reconcile(bus, soon)
     monkeypatch.setattr("bridge.inbox.inbox.CONSUMERS", soon)
     story = a_story()

@@ -222,4 +222,4 @@ async def test_a_terminated_story_is_announced_once_as_cancelled(
 
 
 async def _waiting(subscription: Any) -> list[Any]:
-    return [await subscription.next_msg(1) for _ in range(subscription.pending_msgs)]
+    return [await subscription.next_msg(WITHIN_S) for _ in range(subscription.pending_msgs)]

@@ -15,7 +15,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 from bridge.jetstream import consumers, streams
 from deploy.local.nats_users import AGENT_INBOX, INBOX
 from deploy.local.servers import Nats
-from tests.support.polling import until
+from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
 
 STREAMS = [stream.name for stream in streams.STREAMS]
@@ -215,12 +215,12 @@ async def test_a_subscriber_reads_events_with_a_separate_durable_consumer(
     pushed = await client.jetstream().subscribe("planning.>", durable="me")
     pulled = await client.jetstream().pull_subscribe("planning.>", durable="me-too")
 
-    for message in (await pushed.next_msg(), (await pulled.fetch(1))[0]):
+    for message in (await pushed.next_msg(WITHIN_S), (await pulled.fetch(1, WITHIN_S))[0]):
         assert message.data == b"first"
     await jetstream.publish("planning.story.created", b"second")
-    second = await pushed.next_msg()
+    second = await pushed.next_msg(WITHIN_S)
     await second.ack_sync()
-    assert (await live.next_msg()).data == b"second"
+    assert (await live.next_msg(WITHIN_S)).data == b"second"
     assert errors == []
 
 

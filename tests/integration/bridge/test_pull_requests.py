@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from bridge.jetstream import streams
 from deploy.local.servers import Nats
 from tests.support.forge import Forge
-from tests.support.polling import until
+from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer
 from workers.environment import ROOT
 from workflows.models.events import StoryDelivered
@@ -49,7 +49,7 @@ class Example:
 
     async def ended(self) -> str:
         """Wait for its end, and return its last line."""
-        assert await asyncio.wait_for(self.process.wait(), 60) == 1
+        assert await asyncio.wait_for(self.process.wait(), WITHIN_S) == 1
         await self._reading
         return self.lines[-1]
 

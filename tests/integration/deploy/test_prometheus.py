@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tests.support.fleet import new_environment, whole_fleet
 from tests.support.llm_server import LlmServer
 from tests.support.polling import until
 from tests.support.server_process import ServerProcess
-from tests.support.servers import Servers
+from tests.support.servers import READY_WITHIN, Servers
 from workers.environment import ROOT
 
 ALERTS = [
@@ -74,7 +73,7 @@ async def prometheus(
     health, temporal, port = free_ports(3)
     home = tmp_path_factory.mktemp("prometheus")
     server = Prometheus(home, port, health)
-    process = ServerProcess(server, home / "log", timedelta(minutes=1))
+    process = ServerProcess(server, home / "log", READY_WITHIN)
     async with LlmServer() as llm:
         environment = await new_environment(
             servers, llm, HEALTH_PORT=str(health), TEMPORAL_METRICS_PORT=str(temporal)

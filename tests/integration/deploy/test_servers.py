@@ -7,6 +7,7 @@ import redis.asyncio as redis
 from nats.js.api import StorageType, StreamConfig
 from neo4j.exceptions import AuthError
 
+from tests.support.polling import until
 from tests.support.servers import RunningServer
 
 
@@ -22,6 +23,7 @@ async def test_what_nats_acked_survives_a_crash(nats_server: RunningServer) -> N
 
     await nats_server.kill()
     await nats_server.start()
+    await until(lambda: client.is_connected)
 
     kept = await jetstream.get_last_msg("CRASH", "crash.one")
     assert kept.data == b"kept"

@@ -11,6 +11,7 @@ import pytest
 from deploy.local.server import write_private
 from deploy.local.servers import Temporal, WebUi
 from tests.support.listeners import addresses_of
+from tests.support.polling import WITHIN_S
 from tests.support.servers import RunningServer, started
 
 NAMESPACES = "/api/v1/namespaces"
@@ -71,7 +72,7 @@ async def test_a_second_request_of_a_connection_is_checked_too(ui: WebUi) -> Non
     second = f"GET {NAMESPACES} HTTP/1.1\r\nHost: evil.example\r\n\r\n"
 
     writer.write((first + second).encode())
-    answers = await asyncio.wait_for(reader.read(-1), 30)
+    answers = await asyncio.wait_for(reader.read(-1), WITHIN_S)
 
     assert answers.count(b"HTTP/1.1 ") == 1
     assert b"namespaceInfo" not in answers
@@ -85,7 +86,7 @@ async def test_a_malformed_request_leaves_the_server_running(
     reader, writer = await asyncio.open_connection("127.0.0.1", ui.temporal.ui_port)
     writer.write(request_bytes)
     try:
-        answer = await asyncio.wait_for(reader.read(-1), 30)
+        answer = await asyncio.wait_for(reader.read(-1), WITHIN_S)
     except ConnectionResetError:
         answer = b""
     writer.close()

@@ -139,11 +139,11 @@ async def test_since_begins_with_what_was_stored_from_then_on(
     mirror: Mirror, environment: Environment, as_span: bool
 ) -> None:
     await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
-    await asyncio.sleep(3 if as_span else 0.1)  # so that these are older than the requested period
+    await asyncio.sleep(21 if as_span else 0.1)  # so that these are older than the requested period
     begin = datetime.now(UTC)
     ids = await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
 
-    events = await there(environment, "--since", "2s" if as_span else begin.isoformat())
+    events = await there(environment, "--since", "20s" if as_span else begin.isoformat())
 
     assert [event["id"] for event in events] == ids
 
@@ -189,7 +189,7 @@ async def test_a_message_of_anyone_has_an_identity_and_its_text_as_body(
     assert datetime.fromisoformat(events["time"]).tzinfo
 
 
-async def test_following_from_now_shows_new_events_within_a_second(
+async def test_following_from_now_shows_only_new_events(
     mirror: Mirror, environment: Environment, jetstream: JetStreamContext
 ) -> None:
     await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
@@ -197,8 +197,7 @@ async def test_following_from_now_shows_new_events_within_a_second(
     async with following(environment) as process:
         await until_following(jetstream)
         ids = await publish(mirror, *(an_entry(subject) for subject in SUBJECTS))
-        async with asyncio.timeout(1):
-            events = await lines(process, 3)
+        events = await lines(process, 3)
 
     assert [event["id"] for event in events] == ids
 

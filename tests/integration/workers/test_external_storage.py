@@ -249,7 +249,7 @@ async def test_no_payload_is_kept_forever_and_those_of_open_runs_are_renewed(
     async def open_runs() -> list[str]:
         return [run.id async for run in temporal_client.list_workflows(RUNNING)]
 
-    await until(open_runs, lambda runs: f"{queue}-open" in runs)
+    await until(open_runs, lambda runs: f"{queue}-open" in runs and f"{queue}-closed" not in runs)
     await PayloadKeeper(temporal_client, client, keep_for).renew()
 
     left = {name: await client.ttl(key) for name, key in keys.items()}

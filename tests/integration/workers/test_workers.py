@@ -6,11 +6,11 @@ import re
 import shutil
 import signal
 import uuid
-from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from nats.aio.client import Client as NatsClient
 from nats.js import JetStreamContext
 from nats.js.api import StorageType, StreamConfig
 from psutil import Process
@@ -28,7 +28,7 @@ from tests.support.llm_server import LlmServer
 from tests.support.polling import WITHIN_S, until
 from tests.support.repositories import config_with, make_repository
 from tests.support.server_process import ServerProcess
-from tests.support.servers import RunningServer, Servers
+from tests.support.servers import READY_WITHIN, RunningServer, Servers
 from workers.__main__ import NAMES
 from workers.clients.connection import StartError
 from workers.clients.valkey import valkey_client
@@ -197,7 +197,7 @@ async def test_a_git_server_that_lacks_a_store_is_refused_with_what_to_create(
 
 
 async def health(port: int) -> tuple[int, dict[str, str]]:
-    async with httpx.AsyncClient(trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=WITHIN_S) as http:
         answer = await http.get(f"http://127.0.0.1:{port}/health")
     return answer.status_code, answer.json()["checks"]
 
@@ -274,7 +274,7 @@ async def test_replicas_may_start_at_once_and_each_ends_on_ctrl_c(
 
 
 async def test_health_reports_which_server_is_away_and_recovers(
-    environment: Environment, jetstream: JetStreamContext, nats_server: RunningServer
+    environment: Environment, nats_client: NatsClient, nats_server: RunningServer
 ) -> None:
     (port,) = free_ports(1)
     async with running("bridge", environment | {"HEALTH_PORT": str(port)}) as log:
@@ -283,6 +283,7 @@ async def test_health_reports_which_server_is_away_and_recovers(
         await nats_server.kill()
         checks = await until_health(port, 503)
         await nats_server.start()
+        await until(lambda: nats_client.is_connected)
 
         assert checks["nats"] != "ok"
         assert {name for name, word in checks.items() if word != "ok"} == {"nats"}
@@ -343,7 +344,7 @@ async def test_a_credential_that_is_withdrawn_stops_the_process(
 ) -> None:
     (port,) = free_ports(1)
     server = NatsServer(tmp_path / "nats", port)
-    nats = ServerProcess(server, tmp_path / "nats.log", timedelta(seconds=30))
+    nats = ServerProcess(server, tmp_path / "nats.log", READY_WITHIN)
     await nats.start()
     variables = {"NATS_URL": server.url, "NATS_PASSWORD": server.password}
     async with running("bridge", environment | variables) as log:

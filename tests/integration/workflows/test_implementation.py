@@ -81,7 +81,7 @@ async def workshop(
 ) -> AsyncIterator[Workshop]:
     home = tmp_path_factory.mktemp("workshop")
     entry = {"url": make_repository(home / "adder"), "limits": {"seconds": 60, "steps": 12}}
-    hasty = entry | {"limits": {"seconds": 2}}
+    hasty = entry | {"limits": {"seconds": 10}}
     config = config_with(home / "config", adder=entry, hasty=hasty)
     async with LlmServer(window=32_768) as llm:
         environment = await new_environment(

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 from neo4j import AsyncDriver
 from temporalio.api.command.v1 import Command, FailWorkflowExecutionCommandAttributes
@@ -127,7 +128,7 @@ CANCELLED = "planning.story.cancelled"
 async def test_a_story_that_timed_out_has_failed(
     fleet: Client, sweep: StorySweep, jetstream: JetStreamContext, driver: AsyncDriver
 ) -> None:
-    story = await start(fleet, execution_timeout=timedelta(seconds=15))
+    story = await start(fleet, execution_timeout=timedelta(seconds=30))
     await gates(story, "approve_scope")
 
     await closed(sweep)
@@ -195,6 +196,7 @@ async def test_what_a_run_and_a_sweep_left_while_nats_was_away_goes_out_once_and
     jetstream: JetStreamContext,
     driver: AsyncDriver,
     nats_server: RunningServer,
+    nats_client: Nats,
 ) -> None:
     await nats_server.kill()
     story = await start(fleet)
@@ -209,6 +211,7 @@ async def test_what_a_run_and_a_sweep_left_while_nats_was_away_goes_out_once_and
     later = StorySweep(fleet, graph, timedelta(seconds=0.5))
     assert await later.sweep() == 0  # the closure exists and waits
     await nats_server.start()
+    await until(lambda: nats_client.is_connected)
     found = await events(jetstream, story, CANCELLED)
 
     assert [each["subject"].removeprefix("planning.") for each in found] == [

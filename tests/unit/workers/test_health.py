@@ -61,7 +61,7 @@ async def test_a_warning_is_shown_and_takes_no_process_out_of_service() -> None:
 async def test_it_reports_unreachable_and_silent_servers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(health, "CHECK_WITHIN_S", 0.05)
+    monkeypatch.setattr(health, "CHECK_WITHIN_S", 2)
 
     with health.serve("127.0.0.1", 0, "story", {"nats": away, "neo4j": well, "llm": silent}) as url:
         answer = await get(f"{url}/health")
@@ -73,7 +73,7 @@ async def test_it_reports_unreachable_and_silent_servers(
         "checks": {
             "nats": "ConnectionError: connection refused",
             "neo4j": "ok",
-            "llm": "no answer in 0.05 s",
+            "llm": "no answer in 2 s",
         },
     }
 
@@ -94,10 +94,9 @@ async def test_a_process_whose_event_loop_is_stuck_reports_it(
 async def test_a_process_whose_servers_are_away_is_live_and_a_stuck_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
-
     with health.serve("127.0.0.1", 0, "story", {"nats": away}) as url:
         well_enough = await get(f"{url}/live")
+        monkeypatch.setattr(health, "STUCK_AFTER_S", 0.1)
         # This call blocks the event loop.
         stuck = httpx.Client(trust_env=False, timeout=30).get(f"{url}/live")
 

@@ -202,7 +202,7 @@ async def test_time_ends_the_work_with_the_change_so_far(fleet: Client, world: W
     world.actions_of["agent-dev-1"] = [*written("a.md"), *[RunCommand(command="ls")] * 2]
     world.hold["run_action/agent-dev-1/2"] = asyncio.Event()
 
-    result = await (await started(fleet, world, rounds=0, timeout=6)).result()
+    result = await (await started(fleet, world, rounds=0, timeout=20)).result()
 
     assert len(result.ranked) == 3
     assert all(each.change and each.change.files for each in result.ranked)

@@ -192,7 +192,7 @@ async def test_the_shared_timer_does_not_count_the_time_until_a_wave_is_granted(
     story = await start_story(token_budget=50)
     await story.until(gate="approve_scope")
     asking = {"story_id": story.story_id, "outbox_workflow_id": story.handle.id}
-    handle = await start(fleet, world, ask_for_budget=True, timeout=2, **asking)
+    handle = await start(fleet, world, ask_for_budget=True, timeout=15, **asking)
     await story.until(gate="budget")
     await until(lambda: timers_of(handle), lambda timers: timers[-1] == "FIRED")
 

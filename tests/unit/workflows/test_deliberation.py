@@ -230,7 +230,7 @@ async def test_an_unknown_council_is_refused(fleet: Client, world: World) -> Non
 async def test_a_hanging_agent_times_the_deliberation_out(fleet: Client, world: World) -> None:
     world.hold["revise"] = asyncio.Event()
 
-    error = await failure(await start(fleet, world, timeout=3))
+    error = await failure(await start(fleet, world, timeout=10))
 
     assert error.type == "DeliberationTimeout"
     assert "agent-dev-1" in error.message
