@@ -98,6 +98,7 @@ with workflow.unsafe.imports_passed_through():
         BUDGET_ROLE,
         require_amend,
         require_approve,
+        require_commit,
         require_new_report,
         require_raise_budget,
         require_reject,
@@ -237,6 +238,7 @@ class StoryWorkflow:
     def may_report(self, report: WorkspaceReport) -> None:
         require_person(report.actor)
         require_new_report(self.story, report)
+        require_commit(self.story, report)
         if self.story.process:
             require_report(self.story)
 
