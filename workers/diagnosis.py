@@ -419,7 +419,8 @@ async def check_outboxes(temporal: Client) -> list[Finding]:
             _failing(
                 name,
                 f"{run.id}: {each.kind} {each.entry_id}, {each.step}: {each.error}",
-                f"Remove the cause, or skip it: fleet outbox skip {shlex.quote(run.id)} "
+                f"Remove the cause, or skip it: fleet outbox skip "
+                f"{shlex.quote(each.story_id or run.id)} "
                 f"{shlex.quote(each.entry_id)} --reason WHY",
             )
             for each in entries

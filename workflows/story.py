@@ -98,6 +98,7 @@ with workflow.unsafe.imports_passed_through():
         BUDGET_ROLE,
         require_amend,
         require_approve,
+        require_commit,
         require_new_approval,
         require_new_report,
         require_open,
@@ -239,6 +240,8 @@ class StoryWorkflow:
         await self.ready()
         via = await self.check_actor(report, report.actor or "unknown")
         self.require_open("report")
+        if self.story.branch and workflow.patched("commits-of-reports-checked"):
+            require_commit(self.story, report)
         require_report(self.story)
         if via:
             require_new_report(self.story, report)
@@ -251,6 +254,7 @@ class StoryWorkflow:
         require_person(report.actor)
         require_open(self.story, "report")
         require_new_report(self.story, report)
+        require_commit(self.story, report)
         if self.story.process:
             require_report(self.story)
 

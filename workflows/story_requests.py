@@ -5,6 +5,7 @@ Each function raises an ApplicationError, with the remedy, if its request is not
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from workflows.models.access import request_content
@@ -18,6 +19,8 @@ from workflows.rules.machine import BUDGET_GATE
 
 if TYPE_CHECKING:
     from workflows.story_state import Story
+
+COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 BUDGET_ROLE = "PO"
 
@@ -105,6 +108,16 @@ def require_report(story: Story) -> None:
     if not story.rebased and not any(story.reads_report(transition) for transition in exits):
         raise application_error(
             ErrorType.ILLEGAL_MOVE, f"report: no guard reads one here; {story.legal()}"
+        )
+
+
+def require_commit(story: Story, report: WorkspaceReport) -> None:
+    """Refuse a report whose commit cannot be compared with that of the story's branch."""
+    if story.branch and not COMMIT.fullmatch(report.commit):
+        raise application_error(
+            ErrorType.INVALID_INPUT,
+            f"WorkspaceReport refused. commit: {report.commit[:60]!r} is not 7 to 40 hexadecimal "
+            "digits in lower case; commit all changes, and send what `git rev-parse HEAD` prints",
         )
 
 

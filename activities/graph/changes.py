@@ -134,6 +134,8 @@ def parse_timestamp(text: str, field: str) -> datetime:
         ApplicationError: `InvalidEntry`, not retryable.
     """
     try:
+        if text.isdecimal() and len(text) > len("20260131"):
+            raise ValueError  # a number of seconds, which may look like a date in another century
         parsed = datetime.fromisoformat(text)
         return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except (ValueError, OverflowError):

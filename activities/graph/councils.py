@@ -74,14 +74,15 @@ def load_councils(path: Path) -> Councils:
 
 
 class NewAgent(Section):
-    """An agent to add to a council.
+    """An agent to add to a council, or the changes of one that is in it.
 
-    `endpoint` is the address that the agent gives; it is always called over the bus.
-    `max_concurrent_tasks` 0 and empty texts mean that nothing was given.
+    `agent_type` None: the agent keeps its type, and a new one gets the default. `endpoint` is the
+    address that the agent gives; it is always called over the bus. `max_concurrent_tasks` 0 and
+    empty texts mean that nothing was given.
     """
 
     agent_id: Id
-    agent_type: AgentType
+    agent_type: AgentType | None
     model: str = ""
     persona: str = ""
     endpoint: str = ""
@@ -325,8 +326,12 @@ async def create_council(driver: AsyncDriver, council: NewCouncil) -> list[str]:
             return await session.execute_write(_create, council)
 
 
-async def register_agent(driver: AsyncDriver, role: str, agent: NewAgent) -> str:
+async def register_agent(
+    driver: AsyncDriver, role: str, agent: NewAgent, default_type: AgentType
+) -> str:
     """Add an agent to a council or update it there, and return the council's id.
+
+    `default_type` is the type of a new agent that names none.
 
     Raises:
         ApplicationError: `UnknownCouncil`; `AlreadyExists`: it belongs to another council;
@@ -334,7 +339,7 @@ async def register_agent(driver: AsyncDriver, role: str, agent: NewAgent) -> str
     """
     with store_errors():
         async with open_session(driver) as session:
-            return await session.execute_write(_register, role, agent)
+            return await session.execute_write(_register, role, agent, default_type)
 
 
 async def unregister_agent(driver: AsyncDriver, agent_id: str, role: str = "") -> str:
@@ -393,7 +398,9 @@ async def _create(tx: AsyncManagedTransaction, council: NewCouncil) -> list[str]
     return [agent.agent_id for agent in agents]
 
 
-async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> str:
+async def _register(
+    tx: AsyncManagedTransaction, role: str, agent: NewAgent, default_type: AgentType
+) -> str:
     rows = await _locked(tx)
     council = _council(rows, role)
     seats = _seats(rows)
@@ -413,7 +420,7 @@ async def _register(tx: AsyncManagedTransaction, role: str, agent: NewAgent) -> 
             f"the {role} council has {MAX_AGENTS} agents, the most it may have; unregister one",
         )
     else:
-        seat = _new(agent)
+        seat = _new(agent.model_copy(update={"agent_type": agent.agent_type or default_type}))
     await (await tx.run(SEAT, role=role, agents=[seat])).consume()
     return str(council["id"] or council_id(role))
 

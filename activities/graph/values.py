@@ -21,6 +21,10 @@ from workflows.timestamps import format_timestamp
 MILLISECONDS_FROM = 10**11
 """A number from this value on is a time in milliseconds, a smaller one in seconds."""
 
+NUMBER = re.compile(r"\d{9,}|\d+\.\d+")
+"""Texts that are numbers although ISO 8601 allows a date without dashes, and any character between
+it and the time: 38381021.03 as a date is in the year 3838, 1772102512345 in 1772."""
+
 INT32 = (-(2**31), 2**31 - 1)
 """The range of counts, versions and priorities in the API."""
 
@@ -49,7 +53,7 @@ def instant(value: Any) -> datetime | None:
 
 
 def _of_text(text: str) -> datetime | None:
-    if re.fullmatch(r"\d+\.\d+", text):  # 38381021.03 would be read as a date in year 3838
+    if NUMBER.fullmatch(text):
         return instant(float(text))
     try:
         return _in_utc(datetime.fromisoformat(text))

@@ -47,7 +47,7 @@ from bridge.grpc.calls import (
 )
 from bridge.grpc.wire import planning_pb2 as pb
 from bridge.grpc.wire import planning_pb2_grpc
-from bridge.story_list import WORD, stories_query
+from bridge.story_list import WORD, newest_runs, stories_query
 from bridge.story_moves import NOT_BEGUN, Remarks, Story, known, move
 from workflows.models.base import Line, Request
 from workflows.models.errors import ErrorType, InvalidInput
@@ -204,6 +204,9 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
     ) -> pb.ListStoriesResponse:
         """List stories from visibility, ended ones included: running ones first, the newest first.
 
+        A story whose id was used again is listed once, with its newest run, so a page may be
+        shorter than asked for.
+
         Metadata: `x-state`, `x-waiting` (true: only stories that wait for a person), `x-role` (only
         those that wait for this role), `x-page-size` (100), `x-page-token`. The answer's trailing
         `x-next-page-token` is the token of the next page. `brief` is empty here; GetStory returns
@@ -221,7 +224,8 @@ class PlanningServicer(planning_pb2_grpc.PlanningServiceServicer):
         )
         async with in_time(context):
             await pages.fetch_next_page()
-            stories = [await row(execution) for execution in pages.current_page or []]
+            runs = await newest_runs(self._temporal, pages.current_page or [])
+            stories = [await row(execution) for execution in runs]
         if pages.next_page_token:
             token = page_token(pages.next_page_token, query)
             context.set_trailing_metadata((("x-next-page-token", token),))

@@ -13,11 +13,10 @@ from contextlib import asynccontextmanager
 from google.protobuf.message import Message
 from grpc import StatusCode
 from redis.asyncio import Redis
-from temporalio.exceptions import ApplicationError
 
 from activities.cache_errors import cache_errors
 from bridge.grpc.calls import OF_STORY, REQUEST_ID, derived_id
-from bridge.grpc.errors import STATUS
+from bridge.grpc.errors import code_of, status_of
 from workflows.models.errors import ErrorType, application_error
 
 REMEMBERED_S = 7 * 24 * 3_600
@@ -74,8 +73,8 @@ class Requests:
             )
         try:
             yield
-        except ApplicationError as error:
-            if before is None and STATUS.get(error.type or "") in NOTHING_DONE:
+        except Exception as error:
+            if before is None and code_of(status_of(error)) in NOTHING_DONE:
                 with cache_errors():
                     await self._valkey.delete(key)
             raise

@@ -7,6 +7,8 @@ be replayed.
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +40,15 @@ NEXT_WITHIN_S = 10.0
 
 HEADERS_AT_MOST = 16 * 1024
 """Bytes reserved for a dead letter's headers if its body fills the server's limit."""
+
+ORIGINAL_AT_MOST = 8 * 1024
+"""Bytes of the original's headers that are kept; the rest of HEADERS_AT_MOST is for `Dead-*`."""
+
+LEFT_OUT_SHOWN = 300
+"""Characters of the list of the original's headers that are left out."""
+
+HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""The header names that the NATS client publishes. It receives others, too."""
 
 
 class NoSuchLetter(LookupError):
@@ -150,13 +161,16 @@ class DeadLetters:
         about: Mapping[str, str],
     ) -> bool:
         room = self._nats.max_payload - HEADERS_AT_MOST
-        original = {f"{ORIGINAL}{name}": value for name, value in headers.items()}
+        original, left_out = _publishable(headers)
         added = {
             Header.MSG_ID.value: message_id,
             "Dead-Subject": subject,
             "Dead-Size": str(len(body)),
             **about,
         }
+        if left_out:
+            names = _line(", ".join(left_out))[:LEFT_OUT_SHOWN]
+            added["Dead-Reason"] += f"; headers left out: {names}"
         ack = await self._jetstream.publish(
             f"{PREFIX}{subject}",
             body if len(body) <= room else body[:room],
@@ -196,7 +210,7 @@ class DeadLetters:
             raise NoSuchLetter(
                 f"There is no dead letter {number}; `fleet dead-letters list` shows those there are"
             ) from None
-        return _letter(number, found.headers or {}, found.data or b"", found.time)
+        return _letter(number, _headers(found), found.data or b"", found.time)
 
     async def replay(self, number: int) -> DeadLetter:
         """Publish the original on its subject again, with its identity, and remove the dead letter.
@@ -246,6 +260,34 @@ class DeadLetters:
                 f"{letter.stream} has no message {letter.sequence} any more: it cannot be replayed"
             ) from None
         return found.data or b""
+
+
+def _publishable(headers: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the headers that a dead letter can have, under their new names, and the other names.
+
+    The shortest ones come first: an id is kept rather than a long text.
+    """
+    kept: dict[str, str] = {}
+    left_out: list[str] = []
+    size = 0
+    for name, value in sorted(headers.items(), key=lambda each: len("".join(each))):
+        line = len(f"{ORIGINAL}{name}: {value}\r\n".encode())
+        if HEADER_NAME.fullmatch(name) and size + line <= ORIGINAL_AT_MOST:
+            kept[f"{ORIGINAL}{name}"] = value
+            size += line
+        else:
+            left_out.append(name)
+    return kept, left_out
+
+
+def _headers(stored: RawStreamMsg) -> dict[str, str]:
+    """Return a stored message's headers as a subscription receives them.
+
+    The client's `get_msg` reads them as an e-mail's: a value that is not ASCII is then no text.
+    """
+    _version, *lines = base64.b64decode(stored.hdrs or "").decode(errors="replace").split("\r\n")
+    pairs = (line.partition(":") for line in lines if line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _letter(

@@ -18,9 +18,12 @@ from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bridge.inbox.envelopes import in_lower_case
+from bridge.inbox.envelopes import InvalidMessage, in_lower_case
+from bridge.inbox.parsing import READING, Received, parse_event
 from bridge.jetstream.streams import STREAMS, Stream
 from bridge.outages import is_unavailable
+from workflows.models.entries import Entry
+from workflows.models.events import PUBLISHED
 
 EVENT_STREAMS = tuple(
     stream
@@ -56,7 +59,7 @@ class Seen:
 
     id: its `ce-id`; without one, stream and sequence. time: when it happened, ISO 8601. stored:
     when JetStream stored it, by which the streams are merged. body: its JSON, or its text if it
-    is not JSON.
+    is not JSON. read: the event's fields as the inbox reads them; None if it does not.
     """
 
     stream: str
@@ -68,6 +71,7 @@ class Seen:
     body: Any
     stored: datetime
     headers: dict[str, str]
+    read: dict[str, Any] | None = None
 
 
 def seen(message: Msg) -> Seen:
@@ -81,6 +85,9 @@ def seen(message: Msg) -> Seen:
     except ValueError:
         body = text
     fields = body if isinstance(body, dict) else {}
+    entry = _entry(message, named)
+    if entry:
+        fields = entry.body
     return Seen(
         stream=about.stream,
         sequence=about.sequence.stream,
@@ -91,7 +98,27 @@ def seen(message: Msg) -> Seen:
         body=body,
         stored=about.timestamp,
         headers=headers,
+        read=entry.body if entry else None,
     )
+
+
+def _entry(message: Msg, headers: dict[str, str]) -> Entry | None:
+    """Return what the inbox reads; others wrap the fields and name them in their own ways."""
+    if PUBLISHED.get(message.subject) not in READING:
+        return None
+    about = message.metadata
+    received = Received(
+        subject=message.subject,
+        stream=about.stream,
+        sequence=about.sequence.stream,
+        time=about.timestamp,
+        headers=headers,
+        data=message.data,
+    )
+    try:
+        return parse_event(received).change.entry
+    except InvalidMessage:
+        return None
 
 
 @dataclass

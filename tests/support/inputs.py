@@ -38,7 +38,7 @@ NEWS: dict[str, Any] = {
 }
 REPORT: dict[str, Any] = {
     "job_id": "j",
-    "commit": "c0ffee",
+    "commit": "c0ffee1",
     "actor": "ana",
     "build": {"ok": True},
     "unit": {"ok": True, "passed": 1, "failed": 0, "coverage": 95.0},

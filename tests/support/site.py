@@ -43,7 +43,7 @@ SAMPLE_STORY = Path(__file__).parents[2] / "deploy" / "examples" / "ratelimit" /
 GOOD_REPORT = WorkspaceReport.model_validate(
     {
         "job_id": "job-1",
-        "commit": "c0ffee",
+        "commit": "c0ffee1",
         "actor": "ana",
         "build": {"ok": True},
         "unit": {"ok": True, "passed": 10, "failed": 0, "coverage": 95.0},

@@ -804,7 +804,7 @@ async def fleet_without_workers() -> AsyncIterator[Client]:
 
 GOOD_REPORT: dict[str, Any] = {
     "job_id": "job-1",
-    "commit": "c0ffee",
+    "commit": "c0ffee1",
     "actor": "ana",
     "build": {"ok": True},
     "unit": {"ok": True, "passed": 10, "failed": 0, "coverage": 95.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from workers.cli.eval_tasks import (
 )
 from workers.cli.session import CommandError, err, out, progress_bar, run, temporal
 from workers.clients.stores import stores_of
-from workers.settings import load
+from workers.settings import load, variables
 from workflows.models.evaluation import (
     RUN_CHARACTERS,
     Configuration,
@@ -86,8 +87,9 @@ def evaluate(
     async def work() -> None:
         settings = load()
         configurations = _configurations(config or ["one"])
+        _require_place(json_file)
         tasks = read_tasks(file)[:limit]
-        known = load_repositories(settings.fleet_config / "repositories.yaml")
+        known = load_repositories(settings.fleet_config / "repositories.yaml", variables())
         repositories = find_repositories(tasks, known, file.resolve().parent)
         name = run_name or default_run(file, tasks, role, steps, seconds)
         inputs = [
@@ -108,11 +110,20 @@ def evaluate(
                 results = await evaluate_all(client, inputs, jobs, show)
         made = eval_report.document(name, file, settings.fleet_config, inputs, results)
         if json_file:
-            json_file.write_text(made.model_dump_json(indent=1) + "\n")
+            try:
+                json_file.write_text(made.model_dump_json(indent=1) + "\n")
+            except OSError as error:
+                raise CommandError(f"--json: {error}; the same command writes it again") from None
         out.print(eval_report.table(made.summary))
         _require_evaluated(results)
 
     run(work())
+
+
+def _require_place(file: Path | None) -> None:
+    """Refuse a file that cannot be written before the evaluations, which take hours."""
+    if file and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+        raise CommandError(f"--json: {file} cannot be written; name a file in a folder that exists")
 
 
 def _configurations(names: list[str]) -> list[Configuration]:

@@ -35,9 +35,15 @@ STYLES: dict[type[EventBody], str] = {
 """The colour of an event; without one, the terminal's own."""
 
 
-def headline(subject: str, body: Any) -> tuple[str, str]:
-    """Return the text on one line, cut to LONGEST characters, and the colour to show it in."""
-    event = parsed(subject, body)
+def headline(subject: str, body: Any, read: Any = None) -> tuple[str, str]:
+    """Return the text on one line, cut to LONGEST characters, and the colour to show it in.
+
+    Args:
+        subject: The message's.
+        body: Its JSON.
+        read: Its fields as the inbox reads them, if it does.
+    """
+    event = whole(subject, body) or parsed(subject, read) or parsed(subject, body)
     if event is None:
         words, style = f"{subject} {json.dumps(body, ensure_ascii=False)}", "dim"
     else:
@@ -47,6 +53,15 @@ def headline(subject: str, body: Any) -> tuple[str, str]:
         words, style = f"{kind}{what}{by}", STYLES.get(type(event), "")
     line = " ".join(plain(words).split())
     return (line if len(line) <= LONGEST else f"{line[:LONGEST]}…"), style
+
+
+def whole(subject: str, body: Any) -> EventBody | None:
+    """Return the event if the body has its fields as the fleet writes them."""
+    kind = PUBLISHED.get(subject)
+    try:
+        return kind.model_validate(body) if kind else None
+    except ValidationError:
+        return None
 
 
 def parsed(subject: str, body: Any) -> EventBody | None:

@@ -128,7 +128,7 @@ def show(event: Seen, as_json: bool) -> None:
         }
         print(json.dumps(fields), flush=True)
         return
-    words, style = headline(event.subject, event.body)
+    words, style = headline(event.subject, event.body, event.read)
     line = Text.assemble(
         (render.plain(render.local_time(event.time)), "dim"),
         "  ",

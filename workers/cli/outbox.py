@@ -17,9 +17,7 @@ from workers.cli.session import (
     Actor,
     CommandError,
     Json,
-    StoryId,
     Wide,
-    checked,
     command_errors,
     complete_story,
     emit,
@@ -59,7 +57,9 @@ def list_stuck(
     story_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STORY]", help="Only of this story.", autocompletion=complete_story
+            metavar="[STORY]",
+            help="Only of this story, or of the workflow with this id.",
+            autocompletion=complete_story,
         ),
     ] = None,
     as_json: Json = False,
@@ -68,9 +68,12 @@ def list_stuck(
     """List the stuck entries of all outboxes; those behind them wait."""
 
     async def work() -> list[StuckEntry]:
-        of = checked(story_id) if story_id else ""
         async with temporal(load()) as client, command_errors(story_id or "*", client):
-            return [each async for each in stuck_entries(client) if not of or _is_of(each, of)]
+            return [
+                each
+                async for each in stuck_entries(client)
+                if not story_id or _is_of(each, story_id)
+            ]
 
     found = run(work())
     emit(found, render.stuck([each.entry for each in found]), as_json, wide)
@@ -80,7 +83,14 @@ def list_stuck(
     epilog="Example:  fleet outbox skip US-101 story-US-101/01a2.../3 --reason 'its id is too long'"
 )
 def skip(
-    story_id: StoryId,
+    story_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="STORY",
+            help="The story's id, or that of the workflow in whose outbox the entry is.",
+            autocompletion=complete_story,
+        ),
+    ],
     entry_id: Annotated[str, typer.Argument(metavar="ENTRY", help="As `list` shows it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why it is skipped.")],
     actor: Actor,
@@ -89,7 +99,7 @@ def skip(
     """Skip a stuck entry; a record and a dead letter keep it, and the rest goes on."""
 
     async def work() -> StuckEntry:
-        async with temporal(load()) as client, command_errors(checked(story_id), client):
+        async with temporal(load()) as client, command_errors(story_id, client):
             request = SkipEntry(entry_id=entry_id, actor=person(actor), reason=reason)
             async for each in stuck_entries(client):
                 if each.entry.entry_id == entry_id and _is_of(each, story_id):
@@ -102,7 +112,7 @@ def skip(
                     )
                     return each
         raise CommandError(
-            f"ENTRY: {entry_id[:200]} is not a stuck entry of {story_id}; "
+            f"ENTRY: {entry_id[:200]} is not a stuck entry of {story_id[:200]}; "
             f"`fleet outbox list {shlex.quote(story_id)}` lists those that are"
         )
 

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import getpass
 import shlex
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -240,6 +242,23 @@ def _rpc_reason(story_id: str, client: Client, error: RPCError) -> str:
             "Start them: `make status` shows what runs"
         )
     return f"Temporal at {where} refuses: {error.message}"
+
+
+def file_text(file: Path, name: str) -> str:
+    """Return the text of a file that a command is given; `-` is stdin.
+
+    Args:
+        file: The file.
+        name: The name of the command's argument, for the error.
+
+    Raises:
+        CommandError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{name}: {error}; give a file in UTF-8") from None
 
 
 def checked(story_id: str) -> str:

@@ -7,7 +7,6 @@ import asyncio
 import json
 import re
 import shlex
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from workers.cli.session import (
     emit,
     ended,
     err,
+    file_text,
     handle,
     out,
     person,
@@ -249,7 +249,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Build, test and measure a project, and send the report to its story."""
-    from workers.cli.workspace_report import CannotMeasure, measure
+    from workers.cli.workspace_report import CannotMeasure, measure, require_commit
 
     async def require_open() -> None:
         async with handle(story_id) as story:
@@ -257,6 +257,11 @@ def report(
         if found.status is not WorkflowExecutionStatus.RUNNING:
             raise CommandError(ended(story_id))
 
+    try:
+        require_commit(directory)
+    except CannotMeasure as error:
+        err.print(render.text(error), soft_wrap=True)
+        raise typer.Exit(1) from None
     run(require_open())
     with Progress(
         SpinnerColumn(),
@@ -328,7 +333,10 @@ def list_stories(
         _require_words(role=role, state=state)
         query = stories_query(running=not closed, waiting=waiting, role=role, state=state)
         async with temporal(load()) as client, command_errors("", client):
-            rows = [_row(each) async for each in client.list_workflows(query)]
+            newest: dict[str, WorkflowExecution] = {}
+            async for each in client.list_workflows(query):
+                newest.setdefault(each.id, each)  # the runs of an id come newest first
+            rows = [_row(each) for each in newest.values()]
         emit(rows, render.stories(rows), as_json, wide)
 
     run(work())
@@ -381,11 +389,7 @@ async def _pending_gate(story: Story) -> str:
 
 
 def _read_story(file: Path) -> StoryInput:
-    try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"STORY.json: {error}") from None
+    text = file_text(file, "STORY.json")
     try:
         return StoryInput.model_validate_json(text)
     except ValidationError as error:  # not JSON at all

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,16 @@ import typer
 from pydantic import ValidationError
 
 from workers.cli.render import text
-from workers.cli.session import CommandError, Json, StoryId, checked, err, run, token_caller
+from workers.cli.session import (
+    CommandError,
+    Json,
+    StoryId,
+    checked,
+    err,
+    file_text,
+    run,
+    token_caller,
+)
 from workers.clients.connection import secret_value
 from workers.clients.valkey import open_valkey
 from workers.settings import load
@@ -156,7 +164,7 @@ def sign(
         token, caller = secret_value(settings.fleet_token), token_caller(settings)
         if token is None or caller is None:
             raise CommandError("FLEET_TOKEN is not set. `fleet token create` makes one")
-        given = sys.stdin.read() if str(file) == "-" else file.read_text()
+        given = file_text(file, "FILE")
         try:
             request = model.model_validate_json(given)
         except ValidationError as error:  # not JSON at all

@@ -75,6 +75,20 @@ def measure(
         return asyncio.run(_measure(directory.resolve(), Path(scratch), setup, on_step, sandbox))
 
 
+def require_commit(directory: Path) -> None:
+    """Refuse a directory without a commit, which a story requires of a report.
+
+    Raises:
+        CannotMeasure: git is not installed, or knows no commit of the directory.
+    """
+    with tempfile.TemporaryDirectory(prefix="fleet-measure-") as scratch:
+        if not _commit(directory, Path(scratch)):
+            raise CannotMeasure(
+                f"{directory}: git is not installed or has no commit of it, and a report names the "
+                "commit that was measured; commit the project first"
+            )
+
+
 async def _measure(
     directory: Path,
     scratch: Path,

@@ -112,6 +112,8 @@ class ContextUpdate(Request):
     """Entity types that the story's workflow has already changed; the update publishes them."""
     roles: list[str] | None = None
     """The roles of the requester's token, for what depends on what is stored; None: the fleet."""
+    whole: bool = False
+    """True: the update is refused, and not only warned about, if none of its changes is stored."""
 
 
 def request_hash(update: ContextUpdate) -> str:
@@ -120,7 +122,7 @@ def request_hash(update: ContextUpdate) -> str:
     Fields that were added later are left out if they have their default: histories hold hashes
     without them. A token's roles do not change what it asks for.
     """
-    later = {"if_absent", "phase_change", "changed"}
+    later = {"if_absent", "phase_change", "changed", "whole"}
     fields = update.model_dump(exclude={*later, "roles"}) | update.model_dump(
         include=later, exclude_defaults=True
     )

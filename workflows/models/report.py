@@ -77,7 +77,8 @@ class WorkspaceReport(Request):
     """The measurements of a workspace: bridge/grpc/protos/workspace.proto as JSON.
 
     Attributes:
-        commit: what was measured; a story requires it.
+        commit: what was measured; a story requires it, and one in a repository requires 7 to 40
+            hexadecimal digits. Histories have other texts.
         actor: who sends it to a story, which requires it.
         measured_by: `fleet` if the story measured it by itself; empty: its actor did. Refused in
             what a person sends.

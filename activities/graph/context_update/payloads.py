@@ -25,7 +25,7 @@ from workflows.models.base import Actor, Line, Rigor, Title
 from workflows.models.ids import LongId, UpperWord
 from workflows.timestamps import format_timestamp
 
-PAYLOAD_BYTES = 64 * 1024
+PAYLOAD_CHARACTERS = 64 * 1024
 WARNING_CHARACTERS = 300
 NOT_LIVE = ("UNKNOWN", "DELETED")
 """Statuses of a node that is only a placeholder or that was deleted."""

@@ -26,7 +26,7 @@ from activities.graph.context_update.payloads import (
     EXTRAS_AT_MOST,
     NAMES,
     OPERATIONS,
-    PAYLOAD_BYTES,
+    PAYLOAD_CHARACTERS,
     PAYLOADS,
     WARNING_CHARACTERS,
     CasePayload,
@@ -48,7 +48,15 @@ _ENTITY_ID: TypeAdapter[str] = TypeAdapter(LongId)
 
 
 class RejectedChange(ValueError):
-    """The reason why a change is not stored."""
+    """The reason why a change is not stored.
+
+    Attributes:
+        problems: each wrong field of the payload with its rule, if it is the fields that are wrong.
+    """
+
+    def __init__(self, why: str, problems: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(why)
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -121,16 +129,19 @@ def read_change(number: int, change: ContextChange, story_id: str, now: datetime
 
 def _payload_fields(text: str) -> Row:
     """Parse the payload as a JSON object; an empty text has no fields."""
-    if len(text.encode()) > PAYLOAD_BYTES:
-        raise RejectedChange(f"payload: more than {PAYLOAD_BYTES} bytes; shorten it")
+    if len(text) > PAYLOAD_CHARACTERS:
+        raise RejectedChange(f"payload: more than {PAYLOAD_CHARACTERS} characters; shorten it")
     try:
         fields = from_json(text, allow_inf_nan=False) if text.strip() else {}
     except ValueError as error:
         raise RejectedChange(f"payload: is not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise RejectedChange("payload: is JSON, but not an object")
-    if _has_null_character(fields):
-        raise RejectedChange("payload: a text contains U+0000; remove it")
+    if null := [name for name, value in fields.items() if _has_null_character([name, value])]:
+        raise RejectedChange(
+            "payload: a text contains U+0000; remove it",
+            [(name, "contains U+0000; remove it") for name in null],
+        )
     return fields
 
 
@@ -177,7 +188,8 @@ def _payload(kind: type[Payload], fields: Row, now: datetime) -> tuple[Payload, 
     try:
         return kind.model_validate(ours, context={"now": now}), others
     except ValidationError as error:
-        raise RejectedChange(invalid_input("payload", error).message) from None
+        refused = invalid_input("payload", error)
+        raise RejectedChange(refused.message, refused.problems) from None
 
 
 # --- validation against the graph -----------------------------------------------------------------

@@ -22,6 +22,7 @@ from activities.graph.context_update.rules import (
     EntityState,
     ParsedChange,
     ParsedChanges,
+    RejectedChange,
     StorySnapshot,
     judge,
     read_changes,
@@ -54,8 +55,8 @@ async def judge_update(
     """Validate an update under its story's lock, which the caller's transaction keeps.
 
     Raises:
-        ApplicationError: not retryable: `UnknownStory`, or `RequestReused` if another update
-            was stored under its id.
+        ApplicationError: not retryable: `UnknownStory`; `RequestReused` if another update was
+            stored under its id; `InvalidInput` if a `whole` one has no change that can be stored.
     """
     update = write.update
     read = read_changes(write)
@@ -81,12 +82,16 @@ async def judge_update(
         return Update(ContextAnswer(version=found.version, hash=""), [])
     known = found.story_live or (bool(found.plans) and not found.story_deleted)
     judged = judge(write, read, found, role_of)
+    makers = read if update.whole else judged.applied
     if (
         not known
         and not update.changed
-        and not any(_makes_story(parsed, found) for parsed in judged.applied)
+        and not any(_makes_story(parsed, found) for parsed in makers)
     ):
         raise unknown_story(update.story_id, judged.warnings)
+    if update.whole and not judged.applied:
+        rules = (warning.partition("): ")[2] for warning in judged.warnings)
+        raise application_error(ErrorType.INVALID_INPUT, "; ".join(rules))
     version = found.version + 1
     applied = [parsed.number for parsed in judged.applied]
     node = {
@@ -108,8 +113,10 @@ async def judge_update(
     return Update(_as_kept(node, request, read), [*judged.writes, kept])
 
 
-def _makes_story(parsed: ParsedChange, found: StorySnapshot) -> bool:
+def _makes_story(parsed: ParsedChange | RejectedChange, found: StorySnapshot) -> bool:
     """Return whether the change creates an unknown story: plans and subtasks do."""
+    if isinstance(parsed, RejectedChange):
+        return False
     if parsed.entity_type == "CASE":
         return parsed.operation == "CREATE"
     return parsed.entity_type in ("PLAN", "SUBTASK") and not found.story_deleted

@@ -27,7 +27,7 @@ def created(
         operation="CREATE",
         entity_type=entity_type,
         entity_id=entity_id,
-        payload=json.dumps(payload),
+        payload=json.dumps(payload, ensure_ascii=False),
         reason=reason,
     )
 

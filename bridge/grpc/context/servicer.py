@@ -243,7 +243,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             "status": parsed.initial_phase,
         }
         change = created("CASE", parsed.story_id, payload, "recorded without a workflow")
-        await self._updates.change(context, name, parsed.story_id, change, if_absent=True)
+        names = {"status": "initial_phase"}
+        await self._updates.change(
+            context, name, parsed.story_id, change, names=names, if_absent=True
+        )
         async with in_time(context, ANSWERED_WITHIN_S):
             phase = await self._graph.story_status(parsed.story_id)
         return parsed, phase or parsed.initial_phase
@@ -273,7 +276,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         change = created(
             "SUBTASK", parsed.task_id, {key: value for key, value in payload.items() if value}
         )
-        await self._updates.change(context, name, parsed.story_id, change)
+        names = {"depends_on": "dependencies"}
+        await self._updates.change(context, name, parsed.story_id, change, names=names)
         async with in_time(context, ANSWERED_WITHIN_S):
             status = await self._graph.task_status(parsed.story_id, parsed.task_id)
         return context_pb2.CreateTaskResponse(
@@ -322,7 +326,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         change = created(
             "DECISION", decision_id, {key: value for key, value in payload.items() if value}
         )
-        await self._updates.change(context, name, parsed.story_id, change)
+        names = {"type": "decision_type", "decided_by": "metadata.decided_by"}
+        await self._updates.change(context, name, parsed.story_id, change, names=names)
         return context_pb2.AddProjectDecisionResponse(decision_id=decision_id)
 
     async def TransitionPhase(  # noqa: N802
@@ -355,7 +360,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             reason=parsed.rationale,
             via="token",
         )
-        await self._updates.transition(context, name, parsed.story_id, moved)
+        await self._updates.transition(context, name, parsed.story_id, moved, "to_phase")
         return phase_answer(parsed, parsed.to_phase)
 
     async def _move(self, parsed: PhaseFields, context: Context) -> str:

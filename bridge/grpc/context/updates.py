@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,10 +19,11 @@ from temporalio.client import (
     Client,
     WithStartWorkflowOperation,
     WorkflowExecutionStatus,
+    WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.graph.context_update.payloads import (
@@ -31,7 +32,7 @@ from activities.graph.context_update.payloads import (
     MilestonePayload,
     PlanPayload,
 )
-from activities.graph.context_update.rules import ParsedChange, read_changes
+from activities.graph.context_update.rules import ParsedChange, RejectedChange, read_changes
 from activities.tokens import Caller
 from bridge.executions import find_execution
 from bridge.grpc.auth import caller
@@ -41,10 +42,11 @@ from bridge.grpc.calls import (
     call_metadata,
     derived_id,
     in_time,
+    named,
     seconds_left,
 )
 from bridge.grpc.roles import OPERATOR, PO, WRITERS
-from workflows.context_update import REUSED, ContextUpdateWorkflow
+from workflows.context_update import ContextUpdateWorkflow
 from workflows.models.access import require_person
 from workflows.models.context import (
     ContextAnswer,
@@ -95,6 +97,8 @@ def require_roles(caller: Caller, update: ContextUpdate, story_runs: bool) -> No
             a workflow holds what the change is about.
     """
     for change in _read(update):
+        if isinstance(change, RejectedChange):
+            continue
         if change.entity_type == "CASE" and story_runs and _about_our_fields(change):
             raise application_error(
                 ErrorType.STORY_RUNS,
@@ -127,12 +131,24 @@ def roles_for(change: ParsedChange, actor: str) -> tuple[str, ...]:
     return WRITERS
 
 
-def _read(update: ContextUpdate) -> Iterable[ParsedChange]:
+def _read(update: ContextUpdate) -> Sequence[ParsedChange | RejectedChange]:
     now = datetime.now(UTC)
     write = ContextWrite(
         update_id="", at=format_timestamp(now), started_ms=int(time.time() * 1000), update=update
     )
-    return (change for change in read_changes(write) if isinstance(change, ParsedChange))
+    return read_changes(write)
+
+
+def _require_readable(update: ContextUpdate) -> None:
+    """Refuse an update of which a change cannot be read, before a workflow is started for it.
+
+    Raises:
+        InvalidInput: Names the wrong fields of the first such change.
+    """
+    for change in _read(update):
+        if isinstance(change, RejectedChange):
+            problems = list(change.problems) or [("(the whole)", str(change))]
+            raise InvalidInput("ContextUpdate", problems)
 
 
 def _about_our_fields(change: ParsedChange) -> bool:
@@ -184,6 +200,7 @@ class Updates:
         story_id: str,
         change: ContextChange,
         key: str = "",
+        names: Mapping[str, str] | None = None,
         **more: Any,
     ) -> ContextAnswer:
         """Store one change in the caller's name.
@@ -194,21 +211,34 @@ class Updates:
             story_id: The story.
             change: The change.
             key: As for `store`.
+            names: Field of the payload -> field in the contract, if they differ.
             **more: Further fields of the update.
 
         Raises:
             InvalidInput: The change breaks a rule.
             ApplicationError: As `store`.
         """
-        update = ContextUpdate(story_id=story_id, actor=caller().actor, changes=[change], **more)
-        answer = await self.store(context, update, key)
-        if answer.warnings and not answer.changed:
-            rule = answer.warnings[0].partition("): ")[2]
-            raise InvalidInput(message, [("(the whole)", rule)])
-        return answer
+        update = ContextUpdate(
+            story_id=story_id, actor=caller().actor, changes=[change], whole=True, **more
+        )
+        with named(message, names):
+            _require_readable(update)
+        try:
+            return await self.store(context, update, key)
+        except WorkflowUpdateFailedError as error:
+            cause = error.cause
+            if isinstance(cause, ApplicationError) and cause.type == ErrorType.INVALID_INPUT:
+                raise InvalidInput(message, [("(the whole)", cause.message)]) from None
+            raise
 
     async def transition(
-        self, context: Context, message: str, story_id: str, moved: PhaseChange, at: str = ""
+        self,
+        context: Context,
+        message: str,
+        story_id: str,
+        moved: PhaseChange,
+        to_phase: str,
+        at: str = "",
     ) -> None:
         """Store and publish the transition of a story without a workflow.
 
@@ -217,6 +247,7 @@ class Updates:
             message: The name of its request in the contract.
             story_id: The story.
             moved: The transition.
+            to_phase: The name that its `to_phase` has in the contract.
             at: Its time, ISO 8601; empty for now. Repeated with the same time, it is stored once.
 
         Raises:
@@ -230,31 +261,44 @@ class Updates:
             reason=moved.reason,
         )
         key = derived_id(moved.from_phase, moved.to_phase, moved.reason, at) if at else ""
-        await self.change(context, message, story_id, change, key, phase_change=moved, timestamp=at)
+        names = {"status": to_phase}
+        await self.change(
+            context, message, story_id, change, key, names, phase_change=moved, timestamp=at
+        )
 
     async def store(self, context: Context, update: ContextUpdate, key: str = "") -> ContextAnswer:
         """Store the update and return its answer.
 
         An update that is repeated with its `x-request-id` gets its first answer again; so does one
-        without, if it has a `key`.
+        without, if it has a `key`. After a refusal, which stored nothing, it is tried again.
 
         Raises:
             ApplicationError: `RequestReused`; as `GraphStub.update_context`.
         """
-        request_id = call_metadata(context).get(REQUEST_ID) or key or uuid.uuid4().hex
-        workflow_id = context_workflow_id(update.story_id, derived_id(update.actor, request_id))
+        given = call_metadata(context).get(REQUEST_ID) or key
+        request_id = given or uuid.uuid4().hex
+        workflow_id = context_workflow_id(
+            update.story_id, derived_id(update.actor, request_id, request_hash(update))
+        )
         async with in_time(context, ANSWERED_WITHIN_S):
+            refused = await self._refused(workflow_id) if given else ""
             while True:
                 within = timedelta(seconds=seconds_left(context, ANSWERED_WITHIN_S))
                 try:
-                    return await self._stored(update, workflow_id, within)
+                    return await self._stored(update, workflow_id, refused, within)
                 except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                     if not _unanswered(error):
                         raise
                     await asyncio.sleep(READY_EVERY_S)
 
+    async def _refused(self, workflow_id: str) -> str:
+        """Return the run in which the update was refused before; empty if there is none."""
+        found = await find_execution(self._temporal, workflow_id)
+        failed = found is not None and found.status == WorkflowExecutionStatus.FAILED
+        return found.run_id if found and failed else ""
+
     async def _stored(
-        self, update: ContextUpdate, workflow_id: str, within: timedelta
+        self, update: ContextUpdate, workflow_id: str, refused: str, within: timedelta
     ) -> ContextAnswer:
         request = request_hash(update)
         start = WithStartWorkflowOperation(
@@ -263,27 +307,21 @@ class Updates:
             id=workflow_id,
             task_queue=STORY_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
             static_summary=f"{len(update.changes)} changes of {update.story_id}'s context",
         )
         try:
             return await self._temporal.execute_update_with_start_workflow(
                 ContextUpdateWorkflow.stored,
                 request,
-                id=request,
+                # Under the id that it had in the refused run, Temporal would answer for that run.
+                id=f"{request}{refused}",
                 start_workflow_operation=start,
                 rpc_timeout=within,
             )
         except WorkflowAlreadyStartedError:  # and it has ended
-            ended = self._temporal.get_workflow_handle(workflow_id)
-        try:
-            return await ended.get_update_handle_for(ContextUpdateWorkflow.stored, request).result(
-                rpc_timeout=within
-            )
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            raise application_error(ErrorType.REQUEST_REUSED, REUSED) from None
+            ended = self._temporal.get_workflow_handle_for(ContextUpdateWorkflow.run, workflow_id)
+        return await ended.result(rpc_timeout=within)
 
 
 def _unanswered(error: RPCError | WorkflowUpdateRPCTimeoutOrCancelledError) -> bool:

@@ -70,6 +70,9 @@ PHASE_FIELDS = {
 REMARK_KEYS = {name: f"metadata.{name}" for name in Remarks._fields}
 """Field of a move's remarks -> the request's field that has it."""
 
+CASE_KEYS = {name: f"metadata.{name}" for name in ("title", "description")}
+"""Field of a case's payload -> the request's field that has it."""
+
 PLAN_APPROVED = "plan.approved"
 TRANSITION = "TRANSITION"
 CASE_CREATED = "CASE_CREATED"
@@ -191,7 +194,7 @@ class Plans:
                     "brief": metadata.get("description", ""),
                     "created_by": actor.actor,
                 },
-                {"story_id": "case_id", "title": "metadata.title"},
+                {"story_id": "case_id", **CASE_KEYS},
             )
             with named("PlanningEventRequest", {"brief": "metadata.description"}):
                 StoryText(title=text.title, brief=text.brief).require_fits(
@@ -200,7 +203,7 @@ class Plans:
             payload = {"title": text.title, "description": text.brief, "rigor": text.rigor}
             new = created("CASE", story_id, payload, "recorded without a workflow")
             answer = await self._updates.change(
-                context, "PlanningEventRequest", story_id, new, if_absent=True
+                context, "PlanningEventRequest", story_id, new, names=CASE_KEYS, if_absent=True
             )
             words = f"case {story_id} is {'stored' if answer.changed else 'known already'}"
         return pb.PlanningEventResponse(processed=True, message=words)
@@ -251,7 +254,9 @@ class Plans:
             at = format_timestamp(datetime.fromtimestamp(event.timestamp_ms / 1000, UTC))
             with named("PlanningEventRequest", {"timestamp": "timestamp_ms"}):
                 require_time(at)
-        await self._updates.transition(context, "PlanningEventRequest", event.case_id, phases, at)
+        await self._updates.transition(
+            context, "PlanningEventRequest", event.case_id, phases, "to_state", at
+        )
         return pb.PlanningEventResponse(
             processed=True,
             message=f"case {event.case_id} has no workflow: its transition is stored",
@@ -275,7 +280,7 @@ class Plans:
                     remarks,
                     move_update_id(context),
                 )
-        tasks = await self._tasks(event.case_id, event.plan_id or view.plan_id)
+        tasks = await self.stored_tasks(event.case_id, event.plan_id or view.plan_id)
         return pb.PlanningEventResponse(
             processed=True,
             message=f"story {event.case_id} is in {view.state}",
@@ -297,7 +302,7 @@ class Plans:
         runs = await run_approved_plan(
             self._temporal, plan, f"as {role}", partial(self._store_approval, event)
         )
-        tasks = await self._tasks(story_id, plan_id)
+        tasks = await self.stored_tasks(story_id, plan_id)
         return pb.PlanningEventResponse(
             processed=runs,
             message=f"{plan_workflow_id(story_id, plan_id)} runs it"
@@ -327,7 +332,8 @@ class Plans:
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
         await self._graph.store([change(entry, now_ms, 1)])
 
-    async def _tasks(self, story_id: str, plan_id: str) -> list[PlannedTask]:
+    async def stored_tasks(self, story_id: str, plan_id: str) -> list[PlannedTask]:
+        """Return the tasks of a plan that has been derived; none if it has not been."""
         if not plan_id:
             return []
         return (await self._graph.load_plan(PlanQuery(story_id=story_id, plan_id=plan_id))).tasks

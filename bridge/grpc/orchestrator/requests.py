@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from activities.graph.scopes import Scope
 from bridge.grpc.calls import parse_request
@@ -172,6 +178,16 @@ class Registering(Request):
     endpoint: Annotated[str, StringConstraints(max_length=500)] = ""
     metadata: OfOwner
     kept: dict[Identifier, Text] = Field(default={}, max_length=50)
+
+    @field_validator("metadata")
+    @classmethod
+    def _on_the_bus(cls, metadata: OfOwner, info: ValidationInfo) -> OfOwner:
+        if info.data.get("endpoint") and metadata.agent_type not in ("", "NATS"):
+            raise ValueError(
+                f"agent_type is {metadata.agent_type}, and an agent with an endpoint is NATS; "
+                "leave one of them out"
+            )
+        return metadata
 
 
 class Creating(Request):

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, datetime, timedelta
 
 from neo4j import AsyncDriver
@@ -27,6 +35,7 @@ from activities.graph.councils import (
     unregister_agent,
 )
 from activities.graph.deliberations import history
+from activities.graph.sessions import known_roles
 from bridge.grpc.calls import Context
 from bridge.grpc.limits import Limits
 from bridge.grpc.orchestrator.deliberations import ORCHESTRATED, Deliberations
@@ -51,6 +60,7 @@ from bridge.grpc.wire import orchestrator_pb2 as pb
 from bridge.grpc.wire import orchestrator_pb2_grpc
 from workflows.models.base import AgentType, content_hash
 from workflows.models.context import PackQuery
+from workflows.models.errors import InvalidInput
 from workflows.models.ids import council_id, derivation_workflow_id
 
 DEFAULT_AGENTS = 3
@@ -209,14 +219,22 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> pb.ListCouncilsResponse:
         """List the councils; with a role, only that role's, and none if it has no council.
 
+        The role may be written as scopes.yaml allows: `dev` and `developer` are DEV.
+
         `model` has the models in use in the council: an agent's own or the one that is served. It
         is empty if the LLM's endpoint does not report one. A council is busy while a deliberation
         of its role runs. An agent is busy while a deliberation waits for its answer, offline if no
         worker has polled for agents' calls in the last five minutes, else ready. Whether an agent
         on the bus listens is known only when it is called.
+
+        Raises:
+            InvalidInput: there is no such role.
         """
         councils = await find_councils(self._driver)
-        shown = [each for each in councils if request.role_filter in ("", each.role)]
+        known = {each.role for each in councils}.union(known_roles(self._graph.scopes))
+        wanted = self._roles([request.role_filter] if request.role_filter else [])
+        require_roles_there("ListCouncilsRequest", {"role_filter": wanted}, known)
+        shown = [each for each in councils if not wanted or each.role in wanted]
         model = await self._default_model() if self._default_model else ""
         return pb.ListCouncilsResponse(
             councils=await self._metrics.council_infos(shown, request.include_agents, model)
@@ -228,7 +246,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Add an agent to an existing council, or change it if it is already a member.
 
         An agent with an endpoint is external and is called on the bus (NATS). Otherwise its type is
-        metadata `agent_type`, or the default. Metadata `persona` is the agent's point of view; all
+        metadata `agent_type`; without one, a member keeps its type, and a new agent gets the
+        default. Metadata `persona` is the agent's point of view; all
         other metadata is stored, but not used.
 
         Raises:
@@ -239,7 +258,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         elsewhere: AgentType | None = "NATS" if parsed.endpoint else None
         agent = NewAgent(
             agent_id=parsed.agent_id,
-            agent_type=parsed.metadata.agent_type or elsewhere or self._agent_type,
+            agent_type=parsed.metadata.agent_type or elsewhere,
             model=parsed.capabilities.model_profile,
             persona=parsed.metadata.persona,
             endpoint=parsed.endpoint,
@@ -248,7 +267,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             max_concurrent_tasks=parsed.capabilities.max_concurrent_tasks,
             metadata=_as_json(parsed.kept),
         )
-        council = await register_agent(self._driver, parsed.role, agent)
+        council = await register_agent(self._driver, parsed.role, agent, self._agent_type)
         return pb.RegisterAgentResponse(
             success=True,
             message=f"{agent.agent_id} sits in the {parsed.role} council",
@@ -295,22 +314,32 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> pb.DeriveSubtasksResponse:
         """Return a plan's tasks: the stored ones, or those that are derived once from the story.
 
-        roles: only tasks of these roles are returned. `dependency_order` sorts the answer by role;
-        `parallel_execution` groups tasks that may run at once, those without dependencies first. A
-        plan always runs in such groups. A plan with more tasks for a role than `max_tasks_per_role`
-        is refused and not cut, because a cut plan would be incomplete. `auto_publish_to_nats`:
-        tasks that are derived now are published on the bus.
+        roles: only tasks of these roles are returned; `dev` and `developer` are DEV.
+        `dependency_order` sorts the answer by role; `parallel_execution` groups tasks that may run
+        at once, those without dependencies first. A plan always runs in such groups. A plan with
+        more tasks for a role than `max_tasks_per_role` is refused and not cut, because a cut plan
+        would be incomplete. `auto_publish_to_nats`: tasks that are derived now are published on the
+        bus.
 
         Raises:
             ApplicationError: `InvalidInput`; `NotFound`; `InvalidPlan`.
         """
         parsed = deriving(request)
+        roles, order = self._roles(parsed.roles), self._roles(request.strategy.dependency_order)
         plan_id = parsed.plan_id or await self._plans.newest(parsed.case_id)
+        stored = await self._plans.stored_tasks(parsed.case_id, plan_id)
+        councils = await find_councils(self._driver)
+        require_roles_there(
+            "DeriveSubtasksRequest",
+            {"roles": roles, "strategy.dependency_order": order},
+            {each.role for each in councils}
+            | {each.role for each in stored}
+            | set(known_roles(self._graph.scopes)),
+        )
         announce = request.strategy.auto_publish_to_nats
         tasks = await self._plans.derive(parsed.case_id, plan_id, announce, context)
         refuse_more(tasks, parsed.max_tasks_per_role)
-        shown = [task for task in tasks if not parsed.roles or task.role in parsed.roles]
-        order = list(request.strategy.dependency_order)
+        shown = [task for task in tasks if not roles or task.role in roles]
         shown.sort(key=lambda task: order.index(task.role) if task.role in order else len(order))
         if request.strategy.parallel_execution:
             shown = in_waves(shown)
@@ -371,6 +400,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             version_hash=content_hash([pack.version, past]) if past else pack.version,
         )
 
+    def _roles(self, names: Iterable[str]) -> list[str]:
+        return [self._graph.scopes.role(name) for name in names]
+
     # --- metrics --------------------------------------------------------------------------------
 
     async def GetStatus(  # noqa: N802
@@ -419,6 +451,29 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 health = await self._metrics.councils(councils, status, completed, ended)
                 answer.councils.CopyFrom(health)
         return answer
+
+
+def require_roles_there(
+    message: str, given: Mapping[str, Sequence[str]], known: Collection[str]
+) -> None:
+    """Refuse roles that nothing here has: a filter by one of them would only seem to work.
+
+    Args:
+        message: The name of the request in the contract.
+        given: Field in the contract -> the roles that it names.
+        known: The roles there are.
+
+    Raises:
+        InvalidInput: Names each field with such a role.
+    """
+    problems = [
+        (field, f"there is no role {role[:40]!r}; there are {', '.join(sorted(known))}")
+        for field, roles in given.items()
+        for role in roles
+        if role not in known
+    ]
+    if problems:
+        raise InvalidInput(message, problems)
 
 
 def _as_json(fields: Mapping[str, str]) -> str:

@@ -485,6 +485,9 @@ async def test_a_task_and_a_decision_of_a_story_are_stored_and_its_phase_is_move
 REFUSED: list[tuple[str, dict[str, Any], grpc.StatusCode, str]] = [
     ("CreateStory", {"title": ""}, grpc.StatusCode.INVALID_ARGUMENT, "title"),
     ("CreateStory", {"initial_phase": "two words"}, grpc.StatusCode.INVALID_ARGUMENT, "phase"),
+    ("CreateStory", {"initial_phase": "DELETED"}, grpc.StatusCode.INVALID_ARGUMENT, "phase: DEL"),
+    ("CreateStory", {"title": "a\0b"}, grpc.StatusCode.INVALID_ARGUMENT, "title: contains U+0000"),
+    ("TransitionPhase", {"to_phase": "DELETED"}, grpc.StatusCode.INVALID_ARGUMENT, "to_phase: DEL"),
     ("CreateTask", {"task_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "task_id"),
     ("CreateTask", {"priority": -1}, grpc.StatusCode.INVALID_ARGUMENT, "priority"),
     ("CreateTask", {"dependencies": ["t-1"]}, grpc.StatusCode.INVALID_ARGUMENT, "itself"),
@@ -526,6 +529,45 @@ async def test_an_impossible_request_is_refused_with_the_field_or_the_role(
         assert words in refusal[1], (method, wrong, refusal)
 
     assert await rows(driver, "MATCH (n {id: $story}) RETURN n.id", story=story) == []
+
+
+async def test_a_change_that_is_not_stored_leaves_the_version_and_publishes_nothing(
+    context: ContractClient, driver: AsyncDriver, temporal_client: Client
+) -> None:
+    story = new_story()
+    await context("CreateStory", story_id=story, title="Log in")
+    for name, needed in (("t-1", ["t-2"]), ("t-2", ["t-3"])):
+        await context("CreateTask", story_id=story, task_id=name, title="x", dependencies=needed)
+
+    code, words = await context.refused(
+        "CreateTask", story_id=story, task_id="t-3", title="x", dependencies=["t-1"]
+    )
+
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "closes a ring" in words
+    found = await rows(driver, "MATCH (s:Story {id: $story}) RETURN s.context_version", story=story)
+    assert found == [[3]]
+    workflow = f"WorkflowId STARTS_WITH 'context-{story}-' AND ExecutionStatus = "
+    await until(
+        lambda: temporal_client.count_workflows(f"{workflow} 'Failed'"),
+        lambda failed: failed.count == 1,
+    )
+
+
+@pytest.mark.parametrize("letter", ["ж", "🧵"])
+async def test_texts_of_any_letters_have_the_same_limit(
+    context: ContractClient, letter: str
+) -> None:
+    longest = letter * 20_000
+    story = new_story()
+
+    await context("CreateStory", story_id=story, title="x", description=longest)
+    code, words = await context.refused(
+        "CreateStory", story_id=new_story(), title="x", description=longest + letter
+    )
+
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "description" in words
 
 
 # --- a story with a running workflow --------------------------------------------------------------

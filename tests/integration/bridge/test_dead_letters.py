@@ -236,3 +236,53 @@ async def test_a_skipped_entry_larger_than_a_message_is_kept_in_part(
     letter = await letters.get(1)
     assert letter.size > nats_client.max_payload
     assert not letter.whole
+
+
+async def received_raw(nats: Nats, jetstream: JetStreamContext, headers: bytes, body: bytes) -> Msg:
+    """As `received`, with headers that this client refuses to publish and other clients do not."""
+    block = b"NATS/1.0\r\n" + headers + b"\r\n"
+    sizes = f"{len(block)} {len(block) + len(body)}"
+    await nats._send_command(f"HPUB {SUBJECT} {sizes}\r\n".encode() + block + body + b"\r\n")
+    await nats.flush()
+    return await newest(jetstream)
+
+
+async def test_headers_that_cannot_be_published_are_left_out_and_named(
+    letters: DeadLetters, jetstream: JetStreamContext, nats_client: Nats
+) -> None:
+    headers = b"X/1: a\r\na@b: c\r\n[x]: d\r\nce-id: s/1\r\nX-Sender: us\r\n"
+    message = await received_raw(nats_client, jetstream, headers, b"not json")
+
+    await letters.store(message, consumer=CONSUMER, reason="body: is not JSON")
+
+    letter = await letters.get(1)
+    assert letter.headers == {"ce-id": "s/1", "X-Sender": "us"}
+    assert letter.reason == "body: is not JSON; headers left out: X/1, a@b, [x]"
+
+
+async def test_of_headers_that_fill_the_servers_limit_the_shortest_are_kept(
+    letters: DeadLetters, jetstream: JetStreamContext
+) -> None:
+    long = {f"X-{number}-{'n' * 100}": "v" * 900 for number in range(60)}
+    message = await received(jetstream, b"not json", **long, **{"ce-id": "s/1", "X-Sender": "us"})
+
+    await letters.store(message, consumer=CONSUMER, reason="no " * 900, error="E " * 900)
+
+    letter = await letters.get(1)
+    assert {"ce-id": "s/1", "X-Sender": "us"}.items() <= letter.headers.items()
+    assert "; headers left out: X-" in letter.reason
+
+
+async def test_a_letter_whose_headers_are_not_ascii_is_shown_and_replayed(
+    letters: DeadLetters, jetstream: JetStreamContext, nats_server: RunningServer
+) -> None:
+    message = await received(jetstream, b"not json", **{"X-Sender": "José", "ce-id": "s/1"})
+    await letters.store(message, consumer=CONSUMER, reason="body: is not JSON")
+
+    code, shown, _ = await fleet(nats_server, "dead-letters", "show", "1", "--json")
+    assert code == 0
+    assert json.loads(shown)["headers"] == {"X-Sender": "José", "ce-id": "s/1"}
+
+    await letters.replay(1)
+
+    assert ((await newest(jetstream)).headers or {})["X-Sender"] == "José"

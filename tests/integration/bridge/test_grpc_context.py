@@ -23,6 +23,7 @@ from activities.graph.activities import Graph
 from activities.graph.context_update.payloads import PAYLOADS
 from activities.heartbeats import Heartbeats
 from bridge.grpc.context.servicer import ContextServicer
+from bridge.grpc.requests import Requests
 from bridge.grpc.server import Served
 from bridge.grpc.wire import context_pb2 as pb
 from bridge.grpc.wire import context_pb2_grpc
@@ -148,10 +149,12 @@ def mirroring(temporal: Client, nats: Nats, graph: Graph) -> Worker:
 
 
 @pytest.fixture
-async def service(temporal_client: Client, graph: Graph) -> AsyncIterator[Service]:
+async def service(temporal_client: Client, graph: Graph, client: Redis) -> AsyncIterator[Service]:
     """Serve the service with the workers that its answers need; no events are published."""
     story, context = storing(temporal_client, graph)
-    async with serving(served(temporal_client, graph)) as channel, story, context:
+    requests = Requests(client)
+    server = serving(served(temporal_client, graph), requests=requests)
+    async with server as channel, story, context:
         yield Service(channel)
 
 
@@ -371,15 +374,34 @@ async def test_a_request_sent_again_gets_its_answer_and_another_one_is_refused(
     decision = change("CREATE", "DECISION", "d-1", title="One table")
 
     answers = await asyncio.gather(
-        *(service.update(story, decision, request_id="r 1") for _ in range(5))
+        *(service.update(story, decision, request_id=f"{story} 1") for _ in range(5))
     )
-    again = await service.update(story, decision, request_id="r 1")
-    other = await refusal(service.update(story, created(), request_id="r 1"))
+    again = await service.update(story, decision, request_id=f"{story} 1")
+    other = await refusal(service.update(story, created(), request_id=f"{story} 1"))
 
     assert {answer.version for answer in (*answers, again)} == {2}
     assert all(answer == again for answer in answers)
     assert other.code() == grpc.StatusCode.ALREADY_EXISTS
     assert "x-request-id" in (other.details() or "")
+
+
+async def test_a_refused_request_is_tried_again_or_corrected_under_its_id(
+    service: Service, story: str
+) -> None:
+    decision = change("CREATE", "DECISION", "d-1", title="One table")
+    refused = [
+        await refusal(service.update(story, decision, request_id=name))
+        for name in (f"{story} 1", f"{story} 2")
+    ]
+    await service.update(story, created())
+
+    again = await service.update(story, decision, request_id=f"{story} 1")
+    corrected = await service.update(
+        story, change("CREATE", "DECISION", "d-2", title="Two tables"), request_id=f"{story} 2"
+    )
+
+    assert {error.code() for error in refused} == {grpc.StatusCode.NOT_FOUND}
+    assert (again.version, corrected.version) == (2, 3)
 
 
 async def test_a_retry_after_the_commit_answers_the_same(graph: Graph, story: str) -> None:

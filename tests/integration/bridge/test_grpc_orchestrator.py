@@ -878,6 +878,41 @@ async def test_a_council_must_follow_the_rules(stub: Any) -> None:
     assert listed.councils[0].num_agents == 1
 
 
+async def test_an_agent_that_is_registered_again_keeps_the_type_that_the_request_does_not_name(
+    stub: Any, driver: AsyncDriver
+) -> None:
+    role = a_role()
+    await stub.CreateCouncil(pb.CreateCouncilRequest(role=role, num_agents=1), metadata=OPERATOR)
+    guest = f"guest-{role.lower()}"
+
+    async def registered(**fields: Any) -> Any:
+        request = pb.RegisterAgentRequest(agent_id=guest, role=role, **fields)
+        await stub.RegisterAgent(request, metadata=OPERATOR)
+        ((kind,),) = await rows(driver, "MATCH (a:Agent {id: $id}) RETURN a.agent_type", id=guest)
+        return kind
+
+    assert await registered(endpoint="nats://there") == "NATS"
+    assert await registered(metadata={"persona": "You look for races"}) == "NATS"
+    with fails(StatusCode.INVALID_ARGUMENT, "an agent with an endpoint is NATS") as caught:
+        await registered(endpoint="nats://there", metadata={"agent_type": "VLLM"})
+    assert violated(caught) == ["metadata"]
+    assert await registered(metadata={"agent_type": "vllm"}) == "VLLM"
+
+
+async def test_roles_are_read_as_everywhere_and_an_unknown_one_is_refused(stub: Any) -> None:
+    listed = await stub.ListCouncils(pb.ListCouncilsRequest(role_filter="dev"), metadata=ANA)
+    with fails(StatusCode.INVALID_ARGUMENT, "no role 'COOK'", "QA") as caught:
+        await stub.ListCouncils(pb.ListCouncilsRequest(role_filter="cook"), metadata=ANA)
+    deriving = pb.DeriveSubtasksRequest(case_id=new_story(), roles=["cook"])
+    deriving.strategy.dependency_order.append("tester")
+    with fails(StatusCode.INVALID_ARGUMENT) as underived:
+        await stub.DeriveSubtasks(deriving, metadata=ANA)
+
+    assert [each.role for each in listed.councils] == ["DEV"]
+    assert violated(caught) == ["role_filter"]
+    assert violated(underived) == ["roles", "strategy.dependency_order"]
+
+
 async def test_a_council_is_busy_while_it_deliberates(fleet: Fleet, stub: Any) -> None:
     fleet.llm.answering.clear()
     ask = pb.ListCouncilsRequest(role_filter="QA", include_agents=True)
@@ -1166,6 +1201,13 @@ async def test_a_case_and_its_transitions_from_outside_are_stored(
         await stub.ProcessPlanningEvent(move, metadata=PO)
     with fails(StatusCode.PERMISSION_DENIED):
         await stub.ProcessPlanningEvent(create, metadata=bearer("quinn", "QA"))
+    for field, text in (("title", "a\0b"), ("description", "x" * 20_001)):
+        wrong = pb.PlanningEventRequest(
+            event_type="CASE_CREATED", case_id=story, metadata={"title": "Log in", field: text}
+        )
+        with fails(StatusCode.INVALID_ARGUMENT) as caught:
+            await stub.ProcessPlanningEvent(wrong, metadata=PO)
+        assert violated(caught) == [f"metadata.{field}"]
     made = await stub.ProcessPlanningEvent(create, metadata=PO)
     again = await stub.ProcessPlanningEvent(create, metadata=PO)
     with fails(StatusCode.INVALID_ARGUMENT) as caught:
@@ -1279,7 +1321,7 @@ async def test_the_tasks_that_a_plan_has_are_its_tasks(fleet: Fleet, stub: Any) 
     request = pb.DeriveSubtasksRequest(case_id=story, plan_id="plan-1")
 
     found = await stub.DeriveSubtasks(request, metadata=ANA)
-    request.strategy.dependency_order.extend(["DEV"])
+    request.strategy.dependency_order.extend(["dev"])
     ordered = await stub.DeriveSubtasks(request, metadata=ANA)
     request.strategy.parallel_execution = True
     in_waves = await stub.DeriveSubtasks(request, metadata=ANA)

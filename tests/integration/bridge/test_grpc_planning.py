@@ -543,6 +543,44 @@ async def test_a_list_has_the_title_of_any_story_as_it_was_amended(
     await until(lambda: is_listed_as("Undo every deletion"))
 
 
+async def test_a_story_that_has_ended_waits_for_no_one_and_is_listed_with_its_newest_run_only(
+    planning: Any, stories: Client
+) -> None:
+    story_id = f"US-{uuid.uuid4().hex[:10]}"
+    for title in ("The first run", "The second run"):
+        handle = await stories.start_workflow(
+            StoryWorkflow.run,
+            StoryInput(
+                story_id=story_id,
+                title=title,
+                brief=READY["brief"],
+                acceptance_criteria=READY["ac"],
+            ),
+            id=f"story-{story_id}",
+            task_queue="story",
+        )
+
+        async def waits() -> bool:
+            return story_id in (await listed(planning, waiting="true", page_size="1000"))[0]
+
+        await until(waits)
+        await handle.terminate()
+        await until(waits, lambda waiting: not waiting)
+
+    titles: list[str] = []
+    token = ""
+    while True:
+        call = planning.ListStories(
+            pb.ListStoriesRequest(), metadata=(*ANA, ("x-page-size", "2"), ("x-page-token", token))
+        )
+        titles += [each.title for each in (await call).stories if each.story_id == story_id]
+        token = dict(await call.trailing_metadata() or ()).get("x-next-page-token", "")
+        if not token:
+            break
+
+    assert titles == ["The second run"]
+
+
 async def test_pages_follow_one_another_without_a_gap(planning: Any) -> None:
     made = {(await created(planning)).story_id for _ in range(3)}
 

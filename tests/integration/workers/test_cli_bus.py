@@ -176,6 +176,27 @@ async def test_a_line_is_readable_and_commands_no_terminal(
     assert "\x1b" not in out
 
 
+async def test_what_others_wrap_and_name_in_their_own_ways_is_shown_with_its_story(
+    mirror: Mirror, environment: Environment, jetstream: JetStreamContext
+) -> None:
+    fields = {"case_id": "US-7", "from_phase": "DRAFT", "to_phase": "DESIGN"}
+    envelope = {
+        "event_type": "planning.story.transitioned",
+        "idempotency_key": "k-1",
+        "timestamp": "2026-03-01T10:00:00Z",
+        "payload": fields | {"from_phase": "DESIGN", "to_phase": "BUILD"},
+    }
+    for each in (fields, envelope, fields | {"case_id": "US-8"}):
+        await jetstream.publish("planning.story.transitioned", json.dumps(each).encode())
+
+    code, out, err = await command(environment, "events", "--no-follow", "--story", "US-7")
+
+    shown = out.splitlines()
+    assert (code, err, len(shown)) == (0, "", 2), out
+    assert "DRAFT -> DESIGN" in shown[0]
+    assert "DESIGN -> BUILD" in shown[1]
+
+
 async def test_a_message_of_anyone_has_an_identity_and_its_text_as_body(
     mirror: Mirror, environment: Environment, jetstream: JetStreamContext
 ) -> None:

@@ -35,7 +35,7 @@ from tests.support.stories import batch, new_story, spec
 from workers.cli import app as cli
 from workflows.models.entries import Entry
 from workflows.models.events import ContextMilestoneReached, StoryCreated, TaskCreated
-from workflows.models.ids import story_workflow_id
+from workflows.models.ids import plan_workflow_id, story_workflow_id
 
 TEXT = {
     "title": "Undo the deletion of a note",
@@ -253,11 +253,11 @@ async def test_a_council_whose_story_has_ended_is_named_and_the_remedy_stops_it(
 async def test_a_stuck_entry_is_named_and_skipped_kept_as_a_dead_letter_and_gone_round(
     environment: Environment, fleet: Client, graph: Graph
 ) -> None:
-    story = await started(environment)
+    story = await started(environment, f"{new_story()}.2")
     handle = fleet.get_workflow_handle(story_workflow_id(story))
     at = "2026-01-01T00:01:00.000Z"
     task = TaskCreated(story_id=story, timestamp=at, plan_id="p", task_id="t" * 10_000, role="DEV")
-    child = f"plan-{story}-p"
+    child = plan_workflow_id(story, "p")
     entry = Entry(
         id=f"{child}/run/1",
         kind="TaskCreated",
@@ -286,11 +286,15 @@ async def test_a_stuck_entry_is_named_and_skipped_kept_as_a_dead_letter_and_gone
     assert REGISTRY.get_sample_value("fleet_outbox_stuck") == 1
     _, command = shown["remedy"].split("fleet ")
     arguments = shlex.split(command.replace("WHY", "'that id was a mistake'"))
-    another = await fleet_command(
-        environment, "outbox", "skip", "US-other", entry.id, "--reason", "r"
-    )
-    assert another.exit_code == 1
-    assert "not a stuck entry of US-other" in another.stderr
+    for other in ("US-other", f"context-{'x%2E' * 30}"):
+        another = await fleet_command(
+            environment, "outbox", "skip", other, entry.id, "--reason", "r"
+        )
+        assert another.exit_code == 1
+        assert f"not a stuck entry of {other}" in another.stderr
+    assert handle.id != f"story-{story}"
+    listing = await fleet_command(environment, "outbox", "list", handle.id, "--json")
+    assert [each["entry"]["entry_id"] for each in json.loads(listing.stdout)] == [entry.id]
 
     done = await fleet_command(environment, *arguments, "--actor", "ana")
     assert done.exit_code == 0, done.stderr
@@ -311,9 +315,9 @@ async def test_a_stuck_entry_is_named_and_skipped_kept_as_a_dead_letter_and_gone
     await handle.terminate()
 
 
-async def started(environment: Environment) -> str:
+async def started(environment: Environment, story: str = "") -> str:
     """Start a story and wait until it stands at its first gate."""
-    story = new_story()
+    story = story or new_story()
     start = json.dumps(TEXT | {"story_id": story, "created_by": "ana", "rigor": "L0"})
     ended = await fleet_command(environment, "start", "-", stdin=start)
     assert ended.exit_code == 0, ended.stderr

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
 
+from activities.graph.changes import parse_timestamp
 from activities.graph.values import MILLISECONDS_FROM
 from bridge.inbox.envelopes import (
     LARGEST_INTEGER,
@@ -313,13 +315,27 @@ def test_random_bytes_are_refused(data: bytes, subject: str, headers: dict[str, 
 
 @given(milliseconds=st.integers(86_400_000, int(STORED_AT.timestamp() * 1000)))
 @example(milliseconds=38_381_021_030)  # its seconds look like an ISO 8601 date without dashes
+@example(milliseconds=1_766_102_512_345)  # it looks like an hour of a day in 1766
+@example(milliseconds=1_766_102_512_000)
 def test_a_time_means_the_same_however_it_is_written(milliseconds: int) -> None:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
     written = [at.isoformat(), milliseconds / 1000, str(milliseconds / 1000)]
     if milliseconds >= MILLISECONDS_FROM:
-        written.append(milliseconds)
+        written += [milliseconds, str(milliseconds)]
+    if milliseconds % 1000 == 0 and milliseconds >= 10**11:
+        written.append(str(milliseconds // 1000))
 
     times = [parsed(MOVE | {"timestamp": each}).change.entry.time for each in written]
 
     for time in times:
         assert abs(datetime.fromisoformat(time) - at) < timedelta(milliseconds=1)
+
+
+def test_a_date_without_dashes_is_a_date() -> None:
+    assert parsed(MOVE | {"timestamp": "20260131"}).change.entry.time.startswith("2026-01-31T00:00")
+
+
+@pytest.mark.parametrize("text", ["1772102512345", "177210251"])
+def test_a_number_where_only_iso_8601_is_allowed_is_refused(text: str) -> None:
+    with pytest.raises(ApplicationError, match="is not ISO 8601"):
+        parse_timestamp(text, "timestamp")

@@ -79,7 +79,7 @@ def test_a_list_asks_for_what_waits_for_a_role() -> None:
     query = stories_query(state="DRAFT", role="PO")
 
     assert query == (
-        "WorkflowType = 'StoryWorkflow' AND ExecutionStatus != 'ContinuedAsNew' "
+        "WorkflowType = 'StoryWorkflow' AND ExecutionStatus = 'Running' "
         "AND PendingGate IS NOT NULL AND StoryRole = 'PO' AND StoryState = 'DRAFT'"
     )
 

@@ -104,7 +104,7 @@ async def test_every_request_says_how_its_actor_is_known(
     milestones = {each["event_type"]: each for each in bodies(world, "ContextMilestoneReached")}
     for kind in ("WORKSPACE_REPORT", "BUDGET_RAISED"):
         assert (milestones[kind]["actor"], milestones[kind]["via"]) == ("ana", via)
-    assert "commit c0ffee" in milestones["WORKSPACE_REPORT"]["description"]
+    assert "commit c0ffee1" in milestones["WORKSPACE_REPORT"]["description"]
     lines = await timeline(story)
     assert {line.via for line in lines if line.event == "planning.gate.approved"} >= {via}
 

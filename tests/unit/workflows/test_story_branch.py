@@ -205,9 +205,13 @@ async def test_a_branch_that_cannot_be_measured_waits_for_a_report_of_its_commit
 
     moves = await story.handle.query("transitions")
     assert "set-up: no network" in str(moves)
-    await story.report(commit="c0ffee")
+    head = (await view_of(story)).head
+    for text in ("c", "c0ffee", "HEAD", head.upper(), f"{head}\n", f"{head}-dirty"):
+        with refused("InvalidInput", "is not 7 to 40 hexadecimal digits"):
+            await story.report(commit=text)
+    await story.report(commit="c0ffee1")
     moves = await story.handle.query("transitions")
-    assert "the last report is of commit c0ffee" in str(moves)
+    assert "the last report is of commit c0ffee1" in str(moves)
     assert (await story.state()).state == "BUILD"
     await story.report(commit=(await view_of(story)).head)
 
