@@ -1,6 +1,6 @@
 """Errors of git, translated for Temporal's retries and the Web UI.
 
-git reports errors as text. The first row of STORE, REMOTE or SERVER with one of whose texts the
+git reports errors as text. The first row of a table such as STORE with one of whose texts the
 reason matches gives the type.
 """
 
@@ -45,6 +45,17 @@ STORE: _Table = (
     ),
     ("", ErrorType.GIT_FAILED, "git failed on the store"),
 )
+
+ADDING: _Table = (
+    (
+        r"invalid path|can only add regular files|open\(\".*\"\): Permission denied"
+        r"|File name too long|beyond a symbolic link",
+        ErrorType.TREE_REFUSED,
+        "git does not store such a file; remove it, or change its name or mode",
+    ),
+    *STORE,
+)
+"""Of what adds the files of a working tree to the store."""
 
 REMOTE: _Table = (
     (

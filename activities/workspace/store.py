@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 
 from activities.workspace import git_output
-from activities.workspace.commits import check_files, clean, message_text, one_line
-from activities.workspace.errors import REMOTE, store_errors
+from activities.workspace.commits import check_files, clean, message_text, one_line, remove_special
+from activities.workspace.errors import ADDING, REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
 from activities.workspace.refs import ABSENT, COMMIT, FolderRefs, Move, Refs
 from activities.workspace.remembered import Remembered
@@ -156,8 +156,9 @@ class Store:
         """Commit a working tree as an agent's next step, and return the commit.
 
         It returns `parent` if nothing changed, and the same commit if the step is retried. Files
-        that `.gitignore` or EXCLUDED name are not stored, links are stored as links. The agent's
-        ref must be at `parent` or missing, or already at or behind this commit.
+        that `.gitignore` or EXCLUDED name are not stored, links are stored as links, and special
+        files are removed. The agent's ref must be at `parent` or missing, or already at or behind
+        this commit.
 
         Args:
             tree: the working tree, without `.git`; an index beside it makes this fast.
@@ -238,6 +239,7 @@ class Store:
         """Write the tree's files into the store; return its id, None if it is the parent's."""
         index = tree.parent / f".index.{uuid.uuid4().hex}"
         kept = tree.parent / "index"
+        await asyncio.to_thread(remove_special, tree)
         try:
             if kept.exists():
                 await asyncio.to_thread(shutil.copy2, kept, index)
@@ -261,7 +263,8 @@ class Store:
         paths = set(changed.rstrip(b"\0").split(b"\0"))
         await asyncio.to_thread(check_files, tree, paths)
         config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
-        await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
+        with store_errors(ADDING):
+            await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
         return (await self._git("write-tree", index=index)).decode().strip()
 
     async def commit_object(

@@ -29,6 +29,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from activities.workspace.commits import remove_special
 from activities.workspace.errors import store_errors
 from activities.workspace.git import GitFailed, git
 from activities.workspace.metrics import TREES_BYTES, TREES_REMOVED
@@ -243,7 +244,10 @@ def _prepare(slot: _Slot) -> str:
         _clear(slot)
         return ""
     slot.tree.chmod(0o755)
-    return state.commit if state.exact and slot.index.exists() else ""
+    if state.exact and slot.index.exists():
+        return state.commit
+    remove_special(slot.tree)
+    return ""
 
 
 def _clear(slot: _Slot) -> None:

@@ -357,6 +357,11 @@ async def test_a_tree_of_an_earlier_step_is_not_mixed_with_another(bench: Bench)
         "git init -q docs/a",
         "head -c 60000000 /dev/zero > docs/large",
         "cd docs && for n in $(seq 5001); do echo $n > f$n; done",
+        r"touch '.git\x'",
+        r"touch 'docs/a\git~1'",
+        "ln -s a .gitmodules",
+        f"cd docs && for n in $(seq 20); do mkdir {'d' * 200} && cd {'d' * 200}; done; "
+        f"touch {'f' * 60}",
     ],
 )
 async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, command: str) -> None:
@@ -367,6 +372,27 @@ async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, comma
     assert (done.commit, done.exit_code) == (bench.base, 0)
     assert "[all changes are undone: " in done.observation
     assert next_one.observation == ".gitignore\nREADME.md\nadder\ntests\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mkfifo docs/.gitignore docs/.gitattributes docs/pipe",
+        "mkfifo .gitattributes; rm .gitignore; mkfifo .gitignore; rm README.md; mkfifo README.md",
+    ],
+)
+async def test_pipes_are_not_stored_and_stop_nothing(bench: Bench, command: str) -> None:
+    action = RunCommand(command=f"mkdir docs; echo x > docs/a.md; {command}")
+
+    done = await bench.do(action, paths=["docs/**"])
+    await bench.do(RunCommand(command=f"{command}; exec sleep 60"), step=2, paths=["docs/**"])
+    next_one = await bench.do(RunCommand(command="ls -A . docs"), done.commit, step=3)
+
+    assert [file.path for file in done.changed] == ["docs/a.md"]
+    assert next_one.observation.split() == [
+        *(".:", ".gitignore", "README.md", "adder", "docs", "tests"),
+        *("docs:", "a.md"),
+    ]
 
 
 @pytest.mark.parametrize(
