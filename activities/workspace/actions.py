@@ -207,15 +207,28 @@ async def _commit(store: Store, tree: Path, request: RunActionInput, *, brought:
 
 
 async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], str]:
-    """Return the rule that says why a path may not be written; empty if it may."""
-    found = [(kind, shown(path)) for kind, path in await store.listing(request.parent)]
-    return partial(
+    """Return the rule that says why a path may not be written; empty if it may.
+
+    A file that exists may be written whatever its name is.
+    """
+    found = await store.listing(request.parent)
+    files = {path for kind, path in found if kind == "file"}
+    names = [(kind, shown(path)) for kind, path in found]
+    open_paths = request.repository.open_paths
+    problem_of_new = partial(
         paths.path_problem,
         paths=request.paths,
-        open_paths=request.repository.open_paths,
-        existing=paths.spellings(path for _, path in found),
-        links=[path for kind, path in found if kind == "link"],
+        open_paths=open_paths,
+        existing=paths.spellings(path for _, path in names),
+        links=[path for kind, path in names if kind == "link"],
     )
+
+    def problem_of(path: str) -> str:
+        if os.fsencode(path) in files:
+            return paths.rule_problem(path, request.paths, open_paths)
+        return problem_of_new(path)
+
+    return problem_of
 
 
 async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> dict[bytes, str]:

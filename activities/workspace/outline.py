@@ -32,10 +32,14 @@ async def outline_of(
         open_paths: configuration that may change.
     """
     found = await store.outline(commit)
+    names = {path for _, path in await store.listing(commit)}
     editable = [
         file
         for file in found
-        if file.kind == "file" and rules.allowed(file.path, globs, open_paths)
+        # A name that is not UTF-8 is shown with escapes: no agent can give it.
+        if file.kind == "file"
+        and file.path.encode() in names
+        and rules.allowed(file.path, globs, open_paths)
     ]
     known = [file.path for file in editable[:MAX_EDITABLE]]
     files = []

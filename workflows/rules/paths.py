@@ -179,6 +179,15 @@ def allowed(path: str, paths: Sequence[str], open_paths: Sequence[str] = ()) -> 
     return not paths or any(matches(pattern, path) for pattern in paths)
 
 
+def rule_problem(path: str, paths: Sequence[str], open_paths: Sequence[str] = ()) -> str:
+    """Return why `allowed` refuses a path, with the remedy; empty if it does not."""
+    if closed(path, open_paths):
+        return "CI and git configuration is closed; a person opens it by `open_paths`"
+    if not allowed(path, paths, open_paths):
+        return f"the story may change only {', '.join(paths)}; choose one of these"
+    return ""
+
+
 def one_file(paths: Sequence[str]) -> bool:
     """Return whether a story's patterns allow a change of one file at most."""
     return len(paths) == 1 and not any(sign in paths[0] for sign in "*?")
@@ -211,12 +220,8 @@ def path_problem(
         existing: `spellings` of the commit that is changed.
         links: its symbolic links, which no path may be or lead through.
     """
-    if problem := name_problem(path):
+    if problem := name_problem(path) or rule_problem(path, paths, open_paths):
         return problem
-    if closed(path, open_paths):
-        return "CI and git configuration is closed; a person opens it by `open_paths`"
-    if not allowed(path, paths, open_paths):
-        return f"the story may change only {', '.join(paths)}; choose one of these"
     above = [path[: found.start()] for found in re.finditer("/", path)]
     for each in (*above, path):
         other = (existing or {}).get(folded(each), each)

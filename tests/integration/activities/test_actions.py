@@ -20,7 +20,7 @@ from activities.workspace.kept_results import KeptResult, KeptResults
 from activities.workspace.refs import Move
 from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
-from tests.support.repositories import in_store, make_repository
+from tests.support.repositories import PROJECT, in_store, make_repository
 from workflows.models.implementation import (
     Action,
     ActionResult,
@@ -72,7 +72,11 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> Bench:
-    url = make_repository(tmp_path / "adder")
+    return await make_bench(tmp_path, PROJECT)
+
+
+async def make_bench(tmp_path: Path, files: dict[str, str]) -> Bench:
+    url = make_repository(tmp_path / "adder", files)
     repository = Repository(key="adder", url=url, limits=Limits(seconds=30))
     (tmp_path / "store").mkdir()
     stores = Stores(tmp_path / "store")
@@ -285,6 +289,22 @@ async def test_an_edit_of_another_path_changes_nothing(bench: Bench, path: str) 
 
     assert done.commit == bench.base
     assert done.observation.startswith("nothing was changed: ")
+
+
+async def test_a_file_of_the_base_may_be_edited_whatever_its_name(tmp_path: Path) -> None:
+    names = ["aux.py", "what: x.md", "docs/a.md", "docs/A.md", "docs/b\\c"]
+    bench = await make_bench(tmp_path, dict.fromkeys(names, "old\n") | {"src/aux.py": "old\n"})
+    commit = bench.base
+    for step, name in enumerate(names, start=1):
+        edit = ReplaceText(path=name, old="old", new="new")
+        commit = (await bench.do(edit, commit, step, paths=["*", "docs/**"])).commit
+
+    refused = await bench.do(
+        WriteFile(path="src/aux.py", content="x"), commit, 6, paths=["*", "docs/**"]
+    )
+
+    assert [bench.text(commit, name) for name in names] == ["new"] * 5
+    assert "the story may change only *, docs/**" in refused.observation
 
 
 async def test_two_spellings_of_one_path_do_not_meet(bench: Bench) -> None:

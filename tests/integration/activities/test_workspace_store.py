@@ -15,6 +15,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace import commits as limits
+from activities.workspace.outline import outline_of
 from activities.workspace.store import Store
 from activities.workspace.stores import Stores
 from tests.support.projects import Project, copy_project, make_project, plain_git
@@ -684,6 +685,20 @@ async def test_bytes_and_odd_names_stay_as_they_are(
     assert await store.read(commit, "big.bin") == pointer
     assert {file.path for file in await store.changed(base, commit)} == {"version.v", "windows.txt"}
     assert "caf\\xe9.txt" in {file.path for file in await store.outline(commit)}
+
+
+async def test_an_outline_offers_only_files_that_an_agent_can_name(
+    project: Project, store: Store
+) -> None:
+    odd = os.fsdecode(b"docs/caf\xe9.md")
+    project.commit({odd: "odd\n", "docs/a.md": "a\n", r"docs/caf\xe8.md": "b\n"})
+    base = await store.base_commit()
+
+    outline = await outline_of(store, base, ["docs/**"], [])
+
+    assert outline.editable == ["docs/a.md", r"docs/caf\xe8.md"]
+    assert [file.text for file in outline.files] == ["a\n", "b\n"]
+    assert r"docs/caf\xe9.md" in outline.text
 
 
 async def test_programs_that_attributes_select_are_not_run(store: Store, tmp_path: Path) -> None:
