@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -211,7 +211,12 @@ async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], s
 
     A file that exists may be written whatever its name is.
     """
-    found = await store.listing(request.parent)
+    return await asyncio.to_thread(_path_rules, await store.listing(request.parent), request)
+
+
+def _path_rules(
+    found: Sequence[tuple[str, bytes]], request: RunActionInput
+) -> Callable[[str], str]:
     files = {path for kind, path in found if kind == "file"}
     names = [(kind, shown(path)) for kind, path in found]
     open_paths = request.repository.open_paths
@@ -220,7 +225,7 @@ async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], s
         paths=request.paths,
         open_paths=open_paths,
         existing=paths.spellings(path for _, path in names),
-        links=[path for kind, path in names if kind == "link"],
+        links={path for kind, path in names if kind == "link"},
     )
 
     def problem_of(path: str) -> str:
@@ -236,8 +241,15 @@ async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> d
     if commit == request.parent:
         return {}
     changes = await store.changed_paths(request.parent, commit)
+    if not changes:
+        return {}
+    return await asyncio.to_thread(_foreign, changes, request, await path_rules(store, request))
+
+
+def _foreign(
+    changes: Mapping[bytes, bool], request: RunActionInput, problem_of: Callable[[str], str]
+) -> dict[bytes, str]:
     open_paths = request.repository.open_paths
-    problem_of = await path_rules(store, request) if changes else str
     foreign = {}
     for name, is_new in changes.items():
         path = os.fsdecode(name)
