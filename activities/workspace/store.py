@@ -377,18 +377,14 @@ class Store:
         with store_errors():
             return git_output.listed_files(await self._lasting(*_LISTING, checked(commit)))
 
-    async def changed_paths(self, base: str, commit: str) -> dict[bytes, bool]:
-        """Return the paths that differ between two commits, and whether each is new."""
+    async def changed_paths(self, base: str, commit: str) -> list[bytes]:
+        """Return the paths that differ between two commits, sorted."""
         with store_errors():
             before, after = [
-                git_output.listed_entries(await self._lasting(*_LISTING, checked(each)))
+                set((await self._lasting(*_LISTING, checked(each))).split(b"\0"))
                 for each in (base, commit)
             ]
-        old, new = [
-            {entry.split(b"\t", 1)[1] for entry in entries}
-            for entries in (before - after, after - before)
-        ]
-        return {path: path not in old for path in sorted(old | new)}
+        return sorted({entry.split(b"\t", 1)[1] for entry in before ^ after})
 
     async def read(self, commit: str, path: str, *, limit: int = READ_BYTES) -> bytes:
         """Return the content of a file; of a link, the path that it names."""

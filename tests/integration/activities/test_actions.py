@@ -20,6 +20,7 @@ from activities.workspace.kept_results import KeptResult, KeptResults
 from activities.workspace.refs import Move
 from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
+from tests.support.projects import plain_git
 from tests.support.repositories import PROJECT, in_store, make_repository
 from workflows.models.implementation import (
     Action,
@@ -434,6 +435,56 @@ async def test_a_renamed_file_that_may_not_go_stays(bench: Bench) -> None:
 
     assert [(file.path, file.status) for file in done.changed] == [("docs/README.md", "added")]
     assert bench.text(done.commit, "README.md").startswith("# Adder")
+
+
+@pytest.mark.parametrize("more", ["", "; echo more >> readme.md"])
+async def test_a_file_whose_move_is_undone_is_where_it_was(bench: Bench, more: str) -> None:
+    done = await bench.do(RunCommand(command=f"mv README.md readme.md{more}; echo x > a.md"))
+    moved = await bench.do(RunCommand(command="mv a.md b.txt"), done.commit, 2, paths=["*.md"])
+
+    assert [file.path for file in done.changed] == ["a.md"]
+    assert "readme.md: 'readme.md' and 'README.md' are one file" in done.observation
+    assert "README.md: its move to readme.md is undone" in done.observation
+    assert moved.commit == done.commit
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rmdir vendor/sub",
+        "rm -r vendor",
+        "rmdir vendor/sub && echo x > vendor/sub",
+        "cd vendor/sub && git init -q && touch x && git add x"
+        " && git -c user.name=a -c user.email=b commit -qm x",
+    ],
+)
+async def test_a_submodule_stays_as_it_is(tmp_path: Path, command: str) -> None:
+    bench = await make_bench(tmp_path, PROJECT)
+    linked = f"160000,{'1' * 40},vendor/sub"
+    plain_git("update-index", "--add", "--cacheinfo", linked, cwd=tmp_path / "adder")
+    plain_git("commit", "--quiet", "--message", "Add a submodule", cwd=tmp_path / "adder")
+    bench.base = plain_git("rev-parse", "HEAD", cwd=tmp_path / "adder")
+    await (await Stores(tmp_path / "store").of(bench.repository)).base_commit()
+
+    done = await bench.do(RunCommand(command=f"echo x > a.md; {command}"))
+    next_one = await bench.do(RunCommand(command="ls -A vendor/sub"), done.commit, step=2)
+
+    assert [file.path for file in done.changed] == ["a.md"]
+    assert "vendor/sub: it is a submodule, which stays as it is" in done.observation
+    assert (next_one.exit_code, next_one.observation) == (0, "")
+
+
+async def test_nothing_outside_of_a_tree_is_touched_when_changes_are_undone(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, PROJECT | {"lib/x/a.txt": "a\n"})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.txt").write_text("secret\n")
+
+    command = f"rm -r lib/x && ln -s {outside} lib/x"
+    done = await bench.do(RunCommand(command=command), paths=["lib/*"])
+
+    assert (outside / "a.txt").read_text() == "secret\n"
+    assert bench.text(done.commit, "lib/x/a.txt") == "a"
 
 
 async def test_a_set_up_that_fails_fails_the_first_command(bench: Bench) -> None:
