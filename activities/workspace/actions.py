@@ -196,6 +196,7 @@ async def committed(store: Store, tree: Path, request: RunActionInput) -> tuple[
 
 
 async def _commit(store: Store, tree: Path, request: RunActionInput, *, brought: bool) -> str:
+    action = request.action
     return await store.make_commit(
         tree,
         parent=request.parent,
@@ -203,6 +204,7 @@ async def _commit(store: Store, tree: Path, request: RunActionInput, *, brought:
         trailers=request.trailers,
         at=request.at,
         brought=brought,
+        written=action.path if isinstance(action, WriteFile | ReplaceText) else "",
     )
 
 

@@ -10,6 +10,7 @@ step makes no second commit.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -187,6 +188,7 @@ class Store:
         trailers: Trailers,
         at: datetime,
         brought: bool = False,
+        written: str = "",
     ) -> str:
         """Make the commit of a working tree, which no ref names yet.
 
@@ -200,17 +202,18 @@ class Store:
             at: as for `commit`.
             brought: whether the index beside the tree has the files of `parent`, as when the tree
                 was brought to it.
+            written: a file that is stored even if `.gitignore` or EXCLUDED name it.
 
         Raises:
             ApplicationError: TreeRefused.
         """
         with store_errors():
-            written = await self._written(tree, checked(parent), brought)
-            if written is None:
+            stored = await self._stored(tree, checked(parent), brought, written)
+            if stored is None:
                 return parent
             text = message_text(message, trailers)
-            commit = await self.commit_object(written, [parent], text, trailers.agent, at)
-        self.remembered.add(_asked_for_tree(commit), written.encode())
+            commit = await self.commit_object(stored, [parent], text, trailers.agent, at)
+        self.remembered.add(_asked_for_tree(commit), stored.encode())
         return commit
 
     async def advance(self, trailers: Trailers, parent: str, commit: str) -> None:
@@ -235,8 +238,8 @@ class Store:
             if await self.refs.move(Move(ref, commit, old or ABSENT)):
                 return
 
-    async def _written(self, tree: Path, parent: str, brought: bool) -> str | None:
-        """Write the tree's files into the store; return its id, None if it is the parent's."""
+    async def _stored(self, tree: Path, parent: str, brought: bool, written: str) -> str | None:
+        """Store the tree's files; return the id of their tree, None if it is the parent's."""
         index = tree.parent / f".index.{uuid.uuid4().hex}"
         kept = tree.parent / "index"
         await asyncio.to_thread(remove_special, tree)
@@ -245,26 +248,33 @@ class Store:
                 await asyncio.to_thread(shutil.copy2, kept, index)
             if not brought:
                 await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
-            changed = await self._git(
+            listed = await self._git(
                 *("ls-files", "-z", "--modified", "--deleted", "--others", "--exclude-standard"),
                 work_tree=tree,
                 index=index,
             )
-            written = await self._added(tree, index, changed) if changed else None
+            changed = set(listed.split(b"\0")[:-1])
+            ignored = written if os.fsencode(written) not in changed else ""
+            found = None
+            if changed or ignored:
+                found = await self._added(tree, index, changed, ignored)
             if kept.exists():
                 index.replace(kept)
         finally:
             index.unlink(missing_ok=True)
-        before = await self._lasting(*_asked_for_tree(parent)) if written else b""
-        return None if written == before.decode().strip() else written
+        before = await self._lasting(*_asked_for_tree(parent)) if found else b""
+        return None if found == before.decode().strip() else found
 
-    async def _added(self, tree: Path, index: Path, changed: bytes) -> str:
-        """Add changed files to an index; return the id of the tree that it then has."""
-        paths = set(changed.rstrip(b"\0").split(b"\0"))
-        await asyncio.to_thread(check_files, tree, paths)
-        config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
+    async def _added(self, tree: Path, index: Path, changed: set[bytes], ignored: str) -> str:
+        """Add changed files to an index, and one that is ignored; return the id of its tree."""
+        also = {os.fsencode(ignored)} if ignored else set()
+        await asyncio.to_thread(check_files, tree, changed | also)
+        config = {"core.fsyncMethod": "batch"} if len(changed) > _SYNCED_ONE_BY_ONE else {}
+        adding = [("--all", "--", ".")] if changed else []
+        adding += [("--force", "--", ignored)] if ignored else []
         with store_errors(ADDING):
-            await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
+            for words in adding:
+                await self._git("add", *words, work_tree=tree, index=index, config=config)
         return (await self._git("write-tree", index=index)).decode().strip()
 
     async def commit_object(

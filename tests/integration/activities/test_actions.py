@@ -308,6 +308,21 @@ async def test_a_file_of_the_base_may_be_edited_whatever_its_name(tmp_path: Path
     assert "the story may change only *, docs/**" in refused.observation
 
 
+async def test_a_file_that_an_agent_writes_is_stored_even_if_git_ignores_it(bench: Bench) -> None:
+    ran = await bench.do(RunCommand(command="mkdir .venv; echo x > .venv/a; echo x > a.pyc"))
+    first = await bench.do(WriteFile(path="__pycache__/notes.md", content="one\n"))
+    second = await bench.do(WriteFile(path=".coverage", content="x\n"), first.commit, step=2)
+    third = await bench.do(
+        ReplaceText(path="__pycache__/notes.md", old="one", new="two"), second.commit, step=3
+    )
+    same = await bench.do(WriteFile(path=".coverage", content="x\n"), third.commit, step=4)
+
+    assert ran.commit == bench.base
+    assert [file.path for file in third.changed] == [".coverage", "__pycache__/notes.md"]
+    assert bench.text(third.commit, "__pycache__/notes.md") == "two"
+    assert same.commit == third.commit
+
+
 async def test_two_spellings_of_one_path_do_not_meet(bench: Bench) -> None:
     edited = await bench.do(WriteFile(path="readme.MD", content="x"))
     ran = await bench.do(RunCommand(command="echo x > Readme.md; ln -s /etc link"), step=2)
