@@ -111,13 +111,14 @@ class Changes:
             )
 
     async def _base_results(self, request: MeasureInput, store: Store) -> BaseResults:
-        """Return the base's results, which are measured once for all changes of it."""
+        """Return the base's results; complete ones are measured once for all changes of it."""
         kept = BaseResultsOf(store, request.repository, request.base)
         async with self._bases[kept.ref]:
             found = await kept.read()
             if found is None:
                 found = await self._measured_base(request, store)
-                await kept.keep(found)
+                if found.complete:
+                    await kept.keep(found)
         return found
 
     async def _measured_base(self, request: MeasureInput, store: Store) -> BaseResults:
