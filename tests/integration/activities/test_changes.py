@@ -184,6 +184,7 @@ async def test_a_diff_that_is_longer_than_the_policy_reads_is_barred(bench: Benc
     policy = next(check for check in found.checks if check.name == "policy")
     assert policy.blocking
     assert "longer than the policy reads" in policy.findings[0]
+    assert found.measurement.coverage.not_measured.startswith("the diff is longer than 2,097,152")
 
 
 async def test_a_path_that_the_task_does_not_open_is_barred(bench: Bench) -> None:
