@@ -43,6 +43,11 @@ STORE: _Table = (
         ErrorType.REF_MOVED,
         "the ref has moved",
     ),
+    (
+        r"unrelated histories",
+        ErrorType.MERGE_CONFLICT,
+        "the commits have no common ancestor, so they cannot be merged; was the base replaced?",
+    ),
     ("", ErrorType.GIT_FAILED, "git failed on the store"),
 )
 

@@ -87,11 +87,15 @@ class Store:
         """Fetch the project's base and return its commit.
 
         Raises:
-            ApplicationError: BaseMissing; RepositoryAway, which is retried.
+            ApplicationError: BaseMissing; InvalidConfig: it is a shallow clone; RepositoryAway,
+                which is retried.
         """
         base = self._repository.base
         ref = f"refs/base/{base}"
         await self._fetch(f"+refs/heads/{base}:{ref}")
+        if await FolderRefs(self.path).value(ref) is None:  # git only warns
+            message = f"{self._what}: `url` is a shallow clone; run `git fetch --unshallow` in it"
+            raise application_error(ErrorType.INVALID_CONFIG, message)
         await self.refs.share(ref)
         return await self._required(ref, f"the base {base!r}")
 

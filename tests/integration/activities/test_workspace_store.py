@@ -137,6 +137,16 @@ async def test_a_base_that_is_gone_is_named(store: Store, project: Project) -> N
         await store.base_commit()
 
 
+async def test_a_shallow_repository_is_refused(project: Project, tmp_path: Path) -> None:
+    project.commit({"new.txt": "new\n"})
+    shallow = tmp_path / "shallow"
+    plain_git("clone", "--quiet", "--depth=1", project.url, str(shallow), cwd=tmp_path)
+    (tmp_path / "stores").mkdir()
+
+    with refused(ErrorType.INVALID_CONFIG, "git fetch --unshallow"):
+        await Stores(tmp_path / "stores").of(project.entry(url=shallow.as_uri()))
+
+
 async def test_a_base_with_a_file_in_gits_folder_is_refused(store: Store, project: Project) -> None:
     blob = plain_git("hash-object", "-w", "--stdin", cwd=project.bare, stdin=b"[core]\n")
     inner = plain_git("mktree", cwd=project.bare, stdin=f"100644 blob {blob}\tconfig\n".encode())
@@ -462,6 +472,19 @@ async def test_a_conflict_names_its_files_and_changes_nothing(store: Store, tmp_
 
     assert conflict == Conflict(head=first, files=["README.md"])
     assert await store.head(STORY) == first
+
+
+async def test_histories_that_have_nothing_in_common_are_not_merged(
+    project: Project, store: Store
+) -> None:
+    await store.start_branch(STORY, await store.base_commit())
+    plain_git("checkout", "--quiet", "--orphan", "other", cwd=project.clone)
+    plain_git("commit", "--quiet", "-m", "Begin again", cwd=project.clone)
+    plain_git("push", "--quiet", "--force", "origin", "other:main", cwd=project.clone)
+    other = await store.base_commit()
+
+    with refused(ErrorType.MERGE_CONFLICT, "no common ancestor"):
+        await store.merge(STORY, other, at=AT, message="x")
 
 
 async def test_an_approved_commit_is_pushed_and_nothing_else(
