@@ -84,11 +84,13 @@ class AcceptanceTests(AcceptanceStub):
         if found is None:
             await known_commit(store, query.base)
             with sandbox_errors():
-                found = await self._found(query, store)
-            await kept.keep(found)
+                found, complete = await self._found(query, store)
+            if complete:
+                await kept.keep(found)
         return found
 
-    async def _found(self, query: AcceptanceQuery, store: Store) -> AcceptanceRuns:
+    async def _found(self, query: AcceptanceQuery, store: Store) -> tuple[AcceptanceRuns, bool]:
+        """Return what ran, and whether all of it ran to its end."""
         globs = query.repository.test_paths
         changed = [
             file.old_path or file.path
@@ -98,21 +100,24 @@ class AcceptanceTests(AcceptanceStub):
         runs = AcceptanceRuns(base=query.base, commit=query.commit, changed_tests=changed)
         after = await self._run(query.repository, store, query.commit)
         if not _tests_named(after, query.criteria):
-            return runs.model_copy(update={"not_run": _not_run({"the branch": after})})
+            nothing = runs.model_copy(update={"not_run": _not_run({"the branch": after})})
+            return nothing, _ended(after)
         laid = await laid_over(store, query.base, query.commit, globs)
         before = await self._run(query.repository, store, laid)
+        complete = _ended(before) and _ended(after)
         flaky = await self._flaky(query, store, after)
         if any(flaky.values()):
             # What may fail without cause has to fail twice on the base.
             once_more = await self._run(query.repository, store, laid)
             before = _with_passed(before, _passed(once_more, flaky))
             after = _with_passed(after, flaky)
-        return runs.model_copy(
+        found = runs.model_copy(
             update={
                 "tests": compared(before, after, query.criteria, flaky),
                 "not_run": _not_run({"the branch": after, "the base": before}),
             }
         )
+        return found, complete
 
     async def _flaky(self, query: AcceptanceQuery, store: Store, first: Runs) -> Names:
         """Return which of the criteria's tests fail on the branch, and pass in one more run."""
@@ -217,6 +222,11 @@ def _of_suite(
 
 def _message(found: Outcomes | None, name: str) -> str:
     return found.messages.get(name, "") if found else ""
+
+
+def _ended(runs: Runs) -> bool:
+    """Return whether no command was stopped at a limit."""
+    return not any(tested.step.stopped for tested in runs.values())
 
 
 def _tests_named(runs: Runs, criteria: int) -> bool:

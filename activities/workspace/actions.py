@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from activities.workspace.sandbox import run_in_project
 from activities.workspace.store import Store
 from activities.workspace.stores import Stores
 from activities.workspace.toolchains import toolchain
-from activities.workspace.trees import Trees
+from activities.workspace.trees import Trees, discard
 from workflows.models.base import Model
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.implementation import (
@@ -196,6 +196,7 @@ async def committed(store: Store, tree: Path, request: RunActionInput) -> tuple[
 
 
 async def _commit(store: Store, tree: Path, request: RunActionInput, *, brought: bool) -> str:
+    action = request.action
     return await store.make_commit(
         tree,
         parent=request.parent,
@@ -203,68 +204,100 @@ async def _commit(store: Store, tree: Path, request: RunActionInput, *, brought:
         trailers=request.trailers,
         at=request.at,
         brought=brought,
+        written=action.path if isinstance(action, WriteFile | ReplaceText) else "",
     )
 
 
 async def path_rules(store: Store, request: RunActionInput) -> Callable[[str], str]:
-    """Return the rule that says why a path may not be written; empty if it may."""
-    found = [(kind, shown(path)) for kind, path in await store.listing(request.parent)]
-    return partial(
+    """Return the rule that says why a path may not be changed; empty if it may.
+
+    What exists may be changed whatever its name is.
+    """
+    return await asyncio.to_thread(_path_rules, await store.listing(request.parent), request)
+
+
+def _path_rules(
+    found: Sequence[tuple[str, bytes]], request: RunActionInput
+) -> Callable[[str], str]:
+    kinds = {path: kind for kind, path in found}
+    open_paths = request.repository.open_paths
+    problem_of_new = partial(
         paths.path_problem,
         paths=request.paths,
-        open_paths=request.repository.open_paths,
-        existing=paths.spellings(path for _, path in found),
-        links=[path for kind, path in found if kind == "link"],
+        open_paths=open_paths,
+        existing=paths.spellings(shown(path) for path in kinds),
+        links={shown(path) for path, kind in kinds.items() if kind == "link"},
     )
+
+    def problem_of(path: str) -> str:
+        match kinds.get(os.fsencode(path)):
+            case None:
+                return problem_of_new(path)
+            case "submodule":
+                return "it is a submodule, which stays as it is"
+            case _:
+                return paths.rule_problem(path, request.paths, open_paths)
+
+    return problem_of
 
 
 async def foreign_paths(store: Store, request: RunActionInput, commit: str) -> dict[bytes, str]:
-    """Return the changed paths that the request does not allow, and why."""
+    """Return the changed paths that the request does not allow, and why.
+
+    If a file was moved to such a path, the one from which it was moved is among them.
+    """
     if commit == request.parent:
         return {}
     changes = await store.changed_paths(request.parent, commit)
-    open_paths = request.repository.open_paths
     problem_of = await path_rules(store, request) if changes else str
-    foreign = {}
-    for name, is_new in changes.items():
-        path = os.fsdecode(name)
-        if is_new:
-            problem = problem_of(path)
-        else:
-            known = paths.allowed(path, request.paths, open_paths)
-            problem = "" if known else "the story may not change it"
-        if problem:
-            foreign[name] = problem
+    foreign = await asyncio.to_thread(_foreign, changes, problem_of)
+    if foreign:
+        names = {shown(name): name for name in changes}
+        for file in await store.changed(request.parent, commit):
+            if file.old_path and names[file.path] in foreign:
+                foreign.setdefault(names[file.old_path], f"its move to {file.path} is undone")
     return foreign
 
 
-async def undo(store: Store, tree: Path, commit: str, foreign: Iterable[bytes]) -> None:
+def _foreign(changes: Iterable[bytes], problem_of: Callable[[str], str]) -> dict[bytes, str]:
+    found = ((name, problem_of(os.fsdecode(name))) for name in changes)
+    return {name: problem for name, problem in found if problem}
+
+
+async def undo(store: Store, tree: Path, commit: str, foreign: Collection[bytes]) -> None:
     """Restore paths of a tree as they are in a commit.
 
     Args:
         store: has the commit.
         tree: in which no command runs any more.
         commit: the state to restore.
-        foreign: what the tree changes. No folder above one that is there is a link, or git had not
-            found it.
+        foreign: what the tree changes.
     """
-    for path in foreign:
-        file = tree / os.fsdecode(path)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            if not file.is_dir() or file.is_symlink():
-                file.unlink()
+    known = {path for _, path in await store.listing(commit)}
+    restored = sorted(known.intersection(foreign))
+    await asyncio.to_thread(_remove, tree, foreign, known)
     with store_errors(), TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         await git("read-tree", commit, git_dir=store.path, index=index)
-        listed = await git("ls-files", "-z", git_dir=store.path, index=index)
-        known = set(listed.split(b"\0"))
         await git(
             *("checkout-index", "--force", "-z", "--stdin"),
             git_dir=store.path,
             work_tree=tree,
             index=index,
-            stdin=b"".join(path + b"\0" for path in foreign if path in known),
+            stdin=b"".join(path + b"\0" for path in restored),
         )
+
+
+def _remove(tree: Path, foreign: Iterable[bytes], known: Collection[bytes]) -> None:
+    """Remove files from a tree; of a path that is restored, also a folder that has its name."""
+    for path in foreign:
+        name = Path(os.fsdecode(path))
+        if any((tree / above).is_symlink() for above in name.parents):
+            continue  # the file is elsewhere; git replaces the link if the path is restored
+        file = tree / name
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if path in known or not file.is_dir() or file.is_symlink():
+                discard(file)
 
 
 def undone_note(foreign: Mapping[bytes, str]) -> str:

@@ -157,11 +157,11 @@ async def unmatched(
     if not globs:
         return []
     files = [file.path for file in await store.outline(commit)]
-    return [
-        glob
-        for glob in globs
-        if not any(allowed(path, [glob], repository.open_paths) for path in files)
-    ]
+    return await asyncio.to_thread(_unmatched, files, globs, repository.open_paths)
+
+
+def _unmatched(files: list[str], globs: list[str], open_paths: list[str]) -> list[str]:
+    return [glob for glob in globs if not any(allowed(path, [glob], open_paths) for path in files)]
 
 
 async def place(store: Store, story_id: str, commit: str) -> None:

@@ -19,7 +19,7 @@ from activities.workspace.trees import Trees
 from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.deliberation import Check
 from workflows.models.errors import ErrorType, application_error
-from workflows.models.measurement import BaseResults, Measurement
+from workflows.models.measurement import BaseResults, CoverageResult, Measurement
 from workflows.models.workspace import Change, ChangedFile
 
 SHOWN_BYTES = 16 * 1024
@@ -60,15 +60,16 @@ class Changes:
         store = await self._stores.of(request.repository, request.base, request.commit)
         base, commit = request.base, request.commit
         files = await store.changed(base, commit)
+        diff = await whole_diff(store, base, commit)
         if files:
-            measurement = await self._measurement(request, store)
+            measurement = await self._measurement(request, store, diff)
         else:
             measurement = not_measured("it changes nothing", commit, base)
         shown = await store.diff(base, commit, context=SHOWN_CONTEXT, limit=SHOWN_BYTES)
         return MeasuredChange(
             change=change_of(base, commit, files),
             diff=shown,
-            checks=await self._checked(request, store, files),
+            checks=await self._checked(request, files, diff),
             measurement=measurement,
             report=workspace_report(
                 measurement,
@@ -79,45 +80,47 @@ class Changes:
         )
 
     async def _checked(
-        self, request: MeasureInput, store: Store, files: list[ChangedFile]
+        self, request: MeasureInput, files: list[ChangedFile], diff: str | None
     ) -> list[Check]:
-        whole = await store.diff(request.base, request.commit, context=0, limit=DIFF_BYTES)
         touched = [path for file in files for path in (file.path, file.old_path) if path]
         return await self._checks.made(
-            request.repository,
-            None if f"\n{CUT}" in whole[-100:] else whole,
-            touched,
-            request.paths,
-            request.task,
+            request.repository, diff, touched, request.paths, request.task
         )
 
-    async def _measurement(self, request: MeasureInput, store: Store) -> Measurement:
+    async def _measurement(
+        self, request: MeasureInput, store: Store, diff: str | None
+    ) -> Measurement:
         repository = request.repository
         base = await self._base_results(request, store)
-        diff = await store.diff(request.base, request.commit)
         async with self._trees.at(store, request.commit, key=f"measured/{request.commit}") as tree:
             try:
                 prepared = await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
             except PreparationFailed as failed:  # the change is to blame: the base's did not fail
                 return not_measured(str(failed), request.commit, request.base)
-            return await measure(
+            found = await measure(
                 repository,
                 tree,
                 base,
-                diff=diff,
+                diff=diff or "",
                 commit=request.commit,
                 prepared=prepared,
                 sandbox=self._sandbox,
             )
+        if diff is None:
+            too_long = f"the diff is longer than {DIFF_BYTES:,} bytes; make a smaller change"
+            unknown = CoverageResult(not_measured=too_long)
+            return found.model_copy(update={"coverage": unknown})
+        return found
 
     async def _base_results(self, request: MeasureInput, store: Store) -> BaseResults:
-        """Return the base's results, which are measured once for all changes of it."""
+        """Return the base's results; complete ones are measured once for all changes of it."""
         kept = BaseResultsOf(store, request.repository, request.base)
         async with self._bases[kept.ref]:
             found = await kept.read()
             if found is None:
                 found = await self._measured_base(request, store)
-                await kept.keep(found)
+                if found.complete:
+                    await kept.keep(found)
         return found
 
     async def _measured_base(self, request: MeasureInput, store: Store) -> BaseResults:
@@ -130,6 +133,12 @@ class Changes:
             return await measure_base(
                 repository, tree, commit=request.base, prepared=prepared, sandbox=self._sandbox
             )
+
+
+async def whole_diff(store: Store, base: str, commit: str) -> str | None:
+    """Return the diff between two commits without context; None if it is too long."""
+    diff = await store.diff(base, commit, context=0, limit=DIFF_BYTES)
+    return None if f"\n{CUT}" in diff[-100:] else diff
 
 
 def change_of(base: str, commit: str, files: list[ChangedFile]) -> Change:

@@ -37,11 +37,35 @@ def check_files(tree: Path, changed: Collection[bytes]) -> None:
             size = (tree / os.fsdecode(path)).lstat().st_size
         except (FileNotFoundError, NotADirectoryError):
             continue  # it was deleted
+        except OSError as error:
+            problem = f"{name[:200]}: cannot be read: {error.strerror}; remove or shorten it"
+            raise _refused(problem) from None
         if size > FILE_BYTES:
             raise _refused(f"{name}: has {size:,} bytes, of at most {FILE_BYTES:,}; remove it")
         total += size
     if total > CHANGED_BYTES:
         raise _refused(f"the changes have {total:,} bytes, of at most {CHANGED_BYTES:,}; cut them")
+
+
+def remove_special(tree: Path) -> None:
+    """Remove pipes, sockets and devices from a tree.
+
+    git stores none of them, and waits without end for what a pipe named `.gitignore` says.
+    """
+    waiting = [os.fspath(tree)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except OSError:
+            continue  # git cannot read it either
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif not (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
+                Path(folder).chmod(0o700)
+                Path(entry.path).unlink()
 
 
 def _refused(problem: str) -> Exception:

@@ -102,7 +102,8 @@ class Coverage:
         lines, covered, uncovered = 0, 0, []
         try:
             for path in changes.src_paths_changed():
-                added = set(changes.lines_changed(path))
+                if not (added := set(changes.lines_changed(path))):
+                    continue  # as of a file that was deleted
                 measured, missed = self._lines(path)
                 if path not in self._paths and not measured:
                     loadable = PurePosixPath(path).suffix in self._suffixes and counts(path)
@@ -168,7 +169,9 @@ def _paths(root: Element) -> Iterator[str]:
 
 
 def _with_text(file: Path) -> set[int]:
-    """Return the numbers of a file's lines that are not blank."""
+    """Return the numbers of a file's lines that are not blank; a link has no lines."""
+    if file.is_symlink() or not file.is_file():
+        return set()
     lines = read_result(file).decode(errors="replace").split("\n")
     return {number for number, line in enumerate(lines, start=1) if line.strip()}
 

@@ -38,6 +38,8 @@ def write(tree: Path, path: str, content: str) -> str:
 def replace(tree: Path, path: str, old: str, new: str) -> str:
     """Replace a text that a file has exactly once; return what was done.
 
+    In a file whose lines all end in CRLF, so do those of both texts, unless they have a CR.
+
     Args:
         tree: the working tree.
         path: of the file.
@@ -49,7 +51,10 @@ def replace(tree: Path, path: str, old: str, new: str) -> str:
     """
     with _folder_of(tree, path, create=False) as (folder, name):
         text, mode = _read(folder, name, path)
-        if (count := text.count(old)) != 1:
+        if "\r" not in old + new and text.count("\n") == text.count("\r\n") > 0:
+            # What an agent reads shows no carriage returns.
+            old, new = (each.replace("\n", "\r\n") for each in (old, new))
+        if (count := _occurrences(text, old)) != 1:
             raise EditRefused(
                 f"the text `old` is not in {path}; nothing was changed. Read the file and copy it"
                 if count == 0
@@ -58,6 +63,14 @@ def replace(tree: Path, path: str, old: str, new: str) -> str:
             )
         _replace(folder, name, text.replace(old, new).encode(errors="replace"), mode)
     return f"{path} is changed: {_lines(old)} replaced by {_lines(new)}"
+
+
+def _occurrences(text: str, part: str) -> int:
+    """Return how often a text has a part; occurrences may overlap."""
+    count, at = 0, text.find(part)
+    while at >= 0:
+        count, at = count + 1, text.find(part, at + 1)
+    return count
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Errors of git, translated for Temporal's retries and the Web UI.
 
-git reports errors as text. The first row of STORE, REMOTE or SERVER with one of whose texts the
+git reports errors as text. The first row of a table such as STORE with one of whose texts the
 reason matches gives the type.
 """
 
@@ -43,8 +43,24 @@ STORE: _Table = (
         ErrorType.REF_MOVED,
         "the ref has moved",
     ),
+    (
+        r"unrelated histories",
+        ErrorType.MERGE_CONFLICT,
+        "the commits have no common ancestor, so they cannot be merged; was the base replaced?",
+    ),
     ("", ErrorType.GIT_FAILED, "git failed on the store"),
 )
+
+ADDING: _Table = (
+    (
+        r"invalid path|can only add regular files|open\(\".*\"\): Permission denied"
+        r"|File name too long|beyond a symbolic link",
+        ErrorType.TREE_REFUSED,
+        "git does not store such a file; remove it, or change its name or mode",
+    ),
+    *STORE,
+)
+"""Of what adds the files of a working tree to the store."""
 
 REMOTE: _Table = (
     (

@@ -76,11 +76,6 @@ def listed_files(output: bytes) -> list[tuple[str, bytes]]:
     return listed
 
 
-def listed_entries(output: bytes) -> set[bytes]:
-    """Return the lines of `ls-tree -r -z` but those of submodules, which no step changes."""
-    return {entry for entry in output.split(b"\0")[:-1] if not entry.startswith(b"160000")}
-
-
 def logged_commits(output: bytes) -> list[LoggedCommit]:
     """Read `log --format=LOG_FORMAT`."""
     records = output.decode(errors="replace").split("\0\x1e")

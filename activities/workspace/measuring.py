@@ -31,7 +31,7 @@ from activities.workspace.python_project import (
 from activities.workspace.results import InvalidResult, last_line
 from activities.workspace.sandbox import run_in_project
 from activities.workspace.sarif import read_findings
-from activities.workspace.toolchains import MissingToolchain, Toolchain, toolchain
+from activities.workspace.toolchains import Toolchain, toolchain
 from activities.workspace.tree_copies import copy_tree
 from workflows.models.measurement import (
     LISTED,
@@ -89,6 +89,7 @@ async def measure(
 
     Raises:
         CannotRun: the sandbox is not available on this machine.
+        MissingToolchain: the tool chain is not installed on it.
     """
     began = time.monotonic()
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
@@ -135,22 +136,23 @@ async def measure_base(
 
     Raises:
         CannotRun: the sandbox is not available on this machine.
+        MissingToolchain: the tool chain is not installed on it.
     """
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
         bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
         if isinstance(bench, str):
             return BaseResults(commit=commit)
-        await bench.build()
-        unit = (await bench.tests("unit")).found
-        e2e = (await bench.tests("e2e")).found
-        lint = (await bench.lint("lint")).found
-        static = (await bench.lint("static")).found
+        build = await bench.build()
+        unit, e2e = await bench.tests("unit"), await bench.tests("e2e")
+        lint, static = await bench.lint("lint"), await bench.lint("static")
+    linted = (lint.step, static.step)
     return BaseResults(
         commit=commit,
-        unit=unit.outcomes if unit else None,
-        e2e=e2e.outcomes if e2e else None,
-        lint=_counted(lint),
-        static=_counted(static),
+        unit=unit.found.outcomes if unit.found else None,
+        e2e=e2e.found.outcomes if e2e.found else None,
+        lint=_counted(lint.found),
+        static=_counted(static.found),
+        complete=not any(step.stopped for step in (build, unit.step, e2e.step, *linted)),
     )
 
 
@@ -171,6 +173,7 @@ async def run_suites(
 
     Raises:
         CannotRun: the sandbox is not available on this machine.
+        MissingToolchain: the tool chain is not installed on it.
     """
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
         bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
@@ -196,6 +199,7 @@ async def run_unit_tests(
 
     Raises:
         CannotRun: the sandbox is not available on this machine.
+        MissingToolchain: the tool chain is not installed on it.
     """
     with TemporaryDirectory(prefix="fleet-measure-") as scratch:
         bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
@@ -390,7 +394,7 @@ async def _bench(
         chain = toolchain(repository.image)
         await asyncio.to_thread(copy_tree, tree, copy)
         commands = await asyncio.to_thread(_commands, repository, copy)
-    except (MissingToolchain, InvalidProject) as error:
+    except InvalidProject as error:
         return str(error)
     return _Bench(repository, commands, chain, copy, scratch, prepared, sandbox or Sandbox())
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from activities.workspace.store import Store
 from workflows.models.implementation import FileText, Outline
+from workflows.models.workspace import TreeFile
 from workflows.rules import paths as rules
 
 MAX_EDITABLE = 200
@@ -32,22 +34,36 @@ async def outline_of(
         open_paths: configuration that may change.
     """
     found = await store.outline(commit)
-    editable = [
-        file
-        for file in found
-        if file.kind == "file" and rules.allowed(file.path, globs, open_paths)
-    ]
+    names = {path for _, path in await store.listing(commit)}
+    # The rules of paths are slow enough to keep a heartbeat of a large repository waiting.
+    editable = await asyncio.to_thread(_editable, found, names, globs, open_paths)
     known = [file.path for file in editable[:MAX_EDITABLE]]
     files = []
     if globs and sum(file.size for file in editable) <= FILES_BYTES:
         texts = {path: await store.read(commit, path) for path in known}
         files = [FileText(path=p, text=t.decode()) for p, t in texts.items() if is_text(t)]
     return Outline(
-        text=outline_text([file.path for file in found]),
+        text=await asyncio.to_thread(outline_text, [file.path for file in found]),
         editable=known,
         more_editable=len(editable) > len(known),
         files=files,
     )
+
+
+def _editable(
+    found: Sequence[TreeFile],
+    names: Collection[bytes],
+    globs: Sequence[str],
+    open_paths: Sequence[str],
+) -> list[TreeFile]:
+    return [
+        file
+        for file in found
+        # A name that is not UTF-8 is shown with escapes: no agent can give it.
+        if file.kind == "file"
+        and file.path.encode() in names
+        and rules.allowed(file.path, globs, open_paths)
+    ]
 
 
 def is_text(data: bytes) -> bool:

@@ -10,6 +10,7 @@ step makes no second commit.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -17,8 +18,8 @@ from datetime import datetime
 from pathlib import Path
 
 from activities.workspace import git_output
-from activities.workspace.commits import check_files, clean, message_text, one_line
-from activities.workspace.errors import REMOTE, store_errors
+from activities.workspace.commits import check_files, clean, message_text, one_line, remove_special
+from activities.workspace.errors import ADDING, REMOTE, store_errors
 from activities.workspace.git import OUTPUT_BYTES, GitFailed, OutputTooLong, git
 from activities.workspace.refs import ABSENT, COMMIT, FolderRefs, Move, Refs
 from activities.workspace.remembered import Remembered
@@ -86,11 +87,15 @@ class Store:
         """Fetch the project's base and return its commit.
 
         Raises:
-            ApplicationError: BaseMissing; RepositoryAway, which is retried.
+            ApplicationError: BaseMissing; InvalidConfig: it is a shallow clone; RepositoryAway,
+                which is retried.
         """
         base = self._repository.base
         ref = f"refs/base/{base}"
         await self._fetch(f"+refs/heads/{base}:{ref}")
+        if await FolderRefs(self.path).value(ref) is None:  # git only warns
+            message = f"{self._what}: `url` is a shallow clone; run `git fetch --unshallow` in it"
+            raise application_error(ErrorType.INVALID_CONFIG, message)
         await self.refs.share(ref)
         return await self._required(ref, f"the base {base!r}")
 
@@ -156,8 +161,9 @@ class Store:
         """Commit a working tree as an agent's next step, and return the commit.
 
         It returns `parent` if nothing changed, and the same commit if the step is retried. Files
-        that `.gitignore` or EXCLUDED name are not stored, links are stored as links. The agent's
-        ref must be at `parent` or missing, or already at or behind this commit.
+        that `.gitignore` or EXCLUDED name are not stored, links are stored as links, and special
+        files are removed. The agent's ref must be at `parent` or missing, or already at or behind
+        this commit.
 
         Args:
             tree: the working tree, without `.git`; an index beside it makes this fast.
@@ -186,6 +192,7 @@ class Store:
         trailers: Trailers,
         at: datetime,
         brought: bool = False,
+        written: str = "",
     ) -> str:
         """Make the commit of a working tree, which no ref names yet.
 
@@ -199,17 +206,18 @@ class Store:
             at: as for `commit`.
             brought: whether the index beside the tree has the files of `parent`, as when the tree
                 was brought to it.
+            written: a file that is stored even if `.gitignore` or EXCLUDED name it.
 
         Raises:
             ApplicationError: TreeRefused.
         """
         with store_errors():
-            written = await self._written(tree, checked(parent), brought)
-            if written is None:
+            stored = await self._stored(tree, checked(parent), brought, written)
+            if stored is None:
                 return parent
             text = message_text(message, trailers)
-            commit = await self.commit_object(written, [parent], text, trailers.agent, at)
-        self.remembered.add(_asked_for_tree(commit), written.encode())
+            commit = await self.commit_object(stored, [parent], text, trailers.agent, at)
+        self.remembered.add(_asked_for_tree(commit), stored.encode())
         return commit
 
     async def advance(self, trailers: Trailers, parent: str, commit: str) -> None:
@@ -234,34 +242,43 @@ class Store:
             if await self.refs.move(Move(ref, commit, old or ABSENT)):
                 return
 
-    async def _written(self, tree: Path, parent: str, brought: bool) -> str | None:
-        """Write the tree's files into the store; return its id, None if it is the parent's."""
+    async def _stored(self, tree: Path, parent: str, brought: bool, written: str) -> str | None:
+        """Store the tree's files; return the id of their tree, None if it is the parent's."""
         index = tree.parent / f".index.{uuid.uuid4().hex}"
         kept = tree.parent / "index"
+        await asyncio.to_thread(remove_special, tree)
         try:
             if kept.exists():
                 await asyncio.to_thread(shutil.copy2, kept, index)
             if not brought:
                 await self._git("read-tree", "--reset", parent, work_tree=tree, index=index)
-            changed = await self._git(
+            listed = await self._git(
                 *("ls-files", "-z", "--modified", "--deleted", "--others", "--exclude-standard"),
                 work_tree=tree,
                 index=index,
             )
-            written = await self._added(tree, index, changed) if changed else None
+            changed = set(listed.split(b"\0")[:-1])
+            ignored = written if os.fsencode(written) not in changed else ""
+            found = None
+            if changed or ignored:
+                found = await self._added(tree, index, changed, ignored)
             if kept.exists():
                 index.replace(kept)
         finally:
             index.unlink(missing_ok=True)
-        before = await self._lasting(*_asked_for_tree(parent)) if written else b""
-        return None if written == before.decode().strip() else written
+        before = await self._lasting(*_asked_for_tree(parent)) if found else b""
+        return None if found == before.decode().strip() else found
 
-    async def _added(self, tree: Path, index: Path, changed: bytes) -> str:
-        """Add changed files to an index; return the id of the tree that it then has."""
-        paths = set(changed.rstrip(b"\0").split(b"\0"))
-        await asyncio.to_thread(check_files, tree, paths)
-        config = {"core.fsyncMethod": "batch"} if len(paths) > _SYNCED_ONE_BY_ONE else {}
-        await self._git("add", "--all", "--", ".", work_tree=tree, index=index, config=config)
+    async def _added(self, tree: Path, index: Path, changed: set[bytes], ignored: str) -> str:
+        """Add changed files to an index, and one that is ignored; return the id of its tree."""
+        also = {os.fsencode(ignored)} if ignored else set()
+        await asyncio.to_thread(check_files, tree, changed | also)
+        config = {"core.fsyncMethod": "batch"} if len(changed) > _SYNCED_ONE_BY_ONE else {}
+        adding = [("--all", "--", ".")] if changed else []
+        adding += [("--force", "--", ignored)] if ignored else []
+        with store_errors(ADDING):
+            for words in adding:
+                await self._git("add", *words, work_tree=tree, index=index, config=config)
         return (await self._git("write-tree", index=index)).decode().strip()
 
     async def commit_object(
@@ -374,18 +391,14 @@ class Store:
         with store_errors():
             return git_output.listed_files(await self._lasting(*_LISTING, checked(commit)))
 
-    async def changed_paths(self, base: str, commit: str) -> dict[bytes, bool]:
-        """Return the paths that differ between two commits, and whether each is new."""
+    async def changed_paths(self, base: str, commit: str) -> list[bytes]:
+        """Return the paths that differ between two commits, sorted."""
         with store_errors():
             before, after = [
-                git_output.listed_entries(await self._lasting(*_LISTING, checked(each)))
+                set((await self._lasting(*_LISTING, checked(each))).split(b"\0"))
                 for each in (base, commit)
             ]
-        old, new = [
-            {entry.split(b"\t", 1)[1] for entry in entries}
-            for entries in (before - after, after - before)
-        ]
-        return {path: path not in old for path in sorted(old | new)}
+        return sorted({entry.split(b"\t", 1)[1] for entry in before ^ after})
 
     async def read(self, commit: str, path: str, *, limit: int = READ_BYTES) -> bytes:
         """Return the content of a file; of a link, the path that it names."""

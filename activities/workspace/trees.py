@@ -29,6 +29,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from activities.workspace.commits import remove_special
 from activities.workspace.errors import store_errors
 from activities.workspace.git import GitFailed, git
 from activities.workspace.metrics import TREES_BYTES, TREES_REMOVED
@@ -169,7 +170,7 @@ class Trees:
             lock = slot.locked()
             if lock is not None:
                 try:
-                    _discard(slot.path)
+                    discard(slot.path)
                     removed += 1
                     total -= state.size
                 finally:
@@ -243,13 +244,16 @@ def _prepare(slot: _Slot) -> str:
         _clear(slot)
         return ""
     slot.tree.chmod(0o755)
-    return state.commit if state.exact and slot.index.exists() else ""
+    if state.exact and slot.index.exists():
+        return state.commit
+    remove_special(slot.tree)
+    return ""
 
 
 def _clear(slot: _Slot) -> None:
     slot.index.unlink(missing_ok=True)
     (slot.path / "index.lock").unlink(missing_ok=True)
-    _discard(slot.tree)
+    discard(slot.tree)
     slot.tree.mkdir()
 
 
@@ -273,11 +277,11 @@ def _sweep(tree: Path, tracked: set[bytes]) -> None:
                         continue
                     if path in tracked:  # a submodule, whose folder is empty
                         for inside in Path(os.fsdecode(entry.path)).iterdir():
-                            _discard(inside)
+                            discard(inside)
                         continue
                 elif path in tracked:
                     continue
-                _discard(Path(os.fsdecode(entry.path)))
+                discard(Path(os.fsdecode(entry.path)))
 
 
 def _left(slot: _Slot, commit: str, key: str, exact: bool) -> None:
@@ -298,7 +302,7 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove a file or a folder, whatever its permissions are."""
     try:
         mode = path.lstat().st_mode

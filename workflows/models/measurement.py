@@ -146,6 +146,7 @@ class BaseResults(Model):
     Attributes:
         unit: outcome of each test by its name; None if it was not measured, as are all others.
         lint: how often each finding occurs, by finding_key.
+        complete: False if a command was stopped at a limit, so that another run may say more.
     """
 
     commit: str = ""
@@ -153,6 +154,7 @@ class BaseResults(Model):
     e2e: dict[str, Literal["passed", "failed", "skipped"]] | None = None
     lint: dict[str, int] | None = None
     static: dict[str, int] | None = None
+    complete: bool = True
 
 
 def finding_key(finding: Finding) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 CLOSED: tuple[str, ...] = (
     # git
@@ -57,8 +57,25 @@ _SHORT = re.compile(r"gi[^.~]{0,4}~[0-9]+(\..*)?", re.IGNORECASE)
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
+def _as_regex(pattern: str) -> str:
+    """Return a pattern as a regular expression, which is fast for the few simple ones here."""
+    names = pattern.split("/")
+    if names[-1] == "**":
+        names.append("*")
+    return "/".join(map(_name_as_regex, names)).replace("**/", "(?:[^/]*/)*")
+
+
+def _name_as_regex(name: str) -> str:
+    return name if name == "**" else re.escape(name).replace(r"\*", "[^/]*")
+
+
+_CLOSED = re.compile("|".join(map(_as_regex, CLOSED)))
+
+
 def folded(path: str) -> str:
     """Return what all paths have in common that some file system takes for the same."""
+    if path.isascii() and path.isprintable():
+        return path.lower()
     seen = "".join(each for each in path if unicodedata.category(each) not in _INVISIBLE)
     once = unicodedata.normalize("NFKC", seen).casefold()
     return unicodedata.normalize("NFKC", once).casefold()
@@ -160,8 +177,7 @@ def _part_problem(name: str) -> str:
 
 def closed(path: str, open_paths: Sequence[str] = ()) -> bool:
     """Return whether a path is CI or git configuration that the repository does not open."""
-    plain = folded(path)
-    if not any(matches(pattern, plain) for pattern in CLOSED):
+    if not _CLOSED.fullmatch(folded(path)):
         return False
     return not any(matches(pattern, path) for pattern in open_paths)
 
@@ -177,6 +193,15 @@ def allowed(path: str, paths: Sequence[str], open_paths: Sequence[str] = ()) -> 
     if closed(path, open_paths):
         return False
     return not paths or any(matches(pattern, path) for pattern in paths)
+
+
+def rule_problem(path: str, paths: Sequence[str], open_paths: Sequence[str] = ()) -> str:
+    """Return why `allowed` refuses a path, with the remedy; empty if it does not."""
+    if closed(path, open_paths):
+        return "CI and git configuration is closed; a person opens it by `open_paths`"
+    if not allowed(path, paths, open_paths):
+        return f"the story may change only {', '.join(paths)}; choose one of these"
+    return ""
 
 
 def one_file(paths: Sequence[str]) -> bool:
@@ -200,7 +225,7 @@ def path_problem(
     paths: Sequence[str] = (),
     open_paths: Sequence[str] = (),
     existing: Mapping[str, str] | None = None,
-    links: Iterable[str] = (),
+    links: Collection[str] = (),
 ) -> str:
     """Return why a story may not write a path, with the remedy; empty if it may.
 
@@ -211,17 +236,13 @@ def path_problem(
         existing: `spellings` of the commit that is changed.
         links: its symbolic links, which no path may be or lead through.
     """
-    if problem := name_problem(path):
+    if problem := name_problem(path) or rule_problem(path, paths, open_paths):
         return problem
-    if closed(path, open_paths):
-        return "CI and git configuration is closed; a person opens it by `open_paths`"
-    if not allowed(path, paths, open_paths):
-        return f"the story may change only {', '.join(paths)}; choose one of these"
     above = [path[: found.start()] for found in re.finditer("/", path)]
     for each in (*above, path):
         other = (existing or {}).get(folded(each), each)
         if other != each:
             return f"{each!r} and {other!r} are one file on some systems; use {other!r}"
-        if each in set(links):
+        if each in links:
             return f"{each!r} is a symbolic link, which is never followed; choose another path"
     return ""

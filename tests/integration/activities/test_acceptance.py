@@ -197,6 +197,17 @@ async def test_tests_that_were_not_run_prove_nothing(bench: Bench) -> None:
     assert "no JUnit XML file" in found.criteria[0].why
 
 
+async def test_a_run_that_a_limit_stopped_is_not_kept(bench: Bench) -> None:
+    stopped = {"unit": "sleep 60", "limits": Limits(seconds=1)}
+    bench.entry = bench.entry.model_copy(update=stopped)
+    commit = bench.branch({"calc.py": SUBTRACTS, "tests/test_calc.py": TESTS})
+
+    found = await bench.run(commit)
+
+    assert found.not_run[0].startswith("unit tests on the branch: ran for more than 1 s")
+    assert plain_git("for-each-ref", "refs/fleet-results", cwd=bench.store_path) == ""
+
+
 async def test_a_base_on_which_nothing_runs_proves_nothing(bench: Bench) -> None:
     bench.entry = bench.entry.model_copy(
         update={"unit": "grep -q subtract calc.py || exit 0; pytest -q --junitxml=$REPORTS/u.xml"}

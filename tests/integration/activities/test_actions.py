@@ -20,7 +20,8 @@ from activities.workspace.kept_results import KeptResult, KeptResults
 from activities.workspace.refs import Move
 from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
-from tests.support.repositories import in_store, make_repository
+from tests.support.projects import plain_git
+from tests.support.repositories import PROJECT, in_store, make_repository
 from workflows.models.implementation import (
     Action,
     ActionResult,
@@ -72,7 +73,11 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> Bench:
-    url = make_repository(tmp_path / "adder")
+    return await make_bench(tmp_path, PROJECT)
+
+
+async def make_bench(tmp_path: Path, files: dict[str, str]) -> Bench:
+    url = make_repository(tmp_path / "adder", files)
     repository = Repository(key="adder", url=url, limits=Limits(seconds=30))
     (tmp_path / "store").mkdir()
     stores = Stores(tmp_path / "store")
@@ -287,6 +292,37 @@ async def test_an_edit_of_another_path_changes_nothing(bench: Bench, path: str) 
     assert done.observation.startswith("nothing was changed: ")
 
 
+async def test_a_file_of_the_base_may_be_edited_whatever_its_name(tmp_path: Path) -> None:
+    names = ["aux.py", "what: x.md", "docs/a.md", "docs/A.md", "docs/b\\c"]
+    bench = await make_bench(tmp_path, dict.fromkeys(names, "old\n") | {"src/aux.py": "old\n"})
+    commit = bench.base
+    for step, name in enumerate(names, start=1):
+        edit = ReplaceText(path=name, old="old", new="new")
+        commit = (await bench.do(edit, commit, step, paths=["*", "docs/**"])).commit
+
+    refused = await bench.do(
+        WriteFile(path="src/aux.py", content="x"), commit, 6, paths=["*", "docs/**"]
+    )
+
+    assert [bench.text(commit, name) for name in names] == ["new"] * 5
+    assert "the story may change only *, docs/**" in refused.observation
+
+
+async def test_a_file_that_an_agent_writes_is_stored_even_if_git_ignores_it(bench: Bench) -> None:
+    ran = await bench.do(RunCommand(command="mkdir .venv; echo x > .venv/a; echo x > a.pyc"))
+    first = await bench.do(WriteFile(path="__pycache__/notes.md", content="one\n"))
+    second = await bench.do(WriteFile(path=".coverage", content="x\n"), first.commit, step=2)
+    third = await bench.do(
+        ReplaceText(path="__pycache__/notes.md", old="one", new="two"), second.commit, step=3
+    )
+    same = await bench.do(WriteFile(path=".coverage", content="x\n"), third.commit, step=4)
+
+    assert ran.commit == bench.base
+    assert [file.path for file in third.changed] == [".coverage", "__pycache__/notes.md"]
+    assert bench.text(third.commit, "__pycache__/notes.md") == "two"
+    assert same.commit == third.commit
+
+
 async def test_two_spellings_of_one_path_do_not_meet(bench: Bench) -> None:
     edited = await bench.do(WriteFile(path="readme.MD", content="x"))
     ran = await bench.do(RunCommand(command="echo x > Readme.md; ln -s /etc link"), step=2)
@@ -357,6 +393,11 @@ async def test_a_tree_of_an_earlier_step_is_not_mixed_with_another(bench: Bench)
         "git init -q docs/a",
         "head -c 60000000 /dev/zero > docs/large",
         "cd docs && for n in $(seq 5001); do echo $n > f$n; done",
+        r"touch '.git\x'",
+        r"touch 'docs/a\git~1'",
+        "ln -s a .gitmodules",
+        f"cd docs && for n in $(seq 20); do mkdir {'d' * 200} && cd {'d' * 200}; done; "
+        f"touch {'f' * 60}",
     ],
 )
 async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, command: str) -> None:
@@ -367,6 +408,27 @@ async def test_what_the_store_refuses_is_undone_and_reported(bench: Bench, comma
     assert (done.commit, done.exit_code) == (bench.base, 0)
     assert "[all changes are undone: " in done.observation
     assert next_one.observation == ".gitignore\nREADME.md\nadder\ntests\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mkfifo docs/.gitignore docs/.gitattributes docs/pipe",
+        "mkfifo .gitattributes; rm .gitignore; mkfifo .gitignore; rm README.md; mkfifo README.md",
+    ],
+)
+async def test_pipes_are_not_stored_and_stop_nothing(bench: Bench, command: str) -> None:
+    action = RunCommand(command=f"mkdir docs; echo x > docs/a.md; {command}")
+
+    done = await bench.do(action, paths=["docs/**"])
+    await bench.do(RunCommand(command=f"{command}; exec sleep 60"), step=2, paths=["docs/**"])
+    next_one = await bench.do(RunCommand(command="ls -A . docs"), done.commit, step=3)
+
+    assert [file.path for file in done.changed] == ["docs/a.md"]
+    assert next_one.observation.split() == [
+        *(".:", ".gitignore", "README.md", "adder", "docs", "tests"),
+        *("docs:", "a.md"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +450,56 @@ async def test_a_renamed_file_that_may_not_go_stays(bench: Bench) -> None:
 
     assert [(file.path, file.status) for file in done.changed] == [("docs/README.md", "added")]
     assert bench.text(done.commit, "README.md").startswith("# Adder")
+
+
+@pytest.mark.parametrize("more", ["", "; echo more >> readme.md"])
+async def test_a_file_whose_move_is_undone_is_where_it_was(bench: Bench, more: str) -> None:
+    done = await bench.do(RunCommand(command=f"mv README.md readme.md{more}; echo x > a.md"))
+    moved = await bench.do(RunCommand(command="mv a.md b.txt"), done.commit, 2, paths=["*.md"])
+
+    assert [file.path for file in done.changed] == ["a.md"]
+    assert "readme.md: 'readme.md' and 'README.md' are one file" in done.observation
+    assert "README.md: its move to readme.md is undone" in done.observation
+    assert moved.commit == done.commit
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rmdir vendor/sub",
+        "rm -r vendor",
+        "rmdir vendor/sub && echo x > vendor/sub",
+        "cd vendor/sub && git init -q && touch x && git add x"
+        " && git -c user.name=a -c user.email=b commit -qm x",
+    ],
+)
+async def test_a_submodule_stays_as_it_is(tmp_path: Path, command: str) -> None:
+    bench = await make_bench(tmp_path, PROJECT)
+    linked = f"160000,{'1' * 40},vendor/sub"
+    plain_git("update-index", "--add", "--cacheinfo", linked, cwd=tmp_path / "adder")
+    plain_git("commit", "--quiet", "--message", "Add a submodule", cwd=tmp_path / "adder")
+    bench.base = plain_git("rev-parse", "HEAD", cwd=tmp_path / "adder")
+    await (await Stores(tmp_path / "store").of(bench.repository)).base_commit()
+
+    done = await bench.do(RunCommand(command=f"echo x > a.md; {command}"))
+    next_one = await bench.do(RunCommand(command="ls -A vendor/sub"), done.commit, step=2)
+
+    assert [file.path for file in done.changed] == ["a.md"]
+    assert "vendor/sub: it is a submodule, which stays as it is" in done.observation
+    assert (next_one.exit_code, next_one.observation) == (0, "")
+
+
+async def test_nothing_outside_of_a_tree_is_touched_when_changes_are_undone(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, PROJECT | {"lib/x/a.txt": "a\n"})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.txt").write_text("secret\n")
+
+    command = f"rm -r lib/x && ln -s {outside} lib/x"
+    done = await bench.do(RunCommand(command=command), paths=["lib/*"])
+
+    assert (outside / "a.txt").read_text() == "secret\n"
+    assert bench.text(done.commit, "lib/x/a.txt") == "a"
 
 
 async def test_a_set_up_that_fails_fails_the_first_command(bench: Bench) -> None:

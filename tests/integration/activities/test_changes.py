@@ -115,6 +115,18 @@ async def test_the_results_of_a_base_are_kept_for_all_its_changes(bench: Bench) 
     assert again.measurement.unit.failing_on_base == [name]
 
 
+async def test_results_of_a_base_that_a_limit_stopped_are_not_kept(bench: Bench) -> None:
+    commit = await bench.commit({"new.py": "x = 1\n"})
+    stopped = {"unit": "sleep 60", "limits": Limits(seconds=1)}
+    bench.repository = bench.repository.model_copy(update=stopped)
+    kept = BaseResultsOf(await bench.stores.of(bench.repository), bench.repository, bench.base)
+
+    found = await bench.measured(commit)
+
+    assert found.measurement.unit.not_measured == "ran for more than 1 s"
+    assert await kept.read() is None
+
+
 async def test_tests_that_lie_or_are_weakened_are_named_in_the_report(bench: Bench) -> None:
     broken = ADDER.replace("+", "*")
     lying = await bench.commit({"adder/__init__.py": broken, "tests/conftest.py": LIE})
@@ -172,6 +184,7 @@ async def test_a_diff_that_is_longer_than_the_policy_reads_is_barred(bench: Benc
     policy = next(check for check in found.checks if check.name == "policy")
     assert policy.blocking
     assert "longer than the policy reads" in policy.findings[0]
+    assert found.measurement.coverage.not_measured.startswith("the diff is longer than 2,097,152")
 
 
 async def test_a_path_that_the_task_does_not_open_is_barred(bench: Bench) -> None:

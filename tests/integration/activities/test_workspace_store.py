@@ -15,6 +15,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.workspace import commits as limits
+from activities.workspace.outline import outline_of
 from activities.workspace.store import Store
 from activities.workspace.stores import Stores
 from tests.support.projects import Project, copy_project, make_project, plain_git
@@ -134,6 +135,16 @@ async def test_a_base_that_is_gone_is_named(store: Store, project: Project) -> N
 
     with refused(ErrorType.BASE_MISSING, "correct `base`"):
         await store.base_commit()
+
+
+async def test_a_shallow_repository_is_refused(project: Project, tmp_path: Path) -> None:
+    project.commit({"new.txt": "new\n"})
+    shallow = tmp_path / "shallow"
+    plain_git("clone", "--quiet", "--depth=1", project.url, str(shallow), cwd=tmp_path)
+    (tmp_path / "stores").mkdir()
+
+    with refused(ErrorType.INVALID_CONFIG, "git fetch --unshallow"):
+        await Stores(tmp_path / "stores").of(project.entry(url=shallow.as_uri()))
 
 
 async def test_a_base_with_a_file_in_gits_folder_is_refused(store: Store, project: Project) -> None:
@@ -463,6 +474,19 @@ async def test_a_conflict_names_its_files_and_changes_nothing(store: Store, tmp_
     assert await store.head(STORY) == first
 
 
+async def test_histories_that_have_nothing_in_common_are_not_merged(
+    project: Project, store: Store
+) -> None:
+    await store.start_branch(STORY, await store.base_commit())
+    plain_git("checkout", "--quiet", "--orphan", "other", cwd=project.clone)
+    plain_git("commit", "--quiet", "-m", "Begin again", cwd=project.clone)
+    plain_git("push", "--quiet", "--force", "origin", "other:main", cwd=project.clone)
+    other = await store.base_commit()
+
+    with refused(ErrorType.MERGE_CONFLICT, "no common ancestor"):
+        await store.merge(STORY, other, at=AT, message="x")
+
+
 async def test_an_approved_commit_is_pushed_and_nothing_else(
     project: Project, store: Store, tmp_path: Path
 ) -> None:
@@ -684,6 +708,20 @@ async def test_bytes_and_odd_names_stay_as_they_are(
     assert await store.read(commit, "big.bin") == pointer
     assert {file.path for file in await store.changed(base, commit)} == {"version.v", "windows.txt"}
     assert "caf\\xe9.txt" in {file.path for file in await store.outline(commit)}
+
+
+async def test_an_outline_offers_only_files_that_an_agent_can_name(
+    project: Project, store: Store
+) -> None:
+    odd = os.fsdecode(b"docs/caf\xe9.md")
+    project.commit({odd: "odd\n", "docs/a.md": "a\n", r"docs/caf\xe8.md": "b\n"})
+    base = await store.base_commit()
+
+    outline = await outline_of(store, base, ["docs/**"], [])
+
+    assert outline.editable == ["docs/a.md", r"docs/caf\xe8.md"]
+    assert [file.text for file in outline.files] == ["a\n", "b\n"]
+    assert r"docs/caf\xe9.md" in outline.text
 
 
 async def test_programs_that_attributes_select_are_not_run(store: Store, tmp_path: Path) -> None:

@@ -420,6 +420,6 @@ def test_what_cannot_be_removed_at_once_is_opened(tmp_path: Path) -> None:
     for folder in (deep, deep.parent, deep.parent.parent):
         folder.chmod(0)
 
-    module._discard(tmp_path / "a")
+    module.discard(tmp_path / "a")
 
     assert not (tmp_path / "a").exists()

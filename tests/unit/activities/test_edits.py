@@ -65,6 +65,30 @@ def test_what_cannot_be_replaced_is_refused_and_changes_nothing(
     assert [path.name for path in tree.iterdir()] == ["src"]
 
 
+def test_lines_of_a_file_with_crlf_are_replaced_by_such_lines(tree: Path) -> None:
+    (tree / "a.txt").write_bytes(b"one\r\ntwo\r\nthree\r\n")
+
+    replace(tree, "a.txt", "one\ntwo\n", "1\n2\n")
+    replace(tree, "a.txt", "2\r\nthree", "two\r\n3")
+    replace(tree, "a.txt", "two", "2\n2b")
+
+    assert (tree / "a.txt").read_bytes() == b"1\r\n2\r\n2b\r\n3\r\n"
+
+
+def test_line_ends_are_not_guessed_in_a_file_that_mixes_them(tree: Path) -> None:
+    (tree / "a.txt").write_bytes(b"one\r\ntwo\nthree\n")
+
+    with pytest.raises(EditRefused, match=r"not in a\.txt"):
+        replace(tree, "a.txt", "one\ntwo", "x")
+
+
+def test_occurrences_that_overlap_are_counted(tree: Path) -> None:
+    (tree / "a.txt").write_text("aaa")
+
+    with pytest.raises(EditRefused, match="2 times"):
+        replace(tree, "a.txt", "aa", "b")
+
+
 @pytest.mark.parametrize("target", ["../secret", "/etc/passwd", "src/a.py", "nowhere"])
 def test_a_link_is_not_followed(tree: Path, target: str) -> None:
     (tree / "link").symlink_to(target)

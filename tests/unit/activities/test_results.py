@@ -213,6 +213,26 @@ def test_new_code_that_no_test_loads_is_not_covered(tmp_path: Path) -> None:
     assert (tests_only.lines, tests_only.percent) == (0, 100.0)
 
 
+def test_deleted_files_and_links_have_no_lines_to_cover(tmp_path: Path) -> None:
+    (tmp_path / "coverage.xml").write_text(COBERTURA)
+    (tmp_path / "new.py").write_text("one\n")
+    (tmp_path / "link.py").symlink_to("new.py")
+    coverage = read_coverage(tmp_path)
+    assert coverage is not None
+    gone = (
+        "diff --git a/gone.py b/gone.py\ndeleted file mode 100644\n--- a/gone.py\n+++ /dev/null\n"
+        "@@ -1,2 +0,0 @@\n-one\n-two\n"
+    )
+    link = (
+        "diff --git a/link.py b/link.py\nnew file mode 120000\n--- /dev/null\n+++ b/link.py\n"
+        "@@ -0,0 +1 @@\n+new.py\n\\ No newline at end of file\n"
+    )
+
+    new = coverage.of_new_code(gone + link + added("new.py", 1, ["one"]), tmp_path, everything)
+
+    assert (new.lines, new.uncovered) == (1, ["new.py:1"])
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

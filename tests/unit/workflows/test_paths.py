@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflows.rules.paths import (
+    CLOSED,
     allowed,
     closed,
     folded,
@@ -105,6 +106,21 @@ def test_ci_and_git_configuration_is_closed_unless_the_entry_opens_it(path: str)
     assert not allowed(path, ["**"])
     assert allowed(path, [], ["**"])
     assert not allowed(path, ["src/**"], ["**"])
+
+
+CLOSED_NAMES = st.sampled_from(
+    [name.replace("*", "x") for pattern in CLOSED for name in pattern.split("/")]
+) | st.sampled_from(["", "a\n", "\u017f"])
+
+
+@given(st.lists(CLOSED_NAMES | st.text(max_size=4), min_size=1, max_size=4).map("/".join))
+def test_a_path_is_closed_if_one_of_the_patterns_matches(path: str) -> None:
+    assert closed(path) is any(matches(pattern, folded(path)) for pattern in CLOSED)
+
+
+@given(st.text(max_size=6))
+def test_text_in_ascii_is_folded_as_any_other(text: str) -> None:
+    assert folded(text) == folded(f"{text}\u00e9").removesuffix("\u00e9")
 
 
 @pytest.mark.parametrize("path", ["src/app.py", "README.md", "docs/github/x.md", "gitignore.md"])
