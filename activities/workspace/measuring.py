@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from activities.checks.sandbox import Sandbox
@@ -31,6 +30,7 @@ from activities.workspace.python_project import (
 from activities.workspace.results import InvalidResult, last_line
 from activities.workspace.sandbox import run_in_project
 from activities.workspace.sarif import read_findings
+from activities.workspace.scratch import scratch
 from activities.workspace.toolchains import Toolchain, toolchain
 from activities.workspace.tree_copies import copy_tree
 from workflows.models.measurement import (
@@ -92,8 +92,8 @@ async def measure(
         MissingToolchain: the tool chain is not installed on it.
     """
     began = time.monotonic()
-    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
-        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+    with scratch() as folder:
+        bench = await _bench(repository, tree, folder, prepared, sandbox)
         if isinstance(bench, str):
             return not_measured(bench, commit, base.commit if base else "")
         on_step("build")
@@ -138,8 +138,8 @@ async def measure_base(
         CannotRun: the sandbox is not available on this machine.
         MissingToolchain: the tool chain is not installed on it.
     """
-    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
-        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+    with scratch() as folder:
+        bench = await _bench(repository, tree, folder, prepared, sandbox)
         if isinstance(bench, str):
             return BaseResults(commit=commit)
         build = await bench.build()
@@ -175,8 +175,8 @@ async def run_suites(
         CannotRun: the sandbox is not available on this machine.
         MissingToolchain: the tool chain is not installed on it.
     """
-    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
-        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+    with scratch() as folder:
+        bench = await _bench(repository, tree, folder, prepared, sandbox)
         if isinstance(bench, str):
             return {"unit": Tested(Step(not_measured=bench))}
         more = LOAD_ALL if repository.image == PYTHON else {}
@@ -201,8 +201,8 @@ async def run_unit_tests(
         CannotRun: the sandbox is not available on this machine.
         MissingToolchain: the tool chain is not installed on it.
     """
-    with TemporaryDirectory(prefix="fleet-measure-") as scratch:
-        bench = await _bench(repository, tree, Path(scratch), prepared, sandbox)
+    with scratch() as folder:
+        bench = await _bench(repository, tree, folder, prepared, sandbox)
         if isinstance(bench, str):
             return Tested(Step(not_measured=bench))
         if repository.build:

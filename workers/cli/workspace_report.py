@@ -13,12 +13,12 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from activities.checks.sandbox import CannotRun, Sandbox
+from activities.workspace.scratch import scratch
 from workflows.models.measurement import Measurement
 from workflows.models.report import WorkspaceReport
 from workflows.models.workspace import Limits, Repository
@@ -71,8 +71,8 @@ def measure(
             f"{' and '.join(missing)} not installed; install the extra `report`: "
             "pip install 'swe-ai-fleet[report]'"
         )
-    with tempfile.TemporaryDirectory(prefix="fleet-measure-") as scratch:
-        return asyncio.run(_measure(directory.resolve(), Path(scratch), setup, on_step, sandbox))
+    with scratch() as folder:
+        return asyncio.run(_measure(directory.resolve(), folder, setup, on_step, sandbox))
 
 
 def require_commit(directory: Path) -> None:
@@ -81,8 +81,8 @@ def require_commit(directory: Path) -> None:
     Raises:
         CannotMeasure: git is not installed, or knows no commit of the directory.
     """
-    with tempfile.TemporaryDirectory(prefix="fleet-measure-") as scratch:
-        if not _commit(directory, Path(scratch)):
+    with scratch() as folder:
+        if not _commit(directory, folder):
             raise CannotMeasure(
                 f"{directory}: git is not installed or has no commit of it, and a report names the "
                 "commit that was measured; commit the project first"
@@ -91,7 +91,7 @@ def require_commit(directory: Path) -> None:
 
 async def _measure(
     directory: Path,
-    scratch: Path,
+    folder: Path,
     setup: str,
     on_step: Callable[[str], None],
     sandbox: Sandbox | None,
@@ -101,7 +101,7 @@ async def _measure(
     from activities.workspace.reports import workspace_report
 
     repository = Repository(key="project", url="", setup=setup, limits=LIMITS)
-    tree = scratch / "tree"
+    tree = folder / "tree"
     _copy(directory, tree)
     try:
         python_project.prepare_settings(tree)
@@ -110,12 +110,12 @@ async def _measure(
         if setup:
             on_step("set-up")
             prepared = await preparing.prepare(
-                repository, tree, scratch / "prepared", sandbox=sandbox
+                repository, tree, folder / "prepared", sandbox=sandbox
             )
         found = await measuring.measure(
             repository,
             tree,
-            commit=await asyncio.to_thread(_commit, directory, scratch),
+            commit=await asyncio.to_thread(_commit, directory, folder),
             prepared=prepared,
             sandbox=sandbox,
             on_step=on_step,

@@ -25,6 +25,7 @@ from activities.workspace.changes import Changes
 from activities.workspace.commits import one_line
 from activities.workspace.evaluations import Evaluations
 from activities.workspace.repositories import load_repositories, verify
+from activities.workspace.scratch import remove_left
 from activities.workspace.stores import Stores
 from activities.workspace.trees import Trees
 from workers.clients.connection import StartError
@@ -93,6 +94,8 @@ async def process(base: ProcessContext) -> AsyncIterator[RunningProcess]:
         repositories = load_repositories(settings.fleet_config / "repositories.yaml", variables())
     await verify_all(repositories, settings)
     make_folders(settings)
+    if left := remove_left():
+        log.info("measurements of killed processes removed", folders=len(left))
     stores = stores_of(settings)
     try:
         await stores.answer(repositories.values())
