@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.polling import until
 from tests.support.sandbox import sandboxed_runner
 from tests.unit.conftest import RunningStory, StartStory, World, activities
 from workers.processes.story import WORKFLOWS
+from workflows import actors
 
 STORIES = 5
 LOOKS = 20
@@ -26,6 +28,16 @@ def replayer(client: Client) -> Replayer:
         data_converter=client.data_converter,
         workflow_runner=sandboxed_runner(),
     )
+
+
+def test_only_histories_of_older_releases_have_local_activities() -> None:
+    using = {
+        path.name
+        for path in Path(actors.__file__).parent.rglob("*.py")
+        if "execute_local_activity" in path.read_text()
+    }
+
+    assert using == {"actors.py"}
 
 
 async def test_a_story_replays_whose_requests_were_checked_while_people_looked(
