@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from activities.checks.sandbox import Sandbox
@@ -20,7 +21,7 @@ from workflows.models.changes import MeasuredChange, MeasureInput
 from workflows.models.deliberation import Check
 from workflows.models.errors import ErrorType, application_error
 from workflows.models.measurement import BaseResults, CoverageResult, Measurement
-from workflows.models.workspace import Change, ChangedFile
+from workflows.models.workspace import Change, ChangedFile, Repository
 
 SHOWN_BYTES = 16 * 1024
 SHOWN_CONTEXT = 8
@@ -94,8 +95,8 @@ class Changes:
         base = await self._base_results(request, store)
         async with self._trees.at(store, request.commit, key=f"measured/{request.commit}") as tree:
             try:
-                prepared = await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
-            except PreparationFailed as failed:  # the change is to blame: the base's did not fail
+                prepared = await self._prepare(request, store, tree)
+            except PreparationFailed as failed:
                 return not_measured(str(failed), request.commit, request.base)
             found = await measure(
                 repository,
@@ -112,6 +113,26 @@ class Changes:
             return found.model_copy(update={"coverage": unknown})
         return found
 
+    async def _prepare(self, request: MeasureInput, store: Store, tree: Path) -> Path | None:
+        """Prepare a change's tree.
+
+        Raises:
+            PreparationFailed: the base can be prepared, so the change is to blame.
+            ApplicationError: `PreparationFailed`: the base cannot be prepared either.
+        """
+        repository = request.repository
+        with suppress(PreparationFailed):
+            return await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
+        async with self._trees.at(store, request.base, key=f"measured/{request.base}") as base:
+            await self._prepare_base(repository, base)
+        return await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
+
+    async def _prepare_base(self, repository: Repository, tree: Path) -> Path | None:
+        try:
+            return await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
+        except PreparationFailed as failed:
+            raise application_error(ErrorType.PREPARATION_FAILED, str(failed)) from failed
+
     async def _base_results(self, request: MeasureInput, store: Store) -> BaseResults:
         """Return the base's results; complete ones are measured once for all changes of it."""
         kept = BaseResultsOf(store, request.repository, request.base)
@@ -126,10 +147,7 @@ class Changes:
     async def _measured_base(self, request: MeasureInput, store: Store) -> BaseResults:
         repository = request.repository
         async with self._trees.at(store, request.base, key=f"measured/{request.base}") as tree:
-            try:
-                prepared = await prepare(repository, tree, self._prepared, sandbox=self._sandbox)
-            except PreparationFailed as failed:
-                raise application_error(ErrorType.PREPARATION_FAILED, str(failed)) from failed
+            prepared = await self._prepare_base(repository, tree)
             return await measure_base(
                 repository, tree, commit=request.base, prepared=prepared, sandbox=self._sandbox
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,3 +214,24 @@ async def test_a_base_that_cannot_be_prepared_fails_and_a_change_of_it_is_not_me
     unpinned = await bench.commit({"requirements.txt": "anything\n"})
     found = await bench.measured(unpinned)
     assert "not pinned" in found.measurement.unit.not_measured
+
+
+async def test_a_change_is_not_blamed_for_a_set_up_that_fails_for_its_base_too(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """As when the package index is away after the base was measured."""
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        port = index.getsockname()[1]
+        ask = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5)"
+        setup = {"setup": f'python -c "{ask}"'}
+        bench.repository = bench.repository.model_copy(update=setup)
+        await bench.measured(await bench.commit({"one.txt": "1\n"}))
+        shutil.rmtree(tmp_path / "prepared")
+        another = await bench.commit({"requirements.txt": "# none\n"})
+        assert (await bench.measured(another)).measurement.unit.ran
+        shutil.rmtree(tmp_path / "prepared")
+
+    with pytest.raises(ApplicationError, match="ConnectionRefused") as failed:
+        await bench.measured(another)
+
+    assert failed.value.type == "PreparationFailed"
