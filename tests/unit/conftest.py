@@ -451,6 +451,8 @@ class InstantBranches(InWorld, BranchStub):
 
     @activity.defn
     async def place_branch(self, point: BranchPoint) -> None:
+        if held := self.world.hold.get("place_branch"):
+            await held.wait()
         await self.branches.place_branch(point)
 
     @activity.defn

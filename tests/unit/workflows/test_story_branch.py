@@ -396,6 +396,31 @@ async def test_what_a_stopped_plan_has_merged_leaves_the_branch_again(
     assert (await story.approve("approve_design")).state == "BUILD"
 
 
+async def test_a_story_is_not_cancelled_before_its_work_has_ended(
+    start: StartStory, repo: Repo, world: World
+) -> None:
+    """If it is terminated until then, the sweep announces the end that it has not announced."""
+    world.hold["place_branch"] = asyncio.Event()
+    story = await start(repository="sample")
+    await to_gate(story, "approve_scope")
+    await story.approve("approve_scope")
+
+    async def placing() -> list[str]:
+        pending = (await story.handle.describe()).raw_description.pending_activities
+        return [each.activity_type.name for each in pending]
+
+    await until(placing, lambda names: names == ["place_branch"])
+    await story.handle.cancel()
+    with refused("IllegalMove", "the story is cancelled"):
+        await story.update("amend", brief="Another one.")
+
+    assert not (await story.state()).cancelled
+    world.hold["place_branch"].set()
+    with pytest.raises(WorkflowFailureError):
+        await story.handle.result()
+    assert (await story.state()).cancelled
+
+
 async def test_a_story_whose_delivery_is_cancelled_stays_done(
     start: StartStory, repo: Repo, world: World
 ) -> None:
