@@ -50,7 +50,11 @@ WORD_STEM = 5
 """Words of the task that a text must contain, and with how many it is wholly about the task. Words
 are compared by their first characters."""
 
-_WORD = re.compile(r"[^\W_]+")
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Characters of Chinese and Japanese, which are written without spaces between words."""
+
+_RUN = re.compile(rf"[{_UNSPACED}]{{2,}}")
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
 _CODE = re.compile(r"^ {0,3}```.*?(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE)
 _COMMON = frozenset(
     {
@@ -68,7 +72,7 @@ _COMMON = frozenset(
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
+    """Return the words of a text, in lower case; of Chinese and Japanese, the characters."""
     return _WORD.findall(text.lower())
 
 
@@ -106,7 +110,7 @@ def repeats_itself(text: str) -> bool:
 
 def task_words(task: str) -> set[str]:
     """Return the stems of the words that carry a task's meaning."""
-    return {
+    return _pairs(task) | {
         word[:WORD_STEM]
         for word in words_of(task)
         if len(word) >= 4 and word not in _COMMON and not word.isdigit()
@@ -135,7 +139,18 @@ def relevance(text: str, task: str) -> float:
 
 
 def _shared(text: str, stems: set[str]) -> set[str]:
-    return stems & {word[:WORD_STEM] for word in words_of(text)}
+    return stems & (_pairs(text) | {word[:WORD_STEM] for word in words_of(text)})
+
+
+def _pairs(text: str) -> set[str]:
+    """Return each two characters in a row that stand without spaces, as words do elsewhere."""
+    return {run[at : at + 2] for run in _RUN.findall(text) for at in range(len(run) - 1)}
+
+
+def size(text: str) -> int:
+    """Return the characters of a text; one of Chinese or Japanese says as much as three others."""
+    text = text.strip()
+    return len(text) + 2 * sum(map(len, _RUN.findall(text)))
 
 
 def without_contained(texts: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from activities.checks.fences import code_blocks
-from activities.substance import MAX_COPIED_OF_ALL, copied, shares_words
+from activities.substance import MAX_COPIED_OF_ALL, copied, shares_words, words_of
 from workflows.models.agents import Critique, CritiquePoint, Decision, Proposal
 
 LONGEST_TITLE = 300
@@ -36,19 +36,26 @@ Verdict = Literal["accept", "revise", "reject"]
 Severity = Literal["low", "medium", "high"]
 
 _HEADING = re.compile(
-    r"^ {0,3}(?:#{1,6}[ \t]+(.+?)[ \t#]*|\*\*([^*\n]{1,60})\*\*:?|([A-Z]\w{3,20}):)[ \t]*$"
+    r"^ {0,3}(?:#{1,6}[ \t]+(\S.*)|\*\*([^*\n]{1,60})\*\*:?|([A-Z]\w{3,20}):)[ \t]*$"
 )
 _APPROACH = re.compile(r"(?i)^[\W\d]*(?:the\s+)?(?:approach|idea|summary|overview)\b")
 _DECISIONS = re.compile(r"(?i)^[\W\d]*(?:key\s+|the\s+|our\s+|main\s+|design\s+)?decisions?\b")
 _ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,2}[.)])[ \t]+(.+)$")
+_ANY_ITEM = re.compile(r"^([ \t]*)(?:[-*+•]|\d{1,2}[.)])[ \t]+(.+)$")
+"""An item at any depth."""
+
 _PARTS = re.compile(
     r"^(?:\*\*(?P<bold>.+?)\*\*[ \t]*[:.–—-]?"
     r"|(?P<plain>[^:\n]{3,120}?):(?=\s)"
     r"|(?P<dash>[^\n]{3,120}?)\s[–—-]\s)[ \t]*(?P<rest>.*)$",
     re.DOTALL,
 )
-_AFFECTS = re.compile(r"[ \t(]*\(?\baffects:?[ \t]+([^()\n]{1,300})\)?[ \t.]*$", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_`]*\s+(?=[\"'(*_`]*[A-Z0-9])")
+_AFFECTS = re.compile(r"\baffects:?[ \t]+([^()\n]{1,300})\)?[ \t.]*$", re.IGNORECASE)
+_AFFECTS_LINE = re.compile(r"(?i)^[*_]*affects[*_]*[ \t]*:[*_]*[ \t]*(.+)$")
+_RATIONALE = re.compile(r"(?i)^[*_]*(?:rationale|reason|why)[*_]*[ \t]*:[*_]*[ \t]*")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])[\"')\]*_`]*\s+(?=[\"'(*_`]*(?:[A-Z0-9]|[^\x00-\x7f]))|(?<=[。！？])\s*(?=\S)"
+)
 _CHATTER = re.compile(
     r"(?i)^\W*(?:sure|certainly|of course|thank|let me|here(?:'s| is| are)|this is|you(?:'re|r)?|i"
     r"|(?:the|my|this) (?:\w+ )?(?:task|question|answer|response|proposal|critique|suggestion|story"
@@ -68,12 +75,22 @@ _ABOUT_ANSWER = re.compile(
 MAX_ABOUT_ANSWER = 0.5
 """The largest share of a solution's sentences that may be about an answer."""
 
-_VERDICT = re.compile(r"(?i)\bverdict\b\W{0,12}(?:is\W{1,5})?(accept|revise|reject)")
-_SEVERITY = re.compile(
-    r"(?i)^\W{0,6}(?:severity\W{0,4})?(high|medium|low)\b(?:\W{0,3}severity)?[\W_]*"
+_VERDICT = re.compile(
+    r"(?i)\bverdict\b[^\w(]{0,6}(?:\([^()\n]{0,60}\)\W{0,6})?\W{0,12}(?:is\W{1,5})?(accept|revise|reject)"
 )
-_SUGGESTION = re.compile(r"(?i)^\W{0,6}suggestion\b\W{0,6}")
-_WRAPPER = re.compile(r"\A\s*```(?:markdown|md)\s*\n(.*)\n```\s*\Z", re.DOTALL)
+_VERDICTS = re.compile(r"(?i)\b(accept|revise|reject)")
+_SEVERITY = re.compile(
+    r"(?i)^\W{0,6}(?:severity\W{0,4})?(high|medium|low)\b"
+    r"(?:\W{0,3}severity\b|(?=\s*(?:[:)\]*_.,;|–—]|-\s|$)))[\W_]*"
+)
+"""A severity ends at a sign: "High availability is missing" states none."""
+
+_SUGGESTION = re.compile(r"(?i)^\W{0,6}suggestions?\b\W{0,6}")
+_WRAPPER = re.compile(
+    r"\A\s*(?:[^\n`~]{0,200}\n\s*)?(?P<fence>`{3,}|~{3,})(?:markdown|md)[ \t]*\n"
+    r"(?P<text>.*)\n(?P=fence)\s*\Z",
+    re.DOTALL,
+)
 _DATA_FENCE = re.compile(r"(?im)^[ \t]*</?data>[ \t]*$\n?")
 
 
@@ -181,12 +198,15 @@ def _remaining(sections: Sequence[_Section], has_decisions: bool) -> Iterator[st
 
 def _decisions(lines: Sequence[str]) -> Iterator[Decision]:
     for item in _items(lines):
-        affects = _AFFECTS.search(item)
-        stated = item[: affects.start()].strip() if affects else item
+        head, *nested = item.split("\n")
+        at_end = _AFFECTS.search(head)
+        stated = head[: at_end.start()].rstrip(" \t(") if at_end else head
+        affects = at_end or next(filter(None, map(_AFFECTS_LINE.match, nested)), None)
+        reasons = [_RATIONALE.sub("", line) for line in nested if not _AFFECTS_LINE.match(line)]
         parts = _PARTS.match(stated)
         titles = (parts["bold"], parts["plain"], parts["dash"]) if parts else (stated,)
         title = next(filter(None, titles), "")
-        rationale = parts["rest"].strip() if parts else ""
+        rationale = " ".join([parts["rest"].strip() if parts else "", *reasons]).strip()
         if title := title.strip(" *_:.-"):
             yield Decision(
                 title=title[:LONGEST_TITLE],
@@ -226,9 +246,9 @@ def _statements(markdown: str) -> Iterator[tuple[str, str]]:
     for paragraph in paragraphs(without_code(markdown)):
         sentences = [each.strip() for each in _SENTENCE_END.split(paragraph) if each.strip()]
         for at, sentence in enumerate(sentences):
-            words = sentence.split()
+            words = words_of(sentence)
             fits = len(words) >= MIN_SENTENCE_WORDS and len(sentence) <= MAX_SENTENCE_CHARACTERS
-            if fits and sentence.endswith((".", "!")) and not _CHATTER.match(sentence):
+            if fits and sentence.endswith((".", "!", "。", "！")) and not _CHATTER.match(sentence):
                 yield sentence, " ".join(sentences[at + 1 :])[:LONGEST_LINE]
 
 
@@ -246,15 +266,15 @@ def critique_draft(text: str, asked: Asked = UNKNOWN) -> Draft:
         ValueError: the text has no points, or its verdict contradicts them.
     """
     text = without_wrapper(text)
-    stated = _VERDICT.findall(text)
-    suggestion = _suggestion(text)
-    points = list(_points(text))[:MAX_POINTS]
+    verdict = _stated_verdict(text)
+    body, suggestion = _without_suggestions(text)
+    points = list(_points(body))[:MAX_POINTS]
     if not points:
         raise ValueError("it names no point; list the proposal's faults, or what makes it good")
     severities = [found[1].lower() if (found := _SEVERITY.match(p)) else "" for p in points]
     texts = [_SEVERITY.sub("", p, count=1).strip() or p for p in points]
-    if stated and all(severities):
-        return Draft(_critique(texts, severities, stated[-1].lower(), suggestion))
+    if verdict and all(severities):
+        return Draft(_critique(texts, severities, verdict, suggestion))
     return Draft({}, _rating(texts, suggestion))
 
 
@@ -322,32 +342,56 @@ def _rating(points: Sequence[str], suggestion: str) -> Completion:
 
 def _points(text: str) -> Iterator[str]:
     """Yield the items of the critique's lists; without a list, its paragraphs."""
-    body = _VERDICT.sub("", _without_suggestion(text))
+    body = _VERDICT.sub("", text)
     lines = body.splitlines()
-    items = [item for item in _items(lines) if item.strip(" *_:.-")]
+    items = [" ".join(item.split("\n")) for item in _items(lines) if item.strip(" *_:.-")]
     if items:
         yield from items
         return
     for paragraph in paragraphs(without_code(body)):
-        if len(paragraph.split()) >= MIN_SENTENCE_WORDS:
+        if len(words_of(paragraph)) >= MIN_SENTENCE_WORDS:
             yield paragraph
 
 
-def _suggestion(text: str) -> str:
-    lines = text.splitlines()
-    for at, line in enumerate(lines):
-        if _SUGGESTION.match(line):
-            rest = [_SUGGESTION.sub("", line), *lines[at + 1 :]]
-            written = "\n".join(rest).split("\n\n", 2)
-            words = written[0].strip() or (written[1].strip() if len(written) > 1 else "")
-            return _VERDICT.sub("", words).strip(" *_#\n")
-    return ""
+def _stated_verdict(text: str) -> str:
+    """Return the last verdict; empty if its line names another one too."""
+    stated = [*_VERDICT.finditer(text)]
+    if not stated:
+        return ""
+    line = text[stated[-1].start(1) :].partition("\n")[0]
+    words = {word.lower() for word in _VERDICTS.findall(line)}
+    return words.pop() if len(words) == 1 else ""
 
 
-def _without_suggestion(text: str) -> str:
-    lines = text.splitlines()
-    at = next((n for n, line in enumerate(lines) if _SUGGESTION.match(line)), len(lines))
-    return "\n".join(lines[:at]) if at else text
+def _without_suggestions(text: str) -> tuple[str, str]:
+    """Split a critique into what is not a suggestion, and its suggestions."""
+    lines, kept, suggested, at = text.splitlines(), list[str](), list[str](), 0
+    while at < len(lines):
+        found = _SUGGESTION.match(lines[at])
+        end = _end_of_suggestion(lines, at, lines[at][found.end() :]) if found else at + 1
+        if found:
+            suggested.append("\n".join([lines[at][found.end() :], *lines[at + 1 : end]]))
+        kept.append("" if found else lines[at])
+        at = end
+    words = (_VERDICT.sub("", each).strip(" *_#\n") for each in suggested)
+    return "\n".join(kept), "\n".join(filter(None, words))
+
+
+def _end_of_suggestion(lines: Sequence[str], at: int, words: str) -> int:
+    """Return where a suggestion ends: as a section, as an item of a list, or as a paragraph."""
+    item = _ANY_ITEM.match(lines[at])
+    depth = _depth(lines[at])
+    is_section = not words.strip(" *_:#") and not item
+    for end in range(at + 1, len(lines)):
+        line = lines[end]
+        if _HEADING.match(line) or _VERDICT.search(line):
+            return end
+        if is_section:
+            continue
+        is_deeper = _depth(line) > depth
+        if not line.strip() or (not is_deeper and (item or depth or _ANY_ITEM.match(line))):
+            return end
+    return len(lines)
 
 
 # --- Markdown -------------------------------------------------------------------------------------
@@ -356,7 +400,7 @@ def _without_suggestion(text: str) -> str:
 def without_wrapper(text: str) -> str:
     """Remove a fence around the whole answer, and fences of the prompt that the model copied."""
     wrapped = _WRAPPER.match(text)
-    return _DATA_FENCE.sub("", wrapped[1] if wrapped else text).strip()
+    return _DATA_FENCE.sub("", wrapped["text"] if wrapped else text).strip()
 
 
 def without_preamble(text: str) -> str:
@@ -437,20 +481,32 @@ def first_paragraph(markdown: str) -> str:
 
 
 def _items(lines: Sequence[str]) -> Iterator[str]:
-    """Yield the items of lists, with the lines that continue them."""
-    item = ""
+    """Yield the items of lists. What continues an item is in its line, a nested item in its own."""
+    item, depth, is_apart = "", 0, False
     for line in lines:
-        if found := _ITEM.match(line):
+        found = _ANY_ITEM.match(line)
+        is_nested = bool(item) and _depth(line) > depth + bool(found)
+        if found and not is_nested:
             if item:
                 yield item
-            item = found[1].strip()
-        elif item and line.strip() and line.startswith((" ", "\t")):
-            item = f"{item} {line.strip()}"
-        elif item:
-            yield item
-            item = ""
+            item, depth = found[2].strip(), _depth(line)
+        elif found:
+            item = f"{item}\n{found[2].strip()}"
+        elif item and line.strip():
+            if is_apart and not is_nested:
+                yield item
+                item = ""
+            else:
+                item = f"{item} {line.strip()}"
+        is_apart = not line.strip()
     if item:
         yield item
+
+
+def _depth(line: str) -> int:
+    """Return the number of columns by which a line is indented."""
+    indented = line.expandtabs(4)
+    return len(indented) - len(indented.lstrip())
 
 
 def _sections(markdown: str) -> list[_Section]:
@@ -463,7 +519,7 @@ def _sections(markdown: str) -> list[_Section]:
     starts = [(0, "")]
     for at, line in enumerate(lines):
         if not in_code[at] and (found := _HEADING.match(line)):
-            starts.append((at, next(filter(None, found.groups()))))
+            starts.append((at, next(filter(None, found.groups())).strip(" \t#")))
     ends = [at for at, _ in starts[1:]] + [len(lines)]
     return [
         _Section(title, lines[at] if title else "", lines[at + bool(title) : end])

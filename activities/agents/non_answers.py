@@ -43,7 +43,7 @@ def non_answer(
     """
     text = "\n".join(substance.without_contained(texts_in(list(fields.values()))))
     shortest = 0 if is_document else SHORTEST.get(request.act, 0)
-    if len(text.strip()) < shortest:
+    if substance.size(text) < shortest:
         return f"it is too short: write at least {shortest} characters"
     if substance.repeats_itself(text):
         return "it repeats itself; say each thing once"

@@ -60,6 +60,7 @@ CANDIDATES = 64
 """How many opening braces of an answer are tried as the start of its document."""
 
 _THOUGHTS = re.compile(r"\A.*</think(ing)?>", re.DOTALL | re.IGNORECASE)
+_THINKING = re.compile(r"<think(ing)?>", re.IGNORECASE)
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda name: _not_json(name))
 """Lenient, because models make mistakes such as a line break within a string."""
 
@@ -316,8 +317,12 @@ def read_document(text: str, fields_of: Callable[[Any], FieldsT]) -> FieldsT:
 
 
 def without_thoughts(text: str) -> str:
-    """Return the answer that follows a model's thoughts."""
-    return _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
+    """Return the answer that follows a model's thoughts; empty while it is still thinking."""
+    text = text.strip("\ufeff \t\r\n")
+    if text.startswith("{"):  # a document, whose texts may contain such a tag
+        return text
+    answer = _THOUGHTS.sub("", text).strip("\ufeff \t\r\n")
+    return "" if _THINKING.match(answer) else answer
 
 
 def _documents(text: str) -> Iterator[tuple[Any, int]]:

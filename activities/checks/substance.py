@@ -52,7 +52,7 @@ def _says_nothing(content: str, text: str, task: str) -> str:
         text: all texts.
         task: what the proposal is for.
     """
-    size = len(content.strip())
+    size = substance.size(content)
     if size < substance.MIN_CHARACTERS:
         return f"has {size} characters; {substance.MIN_CHARACTERS} are the least"
     if substance.repeats_itself(text):

@@ -95,7 +95,7 @@ class ChangeChecks:
             if _is_prose(path, repository)
             for text in lines.values()
         )
-        if len(prose.strip()) < substance.MIN_CHARACTERS:
+        if substance.size(prose) < substance.MIN_CHARACTERS:
             return [policy, SubstanceCheck.not_applicable()]
         said = ParsedProposal([Text("added line", prose, [])], task)
         return [policy, await self._substance.run(said)]

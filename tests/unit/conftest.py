@@ -755,6 +755,14 @@ async def instant_workers(
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the settings of a stack that was started in this checkout out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEET_HOME", str(tmp_path_factory.mktemp("no-stack")))
+        yield
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     world = World()

@@ -320,3 +320,123 @@ def test_a_text_about_an_answer_is_not_a_solution() -> None:
     assert not talks_about_answer(f"{praise}\n\n{solution} It never overflows. Code counts.")
     assert not talks_about_answer(f"{praise}\n\n```python\nprint(1)\n```")
     assert not talks_about_answer(solution)
+
+
+def critique_of(text: str) -> Critique:
+    draft = critique_draft(text)
+    assert draft.missing is None
+    critique: Critique = draft.fields["critique"]
+    return critique
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. low: naming\n   - Suggestion: rename it\n2. medium: data is lost\n"
+        "   - Suggestion: keep it\n\nVerdict: revise",
+        "# Critique\n\n## Suggestions\n\nKeep it.\n\n- Rename it.\n\n## Points\n\n- low: naming\n"
+        "- medium: data is lost\n\nVerdict: revise",
+        "- low: naming\n- medium: data is lost\n\nSuggestion: keep it\nand rename it.\n\n"
+        "Verdict: revise",
+    ],
+)
+def test_points_around_a_suggestion_are_kept(text: str) -> None:
+    critique = critique_of(text)
+
+    points = [(point.severity, point.text) for point in critique.points]
+    assert points == [("low", "naming"), ("medium", "data is lost")]
+    assert "rename it" in critique.suggestion.lower()
+    assert "verdict" not in critique.suggestion.lower()
+
+
+def test_a_severe_point_after_a_suggestion_contradicts_an_accepting_verdict() -> None:
+    text = "1. low: naming\n   - Suggestion: rename it\n2. high: data is lost\n\nVerdict: accept"
+
+    with pytest.raises(ValueError, match="contradicts the point of high severity"):
+        critique_draft(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("**Verdict** (accept / revise / reject): reject", "reject"),
+        ("Verdict (accept, revise or reject): **reject**", "reject"),
+        ("## Verdict\n\nRevise.", "revise"),
+        ("Verdict: accepted", "accept"),
+    ],
+)
+def test_a_verdict_is_not_one_of_the_options_that_are_repeated(line: str, verdict: str) -> None:
+    assert critique_of(f"- medium: data is lost\n\n{line}").verdict == verdict
+
+
+def test_a_verdict_that_names_two_is_asked_for() -> None:
+    draft = critique_draft("- low: naming\n\n## Verdict\n\nAccept is not possible; revise")
+
+    assert draft.missing
+    assert draft.missing.act == "rate"
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        ["High test coverage makes this safe to change.", "Low coupling between the modules."],
+        ["High availability is not covered.", "Low-latency needs are not met."],
+    ],
+)
+def test_a_sentence_that_begins_with_high_states_no_severity(points: list[str]) -> None:
+    draft = critique_draft("".join(f"- {point}\n" for point in points) + "\nVerdict: accept")
+
+    assert draft.missing
+    assert draft.missing.act == "rate"
+    done = draft.missing.complete({"severities": ["low", "low"], "verdict": "accept"})
+    assert [point.text for point in done["critique"].points] == points
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "1. **Use Redis**\n   - Rationale: it is fast\n   - Affects: cache\n2. **Use Lua**\n"
+        "   - Rationale: it is fast\n   - Affects: cache",
+        "1. **Use Redis**\n\n   It is fast.\n   Affects: cache\n\n2. **Use Lua**\n\n"
+        "   It is fast. Affects: cache",
+        "1. **Use Redis**\nIt is fast. Affects: cache\n2. **Use Lua**\nIt is fast. Affects: cache",
+        "- **Use Redis**: it is fast (affects: cache)\n- **Use Lua**: it is fast (affects: cache)",
+    ],
+)
+def test_a_decision_has_its_reasons_however_its_list_is_indented(lines: str) -> None:
+    decisions = proposal_draft(f"Do it.\n\n## Decisions\n\n{lines}").fields["proposal"].decisions
+
+    assert [each.title for each in decisions] == ["Use Redis", "Use Lua"]
+    assert {each.rationale.lower().strip(" .") for each in decisions} == {"it is fast"}
+    assert [each.affects for each in decisions] == [["cache"], ["cache"]]
+
+
+@pytest.mark.parametrize("before", ["", "Here it is:\n\n"])
+@pytest.mark.parametrize("fence", ["```", "````", "~~~"])
+def test_a_fence_around_an_answer_is_removed(fence: str, before: str) -> None:
+    text = (
+        f"{before}{fence}markdown\n# Limit\n\nDo it.\n\n## Decisions\n\n- Use Redis: fast\n{fence}"
+    )
+
+    proposal = proposal_draft(text).fields["proposal"]
+
+    assert [each.title for each in proposal.decisions] == ["Use Redis"]
+    assert "markdown" not in proposal.content
+
+
+def test_long_lines_of_spaces_are_read_in_linear_time() -> None:
+    spaces = " " * 20_000
+
+    proposal_draft(f"# a{spaces}b\n\nDo it.\n\n## Decisions\n\n- Use it{spaces}(b) now\n")
+
+
+def test_a_chinese_paragraph_is_a_point_and_its_sentences_are_statements() -> None:
+    text = "设计没有说明网关重启以后计数如何保持。令牌桶的容量也没有限制！"
+
+    rated, proposed = critique_draft(f"{text}\n\nVerdict: revise"), proposal_draft(text)
+
+    assert rated.missing
+    assert rated.missing.act == "rate"
+    assert proposed.missing
+    assert proposed.missing.act == "decide"
+    assert proposed.missing.material["sentences"].count("\n") == 1

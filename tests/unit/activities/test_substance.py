@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.substance import copied, loops, relevance, repeats_itself, shares_words
+from activities.substance import (
+    copied,
+    loops,
+    relevance,
+    repeats_itself,
+    shares_words,
+    size,
+)
 
 PROSE = """\
 The outbox is a table in the same database as the story. A change of state appends a row in the
@@ -115,3 +122,13 @@ def test_a_task_of_few_words_says_nothing_about_a_text() -> None:
 )
 def test_a_sentence_shares_words_with_its_task(sentence: str, shares: bool) -> None:
     assert shares_words(sentence, "Undo the last change.") is shares
+
+
+def test_chinese_texts_are_compared_by_pairs_of_characters() -> None:
+    task = "设计一个分布式限流器，支持按客户端限流，并且在网关重启后保持计数。"
+    about = "每个客户端有一个令牌桶，限流器把计数保存在网关之外，重启以后继续。" * 2
+
+    assert relevance(about, task) == 1.0
+    assert relevance("今天天气很好，我们去公园散步，然后回家吃饭。", task) == 0.0
+    assert size(about[:33]) >= 90
+    assert size("今天 ok") == len("今天 ok") + 4
