@@ -75,7 +75,7 @@ test-chaos: setup ## run the tests that kill processes and servers
 	$(BIN)/pytest -n 2 --dist loadfile tests/chaos
 
 k8s-test: setup ## apply the Kubernetes manifests to a real API server; needs Go, builds 5 minutes
-	cd tests/k8s/apiserver && go build -buildvcs=false -o $(CURDIR)/.fleet/k8s/apiserver .
+	cd tests/k8s/apiserver && go build -buildvcs=false -o "$(CURDIR)/.fleet/k8s/apiserver" .
 	$(BIN)/pytest tests/k8s
 
 soak: setup ## run 30 stories while processes are killed (MINUTES=30 SEED=random)
@@ -100,10 +100,11 @@ protos: ## generate bridge/grpc/wire from bridge/grpc/protos
 	  $(patsubst bridge/grpc/protos/%,bridge/grpc/wire/%,$(wildcard bridge/grpc/protos/*.proto))
 
 jars: ## pin the jars that neo4j/pom.xml names: copy them once, and write their hashes
+	@rm -rf .fleet/jars
 	@mvn -B -q --strict-checksums -f deploy/local/neo4j/pom.xml \
 	  org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
-	  -DoutputDirectory=$(CURDIR)/.fleet/jars -DincludeScope=runtime
-	@cd .fleet/jars && sha256sum *.jar > $(CURDIR)/deploy/local/neo4j/jars.sha256
+	  -DoutputDirectory="$(CURDIR)/.fleet/jars" -DincludeScope=runtime
+	@cd .fleet/jars && sha256sum *.jar > "$(CURDIR)/deploy/local/neo4j/jars.sha256"
 
 audit: ## look for known vulnerabilities of the pinned packages; needs PyPI's database of them
 	@$(PYTHON) -m deploy.local.setup --only uv

@@ -31,6 +31,7 @@ class DailyJob(ABC):
         self._valkey, self._turn, self._failures = valkey, turn, failures
         self._stopping = asyncio.Event()
         self._running = False
+        self._working: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def work(self) -> None:
@@ -48,6 +49,9 @@ class DailyJob(ABC):
                 try:
                     if await self._valkey.set(self._turn, "", nx=True, ex=EVERY):
                         await self._work_or_free()
+                except asyncio.CancelledError:
+                    if not self._stopping.is_set():
+                        raise
                 except Exception as error:  # an outage or a bug must not stop the job  # noqa: BLE001
                     self._failures.inc()
                     log.warning("daily job not done yet", job=self._turn, error=repr(error))
@@ -57,12 +61,17 @@ class DailyJob(ABC):
             self._running = False
 
     async def shutdown(self) -> None:
-        """Start no further work."""
+        """Start no further work, and cancel what runs: another replica takes its turn."""
         self._stopping.set()
+        if self._working:
+            self._working.cancel()
 
     async def _work_or_free(self) -> None:
+        self._working = asyncio.create_task(self.work())
+        if self._stopping.is_set():
+            self._working.cancel()
         try:
-            await self.work()
+            await self._working
         except BaseException:
             await self._valkey.delete(self._turn)
             raise

@@ -19,7 +19,7 @@ RUN uv pip install --no-deps --build-constraints none.lock .
 FROM ${PYTHON_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends bubblewrap git \
+ && apt-get install -y --no-install-recommends bubblewrap git openssh-client \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin fleet
 COPY --from=build /opt/fleet /opt/fleet

@@ -133,6 +133,10 @@ class Forge:
                 f"FORGE_TOKEN: the forge answers {answer.status_code} to {method} {path}: "
                 f"{message_of(answer)}. The token must be valid and may open pull requests there"
             )
+        if answer.is_redirect:
+            raise Misconfigured(
+                f"--repository: {path} has moved to {answer.headers.get('Location', 'elsewhere')}"
+            )
         if answer.status_code == 404:
             raise Misconfigured(
                 f"--repository: the forge has no {path}, or the token may not see it"

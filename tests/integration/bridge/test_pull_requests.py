@@ -199,6 +199,20 @@ async def test_an_unknown_repository_of_the_forge_is_named(
     assert why.startswith("--repository: the forge has no repos/team/gone/pulls")
 
 
+async def test_a_repository_that_has_moved_is_named_and_no_story_is_lost(
+    nats_server: RunningServer, bus: JetStreamContext, forge: Forge
+) -> None:
+    forge.failures += [web.Response(status=301, headers={"Location": "/repositories/7"})]
+    async with example(nats_server, forge) as subscriber:
+        await subscriber.printed("waits for")
+        await deliver(bus, "US-101")
+        why = await subscriber.ended()
+    async with example(nats_server, forge) as subscriber:
+        await subscriber.printed("US-101: opened")
+
+    assert why.startswith("--repository: repos/team/ratelimit/pulls has moved to /repositories/7")
+
+
 async def test_what_no_pull_request_can_be_made_of_is_settled_with_the_reason(
     nats_server: RunningServer, bus: JetStreamContext, forge: Forge
 ) -> None:
