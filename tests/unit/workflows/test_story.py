@@ -534,8 +534,12 @@ async def test_a_budget_gate_that_a_move_closes_opens_again_for_the_next_council
     await story.until(state="DESIGN", gate="budget")
     await story.update("raise_budget", tokens=100_000, actor="ana", role="PO")
     await story.until(gate="approve_design")
-    gates = [e.body["gate"] for e in world.recorded if e.kind == "GateOpened"]
-    assert gates == ["approve_scope", "budget"] * 2 + ["approve_design"]
+
+    def gates() -> list[str]:
+        return [e.body["gate"] for e in world.recorded if e.kind == "GateOpened"]
+
+    await until(gates, lambda found: len(found) == 5)
+    assert gates() == ["approve_scope", "budget"] * 2 + ["approve_design"]
 
 
 async def test_usage_that_comes_after_a_move_counts_once_and_for_its_own_phase(
