@@ -24,6 +24,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from activities.graph.activities import Graph
+from bridge.executions import find_execution
 from bridge.mirror.story_sweep import FAILURES, NOT_REPLAYED, StorySweep
 from tests.support.fleet import (
     Environment,
@@ -37,6 +38,7 @@ from tests.support.polling import WITHIN_S, until
 from tests.support.servers import RunningServer, Servers
 from tests.support.site import SAMPLE_STORY
 from workflows.models.agents import PlannedTask
+from workflows.models.ids import closure_workflow_id, story_of
 
 SAMPLE = json.loads(SAMPLE_STORY.read_text())
 
@@ -97,6 +99,21 @@ async def all_is_published(story: Story) -> None:
 async def closed(sweep: StorySweep) -> None:
     """Sweep until a closure is started, because visibility lags slightly."""
     assert await until(sweep.sweep) == 1
+
+
+async def closed_by_any(client: Client, sweep: StorySweep, story: Story) -> None:
+    """Sweep until the story's closure is started: a fleet that starts sweeps too."""
+    run_id = story.first_execution_run_id
+    assert run_id
+
+    async def has_closure() -> bool:
+        await sweep.sweep()
+        return (
+            await find_execution(client, closure_workflow_id(story_of(story.id), run_id))
+            is not None
+        )
+
+    await until(has_closure)
 
 
 async def events(jetstream: JetStreamContext, story: Story, last: str) -> list[dict[str, Any]]:
@@ -268,7 +285,7 @@ async def test_a_story_that_failed_has_failed(
     await fail(temporal_client, "a release that gives up")
 
     async with running("all", environment):
-        await closed(sweep)
+        await closed_by_any(temporal_client, sweep, story)
         *_, gate, end = await events(jetstream, story, CANCELLED)
 
     assert gate["gate"] == "approve_scope"
@@ -294,7 +311,7 @@ async def test_a_council_that_ignores_cancellations_is_stopped_with_a_story_that
     await fail(temporal_client, "a release that gives up")
 
     async with running("all", environment):
-        await closed(sweep)
+        await closed_by_any(temporal_client, sweep, story)
 
         async def ended() -> bool:
             return bool((await council.describe()).close_time)
