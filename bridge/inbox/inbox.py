@@ -268,16 +268,8 @@ class Inbox:
                 consumer, message, f"{about.num_delivered} deliveries, none settled"
             )
             return None
-        received = Received(
-            subject=message.subject,
-            stream=about.stream,
-            sequence=about.sequence.stream,
-            time=about.timestamp,
-            headers=headers,
-            data=message.data,
-        )
         try:
-            parsed = parse_event(received)
+            parsed = parse_event(Received.of(message))
             return Held(message, parsed.change, parsed.content)
         except InvalidMessage as error:
             await self._dead_letter(consumer, message, str(error))

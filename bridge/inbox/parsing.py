@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
+from nats.aio.msg import Msg
 from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.graph.changes import MAX_CLOCK_SKEW, Change, positioned
 from activities.graph.events import summary
 from activities.graph.values import instant
-from bridge.inbox.envelopes import InvalidMessage, Json, Sent, unwrap
+from bridge.inbox.envelopes import InvalidMessage, Json, Sent, in_lower_case, unwrap
 from bridge.jetstream.dead_letters import place
 from workflows.models.access import is_policy
 from workflows.models.base import content_hash
@@ -174,6 +175,19 @@ class Received:
     time: datetime
     headers: Mapping[str, str]
     data: bytes
+
+    @classmethod
+    def of(cls, message: Msg) -> Self:
+        """Return a message of a stream."""
+        about = message.metadata
+        return cls(
+            subject=message.subject,
+            stream=about.stream,
+            sequence=about.sequence.stream,
+            time=about.timestamp,
+            headers=in_lower_case(message.headers),
+            data=message.data,
+        )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def seen(message: Msg) -> Seen:
     except ValueError:
         body = text
     fields = body if isinstance(body, dict) else {}
-    entry = _entry(message, named)
+    entry = _entry(message)
     if entry:
         fields = entry.body
     return Seen(
@@ -102,21 +102,12 @@ def seen(message: Msg) -> Seen:
     )
 
 
-def _entry(message: Msg, headers: dict[str, str]) -> Entry | None:
+def _entry(message: Msg) -> Entry | None:
     """Return what the inbox reads; others wrap the fields and name them in their own ways."""
     if PUBLISHED.get(message.subject) not in READING:
         return None
-    about = message.metadata
-    received = Received(
-        subject=message.subject,
-        stream=about.stream,
-        sequence=about.sequence.stream,
-        time=about.timestamp,
-        headers=headers,
-        data=message.data,
-    )
     try:
-        return parse_event(received).change.entry
+        return parse_event(Received.of(message)).change.entry
     except InvalidMessage:
         return None
 

@@ -37,7 +37,13 @@ from deploy.local.ports import free_ports
 from deploy.local.servers import Temporal
 from tests.replay import record_councils, record_evaluation
 from tests.replay.acceptance import criteria_tested
-from tests.replay.record_branches import conflict_revised, rebased, repaired, tasks_in_turn
+from tests.replay.record_branches import (
+    conflict_revised,
+    merges_undone,
+    rebased,
+    repaired,
+    tasks_in_turn,
+)
 from tests.replay.record_plans import continued_between_batches
 from tests.support.branches import FIX, README, committing_councils
 from tests.support.fleet import TOKEN_KEY, connect
@@ -767,28 +773,6 @@ async def delivered(client: Client, world: World) -> dict[str, str]:
             await story.finish()
             plan = (await story.state()).plan_id
     return {"story": story.handle.id, "plan": plan_workflow_id(story.story_id, plan)}
-
-
-async def merges_undone(client: Client, world: World) -> dict[str, str]:
-    """Reject the build of a story in a repository when its plan has merged the first change."""
-    world.hold["Test it"] = asyncio.Event()
-    with TemporaryDirectory(prefix="fleet-") as folder:
-        world.folder = Path(folder)
-        origin = world.folder / "origin"
-        origin.mkdir()
-        entry = Repository(key="sample", url=make_repository(origin))
-        world.repositories = {entry.key: entry}
-        world.edits = {"Build it": FIX, "Test it": README}
-        async with committing_councils(client, world) as queue:
-            story = await StartStory(client, world, queue)(repository=entry.key)
-            for gate in ("approve_scope", "approve_design"):
-                await story.until(gate=gate)
-                await story.approve(gate)
-            await until(lambda: "TaskCompleted" in [entry.kind for entry in world.recorded])
-            await story.reject("reject_build")
-            world.hold["Test it"].set()
-            await story.finish()
-    return {"story": story.handle.id}
 
 
 async def council_of_changes(client: Client, world: World) -> dict[str, str]:

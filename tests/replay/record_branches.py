@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,21 @@ async def repository(client: Client, world: World) -> AsyncIterator[tuple[StartS
         world.edits |= {"Build it": FIX, "Test it": README}
         async with committing_councils(client, world) as queue:
             yield StartStory(client, world, queue), origin
+
+
+async def merges_undone(client: Client, world: World) -> dict[str, str]:
+    """Reject the build of a story in a repository when its plan has merged the first change."""
+    world.hold["Test it"] = asyncio.Event()
+    async with repository(client, world) as (start, _):
+        story = await start(repository=ENTRY)
+        for gate in ("approve_scope", "approve_design"):
+            await story.until(gate=gate)
+            await story.approve(gate)
+        await until(lambda: "TaskCompleted" in [entry.kind for entry in world.recorded])
+        await story.reject("reject_build")
+        world.hold["Test it"].set()
+        await story.finish()
+    return {"story": story.handle.id}
 
 
 async def kept(story: RunningStory) -> dict[str, str]:

@@ -214,7 +214,7 @@ class Site:
     async def patient(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Repeat the call while servers are unavailable and return its answer.
 
-        There is no limit on the retries: the test's timeout ends them.
+        It is repeated until the test's timeout ends it.
 
         Raises:
             AssertionError: a process of the site has ended, and the test did not end it.

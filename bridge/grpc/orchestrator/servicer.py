@@ -228,7 +228,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         on the bus listens is known only when it is called.
 
         Raises:
-            InvalidInput: there is no such role.
+            InvalidInput: the role is unknown.
         """
         councils = await find_councils(self._driver)
         known = {each.role for each in councils}.union(known_roles(self._graph.scopes))
@@ -467,7 +467,7 @@ def require_roles_there(
         InvalidInput: Names each field with such a role.
     """
     problems = [
-        (field, f"there is no role {role[:40]!r}; there are {', '.join(sorted(known))}")
+        (field, f"{role[:40]!r} is unknown; roles are {', '.join(sorted(known))}")
         for field, roles in given.items()
         for role in roles
         if role not in known
